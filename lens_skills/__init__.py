@@ -23,33 +23,31 @@ The names below are loaded when they are first used, so that importing the packa
 shell for help, costs nothing.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lens_skills import tasks as tasks
-    from lens_skills.capture import capture as capture
-    from lens_skills.capture import confidence as confidence
-    from lens_skills.capture import correct as correct
-    from lens_skills.capture import covariate as covariate
-    from lens_skills.capture import evaluate as evaluate
-    from lens_skills.capture import first_token_correct as first_token_correct
-    from lens_skills.capture import label as label
-    from lens_skills.capture import logit_diff as logit_diff
-    from lens_skills.capture import span as span
-    from lens_skills.capture import stream as stream
+    from lens_skills.activations import capture as capture
+    from lens_skills.activations import confidence as confidence
+    from lens_skills.activations import correct as correct
+    from lens_skills.activations import covariate as covariate
+    from lens_skills.activations import evaluate as evaluate
+    from lens_skills.activations import first_token_correct as first_token_correct
+    from lens_skills.activations import label as label
+    from lens_skills.activations import logit_diff as logit_diff
+    from lens_skills.activations import span as span
+    from lens_skills.activations import stream as stream
     from lens_skills.errors import LensSkillsError as LensSkillsError
     from lens_skills.example import Example as Example
     from lens_skills.models import as_lens as as_lens
     from lens_skills.models import load_model as load_model
+    from lens_skills.pipeline import study as study
     from lens_skills.reporting import figures as figures
     from lens_skills.scoring import Scores as Scores
     from lens_skills.scoring import Selection as Selection
     from lens_skills.scoring import score as score
     from lens_skills.scoring import select as select
-    from lens_skills.study import study as study
     from lens_skills.tasks import Task as Task
     from lens_skills.tasks import describe as describe
 
@@ -63,21 +61,21 @@ _HOME = {
     "Selection": "scoring",
     "Task": "tasks",
     "as_lens": "models",
-    "capture": "capture",
-    "confidence": "capture",
-    "correct": "capture",
-    "covariate": "capture",
+    "capture": "activations",
+    "confidence": "activations",
+    "correct": "activations",
+    "covariate": "activations",
     "describe": "tasks",
-    "evaluate": "capture",
-    "first_token_correct": "capture",
-    "label": "capture",
+    "evaluate": "activations",
+    "first_token_correct": "activations",
+    "label": "activations",
     "load_model": "models",
-    "logit_diff": "capture",
+    "logit_diff": "activations",
     "score": "scoring",
     "select": "scoring",
-    "span": "capture",
-    "stream": "capture",
-    "study": "study",
+    "span": "activations",
+    "stream": "activations",
+    "study": "pipeline",
 }
 # The public names that are modules themselves.
 _MODULES = {"figures": "reporting.figures", "tasks": "tasks"}
@@ -98,19 +96,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """A package on which a public function is never hidden by the room of the same name.
-
-    Python binds a submodule to its package when it is first imported, so without this
-    ``lens_skills.capture`` would be the function or the room, by the order of the imports.
-    ``from lens_skills.capture import ...`` reaches the room as always.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (_HOME.get(name) == name and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -160,7 +160,7 @@ def models(
     from lens_skills.models import as_lens, describe_openable
 
     if hooks:
-        from lens_skills.capture import site_names
+        from lens_skills.activations import site_names
 
         names = site_names(as_lens(_open(model, implementation)).hook_names())
         typer.echo("\n".join(names))

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lens_skills.capture import stream
+from lens_skills.activations import stream
+from lens_skills.pipeline import Study, study
 from lens_skills.reporting import figures
 from lens_skills.reporting.gallery import draw_all
-from lens_skills.study import Study, study
 from lens_skills.tasks import Task, agreement, arithmetic
 
 # What an arithmetic prompt says without any adding: with these taken out, is anything left?

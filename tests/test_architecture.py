@@ -14,11 +14,11 @@ FLOORS = (
     ("example",),
     ("stats",),
     ("models",),
-    ("capture",),
+    ("activations",),
     ("tasks",),
     ("scoring",),
     ("reporting",),
-    ("study", "runs"),
+    ("pipeline", "runs"),
     ("demo",),
     ("cli",),
     ("__init__",),
@@ -34,7 +34,7 @@ def files(package: Path) -> list[Path]:
 
 
 def room(path: Path, package: Path) -> str:
-    """The room a file stands in: ``capture`` for capture/metrics.py, ``errors`` for errors.py."""
+    """The room a file stands in: ``tasks`` for tasks/ioi.py, ``errors`` for errors.py."""
     return path.relative_to(package).with_suffix("").parts[0]
 
 
@@ -47,7 +47,7 @@ def imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = list(inside[: len(inside) - node.level + 1]) if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from lens_skills import capture` names a room after the word import.
+            # `from lens_skills import activations` names a room after the word import.
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
@@ -111,14 +111,14 @@ def test_every_file_is_one_noun_of_readable_length() -> None:
     [
         ("stats/a.py", "from lens_skills.models import x", "stats is not above models"),
         ("stats/a.py", "def f():\n    import lens_skills.cli", "stats is not above cli"),
-        ("stats/a.py", "from lens_skills import capture", "stats is not above capture"),
+        ("stats/a.py", "from lens_skills import activations", "stats is not above activations"),
         ("stats/a.py", "from ..scoring.scores import Scores", "stats is not above scoring"),
         ("stats/a.py", "from .. import scoring", "stats is not above scoring"),
         ("runs.py", "from lens_skills import load_model", "runs is not above __init__"),
-        ("runs.py", "import lens_skills.study", "runs is not above study"),
+        ("runs.py", "import lens_skills.pipeline", "runs is not above pipeline"),
         ("stats/a.py", "import_module('lens_skills.cli')", "stats is not above cli"),
-        ("capture/a.py", "import transformers", "only models/ may"),
-        ("study.py", "def f():\n    from transformer_lens.x import y", "only models/ may"),
+        ("activations/a.py", "import transformers", "only models/ may"),
+        ("pipeline.py", "def f():\n    from transformer_lens.x import y", "only models/ may"),
         ("attic/a.py", "", "has no floor"),
     ],
 )
@@ -133,9 +133,12 @@ def test_an_upward_import_is_found(tmp_path: Path, file: str, source: str, compl
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("cli.py", "from lens_skills.study import study\nfrom lens_skills.errors import E"),
-        ("capture/a.py", "from lens_skills.capture.b import c\nfrom .b import c\nimport torch"),
-        ("capture/deep/a.py", "from ..b import c\nfrom ...errors import E"),
+        ("cli.py", "from lens_skills.pipeline import study\nfrom lens_skills.errors import E"),
+        (
+            "activations/a.py",
+            "from lens_skills.activations.b import c\nfrom .b import c\nimport torch",
+        ),
+        ("activations/deep/a.py", "from ..b import c\nfrom ...errors import E"),
         ("models/load.py", "import transformers\nfrom transformer_lens import x"),
         ("__init__.py", "from lens_skills.cli import app"),
     ],

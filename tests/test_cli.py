@@ -140,7 +140,7 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The room, which the function of the same name hides.
-    room = importlib.import_module("lens_skills.capture.stream")
+    room = importlib.import_module("lens_skills.activations.stream")
     monkeypatch.setattr("lens_skills.scoring.checkpoint.SECONDS_BETWEEN", 0.0)
     real, sizes = room._forward, []
 

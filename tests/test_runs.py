@@ -109,7 +109,7 @@ class Interruption:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # The room, which the function of the same name hides.
-        room = importlib.import_module("lens_skills.capture.stream")
+        room = importlib.import_module("lens_skills.activations.stream")
         self.real, self.calls, self.at = room._forward, 0, 0
         monkeypatch.setattr(room, "_forward", self)
         monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)

@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills.capture import Metric, column_values
+from lens_skills.activations import Metric, column_values
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.stats.exchange import Scheme, choose_scheme, permutation_draws, signs

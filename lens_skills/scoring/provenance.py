@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lens_skills.capture import Metric
+from lens_skills.activations import Metric
 from lens_skills.example import Example
 from lens_skills.scoring.columns import Columns
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills.capture import (
+from lens_skills.activations import (
     BATCH_SIZE,
     DEFAULT_SITE,
     Position,

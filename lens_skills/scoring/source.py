@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lens_skills.capture import (
+from lens_skills.activations import (
     ActivationTable,
     Batch,
     Metric,

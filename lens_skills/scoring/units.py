@@ -9,7 +9,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.capture import Batch
+from lens_skills.activations import Batch
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.source import Source
 

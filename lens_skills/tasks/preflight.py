@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lens_skills.capture import Metric, column_values, evaluate, parse_metrics
+from lens_skills.activations import Metric, column_values, evaluate, parse_metrics
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.models import as_lens

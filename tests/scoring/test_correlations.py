@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 
-from lens_skills.capture import stream
+from lens_skills.activations import stream
 from lens_skills.example import Example
 from lens_skills.scoring import Scores, score
 from lens_skills.stats.exchange import permutation_draws

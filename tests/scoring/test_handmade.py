@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lens_skills.capture import ActivationTable, Metric
+from lens_skills.activations import ActivationTable, Metric
 from lens_skills.example import Example
 from lens_skills.scoring import score
 

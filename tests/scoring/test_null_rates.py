@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lens_skills.capture import capture, parse_metrics
+from lens_skills.activations import capture, parse_metrics
 from lens_skills.example import Example
 from lens_skills.scoring import score
 from lens_skills.scoring.association import Association

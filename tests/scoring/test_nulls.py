@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lens_skills.capture import stream
+from lens_skills.activations import stream
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.scoring import Scores, score

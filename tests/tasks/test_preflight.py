@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lens_skills.capture import evaluate, known_values
+from lens_skills.activations import evaluate, known_values
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.tasks import Preflight, Task, agreement, arithmetic, describe

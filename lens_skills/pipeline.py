@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lens_skills.capture import DEFAULT_SITE, Position, parse_metrics
+from lens_skills.activations import DEFAULT_SITE, Position, parse_metrics
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, Selection, score, select
 from lens_skills.tasks import Preflight, Task, describe

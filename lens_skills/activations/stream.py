@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from lens_skills.capture.encoding import Encoded, encode_examples
-from lens_skills.capture.metrics import Metric, parse_metrics
-from lens_skills.capture.positions import Position, Reading, parse_position, token_places
-from lens_skills.capture.readout import (
+from lens_skills.activations.encoding import Encoded, encode_examples
+from lens_skills.activations.metrics import Metric, parse_metrics
+from lens_skills.activations.positions import Position, Reading, parse_position, token_places
+from lens_skills.activations.readout import (
     Continuation,
     Readout,
     answer_places,
@@ -22,7 +22,7 @@ from lens_skills.capture.readout import (
     score_continuation,
     score_extra,
 )
-from lens_skills.capture.sites import DEFAULT_SITE, Site, find_site
+from lens_skills.activations.sites import DEFAULT_SITE, Site, find_site
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.models import as_lens
@@ -78,7 +78,7 @@ def stream(
         position: ``"last"`` (the last *prompt* token), an index, ``span(...)``, a list of those,
             ``"mean"``, ``"max"`` or ``"all"`` (the prompt's tokens without the first, special one).
         layers: Which layers (default all).
-        metrics: Names, `Metric` values or functions; see `lens_skills.capture.metrics`.
+        metrics: Names, `Metric` values or functions; see `lens_skills.activations.metrics`.
         batch_size: Examples per forward pass.
         chat: Put prompts through the tokenizer's chat template.
         skip: Batches to leave out at the start (of a pass that is being resumed).

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.capture.metrics import parse_metrics
-from lens_skills.capture.positions import Position, parse_position
-from lens_skills.capture.sites import DEFAULT_SITE, find_site
-from lens_skills.capture.stream import BATCH_SIZE, Batch, known_values, stream
+from lens_skills.activations.metrics import parse_metrics
+from lens_skills.activations.positions import Position, parse_position
+from lens_skills.activations.sites import DEFAULT_SITE, find_site
+from lens_skills.activations.stream import BATCH_SIZE, Batch, known_values, stream
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.models import as_lens

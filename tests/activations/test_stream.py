@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.capture import Batch, span, stream
+from lens_skills.activations import Batch, span, stream
 from lens_skills.example import Example
 from lens_skills.models.lens import BridgeLens, HookedLens
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lens_skills.capture.encoding import Encoded
+from lens_skills.activations.encoding import Encoded
 from lens_skills.errors import LensSkillsError
 
 Pool = Literal["mean", "max", "all"]

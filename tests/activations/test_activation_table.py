@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.capture import ActivationTable, capture, stream
+from lens_skills.activations import ActivationTable, capture, stream
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.scoring import score

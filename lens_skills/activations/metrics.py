@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.capture.readout import Continuation, Readout
+from lens_skills.activations.readout import Continuation, Readout
 from lens_skills.errors import LensSkillsError
 
 Part = Literal["logits", "answer", "stop", "foil", "options"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.capture import (
+from lens_skills.activations import (
     column_values,
     confidence,
     evaluate,

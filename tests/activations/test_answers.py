@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lens_skills.capture import stream
+from lens_skills.activations import stream
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.capture.encoding import Encoded
+from lens_skills.activations.encoding import Encoded
 
 
 @dataclass(frozen=True)

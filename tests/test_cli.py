@@ -142,7 +142,7 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
     # The room, which the function of the same name hides.
     room = importlib.import_module("lens_skills.activations.stream")
     monkeypatch.setattr("lens_skills.scoring.checkpoint.SECONDS_BETWEEN", 0.0)
-    real, sizes = room._forward, []
+    real, sizes = room.forward_batch, []
 
     def forward(lens: Any, batch: Sequence[Any], *rest: Any) -> Any:
         sizes.append(len(batch))
@@ -155,13 +155,13 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
         "score", "agreement", "--limit", 96, "--permutations", 39, "--batch-size", 16,
         "--metric", "label:plural", "--out", run, "--model", tiny_folder,
     ]  # fmt: skip
-    monkeypatch.setattr(room, "_forward", forward)
+    monkeypatch.setattr(room, "forward_batch", forward)
     assert shell(*command).exit_code not in (0, None)
     assert sorted(path.name for path in run.iterdir()) == ["explore-checkpoint", "run.json"]
 
     sizes.clear()
     monkeypatch.setattr(
-        room, "_forward", lambda *args: (sizes.append(len(args[1])), real(*args))[1]
+        room, "forward_batch", lambda *args: (sizes.append(len(args[1])), real(*args))[1]
     )
     assert "label:plural" in printed(*command)
     assert sorted(path.name for path in run.iterdir()) == ["explore", "run.json"]

@@ -110,8 +110,8 @@ class Interruption:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # The room, which the function of the same name hides.
         room = importlib.import_module("lens_skills.activations.stream")
-        self.real, self.calls, self.at = room._forward, 0, 0
-        monkeypatch.setattr(room, "_forward", self)
+        self.real, self.calls, self.at = room.forward_batch, 0, 0
+        monkeypatch.setattr(room, "forward_batch", self)
         monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
 
     def __call__(self, lens: Any, batch: Any, *rest: Any) -> Any:

@@ -9,6 +9,7 @@ from lens_skills.activations.metrics import first_token_correct as first_token_c
 from lens_skills.activations.metrics import label as label
 from lens_skills.activations.metrics import logit_diff as logit_diff
 from lens_skills.activations.metrics import parse_metrics as parse_metrics
+from lens_skills.activations.plan import known_values as known_values
 from lens_skills.activations.positions import Position as Position
 from lens_skills.activations.positions import parse_position as parse_position
 from lens_skills.activations.positions import span as span
@@ -18,7 +19,6 @@ from lens_skills.activations.sites import site_names as site_names
 from lens_skills.activations.stream import BATCH_SIZE as BATCH_SIZE
 from lens_skills.activations.stream import Batch as Batch
 from lens_skills.activations.stream import evaluate as evaluate
-from lens_skills.activations.stream import known_values as known_values
 from lens_skills.activations.stream import stream as stream
 from lens_skills.activations.table import ActivationTable as ActivationTable
 from lens_skills.activations.table import capture as capture

@@ -1,6 +1,6 @@
 """What the model says about a batch: logits at the first answer token, scores of whole answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations.encoding import Encoded
+from lens_skills.models import Editor
+
+Editing = Callable[[Sequence[Encoded], Sequence[int]], Mapping[str, Editor]]
+"""From a batch and the padded column each prompt begins at: what replaces which activation."""
 
 
 @dataclass(frozen=True)
@@ -106,23 +110,34 @@ def score_extra(
     batch: Sequence[Encoded],
     continuations: Sequence[Sequence[int]],
     logits: Float[Tensor, "batch d_vocab"],
-    *,
-    stop: bool = False,
+    editing: Editing | None = None,
 ) -> Continuation:
     """Continuations of the prompts that the batch's own forward pass did not contain.
 
     Those of a single token are read off ``logits``; the rest cost one more forward pass.
     """
-    if not stop and all(len(tokens) == 1 for tokens in continuations):
+    if all(len(tokens) == 1 for tokens in continuations):
         return score_continuation(lens, logits[:, None], continuations, stop=False)
     rows = [
-        [*encoded.prompt_tokens.tolist(), *(tokens if stop else tokens[:-1])]
+        [*encoded.prompt_tokens.tolist(), *tokens[:-1]]
         for encoded, tokens in zip(batch, continuations, strict=True)
     ]
     tokens, mask = pad_left(rows, lens.pad_id, lens.device)
-    places = answer_places([len(c) - (0 if stop else 1) for c in continuations], tokens.shape[1])
-    out = lens.forward(tokens, mask, readers={}, logits_at=places.to(lens.device))
-    return score_continuation(lens, out, continuations, stop=stop)
+    places = answer_places([len(c) - 1 for c in continuations], tokens.shape[1]).to(lens.device)
+    out = lens.forward(
+        tokens, mask, readers={}, logits_at=places, editors=placed(editing, batch, rows)
+    )
+    return score_continuation(lens, out, continuations, stop=False)
+
+
+def placed(
+    editing: Editing | None, batch: Sequence[Encoded], rows: Sequence[Sequence[int]]
+) -> Mapping[str, Editor]:
+    """What to attach for one forward pass of the batch, its rows padded on the left."""
+    if editing is None:
+        return {}
+    width = max(len(row) for row in rows)
+    return editing(batch, [width - len(row) for row in rows])
 
 
 def answer_places(extra: Sequence[int], width: int) -> Int[Tensor, "batch k"]:

@@ -4,25 +4,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from lens_skills.activations.encoding import Encoded, encode_examples
+from lens_skills.activations.encoding import Encoded
+from lens_skills.activations.forward import forward_batch
+from lens_skills.activations.gathering import Rows
 from lens_skills.activations.metrics import Metric, parse_metrics
-from lens_skills.activations.positions import Position, Reading, parse_position, token_places
-from lens_skills.activations.readout import (
-    Continuation,
-    Readout,
-    answer_places,
-    pad_left,
-    score_continuation,
-    score_extra,
-)
-from lens_skills.activations.sites import DEFAULT_SITE, Site, find_site
+from lens_skills.activations.plan import Plan, known_values, prepare
+from lens_skills.activations.positions import Position, parse_position, token_places
+from lens_skills.activations.sites import DEFAULT_SITE, find_site
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.models import as_lens
@@ -119,74 +112,10 @@ def evaluate(
         return known_values(wanted, examples)
     encoded, plan = prepare(lens, examples, wanted, chat)
     known = known_values(wanted, encoded)
-    for batch in _batches(encoded, plan, batch_size, 0, progress, "evaluate"):
-        found = _forward(lens, batch, plan, wanted, known, {})
+    for batch in batches(encoded, plan, batch_size, 0, progress, "evaluate"):
+        found = forward_batch(lens, batch, plan, wanted, known, {})
         for name, numbers in found.items():
             values[name][[encoded.index for encoded in batch]] = numbers
-    return values
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which parts of the model's output a pass must compute."""
-
-    logits: bool
-    answer: bool
-    stop: bool
-    foil: bool
-    options: bool
-
-    def extra(self, encoded: Encoded) -> tuple[int, ...]:
-        """The answer tokens the model reads after the prompt, to score the next ones."""
-        if not self.answer:
-            return ()
-        answer = encoded.answer_tokens
-        assert answer is not None
-        return answer if self.stop else answer[:-1]
-
-
-def prepare(
-    lens: Any, examples: Sequence[Example], metrics: Sequence[Metric], chat: bool
-) -> tuple[list[Encoded], Plan]:
-    """The examples in tokens, and what the pass must compute for the metrics."""
-    reads = frozenset[str]().union(*(metric.reads for metric in metrics))
-    contrast = "contrast" in reads
-    foils = contrast and all(example.foil is not None for example in examples)
-    plan = Plan(
-        logits=bool(reads),
-        answer=bool({"answer", "stop"} & reads),
-        stop="stop" in reads,
-        foil=foils,
-        options="options" in reads or (contrast and not foils),
-    )
-    for example in examples:
-        lacks = None
-        if (plan.answer or "tokens" in reads) and example.answer is None:
-            lacks = "answer"
-        elif plan.options and len(example.options) < 2:
-            lacks = "foil and no options" if contrast else "options"
-        elif "options" in reads and example.answer not in (None, *example.options):
-            lacks = "answer among its options"
-        if lacks:
-            names = ", ".join(metric.name for metric in metrics if not metric.known)
-            raise LensSkillsError(
-                f"example {example.id!r} has no {lacks}, but a metric needs it (asked for: "
-                f"{names}). Give the task one, or choose other metrics."
-            )
-    needs_answers = bool(reads - {"logits"})
-    return encode_examples(lens, examples, answers=needs_answers, chat=chat), plan
-
-
-def known_values(
-    metrics: Sequence[Metric], examples: Sequence[Any]
-) -> dict[str, Float[Tensor, " row"]]:
-    """The metrics that need no model, over all examples at once."""
-    values = {}
-    for metric in metrics:
-        if metric.known:
-            numbers = metric.of(None, examples)  # type: ignore[arg-type]
-            _refuse_non_finite(metric.name, numbers, examples)
-            values[metric.name] = numbers
     return values
 
 
@@ -209,9 +138,9 @@ def _stream(
     encoded, plan = prepare(lens, examples, metrics, chat)
     known = known_values(metrics, encoded)
     places = [[token_places(lens, item, spot) for spot in reading.spots] for item in encoded]
-    for batch in _batches(encoded, plan, batch_size, skip, progress, "read"):
-        rows = _Rows(site, reading, [places[item.index] for item in batch], batch, plan)
-        values = _forward(lens, batch, plan, metrics, known, rows.readers())
+    for batch in batches(encoded, plan, batch_size, skip, progress, "read"):
+        rows = Rows(site, reading, [places[item.index] for item in batch], batch, plan)
+        values = forward_batch(lens, batch, plan, metrics, known, rows.readers())
         activations, mask = rows.result()
         yield Batch(
             index=torch.tensor([item.index for item in batch]),
@@ -222,7 +151,7 @@ def _stream(
         )
 
 
-def _batches(
+def batches(
     encoded: list[Encoded],
     plan: Plan,
     batch_size: int,
@@ -243,148 +172,3 @@ def _batches(
             batch = ordered[start : start + batch_size]
             yield batch
             bar.update(len(batch))
-
-
-def _forward(
-    lens: Any,
-    batch: Sequence[Encoded],
-    plan: Plan,
-    metrics: Sequence[Metric],
-    known: Mapping[str, Tensor],
-    readers: Mapping[str, Any],
-) -> dict[str, Float[Tensor, " batch"]]:
-    """Runs the model on a batch, feeding the readers; returns the batch's metrics."""
-    extra = [plan.extra(item) for item in batch]
-    rows = [[*item.prompt_tokens.tolist(), *more] for item, more in zip(batch, extra, strict=True)]
-    tokens, mask = pad_left(rows, lens.pad_id, lens.device)
-    places = answer_places([len(more) for more in extra], tokens.shape[1]).to(lens.device)
-    logits = lens.forward(tokens, mask, readers=readers, logits_at=places if plan.logits else None)
-    index = torch.tensor([item.index for item in batch])
-    values = {name: numbers[index] for name, numbers in known.items()}
-    if not plan.logits:
-        return values
-    readout = _read_out(lens, batch, plan, logits)
-    for metric in metrics:
-        if not metric.known:
-            numbers = metric.of(readout, batch).double().cpu()
-            _refuse_non_finite(metric.name, numbers, batch)
-            values[metric.name] = numbers
-    return values
-
-
-def _read_out(
-    lens: Any, batch: Sequence[Encoded], plan: Plan, logits: Float[Tensor, "batch k d_vocab"]
-) -> Readout:
-    first = logits[:, 0]
-    answer = foil = options = None
-    if plan.answer:
-        answers = [item.answer_tokens or () for item in batch]
-        answer = score_continuation(lens, logits, answers, stop=plan.stop)
-    if plan.foil:
-        foil = score_extra(lens, batch, [item.foil_tokens or () for item in batch], first)
-    if plan.options:
-        options = _score_options(lens, batch, first)
-    return Readout(first, answer, foil, options)
-
-
-def _score_options(
-    lens: Any, batch: Sequence[Encoded], logits: Float[Tensor, "batch d_vocab"]
-) -> tuple[Continuation, ...]:
-    """Every option of every example, in batches of the size the pass runs at."""
-    pairs = [(row, option) for row, item in enumerate(batch) for option in item.option_tokens]
-    total = torch.zeros(len(pairs), dtype=torch.float64)
-    for start in range(0, len(pairs), len(batch)):
-        part = pairs[start : start + len(batch)]
-        rows = [row for row, _ in part]
-        scored = score_extra(
-            lens, [batch[row] for row in rows], [option for _, option in part], logits[rows]
-        )
-        total[start : start + len(part)] = scored.log_probability
-    sizes = [len(item.option_tokens) for item in batch]
-    none = [torch.zeros(size, dtype=torch.bool) for size in sizes]
-    return tuple(
-        Continuation(part, no, None) for part, no in zip(total.split(sizes), none, strict=True)
-    )
-
-
-def _refuse_non_finite(name: str, numbers: Tensor, examples: Sequence[Any]) -> None:
-    wrong = (~torch.isfinite(numbers)).nonzero()
-    if len(wrong):
-        place = int(wrong[0])
-        raise LensSkillsError(
-            f"the metric {name!r} is {float(numbers[place])} for example "
-            f"{examples[place].id!r} ({len(wrong)} of {len(numbers)} here are not finite). "
-            "Mend the column or the function; nothing was written."
-        )
-
-
-class _Rows:
-    """Gathers what one batch's hooks deliver into one tensor of its own."""
-
-    def __init__(
-        self,
-        site: Site,
-        reading: Reading,
-        places: Sequence[Sequence[Sequence[int]]],
-        batch: Sequence[Encoded],
-        plan: Plan,
-    ) -> None:
-        self.site, self.reading = site, reading
-        lengths = [len(item.prompt_tokens) + len(plan.extra(item)) for item in batch]
-        # Prompts are padded on the left and their answers follow: token p of a row of length n
-        # stands at column width - n + p.
-        self.width = max(lengths)
-        shifts = [self.width - length for length in lengths]
-        pooled = reading.ragged or reading.pool is not None
-        rows = [spots[0] if pooled else [spot[0] for spot in spots] for spots in places]
-        widest = max(len(row) for row in rows)
-        self.places = torch.zeros(len(batch), widest, dtype=torch.long)
-        self.mask = torch.zeros(len(batch), widest, dtype=torch.bool)
-        for row, (spots, shift) in enumerate(zip(rows, shifts, strict=True)):
-            self.places[row, : len(spots)] = torch.from_numpy(np.asarray(spots) + shift)
-            self.mask[row, : len(spots)] = True
-        self.out: Tensor | None = None
-
-    def readers(self) -> dict[str, Any]:
-        def reader(place: int) -> Any:
-            # The layer is bound here: a bridge hands hooks the name of an alias.
-            return lambda activation: self._take(place, activation)
-
-        return {
-            self.site.hook_name(layer): reader(place)
-            for place, layer in enumerate(self.site.layers)
-        }
-
-    def _take(self, place: int, activation: Tensor) -> None:
-        by_position = activation.shape[:2] == (len(self.places), self.width)
-        # An attention pattern is "batch head query key": its heads could pass for positions.
-        if not by_position or self.site.name in ("attn.hook_pattern", "attn.hook_attn_scores"):
-            raise LensSkillsError(
-                f"{self.site.name!r} has the shape {tuple(activation.shape)}, not batch, position, "
-                "…: it holds no numbers per token. Choose another hook point."
-            )
-        rows = torch.arange(len(self.places), device=activation.device)[:, None]
-        # Indexing copies, so no view keeps the full activation alive.
-        taken = activation.detach()[rows, self.places.to(activation.device)].float()
-        taken = rearrange(taken.flatten(2), "batch pos neuron -> batch pos neuron")
-        mask = rearrange(self.mask.to(taken.device), "batch pos -> batch pos 1")
-        if self.reading.pool == "mean":
-            taken = reduce(taken * mask, "batch pos neuron -> batch 1 neuron", "sum")
-            taken = taken / reduce(mask, "batch pos 1 -> batch 1 1", "sum")
-        elif self.reading.pool == "max":
-            taken = taken.masked_fill(~mask, -torch.inf)
-            taken = reduce(taken, "batch pos neuron -> batch 1 neuron", "max")
-        elif self.reading.ragged:
-            taken = taken * mask
-        if self.out is None:
-            batch, n_pos, width = taken.shape
-            self.out = taken.new_zeros(batch, n_pos, len(self.site.layers), width)
-        self.out[:, :, place] = taken
-
-    def result(self) -> tuple[Tensor, Bool[Tensor, "batch pos"] | None]:
-        assert self.out is not None, "no reader was called"
-        if self.reading.ragged:
-            return self.out, self.mask
-        if self.reading.several:
-            return self.out, None
-        return rearrange(self.out, "batch 1 layer neuron -> batch layer neuron"), None

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations.metrics import parse_metrics
+from lens_skills.activations.plan import known_values
 from lens_skills.activations.positions import Position, parse_position
 from lens_skills.activations.sites import DEFAULT_SITE, find_site
-from lens_skills.activations.stream import BATCH_SIZE, Batch, known_values, stream
+from lens_skills.activations.stream import BATCH_SIZE, Batch, stream
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.models import as_lens

@@ -8,5 +8,6 @@ from lens_skills.models.lens import as_lens as as_lens
 from lens_skills.models.load import load_model as load_model
 from lens_skills.models.openable import Openable as Openable
 from lens_skills.models.openable import describe_openable as describe_openable
+from lens_skills.models.protocol import Editor as Editor
 from lens_skills.models.protocol import Lens as Lens
 from lens_skills.models.protocol import Reader as Reader

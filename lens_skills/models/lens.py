@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.protocol import Lens, Reader
+from lens_skills.models.protocol import Editor, Lens, Reader
 from lens_skills.models.reading import Reading
+
+NO_EDITORS: Mapping[str, Editor] = {}
 
 
 def as_lens(model: Any) -> Lens:
@@ -87,22 +89,23 @@ class HookedLens(Reading):
         *,
         readers: Mapping[str, Reader],
         logits_at: Int[Tensor, "batch k"] | None,
+        editors: Mapping[str, Editor] = NO_EDITORS,
     ) -> Float[Tensor, "batch k d_vocab"] | None:
         """Logits at the given padded positions, or None; see `Lens.forward`."""
         check_shapes(tokens, mask, logits_at)
         if not readers and logits_at is None:
             return None
         top = self._top(readers)
-        whole = top is None or (logits_at is not None and self._user_hooks_after_blocks())
+        whole = top is None or (logits_at is not None and self._hooks_after_blocks(editors))
         stop = self.n_layers if logits_at is not None or top is None else top + 1
-        with self._evaluating(), self._attached(readers) as called:
+        with self._evaluating(), self._attached(readers, editors) as called:
             out = self.model(
                 tokens.to(self.device),
                 attention_mask=mask.to(self.device, torch.long),
                 stop_at_layer=None if whole else stop,
                 return_type=None if whole and logits_at is None else "logits",
             )
-            self._all_called(readers, called)
+            self._all_called([*readers, *(editors if logits_at is not None else ())], called)
             if logits_at is None:
                 return None
             rows = rows_at(out, logits_at.to(self.device))
@@ -145,6 +148,7 @@ class BridgeLens(Reading):
         *,
         readers: Mapping[str, Reader],
         logits_at: Int[Tensor, "batch k"] | None,
+        editors: Mapping[str, Editor] = NO_EDITORS,
     ) -> Float[Tensor, "batch k d_vocab"] | None:
         """Logits at the given padded positions, or None; see `Lens.forward`."""
         check_shapes(tokens, mask, logits_at)
@@ -159,27 +163,27 @@ class BridgeLens(Reading):
         if "use_cache" in self._accepts:
             options["use_cache"] = False
         kept = torch.arange(tokens.shape[1], device=self.device)
-        if self._few_logits(readers):
+        if self._few_logits(readers, editors):
             kept = kept[-1:] if logits_at is None else logits_at.to(self.device).unique()
             options["logits_to_keep"] = kept
-        with self._evaluating(), self._attached(readers) as called, ExitStack() as stack:
+        with self._evaluating(), self._attached(readers, editors) as called, ExitStack() as stack:
             if logits_at is None and top is not None:
                 stack.enter_context(self._attached({f"blocks.{max(top, 0)}.hook_out": _stop}))
             try:
                 out = self.model(tokens.to(self.device), **options)
             except _EnoughRead:
                 out = None
-            self._all_called(readers, called)
+            self._all_called([*readers, *(editors if logits_at is not None else ())], called)
         if logits_at is None or out is None:
             return None
         return rows_at(out, torch.searchsorted(kept, logits_at.to(self.device).contiguous()))
 
-    def _few_logits(self, readers: Mapping[str, Reader]) -> bool:
+    def _few_logits(self, readers: Mapping[str, Reader], editors: Mapping[str, Editor]) -> bool:
         """Whether the projection may skip positions: not where a hook watches it."""
         return (
             "logits_to_keep" in self._accepts
             and self._top(readers) is not None
-            and not self._user_hooks_after_blocks()
+            and not self._hooks_after_blocks(editors)
         )
 
 

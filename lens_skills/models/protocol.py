@@ -10,6 +10,9 @@ from torch import Tensor
 Reader = Callable[[Tensor], None]
 """Receives the activation at one hook point, ``[batch pos ...]``, and must not change it."""
 
+Editor = Callable[[Tensor], Tensor]
+"""Receives the activation at one hook point and returns a new one in its place."""
+
 
 @runtime_checkable
 class Lens(Protocol):
@@ -98,6 +101,11 @@ class Lens(Protocol):
         *,
         readers: Mapping[str, Reader],
         logits_at: Int[Tensor, "batch k"] | None,
+        editors: Mapping[str, Editor] = ...,
     ) -> Float[Tensor, "batch k d_vocab"] | None:
-        """Logits at the given padded positions, or None; readers are called on the way."""
+        """Logits at the given padded positions, or None; readers are called on the way.
+
+        An editor's activation takes the place of the model's own from there on; a reader at the
+        same hook point sees the edited one.
+        """
         ...

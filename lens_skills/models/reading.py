@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.fingerprint import fingerprint
-from lens_skills.models.protocol import Reader
+from lens_skills.models.protocol import Editor, Reader
 
 BEFORE_BLOCKS = -1
 """The floor of the embedding's hook points, below block 0."""
@@ -184,24 +184,30 @@ class Reading:
             return None
         return max((layer for layer in layers if layer is not None), default=BEFORE_BLOCKS)
 
-    def _user_hooks_after_blocks(self) -> bool:
-        """Whether the user's own hooks watch the final norm or the vocabulary projection."""
-        return any(getattr(point, "fwd_hooks", None) for point in self._after_blocks)
+    def _hooks_after_blocks(self, editors: Mapping[str, Editor]) -> bool:
+        """Whether the user's hooks, or editors, are at the final norm or the projection."""
+        edited = any(_layer(name) is None for name in editors)
+        return edited or any(getattr(point, "fwd_hooks", None) for point in self._after_blocks)
 
     @contextmanager
-    def _attached(self, readers: Mapping[str, Reader]) -> Iterator[set[str]]:
-        """Attach readers after the user's own hooks; yields the names that have been called."""
+    def _attached(
+        self, readers: Mapping[str, Reader], editors: Mapping[str, Editor] | None = None
+    ) -> Iterator[set[str]]:
+        """Attach editors, then readers, after the user's own hooks; yields the names called."""
         called: set[str] = set()
-        points = {name: self._point(name) for name in readers}
-        hooks = {name: _hook(name, reader, called) for name, reader in readers.items()}
+        hooks = [
+            (self._point(name), _hook(name, function, called, edits=functions is editors))
+            for functions in (editors, readers)
+            for name, function in (functions or {}).items()
+        ]
         try:
-            for name, point in points.items():
-                point.add_hook(hooks[name])
+            for point, hook in hooks:
+                point.add_hook(hook)
             yield called
         finally:
             # By identity, never reset_hooks(): the user's own hooks stay.
-            for name, point in points.items():
-                for handle in [h for h in point.fwd_hooks if h.user_hook is hooks[name]]:
+            for point, hook in hooks:
+                for handle in [h for h in point.fwd_hooks if h.user_hook is hook]:
                     handle.hook.remove()
                     point.fwd_hooks.remove(handle)
 
@@ -218,8 +224,8 @@ class Reading:
             for module in training:
                 module.training = True
 
-    def _all_called(self, readers: Mapping[str, Reader], called: set[str]) -> None:
-        silent = sorted(set(readers) - called)
+    def _all_called(self, names: Iterable[str], called: set[str]) -> None:
+        silent = sorted(set(names) - called)
         if silent:
             raise LensSkillsError(
                 f"hook point {silent[0]!r} of {self.name} was never reached in a forward pass: "
@@ -228,13 +234,16 @@ class Reading:
             )
 
 
-def _hook(name: str, reader: Reader, called: set[str]) -> Callable[..., None]:
+def _hook(
+    name: str, function: Reader | Editor, called: set[str], *, edits: bool
+) -> Callable[..., Tensor | None]:
     # One function per name: the bridge calls a hook with the name of the aliased hook point.
-    def read(activation: Tensor, hook: Any) -> None:
+    def call(activation: Tensor, hook: Any) -> Tensor | None:
         called.add(name)
-        reader(activation)
+        out = function(activation)
+        return out if edits else None
 
-    return read
+    return call
 
 
 def _layer(name: str) -> int | None:

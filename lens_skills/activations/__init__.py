@@ -8,7 +8,7 @@ from lens_skills.activations.metrics import covariate as covariate
 from lens_skills.activations.metrics import first_token_correct as first_token_correct
 from lens_skills.activations.metrics import label as label
 from lens_skills.activations.metrics import logit_diff as logit_diff
-from lens_skills.activations.metrics import parse_metrics as parse_metrics
+from lens_skills.activations.parsing import parse_metrics as parse_metrics
 from lens_skills.activations.plan import known_values as known_values
 from lens_skills.activations.positions import Position as Position
 from lens_skills.activations.positions import parse_position as parse_position

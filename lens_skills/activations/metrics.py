@@ -1,20 +1,15 @@
 """One number per example: labels, correctness, and the model's confidence in its usual forms."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.activations.readout import Continuation, Readout
+from lens_skills.activations.readout import Readout, answer_tokens, single_token_readout
 from lens_skills.errors import LensSkillsError
-
-Part = Literal["logits", "answer", "stop", "foil", "options"]
-UserFunction = Callable[[Tensor, Sequence[Any]], Tensor]
-MetricLike = "Metric | str | UserFunction | Sequence[float]"
 
 
 @dataclass(frozen=True)
@@ -26,14 +21,12 @@ class Metric:
         of: From a batch's `Readout` and its examples to ``float[batch]``.
         reads: The parts of the readout it needs; empty for a column of the task.
         unit: What its numbers are measured in.
-        binary: Whether it is 0 or 1 by construction.
     """
 
     name: str
     of: Callable[[Readout, Sequence[Any]], Tensor]
     reads: frozenset[str]
     unit: str = ""
-    binary: bool = False
 
     @property
     def known(self) -> bool:
@@ -47,7 +40,7 @@ class Metric:
 
         Answers of several tokens need the whole readout and are refused here.
         """
-        return self.of(_single_token_readout(logits, examples, self), examples)
+        return self.of(single_token_readout(logits, examples, self.name, self.reads), examples)
 
 
 def label(name: str) -> Metric:
@@ -104,7 +97,7 @@ def correct() -> Metric:
         answer = _need(readout.answer)
         return (answer.greedy & _need(answer.stops)).double()
 
-    return Metric("correct", compute, frozenset({"answer", "stop"}), "0/1", binary=True)
+    return Metric("correct", compute, frozenset({"answer", "stop"}), "0/1")
 
 
 def first_token_correct() -> Metric:
@@ -115,12 +108,10 @@ def first_token_correct() -> Metric:
     """
 
     def compute(readout: Readout, examples: Sequence[Any]) -> Tensor:
-        first = torch.tensor([_answer_tokens(example)[0] for example in examples])
+        first = torch.tensor([answer_tokens(example)[0] for example in examples])
         return (readout.logits.argmax(-1).cpu() == first).double()
 
-    return Metric(
-        "first_token_correct", compute, frozenset({"logits", "tokens"}), "0/1", binary=True
-    )
+    return Metric("first_token_correct", compute, frozenset({"logits", "tokens"}), "0/1")
 
 
 def confidence(
@@ -218,155 +209,6 @@ def column_values(
     return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 
-_NAMED: dict[str, Callable[[], Metric]] = {
-    "logit_diff": logit_diff,
-    "correct": correct,
-    "first_token_correct": first_token_correct,
-    "confidence": confidence,
-    "answer_probability": lambda: confidence("answer"),
-    "margin": lambda: confidence("margin"),
-    "entropy": lambda: confidence("entropy"),
-    "confidence:options": lambda: confidence(over="options"),
-    "answer_probability:options": lambda: confidence("answer", over="options"),
-    "margin:options": lambda: confidence("margin", over="options"),
-    "entropy:options": lambda: confidence("entropy", over="options"),
-}
-
-
-def parse_metrics(metrics: Any) -> tuple[Metric, ...]:
-    """Metrics as the user may write them: a name, a `Metric`, a function, a list or a dict of them.
-
-    In a dict the keys become the names. A sequence of numbers, one per example, is a metric too.
-
-    >>> [metric.name for metric in parse_metrics(["correct", "label:plural"])]
-    ['correct', 'label:plural']
-
-    Raises:
-        LensSkillsError: An unknown name (with all known ones) or two metrics of one name.
-    """
-    if isinstance(metrics, Mapping):
-        found = [_renamed(_parse_metric(value), str(key)) for key, value in metrics.items()]
-    elif isinstance(metrics, str | Metric | np.ndarray | Tensor) or callable(metrics):
-        found = [_parse_metric(metrics)]
-    else:
-        found = [_parse_metric(metric) for metric in metrics]
-    names = [metric.name for metric in found]
-    double = sorted({name for name in names if names.count(name) > 1})
-    if double:
-        raise LensSkillsError(
-            f"two metrics are called {double[0]!r}. Name them apart with a dict: "
-            "metrics={'mine': …, 'other': …}."
-        )
-    return tuple(found)
-
-
-def _parse_metric(metric: Any) -> Metric:
-    if isinstance(metric, Metric):
-        return metric
-    if isinstance(metric, str):
-        kind, _, name = metric.partition(":")
-        if metric in _NAMED:
-            return _NAMED[metric]()
-        if kind == "label" and name:
-            return label(name)
-        if kind == "covariate" and name:
-            return covariate(name)
-        raise LensSkillsError(
-            f"no metric {metric!r}. Known: {', '.join(_NAMED)}, label:NAME, covariate:NAME; or "
-            "give a function (logits, examples) -> float[batch], or one number per example."
-        )
-    if callable(metric):
-        function: UserFunction = metric  # type: ignore[assignment]
-        return Metric(
-            getattr(metric, "__name__", "metric").replace("<lambda>", "metric"),
-            lambda readout, examples: _user_numbers(function, readout, examples),
-            frozenset({"logits", "user"}),
-        )
-    # A copy: pandas hands out read-only arrays, and the caller's numbers stay the caller's.
-    numbers = torch.from_numpy(np.array(metric, dtype=np.float64))
-    if numbers.ndim != 1:
-        raise LensSkillsError("a metric given as numbers needs one number per example.")
-    return Metric("metric", _given(numbers), frozenset(), "column")
-
-
-def _given(numbers: Float[Tensor, " row"]) -> Callable[[Readout, Sequence[Any]], Tensor]:
-    def compute(readout: Readout | None, examples: Sequence[Any]) -> Tensor:
-        if len(numbers) != len(examples):
-            raise LensSkillsError(
-                f"{len(numbers)} metric values were given for {len(examples)} examples."
-            )
-        return numbers.clone()
-
-    return compute
-
-
-def _user_numbers(function: UserFunction, readout: Readout, examples: Sequence[Any]) -> Tensor:
-    numbers = torch.as_tensor(function(readout.logits, examples)).detach().cpu().double()
-    if numbers.shape != (len(examples),):
-        raise LensSkillsError(
-            f"a metric function must return one number per example: expected shape "
-            f"({len(examples)},), found {tuple(numbers.shape)}."
-        )
-    return numbers
-
-
-def _renamed(metric: Metric, name: str) -> Metric:
-    return Metric(name, metric.of, metric.reads, metric.unit, metric.binary)
-
-
 def _need(part: Any) -> Any:
     assert part is not None, "the readout lacks a part this metric reads"
     return part
-
-
-def _answer_tokens(example: Any) -> tuple[int, ...]:
-    if example.answer_tokens is None:
-        raise LensSkillsError(f"example {example.id!r} has no answer, but the metric needs one.")
-    return example.answer_tokens
-
-
-def _single_token_readout(
-    logits: Float[Tensor, "batch d_vocab"], examples: Sequence[Any], metric: Metric
-) -> Readout:
-    shares = logits.double().log_softmax(-1).cpu()
-
-    def of(tokens: Sequence[tuple[int, ...] | None]) -> Continuation | None:
-        if any(part is None for part in tokens):
-            return None
-        if any(len(part) != 1 for part in tokens if part is not None) or "stop" in metric.reads:
-            raise LensSkillsError(
-                f"{metric.name} needs more than the logits of one position here (answers of "
-                "several tokens, or the stop after them). Use ls.evaluate(model, examples, …)."
-            )
-        first = torch.tensor([part[0] for part in tokens if part is not None])
-        return Continuation(
-            shares[torch.arange(len(first)), first], shares.argmax(-1) == first, None
-        )
-
-    needs_sequences = metric.reads - {"logits", "user"}
-    if not needs_sequences:
-        return Readout(logits)
-    if "answer" in metric.reads:
-        for example in examples:
-            _answer_tokens(example)
-    options = None
-    if "options" in metric.reads or "contrast" in metric.reads:
-        rows = [
-            Continuation(
-                row[torch.tensor([tokens[0] for tokens in example.option_tokens])],
-                torch.zeros(len(example.option_tokens), dtype=torch.bool),
-                None,
-            )
-            for row, example in zip(shares, examples, strict=True)
-            if example.option_tokens
-        ]
-        options = tuple(rows) if len(rows) == len(examples) else None
-    foil = of([example.foil_tokens for example in examples])
-    if options is None and ("options" in metric.reads or ("contrast" in metric.reads and not foil)):
-        raise LensSkillsError(f"{metric.name} needs a foil or options, which an example lacks.")
-    return Readout(
-        logits,
-        answer=of([example.answer_tokens for example in examples]),
-        foil=foil,
-        options=options,
-    )

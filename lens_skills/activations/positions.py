@@ -7,8 +7,6 @@ from typing import Any, Literal
 from lens_skills.activations.encoding import Encoded
 from lens_skills.errors import LensSkillsError
 
-Pool = Literal["mean", "max", "all"]
-
 
 @dataclass(frozen=True)
 class Span:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations.encoding import Encoded
+from lens_skills.errors import LensSkillsError
 from lens_skills.models import Editor
 
 Editing = Callable[[Sequence[Encoded], Sequence[int]], Mapping[str, Editor]]
@@ -151,3 +152,66 @@ def answer_places(extra: Sequence[int], width: int) -> Int[Tensor, "batch k"]:
     first = width - 1 - torch.tensor(list(extra))
     steps = torch.arange(int(max(extra)) + 1)
     return (first[:, None] + steps).clamp(max=width - 1)
+
+
+def answer_tokens(example: Any) -> tuple[int, ...]:
+    """The example's answer in tokens; raises where it has none."""
+    if example.answer_tokens is None:
+        raise LensSkillsError(f"example {example.id!r} has no answer, but the metric needs one.")
+    return example.answer_tokens
+
+
+def single_token_readout(
+    logits: Float[Tensor, "batch d_vocab"],
+    examples: Sequence[Any],
+    name: str,
+    reads: frozenset[str],
+) -> Readout:
+    """A readout made of first-token logits alone, for a metric called ``name``.
+
+    Raises:
+        LensSkillsError: The metric reads more than one position (an answer of several tokens, the
+            stop after it), or an example lacks what it reads.
+    """
+    shares = logits.double().log_softmax(-1).cpu()
+
+    def of(tokens: Sequence[tuple[int, ...] | None]) -> Continuation | None:
+        if any(part is None for part in tokens):
+            return None
+        if any(len(part) != 1 for part in tokens if part is not None) or "stop" in reads:
+            raise LensSkillsError(
+                f"{name} needs more than the logits of one position here (answers of "
+                "several tokens, or the stop after them). Use ls.evaluate(model, examples, …)."
+            )
+        first = torch.tensor([part[0] for part in tokens if part is not None])
+        return Continuation(
+            shares[torch.arange(len(first)), first], shares.argmax(-1) == first, None
+        )
+
+    needs_sequences = reads - {"logits", "user"}
+    if not needs_sequences:
+        return Readout(logits)
+    if "answer" in reads:
+        for example in examples:
+            answer_tokens(example)
+    options = None
+    if "options" in reads or "contrast" in reads:
+        rows = [
+            Continuation(
+                row[torch.tensor([tokens[0] for tokens in example.option_tokens])],
+                torch.zeros(len(example.option_tokens), dtype=torch.bool),
+                None,
+            )
+            for row, example in zip(shares, examples, strict=True)
+            if example.option_tokens
+        ]
+        options = tuple(rows) if len(rows) == len(examples) else None
+    foil = of([example.foil_tokens for example in examples])
+    if options is None and ("options" in reads or ("contrast" in reads and not foil)):
+        raise LensSkillsError(f"{name} needs a foil or options, which an example lacks.")
+    return Readout(
+        logits,
+        answer=of([example.answer_tokens for example in examples]),
+        foil=foil,
+        options=options,
+    )

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from lens_skills.activations.encoding import Encoded
 from lens_skills.activations.forward import forward_batch
 from lens_skills.activations.gathering import Rows
-from lens_skills.activations.metrics import Metric, parse_metrics
+from lens_skills.activations.metrics import Metric
+from lens_skills.activations.parsing import parse_metrics
 from lens_skills.activations.plan import Plan, known_values, prepare
 from lens_skills.activations.positions import Position, parse_position, token_places
 from lens_skills.activations.sites import DEFAULT_SITE, find_site

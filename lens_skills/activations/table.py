@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.activations.metrics import parse_metrics
+from lens_skills.activations.parsing import parse_metrics
 from lens_skills.activations.plan import known_values
 from lens_skills.activations.positions import Position, parse_position
 from lens_skills.activations.sites import DEFAULT_SITE, find_site
@@ -57,6 +57,11 @@ class ActivationTable:
             raise LensSkillsError(
                 f"no activation table in {folder}. Write one with ls.capture(model, task, path)."
             ) from error
+        if manifest.get("format") != _FORMAT:
+            raise LensSkillsError(
+                f"the table {folder} has format {manifest.get('format')}, this version reads "
+                f"{_FORMAT}. Write it anew with ls.capture."
+            )
         return cls(folder, tuple(manifest["layers"]), manifest)
 
     def activations(self) -> np.ndarray:
@@ -176,7 +181,6 @@ def capture(
             "site": site.name,
             "layers": list(site.layers),
             "positions": list(reading.labels),
-            "several": reading.several,
             "chat": chat,
             "example_ids": [example.id for example in examples],
             "metrics": {name: values.tolist() for name, values in stored.items()},

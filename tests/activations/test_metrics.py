@@ -15,7 +15,6 @@ from lens_skills.activations import (
     confidence,
     correct,
     evaluate,
-    first_token_correct,
     known_values,
     label,
     logit_diff,
@@ -356,4 +355,3 @@ def test_names_functions_and_values_may_be_mixed() -> None:
     ]
     assert [metric.known for metric in found] == [False, True, False, False]
     assert parse_metrics("entropy")[0].name == "entropy"
-    assert parse_metrics(first_token_correct())[0].binary

@@ -7,7 +7,7 @@ from lens_skills.activations import stream
 from lens_skills.pipeline import Study, study
 from lens_skills.reporting import figures
 from lens_skills.reporting.gallery import draw_all
-from lens_skills.tasks import Task, agreement, arithmetic
+from lens_skills.tasks import agreement, arithmetic
 
 # What an arithmetic prompt says without any adding: with these taken out, is anything left?
 SURFACE = ("op", "operand_a", "operand_b", "result", "answer_is_operand", "contains_zero")
@@ -24,7 +24,7 @@ def run_demo(model: Any, out: Path, *, seed: int = 0) -> list[Study]:
         also=("logit_diff", "confidence", "first_token_correct"),
         seed=seed,
     )
-    _keep(model, has, able, out / "agreement", seed=seed)
+    _keep(model, able, out / "agreement")
 
     lacks = arithmetic("+-*", digits=(1, 2), n=1000)
     _say("2. A skill it mostly has not: BIG-bench arithmetic, neurons that know it will be right")
@@ -35,13 +35,13 @@ def run_demo(model: Any, out: Path, *, seed: int = 0) -> list[Study]:
         also=("confidence", "first_token_correct"),
         seed=seed,
     )
-    _keep(model, lacks, copying, out / "arithmetic", seed=seed)
+    _keep(model, copying, out / "arithmetic")
 
     _say("3. The same, with what the prompt says on its surface partialled out")
     left = study(
         model, lacks, metric="correct", given=SURFACE, preflight=copying.preflight, seed=seed
     )
-    _keep(model, lacks, left, out / "arithmetic-given-surface", seed=seed)
+    _keep(model, left, out / "arithmetic-given-surface")
     print(f"\nfigures and tables are in {out}")
     return [able, copying, left]
 
@@ -50,21 +50,20 @@ def _say(title: str) -> None:
     print(f"\n━━ {title} ━━", flush=True)
 
 
-def _keep(model: Any, task: Task, result: Study, folder: Path, *, seed: int) -> None:
+def _keep(model: Any, result: Study, folder: Path) -> None:
     print(result, flush=True)
     result.save(folder)
-    draw(model, task, result, folder, seed=seed)
+    draw(model, result, folder)
 
 
-def draw(model: Any, task: Task, result: Study, folder: Path, *, seed: int) -> None:
+def draw(model: Any, result: Study, folder: Path) -> None:
     """Every figure of a study, the strongest neuron's activations among them."""
     for drawing in draw_all(result.found, [result.selection], metrics=[result.metric]):
         drawing.save(folder)
-    explore, _ = task.split(0.6, 0.4, seed=seed)
     view = result.found[result.metric]
     layer, neuron = view.top(1)[0].tolist()
     order, activations = [], []
-    for batch in stream(model, explore, layers=layer, progress=False):
+    for batch in stream(model, result.explore, layers=layer, progress=False):
         order += batch.index.tolist()
         activations += batch.activations[:, 0, neuron].tolist()
     figures.activation_scatter(
@@ -74,5 +73,5 @@ def draw(model: Any, task: Task, result: Study, folder: Path, *, seed: int) -> N
         metric=result.metric,
         site=result.found.site,
         position=result.found.positions[0],
-        groups=[explore[place].group for place in order],
+        groups=[result.explore[place].group for place in order],
     ).save(folder)

@@ -1,5 +1,6 @@
 """`Example`: one prompt and everything known about it before a model has seen it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -58,3 +59,31 @@ class Example:
         if name in self.labels:
             return self.labels[name]
         return self.covariates.get(name)
+
+    def problem(self) -> str | None:
+        """What is wrong with the example and what to do, or None.
+
+        >>> Example(id="a", prompt="x", answer="").problem()
+        'the answer is an empty text. Give the continuation, or None if there is none.'
+        """
+        if self.answer == "":
+            return "the answer is an empty text. Give the continuation, or None if there is none."
+        if self.answer is not None and self.answer == self.foil:
+            return f"the foil {self.foil!r} equals the answer. Give a wrong continuation."
+        if len(set(self.options)) < len(self.options):
+            return f"the options {list(self.options)} repeat one. Give each once."
+        if self.options and self.answer is not None and self.answer not in self.options:
+            return (
+                f"the answer {self.answer!r} is not among the options {list(self.options)}. "
+                "Options contain the answer, spaces included."
+            )
+        for kind in ("labels", "covariates"):
+            for name, value in getattr(self, kind).items():
+                if not isinstance(value, Value):
+                    return (
+                        f"{name!r} in {kind} is {value!r} of type {type(value).__name__}. "
+                        "Give a plain str, int, float or bool."
+                    )
+                if isinstance(value, float) and not math.isfinite(value):
+                    return f"{name!r} in {kind} is {value}. Drop the example or fill the value."
+        return None

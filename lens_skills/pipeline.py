@@ -5,11 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lens_skills.activations import DEFAULT_SITE, Position, parse_metrics
+from lens_skills.activations import (
+    DEFAULT_SITE,
+    Position,
+    find_site,
+    parse_metrics,
+    parse_position,
+)
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring import Scores, Selection, score, select
-from lens_skills.tasks import Preflight, Task, describe
-from lens_skills.tasks.preflight import require_examples
+from lens_skills.models import as_lens
+from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
+from lens_skills.stats.exchange import check_scheme
+from lens_skills.tasks import Preflight, Task, describe, require_examples
 
 # How many of explore's strongest neurons are tested on confirm.
 TESTED = 200
@@ -29,6 +36,7 @@ class Study:
         checked: Scores of explore's strongest on the confirm split.
         selection: What passed every gate and was confirmed.
         metric: The metric the selection is about.
+        explore, confirm: The two splits.
     """
 
     preflight: Preflight
@@ -36,6 +44,8 @@ class Study:
     checked: Scores
     selection: Selection
     metric: str
+    explore: Task
+    confirm: Task
 
     def __repr__(self) -> str:
         return "\n".join([self.selection.attrition_line(), *self._findings(), *self._preflight()])
@@ -53,7 +63,7 @@ class Study:
         if found.provenance["given"]:
             lines.append(f"partial r, given {', '.join(found.provenance['given'])}")
         if self.selection.exploratory:
-            lines.append("EXPLORATORY: splits were reused or a gate was waived; not evidence")
+            lines.append(EXPLORATORY)
         nulls = {
             "permutation": bars.permutation,
             "control task": bars.control,
@@ -85,16 +95,15 @@ class Study:
             "correlates: whether the model uses them takes an intervention."
         )
         quality = self.preflight.predicted.get(self.metric, 0.0)
-        if not self.found.provenance["given"] and quality > _EXPLAINED[self.metric in self._binary]:
+        if (
+            not self.found.provenance["given"]
+            and quality > _EXPLAINED[self.metric in self.preflight.binary]
+        ):
             text += (
                 f"\ncaution: the task's other columns alone predict {self.metric} "
                 f"({quality:.2f}); these neurons may carry those instead. Repeat with given=[…]."
             )
         return text
-
-    @property
-    def _binary(self) -> frozenset[str]:
-        return frozenset(self.found.class_means)
 
     def save(self, folder: str | Path) -> Path:
         """Writes explore, confirm, selection and the preflight under one folder."""
@@ -152,6 +161,12 @@ def study(
     """
     require_examples(task, 40)
     (main,) = parse_metrics(_default_metric(task) if metric is None else metric)
+    # Said before the preflight, which takes a while.
+    find_site(as_lens(model), at)
+    parse_position(position)
+    check_scheme(exchange)
+    for name in given:
+        task.column(name)
     others = [other for other in parse_metrics(also) if other.name != main.name]
     explore, confirm = task.split(*fractions, seed=seed)
     common: dict[str, Any] = {
@@ -193,7 +208,7 @@ def study(
     neurons = found[main.name].top(TESTED)
     checked = score(model, confirm, metrics=[main], neurons=neurons, **common)
     chosen = select(found[main.name], checked[main.name], fdr=fdr)
-    return Study(preflight, found, checked, chosen, main.name)
+    return Study(preflight, found, checked, chosen, main.name, explore, confirm)
 
 
 def _default_metric(task: Task) -> str:

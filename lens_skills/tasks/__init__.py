@@ -9,9 +9,10 @@ set()
 from lens_skills.tasks.agreement import agreement as agreement
 from lens_skills.tasks.arithmetic import arithmetic as arithmetic
 from lens_skills.tasks.bigbench import bigbench as bigbench
+from lens_skills.tasks.competence import describe as describe
+from lens_skills.tasks.competence import require_examples as require_examples
 from lens_skills.tasks.ioi import ioi as ioi
 from lens_skills.tasks.pairs import pairs as pairs
 from lens_skills.tasks.preflight import Preflight as Preflight
-from lens_skills.tasks.preflight import describe as describe
 from lens_skills.tasks.table import table as table
 from lens_skills.tasks.task import Task as Task

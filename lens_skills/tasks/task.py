@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example, Value
+from lens_skills.example import Example
 from lens_skills.tasks.allotment import allot
 
 FIELDS = ("id", "prompt", "answer", "foil", "corrupted", "group", "kind")
@@ -59,7 +58,7 @@ class Task(Sequence[Example]):
                 "Give each example its own id."
             )
         for example in self.examples:
-            if problem := _problem(example):
+            if problem := example.problem():
                 raise LensSkillsError(f"task {self.name!r}, example {example.id!r}: {problem}")
 
     @overload
@@ -242,7 +241,7 @@ class Task(Sequence[Example]):
 
     def describe(self, model: Any, **options: Any) -> Any:
         """The preflight card of this task on a model: is there a skill to explain?"""
-        from lens_skills.tasks.preflight import describe
+        from lens_skills.tasks.competence import describe
 
         return describe(model, self, **options)
 
@@ -251,31 +250,6 @@ class Task(Sequence[Example]):
 
     def _of(self, examples: Sequence[Example], split_name: str) -> "Task":
         return replace(self, examples=examples, split_name=split_name)
-
-
-def _problem(example: Example) -> str | None:
-    """What is wrong with an example and what to do, or None."""
-    if example.answer == "":
-        return "the answer is an empty text. Give the continuation, or None if there is none."
-    if example.answer is not None and example.answer == example.foil:
-        return f"the foil {example.foil!r} equals the answer. Give a wrong continuation."
-    if len(set(example.options)) < len(example.options):
-        return f"the options {list(example.options)} repeat one. Give each once."
-    if example.options and example.answer is not None and example.answer not in example.options:
-        return (
-            f"the answer {example.answer!r} is not among the options {list(example.options)}. "
-            "Options contain the answer, spaces included."
-        )
-    for field in ("labels", "covariates"):
-        for name, value in getattr(example, field).items():
-            if not isinstance(value, Value):
-                return (
-                    f"{name!r} in {field} is {value!r} of type {type(value).__name__}. "
-                    "Give a plain str, int, float or bool."
-                )
-            if isinstance(value, float) and not math.isfinite(value):
-                return f"{name!r} in {field} is {value}. Drop the example or fill the value."
-    return None
 
 
 def _array(values: list[Any]) -> np.ndarray:

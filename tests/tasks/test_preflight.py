@@ -16,7 +16,7 @@ from lens_skills.activations import evaluate, known_values
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.tasks import Preflight, Task, agreement, arithmetic, describe
-from lens_skills.tasks.preflight import require_examples
+from lens_skills.tasks.competence import require_examples
 
 N = 120
 Numbers = Sequence[float] | np.ndarray
@@ -26,7 +26,7 @@ Measured = Callable[..., Preflight]
 @pytest.fixture
 def measured(tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch) -> Measured:
     """The preflight of a task on a model that gives these metric values, whatever they are."""
-    preflight = importlib.import_module("lens_skills.tasks.preflight")
+    preflight = importlib.import_module("lens_skills.tasks.competence")
 
     def run(task: Task, metrics: Any = None, **values: Numbers) -> Preflight:
         def given(model: Any, examples: Any, wanted: Any, **options: Any) -> Any:

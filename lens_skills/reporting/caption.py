@@ -58,11 +58,6 @@ def with_unit(metric: str, unit: str | None) -> str:
     return f"{metric} ({unit})" if unit and unit not in ("column", "0/1") else metric
 
 
-def unit_of(scores: Scores, metric: str) -> str | None:
-    """What a metric's numbers are measured in, as the pass recorded it."""
-    return scores.provenance.get("units", {}).get(metric)
-
-
 def file_name(*parts: str) -> str:
     """A name for files: letters, digits, ``-`` and ``_`` only.
 

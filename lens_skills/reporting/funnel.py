@@ -10,7 +10,7 @@ from lens_skills.reporting.drawing import Drawing
 from lens_skills.reporting.style import (
     BLUE,
     COLUMN,
-    GATES,
+    GATE_COLOURS,
     PALE,
     SKY,
     count_axis,
@@ -20,7 +20,7 @@ from lens_skills.reporting.style import (
 )
 from lens_skills.scoring import Selection
 
-_COLOURS = {"neurons": PALE, **GATES, "confirmed": BLUE}
+_COLOURS = {"neurons": PALE, **GATE_COLOURS, "confirmed": BLUE}
 _FLOOR = 0.7  # so that one neuron is still a bar
 
 

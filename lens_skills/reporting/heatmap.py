@@ -97,14 +97,8 @@ def metric_heatmap(
 
 
 def _units(scores: Scores, rows: Sequence[Sequence[int]]) -> list[int]:
-    where = {
-        pair: place
-        for place, pair in enumerate(
-            zip(scores.layer.tolist(), scores.neuron.tolist(), strict=True)
-        )
-    }
     pairs = [(layer, neuron) for layer, neuron in rows]
-    missing = [pair for pair in pairs if pair not in where]
+    missing = [pair for pair in pairs if pair not in scores.places]
     if missing:
         layer, neuron = missing[0]
         raise LensSkillsError(
@@ -113,7 +107,7 @@ def _units(scores: Scores, rows: Sequence[Sequence[int]]) -> list[int]:
         )
     if not pairs:
         raise LensSkillsError("no neurons to draw. Pass k > 0, or neurons that were scored.")
-    return [where[pair] for pair in pairs]
+    return [scores.places[pair] for pair in pairs]
 
 
 def _frame(scores: Scores, units: list[int], by: str) -> pd.DataFrame:

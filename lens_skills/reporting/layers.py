@@ -19,7 +19,7 @@ from lens_skills.reporting.drawing import Drawing
 from lens_skills.reporting.style import (
     BLUE,
     COLUMN,
-    GATES,
+    GATE_COLOURS,
     GREY,
     NULLS,
     PALE,
@@ -62,7 +62,7 @@ def layer_profile(
     chosen = places(found.scores, position)
     lines = bars(found)
     frame = _frame(found, chosen, lines)
-    gates = [gate for gate in GATES if gate in frame]
+    gates = [gate for gate in GATE_COLOURS if gate in frame]
 
     figure = sheet(
         width,
@@ -171,7 +171,7 @@ def _counts(axis: Axes, frame: pd.DataFrame, gates: list[str]) -> None:
             np.maximum(counts - _FLOOR, 0),
             bottom=_FLOOR,
             width=0.84 - 0.22 * place,
-            color=GATES[gate],
+            color=GATE_COLOURS[gate],
             label=gate,
         )
     axis.set_ylim(_FLOOR, max(2.0, 1.3 * most))

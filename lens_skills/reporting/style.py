@@ -13,9 +13,9 @@ from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lens_skills.scoring import EXPLORATORY
+from lens_skills.scoring import EXPLORATORY, GATES
 
-COLUMN, PAGE = 3.4, 7.0  # inches: one column of a two-column paper, and both
+COLUMN = 3.4  # inches: one column of a two-column paper
 SIZE, SMALL = 8.0, 7.0  # points at printed size
 
 # Okabe and Ito's palette (2008), told apart with any colour vision.
@@ -32,11 +32,8 @@ NULLS = {
 }
 
 # A neuron that passed a gate has the colour of the null it beat.
-GATES = {
-    "associated": "#999999",
-    "beat the control task": GREEN,
-    "beat the rotated basis": VERMILION,
-}
+_OF_NULL = {"permutation": "#999999", "control": GREEN, "rotated": VERMILION}
+GATE_COLOURS = {gate: _OF_NULL[null] for gate, null in GATES.items()}
 
 _EDGE = 0.05  # inches of white around everything
 _GAP = 0.06  # and between the caption and the panels

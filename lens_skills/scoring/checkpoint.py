@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring.scores import check_replaceable, read_folder, write_folder
+from lens_skills.scoring.folder import check_replaceable, read_folder, write_folder
 from lens_skills.stats.moments import RunningMoments
 
 SECONDS_BETWEEN = 60.0

@@ -93,7 +93,6 @@ class Columns:
     ) -> None:
         self.examples, self.seed = examples, seed
         self.given = one_hot(examples, given)
-        self.known = dict(known)
         groups = [example.group for example in examples]
         self.schemes: dict[str, str] = {}
         permuted: dict[str, Int[Tensor, "row draw"]] = {}

@@ -12,7 +12,8 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.scoring.association import ROUNDING, Association
 from lens_skills.scoring.columns import Columns
-from lens_skills.scoring.scores import Scores, Thresholds
+from lens_skills.scoring.gates import Thresholds
+from lens_skills.scoring.scores import Scores
 from lens_skills.stats.corrections import (
     TIE,
     false_discovery_q,

@@ -246,15 +246,9 @@ def _check_baseline(
 
 def _thresholds(baseline: Scores, units: Units) -> Float[Tensor, " unit"]:
     """The baseline's mean activation of each scored unit, positions outermost."""
-    place = {
-        pair: index
-        for index, pair in enumerate(
-            zip(baseline.layer.tolist(), baseline.neuron.tolist(), strict=True)
-        )
-    }
     wanted = zip(units.layer.tolist(), units.neuron.tolist(), strict=True)
     try:
-        chosen = torch.tensor([place[pair] for pair in wanted])
+        chosen = torch.tensor([baseline.places[pair] for pair in wanted])
     except KeyError as error:
         layer, neuron = error.args[0]
         raise LensSkillsError(f"the baseline does not hold L{layer}N{neuron}.") from error

@@ -1,11 +1,8 @@
 """`Scores`: what one pass found, for every neuron, position and metric."""
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.scoring.display import metric_frame, summary
+from lens_skills.scoring.folder import read_folder, write_folder
+from lens_skills.scoring.gates import GATES, Thresholds
 from lens_skills.stats.calibration import Calibration, calibrate
-from lens_skills.stats.intervals import chance_max_r
-
-EXPLORATORY = "EXPLORATORY: splits were reused or a gate was waived; not evidence"
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What |r| must exceed to pass each of the three nulls; None where one was not drawn.
-
-    Attributes:
-        permutation: 5 % family-wise level of the permutation (or sign-flip) null.
-        control: 95th percentile of the largest |r| with random labels per input type.
-        rotated: Largest |r| of any direction of a randomly rotated basis.
-    """
-
-    permutation: float | None
-    control: float | None
-    rotated: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +62,16 @@ class MetricScores:
         order = order[~self.scores.excluded[order]][:k]
         return torch.stack([self.scores.layer[order], self.scores.neuron[order]], dim=1)
 
-    def passing(self) -> dict[str, Bool[Tensor, "pos unit"]]:
+    def passing(self, gates: Sequence[str] | None = None) -> dict[str, Bool[Tensor, "pos unit"]]:
         """Which (position, unit) pass each gate, one after another: later gates need the earlier.
 
-        Keys: ``associated`` (beyond the permutation null), ``beat the control task``,
-        ``beat the rotated basis``; a gate whose null was not drawn is missing.
+        Keys: the gates asked for, or all of `GATES`: ``associated`` (beyond the permutation null),
+        ``beat the control task``, ``beat the rotated basis``; one without a null is missing.
         """
-        bars = {
-            "associated": self.thresholds.permutation,
-            "beat the control task": self.thresholds.control,
-            "beat the rotated basis": self.thresholds.rotated,
-        }
         passed: dict[str, Bool[Tensor, "pos unit"]] = {}
         left = ~self.scores.excluded[None].expand_as(self.r)
-        for gate, bar in bars.items():
+        for gate in GATES if gates is None else gates:
+            bar = self.thresholds.bar(gate)
             if bar is not None:
                 left = left & (self.r.abs() > bar)
                 passed[gate] = left
@@ -104,7 +82,7 @@ class MetricScores:
         return self.scores.frame(metric=self.metric)
 
     def __repr__(self) -> str:
-        return self.scores.summary(self.metric)
+        return summary(self.scores, self.metric)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,40 +161,8 @@ class Scores:
         Columns: layer neuron position metric r low high, with a null p p_family q, then mean std
         excluded, and for 0/1 metrics mean_0 mean_1 smd (and predictivity with a baseline).
         """
-        parts = [self._frame(name) for name in self.metrics if metric in (None, name)]
+        parts = [metric_frame(self, name) for name in self.metrics if metric in (None, name)]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-    def _frame(self, name: str) -> pd.DataFrame:
-        place = self.metrics.index(name)
-        n_pos, n_units = self.r.shape[1:]
-        columns: dict[str, Any] = {
-            "layer": self.layer.repeat(n_pos).numpy(),
-            "neuron": self.neuron.repeat(n_pos).numpy(),
-            "position": [label for label in self.positions for _ in range(n_units)],
-            "metric": name,
-        }
-        named: dict[str, Tensor | None] = {
-            "r": self.r[place],
-            "low": self.low[place],
-            "high": self.high[place],
-            "p": None if self.p is None else self.p[place],
-            "p_family": None if self.p_family is None else self.p_family[place],
-            "q": None if self.q is None else self.q[place],
-            "mean": self.mean,
-            "std": self.std,
-            "mean_0": self.class_means[name][0] if name in self.class_means else None,
-            "mean_1": self.class_means[name][1] if name in self.class_means else None,
-            "smd": self.smd.get(name),
-            "predictivity": self.predictivity.get(name),
-        }
-        for column, tensor in named.items():
-            if tensor is not None:
-                columns[column] = tensor.reshape(-1).numpy()
-        columns["excluded"] = self.excluded.repeat(n_pos).numpy()
-        if self.exploratory:
-            columns["exploratory"] = True
-        frame = pd.DataFrame(columns)
-        return frame.sort_values("r", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def calibration(self, *, n_bins: int = 10) -> Calibration | None:
         """Reliability of ``confidence`` against ``first_token_correct`` (or ``correct``).
@@ -233,45 +179,14 @@ class Scores:
     def n_units(self) -> int:
         return len(self.layer)
 
-    def summary(self, metric: str) -> str:
-        """A few lines about one metric: attrition through the nulls, and the strongest neurons."""
-        view = self[metric]
-        bars = view.thresholds
-        lines = [
-            f"{metric} · {self.site} at {', '.join(self.positions)} · {self.n_units:,} neurons · "
-            f"{self.n_examples:,} examples in {self.n_groups:,} groups"
-        ]
-        if self.exploratory:
-            lines.insert(0, EXPLORATORY)
-        steps = [f"{self.n_units:,} neurons"]
-        for gate, passed in view.passing().items():
-            bar = {
-                "associated": bars.permutation,
-                "beat the control task": bars.control,
-                "beat the rotated basis": bars.rotated,
-            }[gate]
-            steps.append(f"{int(passed.any(0).sum()):,} {gate} (|r| > {bar:.2f})")
-        lines.append("  " + " → ".join(steps))
-        if bars.permutation is None:
-            lines.append("  no null was drawn: these are descriptions, without p-values")
-        chance = chance_max_r(self.n_units * len(self.positions), self.n_examples)
-        lines.append(
-            f"  largest |r| {float(view.strength.max()):.2f}; independent neurons would reach "
-            f"about {chance:.2f} by chance; {int(self.excluded.sum()):,} constant neurons left out"
-        )
-        for layer, neuron in view.top(3).tolist():
-            unit = int(((self.layer == layer) & (self.neuron == neuron)).nonzero()[0])
-            position = int(view.r[:, unit].abs().argmax())
-            place = self.metrics.index(metric)
-            lines.append(
-                f"  L{layer}N{neuron}: r = {float(view.r[position, unit]):+.2f} "
-                f"[{float(self.low[place, position, unit]):+.2f}, "
-                f"{float(self.high[place, position, unit]):+.2f}]"
-            )
-        return "\n".join(lines)
+    @cached_property
+    def places(self) -> dict[tuple[int, int], int]:
+        """The place of each (layer, neuron) among the units."""
+        pairs = zip(self.layer.tolist(), self.neuron.tolist(), strict=True)
+        return {pair: place for place, pair in enumerate(pairs)}
 
     def __repr__(self) -> str:
-        parts = [self.summary(metric) for metric in self.metrics]
+        parts = [summary(self, metric) for metric in self.metrics]
         parts += [f"{name}: left out, {why}" for name, why in self.excluded_metrics.items()]
         table = self.calibration()
         if table is not None:
@@ -331,64 +246,3 @@ def _unpack(tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> dict[str, A
         else:
             values[key] = tensor
     return values
-
-
-def write_folder(
-    folder: Path, name: str, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
-) -> Path:
-    """A result as safetensors and JSON in a folder that replaces an older one at once."""
-    from safetensors.torch import save_file
-
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
-    try:
-        save_file(dict(tensors), work / f"{name}.safetensors")
-        (work / f"{name}.json").write_text(json.dumps(plain, indent=1))
-        check_replaceable(folder, name)
-        if folder.exists():
-            # Moved aside first: an interruption in between loses neither the old nor the new.
-            retired = work.with_name(f"{work.name}-old")
-            os.replace(folder, retired)
-            try:
-                os.replace(work, folder)
-            except BaseException:
-                os.replace(retired, folder)
-                raise
-            shutil.rmtree(retired)
-        else:
-            os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return folder
-
-
-def check_replaceable(folder: Path, name: str) -> None:
-    """Refuses a folder that holds anything but a saved ``name``."""
-    if not folder.exists():
-        return
-    own = {f"{name}.json", f"{name}.safetensors"}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
-    if not (folder / f"{name}.json").exists():
-        raise LensSkillsError(f"{folder} exists and holds no saved {name}. Choose another folder.")
-    if others:
-        raise LensSkillsError(
-            f"{folder} holds {others[0]!r} beside the saved {name}, which replacing it would lose. "
-            "Choose another folder."
-        )
-
-
-def read_folder(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_folder` wrote."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        plain = json.loads((folder / f"{name}.json").read_text())
-        return load_file(folder / f"{name}.safetensors"), plain
-    except (OSError, ValueError, SafetensorError) as error:
-        raise LensSkillsError(
-            f"no saved {name} in {folder} ({error}). Save one with .save({str(folder)!r})."
-        ) from error

@@ -1,25 +1,21 @@
 """`Selection`: the few neurons that passed every gate and were confirmed on unseen examples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring.scores import (
-    EXPLORATORY,
-    MetricScores,
-    Scores,
-    read_folder,
-    write_folder,
-)
+from lens_skills.scoring.display import EXPLORATORY
+from lens_skills.scoring.folder import read_folder, write_folder
+from lens_skills.scoring.gates import GATES
+from lens_skills.scoring.scores import MetricScores, Scores
 from lens_skills.stats.corrections import false_discovery_q
-
-GATES = ("associated", "beat the control task", "beat the rotated basis")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +27,7 @@ class Selection:
         position: Where each was read.
         r_explore, r_confirm: Its correlation on either split.
         p, q: Permutation p on the confirm split, and Benjamini–Hochberg over the tested family.
+        mean, std: Of its activation on explore, at its position (population std).
         metric, site, positions: What was measured where.
         attrition: How many neurons remained after each gate, in order.
         fdr: The level of ``q``.
@@ -44,6 +41,8 @@ class Selection:
     r_confirm: Float[Tensor, " k"]
     p: Float[Tensor, " k"]
     q: Float[Tensor, " k"]
+    mean: Float[Tensor, " k"]
+    std: Float[Tensor, " k"]
     metric: str
     site: str
     positions: tuple[str, ...]
@@ -130,7 +129,7 @@ def select(
     checked: MetricScores,
     *,
     fdr: float = 0.05,
-    gates: tuple[str, ...] = GATES,
+    gates: Sequence[str] = tuple(GATES),
     exploratory: bool = False,
 ) -> Selection:
     """The neurons that pass every gate on explore and hold up, with the same sign, on confirm.
@@ -168,7 +167,9 @@ def select(
             "the confirm scores have no null, so nothing can be confirmed. Score them with "
             "n_permutations > 0."
         )
-    gate_passed = _gates(found, gates)
+    ordered = tuple(gate for gate in GATES if gate in gates)
+    _check_gates(found, ordered)
+    gate_passed = found.passing(ordered)
     # A neuron stands for its strongest position among those that pass.
     passed = (
         list(gate_passed.values())[-1] if gate_passed else (~explore.excluded).expand_as(found.r)
@@ -176,9 +177,10 @@ def select(
     strength = torch.where(passed, found.r.abs(), -1.0)
     best = strength.max(dim=0)
     candidates = (best.values >= 0).nonzero()[:, 0]
-    tested = _in_confirm(explore, confirm, candidates)
-    units = [unit for unit, place in tested if place is not None]
-    places = [place for _, place in tested if place is not None]
+    pairs = zip(explore.layer.tolist(), explore.neuron.tolist(), strict=True)
+    names = dict(enumerate(pairs))
+    units = [unit for unit in candidates.tolist() if names[unit] in confirm.places]
+    places = [confirm.places[names[unit]] for unit in units]
     spots = best.indices[units]
     r_explore = found.r[spots, units]
     r_confirm, p = checked.r[spots, places], checked.p[spots, places]
@@ -200,6 +202,8 @@ def select(
         r_confirm=r_confirm[order],
         p=p[order],
         q=q[order],
+        mean=explore.mean[spots, units][order],
+        std=explore.std[spots, units][order],
         metric=found.metric,
         site=explore.site,
         positions=explore.positions,
@@ -216,24 +220,13 @@ def select(
     )
 
 
-def _gates(found: MetricScores, gates: tuple[str, ...]) -> dict[str, Bool[Tensor, "pos unit"]]:
-    """The masks of the gates asked for, each within the one before."""
-    bars = vars(found.thresholds)
-    names = dict(zip(GATES, ("permutation", "control", "rotated"), strict=True))
-    left = ~found.scores.excluded[None].expand_as(found.r)
-    masks = {}
-    for gate in GATES:
-        if gate not in gates:
-            continue
-        bar = bars[names[gate]]
-        if bar is None:
+def _check_gates(found: MetricScores, gates: tuple[str, ...]) -> None:
+    for gate in gates:
+        if found.thresholds.bar(gate) is None:
             raise LensSkillsError(
-                f"the gate {gate!r} needs the {names[gate]} null, which was not drawn on explore. "
+                f"the gate {gate!r} needs the {GATES[gate]} null, which was not drawn on explore. "
                 "Score whole layers with it, or leave the gate out: select(…, gates=…)."
             )
-        left = left & (found.r.abs() > bar)
-        masks[gate] = left
-    return masks
 
 
 def _check_match(found: MetricScores, checked: MetricScores) -> None:
@@ -263,18 +256,3 @@ def _check_reuse(explore: Scores, confirm: Scores, exploratory: bool) -> bool:
             "task.split(…), or say exploratory=True to mark the result."
         )
     return bool(shared or groups)
-
-
-def _in_confirm(
-    explore: Scores, confirm: Scores, units: Int[Tensor, " unit"]
-) -> list[tuple[int, int | None]]:
-    where = {
-        pair: place
-        for place, pair in enumerate(
-            zip(confirm.layer.tolist(), confirm.neuron.tolist(), strict=True)
-        )
-    }
-    return [
-        (unit, where.get((int(explore.layer[unit]), int(explore.neuron[unit]))))
-        for unit in units.tolist()
-    ]

@@ -44,7 +44,7 @@ class Source:
         lens = as_lens(model)
         found = find_site(lens, at, layers)
         reading = parse_position(position)
-        self.model, self.position = model, position
+        self.lens, self.position = lens, position
         self.site, self.layers, self.labels = found.name, found.layers, reading.labels
         self.ragged = reading.ragged
         # MPS has no float64; the sums then live on the CPU.
@@ -59,7 +59,7 @@ class Source:
             "positions": list(reading.labels),
             "chat": chat,
         }
-        self.width = _width(self.model, examples[0], found.name, found.layers[0], chat)
+        self.width = _width(lens, examples[0], found.name, found.layers[0], chat)
 
     def _read_table(
         self,
@@ -93,7 +93,7 @@ class Source:
             )
             return (batch for place, batch in enumerate(found) if place >= skip)
         return stream(
-            self.model,
+            self.lens,
             self.examples,
             at=self.site,
             position=self.position,
@@ -106,8 +106,8 @@ class Source:
         )
 
 
-def _width(model: Any, example: Example, site: str, layer: int, chat: bool) -> int:
+def _width(lens: Any, example: Example, site: str, layer: int, chat: bool) -> int:
     """How many neurons the site has, seen on one example."""
     bare = Example(id=example.id, prompt=example.prompt)
-    batch = next(stream(model, [bare], at=site, layers=layer, chat=chat, progress=False))
+    batch = next(stream(lens, [bare], at=site, layers=layer, chat=chat, progress=False))
     return batch.activations.shape[-1]

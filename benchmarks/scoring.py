@@ -1,16 +1,13 @@
-"""`score` against a bare forward pass, against what a user would write, and its memory.
+"""`score` against a bare forward pass, and against what a user would write.
 
     python benchmarks/scoring.py            # everything, about half an hour on two cores
-    python benchmarks/scoring.py forward    # one part: forward, recipes, peers or memory
+    python benchmarks/scoring.py forward    # one part: forward, recipes or peers
     python benchmarks/scoring.py --quick    # fewer examples: a smoke run, not a measurement
 
 Ratios are examples per second of `score` over those of the other way, from one run.
 """
 
 import argparse
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -155,22 +152,6 @@ def peers(model: Any, n_examples: int) -> dict[str, float]:
     return {"rank_vs_f_classif": rank, "rank_vs_scipy": rank_scipy}
 
 
-def peak_memory(n_examples: int, n_total: int) -> float:
-    """Peak resident megabytes of a fresh process that scores ``n_examples``."""
-    command = [sys.executable, __file__, "--memory", str(n_examples), str(n_total)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def measure_memory(n_examples: int, n_total: int) -> None:
-    model = ls.load_model()
-    task = task_of(model, n_total, 8)[:n_examples]
-    ls.score(
-        model, task, metrics=METRICS, n_permutations=PERMUTATIONS, batch_size=BATCH, progress=False
-    )
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
 def against_forward(n_examples: int, rounds: int, tokens: tuple[int, ...]) -> dict[str, float]:
     """`score` over the same model's bare forward, on both implementations."""
     figures = {}
@@ -217,40 +198,16 @@ def against_recipes(n_examples: int, rounds: int, tokens: tuple[int, ...]) -> di
     return figures
 
 
-def growth(small: int, large: int) -> dict[str, float]:
-    """Peak memory of `score` on few and on many examples."""
-    before, after = peak_memory(small, large), peak_memory(large, large)
-    per_example = (after - before) * 1024 / (large - small)
-    matrix = 46_080 * 4 / 1024
-    table(
-        f"peak memory from {small:,} to {large:,} examples",
-        {
-            "score": f"{before:,.0f} to {after:,.0f} MB: {per_example:.1f} kB per added example",
-            "a stored float32 matrix would add": f"{matrix:.0f} kB per example",
-        },
-    )
-    return {
-        "memory_kb_per_example": per_example,
-        "memory_matrix_vs_score": matrix / max(per_example, 0.1),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", nargs="?", choices=["forward", "recipes", "peers", "memory"])
+    parser.add_argument("part", nargs="?", choices=["forward", "recipes", "peers"])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--memory", nargs=2, type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.memory:
-        measure_memory(*asked.memory)
-        return
     n_examples, rounds = (64, 1) if asked.quick else (320, 5)
-    sizes = (64, 128) if asked.quick else (1000, 8000)
     parts: dict[str, Callable[[], dict[str, float]]] = {
         "forward": lambda: against_forward(n_examples, rounds, (25,)),
         "recipes": lambda: against_recipes(n_examples, rounds, (12, 25)),
         "peers": lambda: peers(ls.load_model(), min(n_examples, 160)),
-        "memory": lambda: growth(*sizes),
     }
     figures: dict[str, float] = {}
     for name, part in parts.items():

@@ -7,6 +7,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_skills.errors import LensSkillsError
+from lens_skills.scoring.scores import Scores
+from lens_skills.scoring.units import Units
+
 
 class Firing:
     """Counts, per class of each 0/1 metric, how often each unit exceeds its threshold.
@@ -42,3 +46,14 @@ class Firing:
                 accuracy = (silent + hits) / 2
                 found[name] = torch.maximum(accuracy, 1 - accuracy)
         return found
+
+
+def baseline_means(baseline: Scores, units: Units) -> Float[Tensor, " unit"]:
+    """The baseline's mean activation of each scored unit, positions outermost."""
+    wanted = zip(units.layer.tolist(), units.neuron.tolist(), strict=True)
+    try:
+        chosen = torch.tensor([baseline.places[pair] for pair in wanted])
+    except KeyError as error:
+        layer, neuron = error.args[0]
+        raise LensSkillsError(f"the baseline does not hold L{layer}N{neuron}.") from error
+    return rearrange(baseline.mean[:, chosen], "pos unit -> (pos unit)")

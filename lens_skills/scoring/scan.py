@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lens_skills.activations import (
@@ -21,7 +20,8 @@ from lens_skills.example import Example
 from lens_skills.scoring.checkpoint import Checkpoint
 from lens_skills.scoring.columns import Columns
 from lens_skills.scoring.findings import collect
-from lens_skills.scoring.firing import Firing
+from lens_skills.scoring.firing import Firing, baseline_means
+from lens_skills.scoring.matching import check_baseline
 from lens_skills.scoring.provenance import describe_pass, numbers_hash
 from lens_skills.scoring.scores import Scores
 from lens_skills.scoring.source import Source
@@ -123,7 +123,7 @@ def score(
             )
     source = Source(model, examples, wanted, at, position, layers, batch_size, chat, progress)
     if baseline is not None:
-        _check_baseline(baseline, examples, source, exploratory)
+        check_baseline(baseline, examples, source, exploratory)
     units = Units(source, neurons)
     n_draws = _n_draws(n_permutations, len(units.layer) * len(source.labels), len(examples))
     n_rotations = _n_rotations(n_rotations, source, neurons)
@@ -150,7 +150,7 @@ def score(
         metric.name: known.get(metric.name, torch.zeros(len(examples), dtype=torch.float64))
         for metric in wanted
     }
-    firing = None if baseline is None else Firing(_thresholds(baseline, units), len(wanted))
+    firing = None if baseline is None else Firing(baseline_means(baseline, units), len(wanted))
     provenance = describe_pass(
         source.about, examples, wanted, columns, n_rotations=n_rotations, seed=seed, given=given
     )
@@ -224,32 +224,3 @@ def _n_rotations(asked: int | None, source: Source, neurons: Any) -> int:
             "a rotated basis needs whole layers; leave out neurons=, or n_rotations=0."
         )
     return asked
-
-
-def _check_baseline(
-    baseline: Scores, examples: Sequence[Example], source: Source, exploratory: bool
-) -> None:
-    shared = set(baseline.example_ids) & {example.id for example in examples}
-    if shared and not exploratory:
-        raise LensSkillsError(
-            f"the baseline was measured on {len(shared)} of these examples. Take its thresholds "
-            "from another split, or say exploratory=True."
-        )
-    if baseline.provenance.get("model_fingerprint") != source.about["model_fingerprint"]:
-        raise LensSkillsError("the baseline was measured on another model.")
-    if baseline.site != source.site or baseline.positions != source.labels:
-        raise LensSkillsError(
-            f"the baseline is of {baseline.site} at {baseline.positions}, not {source.site} at "
-            f"{source.labels}."
-        )
-
-
-def _thresholds(baseline: Scores, units: Units) -> Float[Tensor, " unit"]:
-    """The baseline's mean activation of each scored unit, positions outermost."""
-    wanted = zip(units.layer.tolist(), units.neuron.tolist(), strict=True)
-    try:
-        chosen = torch.tensor([baseline.places[pair] for pair in wanted])
-    except KeyError as error:
-        layer, neuron = error.args[0]
-        raise LensSkillsError(f"the baseline does not hold L{layer}N{neuron}.") from error
-    return rearrange(baseline.mean[:, chosen], "pos unit -> (pos unit)")

@@ -14,7 +14,8 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.display import EXPLORATORY
 from lens_skills.scoring.folder import read_folder, write_folder
 from lens_skills.scoring.gates import GATES
-from lens_skills.scoring.scores import MetricScores, Scores
+from lens_skills.scoring.matching import check_match, check_reuse
+from lens_skills.scoring.scores import MetricScores
 from lens_skills.stats.corrections import false_discovery_q
 
 
@@ -159,8 +160,8 @@ def select(
     if unknown:
         raise LensSkillsError(f"no gate {unknown[0]!r}. Choose from {', '.join(map(repr, GATES))}.")
     explore, confirm = found.scores, checked.scores
-    _check_match(found, checked)
-    reused = _check_reuse(explore, confirm, exploratory)
+    check_match(found, checked)
+    reused = check_reuse(explore, confirm, exploratory)
     waived = set(gates) != set(GATES)
     if checked.p is None:
         raise LensSkillsError(
@@ -227,32 +228,3 @@ def _check_gates(found: MetricScores, gates: tuple[str, ...]) -> None:
                 f"the gate {gate!r} needs the {GATES[gate]} null, which was not drawn on explore. "
                 "Score whole layers with it, or leave the gate out: select(…, gates=…)."
             )
-
-
-def _check_match(found: MetricScores, checked: MetricScores) -> None:
-    one, other = found.scores, checked.scores
-    pairs: dict[str, tuple[Any, Any]] = {
-        "metric": (found.metric, checked.metric),
-        "site": (one.site, other.site),
-        "positions": (one.positions, other.positions),
-    }
-    for key in ("model_fingerprint", "task", "given", "chat"):
-        pairs[key] = (one.provenance.get(key), other.provenance.get(key))
-    for what, (here, there) in pairs.items():
-        if here != there:
-            raise LensSkillsError(
-                f"the two scores do not fit together: {what} is {here!r} on explore and {there!r} "
-                "on confirm."
-            )
-
-
-def _check_reuse(explore: Scores, confirm: Scores, exploratory: bool) -> bool:
-    shared = set(explore.example_ids) & set(confirm.example_ids)
-    groups = set(explore.groups) & set(confirm.groups)
-    if (shared or groups) and not exploratory:
-        what = f"{len(shared)} examples" if shared else f"{len(groups)} groups"
-        raise LensSkillsError(
-            f"explore and confirm share {what}, so confirming would repeat the search. Use "
-            "task.split(…), or say exploratory=True to mark the result."
-        )
-    return bool(shared or groups)

@@ -1,0 +1,67 @@
+"""Peak memory of `score` on few and on many examples, each in a process of its own.
+
+python benchmarks/memory.py            # 1,000 and 8,000 prompts of 8 tokens: a quarter of an hour
+python benchmarks/memory.py --quick    # 64 and 128: a smoke run, not a measurement
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+
+from scoring import BATCH, METRICS, PERMUTATIONS, task_of
+from timing import report, table
+
+import lens_skills as ls
+
+
+def peak_memory(n_examples: int, n_total: int) -> float:
+    """Peak resident megabytes of a fresh process that scores ``n_examples``."""
+    command = [sys.executable, __file__, "--one", str(n_examples), str(n_total)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def measure_memory(n_examples: int, n_total: int) -> None:
+    model = ls.load_model()
+    task = task_of(model, n_total, 8)[:n_examples]
+    ls.score(
+        model, task, metrics=METRICS, n_permutations=PERMUTATIONS, batch_size=BATCH, progress=False
+    )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def growth(small: int, large: int) -> dict[str, float]:
+    """Peak memory of `score` on few and on many examples."""
+    # Two runs of one size differ by up to 70 MB with the allocator's luck: medians of three.
+    peaks = [(peak_memory(small, large), peak_memory(large, large)) for _ in range(3)]
+    before, after = (statistics.median(side) for side in zip(*peaks, strict=True))
+    per_example = (after - before) * 1024 / (large - small)
+    matrix = 46_080 * 4 / 1024
+    table(
+        f"peak memory from {small:,} to {large:,} examples",
+        {
+            "score": f"{before:,.0f} to {after:,.0f} MB: {per_example:.1f} kB per added example",
+            "a stored float32 matrix would add": f"{matrix:.0f} kB per example",
+        },
+    )
+    return {
+        "memory_kb_per_example": per_example,
+        "memory_matrix_vs_score": matrix / max(per_example, 0.1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        measure_memory(*asked.one)
+    else:
+        report(growth(*((64, 128) if asked.quick else (1000, 8000))))
+
+
+if __name__ == "__main__":
+    main()

@@ -29,4 +29,4 @@ def table(title: str, rows: Mapping[str, str]) -> None:
 
 def report(figures: Mapping[str, float]) -> None:
     """Prints the figures as one JSON object, flat, on the last line."""
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    print(json.dumps({name: float(f"{value:.4g}") for name, value in figures.items()}))

@@ -1,0 +1,197 @@
+"""`sweep` against loops of `run_with_hooks`: time per neuron and example, and equality.
+
+    python benchmarks/sweep.py            # both parts; the whole sweep takes a quarter of an hour
+    python benchmarks/sweep.py loops      # one part: loops or whole
+    python benchmarks/sweep.py --quick    # few neurons: a smoke run, not a measurement
+
+Prompts of 24 tokens, the last position, zero ablation, neurons drawn uniformly over the layers.
+Ratios are neuron-examples per second of `sweep` over those of the other way, from one run.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timing import interleaved, report, table
+
+import lens_skills as ls
+from lens_skills.activations.encoding import encode_examples
+from lens_skills.causal import ablate, sweep
+from lens_skills.models import as_lens
+
+TOKENS, EXAMPLES, COPIES = 24, 8, 32
+Neuron = tuple[int, int]
+
+
+def prompts(model: Any, n_examples: int) -> ls.Task:
+    """Agreement prompts, answers and foils of one token, led in to exactly 24 tokens."""
+    lens, found = as_lens(model), []
+    for place, example in enumerate(ls.tasks.agreement(n=400)):
+        missing = TOKENS - len(lens.encode(example.prompt))
+        for filler in ("So" + " and so" * k + " on" * j for k in range(12) for j in range(3)):
+            prompt = f"{filler} {example.prompt[0].lower()}{example.prompt[1:]}"
+            if missing > 0 and len(lens.encode(prompt)) == TOKENS:
+                kept = {"answer": example.answer, "foil": example.foil, "group": example.group}
+                found.append(ls.Example(id=str(place), prompt=prompt, **kept))
+                break
+        if len(found) == n_examples:
+            break
+    return ls.Task("agreement", found)
+
+
+def uniformly(model: Any, per_layer: int) -> list[Neuron]:
+    """As many neurons of every layer, drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    lens = as_lens(model)
+    draws = [torch.randperm(lens.d_mlp, generator=generator) for _ in range(lens.n_layers)]
+    return [(layer, int(k)) for layer, order in enumerate(draws) for k in order[:per_layer]]
+
+
+def tokens_of(model: Any, task: ls.Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """The prompts' tokens, and each one's answer and foil."""
+    encoded = encode_examples(as_lens(model), task, answers=True)
+    pairs = [[*(e.answer_tokens or ()), *(e.foil_tokens or ())] for e in encoded]
+    return torch.tensor([e.prompt_tokens.tolist() for e in encoded]), torch.tensor(pairs)
+
+
+def zeroed(rows: list[int]) -> Callable[..., torch.Tensor]:
+    """A hook that zeroes one neuron per row at the last position (one for all: a list of one)."""
+
+    def hook(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        activation = activation.clone()
+        index = torch.tensor(rows).expand(len(activation))
+        activation[torch.arange(len(activation)), -1, index] = 0
+        return activation
+
+    return hook
+
+
+@torch.no_grad()
+def last_logits(model: Any, tokens: torch.Tensor, layer: int, rows: list[int]) -> torch.Tensor:
+    """What a user would write: one full pass with a hook."""
+    hooks = [(f"blocks.{layer}.mlp.hook_post", zeroed(rows))]
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)[:, -1]
+
+
+def answer_log_probability(logits: torch.Tensor, examples: Any) -> torch.Tensor:
+    """The metric the equality is checked on: it reads the whole vocabulary."""
+    answers = torch.tensor([example.answer_tokens[0] for example in examples])
+    return logits.double().log_softmax(-1).gather(-1, answers[:, None])[:, 0]
+
+
+def against_loops(implementation: str, per_layer: int, every: int, rounds: int) -> dict[str, float]:
+    """`sweep` over loops of full passes, per neuron and example."""
+    model = ls.load_model(implementation=implementation)
+    task = prompts(model, EXAMPLES)
+    tokens, pairs = tokens_of(model, task)
+    neurons = uniformly(model, per_layer)
+    few = neurons[:: per_layer * every]  # of every so-many-th layer
+    by_layer: dict[int, list[int]] = {}
+    for layer, neuron in neurons:
+        by_layer.setdefault(layer, []).append(neuron)
+
+    def swept() -> None:
+        sweep(model, task, neurons, do=ablate("zero"), metric="logit_diff", progress=False)
+
+    def one_by_one() -> None:
+        for layer, neuron in few:
+            logits = last_logits(model, tokens[:1], layer, [neuron])
+            logits[0, pairs[0]].diff()
+
+    def by_eight() -> None:
+        for layer, neuron in few:
+            last_logits(model, tokens, layer, [neuron]).gather(-1, pairs).diff()
+
+    def stacked() -> None:
+        for layer, _ in few:
+            rows = (by_layer[layer] * COPIES)[:COPIES]
+            last_logits(model, tokens[:1].repeat(COPIES, 1), layer, rows)[:, pairs[0]].diff()
+
+    ways = {"sweep": swept, "b1": one_by_one, "b8": by_eight, "stacked": stacked}
+    counts = {
+        "sweep": len(neurons) * EXAMPLES,
+        "b1": len(few),
+        "b8": len(few) * EXAMPLES,
+        "stacked": len(few) * COPIES,
+    }
+    seconds = interleaved(ways, rounds=rounds)
+    each = {name: seconds[name] / counts[name] for name in ways}
+    difference = largest_difference(model, task, tokens, few)
+    suffix = "" if implementation == "hooked" else "_bridge"
+    loops = {
+        "loop_b1": ("b1", "a loop of run_with_hooks, one example"),
+        "loop_b8": ("b8", "a loop of run_with_hooks, 8 examples"),
+        "stacked": ("stacked", f"{COPIES} copies on the batch axis, one neuron each"),
+    }
+    figures = {
+        f"sweep_vs_{name}{suffix}": each[way] / each["sweep"] for name, (way, _) in loops.items()
+    }
+    rows = {"sweep, ms per neuron and example": f"{1e3 * each['sweep']:.2f}"}
+    for name, (way, text) in loops.items():
+        ratio = figures[f"sweep_vs_{name}{suffix}"]
+        rows[f"against {text}"] = f"{ratio:.1f}x ({1e3 * each[way]:.1f} ms)"
+    rows["largest difference in log-probability"] = f"{difference:.1e}"
+    table(f"{implementation}: {len(neurons)} neurons, {EXAMPLES} prompts of {TOKENS} tokens", rows)
+    return {**figures, f"sweep_max_logprob_difference{suffix}": difference}
+
+
+def largest_difference(
+    model: Any, task: ls.Task, tokens: torch.Tensor, neurons: list[Neuron]
+) -> float:
+    """Between `sweep` and hooks, in the log-probability of the answer."""
+    found = sweep(
+        model, task, neurons, do=ablate("zero"), metric=answer_log_probability, progress=False
+    )
+    encoded = encode_examples(as_lens(model), task, answers=True)
+    wanted = [
+        answer_log_probability(last_logits(model, tokens, layer, [neuron]), encoded)
+        for layer, neuron in neurons
+    ]
+    return float((found.clean + found.total - torch.stack(wanted)).abs().max())
+
+
+def whole(layers: list[int] | None) -> dict[str, float]:
+    """Every neuron of the model on 8 examples."""
+    model = ls.load_model()
+    task, lens = prompts(model, EXAMPLES), as_lens(model)
+    shown = range(lens.n_layers) if layers is None else layers
+    rows = torch.cartesian_prod(torch.tensor(list(shown)), torch.arange(lens.d_mlp))
+    start = time.perf_counter()
+    found = sweep(model, task, rows, do=ablate("zero"), metric="logit_diff")
+    seconds = time.perf_counter() - start
+    table(
+        f"all neurons of {len(shown)} layers, {EXAMPLES} prompts of {TOKENS} tokens",
+        {
+            "neurons": f"{len(found.names):,}",
+            "seconds": f"{seconds:.0f}",
+            "ms per neuron and example": f"{1e3 * seconds / found.total.numel():.2f}",
+        },
+    )
+    return {"sweep_whole_neurons": float(len(found.names)), "sweep_whole_seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", nargs="?", choices=["loops", "whole"])
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args()
+    figures: dict[str, float] = {}
+    per_layer, every, rounds = (32, 10, 1) if asked.quick else (64, 2, 5)
+    if asked.part != "whole":
+        for implementation in ("hooked", "bridge"):
+            try:
+                ls.load_model(implementation=implementation)
+            except ls.LensSkillsError as error:
+                print(f"{implementation}: not here ({error})")
+                continue
+            figures |= against_loops(implementation, per_layer, every, rounds)
+    if asked.part != "loops":
+        # The layer in the middle costs what a layer costs on average.
+        figures |= whole([15] if asked.quick else None)
+    report(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,9 +7,16 @@
 """
 
 from lens_skills.reporting.activation import activation_scatter as activation_scatter
+from lens_skills.reporting.against_controls import (
+    effect_against_controls as effect_against_controls,
+)
+from lens_skills.reporting.against_r import effect_against_r as effect_against_r
 from lens_skills.reporting.correlations import r_distribution as r_distribution
+from lens_skills.reporting.damage import damage_matrix as damage_matrix
+from lens_skills.reporting.dose import dose_response as dose_response
 from lens_skills.reporting.drawing import Drawing as Drawing
 from lens_skills.reporting.drawing import save as save
+from lens_skills.reporting.forest import effect_forest as effect_forest
 from lens_skills.reporting.funnel import attrition as attrition
 from lens_skills.reporting.heatmap import metric_heatmap as metric_heatmap
 from lens_skills.reporting.layers import layer_profile as layer_profile

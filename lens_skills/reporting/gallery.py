@@ -1,10 +1,13 @@
-"""Every figure a set of scores and its selections give."""
+"""Every figure a result gives: scores with their selections, or a verdict."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from lens_skills.causal.curve import DoseResponse
+from lens_skills.causal.matrix import DamageMatrix
+from lens_skills.causal.verdict import Verdict
 from lens_skills.reporting import figures
 from lens_skills.reporting.drawing import Drawing
-from lens_skills.scoring import Scores, Selection
+from lens_skills.scoring import MetricScores, Scores, Selection
 
 
 def draw_all(
@@ -20,3 +23,32 @@ def draw_all(
         yield figures.reliability(found)
     for selection in selections:
         yield figures.attrition(selection)
+
+
+def draw_verdict(
+    verdict: Verdict,
+    found: MetricScores | None = None,
+    *,
+    marked: Mapping[str, str] | None = None,
+    curve: DoseResponse | None = None,
+    matrix: DamageMatrix | None = None,
+) -> Iterator[Drawing]:
+    """All figures of one verdict, one after another, then those of what was measured beside it.
+
+    Args:
+        verdict: From `verify` or `audit`.
+        found: The scores its neurons were selected from; without them, or where they hold none of
+            the units (heads, say), the picture of r against effect is left out.
+        marked: For that picture: ``{"L1N2": "decoy"}``.
+        curve: A dose-response of the same neurons.
+        matrix: Of several skills.
+    """
+    scored = set() if found is None else {f"L{layer}N{n}" for layer, n in found.scores.places}
+    if found is not None and any(ruling.name in scored for ruling in verdict.singles):
+        yield figures.effect_against_r(found, verdict, marked=marked)
+    yield figures.effect_against_controls(verdict)
+    yield figures.effect_forest(verdict)
+    if curve is not None:
+        yield figures.dose_response(curve, exploratory=verdict.exploratory)
+    if matrix is not None:
+        yield figures.damage_matrix(matrix, exploratory=verdict.exploratory)

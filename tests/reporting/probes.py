@@ -1,0 +1,26 @@
+"""What a figure shows, read back from it."""
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Polygon, Rectangle
+
+from lens_skills.reporting import Drawing
+
+
+def words(drawing: Drawing) -> str:
+    return " ".join(text.get_text() for text in drawing.figure.texts)
+
+
+def labels(axis: Axes) -> list[str]:
+    legend = axis.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def band(axis: Axes, which: str = "y") -> list[tuple[float, float]]:
+    """Ends of the ±δ bands."""
+    found = []
+    for patch in axis.patches:
+        if patch.get_gid() == "delta":
+            assert isinstance(patch, Polygon | Rectangle)
+            box = patch.get_path().get_extents(patch.get_patch_transform())
+            found.append((box.y0, box.y1) if which == "y" else (box.x0, box.x1))
+    return found

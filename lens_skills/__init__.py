@@ -2,7 +2,8 @@
 
 A :class:`Task` (prompts, answers, labels) is split by group; a :func:`score` correlates every
 neuron's activation with every metric (a label, the model's own confidence, its correctness) in one
-pass and holds it against three nulls; :func:`select` keeps what a second, unseen split confirms.
+pass and holds it against three nulls; :func:`select` keeps what a second, unseen split confirms;
+:func:`verify` intervenes on a third, beside matched controls, and says what each neuron does.
 :func:`study` runs all of it and prints one card, which opens with the attrition: how many neurons
 there are, and how many are left after each gate.
 
@@ -13,11 +14,12 @@ or ``TransformerBridge`` of your own as it is::
     import lens_skills as ls
 
     model = ls.load_model()
-    explore, confirm = ls.tasks.agreement().split(0.5, 0.5, seed=0)
+    explore, confirm, intervene = ls.tasks.agreement().split(0.4, 0.2, 0.4, seed=0)
     metrics = {"plural": "label:plural", "sure": ls.confidence()}
     found = ls.score(model, explore, metrics=metrics)
     checked = ls.score(model, confirm, metrics=metrics, neurons=found["plural"].top(200))
-    print(ls.select(found["plural"], checked["plural"], fdr=0.05))
+    skills = ls.select(found["plural"], checked["plural"], fdr=0.05)
+    print(ls.verify(model, intervene, skills, do=ls.ablate("mean", over=found)))
 
 The names below are loaded when they are first used, so that importing the package, and asking the
 shell for help, costs nothing.
@@ -38,6 +40,19 @@ if TYPE_CHECKING:
     from lens_skills.activations import logit_diff as logit_diff
     from lens_skills.activations import span as span
     from lens_skills.activations import stream as stream
+    from lens_skills.causal import Verdict as Verdict
+    from lens_skills.causal import ablate as ablate
+    from lens_skills.causal import audit as audit
+    from lens_skills.causal import clamp as clamp
+    from lens_skills.causal import damage_matrix as damage_matrix
+    from lens_skills.causal import dose_response as dose_response
+    from lens_skills.causal import edited as edited
+    from lens_skills.causal import patch as patch
+    from lens_skills.causal import prescreen as prescreen
+    from lens_skills.causal import scale as scale
+    from lens_skills.causal import steer as steer
+    from lens_skills.causal import sweep as sweep
+    from lens_skills.causal import verify as verify
     from lens_skills.errors import LensSkillsError as LensSkillsError
     from lens_skills.example import Example as Example
     from lens_skills.models import as_lens as as_lens
@@ -60,22 +75,35 @@ _HOME = {
     "Scores": "scoring",
     "Selection": "scoring",
     "Task": "tasks",
+    "Verdict": "causal",
+    "ablate": "causal",
     "as_lens": "models",
+    "audit": "causal",
     "capture": "activations",
+    "clamp": "causal",
     "confidence": "activations",
     "correct": "activations",
     "covariate": "activations",
+    "damage_matrix": "causal",
     "describe": "tasks",
+    "dose_response": "causal",
+    "edited": "causal",
     "evaluate": "activations",
     "first_token_correct": "activations",
     "label": "activations",
     "load_model": "models",
     "logit_diff": "activations",
+    "patch": "causal",
+    "prescreen": "causal",
+    "scale": "causal",
     "score": "scoring",
     "select": "scoring",
     "span": "activations",
+    "steer": "causal",
     "stream": "activations",
     "study": "pipeline",
+    "sweep": "causal",
+    "verify": "causal",
 }
 # The public names that are modules themselves.
 _MODULES = {"figures": "reporting.figures", "tasks": "tasks"}

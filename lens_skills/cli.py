@@ -1,25 +1,18 @@
 """The shell: each command parses, calls the API and prints."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from lens_skills.shell import Implementation, Model, Seed, named, open_model, show_table
+
 app = typer.Typer(
-    help="Find, confirm and draw the neurons of a language model that carry a skill.",
+    help="Find, confirm, test and draw the neurons of a language model that carry a skill.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
 )
-
-Model = Annotated[
-    str | None,
-    typer.Option(help="Hub name, local folder or .gguf file. Default: bundled SmolLM2-135M."),
-]
-Implementation = Annotated[
-    str | None, typer.Option(help="hooked (HookedTransformer) or bridge (TransformerBridge).")
-]
-Seed = Annotated[int, typer.Option(help="Seed of the split and of all random draws.")]
 
 
 @app.command()
@@ -32,7 +25,7 @@ def demo(
     """The whole pipeline on a skill the model has and on one it mostly has not."""
     from lens_skills.demo import run_demo
 
-    run_demo(_open(model, implementation), out, seed=seed)
+    run_demo(open_model(model, implementation), out, seed=seed)
 
 
 @app.command()
@@ -95,7 +88,7 @@ def score(
         metrics=tuple(metric or ["confidence"]),
         model=model,
         implementation=implementation,
-        columns=columns | _named("labels", label) | _named("covariates", covariate),
+        columns=columns | named("labels", label) | named("covariates", covariate),
         options={
             "at": at,
             "position": position,
@@ -103,14 +96,14 @@ def score(
             "batch_size": batch_size,
             "chat": chat,
         }
-        | _named("given", given)
+        | named("given", given)
         | ({} if permutations is None else {"n_permutations": permutations}),
         seed=seed,
         limit=limit,
     )
     run = Run.create(out, request)
     run.splits()  # a task that cannot be opened is refused before the model is loaded
-    typer.echo(repr(run.explore(_open(model, implementation))))
+    typer.echo(repr(run.explore(open_model(model, implementation))))
     typer.echo(f"\nwritten to {out}; next: lens-skills select {out}")
 
 
@@ -128,8 +121,36 @@ def select(
 
     opened = Run.load(run)
     name = main_metric(opened.found().metrics, metric)
-    model = _open(opened.request.model, opened.request.implementation)
+    model = open_model(opened.request.model, opened.request.implementation)
     typer.echo(repr(opened.confirm(model, name, fdr=fdr, top=top)))
+    typer.echo(f"\nnext: lens-skills verify {run}")
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run folder in which neurons were selected.")],
+    metric: Annotated[
+        str | None, typer.Option(help="Whose neurons (default: the run's first metric).")
+    ] = None,
+    causal: Annotated[
+        str | None,
+        typer.Option(help="What they are judged by (default logit_diff, else answer_probability)."),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="The smallest effect that matters, in that metric's unit.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Examples to intervene on.")] = 64,
+) -> None:
+    """Ablate the selected neurons of RUN on its third split, beside matched controls.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from lens_skills.runs import Run, main_metric
+
+    opened = Run.load(run)
+    name = main_metric(opened.found().metrics, metric)
+    model = open_model(opened.request.model, opened.request.implementation)
+    typer.echo(repr(opened.verify(model, name, causal=causal, delta=delta, limit=limit)))
 
 
 @app.command()
@@ -138,12 +159,16 @@ def figures(
     out: Annotated[Path | None, typer.Option(help="Default: RUN/figures.")] = None,
 ) -> None:
     """Draw the figures of RUN: PDF, SVG, PNG, and the numbers of each as CSV."""
-    from lens_skills.reporting.gallery import draw_all
+    from lens_skills.reporting.gallery import draw_all, draw_verdict
     from lens_skills.runs import Run
 
-    opened = Run.load(run)
-    target = out or run / "figures"
-    for drawing in draw_all(opened.found(), opened.selections()):
+    opened, target = Run.load(run), out or run / "figures"
+    found = opened.found()
+    drawings = [
+        *draw_all(found, opened.selections()),
+        *(d for name, v in opened.verdicts().items() for d in draw_verdict(v, found[name])),
+    ]
+    for drawing in drawings:
         drawing.save(target)
         typer.echo(f"{target / drawing.name}.pdf .svg .png .csv")
 
@@ -162,10 +187,10 @@ def models(
     if hooks:
         from lens_skills.activations import site_names
 
-        names = site_names(as_lens(_open(model, implementation)).hook_names())
+        names = site_names(as_lens(open_model(model, implementation)).hook_names())
         typer.echo("\n".join(names))
         return
-    _table(
+    show_table(
         ["", "name", "how", "here"],
         [[row.what, row.name, row.how, row.state] for row in describe_openable()],
     )
@@ -182,48 +207,25 @@ def tasks(
     implementation: Implementation = None,
 ) -> None:
     """The tasks that come with the toolkit, or one task: its columns and first examples."""
-    from lens_skills.runs import GENERATORS, open_task
+    from lens_skills.tasks import GENERATORS, open_task
 
     if task is None:
         rows = [[name, text] for name, text in GENERATORS.items()]
         rows.append(
             ["PATH", "a BIG-bench JSON file or folder, or a CSV, TSV, JSONL or Parquet file"]
         )
-        _table(["task", "what it asks"], rows)
+        show_table(["task", "what it asks"], rows)
         return
     opened = open_task(task)
     typer.echo(repr(opened))
     if describe:
         if limit < len(opened):
             (opened,) = opened.split(limit / len(opened), seed=0)
-        typer.echo(repr(opened.describe(_open(model, implementation))))
+        typer.echo(repr(opened.describe(open_model(model, implementation))))
         return
     typer.echo("columns: " + ", ".join(opened.column_names))
     for example in opened[:3]:
         typer.echo(f"{example.prompt!r} → {example.answer!r}, not {example.foil!r}")
-
-
-def _open(model: str | None, implementation: str | None) -> Any:
-    from lens_skills.models import load_model
-
-    typer.echo("opening the model …", err=True)
-    return load_model(model, implementation=implementation)
-
-
-def _named(name: str, values: list[str] | None) -> dict[str, Any]:
-    return {name: tuple(values)} if values else {}
-
-
-def _table(head: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in head:
-        table.add_column(name, overflow="fold")  # what is to be typed must not be cut short
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from lens_skills.activations import stream
 from lens_skills.pipeline import Study, study
 from lens_skills.reporting import figures
-from lens_skills.reporting.gallery import draw_all
+from lens_skills.reporting.gallery import draw_all, draw_verdict
 from lens_skills.tasks import agreement, arithmetic
 
 # What an arithmetic prompt says without any adding: with these taken out, is anything left?
@@ -58,9 +58,12 @@ def _keep(model: Any, result: Study, folder: Path) -> None:
 
 def draw(model: Any, result: Study, folder: Path) -> None:
     """Every figure of a study, the strongest neuron's activations among them."""
+    view = result.found[result.metric]
     for drawing in draw_all(result.found, [result.selection], metrics=[result.metric]):
         drawing.save(folder)
-    view = result.found[result.metric]
+    if result.verdict is not None:
+        for drawing in draw_verdict(result.verdict, view):
+            drawing.save(folder)
     layer, neuron = view.top(1)[0].tolist()
     order, activations = [], []
     for batch in stream(model, result.explore, layers=layer, progress=False):

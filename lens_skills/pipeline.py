@@ -1,8 +1,6 @@
-"""`study`: every step from a task to confirmed neurons, on one card."""
+"""`study`: every step from a task to a verdict on its neurons, on one card."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lens_skills.activations import (
@@ -12,109 +10,18 @@ from lens_skills.activations import (
     parse_metrics,
     parse_position,
 )
+from lens_skills.card import Study
+from lens_skills.causal import Edit, ablate, verify
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_lens
-from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
+from lens_skills.scoring import Selection, score, select
 from lens_skills.stats.exchange import check_scheme
-from lens_skills.tasks import Preflight, Task, describe, require_examples
+from lens_skills.tasks import Preflight, Task, causal_metric, describe, few, require_examples
 
 # How many of explore's strongest neurons are tested on confirm.
 TESTED = 200
 # Examples the preflight reads: enough for shares of a few per cent, at half a pass's cost.
 _PREFLIGHT = 300
-# How well other columns must predict a metric (R², and AUROC where it is 0/1) to be warned of.
-_EXPLAINED = {False: 0.25, True: 0.75}
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """What every step found; printing it shows one card.
-
-    Attributes:
-        preflight: Whether there is a skill, and what would explain it away.
-        found: Scores of all neurons on the explore split.
-        checked: Scores of explore's strongest on the confirm split.
-        selection: What passed every gate and was confirmed.
-        metric: The metric the selection is about.
-        explore, confirm: The two splits.
-    """
-
-    preflight: Preflight
-    found: Scores
-    checked: Scores
-    selection: Selection
-    metric: str
-    explore: Task
-    confirm: Task
-
-    def __repr__(self) -> str:
-        return "\n".join([self.selection.attrition_line(), *self._findings(), *self._preflight()])
-
-    def _preflight(self) -> list[str]:
-        return ["", "Preflight", *repr(self.preflight).splitlines()]
-
-    def _findings(self) -> list[str]:
-        found, bars = self.found, self.found[self.metric].thresholds
-        lines = [
-            f"{self.metric} · {found.site} at {', '.join(found.positions)} · explore "
-            f"{found.n_examples} examples in {found.n_groups} groups, confirm "
-            f"{self.checked.n_examples} in {self.checked.n_groups}"
-        ]
-        if found.provenance["given"]:
-            lines.append(f"partial r, given {', '.join(found.provenance['given'])}")
-        if self.selection.exploratory:
-            lines.append(EXPLORATORY)
-        nulls = {
-            "permutation": bars.permutation,
-            "control task": bars.control,
-            "rotated basis": bars.rotated,
-        }
-        drawn = [f"{name} {bar:.2f}" for name, bar in nulls.items() if bar is not None]
-        lines.append(f"|r| to beat: {', '.join(drawn)}")
-        lines += ["", *self._table(), "", self._verdict()]
-        return lines
-
-    def _table(self) -> list[str]:
-        frame = self.selection.frame()
-        if frame.empty:
-            best = self.found[self.metric].frame().head(3)
-            names = [f"L{row.layer}N{row.neuron} ({row.r:+.2f})" for row in best.itertuples()]
-            return [f"no neuron passed every gate; the strongest were {', '.join(names)}"]
-        shown = frame.head(10)[["name", "r_explore", "r_confirm", "p", "q"]]
-        return shown.to_string(index=False, float_format=lambda x: f"{x:.3g}").splitlines()
-
-    def _verdict(self) -> str:
-        if self.preflight.skill is False:
-            return (
-                "no skill to explain: whatever these neurons track, the model does not do the task."
-            )
-        if len(self.selection) == 0:
-            return "nothing to report: what correlates here, any basis or a random label matches."
-        text = (
-            f"{len(self.selection)} neurons carry this metric on unseen groups. They are "
-            "correlates: whether the model uses them takes an intervention."
-        )
-        quality = self.preflight.predicted.get(self.metric, 0.0)
-        if (
-            not self.found.provenance["given"]
-            and quality > _EXPLAINED[self.metric in self.preflight.binary]
-        ):
-            text += (
-                f"\ncaution: the task's other columns alone predict {self.metric} "
-                f"({quality:.2f}); these neurons may carry those instead. Repeat with given=[…]."
-            )
-        return text
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes explore, confirm, selection and the preflight under one folder."""
-        target = Path(folder)
-        self.found.save(target / "explore")
-        self.checked.save(target / "confirm")
-        self.selection.save(target / "selection")
-        self.preflight.save(target / "preflight.json")
-        (target / "card.txt").write_text(repr(self) + "\n")
-        self.selection.frame().to_csv(target / "neurons.csv", index=False)
-        return target
 
 
 def study(
@@ -126,7 +33,11 @@ def study(
     at: str = DEFAULT_SITE,
     position: Position = "last",
     given: Sequence[str] = (),
-    fractions: tuple[float, float] = (0.6, 0.4),
+    fractions: Sequence[float] = (0.4, 0.2, 0.4),
+    causal: Any = None,
+    do: Edit | None = None,
+    delta: float | None = None,
+    n_trials: int = 64,
     fdr: float = 0.05,
     exchange: str = "auto",
     n_permutations: int | None = None,
@@ -136,25 +47,31 @@ def study(
     preflight: Preflight | None = None,
     progress: bool | None = None,
 ) -> Study:
-    """Preflight, split, score, confirm, select: every step there is, on one card.
+    """Preflight, split, score, confirm, select, verify: every step there is, on one card.
 
     The preflight reads at most 300 examples of explore.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        task: The task; it is split by group into explore and confirm.
+        task: The task; it is split by group into explore, confirm and intervene.
         metric: What to look for. Default: ``logit_diff`` where the task has foils or options,
             else ``correct`` where it has answers, else the first label.
         also: Further metrics of the same pass, for the heat map.
         at, position, given, exchange, n_permutations: As in `score`.
-        fractions: Shares of explore and confirm.
+        fractions: Shares of explore, confirm and intervene; without the third, no verdict.
+        causal: The metric interventions are judged by. Default: ``logit_diff`` where the task has
+            foils or options, else ``answer_probability``.
+        do: The edit of the verdict; default mean ablation, means from explore.
+        delta: The smallest effect that matters, in the unit of ``causal``; see `verify`.
+        n_trials: Examples of intervene that are edited, spread over its groups.
         fdr: Of `select`.
         seed: Of the split and all draws.
         batch_size, chat, progress: As in `score`.
         preflight: Of an earlier study of the same split, to be shown again instead of measured.
 
     Returns:
-        `Study`. Its first line is the attrition: how many neurons were left at each gate.
+        `Study`. Its first line is the attrition: how many neurons were left at each gate, and
+        what the verdict says of them.
 
     Raises:
         LensSkillsError: As `score` and `select`; a task too small to split.
@@ -168,7 +85,13 @@ def study(
     for name in given:
         task.column(name)
     others = [other for other in parse_metrics(also) if other.name != main.name]
-    explore, confirm = task.split(*fractions, seed=seed)
+    if len(fractions) not in (2, 3):
+        raise LensSkillsError(
+            f"fractions={fractions}: give the shares of explore, confirm and (for a verdict) "
+            "intervene."
+        )
+    explore, confirm, *rest = task.split(*fractions, seed=seed)
+    judge = causal_metric(task) if causal is None else causal
     common: dict[str, Any] = {
         "at": at,
         "position": position,
@@ -208,13 +131,43 @@ def study(
     neurons = found[main.name].top(TESTED)
     checked = score(model, confirm, metrics=[main], neurons=neurons, **common)
     chosen = select(found[main.name], checked[main.name], fdr=fdr)
-    return Study(preflight, found, checked, chosen, main.name, explore, confirm)
+    trial = few(rest[0], n_trials, seed=seed) if rest else None
+    verdict, untried = None, _no_trial(chosen, trial, judge, chat)
+    if trial is not None and not untried:
+        try:
+            verdict = verify(
+                model,
+                trial,
+                chosen,
+                do=ablate("mean", over=found) if do is None else do,
+                metric=judge,
+                delta=delta,
+                seed=seed,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        except LensSkillsError as error:
+            # The search is done and worth its card; the card says why it ends here.
+            untried = str(error)
+    return Study(
+        preflight, found, checked, chosen, main.name, explore, confirm, trial, verdict, untried
+    )
+
+
+def _no_trial(chosen: Selection, trial: Task | None, judge: Any, chat: bool) -> str:
+    if trial is None:
+        return "no third split was asked for, so these are correlates; fractions=(0.4, 0.2, 0.4)"
+    if len(chosen) == 0:
+        return "nothing was confirmed"
+    if judge is None:
+        return "the task has no answers to judge by; name a metric: causal=…"
+    return "prompts in a chat template cannot be edited yet" if chat else ""
 
 
 def _default_metric(task: Task) -> str:
-    if all(example.answer is not None for example in task):
-        contrast = all(example.foil is not None or len(example.options) > 1 for example in task)
-        return "logit_diff" if contrast else "correct"
+    metric = causal_metric(task)
+    if metric is not None:
+        return metric if metric == "logit_diff" else "correct"
     labels = sorted({name for example in task for name in example.labels})
     if not labels:
         raise LensSkillsError(

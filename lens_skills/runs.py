@@ -7,17 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lens_skills.causal import Verdict, ablate, verify
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, Selection, score, select
-from lens_skills.tasks import Task, agreement, arithmetic, bigbench, ioi, table
+from lens_skills.tasks import Task, causal_metric, few, open_task
 
 _MANIFEST = "run.json"
 _CHECKPOINT = "explore-checkpoint"
-GENERATORS = {
-    "agreement": "subject-verb number, with and without distractors",
-    "ioi": "indirect-object identification",
-    "arithmetic": "one- and two-digit + - * in BIG-bench's wording; arithmetic:+-:1,2 narrows it",
-}
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Request:
         model: What `load_model` opens; None is the bundled default.
         metrics: Names of the metrics.
         options: Keyword arguments of `score`.
-        fractions: Shares of the explore and the confirm split.
+        fractions: Shares of the explore, the confirm and the intervene split.
         seed: Of the split and all draws.
     """
 
@@ -40,7 +36,7 @@ class Request:
     implementation: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    fractions: tuple[float, float] = (0.6, 0.4)
+    fractions: tuple[float, float, float] = (0.4, 0.2, 0.4)
     seed: int = 0
     limit: int | None = None
 
@@ -89,7 +85,7 @@ class Run:
             ) from error
 
     def splits(self) -> tuple[Task, ...]:
-        """The explore and the confirm split of the task, made anew from the request."""
+        """Explore, confirm and intervene, made anew from the request."""
         request = self.request
         task = open_task(request.task, request.columns)
         if request.limit is not None and request.limit < len(task):
@@ -136,49 +132,51 @@ class Run:
         selection.frame().to_csv(self.folder / f"neurons-{_file_name(metric)}.csv", index=False)
         return selection
 
+    def verify(
+        self, model: Any, metric: str, *, causal: str | None, delta: float | None, limit: int
+    ) -> Verdict:
+        """Intervenes on the confirmed neurons on the intervene split; saves the verdict."""
+        folder = self.folder / f"selection-{_file_name(metric)}"
+        if not folder.exists():
+            raise LensSkillsError(
+                f"nothing of {metric!r} was confirmed yet. Run `lens-skills select {self.folder} "
+                f"--metric {metric}` first."
+            )
+        selection = Selection.load(folder)
+        if len(selection) == 0:
+            raise LensSkillsError(
+                f"no neuron was confirmed for {metric!r}: there is none to verify."
+            )
+        if self.request.options.get("chat"):
+            raise LensSkillsError("prompts in a chat template cannot be edited yet.")
+        task = few(self.splits()[2], limit, seed=self.request.seed)
+        judge = causal or causal_metric(task)
+        if judge is None:
+            raise LensSkillsError("the task has no answers to judge by. Name a metric: --causal.")
+        verdict = verify(
+            model,
+            task,
+            selection,
+            do=ablate("mean", over=self.found()),
+            metric=judge,
+            delta=delta,
+            seed=self.request.seed,
+            checkpoint=self.folder / f"verdict-checkpoint-{_file_name(metric)}",
+        )
+        verdict.save(self.folder / f"verdict-{_file_name(metric)}")
+        verdict.frame().to_csv(self.folder / f"verdict-{_file_name(metric)}.csv", index=False)
+        return verdict
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """The verdicts saved so far, by metric."""
+        folders = {
+            name: self.folder / f"verdict-{_file_name(name)}" for name in self.request.metrics
+        }
+        return {name: Verdict.load(path) for name, path in folders.items() if path.exists()}
+
     def selections(self) -> list[Selection]:
         """The selections saved so far."""
         return [Selection.load(folder) for folder in sorted(self.folder.glob("selection-*"))]
-
-
-def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
-    """The task behind a name or path, as the shell takes it.
-
-    Args:
-        spec: ``agreement``, ``ioi``, ``arithmetic`` (or ``arithmetic:OPS:DIGITS``, such as
-            ``arithmetic:+-:1,2``); a BIG-bench JSON file or folder; a CSV, TSV, JSONL or Parquet
-            file, with ``columns`` saying what its columns are.
-        columns: Arguments of `tasks.table`.
-
-    Raises:
-        LensSkillsError: Neither a known name nor a file.
-    """
-    name, _, rest = spec.partition(":")
-    if spec == "agreement":
-        return agreement()
-    if spec == "ioi":
-        return ioi()
-    if name == "arithmetic":
-        ops, _, digits = rest.partition(":")
-        try:
-            sizes = tuple(int(part) for part in (digits or "1,2").split(","))
-        except ValueError:
-            raise LensSkillsError(
-                f"no task {spec!r}: the digits {digits!r} are no numbers. Write "
-                "arithmetic:OPS:DIGITS, such as arithmetic:+-:1,2."
-            ) from None
-        return arithmetic(ops or "+-*", digits=sizes, n=1000 if max(sizes) > 1 else None)
-    path = Path(spec).expanduser()
-    if not path.exists():
-        raise LensSkillsError(
-            f"no task {spec!r}: neither a file nor one of {', '.join(GENERATORS)}. "
-            "`lens-skills tasks` lists what can be opened."
-        )
-    if path.is_dir() or (path.suffix == ".json" and not (columns or {}).get("prompt")):
-        return bigbench(path)
-    if not (columns or {}).get("prompt"):
-        raise LensSkillsError(f"{path} is a table: say which column is the prompt (--prompt NAME).")
-    return table(path, **dict(columns or {}))
 
 
 def main_metric(metrics: Sequence[str], asked: str | None) -> str:

@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 import lens_skills as ls
 from lens_skills import cli
 from lens_skills.models.convert import has_hooked
-from lens_skills.runs import GENERATORS, Run
+from lens_skills.runs import Run
+from lens_skills.tasks import GENERATORS
 
 QUICK = ["--limit", "96", "--permutations", "39", "--batch-size", "64"]
 OPTIONS = ["--metric", "label:plural", "--given", "n_words"]

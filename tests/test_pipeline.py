@@ -75,6 +75,7 @@ def knowing(tiny_bridge: Any) -> Iterator[Any]:
 
 def run(model: Any, task: Task | None = None, **options: Any) -> Study:
     defaults = {"metric": "label:plural", "n_permutations": 100, "batch_size": 80}
+    defaults |= {"fractions": (0.6, 0.4)}  # no third split, no verdict
     options = defaults | {"progress": False} | options
     return study(model, number_task() if task is None else task, **options)
 
@@ -272,3 +273,37 @@ def test_saving_writes_every_step(found: Study, tmp_path: Path) -> None:
     assert preflight["n_examples"] == found.preflight.n_examples
     assert preflight["skill"] is False
     found.save(folder)  # the same place again
+
+
+@pytest.mark.parametrize(("strength", "word"), [(1.0, "supports"), (0.0, "no total effect")])
+def test_the_card_ends_in_a_verdict(tiny_bridge: Any, strength: float, word: str) -> None:
+    """A planted neuron that writes the answer supports it; one that writes nothing does not."""
+    encode = tiny_bridge.tokenizer.encode
+    plural, singular = (
+        [encode(noun + ending, add_special_tokens=False)[0] for noun in NOUNS]
+        for ending in ("s", "")
+    )
+    right, wrong = (encode(text, add_special_tokens=False)[0] for text in (" was", " here"))
+    writes = strength * (tiny_bridge.W_U[:, right] - tiny_bridge.W_U[:, wrong]).detach()
+    with planted(tiny_bridge, LAYER, NEURON, plural, singular, writes=writes):
+        result = run(
+            tiny_bridge, number_task(240, answers=True), fractions=(0.4, 0.2, 0.4), n_trials=80
+        )
+    assert result.verdict is not None
+    assert result.intervene is not None
+    assert result.verdict[NAME].word.startswith(word)
+    assert f"1 {word}" in result.attrition_line()
+    assert result.verdict[NAME].word in repr(result)
+    splits = (result.explore, result.confirm, result.intervene)
+    assert sum(len(set(part.groups)) for part in splits) == len(
+        {group for part in splits for group in part.groups}
+    )
+
+
+def test_a_study_without_a_trial_says_why(knowing: Any) -> None:
+    assert "no third split" in repr(run(knowing))
+    bare = run(knowing, fractions=(0.4, 0.2, 0.4))
+    assert bare.verdict is None
+    assert "no answers" in repr(bare)
+    with pytest.raises(LensSkillsError, match="shares"):
+        run(knowing, fractions=(0.5,))

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.runs import GENERATORS, Request, Run, main_metric, open_task
+from lens_skills.runs import Request, Run, main_metric
 from lens_skills.scoring import Scores, Selection, checkpoint
+from lens_skills.tasks import GENERATORS, open_task
 
 OPTIONS = {"at": "mlp.hook_post", "position": "last", "batch_size": 16, "n_permutations": 39}
 REQUEST = Request("agreement", ("label:plural", "confidence"), options=OPTIONS, limit=96)

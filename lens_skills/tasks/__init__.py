@@ -11,7 +11,11 @@ from lens_skills.tasks.arithmetic import arithmetic as arithmetic
 from lens_skills.tasks.bigbench import bigbench as bigbench
 from lens_skills.tasks.competence import describe as describe
 from lens_skills.tasks.competence import require_examples as require_examples
+from lens_skills.tasks.defaults import causal_metric as causal_metric
+from lens_skills.tasks.defaults import few as few
 from lens_skills.tasks.ioi import ioi as ioi
+from lens_skills.tasks.opening import GENERATORS as GENERATORS
+from lens_skills.tasks.opening import open_task as open_task
 from lens_skills.tasks.pairs import pairs as pairs
 from lens_skills.tasks.preflight import Preflight as Preflight
 from lens_skills.tasks.table import table as table

@@ -1,0 +1,59 @@
+"""`open_task`: the task behind a name or a path, as the shell takes it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.tasks.agreement import agreement
+from lens_skills.tasks.arithmetic import arithmetic
+from lens_skills.tasks.bigbench import bigbench
+from lens_skills.tasks.ioi import ioi
+from lens_skills.tasks.table import table
+from lens_skills.tasks.task import Task
+
+GENERATORS = {
+    "agreement": "subject-verb number, with and without distractors",
+    "ioi": "indirect-object identification",
+    "arithmetic": "one- and two-digit + - * in BIG-bench's wording; arithmetic:+-:1,2 narrows it",
+}
+
+
+def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
+    """The task behind a name or path, as the shell takes it.
+
+    Args:
+        spec: ``agreement``, ``ioi``, ``arithmetic`` (or ``arithmetic:OPS:DIGITS``, such as
+            ``arithmetic:+-:1,2``); a BIG-bench JSON file or folder; a CSV, TSV, JSONL or Parquet
+            file, with ``columns`` saying what its columns are.
+        columns: Arguments of `tasks.table`.
+
+    Raises:
+        LensSkillsError: Neither a known name nor a file.
+    """
+    name, _, rest = spec.partition(":")
+    if spec == "agreement":
+        return agreement()
+    if spec == "ioi":
+        return ioi()
+    if name == "arithmetic":
+        ops, _, digits = rest.partition(":")
+        try:
+            sizes = tuple(int(part) for part in (digits or "1,2").split(","))
+        except ValueError:
+            raise LensSkillsError(
+                f"no task {spec!r}: the digits {digits!r} are no numbers. Write "
+                "arithmetic:OPS:DIGITS, such as arithmetic:+-:1,2."
+            ) from None
+        return arithmetic(ops or "+-*", digits=sizes, n=1000 if max(sizes) > 1 else None)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        raise LensSkillsError(
+            f"no task {spec!r}: neither a file nor one of {', '.join(GENERATORS)}. "
+            "`lens-skills tasks` lists what can be opened."
+        )
+    if path.is_dir() or (path.suffix == ".json" and not (columns or {}).get("prompt")):
+        return bigbench(path)
+    if not (columns or {}).get("prompt"):
+        raise LensSkillsError(f"{path} is a table: say which column is the prompt (--prompt NAME).")
+    return table(path, **dict(columns or {}))

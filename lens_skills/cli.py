@@ -122,8 +122,10 @@ def select(
     opened = Run.load(run)
     name = main_metric(opened.found().metrics, metric)
     model = open_model(opened.request.model, opened.request.implementation)
-    typer.echo(repr(opened.confirm(model, name, fdr=fdr, top=top)))
-    typer.echo(f"\nnext: lens-skills verify {run}")
+    selection = opened.confirm(model, name, fdr=fdr, top=top)
+    typer.echo(repr(selection))
+    if len(selection):
+        typer.echo(f"\nnext: lens-skills verify {run} --metric {name}")
 
 
 @app.command()

@@ -36,7 +36,7 @@ class Request:
     implementation: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    fractions: tuple[float, float, float] = (0.4, 0.2, 0.4)
+    fractions: tuple[float, ...] = (0.4, 0.2, 0.4)
     seed: int = 0
     limit: int | None = None
 
@@ -149,6 +149,11 @@ class Run:
             )
         if self.request.options.get("chat"):
             raise LensSkillsError("prompts in a chat template cannot be edited yet.")
+        if len(self.request.fractions) < 3:
+            raise LensSkillsError(
+                f"{self.folder} has no third split to intervene on: it was made with fractions "
+                f"{self.request.fractions}. Score again in a new folder."
+            )
         task = few(self.splits()[2], limit, seed=self.request.seed)
         judge = causal or causal_metric(task)
         if judge is None:

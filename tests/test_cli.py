@@ -73,6 +73,12 @@ def test_select_then_figures(run_folder: Path, tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.iterdir()} == drawn
 
 
+def test_verify_without_a_confirmed_neuron(refused: Refuse, run_folder: Path) -> None:
+    """A random model: whatever select left, verify says what to do or that there is nothing."""
+    message = refused("verify", run_folder, "--limit", 8)
+    assert "confirmed" in message
+
+
 def test_a_table_of_ones_own(tmp_path: Path, tiny_folder: Path) -> None:
     nouns = ("key", "girl", "boy", "author", "doctor")
     frame = pd.DataFrame(

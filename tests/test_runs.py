@@ -13,7 +13,7 @@ import torch
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.runs import Request, Run, main_metric
-from lens_skills.scoring import Scores, Selection, checkpoint
+from lens_skills.scoring import Scores, Selection, checkpoint, score, select
 from lens_skills.tasks import GENERATORS, open_task
 
 OPTIONS = {"at": "mlp.hook_post", "position": "last", "batch_size": 16, "n_permutations": 39}
@@ -36,7 +36,7 @@ def test_a_request_comes_back_as_it_was(tmp_path: Path) -> None:
         implementation="bridge",
         columns={"prompt": "{a} and {b}", "labels": ["plural"]},
         options={**OPTIONS, "given": ["length"], "chat": False},
-        fractions=(0.5, 0.25),
+        fractions=(0.5, 0.25, 0.25),
         seed=7,
         limit=100,
     )
@@ -49,12 +49,13 @@ def test_a_request_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_the_splits_are_those_of_the_request() -> None:
     run = Run(Path("nowhere"), REQUEST)
-    explore, confirm = run.splits()
+    explore, confirm, intervene = run.splits()
     # Nouns stay whole (12 examples each): the limit is a share, met to a noun.
-    assert len(explore) + len(confirm) == 96
+    assert len(explore) + len(confirm) + len(intervene) == 96
     assert not set(explore.groups) & set(confirm.groups)
+    assert not set(intervene.groups) & {*explore.groups, *confirm.groups}
     assert [part.fingerprint() for part in run.splits()] == [
-        part.fingerprint() for part in (explore, confirm)
+        part.fingerprint() for part in (explore, confirm, intervene)
     ]
     other = Run(Path("nowhere"), replace(REQUEST, seed=1)).splits()[0]
     assert other.fingerprint() != explore.fingerprint()
@@ -64,7 +65,8 @@ def test_the_splits_are_those_of_the_request() -> None:
         for asked in (REQUEST, replace(REQUEST, seed=1))
     )
     assert mine != others
-    whole = Run(Path("nowhere"), replace(REQUEST, limit=None, fractions=(0.5, 0.5))).splits()
+    halves = (0.5, 0.5)
+    whole = Run(Path("nowhere"), replace(REQUEST, limit=None, fractions=halves)).splits()
     assert [len(part) for part in whole] == [480, 480]
     assert sum(map(len, Run(Path("nowhere"), replace(REQUEST, limit=5000)).splits())) == 960
 
@@ -88,6 +90,38 @@ def test_confirm_tests_explores_strongest_on_the_other_split(done: Run, tiny_bri
     assert [repr(one) for one in done.selections()] == [repr(selection)]
     neurons = pd.read_csv(done.folder / "neurons-label-plural.csv")
     assert neurons["name"].tolist() == selection.names
+
+
+def test_verify_intervenes_on_the_third_split(done: Run, tiny_bridge: Any) -> None:
+    found = done.found()["label:plural"]
+    checked = score(
+        tiny_bridge,
+        done.splits()[1],
+        metrics=["label:plural"],
+        neurons=found.top(2),
+        progress=False,
+    )
+    chosen = select(found, checked["label:plural"], gates=(), fdr=0.999)
+    assert len(chosen)
+    chosen.save(done.folder / "selection-label-plural")
+    verdict = done.verify(tiny_bridge, "label:plural", causal=None, delta=0.5, limit=16)
+    assert verdict.delta == 0.5
+    assert {ruling.name for ruling in verdict.singles} == set(chosen.names)
+    assert set(verdict.effects.example_ids) <= {e.id for e in done.splits()[2]}
+    assert set(verdict.effects.groups) == set(done.splits()[2].groups)
+    assert repr(done.verdicts()["label:plural"]) == repr(verdict)
+    table = pd.read_csv(done.folder / "verdict-label-plural.csv")
+    assert table["name"].tolist() == [ruling.name for ruling in verdict.rulings]
+    assert not (done.folder / "verdict-checkpoint-label-plural").exists()
+
+
+def test_verify_asks_for_a_selection_and_a_third_split(done: Run, tiny_bridge: Any) -> None:
+    asked: dict[str, Any] = {"causal": None, "delta": None, "limit": 16}
+    with pytest.raises(LensSkillsError, match="lens-skills select"):
+        done.verify(tiny_bridge, "confidence", **asked)
+    two = Run(done.folder, replace(REQUEST, fractions=(0.6, 0.4)))
+    with pytest.raises(LensSkillsError, match="no third split"):
+        two.verify(tiny_bridge, "label:plural", **asked)
 
 
 def test_a_metric_that_does_not_vary_on_confirm(

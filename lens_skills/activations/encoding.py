@@ -66,7 +66,8 @@ def encode_examples(
     """
     if len(examples) == 0:
         raise LensSkillsError("no examples to read: the task is empty.")
-    moved = answers and not chat and _space_must_move(lens, examples)
+    # Whatever the metrics read: the last prompt token must be the same one in every pass.
+    moved = not chat and _space_must_move(lens, examples)
     return [
         _encode(lens, index, example, answers=answers, chat=chat, moved=moved)
         for index, example in enumerate(examples)

@@ -1,7 +1,6 @@
 """`Reading`: what both lenses share, i.e. text to tokens, names, and hooks that leave no trace."""
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
@@ -11,10 +10,8 @@ from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.fingerprint import fingerprint
+from lens_skills.models.floors import BEFORE_BLOCKS, layer_of
 from lens_skills.models.protocol import Editor, Reader
-
-BEFORE_BLOCKS = -1
-"""The floor of the embedding's hook points, below block 0."""
 
 
 class Reading:
@@ -27,7 +24,7 @@ class Reading:
         self.model = model
         # The bridge rebuilds its table of names on every access.
         self._points = points = dict(model.hook_dict)
-        self._after_blocks = [point for name, point in points.items() if _layer(name) is None]
+        self._after_blocks = [point for name, point in points.items() if layer_of(name) is None]
         # Walked once: for a bridge that takes longer than a small forward pass.
         self._parts = [part for root in (model, self._modules()) for part in root.modules()]
         first = next(parameter for parameter in self._modules().parameters())
@@ -179,14 +176,14 @@ class Reading:
 
     def _top(self, names: Mapping[str, Reader]) -> int | None:
         """The last block any of the hook points needs, or None where the whole model must run."""
-        layers = [_layer(name) for name in names]
+        layers = [layer_of(name) for name in names]
         if any(layer is None for layer in layers):
             return None
         return max((layer for layer in layers if layer is not None), default=BEFORE_BLOCKS)
 
     def _hooks_after_blocks(self, editors: Mapping[str, Editor]) -> bool:
         """Whether the user's hooks, or editors, are at the final norm or the projection."""
-        edited = any(_layer(name) is None for name in editors)
+        edited = any(layer_of(name) is None for name in editors)
         return edited or any(getattr(point, "fwd_hooks", None) for point in self._after_blocks)
 
     @contextmanager
@@ -244,13 +241,3 @@ def _hook(
         return out if edits else None
 
     return call
-
-
-def _layer(name: str) -> int | None:
-    block = re.match(r"blocks\.(\d+)\.", name)
-    if block:
-        return int(block.group(1))
-    embedding = re.match(
-        r"(hook_embed|hook_pos_embed|hook_tokens|embed\.|pos_embed\.|rotary)", name
-    )
-    return BEFORE_BLOCKS if embedding else None

@@ -14,8 +14,7 @@ import pandas as pd
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.tasks.allotment import allot
-
-FIELDS = ("id", "prompt", "answer", "foil", "corrupted", "group", "kind")
+from lens_skills.tasks.columns import FIELDS, column_array
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,8 +50,7 @@ class Task(Sequence[Example]):
                 f"task {self.name!r} ({self.split_name}) has no examples. Give at least one."
             )
         ids = Counter(example.id for example in self.examples)
-        if len(ids) < len(self.examples):
-            repeated = next(key for key, count in ids.items() if count > 1)
+        if repeated := next((key for key, count in ids.items() if count > 1), None):
             raise LensSkillsError(
                 f"task {self.name!r}: the id {repeated!r} is used by {ids[repeated]} examples. "
                 "Give each example its own id."
@@ -118,7 +116,7 @@ class Task(Sequence[Example]):
         names = self.column_names
         if name not in names:
             if name in FIELDS:
-                return _array([getattr(example, name) for example in self.examples])
+                return column_array([getattr(example, name) for example in self.examples])
             near = difflib.get_close_matches(name, names, n=1)
             raise LensSkillsError(
                 f"task {self.name!r} has no column {name!r}."
@@ -133,7 +131,7 @@ class Task(Sequence[Example]):
                 f"{name!r}, the first is {without!r}. Keep the others: "
                 f"task.where(lambda example: example.column({name!r}) is not None)."
             )
-        return _array(values)
+        return column_array(values)
 
     def frame(self) -> pd.DataFrame:
         """A pandas table, one row per example: the text fields, options, labels, covariates.
@@ -234,8 +232,8 @@ class Task(Sequence[Example]):
         """
         digest = hashlib.sha256()
         for e in self.examples:
-            fields = [getattr(e, name) for name in FIELDS]
-            row = [*fields, list(e.options), dict(e.labels), dict(e.covariates)]
+            row = [getattr(e, name) for name in FIELDS]
+            row += [list(e.options), dict(e.labels), dict(e.covariates)]
             digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
@@ -250,12 +248,3 @@ class Task(Sequence[Example]):
 
     def _of(self, examples: Sequence[Example], split_name: str) -> "Task":
         return replace(self, examples=examples, split_name=split_name)
-
-
-def _array(values: list[Any]) -> np.ndarray:
-    """Numbers as a numeric array, anything else as objects (texts keep their type)."""
-    if all(isinstance(value, int | float) for value in values):
-        return np.array(values)
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

@@ -202,11 +202,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", choices=["forward", "recipes", "peers"])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[12, 25], help="of the recipes")
     asked = parser.parse_args()
     n_examples, rounds = (64, 1) if asked.quick else (320, 5)
     parts: dict[str, Callable[[], dict[str, float]]] = {
         "forward": lambda: against_forward(n_examples, rounds, (25,)),
-        "recipes": lambda: against_recipes(n_examples, rounds, (12, 25)),
+        "recipes": lambda: against_recipes(n_examples, rounds, tuple(asked.tokens)),
         "peers": lambda: peers(ls.load_model(), min(n_examples, 160)),
     }
     figures: dict[str, float] = {}

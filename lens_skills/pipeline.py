@@ -156,7 +156,7 @@ def study(
 
 def _no_trial(chosen: Selection, trial: Task | None, judge: Any, chat: bool) -> str:
     if trial is None:
-        return "no third split was asked for, so these are correlates; fractions=(0.4, 0.2, 0.4)"
+        return "no third split was asked for; fractions=(0.4, 0.2, 0.4) makes one"
     if len(chosen) == 0:
         return "nothing was confirmed"
     if judge is None:

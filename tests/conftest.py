@@ -192,6 +192,27 @@ def tiny(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(f"tiny_{request.param}")
 
 
+def hooks_on(model: Any) -> list[str]:
+    """The hooks a model carries that are not its libraries' own."""
+    left = [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    for root in (model, getattr(model, "original_model", model)):
+        for name, module in root.named_modules():
+            hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+            homes = {str(getattr(hook, "__module__", "")).split(".")[0] for hook in hooks}
+            left += [f"{name} of {home}" for home in homes - {"transformer_lens", "transformers"}]
+    return left
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The tiny models are shared: a hook that one test leaves would be in all that follow."""
+    yield
+    for name in ("tiny_hooked", "tiny_bridge"):
+        if name in request.fixturenames:
+            left = hooks_on(request.getfixturevalue(name))
+            assert not left, f"{name} carries hooks at {left[:5]} after the test"
+
+
 @pytest.fixture(scope="session")
 def smollm() -> Any:
     """The bundled default model, as a user opens it. Tests that use it are marked ``slow``."""

@@ -73,12 +73,6 @@ def test_select_then_figures(run_folder: Path, tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.iterdir()} == drawn
 
 
-def test_verify_without_a_confirmed_neuron(refused: Refuse, run_folder: Path) -> None:
-    """A random model: whatever select left, verify says what to do or that there is nothing."""
-    message = refused("verify", run_folder, "--limit", 8)
-    assert "confirmed" in message
-
-
 def test_a_table_of_ones_own(tmp_path: Path, tiny_folder: Path) -> None:
     nouns = ("key", "girl", "boy", "author", "doctor")
     frame = pd.DataFrame(
@@ -98,7 +92,7 @@ def test_a_table_of_ones_own(tmp_path: Path, tiny_folder: Path) -> None:
     assert "label:plural · mlp.hook_post at -2 · 192 neurons" in text
     scores = ls.Scores.load(tmp_path / "run" / "explore")
     assert scores.metrics == ("label:plural", "covariate:b", "answer_probability")
-    assert scores.n_groups == 3
+    assert scores.n_groups == 2
     assert set(scores.groups) <= set(nouns)
 
 
@@ -159,7 +153,7 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
 
     run = tmp_path / "run"
     command = [
-        "score", "agreement", "--limit", 96, "--permutations", 39, "--batch-size", 16,
+        "score", "agreement", "--limit", 192, "--permutations", 39, "--batch-size", 16,
         "--metric", "label:plural", "--out", run, "--model", tiny_folder,
     ]  # fmt: skip
     monkeypatch.setattr(room, "forward_batch", forward)
@@ -201,7 +195,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_an_unknown_task_is_told_before_a_model_is_opened(
     refused: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_open", lambda *names: pytest.fail("the model was opened first"))
+    monkeypatch.setattr(cli, "open_model", lambda *names: pytest.fail("the model was opened first"))
     assert "no task 'agreemnt'" in refused("score", "agreemnt", "--out", tmp_path / "run")
     assert "no task 'agreemnt'" in refused("tasks", "agreemnt")
 
@@ -277,3 +271,9 @@ def test_an_option_that_does_not_exist_is_told_by_the_parser() -> None:
     result = shell("score", "agreement", "--metrics", "confidence", "--out", "x")
     assert result.exit_code == 2
     assert "--metric" in result.output
+
+
+def test_verify_without_a_confirmed_neuron(refused: Refuse, run_folder: Path) -> None:
+    """A random model: whatever select left, verify says what to do or that there is nothing."""
+    message = refused("verify", run_folder, "--limit", 8)
+    assert "confirmed" in message

@@ -90,7 +90,8 @@ def verify(
         batch_size: Examples per forward pass.
         exploratory: Allow what is otherwise refused (a split used before, another task), and mark
             the result.
-        checkpoint: A folder from which an interrupted call goes on.
+        checkpoint: A folder from which the measurement that was interrupted goes on (those
+            before it, all shorter as a rule, are made again).
         progress: Show progress (None: on a terminal only).
 
     Raises:
@@ -171,6 +172,8 @@ def verify(
     if preservation:
         row = preservation_row(bench, examples, units, population, do, **draws)
         tables["pairs"] = (*tables.get("pairs", ()), row)
+    if folder is not None and folder.exists():
+        folder.rmdir()  # each measurement has removed its own
     return Verdict(
         rulings=rulings,
         effects=effects,

@@ -1,6 +1,6 @@
 """`DoseResponse`: a set's effect at several strengths, with the damage done elsewhere."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.scoring import read_folder, write_folder
+from lens_skills.scoring.folder import fields_of, read_folder, write_folder
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
 
 
@@ -93,12 +93,7 @@ class DoseResponse:
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``dose_response.safetensors`` and ``dose_response.json``."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        tensors = {
-            name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)
-        }
-        plain = {name: value for name, value in values.items() if name not in tensors}
-        return write_folder(Path(folder), "dose_response", tensors, plain)
+        return write_folder(Path(folder), "dose_response", *fields_of(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "DoseResponse":

@@ -1,6 +1,6 @@
 """`DamageMatrix`: the neurons of each skill against the performance of each skill."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills.scoring import read_folder, write_folder
+from lens_skills.scoring.folder import fields_of, read_folder, write_folder
 
 _TUPLES = ("skills", "n_units", "n_examples", "clean", "do")
 
@@ -126,12 +126,7 @@ class DamageMatrix:
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``damage.safetensors`` and ``damage.json``."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        tensors = {
-            name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)
-        }
-        plain = {name: value for name, value in values.items() if name not in tensors}
-        return write_folder(Path(folder), "damage", tensors, plain)
+        return write_folder(Path(folder), "damage", *fields_of(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "DamageMatrix":

@@ -19,13 +19,14 @@ from lens_skills.causal.edits import Edit
 from lens_skills.causal.effects import Effects
 from lens_skills.causal.engine import Engine, Setting
 from lens_skills.causal.placement import edited_places
-from lens_skills.causal.sheet import Sheet, SheetOnDisk
+from lens_skills.causal.sheet import Sheet
 from lens_skills.causal.stack import Stack, stack_sets
 from lens_skills.causal.units import Unit, sites_of
 from lens_skills.causal.writes import Writes
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.models import Lens
+from lens_skills.scoring.checkpoint import Checkpoint
 from lens_skills.scoring.provenance import examples_hash, versions
 
 ROWS = 256
@@ -106,9 +107,9 @@ def measure_effects(
         "rows": rows,
     }
     sheet = Sheet.blank(len(sets), len(examples), direct)
-    saved = SheetOnDisk.at(checkpoint, asked)
+    saved = Checkpoint.at(checkpoint, asked, name="sweep")
     if saved is not None:
-        sheet = saved.restore(sheet)
+        sheet = Sheet.restore(saved, sheet)
     ordered = list(batches(encoded, plan, batch_size, 0, False, "sweep"))
     _measure(setting, ordered, stack_sets(sets), sheet, labels, saved, progress)
     return Effects(
@@ -133,7 +134,7 @@ def _measure(
     stacks: Sequence[Stack],
     sheet: Sheet,
     names: Sequence[str],
-    saved: SheetOnDisk | None,
+    saved: Checkpoint | None,
     progress: bool | None,
 ) -> None:
     """Fills the sheet in, one batch after another and one stack of sets after another."""
@@ -156,12 +157,12 @@ def _measure(
                         _fill(engine, path, stack, sheet, names)
                         sheet.done += 1
                         if saved is not None:
-                            saved.keep(sheet)
+                            sheet.keep(saved)
                     bar.update(len(stack.places) * len(batch))
         except BaseException:
             # An interruption (or a failure in a late part) does not lose the finished parts.
             if saved is not None and sheet.done:
-                saved.keep(sheet, now=True)
+                sheet.keep(saved, now=True)
             raise
     if saved is not None:
         saved.remove()

@@ -200,5 +200,7 @@ def watched(lens: Any) -> bool:
         for attached in (part._forward_hooks, part._forward_pre_hooks)
         for hook in attached.values()
     )
-    # The bridge works with torch hooks of its own.
-    return any(not str(getattr(h, "__module__", "")).startswith("transformer_lens") for h in hooks)
+    # The bridge works with torch hooks of its own, and transformers leaves some on every model
+    # that was once asked for hidden states or attention patterns: they only look on.
+    homes = {str(getattr(hook, "__module__", "")).split(".")[0] for hook in hooks}
+    return bool(homes - {"transformer_lens", "transformers"})

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ def write_folder(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def fields_of(result: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A frozen result's tensors and its plain values, by field."""
+    values = {item.name: getattr(result, item.name) for item in fields(result)}
+    tensors = {name: v.contiguous() for name, v in values.items() if isinstance(v, Tensor)}
+    return tensors, {name: value for name, value in values.items() if name not in tensors}
 
 
 def check_replaceable(folder: Path, name: str) -> None:

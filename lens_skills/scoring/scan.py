@@ -25,6 +25,7 @@ from lens_skills.scoring.matching import check_baseline
 from lens_skills.scoring.provenance import describe_pass, numbers_hash
 from lens_skills.scoring.scores import Scores
 from lens_skills.scoring.source import Source
+from lens_skills.scoring.sums import keep_sums, restore_sums
 from lens_skills.scoring.units import Units
 from lens_skills.stats.exchange import check_scheme
 from lens_skills.stats.moments import RunningMoments
@@ -165,7 +166,7 @@ def score(
     )
     if saved is not None and firing is not None:
         raise LensSkillsError("checkpoint= and baseline= do not go together: confirm in one go.")
-    skip = 0 if saved is None else saved.restore(running, values)
+    skip = 0 if saved is None else restore_sums(saved, running, values)
     done = skip
     for batch in source.batches(skip):
         index = batch.index
@@ -182,7 +183,7 @@ def score(
             firing.absorb(means, torch.stack([batch.metrics[m.name] for m in wanted], dim=1))
         done += 1
         if saved is not None:
-            saved.keep(running, values, done)
+            keep_sums(saved, running, values, done)
     scores = collect(
         running.freeze(),
         columns,

@@ -1,7 +1,7 @@
 """`Selection`: the few neurons that passed every gate and were confirmed on unseen examples."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.display import EXPLORATORY
-from lens_skills.scoring.folder import read_folder, write_folder
+from lens_skills.scoring.folder import fields_of, read_folder, write_folder
 from lens_skills.scoring.gates import GATES
 from lens_skills.scoring.matching import check_match, check_reuse
 from lens_skills.scoring.scores import MetricScores
@@ -107,14 +107,7 @@ class Selection:
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``selection.safetensors`` and ``selection.json``."""
-        tensors, plain = {}, {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                tensors[item.name] = value.contiguous()
-            else:
-                plain[item.name] = value
-        return write_folder(Path(folder), "selection", tensors, plain)
+        return write_folder(Path(folder), "selection", *fields_of(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Selection":

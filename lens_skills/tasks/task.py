@@ -50,9 +50,9 @@ class Task(Sequence[Example]):
                 f"task {self.name!r} ({self.split_name}) has no examples. Give at least one."
             )
         ids = Counter(example.id for example in self.examples)
-        if repeated := next((key for key, count in ids.items() if count > 1), None):
+        if twice := [key for key, count in ids.items() if count > 1]:
             raise LensSkillsError(
-                f"task {self.name!r}: the id {repeated!r} is used by {ids[repeated]} examples. "
+                f"task {self.name!r}: the id {twice[0]!r} is used by {ids[twice[0]]} examples. "
                 "Give each example its own id."
             )
         for example in self.examples:

@@ -14,13 +14,13 @@ from lens_skills.activations import evaluate, parse_metrics, span
 from lens_skills.activations.encoding import encode_examples
 from lens_skills.activations.forward import forward_batch
 from lens_skills.activations.plan import prepare
-from lens_skills.causal import sheet as sheet_module
 from lens_skills.causal.edits import ablate, clamp, patch, scale, steer
 from lens_skills.causal.placement import edited_places, editing_of
 from lens_skills.causal.sweeping import measure_effects, sweep
 from lens_skills.causal.units import parse_units, sites_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_lens
+from lens_skills.scoring import checkpoint
 
 SKILLS = ["L0N5", "L1N47", "L2H3", "L3N0", "L2MLP", "L3N11"]
 
@@ -289,7 +289,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         with pytest.raises(KeyboardInterrupt):
             sweep(tiny, task, names, direct=True, checkpoint=folder, **options)
     assert (folder / "sweep.json").exists()
-    with pytest.raises(LensSkillsError, match=r"another sweep .*sets"):
+    with pytest.raises(LensSkillsError, match=r"another pass .*sets"):
         sweep(tiny, task, names[:2], direct=True, checkpoint=folder, **options)
     parts.clear()
     with monkeypatch.context() as patched:
@@ -302,7 +302,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert wanted.direct is not None
     assert torch.equal(found.direct, wanted.direct)
     assert not folder.exists()
-    assert sheet_module.SECONDS_BETWEEN > 1
+    assert checkpoint.SECONDS_BETWEEN > 1
 
 
 def test_the_whole_site_is_swept(tiny: Any, task: ls.Task) -> None:

@@ -26,7 +26,7 @@ def run_demo(model: Any, out: Path, *, seed: int = 0) -> list[Study]:
     )
     _keep(model, able, out / "agreement")
 
-    lacks = arithmetic("+-*", digits=(1, 2), n=2000)
+    lacks = arithmetic("+-*", digits=(1, 2), n=1000)
     _say("2. A skill it mostly has not: BIG-bench arithmetic, neurons that know it will be right")
     copying = study(
         model,

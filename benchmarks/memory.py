@@ -32,10 +32,10 @@ def measure_memory(n_examples: int, n_total: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def growth(small: int, large: int) -> dict[str, float]:
+def growth(small: int, large: int, runs: int) -> dict[str, float]:
     """Peak memory of `score` on few and on many examples."""
-    # Two runs of one size differ by up to 70 MB with the allocator's luck: medians of three.
-    peaks = [(peak_memory(small, large), peak_memory(large, large)) for _ in range(3)]
+    # Two runs of one size differ by up to 70 MB with the allocator's luck: medians.
+    peaks = [(peak_memory(small, large), peak_memory(large, large)) for _ in range(runs)]
     before, after = (statistics.median(side) for side in zip(*peaks, strict=True))
     per_example = (after - before) * 1024 / (large - small)
     matrix = 46_080 * 4 / 1024
@@ -55,12 +55,13 @@ def growth(small: int, large: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--runs", type=int, default=3, help="of each size; their median counts")
     parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
         measure_memory(*asked.one)
     else:
-        report(growth(*((64, 128) if asked.quick else (1000, 8000))))
+        report(growth(*((64, 128) if asked.quick else (1000, 8000)), asked.runs))
 
 
 if __name__ == "__main__":

@@ -151,7 +151,8 @@ class Columns:
     def _residual(self, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
         """What the covariates leave of a metric (Freedman & Lane 1983 permute this)."""
         design = torch.cat([torch.ones(len(values), 1, dtype=torch.float64), self.given], dim=1)
-        fitted = design @ torch.linalg.pinv(design) @ values.double()
+        # From the right: from the left it would be a matrix of examples by examples.
+        fitted = design @ (torch.linalg.pinv(design) @ values.double())
         return values.double() - fitted
 
 

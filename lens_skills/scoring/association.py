@@ -127,11 +127,14 @@ class Association:
         slopes = self.slopes[:, place]
 
         def combine(sums: Tensor) -> Tensor:
-            total = sums[layout.draws(f"signs/{name}")] - mean[place] * sums[plain]
+            signs = sums[plain]
+            total = torch.sub(sums[layout.draws(f"signs/{name}")], signs, alpha=float(mean[place]))
             for given in range(layout.n_given):
                 centre = mean[self.given][given]
-                part = sums[layout.draws(f"signs/given{given}")] - centre * sums[plain]
-                total = total - slopes[given] * part
+                part = torch.sub(
+                    sums[layout.draws(f"signs/given{given}")], signs, alpha=float(centre)
+                )
+                total.sub_(part, alpha=float(slopes[given]))
             return total
 
         numerators = combine(moments.cross)
@@ -139,7 +142,7 @@ class Association:
             across = combine(moments.gram[:, self.given])
             within = moments.gram[self.given, self.given]
             numerators = numerators - across @ torch.linalg.solve(within, moments.cross[self.given])
-        return self._scaled(numerators, self._sign_scale(place))
+        return numerators.mul_(self.unit_scale).mul_(self._sign_scale(place))
 
     def _sign_scale(self, place: int) -> float:
         """1 / sqrt(S_mm|Z) of a metric whose contributions are flipped group by group.

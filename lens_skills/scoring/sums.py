@@ -17,6 +17,7 @@ _SUMS = (
     "square",
     "rotated_square",
 )
+_WAITING = ("waiting/weights", "waiting/columns", "waiting/units")
 
 
 def restore_sums(saved: Checkpoint, running: RunningMoments, values: dict[str, Tensor]) -> int:
@@ -32,6 +33,9 @@ def restore_sums(saved: Checkpoint, running: RunningMoments, values: dict[str, T
     running.weight = float(tensors.pop("weight"))
     for name in _SUMS:
         setattr(running, name, tensors.pop(name).to(running.cross.device))
+    if _WAITING[0] in tensors:
+        weights, columns, units = (tensors.pop(name).to(running.cross.device) for name in _WAITING)
+        running.waiting = [(weights, columns, units)]
     for name, numbers in tensors.items():
         values[name.removeprefix("values/")] = numbers
     return int(plain["batches"])
@@ -45,5 +49,9 @@ def keep_sums(
         return
     tensors = {name: getattr(running, name).cpu().contiguous() for name in _SUMS}
     tensors["weight"] = torch.tensor(running.weight, dtype=torch.float64)
+    # Rows not yet summed are kept as they wait: summed from here, they would be added up in
+    # another order, and a resumed pass would not end in the same bits.
+    for name, parts in zip(_WAITING, zip(*running.waiting, strict=True), strict=False):
+        tensors[name] = torch.cat(parts).cpu()
     tensors |= {f"values/{name}": numbers for name, numbers in values.items()}
     saved.write(tensors, {"batches": batches})

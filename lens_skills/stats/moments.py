@@ -5,6 +5,7 @@ A *column* is one number per example (a metric, a permuted metric, a covariate, 
 Everything the toolkit reports about a pass is a function of the centred sums kept here.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.stats.rotation import rotate
+
+# Rows are multiplied this many at a time, or as soon as they hold so many numbers: every product
+# reads and writes all sums, which for one batch of 32 costs more than the arithmetic.
+_ROWS_TOGETHER, _NUMBERS_TOGETHER = 128, 1 << 23
+_BLOCK = 1536 * 2
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ class RunningMoments:
         self.gram, self.cross = zeros(n_columns, self.n_base), zeros(n_columns, n_units)
         self.column_square = zeros(n_columns)
         self.square, self.rotated_square = zeros(n_units), zeros(len(self.rotations), n_units)
+        # Rows absorbed but not yet summed: their weights, columns and units.
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def absorb(
         self,
@@ -117,7 +125,7 @@ class RunningMoments:
         weights: Float[Tensor, " row"] | None = None,
         residuals: Float[Tensor, "token unit"] | None = None,
     ) -> None:
-        """Add a batch of rows.
+        """Add a batch of rows (which wait until there are enough of them to multiply well).
 
         Args:
             columns: One row of columns per example.
@@ -126,35 +134,59 @@ class RunningMoments:
             weights: How many tokens each row stands for (default 1).
             residuals: What those means leave out: every token minus its example's mean.
         """
-        columns, units = columns.to(self.cross), units.to(self.cross)
-        weight = torch.ones_like(units[:, 0]) if weights is None else weights.to(self.cross)
-        total = float(weight.sum())
-        column_mean, unit_mean = weight @ columns / total, weight @ units / total
-        root = rearrange(weight.sqrt(), "row -> row 1")
-        merged = self.weight + total
-        step = (self.weight * total / merged) ** 0.5
-        # Centred rows, and the shift of the mean as the last one.
-        centred_columns = torch.cat(
-            [root * (columns - column_mean), step * (column_mean - self.column_mean)[None]]
-        )
-        centred_units = torch.cat(
-            [root * (units - unit_mean), step * (unit_mean - self.unit_mean)[None]]
-        )
-        self.gram.addmm_(centred_columns.T, centred_columns[:, : self.n_base])
-        self.column_square += (centred_columns**2).sum(0)
-        self.cross.addmm_(centred_columns.T, centred_units)
-        for rows in (centred_units, residuals):
-            if rows is None:
-                continue
-            self.square += (rows.to(self.cross) ** 2).sum(0)
-            for total_square, rotation in zip(self.rotated_square, self.rotations, strict=True):
-                total_square += (rotate(rows.float(), rotation).double() ** 2).sum(0)
-        self.column_mean += total / merged * (column_mean - self.column_mean)
-        self.unit_mean += total / merged * (unit_mean - self.unit_mean)
-        self.weight = merged
+        weights = torch.ones(len(units)) if weights is None else weights
+        self.waiting.append((weights, columns, units))
+        if residuals is not None:
+            for block in self._blocks():
+                self._add_squares(residuals[:, block], block)
+        n_rows = sum(len(rows) for rows, _, _ in self.waiting)
+        if n_rows >= _ROWS_TOGETHER or n_rows * len(self.square) >= _NUMBERS_TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Bring the sums up to date with every row absorbed."""
+        if not self.waiting:
+            return
+        weights, columns, units = zip(*self.waiting, strict=True)
+        self.waiting = []
+        weight = torch.cat(weights).to(self.square)
+        before, total = self.weight, float(weight.sum())
+        self.weight += total
+
+        def centre(parts: Iterable[Tensor], mean: Tensor) -> Float[Tensor, "row any"]:
+            """All parts centred, the shift of the mean as the last row; moves the mean."""
+            parts = list(parts)
+            rows = weight.new_empty(len(weight) + 1, parts[0].shape[1])
+            torch.cat([part.to(rows) for part in parts], out=rows[:-1])
+            shift = weight @ rows[:-1] / total - mean
+            rows[:-1] -= mean + shift
+            rows[:-1] *= rearrange(weight.sqrt(), "row -> row 1")
+            rows[-1] = (before * total / self.weight) ** 0.5 * shift
+            mean += total / self.weight * shift
+            return rows
+
+        centred = centre(columns, self.column_mean)
+        self.gram.addmm_(centred.T, centred[:, : self.n_base])
+        self.column_square += centred.square().sum(0)
+        for block in self._blocks():
+            rows = centre((part[:, block] for part in units), self.unit_mean[block])
+            self.cross[:, block].addmm_(centred.T, rows)
+            self._add_squares(rows, block)
+
+    def _blocks(self) -> list[slice]:
+        """Units that are worked on together: whole layers, few enough to stay in the cache."""
+        width = self.rotations[0].shape[0] if self.rotations else 1
+        size = width * max(1, _BLOCK // width)
+        return [slice(start, start + size) for start in range(0, len(self.square), size)]
+
+    def _add_squares(self, rows: Float[Tensor, "row unit"], block: slice) -> None:
+        for total, rotation in zip(self.rotated_square[:, block], self.rotations, strict=True):
+            total += rotate(rows.float(), rotation).square_().sum(0, dtype=torch.float64)
+        self.square[block] += rows.to(self.square).square_().sum(0)
 
     def freeze(self) -> Moments:
         """The sums as a value (shares the tensors: stop absorbing after this)."""
+        self.settle()
         return Moments(
             weight=self.weight,
             column_mean=self.column_mean,

@@ -1,10 +1,15 @@
 """Peak memory of `score` on few and on many examples, each in a process of its own.
 
+What the pass holds is counted, not what glibc's allocator keeps in reserve: its threshold for
+memory that goes straight back to the system is fixed, where by default it grows with use and two
+runs of one size differ by up to 70 MB.
+
 python benchmarks/memory.py            # 1,000 and 8,000 prompts of 8 tokens: a quarter of an hour
 python benchmarks/memory.py --quick    # 64 and 128: a smoke run, not a measurement
 """
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
@@ -19,7 +24,9 @@ import lens_skills as ls
 def peak_memory(n_examples: int, n_total: int) -> float:
     """Peak resident megabytes of a fresh process that scores ``n_examples``."""
     command = [sys.executable, __file__, "--one", str(n_examples), str(n_total)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # What is large is mapped and unmapped on its own.
+    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
     return float(done.stdout.split()[-1])
 
 
@@ -34,7 +41,6 @@ def measure_memory(n_examples: int, n_total: int) -> None:
 
 def growth(small: int, large: int, runs: int) -> dict[str, float]:
     """Peak memory of `score` on few and on many examples."""
-    # Two runs of one size differ by up to 70 MB with the allocator's luck: medians.
     peaks = [(peak_memory(small, large), peak_memory(large, large)) for _ in range(runs)]
     before, after = (statistics.median(side) for side in zip(*peaks, strict=True))
     per_example = (after - before) * 1024 / (large - small)

@@ -109,8 +109,9 @@ def measure_baseline(
         assert sums is not None, "read_batches refuses an empty split"
         names = {"pos": n_pos, "width": width}
         pattern = "(pos layer width) -> layer pos width"
-        means = rearrange(sums.unit_mean, pattern, **names)
-        stds = rearrange((sums.square / sums.weight).sqrt(), pattern, **names)
+        moments = sums.freeze()
+        means = rearrange(moments.unit_mean, pattern, **names)
+        stds = rearrange((moments.square / moments.weight).sqrt(), pattern, **names)
         for place, layer in enumerate(sorted(set(layers))):
             mean[layer, site], std[layer, site] = means[place], stds[place]
     return Baseline(mean, std, describe_source(over))

@@ -90,8 +90,8 @@ def verify(
         batch_size: Examples per forward pass.
         exploratory: Allow what is otherwise refused (a split used before, another task), and mark
             the result.
-        checkpoint: A folder from which the measurement that was interrupted goes on (those
-            before it, all shorter as a rule, are made again).
+        checkpoint: A folder from which an interrupted verdict goes on: finished measurements are
+            read back, the one that was interrupted continues.
         progress: Show progress (None: on a terminal only).
 
     Raises:
@@ -172,8 +172,7 @@ def verify(
     if preservation:
         row = preservation_row(bench, examples, units, population, do, **draws)
         tables["pairs"] = (*tables.get("pairs", ()), row)
-    if folder is not None and folder.exists():
-        folder.rmdir()  # each measurement has removed its own
+    bench.clear()
     return Verdict(
         rulings=rulings,
         effects=effects,

@@ -46,12 +46,14 @@ def measure_effects(
     batch_size: int = BATCH_SIZE,
     rows: int = ROWS,
     checkpoint: str | Path | None = None,
+    keep: bool = False,
     progress: bool | None = None,
 ) -> Effects:
     """The effect of each set of units, all edited together, per example; see `sweep`.
 
     An empty set has no effect. Where an edit draws at random, the metric is averaged over its
-    draws. ``provenance["whole_passes"]`` says why full passes were run where they were.
+    draws. ``provenance["whole_passes"]`` says why full passes were run where they were. With
+    ``keep`` the checkpoint stays when all is done, and the next call reads it back.
     """
     measured = one_metric(metric)
     if len(examples) == 0:
@@ -112,6 +114,10 @@ def measure_effects(
         sheet = Sheet.restore(saved, sheet)
     ordered = list(batches(encoded, plan, batch_size, 0, False, "sweep"))
     _measure(setting, ordered, stack_sets(sets), sheet, labels, saved, progress)
+    if saved is not None and keep:
+        sheet.keep(saved, now=True)
+    elif saved is not None:
+        saved.remove()
     return Effects(
         names=labels,
         clean=sheet.clean,
@@ -164,8 +170,6 @@ def _measure(
             if saved is not None and sheet.done:
                 sheet.keep(saved, now=True)
             raise
-    if saved is not None:
-        saved.remove()
 
 
 def _fill(

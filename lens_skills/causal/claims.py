@@ -13,6 +13,7 @@ from lens_skills.causal.edits import Edit, ablate
 from lens_skills.causal.units import Unit, parse_units, sites_of
 from lens_skills.causal.verdict import Verdict, pack, unpack
 from lens_skills.errors import LensSkillsError
+from lens_skills.example import Example
 from lens_skills.models import as_lens
 from lens_skills.scoring import GATES, Scores, read_folder, score, write_folder
 from lens_skills.tasks import Task, causal_metric
@@ -84,6 +85,9 @@ def audit(
     n_controls: int = 200,
     n_peers: int | None = 1000,
     delta: float | None = None,
+    by: Sequence[str] | None = None,
+    unrelated: Sequence[Example] | None = None,
+    pairs: bool | None = None,
     n_permutations: int | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
@@ -107,7 +111,7 @@ def audit(
         at: The site of units named as neurons.
         position: Where they are read and edited.
         fractions: Shares of the two parts.
-        n_controls, n_peers, delta: As in `verify`.
+        n_controls, n_peers, delta, by, unrelated, pairs: As in `verify`.
         n_permutations: As in `score`.
         seed: Of the split and all draws.
         batch_size: Examples per forward pass.
@@ -154,6 +158,9 @@ def audit(
         n_controls=n_controls,
         n_peers=n_peers,
         delta=delta,
+        by=by,
+        unrelated=unrelated,
+        pairs=pairs,
         seed=seed,
         batch_size=batch_size,
         progress=progress,

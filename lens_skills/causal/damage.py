@@ -87,6 +87,7 @@ def damage_matrix(
         skills=names,
         n_units=tuple(map(len, sets)),
         n_examples=tuple(len(effects.example_ids) for effects in measured),
+        n_groups=tuple(len(set(effects.groups)) for effects in measured),
         clean=tuple(float(effects.clean.mean()) for effects in measured),
         effect=effect,
         low=low,

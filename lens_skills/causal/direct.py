@@ -21,7 +21,7 @@ class DirectPath:
     final norm at the clean pass's own scale.
 
     Source: Wang et al. 2022 (arXiv 2211.00593), section 3; frozen scale as in McGrath et al. 2023
-    (arXiv 2307.15771), section 2.
+    (arXiv 2307.15771).
     """
 
     def __init__(self, engine: Engine, last: Int[Tensor, " example"]) -> None:

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.scoring.folder import fields_of, read_folder, write_folder
+from lens_skills.stats.bootstrap import FEW_GROUPS
 
-_TUPLES = ("skills", "n_units", "n_examples", "clean", "do")
+_TUPLES = ("skills", "n_units", "n_examples", "n_groups", "clean", "do")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,7 @@ class DamageMatrix:
         skills: Their names.
         n_units: Of each skill's set.
         n_examples: Of each skill's task.
+        n_groups: Of each skill's task; intervals resample groups.
         clean: Mean of the metric on each task without an edit.
         effect: Mean of edited minus clean metric, in the metric's unit; below 0 it is damage.
         low, high: Its 95 % interval, by group.
@@ -41,6 +43,7 @@ class DamageMatrix:
     skills: tuple[str, ...]
     n_units: tuple[int, ...]
     n_examples: tuple[int, ...]
+    n_groups: tuple[int, ...]
     clean: tuple[float, ...]
     effect: Float[Tensor, "skill task"]
     low: Float[Tensor, "skill task"]
@@ -122,6 +125,16 @@ class DamageMatrix:
             for row in self.overlaps().to_dict("records")
         ]
         lines.append("  *: the 95 % interval leaves out 0")
+        few = [
+            f"{skill} {n}"
+            for skill, n in zip(self.skills, self.n_groups, strict=True)
+            if n < FEW_GROUPS
+        ]
+        if few:
+            lines.append(
+                f"  few groups ({', '.join(few)}): below {FEW_GROUPS}, intervals cover less than "
+                "they say"
+            )
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> Path:

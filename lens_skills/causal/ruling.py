@@ -105,7 +105,7 @@ def rule(
             up) a neuron that supports the skill raises the metric.
 
     Source: two one-sided tests (Schuirmann 1987); direct effect and self-repair: McGrath et al.
-    2023 (arXiv 2307.15771), Rushing & Nanda 2024 (arXiv 2402.15390), section 2, whose self-repair
+    2023 (arXiv 2307.15771), Rushing & Nanda 2024 (arXiv 2402.15390), whose self-repair
     "change of the logit plus direct effect" is total - direct here, as their direct effect is what
     the neuron gives and ours what the edit takes.
     """

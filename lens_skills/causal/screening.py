@@ -114,8 +114,8 @@ def prescreen(
 ) -> Prescreen:
     """What gradients expect of every neuron, from one forward and one backward pass per batch.
 
-    Source: Taylor, |a · ∂m/∂a|: arXiv 2407.06488, section 3. An edit's first-order effect,
-    (new - old) · ∂m/∂a: arXiv 2412.18053, section 3.
+    Source: Taylor, |a · ∂m/∂a|: arXiv 2407.06488. An edit's first-order effect,
+    (new - old) · ∂m/∂a: arXiv 2412.18053.
 
     Does not show: an effect. Saturated and cooperating neurons are misjudged; report the rank
     agreement (`Prescreen.agreement`) with a sweep of some.

@@ -162,6 +162,7 @@ def make_matrix(skills: Sequence[str] = ("add", "sub", "mul")) -> DamageMatrix:
         skills=tuple(skills),
         n_units=tuple(10 + place for place in range(n)),
         n_examples=(64,) * n,
+        n_groups=(40,) * n,
         clean=(2.0,) * n,
         effect=effect,
         low=effect - 0.1,

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_skills"
 # From the ground up. A room that is added gets its floor here, and nowhere else.
 FLOORS = (
     ("errors",),
-    ("example",),
+    ("example", "folder"),
     ("stats",),
     ("models",),
     ("activations",),

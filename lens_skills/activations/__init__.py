@@ -12,6 +12,7 @@ from lens_skills.activations.parsing import parse_metrics as parse_metrics
 from lens_skills.activations.plan import known_values as known_values
 from lens_skills.activations.positions import Position as Position
 from lens_skills.activations.positions import parse_position as parse_position
+from lens_skills.activations.positions import soft_position as soft_position
 from lens_skills.activations.positions import span as span
 from lens_skills.activations.sites import DEFAULT_SITE as DEFAULT_SITE
 from lens_skills.activations.sites import find_site as find_site

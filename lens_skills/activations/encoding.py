@@ -24,6 +24,8 @@ class Encoded:
         foil_tokens: The foil likewise.
         option_tokens: Every option likewise.
         has_bos: Whether the first token is a beginning-of-sequence token.
+        n_before, n_after: Of the prompt's tokens: how many are the soft prompt's, before the text
+            (after the beginning-of-sequence token) and after it.
     """
 
     index: int
@@ -33,6 +35,8 @@ class Encoded:
     foil_tokens: tuple[int, ...] | None
     option_tokens: tuple[tuple[int, ...], ...]
     has_bos: bool
+    n_before: int = 0
+    n_after: int = 0
 
     def __getattr__(self, name: str) -> Any:
         # prompt, answer, foil, labels, covariates, group, id, … of the example itself.
@@ -106,10 +110,15 @@ def _encode(
         foil = None if example.foil is None else continuation(example.foil)
         options = tuple(continuation(option) for option in example.options)
     longest = max((len(part) for part in (answer, foil, *options) if part is not None), default=0)
+    has_bos = lens.bos_id is not None and len(tokens) > 1 and tokens[0] == lens.bos_id
+    first = 1 if has_bos else 0
+    before, after = lens.words_before, lens.words_after
+    tokens = [*tokens[:first], *before, *tokens[first:], *after]
     if len(tokens) + longest > lens.n_ctx:
+        soft = f" ({len(before) + len(after)} of them the soft prompt's)" if before + after else ""
         raise LensSkillsError(
-            f"example {example.id!r} has {len(tokens)} + {longest} tokens, but the model reads at "
-            f"most {lens.n_ctx}. Shorten or drop it."
+            f"example {example.id!r} has {len(tokens)} + {longest} tokens{soft}, but the model "
+            f"reads at most {lens.n_ctx}. Shorten or drop it."
         )
     return Encoded(
         index=index,
@@ -118,7 +127,9 @@ def _encode(
         answer_tokens=answer,
         foil_tokens=foil,
         option_tokens=options,
-        has_bos=lens.bos_id is not None and len(tokens) > 1 and tokens[0] == lens.bos_id,
+        has_bos=has_bos,
+        n_before=len(before),
+        n_after=len(after),
     )
 
 

@@ -104,6 +104,32 @@ _CHOICES = (
 )
 
 
+def soft_position(lens: Any, position: Position | None) -> Position:
+    """The position asked for; ``"prompt"`` (None, with a soft prompt) is each of its vectors.
+
+    Vectors after the input are counted from the end, so the last one is ``-1``.
+
+    Raises:
+        LensSkillsError: No soft prompt, or one that stands before the input only.
+    """
+    n_after = len(lens.words_after)
+    if position is None:
+        position = "last" if lens.soft is None else "prompt"
+    if position != "prompt":
+        return position
+    if lens.soft is None:
+        raise LensSkillsError(
+            "position='prompt' reads a soft prompt's vectors, but none was given: prompt=…"
+        )
+    if n_after == 0:
+        raise LensSkillsError(
+            "the soft prompt stands before the input only. Attention looks back, so its "
+            "activations are the same for every example and no metric can correlate with them. "
+            "Train one with a suffix (fit_prompt's n_tokens), or read another position."
+        )
+    return list(range(-n_after, 0))
+
+
 def token_places(lens: Any, encoded: Encoded, spot: str | int | Span) -> list[int]:
     """The prompt tokens a spot covers, as indices from the prompt's start.
 
@@ -135,11 +161,19 @@ def _span_places(lens: Any, encoded: Encoded, spot: Span) -> list[int]:
         value = encoded.example.column(spot.column)
         text = None if value is None else str(value)
     # Decoding ever longer beginnings gives each token's end, whatever the tokenizer merges.
-    ends = [
-        len(lens.tokenizer.decode(encoded.prompt_tokens[: end + 1].tolist()))
-        for end in range(len(encoded.prompt_tokens))
-    ]
-    whole = lens.tokenizer.decode(encoded.prompt_tokens.tolist())
+    n_soft = encoded.n_before + encoded.n_after
+    bos = 1 if encoded.has_bos else 0
+    end_of_text = len(encoded.prompt_tokens) - encoded.n_after
+    tokens = (
+        encoded.prompt_tokens.tolist()
+        if n_soft == 0
+        else [
+            *encoded.prompt_tokens[:bos].tolist(),
+            *encoded.prompt_tokens[bos + encoded.n_before : end_of_text].tolist(),
+        ]
+    )
+    ends = [len(lens.tokenizer.decode(tokens[: end + 1])) for end in range(len(tokens))]
+    whole = lens.tokenizer.decode(tokens)
     start = whole.rfind(text) if text else -1
     if start < 0 or text is None:
         raise LensSkillsError(
@@ -148,7 +182,7 @@ def _span_places(lens: Any, encoded: Encoded, spot: Span) -> list[int]:
         )
     begins = [0, *ends[:-1]]
     return [
-        place
+        place if place < bos else place + encoded.n_before
         for place, (begin, end) in enumerate(zip(begins, ends, strict=True))
         if begin < start + len(text) and end > start
     ]

@@ -15,11 +15,16 @@ from lens_skills.activations.gathering import Rows
 from lens_skills.activations.metrics import Metric
 from lens_skills.activations.parsing import parse_metrics
 from lens_skills.activations.plan import Plan, known_values, prepare
-from lens_skills.activations.positions import Position, parse_position, token_places
+from lens_skills.activations.positions import (
+    Position,
+    parse_position,
+    soft_position,
+    token_places,
+)
 from lens_skills.activations.sites import DEFAULT_SITE, find_site
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.models import SoftPrompt, prompted
 
 BATCH_SIZE = 32
 
@@ -49,9 +54,10 @@ def stream(
     examples: Sequence[Example],
     *,
     at: str = DEFAULT_SITE,
-    position: Position = "last",
+    position: Position | None = None,
     layers: int | Iterable[int] | None = None,
     metrics: Any = (),
+    prompt: SoftPrompt | None = None,
     batch_size: int = BATCH_SIZE,
     chat: bool = False,
     skip: int = 0,
@@ -70,9 +76,12 @@ def stream(
         at: Hook point within a block, e.g. ``"mlp.hook_post"``, ``"mlp.hook_pre"``,
             ``"hook_resid_post"``, ``"attn.hook_z"`` (heads side by side), or a full name.
         position: ``"last"`` (the last *prompt* token), an index, ``span(...)``, a list of those,
-            ``"mean"``, ``"max"`` or ``"all"`` (the prompt's tokens without the first, special one).
+            ``"mean"``, ``"max"`` or ``"all"`` (the prompt's tokens without the first, special one),
+            or ``"prompt"``: each vector of the soft prompt's suffix. Default: ``"last"``, or
+            ``"prompt"`` where there is a soft prompt.
         layers: Which layers (default all).
         metrics: Names, `Metric` values or functions; see `lens_skills.activations.metrics`.
+        prompt: A soft prompt to read every example with.
         batch_size: Examples per forward pass.
         chat: Put prompts through the tokenizer's chat template.
         skip: Batches to leave out at the start (of a pass that is being resumed).
@@ -82,11 +91,12 @@ def stream(
         LensSkillsError: Unknown hook point, position outside a prompt, prompt longer than the
             context, a metric the task cannot give, a metric that is not finite.
     """
+    lens = prompted(model, prompt)
     return _stream(
-        as_lens(model),
+        lens,
         examples,
         at=at,
-        position=position,
+        position=soft_position(lens, position),
         layers=layers,
         metrics=parse_metrics(metrics),
         batch_size=batch_size,
@@ -101,6 +111,7 @@ def evaluate(
     examples: Sequence[Example],
     metrics: Any,
     *,
+    prompt: SoftPrompt | None = None,
     batch_size: int = BATCH_SIZE,
     chat: bool = False,
     progress: bool | None = None,
@@ -108,7 +119,7 @@ def evaluate(
     """Every metric of every example, in the order of the examples, reading no activations."""
     wanted = parse_metrics(metrics)
     values = {metric.name: torch.zeros(len(examples), dtype=torch.float64) for metric in wanted}
-    lens = as_lens(model)
+    lens = prompted(model, prompt)
     if all(metric.known for metric in wanted):
         return known_values(wanted, examples)
     encoded, plan = prepare(lens, examples, wanted, chat)

@@ -14,8 +14,9 @@ from lens_skills.causal.units import Unit, parse_units, sites_of
 from lens_skills.causal.verdict import Verdict, pack, unpack
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
+from lens_skills.folder import read_folder, write_folder
 from lens_skills.models import as_lens
-from lens_skills.scoring import GATES, Scores, read_folder, score, write_folder
+from lens_skills.scoring import GATES, Scores, score
 from lens_skills.tasks import Task, causal_metric
 
 

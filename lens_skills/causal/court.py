@@ -11,6 +11,7 @@ from lens_skills.activations import (
     Position,
     logit_diff,
     parse_metrics,
+    soft_position,
 )
 from lens_skills.causal import exhibits
 from lens_skills.causal.bench import Bench
@@ -25,7 +26,7 @@ from lens_skills.causal.units import Unit, parse_units
 from lens_skills.causal.verdict import Verdict
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.models import SoftPrompt, prompted
 from lens_skills.scoring.provenance import examples_hash, versions
 from lens_skills.stats.bootstrap import FEW_GROUPS
 
@@ -39,6 +40,7 @@ def verify(
     metric: Any = None,
     at: str | None = None,
     position: Position | None = None,
+    prompt: SoftPrompt | None = None,
     n_controls: int = 200,
     n_important: int | None = None,
     n_peers: int | None = 1000,
@@ -68,6 +70,7 @@ def verify(
         at: The site of neurons named by hand; default the selection's, else ``mlp.hook_post``.
         position: Where in the prompt; default where the selection was scored, else ``"last"``. In
             generation with a cache, later tokens are left alone.
+        prompt: A soft prompt to read every example with: the one the selection was scored with.
         n_controls: Random sets that match the candidates in number per layer, mean |a|, std and
             ‖W_out‖; for the set as a whole.
         n_important: Random sets among the neurons of largest effect (default a quarter of
@@ -101,7 +104,7 @@ def verify(
 
     Does not show: what the neurons do at other positions, on other prompts, or for another metric.
     """
-    lens = as_lens(model)
+    lens = prompted(model, prompt)
     (wanted,) = parse_metrics(logit_diff() if metric is None else metric)
     waived = check_case(examples, skills, do, wanted, exploratory=exploratory)
     if calibrate is not None:
@@ -112,7 +115,7 @@ def verify(
     if delta is not None and not 0 < delta < float("inf"):
         raise LensSkillsError(f"δ must be a positive number in the metric's unit, not {delta}.")
     sign = removes_work(do, removes)
-    where = edited_where(skills, position)
+    where = edited_where(skills, None if position is None else soft_position(lens, position))
     units = parse_units(lens, skills, at=at or getattr(skills, "site", DEFAULT_SITE))
     if not units:
         raise LensSkillsError("no neurons to verify: none were named.")

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills.scoring.folder import fields_of, read_folder, write_folder
+from lens_skills.folder import fields_of, read_folder, write_folder
 from lens_skills.stats.bootstrap import FEW_GROUPS
 
 _TUPLES = ("skills", "n_units", "n_examples", "n_groups", "clean", "do")

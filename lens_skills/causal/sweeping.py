@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lens_skills.activations import BATCH_SIZE, DEFAULT_SITE, Position
+from lens_skills.activations import BATCH_SIZE, DEFAULT_SITE, Position, soft_position
 from lens_skills.causal.edits import Edit
 from lens_skills.causal.effects import Effects
 from lens_skills.causal.measurement import ROWS
 from lens_skills.causal.measurement import measure_effects as measure_effects
 from lens_skills.causal.units import parse_units
 from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.models import SoftPrompt, prompted
 
 
 def sweep(
@@ -22,7 +22,8 @@ def sweep(
     do: Edit,
     metric: Any,
     at: str = DEFAULT_SITE,
-    position: Position = "last",
+    position: Position | None = None,
+    prompt: SoftPrompt | None = None,
     direct: bool = False,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
@@ -42,7 +43,9 @@ def sweep(
         do: The intervention, e.g. ``ablate("mean", over=explore)``.
         metric: What to watch: a name, a `Metric` or a function.
         at: The site of everything named as a neuron.
-        position: Where to edit: ``"last"`` (of the prompt), an index, a span, a list, or ``"all"``.
+        position: Where to edit: ``"last"`` (of the prompt), an index, a span, a list, ``"all"``,
+            or ``"prompt"``, the vectors of a soft prompt (the default where there is one).
+        prompt: A soft prompt to read every example with.
         direct: Also the direct effect; see `Effects`.
         seed: Of the edit's random draws.
         batch_size: Examples whose clean pass is held at once.
@@ -54,7 +57,7 @@ def sweep(
         LensSkillsError: No examples, unknown neurons, a metric the task cannot give or that no
             model is needed for, an effect that is not finite (with its neuron and example).
     """
-    lens = as_lens(model)
+    lens = prompted(model, prompt)
     units = parse_units(lens, neurons, at=at)
     return measure_effects(
         lens,
@@ -62,7 +65,7 @@ def sweep(
         [(unit,) for unit in units],
         do,
         metric=metric,
-        position=position,
+        position=soft_position(lens, position),
         names=[unit.name for unit in units],
         direct=direct,
         seed=seed,

@@ -13,7 +13,7 @@ from lens_skills.causal.card import card_lines
 from lens_skills.causal.effects import Effects
 from lens_skills.causal.ruling import CAUSAL, WORDS, Ruling
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring import read_folder, write_folder
+from lens_skills.folder import read_folder, write_folder
 
 Rows = tuple[dict[str, Any], ...]
 

@@ -2,6 +2,8 @@
 
 import re
 
+EMBEDDING = "hook_embed"
+"""Where token embeddings enter, before positions are added."""
 BEFORE_BLOCKS = -1
 """The floor of the embedding's hook points, below block 0."""
 

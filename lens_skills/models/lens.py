@@ -95,6 +95,7 @@ class HookedLens(Reading):
         check_shapes(tokens, mask, logits_at)
         if not readers and logits_at is None:
             return None
+        tokens, editors = self._spoken(tokens, editors)
         top = self._top(readers)
         whole = top is None or (logits_at is not None and self._hooks_after_blocks(editors))
         stop = self.n_layers if logits_at is not None or top is None else top + 1
@@ -154,6 +155,7 @@ class BridgeLens(Reading):
         check_shapes(tokens, mask, logits_at)
         if not readers and logits_at is None:
             return None
+        tokens, editors = self._spoken(tokens, editors)
         top = self._top(readers)
         real = mask.to(self.device, torch.long)
         options: dict[str, Any] = {"attention_mask": real}

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_skills.models.soft_prompt import SoftPrompt
+
 Reader = Callable[[Tensor], None]
 """Receives the activation at one hook point, ``[batch pos ...]``, and must not change it."""
 
@@ -27,6 +29,8 @@ class Lens(Protocol):
         gated: True where the MLP is ``act(gate) * up``.
         dtype: The parameters' real dtype (a bf16 model's config may claim float32).
         pad_id: A token to fill batches with; the mask, not its value, marks padding.
+        soft: The soft prompt that is read with every example, if there is one.
+        words_before, words_after: Ids, past the vocabulary, that stand for its vectors.
     """
 
     @property
@@ -63,6 +67,12 @@ class Lens(Protocol):
     def eos_id(self) -> int | None: ...
     @property
     def pad_id(self) -> int: ...
+    @property
+    def soft(self) -> SoftPrompt | None: ...
+    @property
+    def words_before(self) -> list[int]: ...
+    @property
+    def words_after(self) -> list[int]: ...
 
     def fingerprint(self) -> str:
         """64 hex digits that differ when a weight, a size or the vocabulary differs."""

@@ -1,6 +1,7 @@
 """`Reading`: what both lenses share, i.e. text to tokens, names, and hooks that leave no trace."""
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
@@ -12,9 +13,11 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models.fingerprint import fingerprint
 from lens_skills.models.floors import BEFORE_BLOCKS, layer_of
 from lens_skills.models.protocol import Editor, Reader
+from lens_skills.models.soft_prompt import SoftPrompt
+from lens_skills.models.words import Words
 
 
-class Reading:
+class Reading(Words):
     """The part of a `Lens` that does not depend on the library; the two lenses complete it."""
 
     implementation: Literal["hooked", "bridge"]
@@ -39,6 +42,8 @@ class Reading:
         self.d_vocab = int(self.unembed_vectors()[0].shape[1])
         self.n_ctx = int(model.cfg.n_ctx)
         self.gated = "blocks.0.mlp.hook_pre_linear" in self._points
+        self.soft: SoftPrompt | None = None
+        self.first_word = max(self.d_vocab, int(model.cfg.d_vocab), len(self.tokenizer or ()))
 
     def __repr__(self) -> str:
         """Name, implementation and size in one line."""
@@ -63,14 +68,6 @@ class Reading:
             return 0  # its configuration states a size all the same
         return int(config.d_mlp or self.weight_out(0).shape[0])
 
-    def _weights_out(self) -> list[Tensor]:
-        """The output matrices of the layers that have one."""
-        found = []
-        for layer in range(self.n_layers):
-            with suppress(LensSkillsError):
-                found.append(self.weight_out(layer))
-        return found
-
     def weight_out(self, layer: int) -> Tensor:
         """The layer's MLP output matrix ``[d_mlp d_model]``, not copied."""
         weight = getattr(getattr(self.model.blocks[layer], "mlp", None), "W_out", None)
@@ -82,14 +79,23 @@ class Reading:
         return weight.detach() if weight.shape[1] == self.d_model else weight.detach().mT
 
     def fingerprint(self) -> str:
-        """64 hex digits that differ when a weight, a size or the vocabulary differs."""
-        sizes = {name: getattr(self, name) for name in ("n_layers", "n_heads", "d_head", "d_model")}
-        return fingerprint(
+        """64 hex digits that differ when a weight, a size, the words or the soft prompt differ."""
+        names = ("n_layers", "n_heads", "d_head", "d_model")
+        sizes = {name: getattr(self, name) for name in names}
+        weights_out = []
+        for layer in range(self.n_layers):
+            with suppress(LensSkillsError):  # a layer without an MLP has none
+                weights_out.append(self.weight_out(layer))
+        found = fingerprint(
             sizes | {"d_mlp": self.d_mlp, "d_vocab": self.d_vocab},
             self._modules().parameters(),
-            self._weights_out(),
+            weights_out,
             self.tokenizer,
         )
+        if self.soft is None:
+            return found
+        # Read with a soft prompt, a model's neurons are no longer the same: results do not mix.
+        return hashlib.sha256(f"{found} {self.soft.digest}".encode()).hexdigest()
 
     # Text.
 

@@ -56,7 +56,12 @@ class BridgeSuffix(Suffix):
         if "logits_to_keep" in lens._accepts:
             options["logits_to_keep"] = 1
         calls: list[Call] = []
-        with lens._evaluating(), lens._attached(readers) as called, self._recording(calls):
+        tokens, editors = lens._spoken(tokens, {})
+        with (
+            lens._evaluating(),
+            lens._attached(readers, editors) as called,
+            self._recording(calls),
+        ):
             lens.model.original_model(tokens.to(lens.device), attention_mask=real, **options)
             lens._all_called(readers, called)
         if len(calls) != lens.n_layers or len(self.entering) != lens.n_layers + 1:

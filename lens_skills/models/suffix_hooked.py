@@ -51,7 +51,8 @@ class HookedSuffix(Suffix):
             raise CannotResume("shortformer position embeddings enter every block")
         self.ones = self.mask.long()
         self.caches: list[Prefix] = []
-        with lens._evaluating(), lens._attached(readers) as called:
+        tokens, editors = lens._spoken(tokens, {})
+        with lens._evaluating(), lens._attached(readers, editors) as called:
             residual = model(tokens.to(lens.device), attention_mask=self.ones, stop_at_layer=0)
             for block in model.blocks:
                 self.entering.append(residual[:, start:].clone())

@@ -1,8 +1,6 @@
 """Which neurons: a pass over examples, its three nulls, and the selection that survives them."""
 
 from lens_skills.scoring.display import EXPLORATORY as EXPLORATORY
-from lens_skills.scoring.folder import read_folder as read_folder
-from lens_skills.scoring.folder import write_folder as write_folder
 from lens_skills.scoring.gates import GATES as GATES
 from lens_skills.scoring.gates import Thresholds as Thresholds
 from lens_skills.scoring.scan import score as score

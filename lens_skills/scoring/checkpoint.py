@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring.folder import check_replaceable, read_folder, write_folder
+from lens_skills.folder import check_replaceable, read_folder, write_folder
 
 SECONDS_BETWEEN = 60.0
 

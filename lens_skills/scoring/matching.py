@@ -5,6 +5,7 @@ from typing import Any
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
+from lens_skills.models import SoftPrompt
 from lens_skills.scoring.scores import MetricScores, Scores
 from lens_skills.scoring.source import Source
 
@@ -57,3 +58,18 @@ def check_baseline(
             f"the baseline is of {baseline.site} at {baseline.positions}, not {source.site} at "
             f"{source.labels}."
         )
+
+
+def check_prompt(prompt: SoftPrompt | None, examples: Sequence[Example], exploratory: bool) -> bool:
+    """Whether a soft prompt was trained on these examples; refused unless ``exploratory``."""
+    if prompt is None:
+        return False
+    shared = {example.id for example in examples} & set(prompt.provenance.get("example_ids", ()))
+    groups = {example.group for example in examples} & set(prompt.provenance.get("groups", ()))
+    if (shared or groups) and not exploratory:
+        what = f"{len(shared)} of these examples" if shared else f"{len(groups)} of their groups"
+        raise LensSkillsError(
+            f"the soft prompt was trained on {what}: it may have learned them by heart. Score "
+            "another split, or say exploratory=True to mark the result."
+        )
+    return bool(shared or groups)

@@ -17,11 +17,12 @@ from lens_skills.activations import (
 )
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
+from lens_skills.models import SoftPrompt, prompted
 from lens_skills.scoring.checkpoint import Checkpoint
 from lens_skills.scoring.columns import Columns
 from lens_skills.scoring.findings import collect
 from lens_skills.scoring.firing import Firing, baseline_means
-from lens_skills.scoring.matching import check_baseline
+from lens_skills.scoring.matching import check_baseline, check_prompt
 from lens_skills.scoring.provenance import describe_pass, numbers_hash
 from lens_skills.scoring.scores import Scores
 from lens_skills.scoring.source import Source
@@ -41,9 +42,10 @@ def score(
     *,
     metrics: Any,
     at: str = DEFAULT_SITE,
-    position: Position = "last",
+    position: Position | None = None,
     layers: int | Iterable[int] | None = None,
     neurons: Int[Tensor, "k 2"] | Sequence[Any] | None = None,
+    prompt: SoftPrompt | None = None,
     given: Sequence[str] = (),
     baseline: Scores | None = None,
     exchange: str = "auto",
@@ -66,9 +68,11 @@ def score(
             `Metric` values, functions ``(logits, examples) -> float[batch]``, one number per
             example, or a dict that names them.
         at: Hook point within a block.
-        position: Where in the prompt; see `stream`. Several positions are one family.
+        position: Where in the prompt; see `stream`. Several positions are one family. Default:
+            ``"last"``, or every vector of the soft prompt's suffix where there is one.
         layers: Which layers (default all).
         neurons: Only these, as (layer, neuron) rows or names ``"L17N635"``.
+        prompt: A soft prompt to read every example with, trained on other examples.
         given: Labels or covariates to partial out of both sides. The null is then Freedman and
             Lane's: residuals of the metric are exchanged.
         baseline: Scores of another split; their mean activation becomes each neuron's threshold
@@ -122,7 +126,10 @@ def score(
                 f"{name!r} has one class only here (always {float(values[0]):g}). "
                 "Score it on examples that hold both."
             )
+    if prompt is not None:
+        model = prompted(model, prompt)
     source = Source(model, examples, wanted, at, position, layers, batch_size, chat, progress)
+    waived = check_prompt(source.soft, examples, exploratory)
     if baseline is not None:
         check_baseline(baseline, examples, source, exploratory)
     units = Units(source, neurons)
@@ -195,7 +202,7 @@ def score(
         site=source.site,
         examples=examples,
         predictivity={} if firing is None else firing.predictivity([m.name for m in wanted]),
-        exploratory=exploratory,
+        exploratory=exploratory or waived,
         provenance=provenance,
     )
     if saved is not None:

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.folder import read_folder, write_folder
 from lens_skills.scoring.display import metric_frame, summary
-from lens_skills.scoring.folder import read_folder, write_folder
 from lens_skills.scoring.gates import GATES, Thresholds
 from lens_skills.stats.calibration import Calibration, calibrate
 

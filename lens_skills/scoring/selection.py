@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.folder import fields_of, read_folder, write_folder
 from lens_skills.scoring.display import EXPLORATORY
-from lens_skills.scoring.folder import fields_of, read_folder, write_folder
 from lens_skills.scoring.gates import GATES
 from lens_skills.scoring.matching import check_match, check_reuse
 from lens_skills.scoring.scores import MetricScores

@@ -12,11 +12,12 @@ from lens_skills.activations import (
     Position,
     find_site,
     parse_position,
+    soft_position,
     stream,
 )
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.models import SoftPrompt, as_lens
 
 
 class Source:
@@ -28,7 +29,7 @@ class Source:
         examples: Sequence[Example],
         metrics: Sequence[Metric],
         at: str,
-        position: Position,
+        position: Position | None,
         layers: int | Iterable[int] | None,
         batch_size: int,
         chat: bool,
@@ -38,13 +39,15 @@ class Source:
         self.examples, self.metrics = examples, metrics
         self.batch_size, self.chat, self.progress = batch_size, chat, progress
         self.device: torch.device | str = "cpu"
+        self.soft: SoftPrompt | None = None
         if self.table is not None:
-            self._read_table(self.table, at, position, layers)
+            self._read_table(self.table, at, position or "last", layers)
             return
         lens = as_lens(model)
+        position = soft_position(lens, position)
         found = find_site(lens, at, layers)
         reading = parse_position(position)
-        self.lens, self.position = lens, position
+        self.lens, self.position, self.soft = lens, position, lens.soft
         self.site, self.layers, self.labels = found.name, found.layers, reading.labels
         self.ragged = reading.ragged
         # MPS has no float64; the sums then live on the CPU.
@@ -109,5 +112,6 @@ class Source:
 def _width(lens: Any, example: Example, site: str, layer: int, chat: bool) -> int:
     """How many neurons the site has, seen on one example."""
     bare = Example(id=example.id, prompt=example.prompt)
-    batch = next(stream(lens, [bare], at=site, layers=layer, chat=chat, progress=False))
+    only = {"at": site, "position": "last", "layers": layer, "chat": chat, "progress": False}
+    batch = next(stream(lens, [bare], **only))
     return batch.activations.shape[-1]

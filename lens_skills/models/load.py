@@ -37,10 +37,11 @@ def load_model(
     with the plain Hugging Face forward.
 
     Args:
-        x: None for the bundled default; a folder written by ``save_pretrained``; a ``.gguf``
-            file (converted once, into ``$LENS_SKILLS_CACHE`` or the user's cache); a name on the
-            Hugging Face hub; a ``transformers`` model in memory, which is copied and stays as it
-            is. A HookedTransformer or TransformerBridge comes back itself.
+        x: None for the bundled default; ``"arithmetic-small"`` for the little model in this
+            package that can add and subtract; a folder written by ``save_pretrained``; a
+            ``.gguf`` file (converted once, into ``$LENS_SKILLS_CACHE`` or the user's cache); a
+            name on the Hugging Face hub; a ``transformers`` model in memory, which is copied and
+            stays as it is. A HookedTransformer or TransformerBridge comes back itself.
         implementation: ``"hooked"`` or ``"bridge"``; None takes HookedTransformer where the
             installed TransformerLens has it and can hold the architecture, else the bridge.
         dtype: Of the weights.
@@ -81,7 +82,10 @@ def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> tuple[Source, Path | 
         return from_memory(x, tokenizer, dtype=dtype), None
     if x is None or (isinstance(x, str) and x.lower() in BUNDLED):
         bundled = BUNDLED[(x or DEFAULT).lower()]
-        return _from_gguf(bundled.path(), dtype, tokenizer, bundled.name)
+        place = bundled.path()
+        if place.is_dir():
+            return from_folder(place, dtype=dtype, tokenizer=tokenizer, name=bundled.name), None
+        return _from_gguf(place, dtype, tokenizer, bundled.name)
     if not isinstance(x, str | os.PathLike):
         raise LensSkillsError(
             f"a {type(x).__name__} is not a model. load_model takes a folder, a .gguf file, a hub "

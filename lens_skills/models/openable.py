@@ -36,6 +36,8 @@ def _bundled() -> tuple[Openable, ...]:
         how = "load_model()" if entry.name == DEFAULT else f"load_model({entry.name!r})"
         if found is None:
             state = f"not installed: {entry.install}"
+        elif found.is_dir():
+            state = "installed"
         elif (cache.entry_of(found) / cache.MANIFEST).is_file():
             state = "installed, converted"
         else:

@@ -13,7 +13,9 @@ from lens_skills.tasks.competence import describe as describe
 from lens_skills.tasks.competence import require_examples as require_examples
 from lens_skills.tasks.defaults import causal_metric as causal_metric
 from lens_skills.tasks.defaults import few as few
+from lens_skills.tasks.hans import hans as hans
 from lens_skills.tasks.ioi import ioi as ioi
+from lens_skills.tasks.nli import nli as nli
 from lens_skills.tasks.opening import GENERATORS as GENERATORS
 from lens_skills.tasks.opening import open_task as open_task
 from lens_skills.tasks.pairs import pairs as pairs

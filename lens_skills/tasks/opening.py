@@ -8,7 +8,9 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.tasks.agreement import agreement
 from lens_skills.tasks.arithmetic import arithmetic
 from lens_skills.tasks.bigbench import bigbench
+from lens_skills.tasks.hans import hans, is_hans
 from lens_skills.tasks.ioi import ioi
+from lens_skills.tasks.nli import nli
 from lens_skills.tasks.table import table
 from lens_skills.tasks.task import Task
 
@@ -16,6 +18,7 @@ GENERATORS = {
     "agreement": "subject-verb number, with and without distractors",
     "ioi": "indirect-object identification",
     "arithmetic": "one- and two-digit + - * in BIG-bench's wording; arithmetic:+-:1,2 narrows it",
+    "nli": "does it follow? three shallow rules crossed with the truth; hans:FILE reads HANS's",
 }
 
 
@@ -24,8 +27,9 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
 
     Args:
         spec: ``agreement``, ``ioi``, ``arithmetic`` (or ``arithmetic:OPS:DIGITS``, such as
-            ``arithmetic:+-:1,2``); a BIG-bench JSON file or folder; a CSV, TSV, JSONL or Parquet
-            file, with ``columns`` saying what its columns are.
+            ``arithmetic:+-:1,2``), ``nli``; ``hans:FILE``, or a tab-separated file that begins as
+            HANS's does; a BIG-bench JSON file or folder; a CSV, TSV, JSONL or Parquet file, with
+            ``columns`` saying what its columns are.
         columns: Arguments of `tasks.table`.
 
     Raises:
@@ -36,6 +40,8 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
         return agreement()
     if spec == "ioi":
         return ioi()
+    if spec == "nli":
+        return nli()
     if name == "arithmetic":
         ops, _, digits = rest.partition(":")
         try:
@@ -46,7 +52,7 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
                 "arithmetic:OPS:DIGITS, such as arithmetic:+-:1,2."
             ) from None
         return arithmetic(ops or "+-*", digits=sizes, n=1000 if max(sizes) > 1 else None)
-    path = Path(spec).expanduser()
+    path = Path(rest if name == "hans" and rest else spec).expanduser()
     if not path.exists():
         raise LensSkillsError(
             f"no task {spec!r}: neither a file nor one of {', '.join(GENERATORS)}. "
@@ -55,5 +61,7 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
     if path.is_dir() or (path.suffix == ".json" and not (columns or {}).get("prompt")):
         return bigbench(path)
     if not (columns or {}).get("prompt"):
-        raise LensSkillsError(f"{path} is a table: say which column is the prompt (--prompt NAME).")
+        if name == "hans" or is_hans(path):
+            return hans(path)
+        raise LensSkillsError(f"{path} is a table: say which column is the prompt (--text NAME).")
     return table(path, **dict(columns or {}))

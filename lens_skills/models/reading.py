@@ -216,12 +216,12 @@ class Reading(Words):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """No gradients and no dropout; every training flag is put back as it was."""
+        """No dropout, and gradients only where asked; training flags are put back as they were."""
         training = [module for module in self._parts if module.training]
         try:
             for module in training:
                 module.training = False
-            with torch.no_grad():
+            with torch.set_grad_enabled(self.differentiable):
                 yield
         finally:
             for module in training:

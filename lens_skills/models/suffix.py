@@ -1,7 +1,7 @@
 """`Suffix`: the last columns of a batch, run again from any layer, many versions at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,6 +114,15 @@ class Suffix(ABC):
             self._trees[layer, n_sets] = torch.cat([prefix, own], dim=-1)
         return self._trees[layer, n_sets]
 
+    @property
+    def n_bytes(self) -> int:
+        """The size of what it keeps for later runs."""
+        return sum(part.numel() * part.element_size() for part in [*self._kept(), *self.entering])
+
+    @abstractmethod
+    def _kept(self) -> Iterable[Tensor]:
+        """The keys and values of all blocks."""
+
     @abstractmethod
     def _branching(self, layers: Sequence[int], n_sets: int) -> Any:
         """A context in which blocks read the tree; everything is put back afterwards."""
@@ -157,6 +166,7 @@ def prefill(
     start: int,
     readers: Mapping[str, Reader],
     clean: Float[Tensor, "example d_vocab"] | None = None,
+    check: bool = True,
 ) -> Suffix:
     """The suffix of a batch from column ``start`` on, after one clean pass that feeds the readers.
 
@@ -168,6 +178,8 @@ def prefill(
         readers: Called on the way; they see whole rows, as in `Lens.forward`.
         clean: Logits of the last column from an ordinary pass, to check against (None: one more
             pass is made for them).
+        check: Whether to run it once and compare; without, only what is known beforehand to go
+            wrong is refused, and the caller compares what it computes itself.
 
     Raises:
         CannotResume: The user's own hooks are on the model, or its architecture does not allow
@@ -183,6 +195,8 @@ def prefill(
     if kind is None:
         raise CannotResume(f"a {type(lens).__name__} runs whole")
     suffix = kind(lens, tokens, mask, start, readers)
+    if not check:
+        return suffix
     if clean is None:
         at = torch.full((len(tokens), 1), tokens.shape[1] - 1)
         clean = lens.forward(tokens, mask, readers={}, logits_at=at)[:, 0]

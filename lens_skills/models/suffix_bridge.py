@@ -75,6 +75,7 @@ class BridgeSuffix(Suffix):
             raise CannotResume(f"{lens.name} keeps other states than keys and values") from error
         if any(len(k) != len(tokens) for k, _ in kept):
             raise CannotResume(f"{lens.name} keeps keys in a layout of its own")
+        cache.layers.clear()  # the calls hold on to it, and only its beginning is needed
         self.cache = PrefixCache(kept, start)
         self._laid_out: dict[tuple[int, int], Call] = {}
 
@@ -86,7 +87,8 @@ class BridgeSuffix(Suffix):
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             residual = args[0] if args else kwargs["hidden_states"]
             self.entering.append(residual[:, self.start :].clone())
-            calls.append((args, dict(kwargs)))
+            # Without the whole residual stream, which would be kept for every layer.
+            calls.append(((None, *args[1:]) if args else (), {**kwargs, "hidden_states": None}))
 
         def after(module: Any, args: Any, out: Any) -> None:
             residual = out if isinstance(out, Tensor) else out[0]
@@ -101,6 +103,10 @@ class BridgeSuffix(Suffix):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _kept(self) -> Iterator[Tensor]:
+        for keys, values in self.cache.layers:
+            yield from (keys, values)
 
     @contextmanager
     def _branching(self, layers: Sequence[int], n_sets: int) -> Iterator[None]:

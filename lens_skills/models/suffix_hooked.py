@@ -70,6 +70,10 @@ class HookedSuffix(Suffix):
         zeros = torch.zeros(shape, device=self.mask.device)
         return attention.apply_causal_mask(zeros, self.start, self.ones) == 0
 
+    def _kept(self) -> Iterator[Tensor]:
+        for cache in self.caches:
+            yield from (cache.past_keys, cache.past_values)
+
     @contextmanager
     def _branching(self, layers: Sequence[int], n_sets: int) -> Iterator[None]:
         with ExitStack() as stack:

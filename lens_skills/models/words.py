@@ -17,10 +17,12 @@ class Words:
     Attributes:
         soft: The soft prompt, if there is one.
         first_word: The id of its first vector: the first one no tokenizer gives.
+        differentiable: Whether a pass can be differentiated by the soft prompt's vectors.
     """
 
     soft: SoftPrompt | None
     first_word: int
+    differentiable: bool = False
     device: torch.device
     pad_id: int
 

@@ -1,0 +1,193 @@
+"""`fit_prompt` against the loop anyone would write, and `score` with a prompt against a bare pass.
+
+    python benchmarks/prompt.py            # both parts
+    python benchmarks/prompt.py train      # one part: train or score
+    python benchmarks/prompt.py --quick    # few examples and epochs: a smoke run, not a measurement
+
+Inputs of 25 tokens, a soft prompt of 8 after them, answers of one token. Ratios are examples per
+second of ours over those of the other way, from one run; what is computed once per training (the
+inputs' keys and values, the checks, the held-out looks) is in the time.
+"""
+
+import argparse
+import resource
+import sys
+from typing import Any
+
+import torch
+from timing import interleaved, report, table
+
+import lens_skills as ls
+from lens_skills.activations.encoding import encode_examples
+from lens_skills.models import as_lens, prompted
+from lens_skills.prompts import fit_prompt, initial_prompt
+from lens_skills.prompts.batches import training_batches
+
+TOKENS, SOFT, LR = 25, 8, 1e-2
+METRICS = ["label:plural", "confidence"]
+
+
+def inputs(model: Any, n_examples: int) -> ls.Task:
+    """Agreement prompts led in to exactly 25 tokens; they repeat, as the work stays the same."""
+    lens, found = as_lens(model), []
+    for example in ls.tasks.agreement(n=400):
+        for filler in ("So" + " and so" * k + " on" * j for k in range(12) for j in range(3)):
+            prompt = f"{filler} {example.prompt[0].lower()}{example.prompt[1:]}"
+            if len(lens.encode(prompt)) == TOKENS:
+                found.append((prompt, example))
+                break
+    return ls.Task(
+        "agreement",
+        [
+            ls.Example(id=str(n), prompt=prompt, answer=e.answer, labels=e.labels, group=str(n))
+            for n, (prompt, e) in enumerate(found[k % len(found)] for k in range(n_examples))
+        ],
+    )
+
+
+def obvious_losses(
+    model: Any, task: ls.Task, start: torch.Tensor, epochs: int, seed: int, size: int
+) -> list[float]:
+    """The mean loss of each epoch: forward and backward over input and prompt at each step."""
+    spoken = prompted(model, initial_prompt(model, SOFT, seed=seed))
+    batches = training_batches(spoken, encode_examples(spoken, task, answers=True), size)
+    inputs = [(batch.tokens[:, :-SOFT], batch.targets[:, 0]) for batch in batches]
+    vectors = start.clone().requires_grad_()
+    adam = torch.optim.Adam([vectors], lr=LR)
+    generator = torch.Generator().manual_seed(seed)
+    filler = torch.zeros(size, SOFT, dtype=torch.long)
+    losses = []
+
+    def put(embedded: torch.Tensor, hook: Any) -> torch.Tensor:
+        rows = vectors.expand(len(embedded), -1, -1)
+        return torch.cat([embedded[:, :-SOFT], rows], dim=1)
+
+    for _ in range(epochs):
+        total = 0.0
+        for place in torch.randperm(len(inputs), generator=generator).tolist():
+            tokens, answers = inputs[place]
+            whole = torch.cat([tokens, filler[: len(tokens)]], dim=1)
+            logits = model.run_with_hooks(whole, fwd_hooks=[("hook_embed", put)])[:, -1]
+            loss = torch.nn.functional.cross_entropy(logits, answers)
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([vectors], 1.0)
+            adam.step()
+            total += float(loss.detach()) * len(tokens)
+        losses.append(total / len(task))
+    return losses
+
+
+def training(
+    model: Any, epochs: int, n_batches: int, rounds: int, n_steps: int, size: int
+) -> dict[str, float]:
+    """The same epochs both ways; the model's own parameters need no gradient in either."""
+    needed = [part for part in model.parameters() if part.requires_grad]
+    task, held_out = inputs(model, n_batches * size), held_out_of(inputs(model, 1))
+    options: dict[str, Any] = {
+        "n_tokens": SOFT, "batch_size": size, "lr": LR, "patience": epochs + 1,
+        "held_out": held_out, "progress": False,
+    }  # fmt: skip
+    start = initial_prompt(model, SOFT).suffix
+    try:
+        for part in needed:
+            part.requires_grad_(False)
+        before = peak_mb()
+        prompt = fit_prompt(model, task, epochs=1, **options)
+        ours_mb = peak_mb() - before
+        # One batch: an epoch is a step.
+        single = task[:size]
+        found = (
+            fit_prompt(model, single, epochs=n_steps, **options).frame()["train_loss"].tolist()[1:]
+        )
+        wanted = obvious_losses(model, single, start, n_steps, 0, size)
+        ways = {
+            "ours": lambda: fit_prompt(model, task, epochs=epochs, **options),
+            "obvious": lambda: obvious_losses(model, task, start, epochs, 0, size),
+        }
+        seconds = interleaved(ways, rounds=rounds)
+    finally:
+        for part in needed:
+            part.requires_grad_(True)
+    seen = epochs * len(task)
+    ratio = seconds["obvious"] / seconds["ours"]
+    difference = max(abs(a - b) for a, b in zip(found, wanted, strict=True))
+    table(
+        f"training: {len(task)} inputs of {TOKENS} tokens, {SOFT} soft, batches of {size}, "
+        f"{epochs} epochs",
+        {
+            "fit_prompt, examples/s": f"{seen / seconds['ours']:.1f}",
+            "full forward and backward, examples/s": f"{seen / seconds['obvious']:.1f}",
+            "ratio": f"{ratio:.2f}x",
+            f"largest difference in loss over {n_steps} steps": f"{difference:.1e}",
+            "keys and values kept, MiB": f"{prompt.provenance['kept_mb']:.0f}",
+            "peak memory above the model, MiB": f"{ours_mb:.0f}",
+        },
+    )
+    return {
+        "train_vs_obvious_b64": ratio,
+        "train_max_loss_difference": difference,
+        "train_kept_mb": prompt.provenance["kept_mb"],
+        "train_peak_mb": ours_mb,
+    }
+
+
+def held_out_of(task: ls.Task) -> list[ls.Example]:
+    """One example of another group to look at after each epoch."""
+    kept = {"prompt": task[0].prompt, "answer": task[0].answer}
+    return [ls.Example(id="held out", group="held out", **kept)]
+
+
+def peak_mb() -> float:
+    """The largest memory this process has had."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def scoring(model: Any, n_examples: int, rounds: int, size: int) -> dict[str, float]:
+    """`score` at every soft position against the forward pass over as many tokens."""
+    task, prompt = inputs(model, n_examples), initial_prompt(model, SOFT)
+    tokens = model.to_tokens([example.prompt for example in task])
+    tokens = torch.cat([tokens, tokens[:, -SOFT:]], dim=1)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for part in tokens.split(size):
+            model(part)
+
+    def scored() -> None:
+        ls.score(
+            model, task, metrics=METRICS, prompt=prompt, n_permutations=100, batch_size=size,
+            progress=False,
+        )  # fmt: skip
+
+    seconds = interleaved({"score": scored, "bare": bare}, rounds=rounds)
+    ratio = seconds["bare"] / seconds["score"]
+    table(
+        f"score with a soft prompt: {n_examples} inputs of {TOKENS} + {SOFT} tokens, {SOFT} "
+        f"positions, {len(METRICS)} metrics, 100 permutations",
+        {
+            "score, examples/s": f"{n_examples / seconds['score']:.1f}",
+            "bare forward over the same tokens, examples/s": f"{n_examples / seconds['bare']:.1f}",
+            "ratio": f"{ratio:.2f}x",
+        },
+    )
+    return {"prompt_score_vs_forward": ratio}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", nargs="?", choices=["train", "score"])
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args()
+    model = ls.load_model()
+    figures: dict[str, float] = {}
+    if asked.part != "score":
+        figures |= training(model, *((1, 1, 1, 2, 4) if asked.quick else (20, 4, 3, 20, 64)))
+    if asked.part != "train":
+        figures |= scoring(model, *((16, 1, 4) if asked.quick else (640, 5, 64)))
+    report(figures)
+
+
+if __name__ == "__main__":
+    main()

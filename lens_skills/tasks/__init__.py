@@ -20,5 +20,7 @@ from lens_skills.tasks.opening import GENERATORS as GENERATORS
 from lens_skills.tasks.opening import open_task as open_task
 from lens_skills.tasks.pairs import pairs as pairs
 from lens_skills.tasks.preflight import Preflight as Preflight
+from lens_skills.tasks.skill_list import Skill as Skill
+from lens_skills.tasks.skill_mix import skill_mix as skill_mix
 from lens_skills.tasks.table import table as table
 from lens_skills.tasks.task import Task as Task

@@ -11,6 +11,7 @@ from lens_skills.tasks.bigbench import bigbench
 from lens_skills.tasks.hans import hans, is_hans
 from lens_skills.tasks.ioi import ioi
 from lens_skills.tasks.nli import nli
+from lens_skills.tasks.skill_mix import skill_mix
 from lens_skills.tasks.table import table
 from lens_skills.tasks.task import Task
 
@@ -19,6 +20,7 @@ GENERATORS = {
     "ioi": "indirect-object identification",
     "arithmetic": "one- and two-digit + - * in BIG-bench's wording; arithmetic:+-:1,2 narrows it",
     "nli": "does it follow? three shallow rules crossed with the truth; hans:FILE reads HANS's",
+    "skill_mix": "a short text on a topic that shows two skills: to be written, not answered",
 }
 
 
@@ -27,9 +29,9 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
 
     Args:
         spec: ``agreement``, ``ioi``, ``arithmetic`` (or ``arithmetic:OPS:DIGITS``, such as
-            ``arithmetic:+-:1,2``), ``nli``; ``hans:FILE``, or a tab-separated file that begins as
-            HANS's does; a BIG-bench JSON file or folder; a CSV, TSV, JSONL or Parquet file, with
-            ``columns`` saying what its columns are.
+            ``arithmetic:+-:1,2``), ``nli``, ``skill_mix``; ``hans:FILE``, or a tab-separated
+            file that begins as HANS's does; a BIG-bench JSON file or folder; a CSV,
+            TSV, JSONL or Parquet file, with ``columns`` saying what its columns are.
         columns: Arguments of `tasks.table`.
 
     Raises:
@@ -42,6 +44,8 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
         return ioi()
     if spec == "nli":
         return nli()
+    if spec == "skill_mix":
+        return skill_mix()
     if name == "arithmetic":
         ops, _, digits = rest.partition(":")
         try:

@@ -1,0 +1,247 @@
+"""`Graded`: texts a model wrote, how sure it was of each, and what graders made of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.example import Example
+from lens_skills.folder import read_folder, write_folder
+from lens_skills.generation.continuation import Written
+from lens_skills.generation.prose import copied
+from lens_skills.tasks import Task
+
+CONFIDENCE = ("mean_log_probability", "first_probability", "mean_entropy")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A grade that is missing.
+
+    Attributes:
+        id: The example's.
+        grader: Which grader failed.
+        reason: Why.
+    """
+
+    id: str
+    grader: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graded:
+    """Texts a model wrote, how sure it was of each, and what graders made of them.
+
+    Attributes:
+        name: The task's.
+        examples: What was asked, in order.
+        texts: What was written.
+        tokens: The same as tokens, the one that ended a text left out.
+        ended: Whether a text ended by itself, and was not cut off.
+        mean_log_probability: Of what was written, per token (nats, at most 0), as the model gave
+            it before temperature; a text's ending counts as a token.
+        first_probability: Of the first token (0 to 1).
+        mean_entropy: Of the distributions the tokens were drawn from (nats, at least 0).
+        by_grader: Per grader and skill one number per text, NaN where it is missing.
+        problems: Why grades are missing.
+        provenance: Model, soft prompt, task, settings, seed, versions; what graders report.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    ended: tuple[bool, ...]
+    mean_log_probability: Float[Tensor, " text"]
+    first_probability: Float[Tensor, " text"]
+    mean_entropy: Float[Tensor, " text"]
+    by_grader: Mapping[str, Mapping[str, Float[Tensor, " text"]]] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, examples: Sequence[Example], written: Sequence[Written], provenance: dict[str, Any]
+    ) -> "Graded":
+        """Texts without grades."""
+
+        def column(values: list[float]) -> Float[Tensor, " text"]:
+            return torch.tensor(values, dtype=torch.float64)
+
+        return cls(
+            name=getattr(examples, "name", "examples"),
+            examples=tuple(examples),
+            texts=tuple(item.text for item in written),
+            tokens=tuple(tuple(item.tokens) for item in written),
+            ended=tuple(item.ended for item in written),
+            mean_log_probability=column([_mean(item.log_probabilities) for item in written]),
+            first_probability=column([item.log_probabilities[0] for item in written]).exp(),
+            mean_entropy=column([_mean(item.entropies) for item in written]),
+            provenance=provenance,
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def grades(self) -> dict[str, Float[Tensor, " text"]]:
+        """Per skill one number per text: the mean over the graders that gave one, else NaN."""
+        skills = dict.fromkeys(skill for given in self.by_grader.values() for skill in given)
+        stacks = {
+            skill: torch.stack(
+                [given[skill] for given in self.by_grader.values() if skill in given]
+            )
+            for skill in skills
+        }
+        return {skill: stack.nanmean(0) for skill, stack in stacks.items()}
+
+    @cached_property
+    def copied(self) -> tuple[float, ...]:
+        """Of each text the share of its runs of four words that stand in its prompt (0 to 1).
+
+        A small model may copy the example of a skill that the prompt gives; a grader of texts
+        then finds the skill. `task` carries it as a covariate, to leave out or to partial out.
+        """
+        pairs = zip(self.texts, self.examples, strict=True)
+        return tuple(copied(text, example.prompt) for text, example in pairs)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per text: id group text n_tokens ended copied, confidence, then each skill."""
+        columns: dict[str, Any] = {
+            "id": [example.id for example in self.examples],
+            "group": [example.group for example in self.examples],
+            "text": list(self.texts),
+            "n_tokens": [len(tokens) for tokens in self.tokens],
+            "ended": list(self.ended),
+            "copied": list(self.copied),
+        }
+        columns |= {name: getattr(self, name).numpy() for name in CONFIDENCE}
+        columns |= {_free(skill, columns): v.numpy() for skill, v in self.grades.items()}
+        return pd.DataFrame(columns)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per skill: skill n graded missing, mean grade where asked for and where not."""
+        rows = []
+        for skill, values in self.grades.items():
+            asked = torch.tensor([bool(e.labels.get(skill, False)) for e in self.examples])
+            known = ~values.isnan()
+            rows.append(
+                {
+                    "skill": skill,
+                    "graded": int(known.sum()),
+                    "missing": int((~known).sum()),
+                    "asked": int((asked & known).sum()),
+                    "mean_asked": float(values[asked & known].mean()),
+                    "mean_not_asked": float(values[~asked & known].mean()),
+                }
+            )
+        names = ["skill", "graded", "missing", "asked", "mean_asked", "mean_not_asked"]
+        return pd.DataFrame(rows, columns=pd.Index(names))
+
+    def task(self, *skills: str, written: bool = False) -> Task:
+        """The examples as a Task whose labels are the grades, for `score` and every other verb.
+
+        Labels: each skill's grade. Covariates: those of the examples; ``asked <skill>``, their
+        own labels; ``text``; ``n_tokens``, ``ended``, ``copied`` and the three of confidence.
+        Texts that lack a grade of these skills are left out; the split's name says how many.
+
+        Args:
+            skills: Which (default all); a text counts only where each of them is graded.
+            written: Prompts then contain the text, so that neurons can be read on it (at
+                ``"mean"`` or ``"last"``, or at ``span(column="text", take="mean")``), as text and
+                so not always in the same tokens. `capture_text` reads the very tokens, also in a
+                chat and behind a soft prompt. Empty texts are left out.
+
+        Raises:
+            LensSkillsError: an unknown skill, no text that has all grades, ``written`` where text
+                alone cannot repeat what the model read.
+        """
+        from lens_skills.generation.labels import labelled_task
+
+        return labelled_task(self, skills, written)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes ``graded.safetensors`` and ``graded.json``."""
+        tensors = {name: getattr(self, name).contiguous() for name in CONFIDENCE}
+        columns = [(grader, skill) for grader, g in self.by_grader.items() for skill in g]
+        for number, (grader, skill) in enumerate(columns):
+            tensors[f"grades/{number}"] = self.by_grader[grader][skill].contiguous()
+        plain: dict[str, Any] = {"name": self.name, "texts": self.texts, "tokens": self.tokens}
+        plain |= {"ended": self.ended, "provenance": self.provenance, "columns": columns}
+        plain["graders"] = list(self.by_grader)
+        plain["examples"] = [_plain_example(example) for example in self.examples]
+        plain["problems"] = [asdict(problem) for problem in self.problems]
+        return write_folder(Path(folder), "graded", tensors, plain)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Graded":
+        """What `save` wrote.
+
+        Raises:
+            LensSkillsError: No graded texts there, or damaged ones.
+        """
+        tensors, plain = read_folder(Path(folder), "graded")
+        try:
+            by_grader: dict[str, dict[str, Tensor]] = {name: {} for name in plain["graders"]}
+            for number, (grader, skill) in enumerate(plain["columns"]):
+                by_grader[grader][skill] = tensors[f"grades/{number}"]
+            return cls(
+                name=plain["name"],
+                examples=tuple(
+                    Example(**{**row, "options": tuple(row["options"])})
+                    for row in plain["examples"]
+                ),
+                texts=tuple(plain["texts"]),
+                tokens=tuple(tuple(row) for row in plain["tokens"]),
+                ended=tuple(plain["ended"]),
+                by_grader=by_grader,
+                problems=tuple(Problem(**row) for row in plain["problems"]),
+                provenance=plain["provenance"],
+                **{name: tensors[name] for name in CONFIDENCE},
+            )
+        except (KeyError, TypeError) as error:
+            raise LensSkillsError(
+                f"{folder} holds no graded texts that this version can read ({error!r})."
+            ) from error
+
+    def __repr__(self) -> str:
+        n, ended = len(self), sum(self.ended)
+        lines = [
+            f"Graded({self.name}: {n} texts by {self.provenance.get('model', '?')}, {ended} ended "
+            f"by themselves; mean log-probability {float(self.mean_log_probability.mean()):.2f} "
+            f"and entropy {float(self.mean_entropy.mean()):.2f} nats per token, first token "
+            f"{float(self.first_probability.mean()):.2f}; {sum(self.copied) / n:.0%} copied from "
+            "the prompts)"
+        ]
+        for row in self.summary().to_dict("records"):
+            missing = f", {row['missing']} missing" if row["missing"] else ""
+            asked = f"{row['mean_asked']:.2f} of {row['asked']} asked · " if row["asked"] else ""
+            lines.append(f"  {row['skill']}: {asked}{row['mean_not_asked']:.2f} elsewhere{missing}")
+        if self.problems:
+            first = self.problems[0]
+            lines.append(
+                f"{len(self.problems)} problems, the first: {first.grader} on {first.id!r}: "
+                f"{first.reason}"
+            )
+        return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _free(skill: str, columns: Mapping[str, Any]) -> str:
+    return f"grade:{skill}" if skill in columns else skill
+
+
+def _plain_example(example: Example) -> dict[str, Any]:
+    values = {item.name: getattr(example, item.name) for item in fields(example)}
+    return values | {"labels": dict(example.labels), "covariates": dict(example.covariates)}

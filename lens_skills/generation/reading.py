@@ -1,0 +1,129 @@
+"""`capture_text`: activations over the very tokens a model wrote."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
+from lens_skills.activations.encoding import encode_examples
+from lens_skills.activations.gathering import Rows
+from lens_skills.activations.plan import Plan
+from lens_skills.activations.readout import pad_left
+from lens_skills.errors import LensSkillsError
+from lens_skills.generation.graded import Graded
+from lens_skills.models import SoftPrompt, prompted
+
+BATCH_SIZE = 16
+NOTHING = Plan(logits=False, answer=False, stop=False, foil=False, options=False)
+
+
+def capture_text(
+    model: Any,
+    graded: Graded,
+    path: str | Path,
+    *,
+    at: str = DEFAULT_SITE,
+    position: Literal["mean", "max", "last"] = "mean",
+    layers: int | Iterable[int] | None = None,
+    prompt: SoftPrompt | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool | None = None,
+) -> ActivationTable:
+    """Activations over what was written, in a folder; `score` takes the table for a model.
+
+    The model reads each prompt and its text once more, in exactly the tokens of then: chat
+    template and soft prompt stand between the two as they did. Texts of no token are left out.
+    Then: ``score(table, graded.task(), metrics="label:simile", position="mean")``.
+
+    Args:
+        model: The model that wrote.
+        graded: What it wrote.
+        path: A folder that is not there yet.
+        at: Hook point within a block.
+        position: Mean or maximum over the tokens of the text, or its last token.
+        layers: Which layers (default all).
+        prompt: The soft prompt it wrote with.
+        batch_size: Texts per forward pass.
+        progress: Show a progress bar (None: on a terminal only).
+
+    Raises:
+        LensSkillsError: Another model or soft prompt than the one that wrote; a folder that
+            exists; no text.
+
+    Does not show: what made the model write a skill. On the text itself neurons see the skill.
+    """
+    lens, folder = prompted(model, prompt), Path(path)
+    if lens.fingerprint() != graded.provenance.get("model_fingerprint"):
+        raise LensSkillsError(
+            f"these texts were written by {graded.provenance.get('model')}, not by {lens.name}. "
+            "Give the model, and with prompt= the soft prompt, they were written with."
+        )
+    if folder.exists():
+        raise LensSkillsError(f"{folder} exists already. Remove it or choose another path.")
+    if position not in ("mean", "max", "last"):
+        raise LensSkillsError(f"texts are read at 'mean', 'max' or 'last', not at {position!r}.")
+    site, reading = find_site(lens, at, layers), parse_position(position)
+    chat = bool(graded.provenance.get("chat"))
+    kept = [place for place, tokens in enumerate(graded.tokens) if tokens]
+    if not kept:
+        raise LensSkillsError("no text was written: there is nothing to read.")
+    encoded = encode_examples(lens, graded.examples, answers=False, chat=chat)
+    items, starts = [], {}
+    for place in kept:
+        item, written = encoded[place], np.asarray(graded.tokens[place], dtype=np.int32)
+        starts[place] = len(item.prompt_tokens)
+        items.append(replace(item, prompt_tokens=np.concatenate([item.prompt_tokens, written])))
+    items.sort(key=lambda item: (len(item.prompt_tokens), item.index))
+    found: dict[int, np.ndarray] = {}
+    disable = None if progress is None else not progress
+    with tqdm(total=len(items), desc="read", unit=" texts", disable=disable) as bar:
+        for first in range(0, len(items), batch_size):
+            batch = items[first : first + batch_size]
+            spans = [range(starts[item.index], len(item.prompt_tokens)) for item in batch]
+            places = [[list(span)[-1:] if position == "last" else list(span)] for span in spans]
+            rows = Rows(site, reading, places, batch, NOTHING)
+            tokens, mask = pad_left(
+                [item.prompt_tokens.tolist() for item in batch], lens.pad_id, lens.device
+            )
+            lens.forward(tokens, mask, readers=rows.readers(), logits_at=None)
+            activations, _ = rows.result()
+            for item, numbers in zip(batch, activations.cpu().to(torch.float32), strict=True):
+                found[item.index] = numbers.numpy()
+            bar.update(len(batch))
+    manifest = {
+        "format": 1,
+        "model": lens.name,
+        "model_fingerprint": lens.fingerprint(),
+        "site": site.name,
+        "layers": list(site.layers),
+        "positions": [position],
+        "chat": chat,
+        "example_ids": [graded.examples[place].id for place in kept],
+        "metrics": {},
+    }
+    _write(folder, np.stack([found[place] for place in kept]), manifest)
+    return ActivationTable.load(folder)
+
+
+def _write(folder: Path, table: np.ndarray, manifest: dict[str, Any]) -> None:
+    """The folder, whole or not there."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise LensSkillsError(f"{folder.parent} cannot be written: {error}.") from error
+    try:
+        np.save(work / "activations.npy", table)
+        (work / "manifest.json").write_text(json.dumps(manifest))
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

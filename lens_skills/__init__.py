@@ -55,14 +55,30 @@ if TYPE_CHECKING:
     from lens_skills.causal import verify as verify
     from lens_skills.errors import LensSkillsError as LensSkillsError
     from lens_skills.example import Example as Example
+    from lens_skills.generation import Graded as Graded
+    from lens_skills.generation import capture_text as capture_text
+    from lens_skills.generation import generate as generate
+    from lens_skills.generation import grade as grade
+    from lens_skills.generation import graders as graders
+    from lens_skills.models import SoftPrompt as SoftPrompt
     from lens_skills.models import as_lens as as_lens
     from lens_skills.models import load_model as load_model
+    from lens_skills.models import prompted as prompted
     from lens_skills.pipeline import study as study
+    from lens_skills.prompts import compare_prompts as compare_prompts
+    from lens_skills.prompts import fit_prompt as fit_prompt
+    from lens_skills.prompts import initial_prompt as initial_prompt
     from lens_skills.reporting import figures as figures
     from lens_skills.scoring import Scores as Scores
     from lens_skills.scoring import Selection as Selection
+    from lens_skills.scoring import own_answer as own_answer
+    from lens_skills.scoring import partial_r as partial_r
+    from lens_skills.scoring import predictivity_over_seeds as predictivity_over_seeds
+    from lens_skills.scoring import profile as profile
     from lens_skills.scoring import score as score
     from lens_skills.scoring import select as select
+    from lens_skills.scoring import skill_matrix as skill_matrix
+    from lens_skills.scoring import stability as stability
     from lens_skills.tasks import Task as Task
     from lens_skills.tasks import describe as describe
 
@@ -71,16 +87,20 @@ __version__ = "0.1.0"
 # The room each public name lives in.
 _HOME = {
     "Example": "example",
+    "Graded": "generation",
     "LensSkillsError": "errors",
     "Scores": "scoring",
     "Selection": "scoring",
+    "SoftPrompt": "models",
     "Task": "tasks",
     "Verdict": "causal",
     "ablate": "causal",
     "as_lens": "models",
     "audit": "causal",
     "capture": "activations",
+    "capture_text": "generation",
     "clamp": "causal",
+    "compare_prompts": "prompts",
     "confidence": "activations",
     "correct": "activations",
     "covariate": "activations",
@@ -90,15 +110,26 @@ _HOME = {
     "edited": "causal",
     "evaluate": "activations",
     "first_token_correct": "activations",
+    "fit_prompt": "prompts",
+    "generate": "generation",
+    "grade": "generation",
+    "initial_prompt": "prompts",
     "label": "activations",
     "load_model": "models",
     "logit_diff": "activations",
+    "own_answer": "scoring",
+    "partial_r": "scoring",
     "patch": "causal",
+    "predictivity_over_seeds": "scoring",
     "prescreen": "causal",
+    "profile": "scoring",
+    "prompted": "models",
     "scale": "causal",
     "score": "scoring",
     "select": "scoring",
+    "skill_matrix": "scoring",
     "span": "activations",
+    "stability": "scoring",
     "steer": "causal",
     "stream": "activations",
     "study": "pipeline",
@@ -106,7 +137,7 @@ _HOME = {
     "verify": "causal",
 }
 # The public names that are modules themselves.
-_MODULES = {"figures": "reporting.figures", "tasks": "tasks"}
+_MODULES = {"figures": "reporting.figures", "graders": "generation.graders", "tasks": "tasks"}
 
 __all__ = [*_HOME, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

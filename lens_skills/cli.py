@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lens_skills.prompting import Soft, generate, prompt
 from lens_skills.shell import Implementation, Model, Seed, named, open_model, show_table
 
 app = typer.Typer(
@@ -13,6 +14,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
+app.command()(prompt)
+app.command()(generate)
 
 
 @app.command()
@@ -34,7 +37,7 @@ def score(
         str,
         typer.Argument(
             help="agreement, ioi, arithmetic[:OPS:DIGITS], a BIG-bench JSON file or folder, or a "
-            "CSV/TSV/JSONL/Parquet file (then say --prompt)."
+            "CSV/TSV/JSONL/Parquet file (then say --text)."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
@@ -46,8 +49,9 @@ def score(
     implementation: Implementation = None,
     at: Annotated[str, typer.Option(help="Hook point within a block.")] = "mlp.hook_post",
     position: Annotated[
-        str, typer.Option(help="last, an index such as -2, mean, max or all.")
-    ] = "last",
+        str | None, typer.Option(help="last, an index such as -2, mean, max, all or prompt.")
+    ] = None,
+    prompt: Soft = None,
     given: Annotated[
         list[str] | None, typer.Option(help="Column to partial out (repeat for several).")
     ] = None,
@@ -61,7 +65,7 @@ def score(
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Examples per forward pass.")] = 32,
     chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
-    prompt: Annotated[
+    text: Annotated[
         str | None,
         typer.Option(help="Tables: prompt column, or a template like '{a} plus {b} is'."),
     ] = None,
@@ -81,7 +85,7 @@ def score(
     """
     from lens_skills.runs import Request, Run
 
-    columns = {"prompt": prompt, "answer": answer, "foil": foil, "group": group}
+    columns = {"prompt": text, "answer": answer, "foil": foil, "group": group}
     columns = {name: column for name, column in columns.items() if column is not None}
     request = Request(
         task=task,
@@ -91,7 +95,7 @@ def score(
         columns=columns | named("labels", label) | named("covariates", covariate),
         options={
             "at": at,
-            "position": position,
+            "position": position or ("last" if prompt is None else "prompt"),
             "exchange": exchange,
             "batch_size": batch_size,
             "chat": chat,
@@ -100,6 +104,7 @@ def score(
         | ({} if permutations is None else {"n_permutations": permutations}),
         seed=seed,
         limit=limit,
+        prompt=None if prompt is None else str(prompt),
     )
     run = Run.create(out, request)
     run.splits()  # a task that cannot be opened is refused before the model is loaded

@@ -9,6 +9,7 @@ from typing import Any
 
 from lens_skills.causal import Verdict, ablate, verify
 from lens_skills.errors import LensSkillsError
+from lens_skills.models import SoftPrompt
 from lens_skills.scoring import Scores, Selection, score, select
 from lens_skills.tasks import Task, causal_metric, few, open_task
 
@@ -28,6 +29,8 @@ class Request:
         options: Keyword arguments of `score`.
         fractions: Shares of the explore, the confirm and the intervene split.
         seed: Of the split and all draws.
+        limit: At most so many examples.
+        prompt: The folder of a soft prompt; the groups it was trained on are left out.
     """
 
     task: str
@@ -39,6 +42,7 @@ class Request:
     fractions: tuple[float, ...] = (0.4, 0.2, 0.4)
     seed: int = 0
     limit: int | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,18 @@ class Run:
     def splits(self) -> tuple[Task, ...]:
         """Explore, confirm and intervene, made anew from the request."""
         request = self.request
-        task = open_task(request.task, request.columns)
+        task, soft = open_task(request.task, request.columns), self.prompt()
+        if soft is not None:
+            known = set(soft.provenance.get("groups", ()))
+            task = task.where(lambda example: example.group not in known)
         if request.limit is not None and request.limit < len(task):
             share = request.limit / len(task)
             (task,) = task.split(share, seed=request.seed)
         return task.split(*request.fractions, seed=request.seed)
+
+    def prompt(self) -> SoftPrompt | None:
+        """The soft prompt every example is read with, if there is one."""
+        return None if self.request.prompt is None else SoftPrompt.load(self.request.prompt)
 
     def explore(self, model: Any) -> Scores:
         """Scores all neurons on the explore split and saves them; resumes where it stopped."""
@@ -101,6 +112,7 @@ class Run:
             metrics=list(self.request.metrics),
             seed=self.request.seed,
             checkpoint=self.folder / _CHECKPOINT,
+            prompt=self.prompt(),
             **self.request.options,
         )
         scores.save(self.folder / "explore")
@@ -120,6 +132,7 @@ class Run:
             metrics=[metric],
             neurons=found.top(top),
             seed=self.request.seed,
+            prompt=self.prompt(),
             **options,
         )
         if metric in checked.excluded_metrics:
@@ -166,6 +179,7 @@ class Run:
             metric=judge,
             delta=delta,
             seed=self.request.seed,
+            prompt=self.prompt(),
             checkpoint=self.folder / f"verdict-checkpoint-{_file_name(metric)}",
         )
         verdict.save(self.folder / f"verdict-{_file_name(metric)}")

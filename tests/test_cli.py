@@ -84,7 +84,7 @@ def test_a_table_of_ones_own(tmp_path: Path, tiny_folder: Path) -> None:
     )  # fmt: skip
     frame.to_csv(tmp_path / "mine.csv", index=False)
     text = printed(
-        "score", tmp_path / "mine.csv", "--prompt", "{b} and the {a}", "--answer", "verb",
+        "score", tmp_path / "mine.csv", "--text", "{b} and the {a}", "--answer", "verb",
         "--label", "plural", "--covariate", "b", "--group", "noun", "--metric", "label:plural",
         "--metric", "covariate:b", "--metric", "answer_probability", "--permutations", 39,
         "--position=-2", "--out", tmp_path / "run", "--model", tiny_folder,
@@ -263,8 +263,8 @@ def test_a_table_without_its_columns(refused: Refuse, tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("text,plural\nThe key,0\nThe keys,1\n")
     run = ["--out", tmp_path / "run"]
-    assert "(--prompt NAME)" in refused("score", path, *run)
-    assert "Did you mean 'text'?" in refused("score", path, "--prompt", "txt", *run)
+    assert "(--text NAME)" in refused("score", path, *run)
+    assert "Did you mean 'text'?" in refused("score", path, "--text", "txt", *run)
 
 
 def test_an_option_that_does_not_exist_is_told_by_the_parser() -> None:

@@ -16,6 +16,7 @@ from lens_skills.models import SoftPrompt, as_lens
 from lens_skills.prompts.controls import beginning_of, random_like, shuffled_like
 from lens_skills.scoring.matching import check_prompt
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
+from lens_skills.stats.shares import share_interval
 
 _LOG_PROBABILITY = Metric(
     "log_probability", lambda r, _: _answer(r).log_probability, frozenset({"answer"})
@@ -167,6 +168,8 @@ def compare_prompts(
     values = torch.stack(rows)
     groups = tuple(example.group for example in examples)
     low, high = cluster_interval(values, groups, seed=seed)
+    shares = [place for place, metric in enumerate(metrics) if metric is not _LOG_PROBABILITY]
+    low[:, shares], high[:, shares] = share_interval(values[:, shares], groups)
     labels = {"first_token_correct": "first_token", "logit_diff": "over_foil"}
     return PromptComparison(
         names=tuple(ways),

@@ -12,6 +12,7 @@ from lens_skills.example import Example
 from lens_skills.prompts import compare_prompts, fit_prompt, initial_prompt
 from lens_skills.prompts.controls import beginning_of, random_like, shuffled_like
 from lens_skills.stats.bootstrap import cluster_interval
+from lens_skills.stats.shares import share_interval
 
 EXAMPLES = [
     Example(id=f"e{n}", prompt=f"What is {n} plus 3?\nA: ", answer=str(n + 3), foil=str(n + 4),
@@ -48,6 +49,8 @@ def test_rows_are_what_evaluate_gives(tiny: Any, trained: Any) -> None:
         torch.testing.assert_close(row[3], wanted["answer_probability"].log())
         assert torch.equal(row[4], (wanted["logit_diff"] > 0).double())
     low, high = cluster_interval(found.values, found.groups, seed=4)
+    shares = [0, 1, 2, 4]
+    low[:, shares], high[:, shares] = share_interval(found.values[:, shares], found.groups)
     assert torch.equal(found.low, low)
     frame = found.frame()
     assert len(frame) == len(ways) * 5

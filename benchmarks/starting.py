@@ -16,7 +16,9 @@ from timing import interleaved, report, table
 
 import lens_skills as ls
 
-COMMANDS = ("", "demo", "score", "select", "figures", "models", "tasks")
+COMMANDS = (
+    "", "demo", "score", "select", "verify", "figures", "models", "tasks", "prompt", "generate",
+)  # fmt: skip
 
 
 def run(code: str) -> str:

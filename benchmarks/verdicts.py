@@ -1,7 +1,8 @@
 """The strongest correlates of a skill on trial, whether the nulls let them pass or not.
 
-    PYTHONPATH=. python benchmarks/verdicts.py             # agreement and arithmetic
-    PYTHONPATH=. python benchmarks/verdicts.py arithmetic  # one of them
+    PYTHONPATH=. python benchmarks/verdicts.py agreement
+    PYTHONPATH=. python benchmarks/verdicts.py carry --trials 60   # on a model that can add
+    PYTHONPATH=. python benchmarks/verdicts.py arithmetic          # on SmolLM2: half an hour
 
 What a list of "skill neurons" by correlation alone is worth: the top neurons by |r| on one split
 are switched off on another, beside 200 other neurons of each layer.
@@ -15,15 +16,19 @@ from benchmarks.timing import report
 from lens_skills.tasks import few
 
 TOP = 8
-TASKS: dict[str, tuple[Any, str]] = {
-    "agreement": (lambda: ls.tasks.agreement(n=1000), "label:plural"),
-    "arithmetic": (lambda: ls.tasks.arithmetic("+-*", digits=(1, 2), n=1000), "correct"),
-}
+TASKS: dict[str, tuple[Any, str, str | None]] = {
+    "agreement": (lambda: ls.tasks.agreement(n=1000), "label:plural", None),
+    "carry": (
+        lambda: ls.tasks.arithmetic("+", digits=(2,), n=800), "label:carry", "arithmetic-small",
+    ),
+    "arithmetic": (lambda: ls.tasks.arithmetic("+-*", digits=(1, 2), n=1000), "correct", None),
+}  # fmt: skip
 
 
-def trial(model: Any, name: str, n_peers: int, n_trials: int) -> dict[str, float]:
+def trial(name: str, n_peers: int, n_trials: int) -> dict[str, float]:
     """The table of one task's strongest neurons."""
-    make, metric = TASKS[name]
+    make, metric, model_name = TASKS[name]
+    model = ls.load_model(model_name)
     explore, intervene = make().split(0.5, 0.5, seed=0)
     found = ls.score(model, explore, metrics=metric)[metric]
     verdict = ls.verify(
@@ -52,8 +57,7 @@ if __name__ == "__main__":
     parser.add_argument("--peers", type=int, default=200)
     parser.add_argument("--trials", type=int, default=48)
     asked = parser.parse_args()
-    opened = ls.load_model()
     figures: dict[str, float] = {}
     for task in [asked.task] if asked.task else TASKS:
-        figures |= trial(opened, task, asked.peers, asked.trials)
+        figures |= trial(task, asked.peers, asked.trials)
     report(figures)

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/verdicts.py agreement
     PYTHONPATH=. python benchmarks/verdicts.py carry --trials 60   # on a model that can add
-    PYTHONPATH=. python benchmarks/verdicts.py arithmetic          # on SmolLM2: half an hour
+    PYTHONPATH=. python benchmarks/verdicts.py arithmetic          # on SmolLM2: long
 
 What a list of "skill neurons" by correlation alone is worth: the top neurons by |r| on one split
 are switched off on another, beside 200 other neurons of each layer.

@@ -59,3 +59,18 @@ def fingerprint(
         special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
         digest.update(json.dumps([vocabulary, special]).encode())
     return digest.hexdigest()
+
+
+def identity(lens: Any) -> dict[str, str | None]:
+    """Which model a result is of: its name and fingerprint, and those of its parts.
+
+    With a soft prompt, ``model_fingerprint`` is of both together, ``weights`` of the bare model and
+    ``prompt`` of the soft prompt.
+    """
+    own, soft = lens.fingerprint(), lens.soft
+    return {
+        "model": lens.name,
+        "model_fingerprint": own,
+        "weights": own if soft is None else soft.model_fingerprint,
+        "prompt": None if soft is None else soft.digest,
+    }

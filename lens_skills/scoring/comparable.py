@@ -19,10 +19,12 @@ def check_seeds(scores_by_seed: Sequence[Scores], metric: str, *, at_least: int 
     for place, scores in enumerate(scores_by_seed):
         _ = scores[metric]  # raises where it is missing
         pairs: dict[str, tuple[Any, Any]] = {"site": (first.site, scores.site)}
-        for key in ("model_fingerprint", "task", "chat", "given"):
+        # The weights: with its prompt, a model's own fingerprint differs from seed to seed.
+        for key in ("weights", "task", "chat", "given"):
             pairs[key] = (first.provenance.get(key), scores.provenance.get(key))
         for what, (here, there) in pairs.items():
             if here != there:
+                what = {"weights": "the model"}.get(what, what)
                 raise LensSkillsError(
                     f"the scores do not fit together: {what} is {here!r} in #0 and {there!r} in "
                     f"#{place}."

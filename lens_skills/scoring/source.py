@@ -18,6 +18,7 @@ from lens_skills.activations import (
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.models import SoftPrompt, as_lens
+from lens_skills.models.fingerprint import identity
 
 
 class Source:
@@ -53,8 +54,7 @@ class Source:
         # MPS has no float64; the sums then live on the CPU.
         self.device = "cpu" if lens.device.type == "mps" else lens.device
         self.about = {
-            "model": lens.name,
-            "model_fingerprint": lens.fingerprint(),
+            **identity(lens),
             "implementation": lens.implementation,
             "dtype": str(lens.dtype),
             "site": found.name,
@@ -87,6 +87,7 @@ class Source:
             name: about[name]
             for name in ("model", "model_fingerprint", "site", "layers", "positions", "chat")
         }
+        self.about["weights"] = about.get("weights", about["model_fingerprint"])
 
     def batches(self, skip: int) -> Iterator[Batch]:
         """The pass's batches from batch ``skip`` on."""

@@ -196,8 +196,8 @@ def test_what_does_not_fit_is_refused(case: Case) -> None:
         stability([one, other], "label:y", top=31)
     with pytest.raises(LensSkillsError, match=r"site is 'mlp\.hook_post' in #0"):
         stability([one, replace(other, site="mlp.hook_pre")], "label:y", top=5)
-    strange = replace(other, provenance={**other.provenance, "model_fingerprint": "x"})
-    with pytest.raises(LensSkillsError, match="model_fingerprint"):
+    strange = replace(other, provenance={**other.provenance, "weights": "x"})
+    with pytest.raises(LensSkillsError, match="the model"):
         stability([one, strange], "label:y", top=5)
     with pytest.raises(LensSkillsError, match="hold other neurons"):
         stability([one, replace(other, neuron=other.neuron.flip(0))], "label:y", top=5)

@@ -64,7 +64,7 @@ def verify(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        examples: A split that took no part in the selection.
+        examples: A split that took no part in the selection, nor in training the prompt.
         skills: A `Selection`, names such as ``"L17N635"`` or ``"L9H3"``, or (layer, index) rows.
         do: The edit, e.g. ``ablate("mean", over=explore)``.
         metric: What the edit may change; default ``logit_diff()``.
@@ -107,7 +107,7 @@ def verify(
     """
     lens = prompted(model, prompt)
     (wanted,) = parse_metrics(logit_diff() if metric is None else metric)
-    waived = check_case(examples, skills, do, wanted, exploratory=exploratory)
+    waived = check_case(examples, skills, do, wanted, lens.soft, exploratory=exploratory)
     if calibrate is not None:
         mine = {"example_ids": [e.id for e in examples], "groups": [e.group for e in examples]}
         waived |= reused(

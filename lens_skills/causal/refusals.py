@@ -9,17 +9,25 @@ from lens_skills.activations import Metric, Position
 from lens_skills.causal.baseline import edited_positions
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
+from lens_skills.models import SoftPrompt
+from lens_skills.scoring.matching import check_prompt, known_to
 
 
 def check_case(
-    examples: Sequence[Example], skills: Any, do: Any, metric: Metric, *, exploratory: bool
+    examples: Sequence[Example],
+    skills: Any,
+    do: Any,
+    metric: Metric,
+    prompt: SoftPrompt | None,
+    *,
+    exploratory: bool,
 ) -> bool:
     """Whether a rule against reuse was waived; raises where the case cannot be tried.
 
     Raises:
         LensSkillsError: No examples; a metric known before the model runs; an empty selection, or
-            one of another task; a split that took part in selecting (unless ``exploratory``); a
-            baseline that knows the selected neurons only.
+            one of another task; a split that took part in selecting, or in training the soft prompt
+            (unless ``exploratory``); a baseline that knows the selected neurons only.
     """
     if len(examples) == 0:
         raise LensSkillsError(
@@ -51,6 +59,7 @@ def check_case(
             "do elsewhere."
         )
     again = reused(examples, provenance, "the selection", exploratory)
+    again |= check_prompt(prompt, examples, exploratory)
     return again or elsewhere or bool(getattr(skills, "exploratory", False))
 
 
@@ -58,16 +67,14 @@ def reused(
     examples: Sequence[Example], provenance: Any, what: str, exploratory: bool = False
 ) -> bool:
     """Whether examples or groups took part before; raises unless ``exploratory``."""
-    shared = {example.id for example in examples} & set(provenance.get("example_ids", ()))
-    groups = {example.group for example in examples} & set(provenance.get("groups", ()))
-    if (shared or groups) and not exploratory:
-        found = f"{len(shared)} examples" if shared else f"{len(groups)} groups"
+    found = known_to(examples, provenance)
+    if found and not exploratory:
         raise LensSkillsError(
             f"{what} was made with {found} of this split, so a verdict on it would repeat the "
             "search. Use a split of its own (task.split(…)), or say exploratory=True to mark the "
             "result."
         )
-    return bool(shared or groups)
+    return bool(found)
 
 
 def removes_work(do: Any, removes: bool | None) -> bool:

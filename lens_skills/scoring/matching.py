@@ -1,6 +1,6 @@
 """Whether the scores of two splits may be held against each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lens_skills.errors import LensSkillsError
@@ -28,27 +28,50 @@ def check_match(found: MetricScores, checked: MetricScores) -> None:
             )
 
 
+def shared(
+    ids: Iterable[str],
+    groups: Iterable[str],
+    other_ids: Iterable[str],
+    other_groups: Iterable[str] = (),
+) -> str:
+    """What two sets of examples have in common, in words; empty where it is nothing.
+
+    >>> shared(["a", "b"], ["g", "h"], ["b"], ["h"]), shared(["a"], ["g"], ["c"], ["g"])
+    ('1 examples', '1 groups')
+    """
+    examples, alike = set(ids) & set(other_ids), set(groups) & set(other_groups)
+    return f"{len(examples)} examples" if examples else f"{len(alike)} groups" if alike else ""
+
+
+def known_to(examples: Sequence[Example], provenance: Mapping[str, Any]) -> str:
+    """What of some examples a result was made with, in words; empty where it is nothing."""
+    return shared(
+        (example.id for example in examples),
+        (example.group for example in examples),
+        provenance.get("example_ids", ()),
+        provenance.get("groups", ()),
+    )
+
+
 def check_reuse(explore: Scores, confirm: Scores, exploratory: bool) -> bool:
     """Whether the splits share examples or groups; refused unless ``exploratory``."""
-    shared = set(explore.example_ids) & set(confirm.example_ids)
-    groups = set(explore.groups) & set(confirm.groups)
-    if (shared or groups) and not exploratory:
-        what = f"{len(shared)} examples" if shared else f"{len(groups)} groups"
+    what = shared(explore.example_ids, explore.groups, confirm.example_ids, confirm.groups)
+    if what and not exploratory:
         raise LensSkillsError(
             f"explore and confirm share {what}, so confirming would repeat the search. Use "
             "task.split(…), or say exploratory=True to mark the result."
         )
-    return bool(shared or groups)
+    return bool(what)
 
 
 def check_baseline(
     baseline: Scores, examples: Sequence[Example], source: Source, exploratory: bool
 ) -> None:
     """Refuses thresholds of the same examples, another model, site or position."""
-    shared = set(baseline.example_ids) & {example.id for example in examples}
-    if shared and not exploratory:
+    what = shared((example.id for example in examples), (), baseline.example_ids)
+    if what and not exploratory:
         raise LensSkillsError(
-            f"the baseline was measured on {len(shared)} of these examples. Take its thresholds "
+            f"the baseline was measured on {what} of this split. Take its thresholds "
             "from another split, or say exploratory=True."
         )
     if baseline.provenance.get("model_fingerprint") != source.about["model_fingerprint"]:
@@ -64,12 +87,10 @@ def check_prompt(prompt: SoftPrompt | None, examples: Sequence[Example], explora
     """Whether a soft prompt was trained on these examples; refused unless ``exploratory``."""
     if prompt is None:
         return False
-    shared = {example.id for example in examples} & set(prompt.provenance.get("example_ids", ()))
-    groups = {example.group for example in examples} & set(prompt.provenance.get("groups", ()))
-    if (shared or groups) and not exploratory:
-        what = f"{len(shared)} of these examples" if shared else f"{len(groups)} of their groups"
+    what = known_to(examples, prompt.provenance)
+    if what and not exploratory:
         raise LensSkillsError(
-            f"the soft prompt was trained on {what}: it may have learned them by heart. Score "
-            "another split, or say exploratory=True to mark the result."
+            f"the soft prompt was trained on {what} of this split: it may have learned them by "
+            "heart. Use another split, or say exploratory=True to mark the result."
         )
-    return bool(shared or groups)
+    return bool(what)

@@ -367,13 +367,13 @@ def test_only_what_was_waived_is_stamped() -> None:
     """A plain list of examples has no task's name, and that is no rule waived."""
     about = {"explore": {"task": "endings"}, "example_ids": ["0/1"], "groups": ["0/1"]}
     chosen = SimpleNamespace(neurons=[1], provenance=about, exploratory=False)
-    metric, zero = logit_diff(), ablate("zero")
-    assert not check_case(list(part(2, 4)), chosen, zero, metric, exploratory=False)
-    assert not check_case(part(2, 4), chosen, zero, metric, exploratory=True)
-    assert check_case(part(2, 4, name="other"), chosen, zero, metric, exploratory=True)
-    assert check_case(part(0, 4), chosen, zero, metric, exploratory=True)
+    case: tuple[Any, ...] = (chosen, ablate("zero"), logit_diff(), None)
+    assert not check_case(list(part(2, 4)), *case, exploratory=False)
+    assert not check_case(part(2, 4), *case, exploratory=True)
+    assert check_case(part(2, 4, name="other"), *case, exploratory=True)
+    assert check_case(part(0, 4), *case, exploratory=True)
     chosen.exploratory = True
-    assert check_case(part(2, 4), chosen, zero, metric, exploratory=False)
+    assert check_case(part(2, 4), *case, exploratory=False)
 
 
 def test_a_selection_of_something_else_is_refused(case: Case) -> None:

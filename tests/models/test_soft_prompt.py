@@ -187,8 +187,8 @@ def test_the_split_it_was_trained_on_is_refused(tiny: Any) -> None:
     other = trained_on(example_ids=["x"], groups=["y"])
     assert not score(tiny, EXAMPLES, prompt=other, **options).exploratory
     for prompt, what in (
-        (trained_on(example_ids=["e1", "e2"]), "2 of these examples"),
-        (trained_on(example_ids=["x"], groups=["g1"]), "1 of their groups"),
+        (trained_on(example_ids=["e1", "e2"]), "2 examples of this split"),
+        (trained_on(example_ids=["x"], groups=["g1"]), "1 groups of this split"),
     ):
         with pytest.raises(LensSkillsError, match=what):
             score(tiny, EXAMPLES, prompt=prompt, **options)

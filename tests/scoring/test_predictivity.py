@@ -81,7 +81,7 @@ def test_some_neurons_take_their_own_thresholds(case: Case) -> None:
 
 def test_a_threshold_from_the_same_examples_is_refused(case: Case) -> None:
     overlapping = case.score(slice(10, N + 10))
-    with pytest.raises(LensSkillsError, match="measured on 10 of these examples"):
+    with pytest.raises(LensSkillsError, match="measured on 10 examples of this split"):
         case.score(DEV, baseline=overlapping)
     allowed = case.score(DEV, baseline=overlapping, exploratory=True)
     assert allowed.exploratory

@@ -18,7 +18,8 @@ from lens_skills.stats.rotation import rotate
 # Rows are multiplied this many at a time, or as soon as they hold so many numbers: every product
 # reads and writes all sums, which for one batch of 32 costs more than the arithmetic.
 _ROWS_TOGETHER, _NUMBERS_TOGETHER = 128, 1 << 23
-_BLOCK = 1536 * 2
+# Units summed together: at 128 float64 rows this is 3 MB, about one core's cache.
+_BLOCK = 3072
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class RunningMoments:
             residuals: What those means leave out: every token minus its example's mean.
         """
         weights = torch.ones(len(units)) if weights is None else weights
-        self.waiting.append((weights, columns, units))
+        # Its own device and type: the first rows of a resumed pass come from a file.
+        self.waiting.append((weights.to(self.square), columns.to(self.square.device), units))
         if residuals is not None:
             for block in self._blocks():
                 self._add_squares(residuals[:, block], block)
@@ -149,7 +151,7 @@ class RunningMoments:
             return
         weights, columns, units = zip(*self.waiting, strict=True)
         self.waiting = []
-        weight = torch.cat(weights).to(self.square)
+        weight = torch.cat(weights)
         before, total = self.weight, float(weight.sum())
         self.weight += total
 
@@ -181,8 +183,8 @@ class RunningMoments:
 
     def _add_squares(self, rows: Float[Tensor, "row unit"], block: slice) -> None:
         for total, rotation in zip(self.rotated_square[:, block], self.rotations, strict=True):
-            total += rotate(rows.float(), rotation).square_().sum(0, dtype=torch.float64)
-        self.square[block] += rows.to(self.square).square_().sum(0)
+            total += rotate(rows.float(), rotation).square().sum(0, dtype=torch.float64)
+        self.square[block] += rows.to(self.square).square().sum(0)
 
     def freeze(self) -> Moments:
         """The sums as a value (shares the tensors: stop absorbing after this)."""

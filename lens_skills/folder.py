@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,7 @@ def write_folder(
     """A result as safetensors and JSON in a folder that replaces an older one at once."""
     from safetensors.torch import save_file
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
-    try:
+    with work_folder(folder) as work:
         save_file(dict(tensors), work / f"{name}.safetensors")
         (work / f"{name}.json").write_text(json.dumps(plain, indent=1))
         check_replaceable(folder, name)
@@ -39,11 +35,23 @@ def write_folder(
                 os.replace(retired, folder)
                 raise
             shutil.rmtree(retired)
-        else:
+    return folder
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` that becomes it at the end, and is gone after an error."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
+    try:
+        yield work
+        if work.exists():
             os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return folder
 
 
 def fields_of(result: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -33,6 +33,9 @@ class Plan:
         return answer if self.stop else answer[:-1]
 
 
+NOTHING = Plan(logits=False, answer=False, stop=False, foil=False, options=False)
+
+
 def prepare(
     lens: Any, examples: Sequence[Example], metrics: Sequence[Metric], chat: bool
 ) -> tuple[list[Encoded], Plan]:

@@ -100,7 +100,7 @@ def parse_position(position: Position) -> Reading:
 
 _CHOICES = (
     "'last', an index (0 is the first token, -1 the last), span('text'), 'all', 'mean', 'max', "
-    "or a list of single tokens"
+    "'prompt' (with a soft prompt), or a list of single tokens"
 )
 
 
@@ -161,17 +161,12 @@ def _span_places(lens: Any, encoded: Encoded, spot: Span) -> list[int]:
         value = encoded.example.column(spot.column)
         text = None if value is None else str(value)
     # Decoding ever longer beginnings gives each token's end, whatever the tokenizer merges.
-    n_soft = encoded.n_before + encoded.n_after
     bos = 1 if encoded.has_bos else 0
     end_of_text = len(encoded.prompt_tokens) - encoded.n_after
-    tokens = (
-        encoded.prompt_tokens.tolist()
-        if n_soft == 0
-        else [
-            *encoded.prompt_tokens[:bos].tolist(),
-            *encoded.prompt_tokens[bos + encoded.n_before : end_of_text].tolist(),
-        ]
-    )
+    tokens = [
+        *encoded.prompt_tokens[:bos].tolist(),
+        *encoded.prompt_tokens[bos + encoded.n_before : end_of_text].tolist(),
+    ]
     ends = [len(lens.tokenizer.decode(tokens[: end + 1])) for end in range(len(tokens))]
     whole = lens.tokenizer.decode(tokens)
     start = whole.rfind(text) if text else -1

@@ -1,9 +1,6 @@
 """A disk-backed table of activations: a new metric on the same inputs costs no forward pass."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +13,17 @@ from torch import Tensor
 
 from lens_skills.activations.parsing import parse_metrics
 from lens_skills.activations.plan import known_values
-from lens_skills.activations.positions import Position, parse_position
-from lens_skills.activations.sites import DEFAULT_SITE, find_site
+from lens_skills.activations.positions import Position, Reading, parse_position, soft_position
+from lens_skills.activations.sites import DEFAULT_SITE, Site, find_site
 from lens_skills.activations.stream import BATCH_SIZE, Batch, stream
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.folder import work_folder
+from lens_skills.models import Lens, as_lens
+from lens_skills.models.fingerprint import identity
 
 _FORMAT = 1
+ARRAY, MANIFEST = "activations.npy", "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ActivationTable:
         """
         folder = Path(path)
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
             raise LensSkillsError(
                 f"no activation table in {folder}. Write one with ls.capture(model, task, path)."
@@ -67,7 +67,7 @@ class ActivationTable:
     def activations(self) -> np.ndarray:
         """All activations, memory-mapped: ``example (pos) layer neuron``."""
         try:
-            return np.load(self.path / "activations.npy", mmap_mode="r")
+            return np.load(self.path / ARRAY, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise LensSkillsError(f"the table {self.path} is damaged: {error}.") from error
 
@@ -79,7 +79,7 @@ class ActivationTable:
         ``examples`` may be any part of the examples the table was written for.
         """
         places = self._places(examples)
-        wanted = parse_metrics(metrics)
+        wanted = parse_metrics(metrics, examples)
         known = known_values(wanted, examples)
         for metric in wanted:
             if not metric.known and metric.name not in self.manifest["metrics"]:
@@ -142,18 +142,18 @@ def capture(
     folder = Path(path)
     if folder.exists():
         raise LensSkillsError(f"{folder} exists already. Remove it or choose another path.")
+    lens = as_lens(model)
+    position = soft_position(lens, position)
     reading = parse_position(position)
     if reading.ragged:
         raise LensSkillsError("position 'all' keeps every token and cannot be tabled; use 'mean'.")
-    lens = as_lens(model)
-    wanted = parse_metrics(metrics)
+    wanted = parse_metrics(metrics, examples)
     site = find_site(lens, at, layers)
-    work = _work_folder(folder)
-    try:
+    with work_folder(folder) as work:
         stored = {metric.name: np.zeros(len(examples)) for metric in wanted}
         table: np.ndarray | None = None
         for batch in stream(
-            model,
+            lens,
             examples,
             at=at,
             position=position,
@@ -166,38 +166,32 @@ def capture(
             numbers = _narrow(batch.activations, dtype)
             if table is None:
                 shape = (len(examples), *numbers.shape[1:])
-                table = np.lib.format.open_memmap(
-                    work / "activations.npy", mode="w+", dtype=dtype, shape=shape
-                )
+                table = np.lib.format.open_memmap(work / ARRAY, mode="w+", dtype=dtype, shape=shape)
             table[batch.index.numpy()] = numbers
             for name, values in batch.metrics.items():
                 stored[name][batch.index.numpy()] = values.numpy()
         assert isinstance(table, np.memmap)
         table.flush()
-        manifest = {
-            "format": _FORMAT,
-            "model": lens.name,
-            "model_fingerprint": lens.fingerprint(),
-            "site": site.name,
-            "layers": list(site.layers),
-            "positions": list(reading.labels),
-            "chat": chat,
-            "example_ids": [example.id for example in examples],
-            "metrics": {name: values.tolist() for name, values in stored.items()},
-        }
-        (work / "manifest.json").write_text(json.dumps(manifest))
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        about = manifest_of(lens, site, reading, examples, chat)
+        about["metrics"] = {name: values.tolist() for name, values in stored.items()}
+        (work / MANIFEST).write_text(json.dumps(about))
     return ActivationTable.load(folder)
 
 
-def _work_folder(folder: Path) -> Path:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise LensSkillsError(f"{folder.parent} cannot be written: {error}.") from error
+def manifest_of(
+    lens: Lens, site: Site, reading: Reading, examples: Sequence[Example], chat: bool
+) -> dict[str, Any]:
+    """Where a table's numbers come from; without metrics."""
+    return {
+        "format": _FORMAT,
+        **identity(lens),
+        "site": site.name,
+        "layers": list(site.layers),
+        "positions": list(reading.labels),
+        "chat": chat,
+        "example_ids": [example.id for example in examples],
+        "metrics": {},
+    }
 
 
 def _narrow(activations: Float[Tensor, "..."], dtype: str) -> np.ndarray:

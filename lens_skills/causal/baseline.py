@@ -13,7 +13,7 @@ from lens_skills.activations import Position, find_site, parse_position
 from lens_skills.activations.encoding import Encoded, encode_examples
 from lens_skills.activations.forward import forward_batch
 from lens_skills.activations.gathering import Rows
-from lens_skills.activations.plan import Plan
+from lens_skills.activations.plan import NOTHING
 from lens_skills.activations.positions import Reading, token_places
 from lens_skills.activations.stream import batches
 from lens_skills.causal.units import site_width
@@ -23,7 +23,6 @@ from lens_skills.stats.moments import RunningMoments
 
 Key = tuple[int, str]  # layer and site
 Sites = Mapping[str, Sequence[int]]  # the layers of each site
-_NOTHING = Plan(logits=False, answer=False, stop=False, foil=False, options=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +136,10 @@ def read_batches(
     # Unlike a stream without metrics: a prompt must end where it ends in the pass that measures
     # the effect, and that one may hand a trailing space to the answer.
     encoded = encode_examples(lens, examples, answers=with_answers(examples, answers))
-    for batch in batches(encoded, _NOTHING, batch_size, 0, False, "read"):
+    for batch in batches(encoded, NOTHING, batch_size, 0, False, "read"):
         places = [[token_places(lens, item, spot) for spot in reading.spots] for item in batch]
-        rows = Rows(where, reading, places, batch, _NOTHING)
-        forward_batch(lens, batch, _NOTHING, (), {}, rows.readers())
+        rows = Rows(where, reading, places, batch, NOTHING)
+        forward_batch(lens, batch, NOTHING, (), {}, rows.readers())
         values, mask = rows.result()
         if values.ndim == 3:
             values = rearrange(values, "batch layer width -> batch 1 layer width")

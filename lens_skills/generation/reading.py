@@ -1,9 +1,6 @@
 """`capture_text`: activations over the very tokens a model wrote."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +13,15 @@ from tqdm import tqdm
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
 from lens_skills.activations.encoding import encode_examples
 from lens_skills.activations.gathering import Rows
-from lens_skills.activations.plan import Plan
+from lens_skills.activations.plan import NOTHING
 from lens_skills.activations.readout import pad_left
+from lens_skills.activations.table import ARRAY, MANIFEST, manifest_of
 from lens_skills.errors import LensSkillsError
+from lens_skills.folder import work_folder
 from lens_skills.generation.graded import Graded
 from lens_skills.models import SoftPrompt, prompted
 
 BATCH_SIZE = 16
-NOTHING = Plan(logits=False, answer=False, stop=False, foil=False, options=False)
 
 
 def capture_text(
@@ -99,31 +97,8 @@ def capture_text(
             for item, numbers in zip(batch, activations.cpu().to(torch.float32), strict=True):
                 found[item.index] = numbers.numpy()
             bar.update(len(batch))
-    manifest = {
-        "format": 1,
-        "model": lens.name,
-        "model_fingerprint": lens.fingerprint(),
-        "site": site.name,
-        "layers": list(site.layers),
-        "positions": [position],
-        "chat": chat,
-        "example_ids": [graded.examples[place].id for place in kept],
-        "metrics": {},
-    }
-    _write(folder, np.stack([found[place] for place in kept]), manifest)
+    about = manifest_of(lens, site, reading, [graded.examples[place] for place in kept], chat)
+    with work_folder(folder) as work:
+        np.save(work / ARRAY, np.stack([found[place] for place in kept]))
+        (work / MANIFEST).write_text(json.dumps(about))
     return ActivationTable.load(folder)
-
-
-def _write(folder: Path, table: np.ndarray, manifest: dict[str, Any]) -> None:
-    """The folder, whole or not there."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise LensSkillsError(f"{folder.parent} cannot be written: {error}.") from error
-    try:
-        np.save(work / "activations.npy", table)
-        (work / "manifest.json").write_text(json.dumps(manifest))
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

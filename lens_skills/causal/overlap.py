@@ -1,16 +1,16 @@
 """`Overlap`: how many units two sets share, against sets drawn at random."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from lens_skills.causal.units import Unit
+from lens_skills.stats.sharing import shared_by_chance
 
 Kind = tuple[int, str, int]  # layer, site and size: units of one kind may stand for one another
 
@@ -49,27 +49,17 @@ def overlap_of(sets: Sequence[Sequence[Unit]], population: Callable[[Kind], int]
     """
     counted = [Counter((unit.layer, unit.site, unit.stop - unit.start) for unit in s) for s in sets]
     names = [{(unit.hook_name, unit.start, unit.stop) for unit in units} for units in sets]
+    members = {kind: population(kind) for counts in counted for kind in counts}
     size = len(sets)
     shared = torch.zeros(size, size, dtype=torch.long)
     jaccard, chance, p = (torch.zeros(size, size, dtype=torch.float64) for _ in range(3))
     for i in range(size):
         for j in range(size):
             both = len(names[i] & names[j])
-            shares = _shared_by_chance(counted[i], counted[j], population)
+            shares = shared_by_chance(counted[i], counted[j], members)
             either = len(names[i]) + len(names[j]) - np.arange(len(shares))
             shared[i, j] = both
             jaccard[i, j] = both / max(len(names[i] | names[j]), 1)
             chance[i, j] = float((shares * np.arange(len(shares)) / np.maximum(either, 1)).sum())
             p[i, j] = min(1.0, float(shares[both:].sum()))
     return Overlap(shared, jaccard, chance, p)
-
-
-def _shared_by_chance(
-    one: Mapping[Kind, int], other: Mapping[Kind, int], population: Callable[[Kind], int]
-) -> np.ndarray:
-    """The probability of each number of shared units, from 0 up."""
-    shares = np.ones(1)
-    for kind in sorted(set(one) & set(other)):
-        count = np.arange(min(one[kind], other[kind]) + 1)
-        shares = np.convolve(shares, hypergeom.pmf(count, population(kind), one[kind], other[kind]))
-    return shares

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from einops import einsum
-from jaxtyping import Bool, Real
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.reporting.caption import count, file_name, with_unit
+from lens_skills.reporting.columns import Column, finite
 from lens_skills.reporting.drawing import Drawing
 from lens_skills.reporting.style import (
     BLUE,
@@ -25,15 +24,6 @@ from lens_skills.reporting.style import (
 )
 
 _MANY = 2_000  # points beyond which they are drawn as one picture in PDF and SVG
-
-# Lengths are compared by hand, so that the message says which is short.
-Column = (
-    Real[Tensor, " _"]
-    | Bool[Tensor, " _"]
-    | Real[np.ndarray, " _"]
-    | Bool[np.ndarray, " _"]
-    | Sequence[float]
-)
 
 
 @style()
@@ -82,7 +72,7 @@ def activation_scatter(
     >>> len(drawing.frame.query("what == 'example'"))
     20
     """
-    y, x = _numbers(activation, "activation"), _numbers(values, "metric")
+    y, x = finite(activation, "activation"), finite(values, "metric")
     n_groups = None if groups is None else len(set(groups))
     if len(x) != len(y) or (groups is not None and len(groups) != len(x)):
         raise LensSkillsError(
@@ -112,15 +102,6 @@ def activation_scatter(
         frame = _fit(axis, x, y, None if groups is None else np.asarray(groups))
     settle(figure)
     return Drawing(figure, frame, file_name("activation", name, metric))
-
-
-def _numbers(column: Column, what: str) -> np.ndarray:
-    numbers = column.detach().cpu().numpy() if isinstance(column, Tensor) else column
-    numbers = np.asarray(numbers, dtype=np.float64)
-    if not np.isfinite(numbers).all():
-        place = int(np.flatnonzero(~np.isfinite(numbers))[0])
-        raise LensSkillsError(f"the {what} of example {place} is {numbers[place]}, not a number.")
-    return numbers
 
 
 def _fit(axis: Axes, x: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> pd.DataFrame:

@@ -1,27 +1,16 @@
 """Whether what the model is surer of is more often right, for any measure of sureness."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Real
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.reporting.caption import count, with_unit
+from lens_skills.reporting.columns import Column, numbers
 from lens_skills.reporting.drawing import Drawing
 from lens_skills.reporting.style import BLUE, COLUMN, GREY, ORANGE, SMALL, settle, sheet, style
 from lens_skills.scoring import Scores
 from lens_skills.stats.intervals import wilson_interval
-
-Column = (
-    Real[Tensor, " _"]
-    | Bool[Tensor, " _"]
-    | Real[np.ndarray, " _"]
-    | Bool[np.ndarray, " _"]
-    | Sequence[float]
-)
 
 
 @style()
@@ -85,7 +74,7 @@ def confidence_against_correctness(
         source = [scores.provenance.get(key) for key in ("model", "task")]
         lines = lines or [" · ".join(str(part) for part in source if part)]
     else:
-        x, y = _numbers(confidence), _numbers([] if correct is None else correct)
+        x, y = numbers(confidence), numbers([] if correct is None else correct)
     _check(x, y)
     frame = _frame(x, y, bins)
     auroc = float(frame["auroc"].iloc[0])
@@ -104,11 +93,6 @@ def confidence_against_correctness(
     counts.set_xlabel(with_unit(metric, unit))
     settle(figure)
     return Drawing(figure, frame, "confidence_against_correctness")
-
-
-def _numbers(column: Column) -> np.ndarray:
-    numbers = column.detach().cpu().numpy() if isinstance(column, Tensor) else column
-    return np.asarray(numbers, dtype=np.float64)
 
 
 def _check(x: np.ndarray, y: np.ndarray) -> None:

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def interleaved(ways: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, float]:
+def interleaved(
+    ways: Mapping[str, Callable[[], object]], *, rounds: int = 5, warm_up: bool = True
+) -> dict[str, float]:
     """Median seconds of each way, run in turn so that a noisy machine is noisy for all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():  # once unmeasured: first calls allocate and warm up
+    for way in ways.values() if warm_up else ():  # unmeasured: first calls allocate
         way()
     for _ in range(rounds):
         for name, way in ways.items():

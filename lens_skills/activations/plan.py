@@ -1,5 +1,6 @@
 """`Plan`: which parts of the model's output a pass must compute for its metrics."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,24 @@ def prepare(
                 f"{names}). Give the task one, or choose other metrics."
             )
     needs_answers = bool(reads - {"logits"})
-    return encode_examples(lens, examples, answers=needs_answers, chat=chat), plan
+    encoded = encode_examples(lens, examples, answers=needs_answers, chat=chat)
+    if "tokens" in reads:
+        _warn_of_one_beginning(lens, encoded)
+    return encoded, plan
+
+
+def _warn_of_one_beginning(lens: Any, encoded: Sequence[Encoded]) -> None:
+    """A warning where different answers all begin with one token, which then tells nothing."""
+    answers = {item.answer_tokens for item in encoded}
+    firsts = {answer[0] for answer in answers if answer}
+    if len(firsts) == 1 < len(answers):
+        warnings.warn(
+            f"all {len(answers)} answers begin with the token {lens.decode(firsts.pop())!r}, so a "
+            "metric of the first token cannot tell them apart. Let the prompts end in the space "
+            "and the answers begin without it, or use 'correct'.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def known_values(

@@ -1,6 +1,7 @@
 """Metrics against plain PyTorch: one full forward pass per token, log-softmax, a loop."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -355,3 +356,14 @@ def test_names_functions_and_values_may_be_mixed() -> None:
     ]
     assert [metric.known for metric in found] == [False, True, False, False]
     assert parse_metrics("entropy")[0].name == "entropy"
+
+
+def test_answers_that_share_their_first_token_are_pointed_out(tiny: Any) -> None:
+    """Each word is a token of the test's model, so that these two differ in the second alone."""
+    alike = [Example(str(n), "the key", f" are {n}") for n in (5, 7)]
+    with pytest.warns(RuntimeWarning, match=r"all 2 answers begin with the token ' ?are'"):
+        evaluated(tiny, alike, ["first_token_correct"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluated(tiny, alike, ["correct"])  # reads all tokens
+        evaluated(tiny, alike[:1] * 2, ["first_token_correct"])  # one answer, not two

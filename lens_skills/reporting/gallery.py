@@ -7,7 +7,7 @@ from lens_skills.causal.matrix import DamageMatrix
 from lens_skills.causal.verdict import Verdict
 from lens_skills.reporting import figures
 from lens_skills.reporting.drawing import Drawing
-from lens_skills.scoring import MetricScores, Scores, Selection
+from lens_skills.scoring import MetricScores, Scores, Selection, skill_matrix
 
 
 def draw_all(
@@ -17,12 +17,16 @@ def draw_all(
     for metric in metrics or found.metrics:
         yield figures.r_distribution(found[metric])
         yield figures.layer_profile(found[metric])
+        if len(found.positions) > 1:
+            yield figures.correlation_by_position(found[metric])
     if len(found.metrics) > 1:
         yield figures.metric_heatmap(found)
     if found.calibration() is not None:
         yield figures.reliability(found)
     for selection in selections:
         yield figures.attrition(selection)
+    if len(selections) > 1 and any(len(selection.neurons) for selection in selections):
+        yield figures.skill_matrix(skill_matrix(found, selections))
 
 
 def draw_verdict(

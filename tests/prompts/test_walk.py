@@ -12,7 +12,8 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.models import prompted
 from lens_skills.prompts import fit_prompt
-from lens_skills.scoring import predictivity_over_seeds, score, skill_matrix, stability
+from lens_skills.reporting.gallery import draw_all
+from lens_skills.scoring import predictivity_over_seeds, score, select, skill_matrix, stability
 from lens_skills.tasks import Task
 
 NOUNS = ("key", "keys", "girl", "girls", "boy", "boys", "author", "authors", "doctor", "doctors")
@@ -55,10 +56,16 @@ def test_prompts_of_several_seeds_are_held_against_each_other(
         score(tiny, splits[2], metrics=metrics, prompt=p, baseline=f, n_permutations=0, **QUIET)
         for p, f in zip(prompts, found, strict=True)
     ]
+    checked_all = score(
+        tiny, splits[2], metrics=metrics, prompt=prompts[0], n_permutations=19, **QUIET
+    )
     best = torch.stack([s.predictivity["label:plural"].amax(0) for s in checked]).mean(0)
     over = predictivity_over_seeds(checked, "label:plural")
     torch.testing.assert_close(over.value, best)
     assert skill_matrix(found[0], top=5).skills == ("label:plural", "confidence")
+    chosen = [select(found[0][m], checked_all[m], gates=(), fdr=0.99) for m in metrics]
+    drawn = {drawing.name for drawing in draw_all(found[0], chosen)}
+    assert {"correlation_by_position-confidence", "skill_matrix"} <= drawn
 
 
 def test_a_model_changed_between_the_seeds_is_refused(

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ from lens_skills.reporting.gallery import draw_verdict
 from lens_skills.reporting.verdicts import LOOKS
 from lens_skills.scoring import Scores
 from tests.reporting.conftest import make_scores
-from tests.reporting.probes import words
+from tests.reporting.probes import check_repeats, words
 from tests.reporting.results import make_bare, make_curve, make_matrix, make_verdict
 from tests.reporting.test_drawing import overlaps
 
@@ -94,17 +92,7 @@ def case(request: pytest.FixtureRequest) -> Callable[..., Drawing]:
 
 @pytest.mark.parametrize("name", [name for name in CASES if "," not in name])
 def test_the_same_result_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
-    drawings = [CASES[name](), CASES[name]()]
-    for suffix in ("pdf", "svg", "csv"):
-        one, other = (
-            drawing.savefig(tmp_path / f"{place}.{suffix}").read_bytes()
-            for place, drawing in enumerate(drawings)
-        )
-        assert one == other, suffix
-    read = pd.read_csv(tmp_path / "0.csv", dtype=str)
-    assert list(read) == list(drawings[0].frame)
-    for column in drawings[0].frame.select_dtypes("number"):
-        np.testing.assert_array_equal(read[column].map(float), drawings[0].frame[column])
+    check_repeats(CASES[name], tmp_path)
 
 
 def test_exploratory_is_stamped_and_only_then(case: Callable[..., Drawing]) -> None:

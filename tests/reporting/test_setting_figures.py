@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -13,7 +12,7 @@ from scipy import stats
 from lens_skills.errors import LensSkillsError
 from lens_skills.reporting import Drawing, figures
 from tests.reporting.conftest import make_scores
-from tests.reporting.probes import labels, words
+from tests.reporting.probes import check_repeats, labels, words
 from tests.reporting.settings import CASES, RULES, make_prompt, make_seeds, make_skills
 from tests.reporting.test_drawing import overlaps
 
@@ -32,17 +31,7 @@ def test_no_text_is_cut_off_or_lies_on_another(case: Callable[..., Drawing], wid
 
 @pytest.mark.parametrize("name", [name for name in CASES if "," not in name])
 def test_the_same_result_gives_the_same_bytes_and_its_numbers(name: str, tmp_path: Path) -> None:
-    drawings = [CASES[name](), CASES[name]()]
-    for suffix in ("pdf", "svg", "csv"):
-        one, other = (
-            drawing.savefig(tmp_path / f"{place}.{suffix}").read_bytes()
-            for place, drawing in enumerate(drawings)
-        )
-        assert one == other, suffix
-    read = pd.read_csv(tmp_path / "0.csv", dtype=str)
-    assert list(read) == list(drawings[0].frame)
-    for column in drawings[0].frame.select_dtypes("number"):
-        np.testing.assert_array_equal(read[column].map(float), drawings[0].frame[column])
+    check_repeats(CASES[name], tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("curves")])

@@ -155,6 +155,12 @@ def settle(figure: Figure) -> None:
     """Lays the panels out and leaves them there: each further draw would move them a little."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    for axes in figure.axes:
+        # The solver's last digits differ from run to run, and an SVG names its clips by them.
+        for which in ("original", "active"):
+            place = axes.get_position(original=which == "original")
+            left, low, width, height = (round(edge, 6) for edge in place.bounds)
+            axes.set_position((left, low, width, height), which=which)
 
 
 def wrap(text: str, room: float, size: float, weight: str) -> list[str]:

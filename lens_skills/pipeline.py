@@ -7,6 +7,7 @@ from lens_skills.activations import (
     DEFAULT_SITE,
     Position,
     find_site,
+    parse_metric,
     parse_metrics,
     parse_position,
 )
@@ -82,14 +83,16 @@ def study(
         LensSkillsError: As `score` and `select`; a task too small to split.
     """
     require_examples(task, 40)
-    (main,) = parse_metrics(_default_metric(task) if metric is None else metric)
+    main = parse_metric(
+        _default_metric(task) if metric is None else metric, task, asked="study(metric=…)"
+    )
     # Said before the preflight, which takes a while.
     find_site(as_lens(model), at)
     parse_position(position)
     check_scheme(exchange)
     for name in given:
         task.column(name)
-    others = [other for other in parse_metrics(also) if other.name != main.name]
+    others = [other for other in parse_metrics(also, task) if other.name != main.name]
     if len(fractions) not in (2, 3):
         raise LensSkillsError(
             f"fractions={fractions}: give the shares of explore, confirm and (for a verdict) "

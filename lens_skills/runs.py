@@ -188,9 +188,9 @@ class Run:
 
     def verdicts(self) -> dict[str, Verdict]:
         """The verdicts saved so far, by metric."""
-        folders = {
-            name: self.folder / f"verdict-{_file_name(name)}" for name in self.request.metrics
-        }
+        # Of the scores, not of the request: a label of several categories is several metrics.
+        names = self.found().metrics
+        folders = {name: self.folder / f"verdict-{_file_name(name)}" for name in names}
         return {name: Verdict.load(path) for name, path in folders.items() if path.exists()}
 
     def selections(self) -> list[Selection]:

@@ -54,6 +54,23 @@ def test_the_same_command_again_is_no_other_run(run_folder: Path, tiny_folder: P
     assert ls.Scores.load(run_folder / "explore").r.equal(before.r)
 
 
+def test_a_label_of_several_categories_is_one_metric_each(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    asked = ["--metric", "label:heuristic", "--metric", "label:entailment=1"]
+    quick = ["--limit", 600, *QUICK[2:]]
+    printed("score", "nli", *quick, *asked, "--out", folder, "--model", tiny_folder)
+    names = ls.Scores.load(folder / "explore").metrics
+    rules = ("constituent", "lexical_overlap", "subsequence")
+    assert names == (*(f"label:heuristic={rule}" for rule in rules), "label:entailment=1")
+    text = printed("select", folder, "--metric", "label:heuristic=subsequence", "--top", 10)
+    assert "\nlabel:heuristic=subsequence · mlp.hook_post\n" in text
+    drawn = printed("figures", folder, "--out", tmp_path / "figures")
+    assert "label_heuristic_subsequence" in drawn
+    assert Run.load(folder).verdicts() == {}
+
+
 def test_select_then_figures(run_folder: Path, tmp_path: Path) -> None:
     text = printed("select", run_folder, "--top", 10)
     assert text.startswith("192 neurons → ")

@@ -1,13 +1,14 @@
 """What we read: activations at a site and position, and one number per example and metric."""
 
+from lens_skills.activations.labels import column_values as column_values
+from lens_skills.activations.labels import covariate as covariate
+from lens_skills.activations.labels import label as label
 from lens_skills.activations.metrics import Metric as Metric
-from lens_skills.activations.metrics import column_values as column_values
 from lens_skills.activations.metrics import confidence as confidence
 from lens_skills.activations.metrics import correct as correct
-from lens_skills.activations.metrics import covariate as covariate
 from lens_skills.activations.metrics import first_token_correct as first_token_correct
-from lens_skills.activations.metrics import label as label
 from lens_skills.activations.metrics import logit_diff as logit_diff
+from lens_skills.activations.parsing import parse_metric as parse_metric
 from lens_skills.activations.parsing import parse_metrics as parse_metrics
 from lens_skills.activations.plan import known_values as known_values
 from lens_skills.activations.positions import Position as Position

@@ -1,4 +1,4 @@
-"""One number per example: labels, correctness, and the model's confidence in its usual forms."""
+"""One number per example: correctness, and the model's confidence in its usual forms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,20 +41,6 @@ class Metric:
         Answers of several tokens need the whole readout and are refused here.
         """
         return self.of(single_token_readout(logits, examples, self.name, self.reads), examples)
-
-
-def label(name: str) -> Metric:
-    """A label of the task: numbers as they are, two categories as 0 and 1 (in sorted order).
-
-    >>> label("plural").name
-    'label:plural'
-    """
-    return _column(f"label:{name}", name, "labels")
-
-
-def covariate(name: str) -> Metric:
-    """A covariate of the task, read like a label."""
-    return _column(f"covariate:{name}", name, "covariates")
 
 
 def logit_diff() -> Metric:
@@ -171,42 +157,6 @@ def _spread(log_probabilities: Float[Tensor, "batch choice"], kind: str) -> Floa
         return -(log_probabilities.exp() * log_probabilities.clamp(min=-1e4)).sum(-1)
     best = log_probabilities.topk(2, dim=-1).values
     return best[:, 0].exp() if kind == "top" else best[:, 0] - best[:, 1]
-
-
-def _column(metric_name: str, name: str, kind: str) -> Metric:
-    def compute(readout: Readout | None, examples: Sequence[Any]) -> Tensor:
-        return column_values(examples, name, kind)
-
-    return Metric(metric_name, compute, frozenset(), "column")
-
-
-def column_values(
-    examples: Sequence[Any], name: str, kind: str = "column"
-) -> Float[Tensor, " row"]:
-    """A column of the examples as numbers; two categories become 0 and 1 in sorted order.
-
-    Raises:
-        LensSkillsError: A missing column, or more than two categories.
-    """
-    values = []
-    for example in examples:
-        value = example.column(name) if kind == "column" else getattr(example, kind).get(name)
-        if value is None:
-            found = sorted({*example.labels, *example.covariates})
-            raise LensSkillsError(
-                f"example {example.id!r} has no {'' if kind == 'column' else kind[:-1] + ' '}"
-                f"{name!r}. It has: {', '.join(found) or 'no columns'}."
-            )
-        values.append(value)
-    if any(isinstance(value, str) for value in values):
-        categories = sorted({str(value) for value in values})
-        if len(categories) > 2:
-            raise LensSkillsError(
-                f"{name!r} has {len(categories)} categories ({', '.join(categories[:5])}, …); a "
-                "metric is one number. Make one 0/1 label per category."
-            )
-        return torch.tensor([categories.index(str(value)) for value in values]).double()
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 
 def _need(part: Any) -> Any:

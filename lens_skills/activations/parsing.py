@@ -1,6 +1,7 @@
 """Metrics as the user may write them: names, functions, numbers, lists and dicts of those."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_skills.activations.labels import Column, covariate, label
 from lens_skills.activations.metrics import (
     Metric,
     confidence,
     correct,
-    covariate,
     first_token_correct,
-    label,
     logit_diff,
 )
 from lens_skills.activations.readout import Readout
@@ -37,16 +37,22 @@ _NAMED: dict[str, Callable[[], Metric]] = {
 }
 
 
-def parse_metrics(metrics: Any) -> tuple[Metric, ...]:
+def parse_metrics(metrics: Any, examples: Sequence[Any] = ()) -> tuple[Metric, ...]:
     """Metrics as the user may write them: a name, a `Metric`, a function, a list or a dict of them.
 
     In a dict the keys become the names. A sequence of numbers, one per example, is a metric too.
+
+    Args:
+        metrics: See above.
+        examples: What they are asked of: a column that has three categories or more there becomes
+            one 0/1 metric per category, ``label:rule=a`` and so on.
 
     >>> [metric.name for metric in parse_metrics(["correct", "label:plural"])]
     ['correct', 'label:plural']
 
     Raises:
-        LensSkillsError: An unknown name (with all known ones) or two metrics of one name.
+        LensSkillsError: An unknown name (with all known ones), two metrics of one name, or more
+            categories than can be told apart.
     """
     if isinstance(metrics, Mapping):
         found = [_renamed(_parse_metric(value), str(key)) for key, value in metrics.items()]
@@ -54,6 +60,11 @@ def parse_metrics(metrics: Any) -> tuple[Metric, ...]:
         found = [_parse_metric(metrics)]
     else:
         found = [_parse_metric(metric) for metric in metrics]
+    found = [
+        part
+        for metric in found
+        for part in (metric.by_category(examples) if isinstance(metric, Column) else (metric,))
+    ]
     names = [metric.name for metric in found]
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
@@ -62,6 +73,26 @@ def parse_metrics(metrics: Any) -> tuple[Metric, ...]:
             "metrics={'mine': …, 'other': …}."
         )
     return tuple(found)
+
+
+def parse_metric(metric: Any, examples: Sequence[Any], *, asked: str) -> Metric:
+    """The one metric that is wanted.
+
+    Args:
+        metric: As in `parse_metrics`.
+        examples: As there.
+        asked: The call, for the message.
+
+    Raises:
+        LensSkillsError: As `parse_metrics`; none, or several (which).
+    """
+    found = parse_metrics(metric, examples)
+    if len(found) != 1:
+        raise LensSkillsError(
+            f"{asked} takes one metric; {metric!r} is {len(found)} metrics"
+            f"{': ' if found else ''}{', '.join(repr(each.name) for each in found)}. Name one."
+        )
+    return found[0]
 
 
 def _parse_metric(metric: Any) -> Metric:
@@ -115,4 +146,4 @@ def _user_numbers(function: UserFunction, readout: Readout, examples: Sequence[A
 
 
 def _renamed(metric: Metric, name: str) -> Metric:
-    return Metric(name, metric.of, metric.reads, metric.unit)
+    return replace(metric, name=name)

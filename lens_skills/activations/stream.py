@@ -98,7 +98,7 @@ def stream(
         at=at,
         position=soft_position(lens, position),
         layers=layers,
-        metrics=parse_metrics(metrics),
+        metrics=parse_metrics(metrics, examples),
         batch_size=batch_size,
         chat=chat,
         skip=skip,
@@ -117,7 +117,7 @@ def evaluate(
     progress: bool | None = None,
 ) -> dict[str, Float[Tensor, " row"]]:
     """Every metric of every example, in the order of the examples, reading no activations."""
-    wanted = parse_metrics(metrics)
+    wanted = parse_metrics(metrics, examples)
     values = {metric.name: torch.zeros(len(examples), dtype=torch.float64) for metric in wanted}
     lens = prompted(model, prompt)
     if all(metric.known for metric in wanted):

@@ -125,7 +125,7 @@ def audit(
     units = parse_units(lens, neurons, at=at)
     (wanted,) = parse_metrics(_default_metric(task) if metric is None else metric)
     explore, intervene = task.split(*fractions, seed=seed)
-    asked = parse_metrics(_default_claims(explore) if claims is None else claims)
+    asked = parse_metrics(_default_claims(explore) if claims is None else claims, explore)
     if claims is None:
         asked = (*asked, wanted)
     rows: list[dict[str, Any]] = []

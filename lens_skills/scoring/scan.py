@@ -66,7 +66,9 @@ def score(
         examples: A `Task`, or any sequence of `Example`.
         metrics: One or several: names (``"label:plural"``, ``"correct"``, ``"confidence"``, …),
             `Metric` values, functions ``(logits, examples) -> float[batch]``, one number per
-            example, or a dict that names them.
+            example, or a dict that names them. A label or covariate of three to twelve categories
+            becomes one 0/1 metric each, that category against the rest: ``"label:rule"`` gives
+            ``"label:rule=a"``, ``"label:rule=b"``, …, each of which can be named alone.
         at: Hook point within a block.
         position: Where in the prompt; see `stream`. Several positions are one family. Default:
             ``"last"``, or every vector of the soft prompt's suffix where there is one.
@@ -108,7 +110,7 @@ def score(
     Does not show: that a neuron causes anything. A neuron beyond the permutation null alone is
     *associated*; a random label per operand makes thousands of those.
     """
-    wanted = parse_metrics(metrics)
+    wanted = parse_metrics(metrics, examples)
     if not wanted:
         raise LensSkillsError("no metric to score. Name one, e.g. metrics='label:plural'.")
     if len(examples) < 4:

@@ -45,7 +45,7 @@ def describe(
         `Preflight`; printing it says *no skill to explain* where no competence is above chance.
     """
     lens = as_lens(model)
-    wanted = list(_default_metrics(task)) if metrics is None else list(parse_metrics(metrics))
+    wanted = list(_default_metrics(task)) if metrics is None else list(parse_metrics(metrics, task))
     names = {metric.name for metric in wanted}
     helpers = [metric for metric in _competence_metrics(task) if metric.name not in names]
     values = {
@@ -195,7 +195,9 @@ def _predicted(
 def _design(task: Sequence[Example], metric_name: str) -> np.ndarray | None:
     """Every other column of the task, categories one-hot; those of many categories left out."""
     own = metric_name.partition(":")[2]
-    names = sorted({name for e in task for name in (*e.labels, *e.covariates)} - {own})
+    # Neither the column itself nor, for one of its categories, the column it is taken from.
+    own_columns = {own, own.rpartition("=")[0]}
+    names = sorted({name for e in task for name in (*e.labels, *e.covariates)} - own_columns)
     columns = []
     for name in names:
         raw = [example.column(name) for example in task]

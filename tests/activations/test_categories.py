@@ -1,0 +1,227 @@
+"""A label of several categories is one 0/1 metric per category, each against the rest."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lens_skills.activations import (
+    capture,
+    column_values,
+    covariate,
+    evaluate,
+    known_values,
+    label,
+    parse_metrics,
+    stream,
+)
+from lens_skills.activations.labels import MOST_CATEGORIES
+from lens_skills.causal import ablate, audit, verify
+from lens_skills.errors import LensSkillsError
+from lens_skills.example import Example
+from lens_skills.pipeline import study
+from lens_skills.scoring import score
+from lens_skills.tasks import Task, describe
+
+RULES = ("lexical_overlap", "subsequence", "constituent")
+NAMES = tuple(f"label:rule={rule}" for rule in sorted(RULES))
+WORDS = ("key", "keys", "boy", "boys", "author", "authors", "doctor", "doctors")
+
+
+def examples_of(n: int, categories: tuple[Any, ...] = RULES) -> list[Example]:
+    return [
+        Example(
+            f"e{place}",
+            f"The {WORDS[place % 8]} near the {WORDS[place // 8 % 8]}",
+            " are",
+            foil=" is",
+            labels={
+                "rule": categories[place % len(categories)],
+                "plural": place % 2,
+                "side": ("left", "right")[place % 2],
+            },
+            covariates={"place": ("here", "there", "where")[place // 3 % 3], "size": place},
+        )
+        for place in range(n)
+    ]
+
+
+EXAMPLES = examples_of(48)
+
+
+def one_against_the_rest(category: str) -> list[float]:
+    return [float(example.labels["rule"] == category) for example in EXAMPLES]
+
+
+def test_one_metric_per_category_in_sorted_order() -> None:
+    found = parse_metrics(["label:plural", "label:rule", "confidence", "label:side"], EXAMPLES)
+    assert [metric.name for metric in found] == [
+        "label:plural",
+        *NAMES,
+        "confidence",
+        "label:side",  # two categories stay one metric
+    ]
+    values = known_values(found, EXAMPLES)
+    for rule in RULES:
+        assert values[f"label:rule={rule}"].tolist() == one_against_the_rest(rule)
+    together = torch.stack([values[name] for name in NAMES]).sum(0)
+    assert together.tolist() == [1.0] * len(EXAMPLES)
+    assert values["label:side"].tolist() == values["label:plural"].tolist()
+
+
+@pytest.mark.parametrize("written", ["covariate:place", covariate("place")])
+def test_covariates_too(written: Any) -> None:
+    names = [metric.name for metric in parse_metrics(written, EXAMPLES)]
+    assert names == ["covariate:place=here", "covariate:place=there", "covariate:place=where"]
+
+
+def test_a_dict_names_them() -> None:
+    found = parse_metrics({"mine": "label:rule", "other": label("rule=subsequence")}, EXAMPLES)
+    assert [metric.name for metric in found] == [
+        *(f"mine={rule}" for rule in sorted(RULES)),
+        "other",
+    ]
+    values = known_values(found, EXAMPLES)
+    assert values["mine=subsequence"].tolist() == values["other"].tolist()
+
+
+def test_numbers_stay_one_metric_however_many() -> None:
+    assert [m.name for m in parse_metrics("covariate:size", EXAMPLES)] == ["covariate:size"]
+
+
+def test_one_category_named_alone() -> None:
+    wanted = [
+        "label:rule=constituent",
+        "label:side=left",
+        "covariate:place=where",
+        "label:plural=1",
+    ]
+    # With or without the examples at hand.
+    for found in (parse_metrics(wanted), parse_metrics(wanted, EXAMPLES)):
+        assert [metric.name for metric in found] == wanted
+        values = known_values(found, EXAMPLES)
+        assert values["label:rule=constituent"].tolist() == one_against_the_rest("constituent")
+        assert values["label:side=left"].tolist() == [1.0, 0.0] * 24
+        assert values["label:plural=1"].tolist() == [0.0, 1.0] * 24
+    assert column_values(EXAMPLES, "place=here").tolist()[:6] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_a_column_may_itself_be_called_so() -> None:
+    examples = [
+        Example(name, "x", labels={"a=b": number, "a": name, "c=d": name})
+        for number, name in enumerate(("b", "c", "d"))
+    ]
+    assert column_values(examples, "a=b").tolist() == [0.0, 1.0, 2.0]
+    assert [m.name for m in parse_metrics("label:a=b", examples)] == ["label:a=b"]
+    assert column_values(examples, "c=d=c").tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_category_nobody_has_is_refused_with_those_there_are() -> None:
+    message = "no example here has rule 'lexical': it is constituent, lexical_overlap, subsequence"
+    with pytest.raises(LensSkillsError, match=message):
+        known_values(parse_metrics("label:rule=lexical"), EXAMPLES)
+    with pytest.raises(LensSkillsError, match="'e0' has no label 'rul'"):
+        known_values(parse_metrics("label:rul=constituent"), EXAMPLES)
+    with pytest.raises(LensSkillsError, match="'e0' has no covariate 'rule'"):
+        known_values(parse_metrics("covariate:rule=constituent"), EXAMPLES)
+
+
+def test_too_many_categories_are_refused_with_the_way_out() -> None:
+    many = tuple(f"kind{place:02d}" for place in range(MOST_CATEGORIES + 1))
+    examples = examples_of(48, many)
+    message = rf"'rule' has {MOST_CATEGORIES + 1} categories .*'label:rule=kind00'"
+    with pytest.raises(LensSkillsError, match=message):
+        parse_metrics(["label:rule"], examples)
+    assert len(parse_metrics("label:rule", examples_of(48, many[:-1]))) == MOST_CATEGORIES
+    (one,) = parse_metrics("label:rule=kind03", examples)
+    assert known_values([one], examples)[one.name].sum() == 4
+
+
+def test_a_missing_value_is_named_as_ever() -> None:
+    examples = [*EXAMPLES, Example("bare", "x")]
+    with pytest.raises(LensSkillsError, match="'bare' has no label 'rule'"):
+        known_values(parse_metrics("label:rule", examples), examples)
+
+
+def test_the_same_metric_twice_is_refused() -> None:
+    with pytest.raises(LensSkillsError, match="two metrics are called 'label:rule=constituent'"):
+        parse_metrics(["label:rule", "label:rule=constituent"], EXAMPLES)
+
+
+def test_a_metric_outside_a_pass_says_how_to_name_one(tiny: Any) -> None:
+    batch = next(stream(tiny, EXAMPLES[:4], progress=False))
+    logits = torch.zeros(4, tiny.cfg.d_vocab)
+    with pytest.raises(
+        LensSkillsError, match=r"'rule' has 3 categories .*'label:rule=constituent'"
+    ):
+        label("rule")(logits, batch.examples)
+    numbers = label("rule=constituent")(logits, batch.examples)
+    here = torch.tensor(one_against_the_rest("constituent"))[batch.index]
+    assert numbers.tolist() == here.tolist()
+
+
+def test_score_as_the_issue_types_it(tiny: Any) -> None:
+    """Each category's r is that of its own 0/1 numbers, against NumPy."""
+    found = score(
+        tiny,
+        EXAMPLES,
+        metrics=["label:rule", "correct", "confidence"],
+        n_permutations=19,
+        progress=False,
+    )
+    # The tiny model never answers right, and that is said.
+    assert found.metrics == (*NAMES, "confidence")
+    assert set(found.excluded_metrics) == {"correct"}
+    units = np.zeros((len(EXAMPLES), found.n_units))
+    for batch in stream(tiny, EXAMPLES, progress=False):
+        units[batch.index] = batch.activations.flatten(1)
+    for rule in RULES:
+        truth = np.array(one_against_the_rest(rule))
+        expected = np.corrcoef(units[:, 5], truth)[0, 1]
+        assert found[f"label:rule={rule}"].r[0, 5].item() == pytest.approx(expected, abs=1e-5)
+        assert found.class_means[f"label:rule={rule}"].shape == (2, 1, found.n_units)
+    with pytest.raises(
+        LensSkillsError, match=r"no metric 'label:rule' .*They hold: label:rule=con"
+    ):
+        _ = found["label:rule"]
+
+
+def test_evaluate_and_stream(tiny: Any) -> None:
+    found = evaluate(tiny, EXAMPLES, ["label:rule", "entropy"], progress=False)
+    assert list(found) == [*NAMES, "entropy"]
+    assert found[NAMES[0]].tolist() == one_against_the_rest("constituent")
+    assert list(evaluate(tiny, EXAMPLES, "label:rule")) == list(NAMES)
+    batch = next(stream(tiny, EXAMPLES, metrics="label:rule", batch_size=2, progress=False))
+    # Two examples of a batch do not decide how many categories there are.
+    assert list(batch.metrics) == list(NAMES)
+
+
+def test_a_table_holds_and_computes_them(tiny: Any, tmp_path: Path) -> None:
+    table = capture(tiny, EXAMPLES, tmp_path / "t", metrics="label:rule", progress=False)
+    assert list(table.manifest["metrics"]) == list(NAMES)
+    bare = capture(tiny, EXAMPLES, tmp_path / "bare", dtype="float32", progress=False)
+    options = {"metrics": ["label:rule", "covariate:place=here"], "n_permutations": 0}
+    tabled, exact = score(bare, EXAMPLES, **options), score(tiny, EXAMPLES, **options)
+    assert tabled.metrics == (*NAMES, "covariate:place=here")
+    torch.testing.assert_close(tabled.r, exact.r, rtol=0, atol=1e-6)
+
+
+def test_describe_study_audit_and_verify(tiny: Any) -> None:
+    task = Task("rules", EXAMPLES)
+    shown = describe(tiny, task, metrics=["label:rule"], progress=False)
+    assert shown.binary == NAMES
+    # What a category is predicted from must not be the column itself.
+    assert all(share < 0.999 for share in shown.predicted.values())
+    with pytest.raises(LensSkillsError, match=r"study\(metric=.*'label:rule' is 3 metrics"):
+        study(tiny, task, metric="label:rule")
+    with pytest.raises(LensSkillsError, match="'label:rule=constituent', 'label:rule=lexical"):
+        study(tiny, task, metric="label:rule")
+    with pytest.raises(LensSkillsError, match="'label:rule=lexical_overlap' is a column"):
+        verify(tiny, task, ["L0N1"], do=ablate("zero"), metric="label:rule=lexical_overlap")
+    found = audit(
+        tiny, task, neurons=["L0N1"], claims=["label:rule"], n_controls=0, n_peers=20,
+        n_permutations=19, delta=1.0, progress=False,
+    )  # fmt: skip
+    assert [row["metric"] for row in found.claims] == list(NAMES)

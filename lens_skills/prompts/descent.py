@@ -31,6 +31,21 @@ class Settings:
     clip: float | None
     patience: int
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that nothing can be trained with, before anything is run."""
+        for name, least in (("epochs", 1), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise LensSkillsError(f"{name}={getattr(self, name)}: at least 1 is needed.")
+        # Adam's steps are about as long as lr, and the vectors are numbers of single precision.
+        for name, most in (("lr", 1e6), ("clip", math.inf)):
+            number = getattr(self, name)
+            if number is not None and not 0 < number <= most:
+                raise LensSkillsError(
+                    f"{name}={number}: a positive number"
+                    f"{f' up to {most:g}' if most < math.inf else ''} is needed; the default "
+                    "suits most models."
+                )
+
     def factor(self, n_steps: int) -> Callable[[int], float]:
         """The learning rate's factor, from the number of steps taken."""
         if callable(self.schedule):

@@ -76,16 +76,17 @@ def fit_prompt(
         progress: Show a progress bar (None: on a terminal only).
 
     Raises:
-        LensSkillsError: An example without an answer; too few groups to hold some out; a prompt
-            beyond the context; a loss that is not finite before the first epoch is over (later,
-            training ends with a warning and the best prompt so far comes back).
+        LensSkillsError: A learning rate, clip or count out of range; an example without an
+            answer; too few groups to hold some out; a prompt beyond the context; a loss that is
+            not finite before the first epoch is over (later, training ends with a warning and the
+            best prompt so far comes back).
     """
     lens: Any = as_lens(model)
     if lens.soft is not None:
         raise LensSkillsError(
             f"{lens.name} is read with a soft prompt already; train a bare model."
         )
-    for name, number in (("seeds", seeds), ("epochs", epochs), ("batch_size", batch_size)):
+    for name, number in (("seeds", seeds), ("batch_size", batch_size)):
         if number < 1:
             raise LensSkillsError(f"{name}={number}: at least 1 is needed.")
     settings = Settings(epochs, lr, schedule, clip, patience)

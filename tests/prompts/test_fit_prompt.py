@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -372,3 +373,6 @@ def test_bad_input(tiny: Any) -> None:
     for name in ("seeds", "epochs", "batch_size"):
         with pytest.raises(LensSkillsError, match=f"{name}=0"):
             fit_prompt(tiny, SUMS, **{**PLAIN, name: 0})
+    for name, wrong in (("lr", 0), ("lr", -1), ("lr", math.nan), ("lr", 1e38), ("clip", -1.0)):
+        with pytest.raises(LensSkillsError, match=re.escape(f"{name}={wrong}: a positive number")):
+            fit_prompt(tiny, SUMS, **{**PLAIN, name: wrong})

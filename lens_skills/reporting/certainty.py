@@ -158,15 +158,15 @@ def _share(axis: Axes, frame: pd.DataFrame, overall: float) -> None:
         zorder=3,
     )
     axis.annotate(
-        f"all: {overall:.2f}",
+        f"all:\n{overall:.2f}",
         (1, overall),
-        xytext=(-2, 2),
+        xytext=(4, 0),  # beside the panel: inside, the last bin may lie anywhere
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         size=SMALL,
         color=GREY,
-        ha="right",
-        va="bottom",
+        ha="left",
+        va="center",
     )
     axis.set_ylim(0, 1)
     axis.set_ylabel("share right", labelpad=1)

@@ -167,11 +167,12 @@ class Task(Sequence[Example]):
             words.append(f"{name}={wanted!r}")
         if predicate is not None:
             keep &= np.array([bool(predicate(example)) for example in self.examples])
-            words.append(getattr(predicate, "__name__", repr(predicate)))
+            name = getattr(predicate, "__name__", repr(predicate))
+            words.append("a condition holds" if name == "<lambda>" else name)
         chosen = [e for e, kept in zip(self.examples, keep, strict=True) if kept]
         if not chosen:
             raise LensSkillsError(
-                f"task {self.name!r}: none of {len(self)} examples has {', '.join(words)}."
+                f"task {self.name!r}: no example of {len(self)} is left where {', '.join(words)}."
             )
         return self._of(chosen, f"{self.split_name} where {', '.join(words) or 'all'}")
 

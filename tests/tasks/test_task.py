@@ -120,7 +120,7 @@ def test_where() -> None:
     assert [e.id for e in task.where(lambda e: e.id > "e2", even=1)] == ["e4"]
     assert [e.id for e in task.where(size={0.5, 1.0})] == ["e1", "e2"]
     assert "even=1" in task.where(even=1).split_name
-    with pytest.raises(LensSkillsError, match="none of 6 examples has even=7"):
+    with pytest.raises(LensSkillsError, match="no example of 6 is left where even=7"):
         task.where(even=7)
     with pytest.raises(LensSkillsError, match="no column"):
         task.where(odd=1)

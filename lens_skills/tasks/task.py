@@ -167,8 +167,7 @@ class Task(Sequence[Example]):
             words.append(f"{name}={wanted!r}")
         if predicate is not None:
             keep &= np.array([bool(predicate(example)) for example in self.examples])
-            name = getattr(predicate, "__name__", repr(predicate))
-            words.append("a condition holds" if name == "<lambda>" else name)
+            words.append(getattr(predicate, "__name__", "").strip("<>") or repr(predicate))
         chosen = [e for e, kept in zip(self.examples, keep, strict=True) if kept]
         if not chosen:
             raise LensSkillsError(

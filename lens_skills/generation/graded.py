@@ -15,7 +15,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
 from lens_skills.folder import read_folder, write_folder
 from lens_skills.generation.continuation import Written
-from lens_skills.generation.prose import copied
+from lens_skills.generation.copying import copied
 from lens_skills.tasks import Task
 
 CONFIDENCE = ("mean_log_probability", "first_probability", "mean_entropy")
@@ -107,8 +107,9 @@ class Graded:
     def copied(self) -> tuple[float, ...]:
         """Of each text the share of its runs of four words that stand in its prompt (0 to 1).
 
-        A small model may copy the example of a skill that the prompt gives; a grader of texts
-        then finds the skill. `task` carries it as a covariate, to leave out or to partial out.
+        A small model may copy the example of a skill that the prompt gives. The rules do not
+        see what is copied; other graders do, and then find the skill. `task` carries it as a
+        covariate, to leave out or to partial out.
         """
         pairs = zip(self.texts, self.examples, strict=True)
         return tuple(copied(text, example.prompt) for text, example in pairs)

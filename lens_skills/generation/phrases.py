@@ -17,11 +17,13 @@ _SHARE = (
 _PEOPLE = r"people|adults|children|americans|households|men|women|students"
 _EXPERTS = (
     r"experts?|scientists?|researchers?|doctors?|historians?|professors?|engineers?|scholars?|"
-    r"studies|a study|research|surveys?|a survey|\w+ (?:university|institute|association|society)"
+    r"studies|a study|research|surveys?|a survey|\w+ (?:university|institute|association|society|"
+    r"organi[sz]ation)"
 )
 _SAY = (
     r"agree|says?|said|shows?|suggests?|recommends?|believes?|finds?|found|confirms?|argues?|"
-    r"warns?|reports?|claims?|proves?|(?:has|have) (?:shown|found|proved|proven)|notes?"
+    r"warns?|reports?|claims?|proves?|(?:has|have) (?:shown|found|proved|proven)|notes?|"
+    r"points? out|stress(?:es)?"
 )
 
 
@@ -40,6 +42,8 @@ PHRASES: dict[str, re.Pattern[str]] = {
         r"in (?:human )?history|ever (?:made|seen|known|lived|built))\b",
         rf"\b(?:everyone|everybody|nobody|no one|nothing) {_WORLD}\b|\bnever in a million\b",
         r"\b(?:take|took|takes|last|lasts|lasted) forever\b|\bfor all eternity\b",
+        r"\bforever and (?:a day|ever)\b|\benough to (?:wake the dead|move mountains)\b",
+        r"\b(?:nearly|almost|practically) (?:died|dying) (?:of|from) \w+",
         r"\bsleep for a (?:week|month|year)\b|\binfinitely (?:more|better)\b",
     ),
     "statistical claim": _any(
@@ -69,9 +73,13 @@ PHRASES: dict[str, re.Pattern[str]] = {
         r"\bcaused by\b|\b(?:it|they|he|she|which|that|heat|rain|wind|\w+s) causes? (?!of\b)\w",
         r"\b(?:leads?|led) to (?!the (?:town|city|river|house|sea|door))|\bresult(?:s|ed) in\b",
         r"\bthe reason (?:is|was|for|why|that)\b",
+        # Since with a clause behind it; not of time, which has been told by "has" or "ever".
+        r"(?:^|[.!?]\s)(?:(?!\b(?:has|have|ever|long|years|time)\b|'ve\b)[^.!?])*?\bsince "
+        r"(?:the|a|an|it|its|he|his|she|her|they|their|we|our|there|this|that)\b[^.,;!?]{0,40}?"
+        r"\b(?:is|are|was|were|had|has|have|can|could|cannot|will|would|does|do|did)\b",
     ),
     "appeal to authority": _any(
-        rf"\b(?:{_EXPERTS})(?: \w+){{0,3}}? (?:{_SAY})\b",
+        rf"\b(?:{_EXPERTS})(?: (?!to\b)\w+){{0,3}}? (?:{_SAY})\b",
         r"\baccording to (?!plan|the (?:rules|plan|weather|time|map)|size|need|taste|your|how)\w+",
     ),
     "direct address": _any(
@@ -84,9 +92,11 @@ PHRASES: dict[str, re.Pattern[str]] = {
         r"(?:it|that|this|they|we|you|there|life|everyone|the)\b",
         r"\bwhat(?:'s| is) the (?:point|use|harm)\b",
         r"\bwhat (?:more|else|better) (?:could|can|do|way)\b",
+        r"\bwhat (?:is|are|was|were|would) [^?]{2,60} (?:without|if not|compared to)\b",
         r"\bwhy (?:bother|not|on earth|would anyone|should anyone|else)\b|\bwhere would we be\b",
         r"\bhow (?:could|can) (?:anyone|anybody|one|we not|you not|it be)\b|\bis there anything\b",
         r"\b(?:have you ever|ever wondered|what could be)\b",
+        r"\bcould (?:anything|anyone|anybody|there) be\b|\bdo (?:we|you|I) really (?:need|want)\b",
     ),
 }
 

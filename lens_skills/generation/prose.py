@@ -27,7 +27,7 @@ def plain(text: str) -> str:
     'It\\'s "new" -- here'
     """
     text = re.sub(r"[‘’]", "'", text)  # noqa: RUF001 (curly quotes are what is replaced)
-    return re.sub(r"\s*—\s*", " -- ", re.sub(r"[“”]", '"', text))
+    return re.sub(r"\s*—\s*|\s+–\s+", " -- ", re.sub(r"[“”]", '"', text))
 
 
 def sentences(text: str) -> list[str]:
@@ -86,18 +86,3 @@ def quotations(text: str) -> list[str]:
     ['Go,']
     """
     return _QUOTED.findall(plain(text))
-
-
-def copied(text: str, prompt: str) -> float:
-    """Share of the text's runs of four words that stand in the prompt (0 to 1).
-
-    >>> copied("The bees buzz and the gate creaks.", "Example: The bees buzz and the gate creaks.")
-    1.0
-    """
-
-    def runs(of: str) -> list[tuple[str, ...]]:
-        some = words(of)
-        return list(zip(some, some[1:], some[2:], some[3:], strict=False))
-
-    found, there = runs(text), set(runs(prompt))
-    return sum(run in there for run in found) / len(found) if found else 0.0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from lens_skills.example import Example
+from lens_skills.generation.copying import own_words
 from lens_skills.generation.phrases import PHRASES, turns
 from lens_skills.generation.prose import (
     SMALL,
@@ -21,17 +22,12 @@ from lens_skills.generation.prose import (
     unquoted,
     words,
 )
+from lens_skills.generation.sounds import onset, rhymes
 
 _ARTICLES = {"the", "a", "an"}
+_BE = {"is", "are", "was", "were"}
+_RELATIVE = {"which", "who", "whom", "whose", "where", "when"}
 _PRONOUNS = {"i", "he", "she", "it", "they", "we", "you", "this", "that", "there"}
-# The sound a word begins with, where its first letter does not tell; "" for a vowel.
-_SOUNDS = {
-    "kn": "n", "wr": "r", "ph": "f", "gn": "n", "ps": "s", "who": "h", "wh": "w", "hour": "",
-    "hon": "", "heir": "", "sh": "sh", "ch": "ch", "th": "th", "ce": "s", "ci": "s", "cy": "s",
-    "c": "k", "q": "k", "uni": "", "eu": "",
-}  # fmt: skip
-# Endings that grammar makes alike, and -ough, which is said in many ways.
-_DULL = r"(ing|ed|ly|ions?|ness|ment|ity|ers?|es|ough|ous|able|ance|ence|al|ic|ive|y)$"
 _RANKS = (
     r"(first|firstly|first of all|to begin|to start|start by|begin by)",
     r"(then|next|second|secondly|after that|afterwards)",
@@ -48,17 +44,10 @@ def alliteration(text: str) -> bool:
     for clause in clauses(text):
         some = [word for word in words(clause) if word not in SMALL and len(word) > 2]
         for row in zip(some, some[1:], some[2:], strict=False):
-            sounds, stems = {_onset(word) for word in row}, {content(word)[0] for word in row}
+            sounds, stems = {onset(word) for word in row}, {content(word)[0] for word in row}
             if len(stems) == 3 and len(sounds) == 1 and sounds != {""}:
                 return True
     return False
-
-
-def _onset(word: str) -> str:
-    for length in (4, 3, 2, 1):
-        if word[:length] in _SOUNDS:
-            return _SOUNDS[word[:length]]
-    return "" if word[0] in "aeiou" else word[0]
 
 
 def anaphora(text: str) -> bool:
@@ -93,21 +82,29 @@ def simile(text: str) -> bool:
     if _finds(r"\b(look|looks|looked|feel|feels|felt|sounds|sounded) like an? \w+", text):
         return True
     left = re.sub(liked, " ", plain(text), flags=re.IGNORECASE)
+    odd = r"that|this|it|to|any|other|many|most|no|those|these|so|what"
+    if _finds(rf"\b(is|are|was|were|be|been|being) like (?!(?:{odd})\b)[a-z]\w+", left):
+        return True
     return _finds(r"\blike (a|an|the|tiny|little|two) (?!(lot|one)\b)\w+", left)
 
 
 def modus_ponens(text: str) -> bool:
-    """If P …; P said again; therefore …: the condition comes back before the conclusion."""
+    """If P then Q; P said again; therefore …: the condition comes back before the conclusion.
+
+    Not where the conclusion says P: Q, therefore P, is the fallacy of that form.
+    """
     parts = sentences(text)
     for place, sentence in enumerate(parts):
-        opening = re.search(r"\bif ([^,;]+?)(?:, | then )", sentence, re.IGNORECASE)
+        opening = re.search(r"\bif ([^,;]+?)(?:, | then )(.*)", sentence, re.IGNORECASE)
         condition = set(content(opening[1])) if opening else set()
+        follows = set(content(opening[2])) if opening else set()
         so_far = ""
         for later in parts[place + 1 :]:
             end = re.search(r"\b(therefore|hence|thus|consequently|so|it follows)\b", later, re.I)
             again = condition & set(content(so_far + " " + later[: end.start() if end else None]))
             if end and condition and len(again) * 2 >= len(condition):
-                return True
+                said = set(content(later[end.end() :]))
+                return len(said & (condition - follows)) <= len(said & (follows - condition))
             so_far += " " + later
     return False
 
@@ -122,7 +119,9 @@ def tricolon(text: str) -> bool:
             head = sentence[: found.end(1)]
             # What opens a sentence before a comma is no item, and neither is a clause after "and".
             opens = "," not in head and bool(openers & set(words(head)[:1]))
-            if all(items) and not opens and not {items[1][0], items[2][0]} & _PRONOUNS:
+            inner = {items[1][0], items[2][0]} if all(items) else _PRONOUNS
+            clause = bool(_BE & set(items[1])) and not _BE & set(items[0])
+            if not opens and not clause and not inner & (_PRONOUNS | _RELATIVE):
                 return True
     return False
 
@@ -132,13 +131,18 @@ def dialogue(text: str) -> bool:
 
     A line that is one quotation and nothing else is not enough: models put whole texts in quotes.
     """
-    said = r"\b(said|says|asked|asks|replied|cried|shouted|whispered|answered|told|exclaimed)\b"
+    said = (
+        r"\b(said|says|asked|asks|replied|cried|shouted|whispered|answered|told|exclaimed|warned|"
+        r"added|explained|muttered|yelled)\b"
+    )
+    single = r"(?<!\w)'[A-Z]([^'\n]|(?<=\w)'(?=\w))+[.,!?]'(?!\w)"
     marked = 0
     for line in plain(text).splitlines():
         spoken = [part for part in quotations(line) if len(words(part)) >= 2]
         ends = [part for part in spoken if part.rstrip()[-1] in ".,!?"]
         marked += len(ends)
         told = words(unquoted(line))
+        spoken += re.findall(single, line)
         if (ends and told) or (spoken and _finds(said, unquoted(line))):
             return True
     return marked >= 2
@@ -154,29 +158,25 @@ def rhyme(text: str) -> bool:
     for parts in (sentences(text), clauses(text)):
         ends = [found[-1] for part in parts if len(found := words(part)) >= 2]
         near = [*pairwise(ends), *zip(ends, ends[2:], strict=False)]
-        if any(_rhyme(first, second) for first, second in near):
+        if any(rhymes(first, second) for first, second in near):
             return True
     return False
 
 
-def _rhyme(first: str, second: str) -> bool:
-    """Different words spelled alike from their last vowels on, endings aside."""
-    if first.endswith(second) or second.endswith(first):
-        return False
-    if all(len(word) > 4 and re.search(_DULL, word) for word in (first, second)):
-        return False
-    tails = [re.search(r"[aeiouy]+[^aeiouy]*(?:e?s?)$", word) for word in (first, second)]
-    return all(tails) and len({tail[0] for tail in tails if tail}) == 1 and len(tails[0][0]) >= 2  # type: ignore[index]
-
-
 def antithesis(text: str) -> bool:
     """Not … but …, or it isn't …, it's …: a thing denied and its opposite put in its place."""
+    small = r"to|for|with|by|in|on|from|of|about|because"
+    if _finds(
+        rf"(\bnot|n't)\b[^.;!?]*?\b({small})\b [^.;!?]{{1,40}}?,? but (?:rather )?\2\b", text
+    ):
+        return True
     verb = r"(do|does|did|can|could|will|would|should|have|has|had|may|might)"
     text = re.sub(rf"\b{verb} not\b", " ", plain(text), flags=re.IGNORECASE)
     new = rf"(?!({'|'.join(sorted(_PRONOUNS))}|if|when|{verb})\b)"
     # "Not only" and "not just" deny nothing.
     text = re.sub(r"(\bnot|n't) (only|just|merely|simply)\b", " ", text, flags=re.IGNORECASE)
-    return _finds(rf"\bnot [^.;!?]{{2,60}}?,? but (?:rather |also )?{new}\w", text) or _finds(
+    nots = r"(?:\bnot|\b(?:is|are|was|were)n't)"
+    return _finds(rf"{nots} [^.;!?]{{2,60}}?,? but (?:rather |also )?{new}\w", text) or _finds(
         r"\b(isn't|aren't|wasn't|is not|are not) [^.;!?,]{2,40}[,;.] (it|they|he|she)"
         r"('s|'re| is| are| was) ",
         text,
@@ -188,12 +188,14 @@ def repetition(text: str) -> bool:
     again = r"\b([a-z]{2,})(?:, | -- |! |\. |-| | and )\1\b"
     slips = {"had", "that", "is", "the", "to", "of", "in", "and", "bye", "an", "so"}
     found = re.finditer(again, plain(text), re.IGNORECASE)
-    return any(match[1].lower() not in slips for match in found)
+    # A name may be made of one word twice.
+    named = r"([A-Z]\w+)-\1"
+    return any(m[1].lower() not in slips and not re.match(named, m[0]) for m in found)
 
 
 def parenthesis(text: str) -> bool:
     """Two words or more in brackets, or between two dashes, within a sentence."""
-    asides = re.findall(r"(?<=\s)\(([^()\n]+)\)| -- ([^\n]+?) -- ", plain(text))
+    asides = re.findall(r"(?<=\s)\(([^()\n]+)\)| --? ([^\n]+?) --? ", plain(text))
     return any(len(words(inside)) >= 2 for pair in asides for inside in pair)
 
 
@@ -227,9 +229,13 @@ RULES: dict[str, Callable[[str], bool]] = {skill: _by_phrase(skill) for skill in
 def detectors(text: str, example: Example) -> dict[str, float]:
     """1 or 0 for each of the twenty skills of `tasks.skill_mix`, asked for or not.
 
+    What the text copies from its prompt does not count (`own_words`): a prompt of `skill_mix`
+    holds an example of every skill it asks for, which small models like to repeat.
+
     >>> from lens_skills import Example
     >>> found = detectors("Bees buzz, buzz, buzz!", Example(id="a", prompt="Write."))
     >>> sorted(skill for skill, shown in found.items() if shown)
     ['exclamation', 'onomatopoeia', 'repetition']
     """
-    return {skill: float(rule(text)) for skill, rule in RULES.items()}
+    own = own_words(text, example.prompt)
+    return {skill: float(rule(own)) for skill, rule in RULES.items()}

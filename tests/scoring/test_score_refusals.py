@@ -1,6 +1,7 @@
 """What cannot be scored is refused with the name of what is wrong."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,13 @@ def test_no_metric_and_too_few_examples(case: Case) -> None:
 
 
 def test_a_label_of_many_categories(case: Case) -> None:
-    with pytest.raises(LensSkillsError, match="'kind' has 4 categories"):
-        case.score(metrics="label:kind")
+    many = [
+        replace(example, labels={**example.labels, "kind": f"kind{place}"})
+        for place, example in enumerate(case.examples)
+    ]
+    with pytest.raises(LensSkillsError, match=rf"'kind' has {len(many)} categories .*more than 12"):
+        case.score(metrics="label:kind", examples=many)
+    assert len(case.score(metrics="label:kind").metrics) == 4  # a few are one metric each
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])

@@ -12,7 +12,7 @@ pinned = $(shell sed -nE 's/^($(1)==[^ ;]+).*/\1/p' $(CONSTRAINTS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check figures bench clean
+.PHONY: help install demo test lint check figures bench settings clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -52,6 +52,12 @@ bench: $(STAMP) ## Run every benchmark; each prints a table and, last, one JSON 
 	@set -e; for file in benchmarks/*.py; do \
 		echo "== $$file"; PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python "$$file"; \
 	done
+
+# HANS has to be fetched by hand: make settings HANS=heuristics_evaluation_set.txt
+settings: $(STAMP) ## Redo the results page of the three settings (hours; HANS=FILE for its part).
+	$(BIN)/python benchmarks/settings/arithmetic.py
+	$(if $(HANS),$(BIN)/python benchmarks/settings/hans.py --hans '$(HANS)',@echo 'HANS=FILE not given: left out.')
+	$(BIN)/python benchmarks/settings/skill_mix.py
 
 clean: ## Remove the environments, caches and the demo's results.
 	rm -rf .venv .venv-tl4 build *.egg-info .pytest_cache .ruff_cache figures/demo runs

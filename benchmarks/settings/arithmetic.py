@@ -1,0 +1,247 @@
+"""Arithmetic: a soft prompt on SmolLM2's one-digit sums, its neurons, and a model that can add.
+
+    python benchmarks/settings/arithmetic.py
+
+Trained prompts, running sums and verdicts are kept under runs/settings/arithmetic, and read back.
+"""
+
+from argparse import Namespace
+from typing import Any
+
+import pandas as pd
+import torch
+from page import Page, asked, funnel, kept, words
+
+import lens_skills as ls
+from lens_skills.activations import evaluate
+from lens_skills.causal.ruling import CAUSAL
+
+TEXT = "\nThe right answer is the number "  # eight tokens, of which training begins
+HARD = ("The answer is ", TEXT)
+SEEDS = 3
+BEATS = ("correct", "first_token", "log_probability", "over_foil")
+
+
+def one_digit(page: Page, model: Any, asked: Namespace) -> Any:
+    """Prompts trained on some pairs of operands, tried on others."""
+    learn, test = ls.tasks.arithmetic("+-").split(0.7, 0.3, seed=0)
+    options: dict[str, Any] = {
+        "text": TEXT, "n_tokens": 8, "ending": "\n", "lr": asked.lr, "epochs": asked.epochs,
+        "batch_size": 16, "patience": asked.epochs, "held_out": 0.15,
+    }  # fmt: skip
+    prompts = [
+        kept(
+            asked.runs / "arithmetic" / f"prompt {seed}",
+            ls.SoftPrompt,
+            lambda seed=seed: ls.fit_prompt(model, learn, seed=seed, progress=False, **options),
+        )
+        for seed in range(SEEDS)
+    ]
+    found = ls.compare_prompts(model, test, prompts, hard=HARD, progress=False)
+    long = found.frame()
+    frame = long.pivot(index="prompt", columns="metric", values="mean")
+    frame = frame.loc[list(found.names), list(BEATS)].reset_index()
+    few = len(set(found.groups)) < 30
+    whole = long[long["metric"] == "correct"]
+    ends = [
+        f"{low:.2f} to {high:.2f}" for low, high in zip(whole["low"], whole["high"], strict=True)
+    ]
+    frame.insert(2, "its 95 % interval", ends)
+    page.say(
+        f"**Soft prompts.** {len(learn)} sums and differences of one digit to learn from (about "
+        f"one in seven of them only looked at, to stop), {len(test)} of other operands to be tried "
+        f"on, in {len(set(found.groups))} groups. {SEEDS} seeds; every prompt begins as the "
+        f"embeddings of {TEXT!r}. `correct` asks for the whole answer and the end of the line."
+    )
+    page.table(
+        frame,
+        "Means over the held-out problems (intervals over groups"
+        + (", of which there are fewer than 30: too narrow):" if few else "):"),
+    )
+    for metric in ("correct", "first_token", "log_probability"):
+        page.say(gain(frame.set_index("prompt")[metric], metric))
+    page.picture(
+        ls.figures.learning_curves(prompts), "curves",
+        "Loss and accuracy of the three prompts while they were trained; thick lines: held out.",
+    )  # fmt: skip
+    return prompts, learn
+
+
+def gain(column: pd.Series, metric: str) -> str:
+    """Whether every seed is better than no prompt and than the best written one, in words."""
+    names = [str(name) for name in column.index]
+    seeds = column[[name for name in names if name.startswith("trained")]]
+    hard = column[[name for name in names if name.startswith("hard")]]
+    nothing, best = column["no prompt"], hard.max()
+    spread = seeds.max() - seeds.min()
+    verdict = {
+        True: "every seed is above both, by more than the seeds' spread",
+        False: "the gain over both is not outside the seeds' spread",
+    }[bool(seeds.min() - max(nothing, best) > 0 and seeds.mean() - max(nothing, best) > spread)]
+    return (
+        f"- `{metric}`: trained {', '.join(f'{x:.3f}' for x in seeds)} (spread {spread:.3f}), no "
+        f"prompt {nothing:.3f}, best written prompt {best:.3f}: {verdict}."
+    )
+
+
+def neurons(page: Page, model: Any, prompt: Any, learn: Any, asked: Namespace) -> None:
+    """Three metrics at every prompt position, with the trained prompt and with its beginning."""
+    known = {example.group for example in learn}
+    task = ls.tasks.arithmetic("+-*", digits=(1, 2), n=asked.problems + len(learn))
+    task = task.where(lambda example: example.group not in known)
+    explore, confirm, intervene = task.split(0.5, 0.25, 0.25, seed=0)
+    metrics = ["label:carry", "correct", "confidence"]
+    page.say(
+        f"**Neurons.** {len(task)} other problems (+, -, ×; one and two digits): {len(explore)} to "
+        f"explore, {len(confirm)} to confirm, {len(intervene)} to intervene. Every neuron of every "
+        "layer at each of the eight prompt positions; a neuron passes a gate where it passes at "
+        "any position. Beside the trained prompt its own beginning, which was not trained."
+    )
+    start = ls.initial_prompt(model, 8, text=TEXT)
+    rows, scores, verdicts = [], {}, {}
+    for name, vectors in (("trained", prompt), ("untrained", start)):
+        folder = asked.runs / "arithmetic" / f"explore {name}"
+        scores[name] = kept(
+            folder,
+            ls.Scores,
+            lambda vectors=vectors: ls.score(
+                model, explore, metrics=metrics, prompt=vectors, progress=False
+            ),
+        )
+        for metric in scores[name].metrics:
+            found = scores[name][metric]
+            top = found.top(200)
+            checked = ls.score(
+                model, confirm, metrics=metric, prompt=vectors, neurons=top, progress=False
+            )
+            row, selection = funnel(found, checked[metric])
+            rows.append({"prompt": name, "metric": metric, **row})
+            if name == "trained":
+                verdicts[metric] = trial(page, model, prompt, found, selection, intervene, asked)
+    page.table(pd.DataFrame(rows), "How many neurons are left after each gate:")
+    page.say("\n".join(outcome(row, verdicts[row["metric"]]) for row in rows[: len(verdicts)]))
+    found = scores["trained"]
+    for metric in found.metrics:
+        name = metric.replace("label:", "")
+        page.picture(
+            ls.figures.correlation_by_position(found[metric]), f"positions_{name}",
+            f"Largest correlation with {metric} by layer and prompt position.",
+        )  # fmt: skip
+    if {"correct", "confidence"} <= set(found.metrics):
+        page.picture(
+            ls.figures.confidence_against_correctness(found), "confidence",
+            "Share of right answers by the model's confidence, with the soft prompt.",
+        )  # fmt: skip
+
+
+def outcome(row: dict[str, Any], verdict: Any) -> str:
+    """What came of one metric, good or bad."""
+    causal = sum(verdict.counts.get(word, 0) for word in CAUSAL)
+    passed = row["beat the rotated basis"]
+    basis = (
+        "none beats the rotated basis: no single neuron says more than a random direction of its "
+        "layer"
+        if passed == 0
+        else f"{passed} left that beat the rotated basis, {row['confirmed']} of them confirmed"
+    )
+    trial = (
+        "none of those on trial changes the answer by more than δ for sure"
+        if causal == 0
+        else f"{causal} of those on trial change the answer"
+    )
+    return f"- {row['metric']}: {row['associated']:,} neurons are associated; {basis}; {trial}."
+
+
+def trial(
+    page: Page, model: Any, prompt: Any, found: Any, selection: Any, split: Any, asked: Namespace
+) -> Any:
+    """What the confirmed neurons do; where there are none, the strongest, and it is said so."""
+    short = split.where(lambda example: len(example.answer) == 1)
+    short = ls.tasks.few(short, asked.trials, seed=0)
+    confirmed = len(selection.neurons)
+    which = selection if confirmed else found.top(asked.top)
+    folder = asked.runs / "arithmetic" / f"verdict {found.metric}"
+    verdict = kept(
+        folder,
+        ls.Verdict,
+        lambda: ls.verify(
+            model, short, which, do=ls.ablate("mean", over=found.scores), position="prompt",
+            prompt=prompt, n_controls=0, n_peers=asked.peers, also=(), pairs=False, by=(),
+            checkpoint=folder.with_name(f"{folder.name} unfinished"), progress=False,
+        ),
+    )  # fmt: skip
+    names = ", ".join(f"L{layer}N{neuron}" for layer, neuron in selection.neurons.tolist())
+    chosen = (
+        f"{confirmed} confirmed ({names})"
+        if confirmed
+        else f"no neuron was confirmed; the {asked.top} of largest |r|, on trial all the same"
+    )
+    page.say(
+        f"**Verdicts, {found.metric}**: {chosen}. Mean ablation at all eight positions, on "
+        f"{len(short)} problems of a one-digit answer in {len(short.groups)} groups; effect on the "
+        f"logit difference of answer and foil: {words(verdict)}."
+    )
+    return verdict
+
+
+def able(page: Page, asked: Namespace) -> None:
+    """The same question to a model that can add."""
+    model = ls.load_model("arithmetic-small")
+    task = ls.tasks.arithmetic("+", digits=2, n=asked.sums)
+    explore, confirm, intervene = task.split(0.5, 0.25, 0.25, seed=0)
+    rows, told = [], []
+    right = float(evaluate(model, explore, "correct", progress=False)["correct"].mean())
+    for metric in ("label:carry", "label:even", "confidence"):
+        found = ls.score(model, explore, metrics=metric, progress=False)[metric]
+        checked = ls.score(model, confirm, metrics=metric, progress=False)[metric]
+        row, selection = funnel(found, checked)
+        rows.append({"metric": metric, **row})
+        confirmed = len(selection.neurons)
+        verdict = ls.verify(
+            model, ls.tasks.few(intervene, asked.trials, seed=0),
+            selection if confirmed else found.top(asked.top),
+            do=ls.ablate("mean", over=found.scores), n_controls=0, n_peers=asked.peers, also=(),
+            pairs=False, by=(), progress=False,
+        )  # fmt: skip
+        which = f"{confirmed} confirmed" if confirmed else f"none confirmed, {asked.top} strongest"
+        effects = verdict.frame()["effect"].abs().max()
+        told.append(
+            f"- {metric} ({which}): {words(verdict)}; largest |effect| {effects:.3g} nats, "
+            f"δ = {verdict.delta:.3g}."
+        )
+    page.say(
+        f"**A model that can.** `arithmetic-small` ({right:.1%} of {len(explore)} two-digit sums "
+        f"right) has {found.scores.n_units:,} neurons. Read at the last token."
+    )
+    page.table(pd.DataFrame(rows), "How many neurons are left after each gate:")
+    page.say("Mean ablation, effect on the logit difference:\n\n" + "\n".join(told))
+
+
+def main() -> None:
+    given = asked(
+        __doc__,
+        epochs={"type": int, "default": 15},
+        lr={"type": float, "default": 3e-3},
+        problems={"type": int, "default": 600},
+        sums={"type": int, "default": 800},
+        trials={"type": int, "default": 24},
+        top={"type": int, "default": 6},
+        peers={"type": int, "default": 120},
+    )
+    if given.quick:
+        given.epochs, given.problems, given.sums, given.trials, given.peers = 1, 160, 160, 8, 24
+        given.top = 2
+    torch.manual_seed(0)
+    page = Page(
+        "arithmetic", "Arithmetic", asked=given,
+        command="python benchmarks/settings/arithmetic.py",
+    )  # fmt: skip
+    model = ls.load_model()
+    prompts, learn = one_digit(page, model, given)
+    neurons(page, model, prompts[0], learn, given)
+    able(page, given)
+    page.write()
+
+
+if __name__ == "__main__":
+    main()

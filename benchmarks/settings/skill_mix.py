@@ -1,0 +1,373 @@
+"""Skill-Mix: does a small model write what it is asked for, and which neurons know beforehand?
+
+    python benchmarks/settings/skill_mix.py
+    python benchmarks/settings/skill_mix.py --skills skills.csv --topics topics.txt
+
+What is written, the soft prompt, activations and verdicts are kept under runs/settings/skill_mix,
+and read back. Of a list of your own the rules grade those skills they know by name.
+"""
+
+import time
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t
+
+import lens_skills as ls
+from benchmarks.settings.page import Page, asked, kept
+from benchmarks.settings.skill_mix_trials import DONE, trials
+from lens_skills.tasks.skill_list import chosen_skills, own_topics, read_topics
+
+WORDING = "{definitions}\n\nNow {skills} in a text about {topic}."
+TEXT = "\nExample:"  # the tokens a prompt begins from; read as they are they are the control
+FRESH = Path("tests/generation/fresh_texts.csv")
+
+
+def written(
+    folder: Path, model: Any, task: Any, prompt: Any, seed: int, given: Namespace
+) -> ls.Graded:
+    """Texts read back from a folder, or written there; an interrupted run goes on."""
+    graded = kept(
+        folder, ls.Graded,
+        lambda: ls.generate(
+            model, task, prompt=prompt, max_new_tokens=given.tokens, seed=seed,
+            batch_size=given.batch, checkpoint=folder.with_name(f"{folder.name} so far"),
+            progress=False,
+        ),
+    )  # fmt: skip
+    return ls.grade(graded, {"rules": rules}, progress=False)
+
+
+def rules(text: str, example: ls.Example) -> dict[str, float]:
+    """What the rules find in the first paragraph, and whether it is what was asked for.
+
+    After a blank line the model mostly talks about the text, and then says "you" and "example".
+    """
+    found = ls.graders.detectors(text.strip().split("\n\n")[0], example)
+    wanted = [value for skill, value in found.items() if example.labels.get(skill)]
+    return found | {DONE: min(wanted, default=0.0)}
+
+
+def drawn(task: ls.Task, draws: int) -> ls.Task:
+    """Each prompt several times, each with random numbers of its own."""
+    return ls.Task(
+        task.name,
+        [replace(e, id=f"{e.id} #{n}") for e in task for n in range(1, draws + 1)],
+    )
+
+
+def lessons(
+    graded: ls.Graded, skills: Any, topics: tuple[str, ...], most: int
+) -> tuple[Any, dict[str, int]]:
+    """Texts that show a skill, as answers to the prompt that asks for it on their topic.
+
+    Whatever the text was asked for: what it shows is what it would have been right for. Only its
+    first paragraph, in which the rules must find the skill again, and not more than a tenth of it
+    copied: what follows is mostly talk about the text. At most ``most`` per skill.
+    """
+    by_pair = {
+        (example.group, example.column("skills")): example
+        for example in ls.tasks.skill_mix(skills, topics, k=1, wording=WORDING)
+    }
+    rows, counts = [], dict.fromkeys((skill.name for skill in skills), 0)
+    for place, example in enumerate(graded.examples):
+        text = graded.texts[place].strip().split("\n\n")[0]
+        for skill in counts:
+            asks = by_pair[example.group, skill]
+            shown = ls.graders.detectors(text, asks).get(skill)
+            if not shown or counts[skill] >= most or graded.copied[place] > 0.1:
+                continue
+            counts[skill] += 1
+            rows.append(replace(asks, id=f"{asks.id} / {place}", answer=" " + text))
+    return ls.Task("texts that show what is asked", rows), counts
+
+
+def sorted_topics(given: Namespace) -> tuple[tuple[str, ...], ...]:
+    """Topics to practise on and topics to be tried on, in an order drawn once."""
+    topics = own_topics() if given.topics is None else read_topics(given.topics)
+    order = [topics[i] for i in np.random.default_rng(0).permutation(len(topics))]
+    first, n = given.practice, len(order)
+    if n < first + 4:
+        raise SystemExit(f"{n} topics: {first} to practise on leave fewer than 4.")
+    return tuple(order[:first]), tuple(order[first:][: given.others])
+
+
+def rates_of_the_rules(page: Page) -> None:
+    """Hits and false alarms on texts written before the rules were read."""
+    frame = pd.read_csv(FRESH)
+    now = [
+        int(ls.graders.detectors(text, ls.Example(id="a", prompt="Write."))[skill])
+        for skill, text in zip(frame["skill"], frame["text"], strict=True)
+    ]
+    rows = []
+    for number, name in ((1, "first, then mended on"), (2, "second, held out of that mending")):
+        part = frame[frame["round"] == number].assign(now=np.array(now)[frame["round"] == number])
+        positive, negative = part[part["shown"] == 1], part[part["shown"] == 0]
+        rows.append(
+            {"round": name, "positives": len(positive), "near misses": len(negative)}
+            | {f"found, {c}": int(positive[c].sum()) for c in ("before", "mended", "now")}
+            | {f"false alarms, {c}": int(negative[c].sum()) for c in ("before", "mended", "now")}
+        )
+    held = rows[1]
+    page.table(
+        pd.DataFrame(rows),
+        "**The rules on fresh texts**: per skill two texts that show it and two that only look "
+        "like it, in two rounds, written from the definitions before the rules were read.",
+    )
+    page.say(
+        "What to expect of a text nobody tuned on is the second round before its own mending: "
+        f"{held['found, mended']} of {held['positives']} found, {held['false alarms, mended']} "
+        f"of {held['near misses']} false alarms. The mending on round one did not carry over to "
+        f"round two ({held['found, before']} found before it). `now`: after mending on both, which "
+        "measures nothing any more. A label from these rules is a noisy label, and noise lowers "
+        "every correlation below."
+    )
+
+
+def copies(page: Page, graded: ls.Graded) -> None:
+    """What the rules would have said of copies."""
+    pairs = list(zip(graded.examples, graded.texts, strict=True))
+    seen = [ls.graders.detectors(text, example) for example, text in pairs]
+    bare = [ls.graders.detectors(text, replace(example, prompt="")) for example, text in pairs]
+    lost = [
+        bool(example.labels.get(skill))
+        for (example, _), own, both in zip(pairs, seen, bare, strict=True)
+        for skill, value in both.items()
+        if value and not own[skill]
+    ]
+    page.say(
+        "**Copies of the prompt do not count.** The prompt gives an example of the skill, and a "
+        "small model likes to repeat it. The rules do not see runs of five words or more, nor "
+        f"whole sentences, that stand in the prompt too. On the {len(graded)} practice texts this "
+        f"takes {len(lost)} of {int(sum(sum(row.values()) for row in bare))} findings away, "
+        f"{sum(lost)} of them of the very skill that was asked for."
+    )
+
+
+def rates(page: Page, first: ls.Graded, second: ls.Graded, skills: list[str]) -> None:
+    """How often each skill is shown: with the written ending, and with the trained vectors."""
+    rows = []
+    for skill in skills:
+        row: dict[str, Any] = {"skill": skill}
+        for name, graded in (("untrained", first), ("trained", second)):
+            column = graded.grades[skill].numpy()
+            wanted = np.array([bool(e.labels.get(skill)) for e in graded.examples])
+            row[f"{name}: asked"] = float(column[wanted].mean())
+            row[f"{name}: not asked"] = float(column[~wanted].mean())
+        rows.append(row)
+    page.table(
+        pd.DataFrame(rows), "Share of texts that show a skill, where asked for and where not:"
+    )
+    told = []
+    for name, graded in (("untrained", first), ("trained", second)):
+        shown = graded.grades[DONE].numpy()
+        told.append(
+            f"{name}: {int(shown.sum())} of {len(shown)} texts show what they were asked for, "
+            f"{np.mean(graded.copied):.0%} of their runs of four words stand in the prompt, "
+            f"{np.mean(graded.ended):.0%} ended by themselves, mean log-probability "
+            f"{float(graded.mean_log_probability.mean()):.2f} nats per token"
+        )
+    wanted = [float(graded.grades[DONE].mean()) for graded in (first, second)]
+    other = [
+        float(np.mean([g.grades[s].numpy()[i] for s in skills for i, e in enumerate(g.examples)
+                       if not e.labels.get(s)]))
+        for g in (first, second)
+    ]  # fmt: skip
+    page.say("; ".join(told) + ".")
+    for name, here, elsewhere in zip(("Untrained", "Trained"), wanted, other, strict=True):
+        page.say(
+            f"{name}: a skill is shown in {here:.1%} of the texts that were asked for it and in "
+            f"{elsewhere:.1%} of those asked for another: "
+            + ("asking helps." if here > 1.5 * elsewhere else "asking hardly helps.")
+        )
+    topics = sorted({example.group for example in first.examples})
+    gains = [
+        [
+            float(graded.grades[DONE].numpy()[[e.group == topic for e in graded.examples]].mean())
+            for graded in (first, second)
+        ]
+        for topic in topics
+    ]
+    gain = np.array([after - before for before, after in gains])
+    reach = float(t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5)
+    low, high = gain.mean() - reach, gain.mean() + reach
+    page.say(
+        f"Trained against untrained, per topic: {gain.mean():+.1%} [{low:+.1%}, {high:+.1%}] "
+        f"(95 %, t over {len(gain)} topics): "
+        + (
+            "the training **harmed** (its texts end sooner, and a shorter text can show less)."
+            if high < 0 and np.mean(second.ended) > np.mean(first.ended)
+            else "the training **harmed**."
+            if high < 0
+            else "the training helped."
+            if low > 0
+            else "no difference that these topics could tell from chance."
+        )
+    )
+
+
+def learned(page: Page, model: Any, graded: ls.Graded, skills: Any, topics: Any, given: Namespace):
+    """The soft prompt, and what it is worth on topics it was not trained on."""
+    task, counts = lessons(graded, skills, topics, given.lessons)
+    learn, test = task.split(0.75, 0.25, seed=0, by=())
+    prompt = kept(
+        given.runs / "skill_mix" / "prompt", ls.SoftPrompt,
+        lambda: ls.fit_prompt(
+            model, learn, n_tokens=given.vectors, text=TEXT, lr=given.lr, epochs=given.epochs,
+            batch_size=8, schedule="cosine", held_out=0.2, patience=given.epochs,
+            ending=model.tokenizer.eos_token, progress=False,
+        ),
+    )  # fmt: skip
+    losses = ls.compare_prompts(model, test, prompt, hard=(TEXT,), progress=False).frame()
+    rows = [r for r in losses.to_dict("records") if r["metric"] == "log_probability"]
+    n_tokens = np.mean([len(model.to_tokens(e.answer, prepend_bos=False)[0]) for e in test])
+    losses = pd.DataFrame({"prompt": r["prompt"], "loss": -r["mean"] / n_tokens} for r in rows)
+    page.say(
+        f"**A prompt trained on what it got right.** {len(graded)} texts on {len(topics)} practice "
+        "topics, written with the untrained ending. Wherever the rules find a skill, asked for or "
+        "not, the first paragraph becomes the answer to a prompt that asks for that skill, and the "
+        f"end of the text is to follow it (at most {given.lessons} per skill, copies left out): "
+        f"{len(task)} lessons on {sum(n > 0 for n in counts.values())} skills. "
+        f"{len(learn)} to learn from (one topic in "
+        f"five only looked at, to stop), {len(test)} on other topics for the table. "
+        f"{given.vectors} vectors after the input, begun from the tokens of {TEXT!r}; nothing "
+        "else of the model moves."
+    )
+    page.table(
+        losses,
+        f"Loss on {len(test)} held-out lessons, nats per token of the answer (its end, which the "
+        "training counts too, left out):",
+    )
+    by = losses.set_index("prompt")["loss"]
+    best = min(v for k, v in by.items() if not str(k).startswith("trained"))
+    mine = min(v for k, v in by.items() if str(k).startswith("trained"))
+    page.say(
+        f"The trained prompt costs {mine:.3f} nats per token, the best of the others {best:.3f}: "
+        + (
+            "a gain."
+            if mine < best - 0.01
+            else "no gain worth the name. The lessons are the model's own texts, written with the "
+            "untrained vectors, so that there was little to learn but when to stop."
+        )
+    )
+    page.picture(
+        ls.figures.learning_curves(prompt), "curve",
+        "Loss of the soft prompt while it was trained, on lessons and on held-out topics. "
+        "Accuracy asks for the very words of a text, which nobody hits.",
+    )  # fmt: skip
+    return prompt
+
+
+def samples(page: Page, graded: ls.Graded) -> None:
+    """Three texts: one that shows what was asked, one that shows something else, one nothing."""
+    grades = graded.grades
+    shown = [[s for s, c in grades.items() if c[i] and s != DONE] for i in range(len(graded))]
+    wanted = [{s for s, v in e.labels.items() if v} for e in graded.examples]
+    places = range(len(graded))
+    picks = [
+        next((i for i in places if wanted[i] & set(shown[i])), None),
+        next((i for i in places if shown[i] and not wanted[i] & set(shown[i])), None),
+        next((i for i in places if not shown[i]), None),
+    ]
+    lines = [
+        f"> *{graded.examples[i].id}* → "
+        + " ¶ ".join(
+            " ".join(part.split()) for part in graded.texts[i].strip().split("\n\n")
+        ).replace("<", "&lt;")
+        + f"\n>\n> The rules: {', '.join(shown[i]) or 'nothing'}."
+        for i in picks
+        if i is not None
+    ]
+    page.say(
+        "**Three texts** by the trained prompt (the first in order that shows what was asked, "
+        "something else, nothing; ¶ is a blank line, after which nothing is graded):\n\n"
+        + "\n\n<!-- -->\n\n".join(lines)
+    )
+
+
+def main() -> None:
+    given = asked(
+        __doc__,
+        skills={"type": Path, "help": "a CSV file of skills; default our own twenty"},
+        topics={"type": Path, "help": "a file of topics, one a line; default our own 36"},
+        practice={"type": int, "default": 8, "help": "topics to practise on"},
+        others={"type": int, "default": 28, "help": "topics to be tried on, at most"},
+        ask={"type": int, "default": 6, "help": "skills asked for on those"},
+        draws={"type": int, "default": 2, "help": "texts for each prompt"},
+        tokens={"type": int, "default": 40, "help": "length of a text, at most"},
+        batch={"type": int, "default": 40},
+        vectors={"type": int, "default": 3},
+        lessons={"type": int, "default": 10, "help": "texts per skill, at most"},
+        epochs={"type": int, "default": 12},
+        lr={"type": float, "default": 0.02},
+        span={"type": int, "default": 10, "help": "tokens of a text that a trial reads"},
+        top={"type": int, "default": 2},
+        peers={"type": int, "default": 40},
+    )
+    if given.quick:
+        given.practice, given.others, given.ask, given.tokens, given.epochs = 4, 8, 4, 12, 1
+        given.peers, given.top, given.span = 48, 2, 6
+    torch.manual_seed(0)
+    page = Page(
+        "skill_mix", "Skill-Mix: open-ended writing", asked=given,
+        command="python benchmarks/settings/skill_mix.py",
+    )  # fmt: skip
+    model = ls.load_model(given.model) if "model" in given else ls.load_model()
+    skills, runs = chosen_skills(given.skills), given.runs / "skill_mix"
+    practice, others = sorted_topics(given)
+    start = ls.initial_prompt(model, given.vectors, text=TEXT)
+    task = ls.tasks.skill_mix(skills, practice, k=1, wording=WORDING)
+    first = written(runs / "practice", model, task, start, 0, given)
+    # The skills asked for from here on are those the practice texts show most often when asked.
+    rate = first.summary().set_index("skill")["mean_asked"].drop(DONE).dropna()
+    often = rate.sort_values(ascending=False, kind="stable").index[: given.ask].tolist()
+    chosen = [skill for skill in skills if skill.name in often]
+    page.say(
+        "**Asked**: does SmolLM2 show a rhetorical, logical or literary skill when the prompt "
+        "names, defines and illustrates it, and do neurons know beforehand, at the vectors of a "
+        "soft prompt, whether the text to come will show it and how sure the model will be of it? "
+        f"One skill a prompt, one topic a prompt, texts of at most {given.tokens} tokens, drawn "
+        "at temperature 0.8 (top-p 0.95, seeded). The group is the topic: splits then hold the "
+        "same skills on topics never seen, so that what is confirmed is about the skill; grouping "
+        "by skill would leave no skill to confirm, and by skill and topic together would let a "
+        "topic's words pass from one split to the next. The control task gives each *skill asked "
+        "for* a random label; neurons that know which skill was asked reach nearly "
+        "1 on that, so the same is repeated with what was asked partialled out (the control task "
+        "then has nothing left to bar)."
+    )
+    rates_of_the_rules(page)
+    copies(page, first)
+    prompt = learned(page, model, first, list(skills), practice, given)
+    prompts = ls.tasks.skill_mix(chosen, others, k=1, wording=WORDING)
+    task = drawn(prompts, given.draws)
+    texts = {
+        "trained": written(runs / "trained", model, task, prompt, 0, given),
+        "untrained": written(runs / "untrained", model, task, start, 0, given),
+    }
+    page.say(
+        f"**Written**: {len(prompts)} prompts ({len(chosen)} skills × {len(task.groups)} topics; "
+        "the skills are those that the practice texts show most often when asked), "
+        f"{given.draws} draws each with the trained prompt and with the untrained one: "
+        f"{2 * len(task)} texts, beside the {len(first)} to practise on. Graded is the first "
+        "paragraph: what follows a blank line is mostly talk about the text."
+    )
+    rates(page, texts["untrained"], texts["trained"], often)
+    samples(page, texts["trained"])
+    trials(page, model, {"trained": prompt, "untrained": start}, texts, often, given)
+    spent = runs / "minutes"
+    before = float(spent.read_text()) if spent.exists() else 0.0
+    spent.write_text(f"{before + (time.monotonic() - page.start) / 60}")
+    page.say(
+        f"All parts together took {float(spent.read_text()):.0f} minutes of one thread beside "
+        "other work (what was kept from an interrupted run is counted once)."
+    )
+    page.write()
+
+
+if __name__ == "__main__":
+    main()

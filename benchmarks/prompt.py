@@ -183,9 +183,9 @@ def main() -> None:
     model = ls.load_model()
     figures: dict[str, float] = {}
     if asked.part != "score":
-        figures |= training(model, *((2, 1, 4) if asked.quick else (20, 2, 64)))
+        figures |= training(model, *((2, 1, 4) if asked.quick else (20, 3, 64)))
     if asked.part != "train":
-        figures |= scoring(model, *((16, 1, 4) if asked.quick else (640, 5, 64)))
+        figures |= scoring(model, *((16, 1, 4) if asked.quick else (320, 3, 64)))
     report(figures)
 
 

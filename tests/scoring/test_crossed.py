@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lens_skills.example import Example
+from lens_skills.models.convert import has_hooked
 from lens_skills.scoring import Scores, Selection, score, select, skill_matrix
 from lens_skills.tasks import Task
 from tests.planted import plant
@@ -63,9 +64,10 @@ def confounded(task: Task) -> Task:
 
 def wide(tokenizer: Any) -> Any:
     """A model of random weights, wide enough to tell the words apart by any three codes."""
-    transformer_lens = pytest.importorskip("transformer_lens")
-    if not hasattr(transformer_lens, "HookedTransformer"):
+    if not has_hooked():
         pytest.skip("this TransformerLens has no HookedTransformer (removed in 4.0)")
+    import transformer_lens
+
     config = transformer_lens.HookedTransformerConfig(
         n_layers=4, d_model=192, d_head=48, n_heads=4, d_mlp=192, n_ctx=64, gated_mlp=True,
         act_fn="silu", normalization_type="RMS", positional_embedding_type="rotary", seed=0,

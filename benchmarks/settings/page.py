@@ -102,9 +102,20 @@ def kept(folder: Path, kind: Any, make: Callable[[], Any]) -> Any:
     if folder.exists():
         READ_BACK.append(folder)
         return kind.load(folder)
+    start = time.monotonic()
     result = make()
     result.save(folder)
+    _clock(folder).write_text(f"{time.monotonic() - start:.1f}")
     return result
+
+
+def minutes(*folders: Path) -> float:
+    """What it took to make some kept results (of an interrupted one, since it went on)."""
+    return sum(float(_clock(folder).read_text()) for folder in folders) / 60
+
+
+def _clock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.seconds")
 
 
 def funnel(found: Any, checked: Any) -> tuple[dict[str, int], Any]:

@@ -1,0 +1,193 @@
+"""The neurons of `hans`: every row scored at every prompt position, and what they go with."""
+
+from argparse import Namespace
+from collections import defaultdict
+from typing import Any
+
+import pandas as pd
+import torch
+from hans_rows import Rows
+from page import Page, kept, minutes
+
+import lens_skills as ls
+
+TRUTH = "label:entailment"
+
+
+def scored(page: Page, model: Any, prompt: Any, rows: Rows, sizes: Namespace) -> Any:
+    """Every row of the file at every prompt position."""
+    yes, no = (model.tokenizer.encode(w, add_special_tokens=False)[0] for w in (" Yes", " No"))
+
+    def says_yes(logits: Any, examples: Any) -> Any:
+        return (logits[:, yes] > logits[:, no]).double()
+
+    metrics: dict[str, Any] = {
+        TRUTH: TRUTH, "rule": "label:heuristic",
+        "correct": "correct", "confidence": "confidence", "says yes": says_yes,
+    }  # fmt: skip
+    folder = sizes.runs / "hans" / "all rows"
+    found = kept(
+        folder,
+        ls.Scores,
+        lambda: ls.score(
+            model, rows.task, metrics=metrics, prompt=prompt, n_permutations=sizes.draws,
+            exploratory=True, checkpoint=folder.with_name("all rows unfinished"), progress=False,
+        ),
+    )  # fmt: skip
+    trained = len(set(prompt.provenance["example_ids"]) & set(found.example_ids))
+    page.say(
+        f"**Neurons.** {found.n_examples:,} real rows end to end with the first prompt: "
+        f"{found.n_units:,} neurons at each of {len(found.positions)} prompt positions, "
+        f"{len(found.metrics)} metrics, in {minutes(folder):.1f} minutes on one core "
+        "shared with other jobs. "
+        f"Groups are the {found.n_groups} sub-cases, because they decide rule and truth: under "
+        "the permutation null whole sub-cases trade their label "
+        f"({sizes.draws} draws, family-wise over neurons and positions), the control task gives "
+        "every sub-case a coin, and the rotated basis is one random rotation per layer. "
+        f"{trained} of the rows trained the prompt, so the result is exploratory."
+    )
+    table = []
+    for name in found.metrics:
+        view, counts = found[name], {}
+        for gate, passed in view.passing().items():
+            counts[gate] = int(passed.any(0).sum())
+        bars = view.thresholds
+        table.append(
+            {
+                "metric": name, "largest |r|": float(view.strength.max()),
+                "permutation bar": bars.permutation, "control bar": bars.control,
+                "rotated bar": bars.rotated, **counts,
+            }
+        )  # fmt: skip
+    frame = pd.DataFrame(table)
+    page.table(frame, "What |r| had to exceed, and how many neurons pass each gate in turn:")
+    last = str(frame.columns[-1])
+    alive = {row["metric"]: row[last] for row in table if row[last]}
+    page.say(
+        "Beyond all three nulls: " + ", ".join(f"{n} for {m}" for m, n in alive.items()) + "."
+        if alive
+        else "**No neuron is beyond all three nulls, for any metric.** What |r| there is, random "
+        "labels of 30 sub-cases or a random rotation of the layer reach too."
+    )
+    if TRUTH not in alive:
+        page.say(
+            f"**What did not work: no neuron of the truth.** The largest |r| with it, "
+            f"{table[0]['largest |r|']:.2f}, is below what labels traded between {found.n_groups} "
+            f"sub-cases reach somewhere ({table[0]['permutation bar']:.2f}). The prompt answers "
+            "the sub-cases it was trained on, one rule's; over all rows the model is right in "
+            f"{float((found.values['correct'] > 0).double().mean()):.0%}."
+        )
+    for name, of in found.excluded_metrics.items():
+        page.say(f"`{name}` was left out: {of}.")
+    by_case(page, found, rows, sizes)
+    return found
+
+
+def by_case(page: Page, found: Any, rows: Rows, sizes: Namespace) -> None:
+    """Which sub-cases of the rule the first prompt answers."""
+    if "correct" not in found.metrics:
+        return
+    right = dict(zip(found.example_ids, found.values["correct"].tolist(), strict=True))
+    fresh = rows.part(sizes.rows + sizes.stop, 100).where(heuristic=rows.rule)
+    cases: dict[str, list[float]] = defaultdict(list)
+    for example in fresh:
+        cases[str(example.covariates["subcase"])].append(right[example.id])
+    table = [
+        {
+            "sub-case": case,
+            "learned from": "yes" if case in rows.known else "no",
+            "right": sum(cases[case]) / len(cases[case]),
+        }
+        for case in sorted(cases, key=lambda case: (case not in rows.known, case))
+    ]
+    page.table(
+        pd.DataFrame(table),
+        f"Share of right answers by sub-case, first prompt, {len(fresh)} rows that trained no "
+        "prompt. A new sub-case looks like a known one of the other answer, and is answered so:"
+        if all(row["right"] < 0.6 for row in table if row["learned from"] == "no")
+        else f"Share of right answers by sub-case, first prompt, {len(fresh)} rows that trained "
+        "no prompt:",
+    )
+
+
+def described(page: Page, found: Any, sizes: Namespace) -> None:
+    """Truth against the model's answer, confidence given the truth, the matrix; pictures."""
+    if "says yes" in found.metrics:
+        told = ls.profile(found[TRUTH], answer="says yes").frame()
+        best = told.loc[told["strongest"].idxmax()]
+        late = told.loc[told["answer_strongest"].idxmax()]
+        r = float(
+            torch.corrcoef(torch.stack([found.values[TRUTH], found.values["says yes"]]))[0, 1]
+        )
+        page.say(
+            f"**Truth or answer?** The model's answer and the truth correlate at {r:.2f}. The "
+            f"largest |r| with the truth is {best['strongest']:.2f}, in layer "
+            f"{best['layer']:.0f}; given the model's answer {best['metric_left']:.2f} is left "
+            f"there. With the answer itself it is {late['answer_strongest']:.2f}, in layer "
+            f"{late['layer']:.0f} ({late['answer_left']:.2f} given the truth)."
+        )
+    pairs = []
+    for metric, given in (("confidence", TRUTH), (TRUTH, "confidence")):
+        if metric in found.metrics and given in found.metrics:
+            whole, left = found[metric].r.abs(), ls.partial_r(found, metric, given).abs()
+            at = int(whole.flatten().argmax())
+            pairs.append(
+                f"{metric}: largest |r| {float(whole.max()):.2f}, of that neuron given {given} "
+                f"{float(left.flatten()[at]):.2f}; largest partial |r| {float(left.max()):.2f}"
+            )
+    page.say("**Partial r.** " + ". ".join(pairs) + ".")
+    names = [n for n in found.metrics if n != "says yes"]
+    matrix = ls.skill_matrix(found, metrics=names, top=sizes.matrix)
+    if len(matrix.neurons):
+        kinds = {k: matrix.kinds.count(k) for k in ("specific", "shared", "unclear")}
+        page.say(
+            f"**Several skills at once**, the {sizes.matrix} strongest of each beyond its "
+            f"permutation null: {', '.join(f'{n} {k}' for k, n in kinds.items())}. Groups by "
+            f"likeness: {'; '.join(' + '.join(group) for group in matrix.groups())}."
+        )
+        page.picture(
+            ls.figures.skill_matrix(matrix), "skills",
+            "Correlation of the strongest neurons with each metric, at their best prompt position.",
+        )  # fmt: skip
+    else:
+        page.say(
+            "**Several skills at once.** No neuron is beyond the permutation null of any metric, "
+            "so there is no matrix to draw."
+        )
+    page.picture(
+        ls.figures.layer_profile(found[TRUTH]), "layers",
+        "Largest correlation with the truth in each layer, beside a rotated basis and the nulls.",
+    )  # fmt: skip
+    page.picture(
+        ls.figures.correlation_by_position(found[TRUTH]), "positions",
+        "Largest correlation with the truth by layer and prompt position.",
+    )  # fmt: skip
+    if {"correct", "confidence"} <= set(found.metrics):
+        page.picture(
+            ls.figures.confidence_against_correctness(found, truth="correct"), "confidence",
+            "Share of right answers by the model's confidence, with the soft prompt.",
+        )  # fmt: skip
+
+
+def by_class(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: Namespace) -> None:
+    """How the strongest neuron of the learned rule is distributed over all rules."""
+    name = f"rule={rows.rule}"
+    if name not in found.metrics:
+        return
+    r = found[name].r
+    place, unit = divmod(int(r.abs().flatten().argmax()), r.shape[1])
+    layer, neuron = int(found.layer[unit]), int(found.neuron[unit])
+    part = rows.part(sizes.rows + sizes.stop + sizes.tested, sizes.each)
+    acts = torch.zeros(len(part))
+    at = int(found.positions[place])
+    for batch in ls.stream(model, part, layers=layer, position=at, prompt=prompt, progress=False):
+        acts[batch.index] = batch.activations[:, 0, neuron].float()
+    page.picture(
+        ls.figures.activation_by_class(
+            acts, [str(e.labels["heuristic"]) for e in part], name=f"L{layer}N{neuron}",
+            label="heuristic", site=found.site, position=str(at), groups=[e.group for e in part],
+        ),
+        "classes",
+        f"Activation of L{layer}N{neuron}, the strongest with {rows.rule}, under each rule "
+        f"({len(part)} rows that trained no prompt).",
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""What holds up of `hans`: under other prompts, and when the neurons are switched off."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hans_rows import Rows
+from hans_scores import TRUTH
+from page import Page, kept, words
+
+import lens_skills as ls
+
+SHARED = 200  # strongest neurons of each prompt whose overlap is counted
+
+
+def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Namespace) -> None:
+    """The same search under every prompt, and under one that was not trained."""
+    at = sizes.rows + sizes.stop + sizes.tested
+    first, second = rows.part(at, sizes.each), rows.part(at + sizes.each, sizes.each // 2)
+    start = ls.initial_prompt(model, sizes.tokens, init="vocabulary", seed=0)
+    ways = {f"seed {seed}": prompt for seed, prompt in enumerate(prompts)} | {"untrained": start}
+    one, other = {}, {}
+    for name, prompt in ways.items():
+        folder = sizes.runs / "hans"
+
+        def passed(part: Any, more: dict[str, Any], prompt: Any = prompt) -> Callable[[], Any]:
+            return lambda: ls.score(
+                model, part, metrics=[TRUTH], prompt=prompt, n_rotations=0, progress=False,
+                **more,
+            )  # fmt: skip
+
+        one[name] = kept(folder / f"part {name}", ls.Scores, passed(first, {"n_permutations": 39}))
+        if name != "untrained":
+            more = {"n_permutations": 0, "n_controls": 0, "baseline": one[name]}
+            other[name] = kept(folder / f"rest {name}", ls.Scores, passed(second, more))
+    largest = ", ".join(f"{name} {float(s[TRUTH].strength.max()):.2f}" for name, s in one.items())
+    page.say(
+        f"**Seeds.** The search for the truth again, under every prompt, on the same {len(first)} "
+        f"rows (none trained a prompt). Largest |r|: {largest}."
+    )
+    agreed = ls.stability([one[f"seed {seed}"] for seed in range(len(prompts))], TRUTH, top=SHARED)
+    page.say(f"```\n{agreed!r}\n```")
+    page.picture(
+        ls.figures.stability(agreed), "stability",
+        f"How many of the {SHARED} strongest neurons two prompts share, beside chance.",
+    )  # fmt: skip
+    told = ls.predictivity_over_seeds(list(other.values()), TRUTH)
+    best = told.frame().head(3)
+    page.table(
+        best,
+        f"Predictivity (mean over prompts of the best position, thresholds from other rows, "
+        f"{len(second)} rows, classes balanced; without a null), the three best neurons:",
+    )
+
+
+def tried(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: Namespace) -> None:
+    """What the survivors do, or the strongest where nothing survives."""
+    alive: dict[str, str] = {}  # the strongest survivor of each metric
+    for metric in found.metrics:
+        view = found[metric]
+        passed = list(view.passing().values())[-1].any(0)
+        if bool(passed.any()):
+            unit = int(torch.where(passed, view.strength, -1.0).argmax())
+            alive.setdefault(f"L{found.layer[unit]}N{found.neuron[unit]}", metric)
+    strongest = found[TRUTH].top(sizes.top).tolist()
+    names = list(alive) or [f"L{layer}N{neuron}" for layer, neuron in strongest]
+    spare = rows.part(sizes.rows + sizes.stop + sizes.tested, 100).where(heuristic=rows.rule)
+    trial = ls.tasks.few(spare, sizes.trials, seed=0)
+    folder = sizes.runs / "hans" / "verdict"
+    verdict = kept(
+        folder,
+        ls.Verdict,
+        lambda: ls.verify(
+            model, trial, names, do=ls.ablate("mean", over=found), position="prompt",
+            prompt=prompt, n_controls=0, n_peers=sizes.peers, also=(), pairs=False, by=(),
+            exploratory=True, checkpoint=folder.with_name("verdict unfinished"), progress=False,
+        ),
+    )  # fmt: skip
+    chosen = (
+        "the strongest neuron of each metric that is beyond all three nulls: "
+        + ", ".join(f"{name} ({metric})" for name, metric in alive.items())
+        if alive
+        else f"no neuron survived the nulls; the {len(names)} of largest |r| with the truth, on "
+        f"trial all the same: {', '.join(names)}"
+    )
+    page.say(
+        f"**Verdict, exploratory**: {chosen}. Mean ablation at all prompt "
+        f"positions on {len(trial)} rows of the rule that trained no prompt, each neuron beside "
+        f"{sizes.peers} others of its layer; effect on the log-odds of the right answer: "
+        f"{words(verdict)}."
+    )
+    if "word" in verdict.frame():
+        shown = [c for c in ("name", "effect", "low", "high", "word") if c in verdict.frame()]
+        page.table(verdict.frame()[shown], f"Effects in nats, δ = {verdict.delta:.3f}:")
+    page.picture(
+        ls.figures.effect_forest(verdict), "verdict",
+        "Change of the right answer's log-odds when each neuron is ablated, with 95 % intervals.",
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 """`TokenOdds`: the log-odds of single tokens, read without the rest of the vocabulary."""
 
 from collections.abc import Sequence
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from lens_skills.activations.plan import Plan
 
 def is_log_odds(metric: Metric) -> bool:
     """Whether the metric is `logit_diff`, under whatever name."""
-    code = getattr(metric.of, "__code__", None)
-    return code is logit_diff().of.__code__  # type: ignore[attr-defined]
+    # Unwrapped: whatever checks shapes around every function shares one code among them all.
+    code, own = (getattr(unwrap(one.of), "__code__", None) for one in (metric, logit_diff()))
+    return code is not None and code is own
 
 
 class TokenOdds:

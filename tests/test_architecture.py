@@ -20,10 +20,11 @@ FLOORS = (
     ("prompts",),
     ("generation",),
     ("causal",),
+    ("explanation", "diagnosis", "methods", "circuits"),
     ("reporting",),
     ("card", "shell"),
     ("pipeline", "runs"),
-    ("demo", "prompting"),
+    ("demo", "inventory", "prompting", "reasons"),
     ("cli",),
     ("__init__",),
 )

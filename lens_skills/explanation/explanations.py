@@ -1,0 +1,161 @@
+"""`Explanations`: some neurons of one task, each with the features that explain it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.explanation.explanation import Explanation
+from lens_skills.explanation.reading import Excerpt
+from lens_skills.explanation.vocabulary import TokenLogits
+from lens_skills.folder import read_folder, write_folder
+
+_PLAIN = (
+    "site",
+    "position",
+    "n_fitted",
+    "n_held",
+    "n_groups",
+    "k",
+    "n_permutations",
+    "notes",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanations(Mapping[str, Explanation]):
+    """Why some neurons fire; ``why["L17N635"]`` is one of them, and printing shows each.
+
+    Attributes:
+        neurons: One `Explanation` each, in the order they were named.
+        features: The features in play: feature kind surface family, and how it was exchanged.
+        site, position: What was read where.
+        n_fitted, n_held: Examples of the half features were ranked on, and of the other half, where
+            they were measured.
+        n_groups: Groups of the held-out half.
+        k: Examples at the top and bottom, for the overlap.
+        n_permutations: Draws of the null; 0 where none was asked for.
+        left_out: Features that could not be used here, and why.
+        notes: What a reader must know before quoting a number.
+        provenance: Model, task, split, seed and versions.
+    """
+
+    neurons: tuple[Explanation, ...]
+    features: pd.DataFrame
+    site: str
+    position: str
+    n_fitted: int
+    n_held: int
+    n_groups: int
+    k: int
+    n_permutations: int
+    left_out: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Explanation:
+        for one in self.neurons:
+            if one.name == name:
+                return one
+        raise LensSkillsError(
+            f"{name!r} was not explained. These were: "
+            + ", ".join(one.name for one in self.neurons[:12])
+            + (", …" if len(self) > 12 else "")
+            + "."
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return any(one.name == name for one in self.neurons)
+
+    def __iter__(self) -> Iterator[str]:
+        return (one.name for one in self.neurons)
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per neuron and feature: name, then the columns of `Explanation.features`."""
+        parts = [one.features.assign(name=one.name) for one in self.neurons if one.rows]
+        if not parts:
+            return pd.DataFrame(columns=["name"])
+        whole = pd.concat(parts, ignore_index=True)
+        return whole.reindex(columns=["name", *whole.columns.drop("name")])
+
+    def __repr__(self) -> str:
+        about = self.provenance
+        lines = [
+            f"Why {len(self)} neuron{'s' * (len(self) != 1)} of {about.get('model', 'the model')} "
+            f"fire{'s' * (len(self) == 1)} on {about.get('task', 'the task')}: "
+            f"{len(self.features)} features, ranked on {self.n_fitted:,} examples, measured on "
+            f"{self.n_held:,} others in {self.n_groups:,} groups · {self.site} at {self.position}",
+            *(repr(one) for one in self.neurons[:20]),
+        ]
+        if len(self) > 20:
+            lines.append(f"… and {len(self) - 20} more: why['{self.neurons[20].name}'], .frame()")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes ``explanations.safetensors`` and ``.json``; the folder appears whole or not."""
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        plain |= {
+            "left_out": dict(self.left_out),
+            "provenance": dict(self.provenance),
+            "features": self.features.to_dict("list"),
+            "values": self.neurons[0].values.to_dict("list") if self.neurons else {},
+            "neurons": [_pack(one) for one in self.neurons],
+        }
+        for one in self.neurons:
+            tensors[one.name] = one.activation.contiguous()
+        return write_folder(Path(folder), "explanations", tensors, plain)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Explanations":
+        """The explanations that `save` wrote."""
+        tensors, plain = read_folder(Path(folder), "explanations")
+        values = pd.DataFrame(plain.pop("values"))
+        features = pd.DataFrame(plain.pop("features"))
+        neurons = tuple(_unpack(one, tensors[one["name"]], values) for one in plain.pop("neurons"))
+        plain["notes"] = tuple(plain["notes"])
+        return cls(neurons, features, **plain)
+
+
+def _pack(one: Explanation) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "rows": [dict(row) for row in one.rows],
+        "top": [vars(excerpt) for excerpt in one.top],
+        "bottom": [vars(excerpt) for excerpt in one.bottom],
+        "writes": None if one.writes is None else vars(one.writes),
+        "note": one.note,
+    }
+
+
+def _unpack(
+    plain: Mapping[str, Any], activation: Float[Tensor, " row"], values: pd.DataFrame
+) -> Explanation:
+    def excerpts(rows: Any) -> tuple[Excerpt, ...]:
+        return tuple(
+            Excerpt(**row | {name: tuple(row[name]) for name in ("tokens", "values")})
+            for row in rows
+        )
+
+    writes = plain["writes"]
+    if writes is not None:
+        sides = ("promoted", "suppressed")
+        writes = TokenLogits(**writes | {s: tuple(map(tuple, writes[s])) for s in sides})
+    return Explanation(
+        name=plain["name"],
+        rows=tuple(plain["rows"]),
+        top=excerpts(plain["top"]),
+        bottom=excerpts(plain["bottom"]),
+        writes=writes,
+        activation=activation,
+        values=values,
+        note=plain["note"],
+    )

@@ -53,13 +53,36 @@ if TYPE_CHECKING:
     from lens_skills.causal import steer as steer
     from lens_skills.causal import sweep as sweep
     from lens_skills.causal import verify as verify
+    from lens_skills.circuits import Circuit as Circuit
+    from lens_skills.circuits import Edge as Edge
+    from lens_skills.circuits import Faithfulness as Faithfulness
+    from lens_skills.circuits import Node as Node
+    from lens_skills.circuits import circuit as circuit
+    from lens_skills.circuits import equal_pairs as equal_pairs
+    from lens_skills.circuits import faithfulness as faithfulness
+    from lens_skills.diagnosis import Regulators as Regulators
+    from lens_skills.diagnosis import memorisation as memorisation
+    from lens_skills.diagnosis import redundancy as redundancy
+    from lens_skills.diagnosis import regulators as regulators
+    from lens_skills.diagnosis import sparse_probe as sparse_probe
     from lens_skills.errors import LensSkillsError as LensSkillsError
     from lens_skills.example import Example as Example
+    from lens_skills.explanation import Explanations as Explanations
+    from lens_skills.explanation import Shortcuts as Shortcuts
+    from lens_skills.explanation import explain as explain
+    from lens_skills.explanation import feature_bank as feature_bank
+    from lens_skills.explanation import shortcuts as shortcuts
+    from lens_skills.explanation import token_logits as token_logits
     from lens_skills.generation import Graded as Graded
     from lens_skills.generation import capture_text as capture_text
     from lens_skills.generation import generate as generate
     from lens_skills.generation import grade as grade
     from lens_skills.generation import graders as graders
+    from lens_skills.methods import METHODS as METHODS
+    from lens_skills.methods import Comparison as Comparison
+    from lens_skills.methods import Ranking as Ranking
+    from lens_skills.methods import compare as compare
+    from lens_skills.methods import rank as rank
     from lens_skills.models import SoftPrompt as SoftPrompt
     from lens_skills.models import as_lens as as_lens
     from lens_skills.models import load_model as load_model
@@ -86,11 +109,21 @@ __version__ = "0.1.0"
 
 # The room each public name lives in.
 _HOME = {
+    "Circuit": "circuits",
+    "Comparison": "methods",
+    "Edge": "circuits",
     "Example": "example",
+    "Explanations": "explanation",
+    "Faithfulness": "circuits",
     "Graded": "generation",
     "LensSkillsError": "errors",
+    "METHODS": "methods",
+    "Node": "circuits",
+    "Ranking": "methods",
+    "Regulators": "diagnosis",
     "Scores": "scoring",
     "Selection": "scoring",
+    "Shortcuts": "explanation",
     "SoftPrompt": "models",
     "Task": "tasks",
     "Verdict": "causal",
@@ -99,7 +132,9 @@ _HOME = {
     "audit": "causal",
     "capture": "activations",
     "capture_text": "generation",
+    "circuit": "circuits",
     "clamp": "causal",
+    "compare": "methods",
     "compare_prompts": "prompts",
     "confidence": "activations",
     "correct": "activations",
@@ -108,7 +143,11 @@ _HOME = {
     "describe": "tasks",
     "dose_response": "causal",
     "edited": "causal",
+    "equal_pairs": "circuits",
     "evaluate": "activations",
+    "explain": "explanation",
+    "faithfulness": "circuits",
+    "feature_bank": "explanation",
     "first_token_correct": "activations",
     "fit_prompt": "prompts",
     "generate": "generation",
@@ -117,6 +156,7 @@ _HOME = {
     "label": "activations",
     "load_model": "models",
     "logit_diff": "activations",
+    "memorisation": "diagnosis",
     "own_answer": "scoring",
     "partial_r": "scoring",
     "patch": "causal",
@@ -124,16 +164,22 @@ _HOME = {
     "prescreen": "causal",
     "profile": "scoring",
     "prompted": "models",
+    "rank": "methods",
+    "redundancy": "diagnosis",
+    "regulators": "diagnosis",
     "scale": "causal",
     "score": "scoring",
     "select": "scoring",
+    "shortcuts": "explanation",
     "skill_matrix": "scoring",
     "span": "activations",
+    "sparse_probe": "diagnosis",
     "stability": "scoring",
     "steer": "causal",
     "stream": "activations",
     "study": "pipeline",
     "sweep": "causal",
+    "token_logits": "explanation",
     "verify": "causal",
 }
 # The public names that are modules themselves.

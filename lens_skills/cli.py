@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
+from lens_skills.errors import LensSkillsError
+from lens_skills.inventory import models, tasks
 from lens_skills.prompting import Soft, generate, prompt
-from lens_skills.shell import Implementation, Model, Seed, named, open_model, show_table
+from lens_skills.reasons import circuit, compare, explain
+from lens_skills.shell import Implementation, Model, Seed, named, open_model
 
 app = typer.Typer(
     help="Find, confirm, test and draw the neurons of a language model that carry a skill.",
@@ -14,8 +17,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-app.command()(prompt)
-app.command()(generate)
 
 
 @app.command()
@@ -180,65 +181,12 @@ def figures(
         typer.echo(f"{target / drawing.name}.pdf .svg .png .csv")
 
 
-@app.command()
-def models(
-    hooks: Annotated[
-        bool, typer.Option("--hooks", help="List the hook points of a model's blocks.")
-    ] = False,
-    model: Model = None,
-    implementation: Implementation = None,
-) -> None:
-    """What can be opened here, and how."""
-    from lens_skills.models import as_lens, describe_openable
-
-    if hooks:
-        from lens_skills.activations import site_names
-
-        names = site_names(as_lens(open_model(model, implementation)).hook_names())
-        typer.echo("\n".join(names))
-        return
-    show_table(
-        ["", "name", "how", "here"],
-        [[row.what, row.name, row.how, row.state] for row in describe_openable()],
-    )
-
-
-@app.command()
-def tasks(
-    task: Annotated[str | None, typer.Argument(help="Show this task instead of the list.")] = None,
-    describe: Annotated[
-        bool, typer.Option("--describe", help="Preflight: can the model do it at all?")
-    ] = False,
-    limit: Annotated[int, typer.Option(help="Examples of the preflight.")] = 200,
-    model: Model = None,
-    implementation: Implementation = None,
-) -> None:
-    """The tasks that come with the toolkit, or one task: its columns and first examples."""
-    from lens_skills.tasks import GENERATORS, open_task
-
-    if task is None:
-        rows = [[name, text] for name, text in GENERATORS.items()]
-        rows.append(
-            ["PATH", "a BIG-bench JSON file or folder, or a CSV, TSV, JSONL or Parquet file"]
-        )
-        show_table(["task", "what it asks"], rows)
-        return
-    opened = open_task(task)
-    typer.echo(repr(opened))
-    if describe:
-        if limit < len(opened):
-            (opened,) = opened.split(limit / len(opened), seed=0)
-        typer.echo(repr(opened.describe(open_model(model, implementation))))
-        return
-    typer.echo("columns: " + ", ".join(opened.column_names))
-    for example in opened[:3]:
-        typer.echo(f"{example.prompt!r} → {example.answer!r}, not {example.foil!r}")
+for command in (explain, compare, circuit, prompt, generate, models, tasks):
+    app.command()(command)
 
 
 def main() -> None:
     """Runs a command; the user's mistakes are one line, not a traceback."""
-    from lens_skills.errors import LensSkillsError
-
     try:
         app()
     except LensSkillsError as error:

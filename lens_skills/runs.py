@@ -140,16 +140,16 @@ class Run:
                 f"{metric!r} cannot be confirmed: {checked.excluded_metrics[metric]}."
             )
         selection = select(found, checked[metric], fdr=fdr)
-        checked.save(self.folder / f"confirm-{_file_name(metric)}")
-        selection.save(self.folder / f"selection-{_file_name(metric)}")
-        selection.frame().to_csv(self.folder / f"neurons-{_file_name(metric)}.csv", index=False)
+        checked.save(self.folder / f"confirm-{file_name(metric)}")
+        selection.save(self.folder / f"selection-{file_name(metric)}")
+        selection.frame().to_csv(self.folder / f"neurons-{file_name(metric)}.csv", index=False)
         return selection
 
     def verify(
         self, model: Any, metric: str, *, causal: str | None, delta: float | None, limit: int
     ) -> Verdict:
         """Intervenes on the confirmed neurons on the intervene split; saves the verdict."""
-        folder = self.folder / f"selection-{_file_name(metric)}"
+        folder = self.folder / f"selection-{file_name(metric)}"
         if not folder.exists():
             raise LensSkillsError(
                 f"nothing of {metric!r} was confirmed yet. Run `lens-skills select {self.folder} "
@@ -160,6 +160,24 @@ class Run:
             raise LensSkillsError(
                 f"no neuron was confirmed for {metric!r}: there is none to verify."
             )
+        task = self.third(limit)
+        verdict = verify(
+            model,
+            task,
+            selection,
+            do=ablate("mean", over=self.found()),
+            metric=self.judge(task, causal),
+            delta=delta,
+            seed=self.request.seed,
+            prompt=self.prompt(),
+            checkpoint=self.folder / f"verdict-checkpoint-{file_name(metric)}",
+        )
+        verdict.save(self.folder / f"verdict-{file_name(metric)}")
+        verdict.frame().to_csv(self.folder / f"verdict-{file_name(metric)}.csv", index=False)
+        return verdict
+
+    def third(self, limit: int) -> Task:
+        """Examples of the split that is left to intervene on, at most about ``limit``."""
         if self.request.options.get("chat"):
             raise LensSkillsError("prompts in a chat template cannot be edited yet.")
         if len(self.request.fractions) < 3:
@@ -167,30 +185,20 @@ class Run:
                 f"{self.folder} has no third split to intervene on: it was made with fractions "
                 f"{self.request.fractions}. Score again in a new folder."
             )
-        task = few(self.splits()[2], limit, seed=self.request.seed)
-        judge = causal or causal_metric(task)
-        if judge is None:
+        return few(self.splits()[2], limit, seed=self.request.seed)
+
+    def judge(self, task: Task, asked: str | None) -> str:
+        """The metric that interventions are judged by: the one asked for, or the task's usual."""
+        metric = asked or causal_metric(task)
+        if metric is None:
             raise LensSkillsError("the task has no answers to judge by. Name a metric: --causal.")
-        verdict = verify(
-            model,
-            task,
-            selection,
-            do=ablate("mean", over=self.found()),
-            metric=judge,
-            delta=delta,
-            seed=self.request.seed,
-            prompt=self.prompt(),
-            checkpoint=self.folder / f"verdict-checkpoint-{_file_name(metric)}",
-        )
-        verdict.save(self.folder / f"verdict-{_file_name(metric)}")
-        verdict.frame().to_csv(self.folder / f"verdict-{_file_name(metric)}.csv", index=False)
-        return verdict
+        return metric
 
     def verdicts(self) -> dict[str, Verdict]:
         """The verdicts saved so far, by metric."""
         # Of the scores, not of the request: a label of several categories is several metrics.
         names = self.found().metrics
-        folders = {name: self.folder / f"verdict-{_file_name(name)}" for name in names}
+        folders = {name: self.folder / f"verdict-{file_name(name)}" for name in names}
         return {name: Verdict.load(path) for name, path in folders.items() if path.exists()}
 
     def selections(self) -> list[Selection]:
@@ -212,5 +220,6 @@ def _plain(request: Request) -> Any:
     return json.loads(json.dumps(asdict(request)))
 
 
-def _file_name(metric: str) -> str:
+def file_name(metric: str) -> str:
+    """A metric's name as part of a file's."""
     return metric.replace(":", "-").replace("/", "-")

@@ -1,0 +1,64 @@
+"""The shell's commands that ask why say and write what the API finds."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import lens_skills as ls
+from lens_skills import cli
+from lens_skills.runs import Request, Run
+
+SCORE = ["--metric", "label:plural", "--limit", "160", "--permutations", "39", "--seed", "0"]
+
+
+def shell(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli.app, [str(part) for part in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scored run of which nothing was confirmed."""
+    folder = tmp_path_factory.mktemp("why") / "run"
+    code, *_ = shell("score", "agreement", *SCORE, "--out", folder, "--model", tiny_folder)
+    assert code == 0
+    return folder
+
+
+def test_explain_takes_the_strongest_where_nothing_is_confirmed(run: Path) -> None:
+    code, out, err = shell("explain", run, "--top", 2)
+    assert code == 0
+    assert "nothing of 'label:plural' is confirmed: the 2 strongest of explore" in err
+    kept = ls.Explanations.load(run / "explanations-label-plural")
+    strongest = ls.Scores.load(run / "explore")["label:plural"].top(2)
+    assert list(kept.names) == [f"L{layer}N{neuron}" for layer, neuron in strongest.tolist()]
+    assert kept.names[0] in out
+    assert (run / "explanations-label-plural.csv").exists()
+    assert list((run / "figures").glob("feature_matrix*.csv"))
+
+
+def test_compare_writes_its_table(run: Path) -> None:
+    asked = ["--method", "pearson", "--method", "auroc", "--k", "3", "--limit", "24"]
+    code, out, _ = shell("compare", run, *asked)
+    assert code == 0
+    table = pd.read_csv(run / "methods-label-plural.csv")
+    assert set(table["method"]) == {"pearson", "auroc", "random", "rotated basis"}
+    assert "rotated basis" in out
+    assert list((run / "figures").glob("method_comparison*.csv"))
+
+
+@pytest.mark.slow
+def test_circuit_of_a_neuron(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Request("agreement", ("label:plural",), limit=360)).folder
+    quick = ["--edges", 2, "--depth", 1, "--limit", 20]
+    code, out, _ = shell("circuit", run, "--neuron", "L28N907", *quick)
+    assert code == 0
+    kept = ls.Circuit.load(run / "circuit-L28N907")
+    assert kept.target == "L28N907"
+    assert "circuit of L28N907" in out
+    assert len(pd.read_csv(run / "circuit-L28N907.csv")) == len(kept.edges) > 0
+    assert list((run / "figures").glob("circuit*.csv"))

@@ -10,7 +10,7 @@ import lens_skills as ls
 from lens_skills import cli
 from lens_skills.runs import Request, Run
 
-SCORE = ["--metric", "label:plural", "--limit", "160", "--permutations", "39", "--seed", "0"]
+SCORE = ["--metric", "label:plural", "--limit", "600", "--permutations", "39", "--seed", "0"]
 
 
 def shell(*arguments: object) -> tuple[int, str, str]:

@@ -17,7 +17,13 @@ from torch import Tensor
 from lens_skills.activations import Metric, column_values
 from lens_skills.errors import LensSkillsError
 from lens_skills.example import Example
-from lens_skills.stats.exchange import Scheme, choose_scheme, permutation_draws, signs
+from lens_skills.stats.exchange import (
+    Scheme,
+    choose_scheme,
+    constant_in_groups,
+    permutation_draws,
+    signs,
+)
 
 
 @dataclass
@@ -199,7 +205,7 @@ def one_hot(examples: Sequence[Example], given: Sequence[str]) -> Float[Tensor, 
 def _check_between(
     scheme: str, residual: Float[Tensor, " row"], groups: Sequence[str], name: str
 ) -> None:
-    if scheme == "between" and choose_scheme(residual, groups) not in ("between", "free"):
+    if scheme == "between" and not constant_in_groups(residual, groups):
         raise LensSkillsError(
             f"{name!r} varies inside groups, so whole groups cannot trade it. Use "
             "exchange='within' or exchange='signs'."

@@ -151,6 +151,22 @@ def test_the_level_holds_in_groups_and_free_exchange_breaks_it(n: int) -> None:
         assert 0.6 * LEVEL * n <= hits[name] <= high, f"{name}: {hits[name]} of {n}"
 
 
+def test_large_groups_may_not_trade_with_small_ones() -> None:
+    """A label of the larger groups: whole groups that trade find something far too often."""
+    random, n = np.random.default_rng(2), 500
+    codes = np.repeat(np.arange(56), [3] * 12 + [1] * 44)
+    label = (codes < 12).astype(float)
+    examples = examples_with(N, groups=codes)
+    hits = {"auto": 0, "between": 0}
+    for dataset in range(n):
+        units = random.normal(size=(56, UNITS))[codes] + 0.5 * random.normal(size=(N, UNITS))
+        for exchange in hits:
+            found = significant(units, {"m": label}, examples, exchange=exchange, seed=dataset)
+            hits[exchange] += found["m"]
+    assert hits["between"] > 2 * LEVEL * n, hits
+    assert hits["auto"] <= stats.binom.interval(0.99, n, 1.5 * LEVEL)[1], hits
+
+
 @pytest.mark.slow
 def test_the_level_holds_on_the_activations_of_the_default_model(
     smollm: Any, tmp_path: Path

@@ -89,7 +89,8 @@ def test_nothing_to_exchange_is_refused() -> None:
         ([0, 1, 0, 1], "aabb", "within"),  # all groups have the same mean
         ([0.1, 0.3, 0.3, 0.1, 0.2, 0.2], "aabbcc", "within"),  # the same with rounding
         ([0, 0, 1, 1], "aabb", "between"),  # constant in each group
-        ([0.1, 0.1, 0.3, 0.3, 0.1], "aabbc", "between"),
+        ([0.1, 0.1, 0.3, 0.3, 0.1, 0.1], "aabbcc", "between"),
+        ([0.1, 0.1, 0.3, 0.3, 0.1], "aabbc", "signs"),  # groups of different sizes may not trade
         ([0, 1, 1, 1], "aabb", "signs"),  # varies inside groups and between them
         ([0, 0.1, 5, 5.1], "aabb", "signs"),  # nearly constant in each group is not constant
         ([0, 1, 0.1, 1], "aabb", "signs"),  # and nearly the same mean is not the same

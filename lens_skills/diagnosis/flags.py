@@ -89,4 +89,4 @@ def flag(evidence: Evidence) -> tuple[str, str]:
         hints += ["the norm's scale"] * through
         seen = f" (of a regulator it has {', '.join(hints)})" if hints else ""
         return NEITHER, f"its ablation moves the task and neutral text alike{seen}"
-    return NEITHER, "its ablation moves the task no more than a random neuron's"
+    return NEITHER, "its ablation is not shown to move the task more than a random neuron's"

@@ -52,7 +52,7 @@ def circuit_graph(
     An arrow's number is what its target does when that edge alone carries what it carries on the
     corrupted prompt, with its 95 % interval; before it the channel it enters by. The arrow is as
     wide as the strongest of its channels, relative to the strongest edge on that target. Blue:
-    the target falls, so the clean edge raises it; red: it rises. Dotted: no edge, but the way
+    the target falls, so the clean edge raises it; orange: it rises. Dotted: no edge, but the way
     inside a head from what it reads at one position to where it writes. Dashed: the share of the
     total that no confirmed edge explains.
 
@@ -89,7 +89,7 @@ def circuit_graph(
         note=f"{len(circuit.confirmed)} of {len(circuit.edges)} tested edges confirmed"
         + (f", the {len(edges)} strongest drawn ({more} more). " if more else ". ")
         + "Numbers: change of the target when the edge alone is corrupted, 95 % interval. Blue: "
-        "it falls; red: it rises. Width: its strongest channel. Outlined: the start.",
+        "it falls; orange: it rises. Width: its strongest channel. Outlined: the start.",
         exploratory=exploratory,
     )
     axis = figure.add_subplot()
@@ -153,7 +153,7 @@ def _name(node: Node, circuit: Circuit) -> str:
 def _account(account: Account) -> str:
     return (
         f"{account.part}: {account.target} {signed(account.clean, 2)} on clean prompts, "
-        f"{signed(account.total, 2)} {account.unit} when corrupted; "
+        f"changed by {signed(account.total, 2)} {account.unit} when corrupted; "
         f"unexplained {percent(account.unexplained)}"
     )
 

@@ -1,0 +1,116 @@
+"""Circuits of known neurons: how edges are proposed, how many of them hold, and how long it takes.
+
+    PYTHONPATH=. OMP_NUM_THREADS=2 python benchmarks/circuit.py
+    PYTHONPATH=. python benchmarks/circuit.py --starts L28N907 --pairs 32
+
+``attribution alone`` is what is claimed without a test: the same edges, first order only. Its
+share confirmed is what exact path patching on other examples leaves of such a list. ``ranks``:
+Spearman's correlation of estimate and exact effect over the edges tested, upstream and downstream.
+Seconds are processor time, which other work on the machine does not lengthen.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import pandas as pd
+import torch
+
+import lens_skills as ls
+from benchmarks.timing import report
+from lens_skills.activations import logit_diff
+from lens_skills.causal.screening import rank_agreement
+from lens_skills.circuits import PROPOSALS, Circuit, circuit, equal_pairs
+from lens_skills.circuits.anatomy import Anatomy
+from lens_skills.circuits.candidates import channels_of, into, out_of, rank
+from lens_skills.circuits.pairs import scenes_of
+from lens_skills.circuits.start import orient, parse_start
+from lens_skills.circuits.target import Answer
+from lens_skills.circuits.tracing import halves
+from lens_skills.models import as_lens
+from lens_skills.tasks import few
+
+STARTS = ("L28N907", "L27N1010")
+
+
+def alone(model: Any, pairs: Any, start: str, n_edges: int) -> tuple[float, int]:
+    """Processor seconds and edges of attribution patching by itself, into and out of the start."""
+    begun = time.process_time()
+    lens, wanted = as_lens(model), logit_diff()
+    scenes = scenes_of(Anatomy(lens), halves(pairs, 0)[0], wanted)
+    target = orient(parse_start(lens, start, -1), scenes, pairs, wanted).target
+    ends = parse_start(lens, start, -1)
+    channels = channels_of(scenes[0], ends[0])
+    propose, answer = PROPOSALS["attribution"], Answer(wanted, wanted.name)
+    up = rank([into(s, channels, propose(s, target)) for s in scenes], len(pairs), n_edges)
+    down = rank([out_of(s, ends[0], propose(s, answer)) for s in scenes], len(pairs), n_edges)
+    return time.process_time() - begun, len(up) + len(down)
+
+
+def ranks(found: Circuit) -> list[float]:
+    """How well estimates rank the exact effects, per target."""
+    values = []
+    for target in dict.fromkeys(account.target for account in found.accounts):
+        edges = found.frame()
+        edges = edges[edges.target == target]
+        if len(edges) > 2:
+            both = [torch.tensor(edges[name].tolist()).double() for name in ("proposed", "effect")]
+            values.append(rank_agreement(*both))
+    return values
+
+
+def row(found: Circuit, how: str, seconds: float) -> dict[str, Any]:
+    """What one way of proposing came to."""
+    edges = found.frame()
+    signs = (edges.proposed * edges.effect > 0)[edges.confirmed]
+    up = found.account("upstream")
+    return {
+        "start": found.target,
+        "proposed by": how,
+        "edges": len(edges),
+        "confirmed": int(edges.confirmed.sum()),
+        "share": float(edges.confirmed.mean()),
+        "right sign": float(signs.mean()),
+        "ranks": " ".join(f"{value:.2f}" for value in ranks(found)),
+        "unexplained": up.unexplained,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """The table, and its figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--starts", nargs="+", default=list(STARTS))
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--edges", type=int, default=60)
+    parser.add_argument("--depth", type=int, default=2)
+    asked = parser.parse_args()
+    model = ls.load_model()
+    pairs = few(equal_pairs(model, ls.tasks.agreement(n=1000)), asked.pairs, seed=0)
+    rows, figures = [], {}
+    for start in asked.starts:
+        for how in PROPOSALS:
+            begun = time.process_time()
+            found = circuit(
+                model, pairs, start, proposals=how, n_edges=asked.edges, depth=asked.depth
+            )
+            seconds = time.process_time() - begun
+            rows.append(row(found, how, seconds))
+            figures[f"circuit_{start}_{how}_seconds"] = seconds
+            figures[f"circuit_{start}_{how}_confirmed"] = rows[-1]["share"]
+            if how == "attribution":
+                print(found)
+                seconds, n_edges = alone(model, pairs, start, asked.edges)
+                first = circuit(model, pairs, start, n_edges=asked.edges, depth=1)
+                claimed = row(first, "attribution alone", seconds)
+                rows.append(claimed | {"edges": n_edges})
+            print(pd.DataFrame(rows).to_string(index=False), flush=True)
+    n_groups = len({example.group for example in pairs})
+    print(f"\n{len(pairs)} pairs of agreement in {n_groups} groups, depth {asked.depth}")
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    report(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,8 +35,8 @@ def test_explain_takes_the_strongest_where_nothing_is_confirmed(run: Path) -> No
     assert "nothing of 'label:plural' is confirmed: the 2 strongest of explore" in err
     kept = ls.Explanations.load(run / "explanations-label-plural")
     strongest = ls.Scores.load(run / "explore")["label:plural"].top(2)
-    assert list(kept.names) == [f"L{layer}N{neuron}" for layer, neuron in strongest.tolist()]
-    assert kept.names[0] in out
+    assert list(kept) == [f"L{layer}N{neuron}" for layer, neuron in strongest.tolist()]
+    assert next(iter(kept)) in out
     assert (run / "explanations-label-plural.csv").exists()
     assert list((run / "figures").glob("feature_matrix*.csv"))
 

@@ -56,7 +56,7 @@ def constant_in_groups(values: Float[Tensor, " row"], groups: Sequence[str]) -> 
 
 def _between_share(values: Float[Tensor, " row"], codes: np.ndarray) -> float:
     """What of the values' sum of squares lies between groups, 0 to 1."""
-    sizes, numbers = np.bincount(codes), values.numpy()
+    sizes, numbers = np.bincount(codes), values.double().numpy()
     means = np.bincount(codes, numbers) / sizes
     total = float(((numbers - numbers.mean()) ** 2).sum())
     between = float((sizes * (means - numbers.mean()) ** 2).sum())

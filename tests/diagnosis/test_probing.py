@@ -16,6 +16,7 @@ import lens_skills as ls
 from lens_skills.activations import stream
 from lens_skills.diagnosis import sparse_probe
 from lens_skills.diagnosis.marks import marks_of
+from lens_skills.diagnosis.probing import _bits, ranking
 from lens_skills.errors import LensSkillsError
 
 
@@ -145,6 +146,18 @@ def test_no_neuron_pays_for_a_random_label(tiny: Any, splits: tuple[ls.Task, ls.
     assert found.chosen == 0
     assert found.word == "no neuron pays for itself"
     assert found.frame()["bits"][0] == pytest.approx(len(train), rel=0.05)
+
+
+def test_the_fold_that_is_told_does_not_choose_its_neurons() -> None:
+    """Of noise nothing is told; neurons chosen on all labels would seem to tell some of it."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(500, 60, generator=random, dtype=torch.float64)
+    truth = torch.arange(60) % 2 == 0
+    groups = [str(row) for row in range(60)]
+    chosen = _bits(values, truth, groups, (4,), given=False)
+    best = values[ranking(values, truth)[:4]]
+    leaked = _bits(best, truth, groups, (4,), given=True)
+    assert leaked[4] < 50 < 60 < chosen[4]
 
 
 @pytest.mark.parametrize(

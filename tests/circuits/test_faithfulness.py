@@ -197,6 +197,13 @@ def test_random_circuits_have_the_same_size_and_receivers(tiny: Any) -> None:
                 )
             else:
                 assert one.sender == other.sender
+    # Several edges into one receiver are drawn from the same few senders, and still differ.
+    first = next(e for e in inner if e.sender.kind == "head" and e.receiver.kind == "mlp")
+    alike = [e for e in inner if (e.receiver, e.channel) == (first.receiver, first.channel)]
+    alike = [e for e in alike if e.sender.kind == "head"][:4]
+    for _ in range(10):
+        drawn = others.draw(alike, random, upstream=True)
+        assert len({one.key for one in drawn}) == len(alike) > 1
 
 
 def test_every_edge_is_counted(tiny: Any) -> None:

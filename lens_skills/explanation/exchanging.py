@@ -40,15 +40,13 @@ class Exchange:
     @classmethod
     def of(cls, design: Design, groups: Sequence[str], n_draws: int, *, seed: int) -> "Exchange":
         """The exchange of a design's features, ``n_draws`` times."""
-        even = len(set(np.bincount(group_codes(groups)).tolist())) == 1
         schemes = []
         for feature in range(len(design.features)):
             found = {
                 choose_scheme(design.columns[:, column], groups)
                 for column in (design.owner == feature).nonzero()[:, 0].tolist()
             }
-            scheme = str(found.pop()) if len(found) == 1 else SIGNS
-            schemes.append(SIGNS if scheme == "between" and not even else scheme)
+            schemes.append(str(found.pop()) if len(found) == 1 else SIGNS)
         draws = {BLOCKS: block_draws(groups, n_draws, seed=seed)}
         for scheme in ("free", WITHIN, "between"):
             if scheme in schemes:

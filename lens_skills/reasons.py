@@ -45,13 +45,9 @@ def explain(
         prompt=opened.prompt(),
         seed=opened.request.seed,
     )
-    typer.echo(repr(found))
-    folder = run / f"explanations-{file_name(name)}"
-    found.save(folder)
-    found.frame().to_csv(folder.with_suffix(".csv"), index=False)
-    drawing = figures.feature_matrix(found)
-    drawing.save(run / "figures")
-    typer.echo(f"\nwritten to {folder}, {folder}.csv and {run / 'figures' / drawing.name}.pdf")
+    stem = f"explanations-{file_name(name)}"
+    found.save(run / stem)
+    _show(run, stem, found, figures.feature_matrix(found))
 
 
 def compare(
@@ -85,12 +81,7 @@ def compare(
         prompt=opened.prompt(),
         seed=opened.request.seed,
     )
-    typer.echo(repr(found))
-    table = run / f"methods-{file_name(name)}.csv"
-    found.frame().to_csv(table, index=False)
-    drawing = figures.method_comparison(found)
-    drawing.save(run / "figures")
-    typer.echo(f"\nwritten to {table} and {run / 'figures' / drawing.name}.pdf")
+    _show(run, f"methods-{file_name(name)}", found, figures.method_comparison(found))
 
 
 def circuit(
@@ -129,13 +120,18 @@ def circuit(
         prompt=opened.prompt(),
         seed=opened.request.seed,
     )
+    stem = f"circuit-{file_name(found.target)}"
+    found.save(run / stem)
+    _show(run, stem, found, figures.circuit_graph(found))
+
+
+def _show(run: Path, stem: str, found: Any, drawing: Any) -> None:
+    """Prints a result, and writes its table and its figure into the run's folder."""
     typer.echo(repr(found))
-    folder = run / f"circuit-{file_name(found.target)}"
-    found.save(folder)
-    found.frame().to_csv(folder.with_suffix(".csv"), index=False)
-    drawing = figures.circuit_graph(found)
-    drawing.save(run / "figures")
-    typer.echo(f"\nwritten to {folder}, {folder}.csv and {run / 'figures' / drawing.name}.pdf")
+    table = run / f"{stem}.csv"
+    found.frame().to_csv(table, index=False)
+    figure = drawing.save(run / "figures")
+    typer.echo(f"\nwritten to {table} and {figure}")
 
 
 def _model(run: Any) -> Any:

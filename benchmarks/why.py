@@ -25,6 +25,7 @@ from lens_skills.reporting.regulation import confidence_regulation
 
 OUT = Path("figures/why")
 SEED = 0
+MOST_ROWS = 10_000
 INTRODUCTION = """# Five confidence neurons on arithmetic, and what they are
 
 The five neurons that go most with the model's confidence, whatever they turn out to be: explained
@@ -116,7 +117,8 @@ class Page:
     def picture(self, drawing: Drawing, name: str, caption: str) -> None:
         """A figure beside the page, with its numbers."""
         path = drawing.savefig(self.out / f"{name}.png")
-        drawing.savefig(path.with_suffix(".csv"))
+        if len(drawing.frame) <= MOST_ROWS:  # a cloud of all neurons is redrawn, not kept
+            drawing.savefig(path.with_suffix(".csv"))
         self.say(f"![{caption}]({path.name})\n\n*{caption}*")
 
 

@@ -86,3 +86,10 @@ def test_no_room_hides_a_public_function() -> None:
     folder = Path(lens_skills.__file__).parent
     rooms = {path.stem for path in folder.iterdir() if path.suffix in ("", ".py")}
     assert rooms & set(lens_skills._HOME) == set()
+
+
+def test_a_misspelt_name_is_answered_with_the_right_one() -> None:
+    import lens_skills
+
+    with pytest.raises(AttributeError, match=r"no attribute 'explian'\. Did you mean 'explain'\?"):
+        _ = lens_skills.explian  # type: ignore[attr-defined]

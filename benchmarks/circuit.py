@@ -19,15 +19,14 @@ import torch
 import lens_skills as ls
 from benchmarks.timing import report
 from lens_skills.activations import logit_diff
-from lens_skills.causal.screening import rank_agreement
-from lens_skills.circuits import PROPOSALS, Circuit, circuit, equal_pairs
-from lens_skills.circuits.anatomy import Anatomy
-from lens_skills.circuits.candidates import channels_of, into, out_of, rank
-from lens_skills.circuits.pairs import scenes_of
-from lens_skills.circuits.start import orient, parse_start
-from lens_skills.circuits.target import Answer
-from lens_skills.circuits.tracing import halves
-from lens_skills.models import as_lens
+from lens_skills.circuits import PROPOSALS, Circuit, circuit, equal_length_pairs
+from lens_skills.circuits.edge_attribution import channels_of, into, out_of, rank
+from lens_skills.circuits.paired_cache import paired_caches
+from lens_skills.circuits.targets import AnswerTarget, orient, parse_start
+from lens_skills.data import halves
+from lens_skills.models import as_adapter
+from lens_skills.models.weights import ModelWeights
+from lens_skills.stats.correlation import rank_agreement
 from lens_skills.tasks import few
 
 STARTS = ("L28N907", "L27N1010")
@@ -36,14 +35,14 @@ STARTS = ("L28N907", "L27N1010")
 def alone(model: Any, pairs: Any, start: str, n_edges: int) -> tuple[float, int]:
     """Processor seconds and edges of attribution patching by itself, into and out of the start."""
     begun = time.process_time()
-    lens, wanted = as_lens(model), logit_diff()
-    scenes = scenes_of(Anatomy(lens), halves(pairs, 0)[0], wanted)
-    target = orient(parse_start(lens, start, -1), scenes, pairs, wanted).target
-    ends = parse_start(lens, start, -1)
-    channels = channels_of(scenes[0], ends[0])
-    propose, answer = PROPOSALS["attribution"], Answer(wanted, wanted.name)
-    up = rank([into(s, channels, propose(s, target)) for s in scenes], len(pairs), n_edges)
-    down = rank([out_of(s, ends[0], propose(s, answer)) for s in scenes], len(pairs), n_edges)
+    adapter, wanted = as_adapter(model), logit_diff()
+    caches = paired_caches(ModelWeights(adapter), halves(pairs, 0)[0], wanted)
+    target = orient(parse_start(adapter, start, -1), caches, pairs, wanted).target
+    ends = parse_start(adapter, start, -1)
+    channels = channels_of(caches[0], ends[0])
+    propose, answer = PROPOSALS["attribution"], AnswerTarget(wanted, wanted.name)
+    up = rank([into(s, channels, propose(s, target)) for s in caches], len(pairs), n_edges)
+    down = rank([out_of(s, ends[0], propose(s, answer)) for s in caches], len(pairs), n_edges)
     return time.process_time() - begun, len(up) + len(down)
 
 
@@ -86,7 +85,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2)
     asked = parser.parse_args()
     model = ls.load_model()
-    pairs = few(equal_pairs(model, ls.tasks.agreement(n=1000)), asked.pairs, seed=0)
+    pairs = few(equal_length_pairs(model, ls.tasks.agreement(n=1000)), asked.pairs, seed=0)
     rows, figures = [], {}
     for start in asked.starts:
         for how in PROPOSALS:

@@ -16,10 +16,10 @@ import torch
 
 import lens_skills as ls
 from benchmarks.timing import report, table
-from lens_skills.causal import parse_units
+from lens_skills.activations.activation_reader import read_neurons
+from lens_skills.activations.components import parse_components
 from lens_skills.explanation import explain, feature_bank, shortcuts
-from lens_skills.explanation.reading import read_neurons
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
 from lens_skills.tasks import few
 
 NEURONS, EXAMPLES, STRONGEST = 100, 2000, 5
@@ -29,25 +29,25 @@ BAR = 60.0  # seconds beyond one capture pass
 def timing(model_name: str | None, n_permutations: int) -> dict[str, float]:
     """Processor seconds of the parts, and the bar over what was taken."""
     torch.set_num_threads(1)
-    lens = as_lens(ls.load_model(model_name))
+    adapter = as_adapter(ls.load_model(model_name))
     task = ls.tasks.arithmetic("+-*", digits=(1, 2), n=EXAMPLES)
     generator = torch.Generator().manual_seed(0)
-    flat = torch.randperm(lens.n_layers * lens.d_mlp, generator=generator)[:NEURONS]
-    rows = torch.stack([flat // lens.d_mlp, flat % lens.d_mlp], 1)
-    units = parse_units(lens, rows)
+    flat = torch.randperm(adapter.n_layers * adapter.d_mlp, generator=generator)[:NEURONS]
+    rows = torch.stack([flat // adapter.d_mlp, flat % adapter.d_mlp], 1)
+    units = parse_components(adapter, rows)
     start = time.process_time()
-    read_neurons(lens, task, units, position="last", progress=False)
+    read_neurons(adapter, task, units, position="last", progress=False)
     capture = time.process_time() - start
     start = time.process_time()
     bank = feature_bank(task)
     banked = time.process_time() - start
     start = time.process_time()
-    why = explain(lens, task, rows, features=bank, n_permutations=n_permutations, progress=False)
+    why = explain(adapter, task, rows, features=bank, n_permutations=n_permutations, progress=False)
     whole = time.process_time() - start
     beyond = banked + whole - capture
     table(
-        f"{NEURONS} neurons of {lens.name}, {EXAMPLES:,} examples, {len(why.features)} features, "
-        f"{n_permutations} permutations",
+        f"{NEURONS} neurons of {adapter.name}, {EXAMPLES:,} examples, {len(why.features)} "
+        f"features, {n_permutations} permutations",
         {
             "one capture pass": f"{capture:.1f} s",
             "feature bank": f"{banked:.1f} s",

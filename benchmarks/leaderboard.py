@@ -18,8 +18,8 @@ import numpy as np
 
 import lens_skills as ls
 from benchmarks.leaderboard_page import page, picture, pooled
-from lens_skills.methods import Comparison, compare
-from lens_skills.reporting.method_comparison import method_comparison
+from lens_skills.plotting.ranking_plots import method_comparison
+from lens_skills.ranking import MethodComparison, compare_methods
 from lens_skills.tasks import Task
 
 OUT = Path("figures/leaderboard")
@@ -79,10 +79,10 @@ def splits(task: Task, n_explore: int, n_intervene: int) -> tuple[Task, Task]:
     )
 
 
-def run(entry: Entry, model: Any, options: argparse.Namespace) -> Comparison:
+def run(entry: Entry, model: Any, options: argparse.Namespace) -> MethodComparison:
     """The comparison of one task."""
     explore, intervene = splits(entry.task(), options.explore, options.intervene)
-    return compare(
+    return compare_methods(
         model,
         explore,
         entry.metric,
@@ -110,7 +110,7 @@ def arguments() -> argparse.Namespace:
 def main(options: argparse.Namespace) -> None:
     """Runs the tasks and writes the page."""
     models: dict[Any, Any] = {}
-    found: dict[str, Comparison] = {}
+    found: dict[str, MethodComparison] = {}
     for entry in ENTRIES:
         if options.only and entry.name not in options.only:
             continue

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lens_skills.methods import METHODS, Comparison
-from lens_skills.methods.comparison import BASELINES
-from lens_skills.reporting.drawing import Drawing
-from lens_skills.reporting.style import BLACK, BLUE, GREY, PALE, SMALL, settle, sheet, style
+from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.style import BLACK, BLUE, GREY, PALE, SMALL, settle, sheet, style
+from lens_skills.ranking import METHODS, MethodComparison
+from lens_skills.ranking.compare_methods import BASELINES
 from lens_skills.stats.intervals import wilson_interval
 
 COMMAND = "python benchmarks/leaderboard.py"
 
 
-def pooled(found: dict[str, Comparison]) -> pd.DataFrame:
+def pooled(found: dict[str, MethodComparison]) -> pd.DataFrame:
     """One row per method: hits on all tasks together and on each, best first.
 
     ``size`` is the mean over tasks of the neurons' mean |effect| in units of the task's delta.
@@ -127,7 +127,9 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def page(found: dict[str, Comparison], board: pd.DataFrame, options: Any, minutes: float) -> str:
+def page(
+    found: dict[str, MethodComparison], board: pd.DataFrame, options: Any, minutes: float
+) -> str:
     """The page in Markdown."""
     shown = board.copy()
     shown.insert(4, "95 % interval", [f"{a:.2f} to {b:.2f}" for a, b in zip(

@@ -20,10 +20,10 @@ import torch
 
 import lens_skills as ls
 from benchmarks.timing import report, table
-from lens_skills.causal.court import verify
-from lens_skills.causal.edits import ablate
-from lens_skills.causal.ruling import CAUSAL, OPPOSES, SUPPORTS
-from lens_skills.example import Example
+from lens_skills.data import Example
+from lens_skills.interventions.edits import ablate
+from lens_skills.interventions.verdict import CAUSAL, OPPOSES, SUPPORTS
+from lens_skills.interventions.verify import verify
 from lens_skills.stats.bootstrap import cluster_interval
 from lens_skills.tasks import Task
 from tests.planted import mlp_inputs, plant

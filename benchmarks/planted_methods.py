@@ -20,8 +20,8 @@ import torch
 import lens_skills as ls
 from benchmarks.planted import COLOURS, FRAMES, GAIN, LAYERS, direction, natural_size, words
 from benchmarks.timing import report
-from lens_skills.example import Example
-from lens_skills.methods import Comparison, compare
+from lens_skills.data import Example
+from lens_skills.ranking import MethodComparison, compare_methods
 from lens_skills.tasks import Task
 from tests.planted import mlp_inputs, plant
 
@@ -83,7 +83,7 @@ def plant_roles(model: Any, examples: Task) -> dict[str, list[str]]:
     return {role: [f"L{layer}N{index}" for layer in LAYERS] for role, index in ROLES.items()}
 
 
-def measured(comparison: Comparison) -> dict[str, float]:
+def measured(comparison: MethodComparison) -> dict[str, float]:
     """The figures of each method, flat, and of the best one."""
     frame = comparison.frame().set_index("method")
     methods = frame.loc[list(comparison.methods)]
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     truth = plant_roles(model, whole)
     explore, rest, _ = whole.split(0.25, 0.25, 0.5, seed=0)
     start = time.process_time()
-    comparison = compare(
+    comparison = compare_methods(
         model,
         explore,
         "label:red",

@@ -18,10 +18,10 @@ import torch
 from timing import interleaved, report, table
 
 import lens_skills as ls
-from lens_skills.activations.encoding import encode_examples
-from lens_skills.models import as_lens, prompted
-from lens_skills.prompts import fit_prompt, initial_prompt
-from lens_skills.prompts.batches import training_batches
+from lens_skills.activations.tokenization import encode_examples
+from lens_skills.models import as_adapter, prompted
+from lens_skills.soft_prompts import fit_prompt, initial_prompt
+from lens_skills.soft_prompts.training_batches import training_batches
 
 TOKENS, SOFT, LR = 25, 8, 1e-2
 METRICS = ["label:plural", "confidence"]
@@ -29,11 +29,11 @@ METRICS = ["label:plural", "confidence"]
 
 def inputs(model: Any, n_examples: int) -> ls.Task:
     """Agreement prompts led in to exactly 25 tokens; they repeat, as the work stays the same."""
-    lens, found = as_lens(model), []
+    adapter, found = as_adapter(model), []
     for example in ls.tasks.agreement(n=400):
         for filler in ("So" + " and so" * k + " on" * j for k in range(12) for j in range(3)):
             prompt = f"{filler} {example.prompt[0].lower()}{example.prompt[1:]}"
-            if len(lens.encode(prompt)) == TOKENS:
+            if len(adapter.encode(prompt)) == TOKENS:
                 found.append((prompt, example))
                 break
     return ls.Task(

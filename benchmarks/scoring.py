@@ -18,7 +18,7 @@ from scipy import stats
 from timing import interleaved, report, table
 
 import lens_skills as ls
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
 
 METRICS = ["label:plural", "confidence", "entropy", "margin"]
 PERMUTATIONS, BATCH = 100, 32
@@ -28,14 +28,14 @@ WHAT = f"score, 4 metrics, {PERMUTATIONS} permutations, control task, rotated ba
 
 def task_of(model: Any, n_examples: int, n_tokens: int) -> ls.Task:
     """Agreement prompts led in by filler until each has exactly ``n_tokens`` tokens."""
-    lens = as_lens(model)
+    adapter = as_adapter(model)
     found = []
     for place, example in enumerate(ls.tasks.agreement(n=min(n_examples, 7680))):
-        bare = len(lens.encode(example.prompt))
+        bare = len(adapter.encode(example.prompt))
         filler = "So" + " and so" * ((n_tokens - bare) // 2) + " on" * ((n_tokens - bare) % 2)
         prompt = f"{filler} {example.prompt[0].lower()}{example.prompt[1:]}"
         for _ in range(n_tokens):
-            extra = len(lens.encode(prompt)) - n_tokens
+            extra = len(adapter.encode(prompt)) - n_tokens
             if extra == 0:
                 break
             prompt = prompt.replace(" so", "", 1) if extra > 0 else prompt.replace("So", "So so", 1)

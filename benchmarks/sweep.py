@@ -17,9 +17,9 @@ import torch
 from timing import interleaved, report, table
 
 import lens_skills as ls
-from lens_skills.activations.encoding import encode_examples
-from lens_skills.causal import ablate, sweep
-from lens_skills.models import as_lens
+from lens_skills.activations.tokenization import encode_examples
+from lens_skills.interventions import ablate, sweep
+from lens_skills.models import as_adapter
 
 TOKENS, EXAMPLES, COPIES = 24, 8, 32
 Neuron = tuple[int, int]
@@ -27,12 +27,12 @@ Neuron = tuple[int, int]
 
 def prompts(model: Any, n_examples: int) -> ls.Task:
     """Agreement prompts, answers and foils of one token, led in to exactly 24 tokens."""
-    lens, found = as_lens(model), []
+    adapter, found = as_adapter(model), []
     for place, example in enumerate(ls.tasks.agreement(n=400)):
-        missing = TOKENS - len(lens.encode(example.prompt))
+        missing = TOKENS - len(adapter.encode(example.prompt))
         for filler in ("So" + " and so" * k + " on" * j for k in range(12) for j in range(3)):
             prompt = f"{filler} {example.prompt[0].lower()}{example.prompt[1:]}"
-            if missing > 0 and len(lens.encode(prompt)) == TOKENS:
+            if missing > 0 and len(adapter.encode(prompt)) == TOKENS:
                 kept = {"answer": example.answer, "foil": example.foil, "group": example.group}
                 found.append(ls.Example(id=str(place), prompt=prompt, **kept))
                 break
@@ -44,14 +44,14 @@ def prompts(model: Any, n_examples: int) -> ls.Task:
 def uniformly(model: Any, per_layer: int) -> list[Neuron]:
     """As many neurons of every layer, drawn at random."""
     generator = torch.Generator().manual_seed(0)
-    lens = as_lens(model)
-    draws = [torch.randperm(lens.d_mlp, generator=generator) for _ in range(lens.n_layers)]
+    adapter = as_adapter(model)
+    draws = [torch.randperm(adapter.d_mlp, generator=generator) for _ in range(adapter.n_layers)]
     return [(layer, int(k)) for layer, order in enumerate(draws) for k in order[:per_layer]]
 
 
 def tokens_of(model: Any, task: ls.Task) -> tuple[torch.Tensor, torch.Tensor]:
     """The prompts' tokens, and each one's answer and foil."""
-    encoded = encode_examples(as_lens(model), task, answers=True)
+    encoded = encode_examples(as_adapter(model), task, answers=True)
     pairs = [[*(e.answer_tokens or ()), *(e.foil_tokens or ())] for e in encoded]
     return torch.tensor([e.prompt_tokens.tolist() for e in encoded]), torch.tensor(pairs)
 
@@ -144,7 +144,7 @@ def largest_difference(
     found = sweep(
         model, task, neurons, do=ablate("zero"), metric=answer_log_probability, progress=False
     )
-    encoded = encode_examples(as_lens(model), task, answers=True)
+    encoded = encode_examples(as_adapter(model), task, answers=True)
     wanted = [
         answer_log_probability(last_logits(model, tokens, layer, [neuron]), encoded)
         for layer, neuron in neurons
@@ -155,9 +155,9 @@ def largest_difference(
 def whole(layers: list[int] | None) -> dict[str, float]:
     """Every neuron of the model on 8 examples."""
     model = ls.load_model()
-    task, lens = prompts(model, EXAMPLES), as_lens(model)
-    shown = range(lens.n_layers) if layers is None else layers
-    rows = torch.cartesian_prod(torch.tensor(list(shown)), torch.arange(lens.d_mlp))
+    task, adapter = prompts(model, EXAMPLES), as_adapter(model)
+    shown = range(adapter.n_layers) if layers is None else layers
+    rows = torch.cartesian_prod(torch.tensor(list(shown)), torch.arange(adapter.d_mlp))
     start = time.perf_counter()
     found = sweep(model, task, rows, do=ablate("zero"), metric="logit_diff")
     seconds = time.perf_counter() - start

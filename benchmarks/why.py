@@ -18,10 +18,10 @@ from typing import Any
 import pandas as pd
 
 import lens_skills as ls
-from lens_skills.diagnosis import Regulators, redundancy, regulators, sparse_probe
+from lens_skills.diagnostics import Regulators, confidence_regulators, redundancy, sparse_probe
 from lens_skills.explanation import Explanations, explain
-from lens_skills.reporting import Drawing, figures
-from lens_skills.reporting.regulation import confidence_regulation
+from lens_skills.plotting import Drawing, figures
+from lens_skills.plotting.diagnostic_plots import confidence_regulation
 
 OUT = Path("figures/why")
 SEED = 0
@@ -144,7 +144,7 @@ def study(page: Page, case: Case, n_effects: int) -> dict[str, float]:
     clock["scored"] = time.monotonic()
     why = explain(model, confirm, names, n_permutations=199, seed=SEED, progress=False)
     clock["explained"] = time.monotonic()
-    kinds = regulators(
+    kinds = confidence_regulators(
         model, confirm, names, metric=case.metric, neutral=case.neutral, n_effects=n_effects,
         seed=SEED, progress=False,
     )  # fmt: skip

@@ -40,33 +40,20 @@ if TYPE_CHECKING:
     from lens_skills.activations import logit_diff as logit_diff
     from lens_skills.activations import span as span
     from lens_skills.activations import stream as stream
-    from lens_skills.causal import Verdict as Verdict
-    from lens_skills.causal import ablate as ablate
-    from lens_skills.causal import audit as audit
-    from lens_skills.causal import clamp as clamp
-    from lens_skills.causal import damage_matrix as damage_matrix
-    from lens_skills.causal import dose_response as dose_response
-    from lens_skills.causal import edited as edited
-    from lens_skills.causal import patch as patch
-    from lens_skills.causal import prescreen as prescreen
-    from lens_skills.causal import scale as scale
-    from lens_skills.causal import steer as steer
-    from lens_skills.causal import sweep as sweep
-    from lens_skills.causal import verify as verify
     from lens_skills.circuits import Circuit as Circuit
     from lens_skills.circuits import Edge as Edge
     from lens_skills.circuits import Faithfulness as Faithfulness
     from lens_skills.circuits import Node as Node
     from lens_skills.circuits import circuit as circuit
-    from lens_skills.circuits import equal_pairs as equal_pairs
+    from lens_skills.circuits import equal_length_pairs as equal_length_pairs
     from lens_skills.circuits import faithfulness as faithfulness
-    from lens_skills.diagnosis import Regulators as Regulators
-    from lens_skills.diagnosis import memorisation as memorisation
-    from lens_skills.diagnosis import redundancy as redundancy
-    from lens_skills.diagnosis import regulators as regulators
-    from lens_skills.diagnosis import sparse_probe as sparse_probe
+    from lens_skills.data import Example as Example
+    from lens_skills.diagnostics import Regulators as Regulators
+    from lens_skills.diagnostics import confidence_regulators as confidence_regulators
+    from lens_skills.diagnostics import memorisation as memorisation
+    from lens_skills.diagnostics import redundancy as redundancy
+    from lens_skills.diagnostics import sparse_probe as sparse_probe
     from lens_skills.errors import LensSkillsError as LensSkillsError
-    from lens_skills.example import Example as Example
     from lens_skills.explanation import Explanations as Explanations
     from lens_skills.explanation import Shortcuts as Shortcuts
     from lens_skills.explanation import explain as explain
@@ -78,112 +65,125 @@ if TYPE_CHECKING:
     from lens_skills.generation import generate as generate
     from lens_skills.generation import grade as grade
     from lens_skills.generation import graders as graders
-    from lens_skills.methods import METHODS as METHODS
-    from lens_skills.methods import Comparison as Comparison
-    from lens_skills.methods import Ranking as Ranking
-    from lens_skills.methods import compare as compare
-    from lens_skills.methods import rank as rank
+    from lens_skills.interventions import Verdict as Verdict
+    from lens_skills.interventions import ablate as ablate
+    from lens_skills.interventions import audit as audit
+    from lens_skills.interventions import clamp as clamp
+    from lens_skills.interventions import damage_matrix as damage_matrix
+    from lens_skills.interventions import dose_response as dose_response
+    from lens_skills.interventions import edited as edited
+    from lens_skills.interventions import patch as patch
+    from lens_skills.interventions import prescreen as prescreen
+    from lens_skills.interventions import scale as scale
+    from lens_skills.interventions import steer as steer
+    from lens_skills.interventions import sweep as sweep
+    from lens_skills.interventions import verify as verify
     from lens_skills.models import SoftPrompt as SoftPrompt
-    from lens_skills.models import as_lens as as_lens
+    from lens_skills.models import as_adapter as as_adapter
     from lens_skills.models import load_model as load_model
     from lens_skills.models import prompted as prompted
-    from lens_skills.pipeline import study as study
-    from lens_skills.prompts import compare_prompts as compare_prompts
-    from lens_skills.prompts import fit_prompt as fit_prompt
-    from lens_skills.prompts import initial_prompt as initial_prompt
-    from lens_skills.reporting import figures as figures
+    from lens_skills.plotting import figures as figures
+    from lens_skills.ranking import METHODS as METHODS
+    from lens_skills.ranking import MethodComparison as MethodComparison
+    from lens_skills.ranking import Ranking as Ranking
+    from lens_skills.ranking import compare_methods as compare_methods
+    from lens_skills.ranking import rank as rank
     from lens_skills.scoring import Scores as Scores
     from lens_skills.scoring import Selection as Selection
-    from lens_skills.scoring import own_answer as own_answer
+    from lens_skills.scoring import layer_profile as layer_profile
+    from lens_skills.scoring import model_answer as model_answer
     from lens_skills.scoring import partial_r as partial_r
-    from lens_skills.scoring import predictivity_over_seeds as predictivity_over_seeds
-    from lens_skills.scoring import profile as profile
+    from lens_skills.scoring import predictivity as predictivity
     from lens_skills.scoring import score as score
     from lens_skills.scoring import select as select
     from lens_skills.scoring import skill_matrix as skill_matrix
     from lens_skills.scoring import stability as stability
+    from lens_skills.soft_prompts import compare_prompts as compare_prompts
+    from lens_skills.soft_prompts import fit_prompt as fit_prompt
+    from lens_skills.soft_prompts import initial_prompt as initial_prompt
+    from lens_skills.study import study as study
     from lens_skills.tasks import Task as Task
-    from lens_skills.tasks import describe as describe
+    from lens_skills.tasks import preflight as preflight
 
 __version__ = "0.1.0"
 
 # The room each public name lives in.
 _HOME = {
     "Circuit": "circuits",
-    "Comparison": "methods",
     "Edge": "circuits",
-    "Example": "example",
+    "Example": "data",
     "Explanations": "explanation",
     "Faithfulness": "circuits",
     "Graded": "generation",
     "LensSkillsError": "errors",
-    "METHODS": "methods",
+    "METHODS": "ranking",
+    "MethodComparison": "ranking",
     "Node": "circuits",
-    "Ranking": "methods",
-    "Regulators": "diagnosis",
+    "Ranking": "ranking",
+    "Regulators": "diagnostics",
     "Scores": "scoring",
     "Selection": "scoring",
     "Shortcuts": "explanation",
     "SoftPrompt": "models",
     "Task": "tasks",
-    "Verdict": "causal",
-    "ablate": "causal",
-    "as_lens": "models",
-    "audit": "causal",
+    "Verdict": "interventions",
+    "ablate": "interventions",
+    "as_adapter": "models",
+    "audit": "interventions",
     "capture": "activations",
     "capture_text": "generation",
     "circuit": "circuits",
-    "clamp": "causal",
-    "compare": "methods",
-    "compare_prompts": "prompts",
+    "clamp": "interventions",
+    "compare_methods": "ranking",
+    "compare_prompts": "soft_prompts",
     "confidence": "activations",
+    "confidence_regulators": "diagnostics",
     "correct": "activations",
     "covariate": "activations",
-    "damage_matrix": "causal",
-    "describe": "tasks",
-    "dose_response": "causal",
-    "edited": "causal",
-    "equal_pairs": "circuits",
+    "damage_matrix": "interventions",
+    "dose_response": "interventions",
+    "edited": "interventions",
+    "equal_length_pairs": "circuits",
     "evaluate": "activations",
     "explain": "explanation",
     "faithfulness": "circuits",
     "feature_bank": "explanation",
     "first_token_correct": "activations",
-    "fit_prompt": "prompts",
+    "fit_prompt": "soft_prompts",
     "generate": "generation",
     "grade": "generation",
-    "initial_prompt": "prompts",
+    "initial_prompt": "soft_prompts",
     "label": "activations",
+    "layer_profile": "scoring",
     "load_model": "models",
     "logit_diff": "activations",
-    "memorisation": "diagnosis",
-    "own_answer": "scoring",
+    "memorisation": "diagnostics",
+    "model_answer": "scoring",
     "partial_r": "scoring",
-    "patch": "causal",
-    "predictivity_over_seeds": "scoring",
-    "prescreen": "causal",
-    "profile": "scoring",
+    "patch": "interventions",
+    "predictivity": "scoring",
+    "preflight": "tasks",
+    "prescreen": "interventions",
     "prompted": "models",
-    "rank": "methods",
-    "redundancy": "diagnosis",
-    "regulators": "diagnosis",
-    "scale": "causal",
+    "rank": "ranking",
+    "redundancy": "diagnostics",
+    "scale": "interventions",
     "score": "scoring",
     "select": "scoring",
     "shortcuts": "explanation",
     "skill_matrix": "scoring",
     "span": "activations",
-    "sparse_probe": "diagnosis",
+    "sparse_probe": "diagnostics",
     "stability": "scoring",
-    "steer": "causal",
+    "steer": "interventions",
     "stream": "activations",
-    "study": "pipeline",
-    "sweep": "causal",
+    "study": "study",
+    "sweep": "interventions",
     "token_logits": "explanation",
-    "verify": "causal",
+    "verify": "interventions",
 }
 # The public names that are modules themselves.
-_MODULES = {"figures": "reporting.figures", "graders": "generation.graders", "tasks": "tasks"}
+_MODULES = {"figures": "plotting.figures", "graders": "generation.graders", "tasks": "tasks"}
 
 __all__ = [*_HOME, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.data import Example
+from lens_skills.models import as_adapter
 from tests.planted import mlp_inputs, planted
 
 U, N, MUTE, UNREAD, IDLE = 5, 11, 17, 23, 29
@@ -83,9 +83,9 @@ def planted_circuit(
         reach: How far N's input moves along ``d`` where U fires, in the unit of a normed stream.
         gain: What N adds to the logit difference where it fires, in nats, about.
     """
-    lens = as_lens(model)
-    clean = [lens.encode(example.prompt) for example in examples]
-    corrupted = [lens.encode(str(example.corrupted)) for example in examples]
+    adapter = as_adapter(model)
+    clean = [adapter.encode(example.prompt) for example in examples]
+    corrupted = [adapter.encode(str(example.corrupted)) for example in examples]
     low, high = layers
     gains, scale, stream = normed(model, high, clean + corrupted)
     d, e = quiet(stream, len(clean))
@@ -94,10 +94,10 @@ def planted_circuit(
     with ExitStack() as stack:
         for neuron, writes in ((U, written * d), (MUTE, 0.0), (UNREAD, written / 4 * e)):
             stack.enter_context(planted(model, low, neuron, clean, corrupted, writes=writes))
-        towards = answer_direction(lens, examples[0])
+        towards = answer_direction(adapter, examples[0])
         read = mlp_inputs(model, high, clean) @ (d / gains)
         fires = float((torch.nn.functional.silu(4.0 * read) * read).mean())
-        step = towards * (gain * scale_at_the_end(lens, model, clean) / fires)
+        step = towards * (gain * scale_at_the_end(adapter, model, clean) / fires)
         step = step / float(towards @ towards)
         for neuron, writes in ((N, step), (IDLE, 0.0)):
             stack.enter_context(
@@ -140,17 +140,17 @@ def quiet(stream: Tensor, n_clean: int) -> Tensor:
     return torch.linalg.eigh(spread).eigenvectors[:, :2].T
 
 
-def answer_direction(lens: Any, example: Example) -> Tensor:
+def answer_direction(adapter: Any, example: Example) -> Tensor:
     """What the logit difference of the example reads in the normed stream."""
-    vectors, _ = lens.unembed_vectors()
-    right, wrong = (lens.encode_plain(str(word))[0] for word in (example.answer, example.foil))
+    vectors, _ = adapter.unembed_vectors()
+    right, wrong = (adapter.encode_plain(str(word))[0] for word in (example.answer, example.foil))
     return (vectors[:, right] - vectors[:, wrong]).double()
 
 
-def scale_at_the_end(lens: Any, model: Any, sequences: Sequence[Sequence[int]]) -> float:
+def scale_at_the_end(adapter: Any, model: Any, sequences: Sequence[Sequence[int]]) -> float:
     """The root mean square of the stream that enters the final norm, in the mean."""
     seen: list[Tensor] = []
-    name = f"blocks.{lens.n_layers - 1}.hook_resid_post"
+    name = f"blocks.{adapter.n_layers - 1}.hook_resid_post"
     for sequence in sequences[:16]:
         with torch.no_grad():
             _, cache = model.run_with_cache(torch.tensor([list(sequence)]), names_filter=[name])

@@ -1,37 +1,43 @@
-"""The rooms are floors: a file imports only from floors below, or from its own room."""
+"""The laws of the layout.
+
+A file imports only from floors below or from its own room; no files form a circle; no file name
+occurs twice; no file is longer than 600 lines; only models/ imports a model library.
+"""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "lens_skills"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE, BENCHMARKS = ROOT / "lens_skills", ROOT / "benchmarks"
 
 # From the ground up. A room that is added gets its floor here, and nowhere else.
 FLOORS = (
     ("errors",),
-    ("example", "folder"),
     ("stats",),
+    ("data",),
+    ("results",),
     ("models",),
     ("activations",),
     ("tasks",),
     ("scoring",),
-    ("prompts",),
+    ("soft_prompts",),
     ("generation",),
-    ("causal",),
-    ("explanation", "diagnosis", "methods", "circuits"),
-    ("reporting",),
-    ("card", "shell"),
-    ("pipeline", "runs"),
-    ("demo", "inventory", "prompting", "reasons"),
+    ("interventions",),
+    ("explanation", "diagnostics", "ranking", "circuits"),
+    ("plotting",),
+    ("study",),
     ("cli",),
     ("__init__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What only the room that opens models may import.
 MODEL_LIBRARIES = ("transformer_lens", "transformers")
-LONGEST = 250  # lines; the aim is 200, and this is where a file is two files
+LONGEST = 600  # lines; 150 to 450 are typical, and this is where a file is two files
 
 
 def files(package: Path) -> list[Path]:
@@ -103,27 +109,86 @@ def ill_shaped(package: Path) -> list[str]:
     return found
 
 
+def twice(folder: Path) -> list[str]:
+    """Every file name that occurs in two places: a reader who looks for it finds the wrong one."""
+    names = Counter(path.name for path in files(folder) if path.name != "__init__.py")
+    return [
+        f"{name} occurs {count} times; one name, one file"
+        for name, count in sorted(names.items())
+        if count > 1
+    ]
+
+
+def circles(folder: Path) -> list[str]:
+    """Every set of files each of which needs the others, imports inside functions included."""
+    named = {
+        ".".join(path.relative_to(folder.parent).with_suffix("").parts): path
+        for path in files(folder)
+        if path != folder / "__init__.py"
+    }
+    named = {name.removesuffix(".__init__"): path for name, path in named.items()}
+    needs: dict[str, set[str]] = {}
+    for name, path in named.items():
+        # Scripts of one folder import one another by bare name.
+        beside = ".".join(name.split(".")[:-1])
+        modules = [module for _, module in imports(path, folder)]
+        modules += [module.rpartition(".")[0] for module in modules]
+        modules += [f"{beside}.{module}" for module in modules if module]
+        needs[name] = {found for found in modules if found in named} - {name}
+        # `from room import verb` names the verb, which may be called as a file is.
+        rooms = {found for found in needs[name] if named[found].name == "__init__.py"}
+        needs[name] -= {f"{room}.{word}" for room in rooms for word in exported(named[room])}
+    order = TopologicalSorter(needs)
+    try:
+        order.prepare()
+    except CycleError as error:
+        return [" needs ".join(reversed(error.args[1]))]
+    return []
+
+
+def exported(path: Path) -> set[str]:
+    """Names a package's ``__init__.py`` re-exports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
 def test_no_import_runs_upwards() -> None:
     assert upward(PACKAGE) == []
 
 
-def test_every_file_is_one_noun_of_readable_length() -> None:
-    assert ill_shaped(PACKAGE) == []
+@pytest.mark.parametrize("folder", [PACKAGE, BENCHMARKS])
+def test_every_file_is_of_readable_length(folder: Path) -> None:
+    assert ill_shaped(folder) == []
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, BENCHMARKS])
+def test_no_file_name_occurs_twice(folder: Path) -> None:
+    assert twice(folder) == []
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, BENCHMARKS])
+def test_no_files_form_a_circle(folder: Path) -> None:
+    assert circles(folder) == []
 
 
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
         ("stats/a.py", "from lens_skills.models import x", "stats is not above models"),
-        ("stats/a.py", "def f():\n    import lens_skills.cli", "stats is not above cli"),
+        ("stats/a.py", "def f():\n    import lens_skills.cli.app", "stats is not above cli"),
         ("stats/a.py", "from lens_skills import activations", "stats is not above activations"),
         ("stats/a.py", "from ..scoring.scores import Scores", "stats is not above scoring"),
         ("stats/a.py", "from .. import scoring", "stats is not above scoring"),
-        ("runs.py", "from lens_skills import load_model", "runs is not above __init__"),
-        ("runs.py", "import lens_skills.pipeline", "runs is not above pipeline"),
-        ("stats/a.py", "import_module('lens_skills.cli')", "stats is not above cli"),
+        ("study.py", "from lens_skills import load_model", "study is not above __init__"),
+        ("results.py", "import lens_skills.study", "results is not above study"),
+        ("stats/a.py", "import_module('lens_skills.cli.app')", "stats is not above cli"),
         ("activations/a.py", "import transformers", "only models/ may"),
-        ("pipeline.py", "def f():\n    from transformer_lens.x import y", "only models/ may"),
+        ("study.py", "def f():\n    from transformer_lens.x import y", "only models/ may"),
         ("attic/a.py", "", "has no floor"),
     ],
 )
@@ -138,14 +203,14 @@ def test_an_upward_import_is_found(tmp_path: Path, file: str, source: str, compl
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("cli.py", "from lens_skills.pipeline import study\nfrom lens_skills.errors import E"),
+        ("cli.py", "from lens_skills.study import study\nfrom lens_skills.errors import E"),
         (
             "activations/a.py",
             "from lens_skills.activations.b import c\nfrom .b import c\nimport torch",
         ),
         ("activations/deep/a.py", "from ..b import c\nfrom ...errors import E"),
         ("models/load.py", "import transformers\nfrom transformer_lens import x"),
-        ("__init__.py", "from lens_skills.cli import app"),
+        ("__init__.py", "from lens_skills.cli.app import app"),
     ],
 )
 def test_a_downward_import_is_not(tmp_path: Path, file: str, source: str) -> None:
@@ -162,3 +227,20 @@ def test_a_long_file_and_a_nameless_one_are_found(tmp_path: Path) -> None:
     long, nameless = ill_shaped(tmp_path / "lens_skills")
     assert f"{LONGEST + 1} lines" in long
     assert "utils" in nameless
+
+
+def test_a_circle_and_a_name_that_occurs_twice_are_found(tmp_path: Path) -> None:
+    package = tmp_path / "lens_skills"
+    for room in ("stats", "models"):
+        (package / room).mkdir(parents=True)
+        (package / room / "__init__.py").write_text("from lens_skills.stats.a import b as b\n")
+    (package / "stats" / "a.py").write_text("def b():\n    from lens_skills.stats.c import d\n")
+    (package / "stats" / "b.py").write_text("from lens_skills.stats import b\n")
+    (package / "stats" / "c.py").write_text("x = 1\n")
+    (package / "models" / "c.py").write_text("x = 1\n")
+    assert circles(package) == []
+    assert twice(package) == ["c.py occurs 2 times; one name, one file"]
+    (package / "stats" / "c.py").write_text("from lens_skills.stats import a\n")
+    (found,) = circles(package)
+    assert "lens_skills.stats.a" in found
+    assert "lens_skills.stats.c" in found

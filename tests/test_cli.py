@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import lens_skills as ls
-from lens_skills import cli
+from lens_skills.cli.app import app
+from lens_skills.cli.runs import Run
 from lens_skills.models.convert import has_hooked
-from lens_skills.runs import Run
 from lens_skills.tasks import GENERATORS
 
 QUICK = ["--limit", "96", "--permutations", "39", "--batch-size", "64"]
@@ -21,7 +21,7 @@ OPTIONS = ["--metric", "label:plural", "--given", "n_words"]
 
 
 def shell(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(part) for part in arguments])
+    return CliRunner().invoke(app.app, [str(part) for part in arguments])
 
 
 def printed(*arguments: object) -> str:
@@ -159,14 +159,14 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
 ) -> None:
     # The room, which the function of the same name hides.
     room = importlib.import_module("lens_skills.activations.stream")
-    monkeypatch.setattr("lens_skills.scoring.checkpoint.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("lens_skills.results.SECONDS_BETWEEN", 0.0)
     real, sizes = room.forward_batch, []
 
-    def forward(lens: Any, batch: Sequence[Any], *rest: Any) -> Any:
+    def forward(adapter: Any, batch: Sequence[Any], *rest: Any) -> Any:
         sizes.append(len(batch))
         if sizes.count(16) == 3:
             raise KeyboardInterrupt
-        return real(lens, batch, *rest)
+        return real(adapter, batch, *rest)
 
     run = tmp_path / "run"
     command = [
@@ -197,7 +197,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["lens-skills", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            app.main()
         assert stopped.value.code == 2
         out, err = capsys.readouterr()
         assert out == ""
@@ -212,7 +212,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_an_unknown_task_is_told_before_a_model_is_opened(
     refused: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "open_model", lambda *names: pytest.fail("the model was opened first"))
+    monkeypatch.setattr(app, "open_model", lambda *names: pytest.fail("the model was opened first"))
     assert "no task 'agreemnt'" in refused("score", "agreemnt", "--out", tmp_path / "run")
     assert "no task 'agreemnt'" in refused("tasks", "agreemnt")
 

@@ -40,7 +40,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["score", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
-import lens_skills.cli
+import lens_skills.cli.app
 try:
     lens_skills.cli.app({arguments!r})
 except SystemExit as stop:

@@ -7,14 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 import lens_skills as ls
-from lens_skills import cli
-from lens_skills.runs import Request, Run
+from lens_skills.cli.app import app
+from lens_skills.cli.runs import Run, RunRequest
 
 SCORE = ["--metric", "label:plural", "--limit", "600", "--permutations", "39", "--seed", "0"]
 
 
 def shell(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, [str(part) for part in arguments])
+    result = CliRunner().invoke(app.app, [str(part) for part in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -53,7 +53,7 @@ def test_compare_writes_its_table(run: Path) -> None:
 
 @pytest.mark.slow
 def test_circuit_of_a_neuron(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", Request("agreement", ("label:plural",), limit=360)).folder
+    run = Run.create(tmp_path / "run", RunRequest("agreement", ("label:plural",), limit=360)).folder
     quick = ["--edges", 2, "--depth", 1, "--limit", 20]
     code, out, _ = shell("circuit", run, "--neuron", "L28N907", *quick)
     assert code == 0

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
+from lens_skills import results
+from lens_skills.cli.runs import Run, RunRequest, main_metric
 from lens_skills.errors import LensSkillsError
-from lens_skills.runs import Request, Run, main_metric
-from lens_skills.scoring import Scores, Selection, checkpoint, score, select
+from lens_skills.scoring import Scores, Selection, score, select
 from lens_skills.tasks import GENERATORS, open_task
 
 OPTIONS = {"at": "mlp.hook_post", "position": "last", "batch_size": 16, "n_permutations": 39}
-REQUEST = Request("agreement", ("label:plural", "confidence"), options=OPTIONS, limit=96)
+REQUEST = RunRequest("agreement", ("label:plural", "confidence"), options=OPTIONS, limit=96)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def done(tiny_bridge: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_request_comes_back_as_it_was(tmp_path: Path) -> None:
-    request = Request(
+    request = RunRequest(
         task="some/table.csv",
         metrics=("label:plural", "confidence"),
         model="some/model",
@@ -127,7 +128,7 @@ def test_verify_asks_for_a_selection_and_a_third_split(done: Run, tiny_bridge: A
 def test_a_metric_that_does_not_vary_on_confirm(
     done: Run, tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = importlib.import_module("lens_skills.runs")
+    runs = importlib.import_module("lens_skills.cli.runs")
     real = runs.score
 
     def left_out(*args: Any, **kwargs: Any) -> Scores:
@@ -147,14 +148,14 @@ class Interruption:
         room = importlib.import_module("lens_skills.activations.stream")
         self.real, self.calls, self.at = room.forward_batch, 0, 0
         monkeypatch.setattr(room, "forward_batch", self)
-        monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+        monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
 
-    def __call__(self, lens: Any, batch: Any, *rest: Any) -> Any:
+    def __call__(self, adapter: Any, batch: Any, *rest: Any) -> Any:
         if len(batch) > 1:  # a pass first looks at one example, to see how wide the layers are
             self.calls += 1
             if self.calls == self.at:
                 raise KeyboardInterrupt
-        return self.real(lens, batch, *rest)
+        return self.real(adapter, batch, *rest)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 
 Problems are generated, in the words of BIG-bench's arithmetic as `lens_skills.tasks.arithmetic`
 writes them; none is read from a file. One pair of operands in ten is never shown, by the rule of
-`lens_skills.models.unseen.held_out`. The model is a Llama of the transformers library: its folder
+`lens_skills.models.bundled.held_out`. The model is a Llama of the transformers library: its folder
 opens as a HookedTransformer (TransformerLens 3.x) and as a TransformerBridge (3.x and 4.x) alike.
 One thread, for the same weights every time; needs torch 2.9 or newer (`torch.optim.Muon`).
 """
@@ -21,9 +21,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lens_skills.models.unseen import held_out
-from lens_skills.tasks.arithmetic import PROMPT
-from lens_skills.tasks.problem import WORDS, Problem
+from lens_skills.models.bundled import held_out
+from lens_skills.tasks.arithmetic import PROMPT, WORDS, ArithmeticProblem
 
 # A prompt is few tokens: the sentence's fixed parts are one each, and every digit is one.
 VOCABULARY = ("\n", "\nQ:", " What is ", *(f" {word} " for word in WORDS.values()), "\nA: ")
@@ -83,7 +82,9 @@ def _unseen(a: int, b: int) -> bool:
     return held_out(a, b)
 
 
-def draw(op: str, shape: tuple[int, int], random_: random.Random, *, unseen: bool) -> Problem:
+def draw(
+    op: str, shape: tuple[int, int], random_: random.Random, *, unseen: bool
+) -> ArithmeticProblem:
     """One problem, of the pairs held out or of the others."""
     while True:
         a, b = (
@@ -91,10 +92,10 @@ def draw(op: str, shape: tuple[int, int], random_: random.Random, *, unseen: boo
             for digits in shape
         )
         if _unseen(min(a, b), max(a, b)) is unseen:
-            return Problem(a, op, b)
+            return ArithmeticProblem(a, op, b)
 
 
-def problems(seed: int) -> Iterator[Problem]:
+def problems(seed: int) -> Iterator[ArithmeticProblem]:
     """Training problems without end, the same for the same seed; never one that is held out."""
     random_ = random.Random(seed)
     operations = random.Random(f"{seed} operations")
@@ -104,7 +105,7 @@ def problems(seed: int) -> Iterator[Problem]:
         yield draw(op, shape, random_, unseen=False)
 
 
-def encode(tokenizer: Any, some: Sequence[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(tokenizer: Any, some: Sequence[ArithmeticProblem]) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and targets ``[batch pos]``: only the answer and the end after it are asked for."""
     prompts = [PROMPT.format(a=p.a, word=WORDS[p.op], b=p.b) for p in some]
     before = tokenizer(prompts)["input_ids"]
@@ -121,7 +122,7 @@ def encode(tokenizer: Any, some: Sequence[Problem]) -> tuple[torch.Tensor, torch
 
 
 @torch.no_grad()
-def exact_match(model: Any, tokenizer: Any, some: Sequence[Problem]) -> float:
+def exact_match(model: Any, tokenizer: Any, some: Sequence[ArithmeticProblem]) -> float:
     """The share of problems whose whole answer, and the end after it, are the first choice."""
     right = 0
     for start in range(0, len(some), 500):
@@ -131,7 +132,7 @@ def exact_match(model: Any, tokenizer: Any, some: Sequence[Problem]) -> float:
     return right / len(some)
 
 
-def sample(op: str, shape: tuple[int, int], n: int, *, unseen: bool) -> list[Problem]:
+def sample(op: str, shape: tuple[int, int], n: int, *, unseen: bool) -> list[ArithmeticProblem]:
     """Up to ``n`` different problems of one kind, the same ones every time."""
     random_ = random.Random(f"{op} {shape} {unseen}")
     found = {draw(op, shape, random_, unseen=unseen): None for _ in range(8 * n)}

@@ -14,7 +14,7 @@ from page import Page, asked, funnel, kept, words
 
 import lens_skills as ls
 from lens_skills.activations import evaluate
-from lens_skills.causal.ruling import CAUSAL
+from lens_skills.interventions.verdict import CAUSAL
 
 TEXT = "\nThe right answer is the number "  # eight tokens, of which training begins
 HARD = ("The answer is ", TEXT)

@@ -19,7 +19,7 @@ from hans_trials import repeated, tried
 from page import Page, asked, kept, minutes
 
 import lens_skills as ls
-from lens_skills.tasks.entailment import WORDING
+from lens_skills.tasks.nli import WORDING
 
 # Short: the model is as much at chance with it as with longer ones, and reads it twice as fast.
 ASKED = "{premise} Does it follow that {claim}?\nAnswer:"

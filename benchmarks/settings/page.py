@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 import lens_skills as ls
-from lens_skills.reporting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing
 
 OUT, RUNS = Path("figures/settings"), Path("runs/settings")
 ORDER = ("arithmetic", "hans", "skill_mix")

@@ -20,7 +20,7 @@ from skill_mix_neurons import neurons
 from skill_mix_texts import DONE, copies, rates, rates_of_the_rules, rules, samples
 
 import lens_skills as ls
-from lens_skills.tasks.skill_list import chosen_skills, own_topics, read_topics
+from lens_skills.tasks.skill_mix import chosen_skills, own_topics, read_topics
 
 WORDING = "{definitions}\n\nNow {skills} in a text about {topic}."
 TEXT = "\nExample:"  # the tokens a prompt begins from; read as they are they are the control

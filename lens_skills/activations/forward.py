@@ -1,36 +1,235 @@
-"""One batch through the model: tokens padded, hooks fed, metrics computed."""
+"""One batch through the model: tokens padded, hooks fed, metrics computed.
 
-from collections.abc import Mapping, Sequence
+What the model says about a batch: logits at the first answer token, scores of whole answers.
+
+`Plan`: which parts of the model's output a pass must compute for its metrics.
+
+`TokenOdds`: the log-odds of single tokens, read without the rest of the vocabulary.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations.encoding import Encoded
-from lens_skills.activations.metrics import Metric
-from lens_skills.activations.plan import Plan, refuse_non_finite
-from lens_skills.activations.readout import (
-    Continuation,
-    Editing,
-    Readout,
-    answer_places,
-    pad_left,
-    placed,
-    score_continuation,
-    score_extra,
-)
-from lens_skills.models import Reader
+from lens_skills.activations.metrics import Continuation, Metric, Readout, logit_diff
+from lens_skills.activations.tokenization import Encoded, encode_examples
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import EditHook, ReadHook
+
+
+@dataclass(frozen=True)
+class RequiredOutputs:
+    """Which parts of the model's output a pass must compute."""
+
+    logits: bool
+    answer: bool
+    stop: bool
+    foil: bool
+    options: bool
+
+    def extra(self, encoded: Encoded) -> tuple[int, ...]:
+        """The answer tokens the model reads after the prompt, to score the next ones."""
+        if not self.answer:
+            return ()
+        answer = encoded.answer_tokens
+        assert answer is not None
+        return answer if self.stop else answer[:-1]
+
+
+NOTHING = RequiredOutputs(logits=False, answer=False, stop=False, foil=False, options=False)
+
+
+def prepare(
+    adapter: Any, examples: Sequence[Example], metrics: Sequence[Metric], chat: bool
+) -> tuple[list[Encoded], RequiredOutputs]:
+    """The examples in tokens, and what the pass must compute for the metrics."""
+    reads = frozenset[str]().union(*(metric.reads for metric in metrics))
+    contrast = "contrast" in reads
+    foils = contrast and all(example.foil is not None for example in examples)
+    plan = RequiredOutputs(
+        logits=bool(reads),
+        answer=bool({"answer", "stop"} & reads),
+        stop="stop" in reads,
+        foil=foils,
+        options="options" in reads or (contrast and not foils),
+    )
+    for example in examples:
+        lacks = None
+        if (plan.answer or "tokens" in reads) and example.answer is None:
+            lacks = "answer"
+        elif plan.options and len(example.options) < 2:
+            lacks = "foil and no options" if contrast else "options"
+        elif "options" in reads and example.answer not in (None, *example.options):
+            lacks = "answer among its options"
+        if lacks:
+            names = ", ".join(metric.name for metric in metrics if not metric.known)
+            raise LensSkillsError(
+                f"example {example.id!r} has no {lacks}, but a metric needs it (asked for: "
+                f"{names}). Give the task one, or choose other metrics."
+            )
+    needs_answers = bool(reads - {"logits"})
+    encoded = encode_examples(adapter, examples, answers=needs_answers, chat=chat)
+    if "tokens" in reads:
+        _warn_of_one_beginning(adapter, encoded)
+    return encoded, plan
+
+
+def _warn_of_one_beginning(adapter: Any, encoded: Sequence[Encoded]) -> None:
+    """A warning where different answers all begin with one token, which then tells nothing."""
+    answers = {item.answer_tokens for item in encoded}
+    firsts = {answer[0] for answer in answers if answer}
+    if len(firsts) == 1 < len(answers):
+        warnings.warn(
+            f"all {len(answers)} answers begin with the token {adapter.decode(firsts.pop())!r}, so "
+            "a metric of the first token cannot tell them apart. Let the prompts end in the space "
+            "and the answers begin without it, or use 'correct'.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def known_values(
+    metrics: Sequence[Metric], examples: Sequence[Any]
+) -> dict[str, Float[Tensor, " row"]]:
+    """The metrics that need no model, over all examples at once."""
+    values = {}
+    for metric in metrics:
+        if metric.known:
+            numbers = metric.of(None, examples)  # type: ignore[arg-type]
+            refuse_non_finite(metric.name, numbers, examples)
+            values[metric.name] = numbers
+    return values
+
+
+def refuse_non_finite(name: str, numbers: Tensor, examples: Sequence[Any]) -> None:
+    """Nothing; raises where a metric is not finite, naming the example."""
+    wrong = (~torch.isfinite(numbers)).nonzero()
+    if len(wrong):
+        place = int(wrong[0])
+        raise LensSkillsError(
+            f"the metric {name!r} is {float(numbers[place])} for example "
+            f"{examples[place].id!r} ({len(wrong)} of {len(numbers)} here are not finite). "
+            "Mend the column or the function; nothing was written."
+        )
+
+
+MakeEditHooks = Callable[[Sequence[Encoded], Sequence[int]], Mapping[str, EditHook]]
+"""From a batch and the padded column each prompt begins at: what replaces which activation."""
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int, device: Any
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """Token rows as one tensor, padded on the left, and the mask of its real tokens.
+
+    >>> pad_left([[5], [6, 7]], 0, "cpu")[0].tolist()
+    [[0, 5], [6, 7]]
+    """
+    width = max(len(row) for row in rows)
+    tokens = np.full((len(rows), width), pad, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=bool)
+    for place, row in enumerate(rows):
+        tokens[place, width - len(row) :] = row
+        mask[place, width - len(row) :] = True
+    return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
+
+
+def score_continuation(
+    adapter: Any,
+    logits: Float[Tensor, "batch k d_vocab"],
+    continuations: Sequence[Sequence[int]],
+    *,
+    stop: bool,
+) -> Continuation:
+    """The continuations scored by logits that predict their tokens one after another.
+
+    ``logits[i, 0]`` predicts the first token of ``continuations[i]``; rows shorter than ``k`` are
+    padded at the end.
+    """
+    log_probabilities = logits.float().log_softmax(-1)
+    totals, greedy, stops = [], [], []
+    for row, tokens in zip(log_probabilities, continuations, strict=True):
+        target = torch.tensor(list(tokens), device=row.device)
+        steps = row[: len(target)]
+        totals.append(steps.gather(-1, target[:, None]).double().sum())
+        greedy.append(bool((steps.argmax(-1) == target).all()))
+        if stop:
+            stops.append(not _extends(adapter.decode(int(row[len(target)].argmax()))))
+    return Continuation(
+        log_probability=torch.stack(totals).cpu(),
+        greedy=torch.tensor(greedy),
+        stops=torch.tensor(stops) if stop else None,
+    )
+
+
+def _extends(text: str) -> bool:
+    return text[:1].isalnum()
+
+
+def score_extra(
+    adapter: Any,
+    batch: Sequence[Encoded],
+    continuations: Sequence[Sequence[int]],
+    logits: Float[Tensor, "batch d_vocab"],
+    editing: MakeEditHooks | None = None,
+) -> Continuation:
+    """Continuations of the prompts that the batch's own forward pass did not contain.
+
+    Those of a single token are read off ``logits``; the rest cost one more forward pass.
+    """
+    if all(len(tokens) == 1 for tokens in continuations):
+        return score_continuation(adapter, logits[:, None], continuations, stop=False)
+    rows = [
+        [*encoded.prompt_tokens.tolist(), *tokens[:-1]]
+        for encoded, tokens in zip(batch, continuations, strict=True)
+    ]
+    tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
+    places = answer_places([len(c) - 1 for c in continuations], tokens.shape[1]).to(adapter.device)
+    out = adapter.forward(
+        tokens, mask, readers={}, logits_at=places, editors=placed(editing, batch, rows)
+    )
+    return score_continuation(adapter, out, continuations, stop=False)
+
+
+def placed(
+    editing: MakeEditHooks | None, batch: Sequence[Encoded], rows: Sequence[Sequence[int]]
+) -> Mapping[str, EditHook]:
+    """What to attach for one forward pass of the batch, its rows padded on the left."""
+    if editing is None:
+        return {}
+    width = max(len(row) for row in rows)
+    return editing(batch, [width - len(row) for row in rows])
+
+
+def answer_places(extra: Sequence[int], width: int) -> Int[Tensor, "batch k"]:
+    """Padded positions that predict the first token after the prompt and the ``extra`` ones.
+
+    Rows with fewer extra tokens repeat the last position.
+
+    >>> answer_places([0, 2], 5).tolist()
+    [[4, 4, 4], [2, 3, 4]]
+    """
+    first = width - 1 - torch.tensor(list(extra))
+    steps = torch.arange(int(max(extra)) + 1)
+    return (first[:, None] + steps).clamp(max=width - 1)
 
 
 def forward_batch(
-    lens: Any,
+    adapter: Any,
     batch: Sequence[Encoded],
-    plan: Plan,
+    plan: RequiredOutputs,
     metrics: Sequence[Metric],
     known: Mapping[str, Tensor],
-    readers: Mapping[str, Reader],
-    editing: Editing | None = None,
+    readers: Mapping[str, ReadHook],
+    editing: MakeEditHooks | None = None,
 ) -> dict[str, Float[Tensor, " batch"]]:
     """The batch's metrics after one forward pass, which feeds the readers and is edited.
 
@@ -38,9 +237,9 @@ def forward_batch(
     """
     extra = [plan.extra(item) for item in batch]
     rows = [[*item.prompt_tokens.tolist(), *more] for item, more in zip(batch, extra, strict=True)]
-    tokens, mask = pad_left(rows, lens.pad_id, lens.device)
-    places = answer_places([len(more) for more in extra], tokens.shape[1]).to(lens.device)
-    logits = lens.forward(
+    tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
+    places = answer_places([len(more) for more in extra], tokens.shape[1]).to(adapter.device)
+    logits = adapter.forward(
         tokens,
         mask,
         readers=readers,
@@ -51,7 +250,7 @@ def forward_batch(
     values = {name: numbers[index] for name, numbers in known.items()}
     if not plan.logits:
         return values
-    readout = _read_out(lens, batch, plan, logits, editing)
+    readout = _read_out(adapter, batch, plan, logits, editing)
     for metric in metrics:
         if not metric.known:
             numbers = metric.of(readout, batch).double().cpu()
@@ -61,30 +260,30 @@ def forward_batch(
 
 
 def _read_out(
-    lens: Any,
+    adapter: Any,
     batch: Sequence[Encoded],
-    plan: Plan,
+    plan: RequiredOutputs,
     logits: Float[Tensor, "batch k d_vocab"],
-    editing: Editing | None,
+    editing: MakeEditHooks | None,
 ) -> Readout:
     first = logits[:, 0]
     answer = foil = options = None
     if plan.answer:
         answers = [item.answer_tokens or () for item in batch]
-        answer = score_continuation(lens, logits, answers, stop=plan.stop)
+        answer = score_continuation(adapter, logits, answers, stop=plan.stop)
     if plan.foil:
         foils = [item.foil_tokens or () for item in batch]
-        foil = score_extra(lens, batch, foils, first, editing)
+        foil = score_extra(adapter, batch, foils, first, editing)
     if plan.options:
-        options = _score_options(lens, batch, first, editing)
+        options = _score_options(adapter, batch, first, editing)
     return Readout(first, answer, foil, options)
 
 
 def _score_options(
-    lens: Any,
+    adapter: Any,
     batch: Sequence[Encoded],
     logits: Float[Tensor, "batch d_vocab"],
-    editing: Editing | None,
+    editing: MakeEditHooks | None,
 ) -> tuple[Continuation, ...]:
     """Every option of every example, in batches of the size the pass runs at."""
     pairs = [(row, option) for row, item in enumerate(batch) for option in item.option_tokens]
@@ -93,10 +292,72 @@ def _score_options(
         part = pairs[start : start + len(batch)]
         rows = [row for row, _ in part]
         options = [option for _, option in part]
-        scored = score_extra(lens, [batch[row] for row in rows], options, logits[rows], editing)
+        scored = score_extra(adapter, [batch[row] for row in rows], options, logits[rows], editing)
         total[start : start + len(part)] = scored.log_probability
     sizes = [len(item.option_tokens) for item in batch]
     none = [torch.zeros(size, dtype=torch.bool) for size in sizes]
     return tuple(
         Continuation(part, no, None) for part, no in zip(total.split(sizes), none, strict=True)
     )
+
+
+def is_log_odds(metric: Metric) -> bool:
+    """Whether the metric is `logit_diff`, under whatever name."""
+    # Unwrapped: whatever checks shapes around every function shares one code among them all.
+    code, own = (getattr(unwrap(one.of), "__code__", None) for one in (metric, logit_diff()))
+    return code is not None and code is own
+
+
+class TokenOdds:
+    """Answer against foil (or the best other option), each of one token, for a batch.
+
+    The softmax's normaliser cancels, so two columns of the unembedding suffice; everything here
+    is linear in the normalised residual stream, up to the choice among several other options.
+    """
+
+    def __init__(self, adapter: Any, batch: Sequence[Encoded], plan: RequiredOutputs) -> None:
+        weight, bias = adapter.unembed_vectors()
+        rows, offsets = [], []
+        for answer, others in (_tokens(item, plan) for item in batch):
+            rows.append(weight[:, answer, None].double() - weight[:, others].double())
+            zeros = torch.zeros(len(others), dtype=torch.float64, device=weight.device)
+            offsets.append(zeros if bias is None else (bias[answer] - bias[others]).double())
+        widest = max(len(row) for row in offsets)
+        # Examples with fewer options repeat their last one: a minimum does not mind.
+        pad = [list(range(len(o))) + [len(o) - 1] * (widest - len(o)) for o in offsets]
+        self.directions = torch.stack([r[:, p].T for r, p in zip(rows, pad, strict=True)])
+        self.offsets = torch.stack([o[p] for o, p in zip(offsets, pad, strict=True)])
+
+    @classmethod
+    def of(
+        cls, adapter: Any, batch: Sequence[Encoded], plan: RequiredOutputs, metric: Metric
+    ) -> Any:
+        """The log-odds of a batch, or None where the metric or its tokens are others."""
+        if not is_log_odds(metric):
+            return None
+        single = all(
+            len(item.answer_tokens or ()) == 1
+            and all(len(tokens) == 1 for tokens in _others(item, plan))
+            for item in batch
+        )
+        return cls(adapter, batch, plan) if single else None
+
+    def __call__(
+        self, normal: Float[Tensor, "set example d_model"]
+    ) -> Float[Tensor, "set example"]:
+        """The log-odds of the normalised residual stream at the last prompt token, in nats."""
+        odds = torch.einsum("sed,ekd->sek", normal.to(self.directions), self.directions)
+        return (odds + self.offsets).amin(-1)
+
+
+def _others(item: Encoded, plan: RequiredOutputs) -> list[tuple[int, ...]]:
+    if plan.foil:
+        return [item.foil_tokens or ()]
+    answer = item.example.answer
+    pairs = zip(item.example.options, item.option_tokens, strict=True)
+    return [tokens for option, tokens in pairs if option != answer]
+
+
+def _tokens(item: Encoded, plan: RequiredOutputs) -> tuple[int, list[int]]:
+    assert item.answer_tokens is not None
+    return item.answer_tokens[0], [tokens[0] for tokens in _others(item, plan)]

@@ -1,15 +1,124 @@
-"""One number per example: correctness, and the model's confidence in its usual forms."""
+"""One number per example: correctness, and the model's confidence in its usual forms.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+Metrics as the user may write them: names, functions, numbers, lists and dicts of those.
+
+Columns of the task as metrics: numbers as they are, categories one against the rest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_skills.activations.readout import Readout, answer_tokens, single_token_readout
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How the model takes one given continuation of each prompt.
+
+    Attributes:
+        log_probability: Joint log-probability of its tokens (nats).
+        greedy: Whether every token of it is the model's first choice.
+        stops: Whether the model's first choice after it does not extend it: the next token begins
+            with neither a letter nor a digit (``12`` extends ``1``; a space or a line end do not).
+            None where no metric asked.
+    """
+
+    log_probability: Float[Tensor, " batch"]
+    greedy: Bool[Tensor, " batch"]
+    stops: Bool[Tensor, " batch"] | None
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The model's output for one batch, as far as the metrics of a pass need it.
+
+    Attributes:
+        logits: At the last prompt token, where the first answer token is predicted.
+        answer: The answer as a whole, or None where no metric reads it.
+        foil: The foil likewise.
+        options: One `Continuation` per example over its own options, or None.
+    """
+
+    logits: Float[Tensor, "batch d_vocab"]
+    answer: Continuation | None = None
+    foil: Continuation | None = None
+    options: tuple[Continuation, ...] | None = None
+
+    @cached_property
+    def log_probabilities(self) -> Float[Tensor, "batch d_vocab"]:
+        """Of the first answer token (float64): computed once for all metrics that read it."""
+        return self.logits.double().log_softmax(-1)
+
+
+def answer_tokens(example: Any) -> tuple[int, ...]:
+    """The example's answer in tokens; raises where it has none."""
+    if example.answer_tokens is None:
+        raise LensSkillsError(f"example {example.id!r} has no answer, but the metric needs one.")
+    return example.answer_tokens
+
+
+def single_token_readout(
+    logits: Float[Tensor, "batch d_vocab"],
+    examples: Sequence[Any],
+    name: str,
+    reads: frozenset[str],
+) -> Readout:
+    """A readout made of first-token logits alone, for a metric called ``name``.
+
+    Raises:
+        LensSkillsError: The metric reads more than one position (an answer of several tokens, the
+            stop after it), or an example lacks what it reads.
+    """
+    shares = logits.double().log_softmax(-1).cpu()
+
+    def of(tokens: Sequence[tuple[int, ...] | None]) -> Continuation | None:
+        if any(part is None for part in tokens):
+            return None
+        if any(len(part) != 1 for part in tokens if part is not None) or "stop" in reads:
+            raise LensSkillsError(
+                f"{name} needs more than the logits of one position here (answers of "
+                "several tokens, or the stop after them). Use ls.evaluate(model, examples, …)."
+            )
+        first = torch.tensor([part[0] for part in tokens if part is not None])
+        return Continuation(
+            shares[torch.arange(len(first)), first], shares.argmax(-1) == first, None
+        )
+
+    needs_sequences = reads - {"logits", "user"}
+    if not needs_sequences:
+        return Readout(logits)
+    if "answer" in reads:
+        for example in examples:
+            answer_tokens(example)
+    options = None
+    if "options" in reads or "contrast" in reads:
+        rows = [
+            Continuation(
+                row[torch.tensor([tokens[0] for tokens in example.option_tokens])],
+                torch.zeros(len(example.option_tokens), dtype=torch.bool),
+                None,
+            )
+            for row, example in zip(shares, examples, strict=True)
+            if example.option_tokens
+        ]
+        options = tuple(rows) if len(rows) == len(examples) else None
+    foil = of([example.foil_tokens for example in examples])
+    if options is None and ("options" in reads or ("contrast" in reads and not foil)):
+        raise LensSkillsError(f"{name} needs a foil or options, which an example lacks.")
+    return Readout(
+        logits,
+        answer=of([example.answer_tokens for example in examples]),
+        foil=foil,
+        options=options,
+    )
 
 
 @dataclass(frozen=True)
@@ -162,3 +271,278 @@ def _spread(log_probabilities: Float[Tensor, "batch choice"], kind: str) -> Floa
 def _need(part: Any) -> Any:
     assert part is not None, "the readout lacks a part this metric reads"
     return part
+
+
+MOST_CATEGORIES = 12
+"""Beyond this a column is rather a name than a property, and is not split into categories."""
+
+
+@dataclass(frozen=True)
+class Column(Metric):
+    """A metric that is a column of the task.
+
+    Attributes:
+        column: Its name.
+        kind: ``labels`` or ``covariates``.
+    """
+
+    column: str = ""
+    kind: str = "labels"
+
+    def by_category(self, examples: Sequence[Any]) -> tuple[Metric, ...]:
+        """The column itself, or one 0/1 metric per category where there are three or more.
+
+        Raises:
+            LensSkillsError: More categories than `MOST_CATEGORIES`.
+        """
+        # A missing value is left to the reading of the column, which names the example.
+        values = [getattr(example, self.kind).get(self.column) for example in examples]
+        categories = _categories(values)
+        if len(categories) <= 2 or not any(isinstance(value, str) for value in values):
+            return (self,)
+        if len(categories) > MOST_CATEGORIES:
+            raise LensSkillsError(
+                f"{self.column!r} has {len(categories)} categories ({', '.join(categories[:3])}, "
+                f"…), more than {MOST_CATEGORIES}, to be one metric each. Name those you want, "
+                f"each against the rest: '{self.kind[:-1]}:{self.column}={categories[0]}'; or "
+                "give the examples a column of fewer."
+            )
+        return tuple(
+            replace(
+                column_metric(f"{self.column}={category}", self.kind),
+                name=f"{self.name}={category}",
+            )
+            for category in categories
+        )
+
+
+def label(name: str) -> Metric:
+    """A label of the task as a metric, or one of its categories against the rest.
+
+    Numbers stay as they are and two categories are 0 and 1 (in sorted order). A label of three to
+    twelve categories becomes one 0/1 metric each where it is asked for (``score``, ``evaluate``,
+    …), called ``label:rule=a``, ``label:rule=b`` and so on; ``label("rule=a")`` is one of them
+    alone.
+
+    >>> label("plural").name
+    'label:plural'
+    """
+    return column_metric(name, "labels")
+
+
+def covariate(name: str) -> Metric:
+    """A covariate of the task, read like a label."""
+    return column_metric(name, "covariates")
+
+
+def column_metric(name: str, kind: str) -> Column:
+    """A column of the labels or of the covariates."""
+    return Column(f"{kind[:-1]}:{name}", _reader(name, kind), frozenset(), "column", name, kind)
+
+
+def column_values(
+    examples: Sequence[Any], name: str, kind: str = "column"
+) -> Float[Tensor, " row"]:
+    """A column of the examples as numbers; two categories become 0 and 1 in sorted order.
+
+    ``"rule=a"`` is 1 where the column ``rule`` is ``a``, else 0, unless a column is called so.
+
+    Raises:
+        LensSkillsError: A missing column, more than two categories, or a category that no example
+            has.
+
+    >>> from lens_skills.data import Example
+    >>> rules = [Example(name, "x", labels={"rule": name}) for name in "abc"]
+    >>> column_values(rules, "rule=b").tolist()
+    [0.0, 1.0, 0.0]
+    """
+    column, _, category = name.rpartition("=")
+    # A column's own name goes first, whatever signs it holds.
+    whole = not column or any(_value(example, name, kind) is not None for example in examples)
+    values = [_present(example, name if whole else column, kind) for example in examples]
+    categories = _categories(values)
+    if not whole:
+        if category not in categories:
+            raise LensSkillsError(
+                f"no example here has {column} {category!r}: it is {', '.join(categories[:12])}"
+                f"{', …' if len(categories) > 12 else ''}. Name one of these, or give examples "
+                "of both sides."
+            )
+        return torch.tensor([float(str(value) == category) for value in values]).double()
+    if any(isinstance(value, str) for value in values):
+        if len(categories) > 2:
+            prefix = "" if kind == "column" else f"{kind[:-1]}:"
+            raise LensSkillsError(
+                f"{name!r} has {len(categories)} categories ({', '.join(categories[:5])}, …); a "
+                f"metric is one number. Name one, against the rest: "
+                f"'{prefix}{name}={categories[0]}'."
+            )
+        return torch.tensor([categories.index(str(value)) for value in values]).double()
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+
+def _reader(name: str, kind: str) -> Callable[[Readout | None, Sequence[Any]], Tensor]:
+    return lambda readout, examples: column_values(examples, name, kind)
+
+
+def _categories(values: Sequence[Any]) -> list[str]:
+    return sorted({str(value) for value in values if value is not None})
+
+
+def _value(example: Any, name: str, kind: str) -> Any:
+    return example.column(name) if kind == "column" else getattr(example, kind).get(name)
+
+
+def _present(example: Any, name: str, kind: str) -> Any:
+    value = _value(example, name, kind)
+    if value is None:
+        found = sorted({*example.labels, *example.covariates})
+        raise LensSkillsError(
+            f"example {example.id!r} has no {'' if kind == 'column' else kind[:-1] + ' '}"
+            f"{name!r}. It has: {', '.join(found) or 'no columns'}."
+        )
+    return value
+
+
+UserFunction = Callable[[Tensor, Sequence[Any]], Tensor]
+
+
+_NAMED: dict[str, Callable[[], Metric]] = {
+    "logit_diff": logit_diff,
+    "correct": correct,
+    "first_token_correct": first_token_correct,
+    "confidence": confidence,
+    "answer_probability": lambda: confidence("answer"),
+    "margin": lambda: confidence("margin"),
+    "entropy": lambda: confidence("entropy"),
+    "confidence:options": lambda: confidence(over="options"),
+    "answer_probability:options": lambda: confidence("answer", over="options"),
+    "margin:options": lambda: confidence("margin", over="options"),
+    "entropy:options": lambda: confidence("entropy", over="options"),
+}
+
+
+def parse_metrics(metrics: Any, examples: Sequence[Any] = ()) -> tuple[Metric, ...]:
+    """Metrics as the user may write them: a name, a `Metric`, a function, a list or a dict of them.
+
+    In a dict the keys become the names. A sequence of numbers, one per example, is a metric too.
+
+    Args:
+        metrics: See above.
+        examples: What they are asked of: a column that has three categories or more there becomes
+            one 0/1 metric per category, ``label:rule=a`` and so on.
+
+    >>> [metric.name for metric in parse_metrics(["correct", "label:plural"])]
+    ['correct', 'label:plural']
+
+    Raises:
+        LensSkillsError: An unknown name (with all known ones), two metrics of one name, or more
+            categories than can be told apart.
+    """
+    if isinstance(metrics, Mapping):
+        found = [_renamed(_parse_metric(value), str(key)) for key, value in metrics.items()]
+    elif isinstance(metrics, str | Metric | np.ndarray | Tensor) or callable(metrics):
+        found = [_parse_metric(metrics)]
+    else:
+        found = [_parse_metric(metric) for metric in metrics]
+    found = [
+        part
+        for metric in found
+        for part in (metric.by_category(examples) if isinstance(metric, Column) else (metric,))
+    ]
+    names = [metric.name for metric in found]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise LensSkillsError(
+            f"two metrics are called {double[0]!r}. Name them apart with a dict: "
+            "metrics={'mine': …, 'other': …}."
+        )
+    return tuple(found)
+
+
+def parse_metric(metric: Any, examples: Sequence[Any], *, asked: str) -> Metric:
+    """The one metric that is wanted.
+
+    Args:
+        metric: As in `parse_metrics`.
+        examples: As there.
+        asked: The call, for the message.
+
+    Raises:
+        LensSkillsError: As `parse_metrics`; none, or several (which).
+    """
+    found = parse_metrics(metric, examples)
+    if len(found) != 1:
+        raise LensSkillsError(
+            f"{asked} takes one metric; {metric!r} is {len(found)} metrics"
+            f"{': ' if found else ''}{', '.join(repr(each.name) for each in found)}. Name one."
+        )
+    return found[0]
+
+
+def _parse_metric(metric: Any) -> Metric:
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, str):
+        kind, _, name = metric.partition(":")
+        if metric in _NAMED:
+            return _NAMED[metric]()
+        if kind == "label" and name:
+            return label(name)
+        if kind == "covariate" and name:
+            return covariate(name)
+        raise LensSkillsError(
+            f"no metric {metric!r}. Known: {', '.join(_NAMED)}, label:NAME, covariate:NAME; or "
+            "give a function (logits, examples) -> float[batch], or one number per example."
+        )
+    if callable(metric):
+        function: UserFunction = metric  # type: ignore[assignment]
+        return Metric(
+            getattr(metric, "__name__", "metric").replace("<lambda>", "metric"),
+            lambda readout, examples: _user_numbers(function, readout, examples),
+            frozenset({"logits", "user"}),
+        )
+    # A copy: pandas hands out read-only arrays, and the caller's numbers stay the caller's.
+    numbers = torch.from_numpy(np.array(metric, dtype=np.float64))
+    if numbers.ndim != 1:
+        raise LensSkillsError("a metric given as numbers needs one number per example.")
+    return Metric("metric", _given(numbers), frozenset(), "column")
+
+
+def _given(numbers: Float[Tensor, " row"]) -> Callable[[Readout, Sequence[Any]], Tensor]:
+    def compute(readout: Readout | None, examples: Sequence[Any]) -> Tensor:
+        if len(numbers) != len(examples):
+            raise LensSkillsError(
+                f"{len(numbers)} metric values were given for {len(examples)} examples."
+            )
+        return numbers.clone()
+
+    return compute
+
+
+def _user_numbers(function: UserFunction, readout: Readout, examples: Sequence[Any]) -> Tensor:
+    numbers = torch.as_tensor(function(readout.logits, examples)).detach().cpu().double()
+    if numbers.shape != (len(examples),):
+        raise LensSkillsError(
+            f"a metric function must return one number per example: expected shape "
+            f"({len(examples)},), found {tuple(numbers.shape)}."
+        )
+    return numbers
+
+
+def _renamed(metric: Metric, name: str) -> Metric:
+    return replace(metric, name=name)
+
+
+def causal_metric(examples: Sequence[Example]) -> str | None:
+    """The metric that interventions are usually judged by; None where answers are missing.
+
+    ``logit_diff`` where every example has a foil or options, else ``answer_probability``.
+
+    >>> causal_metric([Example(id="a", prompt="The key", answer=" is", foil=" are")])
+    'logit_diff'
+    """
+    if any(example.answer is None for example in examples):
+        return None
+    contrast = all(example.foil is not None or len(example.options) > 1 for example in examples)
+    return "logit_diff" if contrast else "answer_probability"

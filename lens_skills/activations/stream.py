@@ -1,30 +1,107 @@
-"""One pass over a task: batches of activations and metrics, nothing of it kept."""
+"""One pass over a task: batches of activations and metrics, nothing of it kept.
+
+`Rows`: what one batch's hooks deliver, gathered at the positions that were asked for.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from lens_skills.activations.encoding import Encoded
-from lens_skills.activations.forward import forward_batch
-from lens_skills.activations.gathering import Rows
-from lens_skills.activations.metrics import Metric
-from lens_skills.activations.parsing import parse_metrics
-from lens_skills.activations.plan import Plan, known_values, prepare
-from lens_skills.activations.positions import (
+from lens_skills.activations.forward import RequiredOutputs, forward_batch, known_values, prepare
+from lens_skills.activations.locations import (
+    DEFAULT_SITE,
     Position,
+    PositionSpec,
+    Site,
+    find_site,
     parse_position,
     soft_position,
     token_places,
 )
-from lens_skills.activations.sites import DEFAULT_SITE, find_site
+from lens_skills.activations.metrics import Metric, parse_metrics
+from lens_skills.activations.tokenization import Encoded
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.models import SoftPrompt, prompted
+
+
+class PositionGather:
+    """Gathers what one batch's hooks deliver into one tensor of its own."""
+
+    def __init__(
+        self,
+        site: Site,
+        reading: PositionSpec,
+        places: Sequence[Sequence[Sequence[int]]],
+        batch: Sequence[Encoded],
+        plan: RequiredOutputs,
+    ) -> None:
+        self.site, self.reading = site, reading
+        lengths = [len(item.prompt_tokens) + len(plan.extra(item)) for item in batch]
+        # Prompts are padded on the left and their answers follow: token p of a row of length n
+        # stands at column width - n + p.
+        self.width = max(lengths)
+        shifts = [self.width - length for length in lengths]
+        pooled = reading.ragged or reading.pool is not None
+        rows = [spots[0] if pooled else [spot[0] for spot in spots] for spots in places]
+        widest = max(len(row) for row in rows)
+        self.places = torch.zeros(len(batch), widest, dtype=torch.long)
+        self.mask = torch.zeros(len(batch), widest, dtype=torch.bool)
+        for row, (spots, shift) in enumerate(zip(rows, shifts, strict=True)):
+            self.places[row, : len(spots)] = torch.from_numpy(np.asarray(spots) + shift)
+            self.mask[row, : len(spots)] = True
+        self.out: Tensor | None = None
+
+    def readers(self) -> dict[str, Any]:
+        def reader(place: int) -> Any:
+            # The layer is bound here: a bridge hands hooks the name of an alias.
+            return lambda activation: self._take(place, activation)
+
+        return {
+            self.site.hook_name(layer): reader(place)
+            for place, layer in enumerate(self.site.layers)
+        }
+
+    def _take(self, place: int, activation: Tensor) -> None:
+        by_position = activation.shape[:2] == (len(self.places), self.width)
+        # An attention pattern is "batch head query key": its heads could pass for positions.
+        if not by_position or self.site.name in ("attn.hook_pattern", "attn.hook_attn_scores"):
+            raise LensSkillsError(
+                f"{self.site.name!r} has the shape {tuple(activation.shape)}, not batch, position, "
+                "…: it holds no numbers per token. Choose another hook point."
+            )
+        rows = torch.arange(len(self.places), device=activation.device)[:, None]
+        # Indexing copies, so no view keeps the full activation alive.
+        taken = activation.detach()[rows, self.places.to(activation.device)].float().flatten(2)
+        mask = rearrange(self.mask.to(taken.device), "batch pos -> batch pos 1")
+        if self.reading.pool == "mean":
+            taken = reduce(taken * mask, "batch pos neuron -> batch 1 neuron", "sum")
+            taken = taken / reduce(mask, "batch pos 1 -> batch 1 1", "sum")
+        elif self.reading.pool == "max":
+            taken = taken.masked_fill(~mask, -torch.inf)
+            taken = reduce(taken, "batch pos neuron -> batch 1 neuron", "max")
+        elif self.reading.ragged:
+            taken = taken * mask
+        if self.out is None:
+            batch, n_pos, width = taken.shape
+            self.out = taken.new_zeros(batch, n_pos, len(self.site.layers), width)
+        self.out[:, :, place] = taken
+
+    def result(self) -> tuple[Tensor, Bool[Tensor, "batch pos"] | None]:
+        assert self.out is not None, "no reader was called"
+        if self.reading.ragged:
+            return self.out, self.mask
+        if self.reading.several:
+            return self.out, None
+        return rearrange(self.out, "batch 1 layer neuron -> batch layer neuron"), None
+
 
 BATCH_SIZE = 32
 
@@ -91,12 +168,12 @@ def stream(
         LensSkillsError: Unknown hook point, position outside a prompt, prompt longer than the
             context, a metric the task cannot give, a metric that is not finite.
     """
-    lens = prompted(model, prompt)
+    adapter = prompted(model, prompt)
     return _stream(
-        lens,
+        adapter,
         examples,
         at=at,
-        position=soft_position(lens, position),
+        position=soft_position(adapter, position),
         layers=layers,
         metrics=parse_metrics(metrics, examples),
         batch_size=batch_size,
@@ -119,20 +196,20 @@ def evaluate(
     """Every metric of every example, in the order of the examples, reading no activations."""
     wanted = parse_metrics(metrics, examples)
     values = {metric.name: torch.zeros(len(examples), dtype=torch.float64) for metric in wanted}
-    lens = prompted(model, prompt)
+    adapter = prompted(model, prompt)
     if all(metric.known for metric in wanted):
         return known_values(wanted, examples)
-    encoded, plan = prepare(lens, examples, wanted, chat)
+    encoded, plan = prepare(adapter, examples, wanted, chat)
     known = known_values(wanted, encoded)
     for batch in batches(encoded, plan, batch_size, 0, progress, "evaluate"):
-        found = forward_batch(lens, batch, plan, wanted, known, {})
+        found = forward_batch(adapter, batch, plan, wanted, known, {})
         for name, numbers in found.items():
             values[name][[encoded.index for encoded in batch]] = numbers
     return values
 
 
 def _stream(
-    lens: Any,
+    adapter: Any,
     examples: Sequence[Example],
     *,
     at: str,
@@ -146,13 +223,13 @@ def _stream(
 ) -> Iterator[Batch]:
     if batch_size < 1:
         raise LensSkillsError(f"batch_size must be at least 1, not {batch_size}.")
-    site, reading = find_site(lens, at, layers), parse_position(position)
-    encoded, plan = prepare(lens, examples, metrics, chat)
+    site, reading = find_site(adapter, at, layers), parse_position(position)
+    encoded, plan = prepare(adapter, examples, metrics, chat)
     known = known_values(metrics, encoded)
-    places = [[token_places(lens, item, spot) for spot in reading.spots] for item in encoded]
+    places = [[token_places(adapter, item, spot) for spot in reading.spots] for item in encoded]
     for batch in batches(encoded, plan, batch_size, skip, progress, "read"):
-        rows = Rows(site, reading, [places[item.index] for item in batch], batch, plan)
-        values = forward_batch(lens, batch, plan, metrics, known, rows.readers())
+        rows = PositionGather(site, reading, [places[item.index] for item in batch], batch, plan)
+        values = forward_batch(adapter, batch, plan, metrics, known, rows.readers())
         activations, mask = rows.result()
         yield Batch(
             index=torch.tensor([item.index for item in batch]),
@@ -165,7 +242,7 @@ def _stream(
 
 def batches(
     encoded: list[Encoded],
-    plan: Plan,
+    plan: RequiredOutputs,
     batch_size: int,
     skip: int,
     progress: bool | None,

@@ -7,29 +7,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.causal.screening import rank_agreement
-from lens_skills.circuits.node import Node
-from lens_skills.circuits.paths import path_effects
-from lens_skills.circuits.reading import Reader
-from lens_skills.circuits.scene import Scene
-from lens_skills.circuits.target import Activation
+from lens_skills.circuits.graph import Node
+from lens_skills.circuits.paired_cache import PairedCache
+from lens_skills.circuits.path_patching import ReceiverInput, path_effects
+from lens_skills.circuits.targets import ActivationTarget
+from lens_skills.stats.correlation import rank_agreement
 
 Parts = dict[Node, Float[Tensor, " example"]]
 
 
-def senders_of(scene: Scene, receiver: Node) -> list[Node]:
+def senders_of(cache: PairedCache, receiver: Node) -> list[Node]:
     """Everything below that writes into the receiver's column: token, heads, MLPs, from below."""
     layer, position = receiver.layer, receiver.position
     heads_below = layer if receiver.kind in ("head", "answer") else layer + 1
     found = [Node(-1, "token", None, position)]
     for at in range(heads_below):
-        found += [Node(at, "head", index, position) for index in range(scene.lens.n_heads)]
+        found += [Node(at, "head", index, position) for index in range(cache.adapter.n_heads)]
         if at < layer:
             found.append(Node(at, "mlp", None, position))
     return found
 
 
-def decompose(scene: Scene, receiver: Node, channel: str) -> tuple[Parts, Tensor]:
+def decompose(cache: PairedCache, receiver: Node, channel: str) -> tuple[Parts, Tensor]:
     """Each sender's part in a neuron's pre-activation change, and the change itself.
 
     With w the channel's weights, g the norm's, s its scale (both prompts told apart by an index),
@@ -39,28 +38,28 @@ def decompose(scene: Scene, receiver: Node, channel: str) -> tuple[Parts, Tensor
     The last term is the part of the scale, the sender of kind ``"norm"``. (A LayerNorm removes
     the mean of x first, which is linear.) Biases are the same on both sides and have no part.
     """
-    reader = Reader(scene, receiver, channel)
+    reader = ReceiverInput(cache, receiver, channel)
     column = reader.column
     clean, corrupted = (
-        scene.frozen(receiver.layer, reader.part, side) for side in ("clean", "corrupted")
+        cache.frozen(receiver.layer, reader.part, side) for side in ("clean", "corrupted")
     )
     weight = reader.weight(channel)[:, 0].double()
     frozen = clean.at(column)
     parts = {
-        sender: frozen(scene.written(sender)).double() @ weight
-        for sender in senders_of(scene, receiver)
+        sender: frozen(cache.written(sender)).double() @ weight
+        for sender in senders_of(cache, receiver)
     }
-    there = scene.read(receiver.layer, reader.part, "corrupted")
+    there = cache.read(receiver.layer, reader.part, "corrupted")
     scale = (corrupted(there) - clean(there))[:, column].double() @ weight
     parts[Node(receiver.layer, "norm", None, receiver.position)] = scale
-    norm = scene.norm(receiver.layer, reader.part)
-    here = scene.read(receiver.layer, reader.part, "clean")
+    norm = cache.norm(receiver.layer, reader.part)
+    here = cache.read(receiver.layer, reader.part, "clean")
     whole = (norm(there) - norm(here))[:, column].double() @ weight
     return parts, whole
 
 
 def upstream_frame(
-    scenes: Sequence[Scene], target: Activation
+    caches: Sequence[PairedCache], target: ActivationTarget
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """The decomposition of every neuron of a target, and how well it ranks the exact effects.
 
@@ -74,7 +73,7 @@ def upstream_frame(
     tables: list[pd.DataFrame] = []
     agreement: dict[str, float] = {}
     for node, weight in zip(target.nodes, target.weights, strict=True):
-        channels = [_rows(scenes, target, node, c, float(weight)) for c in scenes[0].anatomy.gates]
+        channels = [_rows(caches, target, node, c, float(weight)) for c in caches[0].anatomy.gates]
         table = pd.concat(channels, ignore_index=True)
         sent = table[table["effect"].notna() & (table["part"] != 0.0)]
         if len(sent) > 2:
@@ -87,18 +86,18 @@ def upstream_frame(
 
 
 def _rows(
-    scenes: Sequence[Scene], target: Activation, node: Node, channel: str, weight: float
+    caches: Sequence[PairedCache], target: ActivationTarget, node: Node, channel: str, weight: float
 ) -> pd.DataFrame:
-    senders = [*senders_of(scenes[0], node), Node(node.layer, "norm", None, node.position)]
+    senders = [*senders_of(caches[0], node), Node(node.layer, "norm", None, node.position)]
     part, estimate, effect, whole = [], [], [], []
-    for scene in scenes:
-        sign = target.sign(scene)
-        found, change = decompose(scene, node, channel)
+    for cache in caches:
+        sign = target.sign(cache)
+        found, change = decompose(cache, node, channel)
         each = torch.stack([found[sender].cpu() for sender in senders])
-        slope = _derivative(scene, Reader(scene, node, channel), channel)
+        slope = _derivative(cache, ReceiverInput(cache, node, channel), channel)
         part.append(each * sign)
         estimate.append(each * slope * sign * weight)
-        effect.append(path_effects(scene, target, [(s, node, channel) for s in senders]))
+        effect.append(path_effects(cache, target, [(s, node, channel) for s in senders]))
         whole.append(change.cpu() * sign)
     means = [torch.cat(values, dim=1).mean(1) for values in (part, estimate, effect)]
     table = pd.DataFrame(
@@ -128,11 +127,13 @@ def _rows(
     return pd.concat([table, ends], ignore_index=True)
 
 
-def _derivative(scene: Scene, reader: Reader, channel: str) -> Float[Tensor, " example"]:
+def _derivative(
+    cache: PairedCache, reader: ReceiverInput, channel: str
+) -> Float[Tensor, " example"]:
     """Of the neuron's activation by one of its pre-activations, on the clean prompts."""
     with torch.enable_grad():
         pre = {c: value.detach().double() for c, value in reader.pre.items()}
         leaf = pre[channel].requires_grad_()
-        value = scene.anatomy.activation({**pre, channel: leaf})
+        value = cache.anatomy.activation({**pre, channel: leaf})
         (slope,) = torch.autograd.grad(value.sum(), leaf)
     return slope[:, 0].cpu()

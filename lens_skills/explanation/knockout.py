@@ -1,25 +1,91 @@
-"""`Knockout`: neurons removed one by one beside matched ones, on two parts of the examples."""
+"""`Knockout`: what removing neurons does where a feature is present, beside where it is not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_skills.activations import Metric, Position
-from lens_skills.causal import Edit, Unit
-from lens_skills.causal.bench import Bench
-from lens_skills.causal.estimates import estimate
-from lens_skills.causal.population import Population, survey
-from lens_skills.example import Example
-from lens_skills.explanation.shortcut import Effect
-from lens_skills.models import Lens
-from lens_skills.stats.corrections import false_discovery_q, rank_p
+from lens_skills.activations import (
+    Metric,
+    Position,
+)
+from lens_skills.activations.components import Component
+from lens_skills.data import Example
+from lens_skills.explanation.features import Feature
+from lens_skills.explanation.shortcut_report import (
+    KnockoutEffect,
+)
+from lens_skills.interventions import Edit
+from lens_skills.interventions.controls import component_table, nearest
+from lens_skills.interventions.effects import Bench
+from lens_skills.models import ModelAdapter
+from lens_skills.stats.effect_tests import estimate
+from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 FEW = 10
 """Fewer examples than this on a side are no side."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A yes-or-no reading of a feature.
+
+    Attributes:
+        words: "an operand is 5", "b is 4.5 or more", "the last word is 'cat'".
+        holds: Of one example.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+    def of(self, examples: Sequence[Any]) -> Bool[Tensor, " example"]:
+        """Whether it holds for each example."""
+        return torch.tensor([self.holds(example) for example in examples])
+
+
+def condition_of(
+    feature: Feature, examples: Sequence[Any], activation: Float[Tensor, " row"]
+) -> Condition:
+    """The condition under which a neuron stands out.
+
+    A flag itself; a number beyond its median, on the side where the neuron is higher; of a
+    category the class whose mean activation is farthest from that of all, weighed by its size.
+
+    >>> from lens_skills.explanation.features import Feature
+    >>> number = Feature("n", "number", lambda example: example)
+    >>> condition_of(number, [1, 2, 3, 4], torch.tensor([4.0, 3.0, 1.0, 1.0])).words
+    'n is below 2.5'
+    """
+    read = feature.read
+    if feature.kind == "flag":
+        return Condition(feature.name, lambda example: bool(read(example)))
+    values = [read(example) for example in examples]
+    if feature.kind == "number":
+        numbers = np.array(values, dtype=float)
+        middle = float(np.median(numbers))
+        if middle == numbers.min():  # more than half are the smallest value
+            middle = float(np.unique(numbers)[1])
+        slope = float(np.cov(numbers, activation.numpy())[0, 1])
+        if slope >= 0:
+            return Condition(
+                f"{feature.name} is {middle:g} or more", lambda e: float(read(e) or 0) >= middle
+            )
+        return Condition(
+            f"{feature.name} is below {middle:g}", lambda e: float(read(e) or 0) < middle
+        )
+    mean = float(activation.mean())
+
+    def distance(value: Any) -> float:
+        mine = activation[torch.tensor([other == value for other in values])]
+        return len(mine) * (float(mine.mean()) - mean) ** 2
+
+    chosen = max(dict.fromkeys(values), key=distance)
+    name = feature.name.removesuffix(", each value")
+    return Condition(f"{name} is {chosen}", lambda example: read(example) == chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +107,14 @@ class Knockout:
     do: str
     unit: str
 
-    def overall(self, delta: float | None) -> list[Effect]:
+    def overall(self, delta: float | None) -> list[KnockoutEffect]:
         """The mean effect on all examples of each neuron."""
         everywhere = torch.ones(len(self.groups), dtype=torch.bool)
         return self._effects([(everywhere, None)] * len(self.total), delta)
 
     def differences(
         self, parts: Sequence[Bool[Tensor, " example"] | None], delta: float | None
-    ) -> list[Effect | None]:
+    ) -> list[KnockoutEffect | None]:
         """Mean effect on a neuron's own part less that on the rest; None where a side is small."""
         which = [n for n, part in enumerate(parts) if part is not None and _two_sided(part)]
         sides = []
@@ -64,7 +130,7 @@ class Knockout:
         sides: Sequence[tuple[Tensor, Tensor | None]],
         delta: float | None,
         which: Sequence[int] | None = None,
-    ) -> list[Effect]:
+    ) -> list[KnockoutEffect]:
         which = range(len(self.total)) if which is None else which
         values, null, p = [], [], []
         for number, (part, rest) in zip(which, sides, strict=True):
@@ -80,7 +146,7 @@ class Knockout:
         found = estimate(torch.stack(values), self.groups)
         q = false_discovery_q(torch.cat(p))
         return [
-            Effect(
+            KnockoutEffect(
                 value=float(found.mean[n]),
                 low=float(found.low[n]),
                 high=float(found.high[n]),
@@ -123,9 +189,9 @@ def influence(
 
 
 def knock_out(
-    lens: Lens,
+    adapter: ModelAdapter,
     examples: Sequence[Example],
-    units: Sequence[Unit],
+    units: Sequence[Component],
     do: Edit,
     *,
     metric: Metric,
@@ -135,9 +201,9 @@ def knock_out(
     **options: Any,
 ) -> Knockout:
     """Every unit removed alone, and beside it the ``n_controls`` others that are most like it."""
-    bench = Bench(lens, metric, position, seed, None, options)
-    population = survey(
-        lens, examples, units, position=position, batch_size=options.get("batch_size", 32)
+    bench = Bench(adapter, metric, position, seed, None, options)
+    population = component_table(
+        adapter, examples, units, position=position, batch_size=options.get("batch_size", 32)
     )
     drawn = nearest(units, population, n_controls)
     others = list(dict.fromkeys(unit for some in drawn for unit in some))
@@ -154,26 +220,6 @@ def knock_out(
         do=effects.do,
         unit=effects.unit,
     )
-
-
-def nearest(units: Sequence[Unit], population: Population, n_controls: int) -> list[list[Unit]]:
-    """For each unit those most like it in mean |a|, std and ‖W_out‖, none of them on trial.
-
-    Of its layer, or of all layers where its own has fewer than ``n_controls`` others.
-    """
-    places = population.places(units)
-    free = torch.ones(len(population.units), dtype=torch.bool)
-    free[places] = False
-    found = []
-    for place in places.tolist():
-        pool = free & (population.stratum == population.stratum[place])
-        if int(pool.sum()) < n_controls:
-            pool = free & (population.kind == population.kind[place])
-        others = pool.nonzero()[:, 0]
-        far = (population.scaled[others] - population.scaled[place]).square().sum(1)
-        chosen = others[far.argsort(stable=True)[:n_controls]]
-        found.append([population.units[other] for other in chosen.tolist()])
-    return found
 
 
 def _two_sided(part: Bool[Tensor, " example"]) -> bool:

@@ -1,7 +1,13 @@
-"""`Graded`: texts a model wrote, how sure it was of each, and what graders made of them."""
+"""`Graded`: texts a model wrote, how sure it was of each, and what graders made of them.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+`grade`: texts judged by functions, whatever goes wrong with one of them.
+
+`labelled_task`: graded texts as a Task whose labels are the grades.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,19 +16,44 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.folder import read_folder, write_folder
-from lens_skills.generation.continuation import Written
-from lens_skills.generation.copying import copied
+from lens_skills.generation.text_features import copied
+from lens_skills.results import read_folder, write_folder
 from lens_skills.tasks import Task
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written after one prompt.
+
+    Attributes:
+        text: Without special tokens.
+        tokens: Its tokens; the one that ended it is not among them.
+        ended: Whether it ended by itself, and was not cut off.
+        log_probabilities: Of each token as the model gave it, before temperature and cutting
+            (nats); where the text ended by itself, the last one is that of ending.
+        entropies: Of the distribution each was drawn from, likewise (nats).
+    """
+
+    text: str
+    tokens: Sequence[int]
+    ended: bool
+    log_probabilities: Sequence[float]
+    entropies: Sequence[float]
+
+    def plain(self) -> dict[str, Any]:
+        """Its fields, for JSON."""
+        return asdict(self)
+
 
 CONFIDENCE = ("mean_log_probability", "first_probability", "mean_entropy")
 
 
 @dataclass(frozen=True)
-class Problem:
+class GradingProblem:
     """A grade that is missing.
 
     Attributes:
@@ -64,7 +95,7 @@ class Graded:
     first_probability: Float[Tensor, " text"]
     mean_entropy: Float[Tensor, " text"]
     by_grader: Mapping[str, Mapping[str, Float[Tensor, " text"]]] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[GradingProblem, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -165,7 +196,7 @@ class Graded:
             LensSkillsError: an unknown skill, no text that has all grades, ``written`` where text
                 alone cannot repeat what the model read.
         """
-        from lens_skills.generation.labels import labelled_task
+        from lens_skills.generation.graded import labelled_task
 
         return labelled_task(self, skills, written)
 
@@ -204,7 +235,7 @@ class Graded:
                 tokens=tuple(tuple(row) for row in plain["tokens"]),
                 ended=tuple(plain["ended"]),
                 by_grader=by_grader,
-                problems=tuple(Problem(**row) for row in plain["problems"]),
+                problems=tuple(GradingProblem(**row) for row in plain["problems"]),
                 provenance=plain["provenance"],
                 **{name: tensors[name] for name in CONFIDENCE},
             )
@@ -246,3 +277,174 @@ def _free(skill: str, columns: Mapping[str, Any]) -> str:
 def _plain_example(example: Example) -> dict[str, Any]:
     values = {item.name: getattr(example, item.name) for item in fields(example)}
     return values | {"labels": dict(example.labels), "covariates": dict(example.covariates)}
+
+
+Grader = Callable[[str, Example], Mapping[str, float]]
+"""From a text and the example it was written for to one number per skill."""
+
+
+class Ungraded(LensSkillsError):
+    """What a grader raises where it has no grade, or not all of them.
+
+    Attributes:
+        grades: Those it has.
+    """
+
+    def __init__(self, reason: str, grades: Mapping[str, float] | None = None) -> None:
+        super().__init__(reason)
+        self.grades = dict(grades or {})
+
+
+def grade(graded: Graded, graders: Any, *, progress: bool | None = None) -> Graded:
+    """The same texts with the grades of more graders.
+
+    A grader that was there before under the same name is asked again; where it now fails, what it
+    said before is kept. Skills that several graders grade are averaged in ``graded.grades``; each
+    one's own numbers stay in ``graded.by_grader``.
+
+    Args:
+        graded: Texts, with or without grades.
+        graders: One or several functions ``(text, example) -> {skill: number}``, or a dict that
+            names them. One that raises, or returns no finite number, leaves a missing grade and a
+            `Problem`.
+        progress: Show a progress bar (None: on a terminal only).
+
+    Raises:
+        LensSkillsError: Something that is no function, or two graders of one name.
+    """
+    named = named_graders(graders)
+    by_grader = {name: dict(columns) for name, columns in graded.by_grader.items()}
+    problems = [problem for problem in graded.problems if problem.grader not in named]
+    reports = dict(graded.provenance.get("graders", {}))
+    disable = None if progress is None else not progress
+    for name, grader in named.items():
+        if hasattr(grader, "start"):
+            grader.start()  # type: ignore[attr-defined]
+        given: dict[str, Tensor] = {}
+        pairs = zip(graded.examples, graded.texts, strict=True)
+        shown = tqdm(
+            pairs, desc=f"grade: {name}", total=len(graded), unit=" texts", disable=disable
+        )
+        for place, (example, text) in enumerate(shown):
+            found, reason = _one(grader, text, example)
+            for skill, value in found.items():
+                given.setdefault(skill, _missing(len(graded)))[place] = value
+            if reason:
+                problems.append(GradingProblem(example.id, name, reason))
+        before = by_grader.get(name, {})
+        by_grader[name] = before | {
+            skill: torch.where(column.isnan(), before.get(skill, column), column)
+            for skill, column in given.items()
+        }
+        if hasattr(grader, "report"):
+            reports[name] = grader.report()  # type: ignore[attr-defined]
+    provenance = {**graded.provenance, **({"graders": reports} if reports else {})}
+    return replace(graded, by_grader=by_grader, problems=tuple(problems), provenance=provenance)
+
+
+def named_graders(graders: Any) -> dict[str, Grader]:
+    """The graders by name: their keys, or what they are called.
+
+    >>> def short(text, example):
+    ...     return {"short": len(text) < 80}
+    >>> list(named_graders(short))
+    ['short']
+    """
+    found: list[tuple[str, Any]]
+    if isinstance(graders, Mapping):
+        found = [(str(name), grader) for name, grader in graders.items()]
+    else:
+        several = [graders] if callable(graders) else list(graders)
+        found = [(str(getattr(g, "__name__", type(g).__name__)), g) for g in several]
+    for name, grader in found:
+        if not callable(grader):
+            raise LensSkillsError(
+                f"a grader is a function (text, example) -> {{skill: number}}, not {grader!r}."
+            )
+        if [other for other, _ in found].count(name) > 1:
+            raise LensSkillsError(
+                f"two graders are called {name!r}. Name them apart with a dict: "
+                "graders={'first': …, 'second': …}."
+            )
+    return dict(found)
+
+
+def _one(grader: Grader, text: str, example: Example) -> tuple[dict[str, float], str]:
+    """The finite grades of one text, and why others are missing."""
+    reasons = []
+    try:
+        found: Any = grader(text, example)
+    except Ungraded as error:
+        found, reasons = error.grades, [str(error)]
+    except Exception as error:  # one bad text must not cost the other grades
+        return {}, f"{type(error).__name__}: {error}"
+    if not isinstance(found, Mapping):
+        return {}, f"it returned {found!r:.80}, not {{skill: number}}"
+    grades = {}
+    for skill, value in found.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number):
+            grades[str(skill)] = number
+        else:
+            reasons.append(f"it gave {value!r} for {skill!r}")
+    return grades, "; ".join(reasons)
+
+
+def _missing(n: int) -> Float[Tensor, " text"]:
+    return torch.full((n,), math.nan, dtype=torch.float64)
+
+
+def labelled_task(graded: Graded, skills: Sequence[str], written: bool) -> Task:
+    """The examples with their grades as labels; see `Graded.task`."""
+    grades = graded.grades
+    if unknown := [skill for skill in skills if skill not in grades]:
+        raise LensSkillsError(
+            f"no grades of {unknown[0]!r}. Graded: {', '.join(grades) or 'nothing yet'}."
+        )
+    about = graded.provenance
+    if written and (about.get("chat") or about.get("prompt")):
+        what = "a chat template" if about.get("chat") else "a soft prompt"
+        raise LensSkillsError(
+            f"these texts were written after {what}, which stands between prompt and text and "
+            "cannot be put into a prompt. Read them with capture_text(model, graded, path)."
+        )
+    chosen = {skill: grades[skill].tolist() for skill in skills or grades}
+    kept = [
+        _example(graded, place, {skill: v[place] for skill, v in chosen.items()}, written)
+        for place in range(len(graded))
+        if all(v[place] == v[place] for v in chosen.values())
+        and not (written and not graded.texts[place].strip())
+    ]
+    if not kept:
+        raise LensSkillsError(
+            f"no text has a grade of each of {', '.join(chosen)}. Ask for fewer at a time: "
+            f"graded.task({next(iter(chosen), '')!r})."
+        )
+    form = " with their texts" if written else ""
+    lost = len(graded) - len(kept)
+    split = f"{about.get('split', 'all')}{form}{f', {lost} left out' if lost else ''}"
+    return Task(graded.name, kept, split)
+
+
+def _example(graded: Graded, place: int, grades: dict[str, float], written: bool) -> Example:
+    example, text = graded.examples[place], graded.texts[place]
+    covariates = {
+        **example.covariates,
+        **{f"asked {name}": value for name, value in example.labels.items()},
+        "text": text,
+        "n_tokens": len(graded.tokens[place]),
+        "copied": graded.copied[place],
+        "ended": int(graded.ended[place]),
+        **{name: float(getattr(graded, name)[place]) for name in CONFIDENCE},
+    }
+    return Example(
+        id=example.id,
+        prompt=example.prompt + text if written else example.prompt,
+        labels=grades,
+        covariates=covariates,
+        group=example.group,
+        kind=example.kind,
+    )

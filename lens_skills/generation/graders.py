@@ -7,6 +7,6 @@
 ['simile']
 """
 
-from lens_skills.generation.endpoint import judge as judge
-from lens_skills.generation.labelled import from_file as from_file
-from lens_skills.generation.rules import detectors as detectors
+from lens_skills.generation.grade_files import from_file as from_file
+from lens_skills.generation.llm_judge import judge as judge
+from lens_skills.generation.rule_graders import detectors as detectors

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.quiet import quiet
-from lens_skills.models.source import Source
+from lens_skills.models.huggingface import HuggingFaceModel, quiet
 
 NAMES_THAT_MISLEAD = ("llama", "gemma", "bert", "t5", "hubert")
 
@@ -29,7 +28,7 @@ def has_hooked() -> bool:
     return True
 
 
-def to_hooked(source: Source, *, device: str) -> Any:
+def to_hooked(source: HuggingFaceModel, *, device: str) -> Any:
     """The source as an unprocessed HookedTransformer that took over its weights.
 
     Nothing is folded or centred: logits and residual stream are those of the original.
@@ -67,7 +66,7 @@ def to_hooked(source: Source, *, device: str) -> Any:
     return model.eval()
 
 
-def to_bridge(source: Source, *, device: str) -> Any:
+def to_bridge(source: HuggingFaceModel, *, device: str) -> Any:
     """The source wrapped by a TransformerBridge, which changes ``source.model`` in place.
 
     Raises:
@@ -94,7 +93,7 @@ def to_bridge(source: Source, *, device: str) -> Any:
 
 
 @contextmanager
-def _config_folder(source: Source) -> Iterator[str]:
+def _config_folder(source: HuggingFaceModel) -> Iterator[str]:
     """Where TransformerLens may read the configuration: a known name, or a neutral folder.
 
     It takes any path with "llama" or "gemma" in it for that architecture, so the real folder

@@ -61,15 +61,15 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def identity(lens: Any) -> dict[str, str | None]:
+def identity(adapter: Any) -> dict[str, str | None]:
     """Which model a result is of: its name and fingerprint, and those of its parts.
 
     With a soft prompt, ``model_fingerprint`` is of both together, ``weights`` of the bare model and
     ``prompt`` of the soft prompt.
     """
-    own, soft = lens.fingerprint(), lens.soft
+    own, soft = adapter.fingerprint(), adapter.soft
     return {
-        "model": lens.name,
+        "model": adapter.name,
         "model_fingerprint": own,
         "weights": own if soft is None else soft.model_fingerprint,
         "prompt": None if soft is None else soft.digest,

@@ -1,6 +1,10 @@
-"""`load_model`: one call that opens whatever holds a model."""
+"""`load_model`: one call that opens whatever holds a model.
+
+`Openable`: what `load_model` can open on this machine, and how.
+"""
 
 import os
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,13 +12,91 @@ from typing import Any
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import cache
+from lens_skills.models import gguf_cache as cache
+from lens_skills.models.backends import implementation_of
 from lens_skills.models.bundled import BUNDLED, DEFAULT
 from lens_skills.models.convert import Unsupported, has_hooked, to_bridge, to_hooked
-from lens_skills.models.lens import implementation_of
-from lens_skills.models.openable import describe_openable
+from lens_skills.models.huggingface import HuggingFaceModel, from_folder, from_hub, from_memory
 from lens_skills.models.parity import check_parity, reference
-from lens_skills.models.source import Source, from_folder, from_hub, from_memory
+
+
+@dataclass(frozen=True)
+class Openable:
+    """One row of ``lens-skills models``.
+
+    Attributes:
+        what: ``bundled``, ``hub cache``, ``kind`` or ``implementation``.
+        name: The model, the kind of thing, or the implementation.
+        how: The call that opens it.
+        state: What was found here.
+    """
+
+    what: str
+    name: str
+    how: str
+    state: str
+
+
+def describe_openable() -> tuple[Openable, ...]:
+    """Everything that can be opened here, found without network and without loading anything."""
+    return (*_bundled(), *_hub_cache(), *_kinds(), *_implementations())
+
+
+def _bundled() -> tuple[Openable, ...]:
+    rows = []
+    for entry in BUNDLED.values():
+        found = entry.find()
+        how = "load_model()" if entry.name == DEFAULT else f"load_model({entry.name!r})"
+        if found is None:
+            state = f"not installed: {entry.install}"
+        elif found.is_dir():
+            state = "installed"
+        elif (cache.entry_of(found) / cache.MANIFEST).is_file():
+            state = "installed, converted"
+        else:
+            state = "installed; the first load converts it (about half a minute)"
+        rows.append(Openable("bundled", entry.name, how, state))
+    return tuple(rows)
+
+
+def _hub_cache() -> tuple[Openable, ...]:
+    try:
+        from huggingface_hub import scan_cache_dir
+
+        repositories = scan_cache_dir().repos
+    except Exception:  # no cache, or one that is not ours to repair: there is nothing to list
+        return ()
+    return tuple(
+        Openable("hub cache", repository.repo_id, f"load_model({repository.repo_id!r})",
+                 f"downloaded, {repository.size_on_disk / 1e6:.0f} MB")
+        for repository in sorted(repositories, key=lambda found: found.repo_id)
+        if repository.repo_type == "model"
+    )  # fmt: skip
+
+
+def _kinds() -> tuple[Openable, ...]:
+    local = "no network"
+    return (
+        Openable("kind", "folder", "load_model('path/to/folder')", f"by save_pretrained; {local}"),
+        Openable("kind", "GGUF file", "load_model('model.gguf')", f"converted once; {local}"),
+        Openable("kind", "Hugging Face model", "load_model(model, tokenizer=tokenizer)",
+                 f"copied, yours stays as it is; {local}"),
+        Openable("kind", "hub name", "load_model('gpt2')", "needs network unless downloaded"),
+        Openable("kind", "HookedTransformer, TransformerBridge", "pass it to any verb",
+                 "used as it is"),
+    )  # fmt: skip
+
+
+def _implementations() -> tuple[Openable, ...]:
+    found = version("transformer-lens")
+    hooked = int(found.split(".")[0]) < 4
+    how = "load_model(..., implementation={!r})"
+    absent = f"not in TransformerLens {found}: pip install 'transformer-lens<4'"
+    here = f"TransformerLens {found}"
+    return (
+        Openable("implementation", "hooked", how.format("hooked"), here if hooked else absent),
+        Openable("implementation", "bridge", how.format("bridge"), here),
+    )
 
 
 def load_model(
@@ -76,7 +158,7 @@ def load_model(
     return _implement(source, implementation, place, entry)
 
 
-def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> tuple[Source, Path | None]:
+def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> tuple[HuggingFaceModel, Path | None]:
     """The Hugging Face model behind ``x``, and the cache entry it was converted into, if any."""
     if any(kind.__name__ == "PreTrainedModel" for kind in type(x).__mro__):
         return from_memory(x, tokenizer, dtype=dtype), None
@@ -114,12 +196,14 @@ def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> tuple[Source, Path | 
 
 def _from_gguf(
     path: Path, dtype: torch.dtype, tokenizer: Any, name: str
-) -> tuple[Source, Path | None]:
+) -> tuple[HuggingFaceModel, Path | None]:
     entry = cache.converted(path)
     return from_folder(entry, dtype=dtype, tokenizer=tokenizer, name=name), entry
 
 
-def _implement(source: Source, implementation: str | None, device: str, entry: Path | None) -> Any:
+def _implement(
+    source: HuggingFaceModel, implementation: str | None, device: str, entry: Path | None
+) -> Any:
     hooked = implementation == "hooked" or (implementation is None and has_hooked())
     kind = "hooked" if hooked else "bridge"
     # The bridge runs the Hugging Face modules themselves: only a file that was converted can

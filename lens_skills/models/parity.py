@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.lens import as_lens
+from lens_skills.models.backends import as_adapter
 
 OUTPUT_PROJECTION = re.compile(r"\.(\d+)\.(?:mlp\.)?(?:down_proj|c_proj|dense_4h_to_h|fc2|fc_out)$")
 """Names of the module that reads the neurons, over the architectures of transformers."""
@@ -86,8 +86,8 @@ def reference(hf_model: Any) -> Reference:
 
 def compare(model: Any, expected: Reference) -> Parity:
     """The distance of ``model`` (HookedTransformer or bridge) from ``expected``."""
-    lens = as_lens(model)
-    tokens = expected.tokens.to(lens.device)
+    adapter = as_adapter(model)
+    tokens = expected.tokens.to(adapter.device)
     neurons: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[[Tensor], None]:
@@ -96,7 +96,7 @@ def compare(model: Any, expected: Reference) -> Parity:
 
         return read
 
-    names = set(lens.hook_names())
+    names = set(adapter.hook_names())
     readers = {
         name: keep(layer)
         for layer in expected.neurons
@@ -104,9 +104,9 @@ def compare(model: Any, expected: Reference) -> Parity:
     }
     everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     mask = torch.ones_like(tokens, dtype=torch.bool)
-    logits = lens.forward(tokens, mask, readers=readers, logits_at=everywhere)
+    logits = adapter.forward(tokens, mask, readers=readers, logits_at=everywhere)
     assert logits is not None
-    exact = lens.dtype in (torch.float32, torch.float64)
+    exact = adapter.dtype in (torch.float32, torch.float64)
 
     def distance(found: Tensor, wanted: Tensor) -> float:
         gap = (found.float().cpu() - wanted.float().cpu()).abs()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.folder import fields_of, read_folder, write_folder
+from lens_skills.results import fields_of, read_folder, write_folder
 
 
 @dataclass(frozen=True, eq=False)

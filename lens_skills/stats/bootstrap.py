@@ -9,13 +9,16 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills.stats.exchange import group_codes
+from lens_skills.stats.permutation import group_codes
 
 FEW_GROUPS = 30
 """Below this many groups an interval covers less than it says."""
 
+
 # Numbers that agree to this share of their size differ by rounding only.
 _ROUNDING = 1e-12
+
+
 _CHUNK = 1_000_000  # draws times sets held at once
 
 

@@ -3,13 +3,16 @@
 import random
 from collections.abc import Sequence
 
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.tasks.task import Task
-from lens_skills.tasks.words import PEOPLE, SUBJECTS, THINGS
+from lens_skills.tasks.word_lists import PEOPLE, SUBJECTS, THINGS
 
 VERBS = {"be": (" is", " are"), "was": (" was", " were"), "have": (" has", " have")}
+
+
 DISTRACTORS = ("none", "same", "different")
+
 
 # Per template: the prompt with an attractor, the prompt without, and the words that fill their
 # slots. Both have the same number of words, so length tells nothing about the distractor; all
@@ -42,7 +45,11 @@ TEMPLATES = {
         (("Today", "Today"), ("Perhaps", "Perhaps"), ("Clearly", "Clearly"), ("Now", "Now")),
     ),
 }
+
+
 FILLS = 4
+
+
 UNITS_BY_DEFAULT = 2 * len(SUBJECTS)
 
 

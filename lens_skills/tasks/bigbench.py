@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lens_skills.data import Example, Value
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example, Value
-from lens_skills.tasks.problem import parse, pose, varying
+from lens_skills.tasks.arithmetic import parse, pose, varying
 from lens_skills.tasks.task import Task
 
 EXACT_MATCH = "exact_str_match"
 
 
-class Row(NamedTuple):
+class BigBenchRow(NamedTuple):
     """One example of a file, read and checked."""
 
     id: str
@@ -126,7 +126,7 @@ def _name(file: Path) -> str:
     return file.resolve().parent.name if file.name == "task.json" else file.stem
 
 
-def _rows(file: Path, limit: int | None, choices: bool | None, seed: int) -> list[Row]:
+def _rows(file: Path, limit: int | None, choices: bool | None, seed: int) -> list[BigBenchRow]:
     """The examples of one file, in its order."""
     data, subtask = _read(file), _name(file)
     picked = list(enumerate(data["examples"]))
@@ -151,7 +151,9 @@ def _rows(file: Path, limit: int | None, choices: bool | None, seed: int) -> lis
             options = tuple(shuffled)
             shown = "".join(between + option for option in options)
         prompt = before + question + shown + after
-        rows.append(Row(f"{subtask}:{number}", subtask, question, prompt, answer, options, listed))
+        rows.append(
+            BigBenchRow(f"{subtask}:{number}", subtask, question, prompt, answer, options, listed)
+        )
     return rows
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.entailment import (
+from lens_skills.tasks.nli import (
     ANSWERS,
     HEURISTICS,
     WORDING,
-    Pair,
+    SentencePair,
     demonstrate,
     drawn,
     pose_pairs,
@@ -20,6 +20,7 @@ from lens_skills.tasks.task import Task
 
 COLUMNS = ("gold_label", "sentence1", "sentence2", "pairID", "heuristic", "subcase", "template")
 """The columns that are read; a file may have more."""
+
 
 GOLD = {"entailment": True, "non-entailment": False}
 
@@ -81,7 +82,7 @@ def is_hans(path: Path) -> bool:
     return {"gold_label", "sentence1", "sentence2"} <= set(first.rstrip("\r\n").split("\t"))
 
 
-def _pairs(path: Path) -> Iterator[Pair]:
+def _pairs(path: Path) -> Iterator[SentencePair]:
     """The rows, checked one by one."""
     seen: dict[str, int] = {}
     number = 0
@@ -135,7 +136,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, dict(zip(names, cells, strict=True))
 
 
-def _pair(row: Mapping[str, Any], where: str) -> Pair:
+def _pair(row: Mapping[str, Any], where: str) -> SentencePair:
     texts = {name: str(row.get(name) or "").strip() for name in COLUMNS}
     empty = [name for name in COLUMNS if not texts[name]]
     if empty:
@@ -145,7 +146,7 @@ def _pair(row: Mapping[str, Any], where: str) -> Pair:
             raise LensSkillsError(
                 f"{where}: {name} is {texts[name]!r}, not one of {', '.join(known)}."
             )
-    return Pair(
+    return SentencePair(
         id=texts["pairID"],
         premise=_written(texts["sentence1"]),
         hypothesis=_written(texts["sentence2"]),
@@ -161,7 +162,7 @@ def _written(sentence: str) -> str:
     return sentence.replace(" .", ".").replace(" ,", ",")
 
 
-def _evenly(pairs: list[Pair], n: int | None, seed: int) -> list[Pair]:
+def _evenly(pairs: list[SentencePair], n: int | None, seed: int) -> list[SentencePair]:
     """n of the pairs, as many from each sub-case as can be, in the file's order."""
     if n is not None and n < 1:
         raise LensSkillsError(f"hans(n={n}): give at least 1, or None for all.")

@@ -3,10 +3,10 @@
 import itertools
 import random
 
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.tasks.task import Task
-from lens_skills.tasks.words import NAMES
+from lens_skills.tasks.word_lists import NAMES
 
 TEMPLATES = {
     "went": "Then {first} and {second} went to the {place}. {giver} gave a {object} to",
@@ -16,7 +16,11 @@ TEMPLATES = {
     "while": "While {first} and {second} were at the {place}, {giver} offered a {object} to",
     "afternoon": "One day {first} and {second} saw the {place}, and {giver} sent a {object} to",
 }
+
+
 PLACES = ("store", "school", "park", "station", "office", "garden", "beach", "market")
+
+
 OBJECTS = ("book", "drink", "ring", "bag", "letter", "ball", "hat", "phone")
 
 

@@ -1,12 +1,26 @@
-"""`Preflight`: what a task is to a model, before any neuron is looked at."""
+"""`Preflight`: what a task is to a model, before any neuron is looked at.
+
+`describe`: is there a skill here to explain, and what would explain it away?
+
+What is asked of a task where nobody says: its usual metric, and a few of its examples.
+"""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from lens_skills.stats.calibration import Calibration
+from lens_skills.activations import Metric, column_values, evaluate, parse_metrics
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import as_adapter
+from lens_skills.stats.calibration import Calibration, calibrate
+from lens_skills.stats.intervals import chance_max_r, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -121,3 +135,221 @@ class Preflight:
         plain["calibration_error"] = None if self.calibration is None else self.calibration.error
         Path(path).write_text(json.dumps(plain, indent=1))
         return Path(path)
+
+
+# Beyond these a probability says little more than "yes" or "no", and its differences are noise.
+_SATURATED_HIGH, _SATURATED_LOW = 0.99, 1e-4
+
+
+def preflight(
+    model: Any,
+    task: Sequence[Example],
+    *,
+    metrics: Any = None,
+    chat: bool = False,
+    batch_size: int = 32,
+    progress: bool | None = None,
+) -> Preflight:
+    """The preflight of a task on a model: competence, trivial rules, covariates, saturation.
+
+    One pass without activations. Competence is asked in every way the task allows: the whole
+    answer written greedily (against the most frequent answer and against copying a column of the
+    task), the answer against its foil (against 1/2), the best of the options (against 1/k).
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        task: A `Task` (``task.describe(model)`` is the same).
+        metrics: What is to be scored later; default the labels and the model's usual metrics.
+        chat: Put prompts through the tokenizer's chat template.
+        batch_size: Examples per forward pass.
+        progress: Show a progress bar (None: on a terminal only).
+
+    Returns:
+        `Preflight`; printing it says *no skill to explain* where no competence is above chance.
+    """
+    adapter = as_adapter(model)
+    wanted = list(_default_metrics(task)) if metrics is None else list(parse_metrics(metrics, task))
+    names = {metric.name for metric in wanted}
+    helpers = [metric for metric in _competence_metrics(task) if metric.name not in names]
+    values = {
+        name: numbers.numpy()
+        for name, numbers in evaluate(
+            model,
+            task,
+            [*wanted, *helpers],
+            batch_size=batch_size,
+            chat=chat,
+            progress=progress,
+        ).items()
+    }
+    baselines = _baselines(task)
+    constant = tuple(m.name for m in wanted if np.ptp(values[m.name]) == 0)
+    varying = [m for m in wanted if m.name not in constant]
+    probabilities = [n for n in ("confidence", "answer_probability") if n in values]
+    return Preflight(
+        task=getattr(task, "name", "examples"),
+        model=adapter.name,
+        n_examples=len(task),
+        n_groups=len({example.group for example in task}),
+        competences=tuple(_competences(task, values, baselines)),
+        baselines=baselines,
+        copying=_copying(task, values.get("correct")),
+        predicted={m.name: p for m in varying if (p := _predicted(task, m, values)) is not None},
+        saturated={
+            name: float(((values[name] > _SATURATED_HIGH) | (values[name] < _SATURATED_LOW)).mean())
+            for name in probabilities
+        },
+        constant=constant,
+        binary=tuple(m.name for m in wanted if np.isin(values[m.name], (0, 1)).all()),
+        chance_r=chance_max_r(adapter.n_layers * adapter.d_mlp, len(task)),
+        calibration=_calibration(values),
+    )
+
+
+def _default_metrics(task: Sequence[Example]) -> Sequence[Metric]:
+    labels = sorted({name for example in task for name in example.labels})
+    names = []
+    for name in labels:
+        kinds = {example.labels.get(name) for example in task}
+        if None not in kinds and (len(kinds) <= 2 or not any(isinstance(k, str) for k in kinds)):
+            names.append(f"label:{name}")
+    names.append("confidence")
+    if _has(task, "answer"):
+        names.append("correct")
+    return parse_metrics(names)
+
+
+def _competence_metrics(task: Sequence[Example]) -> Sequence[Metric]:
+    names = ["confidence"]
+    if _has(task, "answer"):
+        names += ["correct", "first_token_correct", "answer_probability"]
+        if _has(task, "foil") or all(len(example.options) > 1 for example in task):
+            names.append("logit_diff")
+    return parse_metrics(names)
+
+
+def _has(task: Sequence[Example], part: str) -> bool:
+    return all(getattr(example, part) is not None for example in task)
+
+
+def _baselines(task: Sequence[Example]) -> dict[str, float]:
+    """Share of whole answers that trivial rules would get right."""
+    if not _has(task, "answer"):
+        return {}
+    answers = [(example.answer or "").strip() for example in task]
+    found = {"always the most frequent answer": Counter(answers).most_common(1)[0][1] / len(task)}
+    columns = sorted({name for example in task for name in example.covariates})
+    for name in columns:
+        copies = [str(e.column(name)) == a for e, a in zip(task, answers, strict=True)]
+        # A rule has to read its column off the prompt; a column that always holds the answer is
+        # no rule but the task itself (who the indirect object is).
+        in_prompt = all(str(example.column(name)) in example.prompt for example in task)
+        if in_prompt and any(copies) and not all(copies):
+            found[f"copying {name}"] = float(np.mean(copies))
+    return found
+
+
+def _competences(
+    task: Sequence[Example], values: dict[str, np.ndarray], baselines: dict[str, float]
+) -> list[Competence]:
+    found = []
+    if "correct" in values and baselines:
+        rule = max(baselines, key=lambda name: baselines[name])
+        found.append(_competence("whole answer", values["correct"], baselines[rule], rule))
+    if "logit_diff" in values:
+        wins = (values["logit_diff"] > 0).astype(float)
+        if _has(task, "foil"):
+            found.append(_competence("answer over foil", wins, 0.5, "a coin"))
+        else:
+            chance = float(np.mean([1 / len(example.options) for example in task]))
+            found.append(_competence("best of the options", wins, chance, "a guess"))
+    return found
+
+
+def _competence(name: str, successes: np.ndarray, chance: float, rule: str) -> Competence:
+    rate = float(successes.mean())
+    low, high = wilson_interval(rate, len(successes))
+    return Competence(name, rate, low, high, chance, rule)
+
+
+def _copying(task: Sequence[Example], correct: np.ndarray | None) -> dict[str, float | None]:
+    if correct is None:
+        return {}
+    inside = np.array([_stands_in_prompt(example) for example in task])
+    return {
+        "inside": float(correct[inside].mean()) if inside.any() else None,
+        "outside": float(correct[~inside].mean()) if (~inside).any() else None,
+    }
+
+
+def _stands_in_prompt(example: Example) -> bool:
+    words = "".join(c if c.isalnum() or c == "-" else " " for c in example.prompt).split()
+    return (example.answer or "").strip() in words
+
+
+def _predicted(
+    task: Sequence[Example], metric: Metric, values: dict[str, np.ndarray]
+) -> float | None:
+    """Cross-validated prediction of a metric from the covariates, groups kept together."""
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+    from sklearn.metrics import r2_score, roc_auc_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    design, target = _design(task, metric.name), values[metric.name]
+    groups = [example.group for example in task]
+    n_folds = min(5, len(set(groups)))
+    if design is None or n_folds < 2:
+        return None
+    binary = set(np.unique(target)) <= {0.0, 1.0}
+    folds = list(GroupKFold(n_folds).split(design, target, groups))
+    if binary and any(len(np.unique(target[train])) < 2 for train, _ in folds):
+        return None
+    model = LogisticRegression(max_iter=2000) if binary else RidgeCV(np.logspace(-2, 4, 13))
+    pipeline = make_pipeline(StandardScaler(), model)
+    method = "predict_proba" if binary else "predict"
+    guess = np.asarray(cross_val_predict(pipeline, design, target, cv=folds, method=method))
+    if binary:
+        return float(roc_auc_score(target, guess[:, 1]))
+    return max(0.0, float(r2_score(target, guess)))
+
+
+def _design(task: Sequence[Example], metric_name: str) -> np.ndarray | None:
+    """Every other column of the task, categories one-hot; those of many categories left out."""
+    own = metric_name.partition(":")[2]
+    # Neither the column itself nor, for one of its categories, the column it is taken from.
+    own_columns = {own, own.rpartition("=")[0]}
+    names = sorted({name for e in task for name in (*e.labels, *e.covariates)} - own_columns)
+    columns = []
+    for name in names:
+        raw = [example.column(name) for example in task]
+        if any(value is None for value in raw):
+            continue
+        if any(isinstance(value, str) for value in raw):
+            categories = Counter(str(value) for value in raw)
+            if len(categories) > 30:
+                continue
+            columns += [np.array([str(v) == c for v in raw], dtype=float) for c in categories]
+        else:
+            columns.append(column_values(task, name).numpy())
+    columns = [column for column in columns if np.ptp(column) > 0]
+    return np.stack(columns, axis=1) if columns else None
+
+
+def _calibration(values: dict[str, np.ndarray]) -> Calibration | None:
+    import torch
+
+    if "confidence" not in values or "first_token_correct" not in values:
+        return None
+    right = torch.from_numpy(values["first_token_correct"] > 0.5)
+    return calibrate(torch.from_numpy(values["confidence"]), right)
+
+
+def require_examples(task: Sequence[Example], n: int) -> None:
+    """Refuses a task too small to be split and scored."""
+    if len(task) < n:
+        raise LensSkillsError(
+            f"{len(task)} examples are too few: splitting, scoring and confirming need {n} at "
+            "least, and some hundreds to find anything."
+        )

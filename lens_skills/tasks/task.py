@@ -1,9 +1,14 @@
-"""`Task`: examples that ask for one skill, with splits that keep groups whole."""
+"""`Task`: examples that ask for one skill, with splits that keep groups whole.
+
+`allot`: whole groups handed out to the parts of a split, proportions kept close.
+
+Columns of a task: the text fields every example has, and values as an array.
+"""
 
 import difflib
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -11,10 +16,83 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.tasks.allotment import allot
-from lens_skills.tasks.columns import FIELDS, column_array
+
+MANY_VALUES = 12  # a numeric column with more distinct values is stratified by its quarters
+
+
+def allot(
+    groups: Sequence[str], columns: Sequence[np.ndarray], fractions: Sequence[float], seed: int
+) -> list[int]:
+    """The part each example goes to, len(fractions) for the rest: groups whole, parts alike.
+
+    Every group joins the part where it lowers most the chi-square distance between what the part
+    holds and its share of the examples, of each value of each column and of each combination of
+    values. The large groups go first, so that the small ones even out what those left uneven.
+
+    Args:
+        groups: Per example, what must stay together.
+        columns: Per column, its value in each example.
+        fractions: The share of each part.
+        seed: Decides which of several equally large groups goes first.
+
+    >>> allot(["a", "a", "b", "c"], [], [0.5, 0.5], seed=0)
+    [0, 0, 1, 1]
+    """
+    strata = [_strata(column) for column in columns]
+    features = [
+        ["", *(f"{i}={v!r}" for i, v in enumerate(values)), f"all={values!r}"]
+        for values in (zip(*strata, strict=True) if strata else [()] * len(groups))
+    ]
+    totals = Counter(feature for row in features for feature in row)
+    # What only one example has cannot be spread.
+    kept = sorted(name for name in totals if totals[name] > 1) or [""]
+    number = {name: index for index, name in enumerate(kept)}
+    sizes = Counter(groups)
+    # Ties by a digest, because hash() of a text differs between processes.
+    order = sorted(
+        sizes,
+        key=lambda group: (-sizes[group], hashlib.sha256(f"{seed}:{group}".encode()).digest()),
+    )
+    place = {group: index for index, group in enumerate(order)}
+    counts = np.zeros((len(order), len(number)))
+    for group, row in zip(groups, features, strict=True):
+        for feature in row:
+            if feature in number:
+                counts[place[group], number[feature]] += 1
+    rest = 1 - sum(fractions)
+    shares = [*fractions, rest] if rest > 1e-9 else list(fractions)
+    target = np.outer(np.array(shares), counts.sum(axis=0))
+    held = np.zeros_like(target)
+    part = []
+    for group in counts:
+        # (held + group - target)^2 - (held - target)^2, over the target
+        cost = ((2 * (held - target) + group) * group / target).sum(axis=1)
+        # Rounded, so that a tie is a tie on every machine and goes to the first part.
+        part.append(int(np.argmin(np.round(cost, 9))))
+        held[part[-1]] += group
+    return [part[place[group]] for group in groups]
+
+
+def _strata(values: np.ndarray) -> list[Any]:
+    """The stratum of each value: the value, or its quarter where a numeric column has many."""
+    distinct = set(values.tolist())
+    if values.dtype == object or len(distinct) <= MANY_VALUES:
+        return values.tolist()
+    return np.searchsorted(np.quantile(values, [0.25, 0.5, 0.75]), values).tolist()
+
+
+FIELDS = ("id", "prompt", "answer", "foil", "corrupted", "group", "kind")
+
+
+def column_array(values: list[Any]) -> np.ndarray:
+    """Numbers as a numeric array, anything else as objects (texts keep their type)."""
+    if all(isinstance(value, int | float) for value in values):
+        return np.array(values)
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 @dataclass(frozen=True, repr=False)
@@ -237,14 +315,38 @@ class Task(Sequence[Example]):
             digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
-    def describe(self, model: Any, **options: Any) -> Any:
+    def preflight(self, model: Any, **options: Any) -> Any:
         """The preflight card of this task on a model: is there a skill to explain?"""
-        from lens_skills.tasks.competence import describe
+        from lens_skills.tasks.preflight import preflight
 
-        return describe(model, self, **options)
+        return preflight(model, self, **options)
 
     def _names(self, field: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for e in self.examples for name in getattr(e, field)))
 
     def _of(self, examples: Sequence[Example], split_name: str) -> "Task":
         return replace(self, examples=examples, split_name=split_name)
+
+
+def few(task: Task, n: int, *, seed: int = 0) -> Task:
+    """At most about ``n`` examples of the task, as evenly from its groups as they allow.
+
+    Every group keeps at least one, so that intervals count as many groups as before.
+
+    >>> task = Task("t", [Example(id=f"{g}{k}", prompt="x", group=g) for g in "ab" for k in "123"])
+    >>> sorted(example.group for example in few(task, 4))
+    ['a', 'a', 'b', 'b']
+    """
+    if len(task) <= n:
+        return task
+
+    def order(example: Example) -> str:
+        return hashlib.sha256(f"{seed}/{example.id}".encode()).hexdigest()
+
+    members: dict[str, list[Example]] = defaultdict(list)
+    for example in task:
+        members[example.group].append(example)
+    each = max(1, n // len(members))
+    kept = {e.id for group in members.values() for e in sorted(group, key=order)[:each]}
+    chosen = [example for example in task if example.id in kept]
+    return Task(task.name, chosen, f"{len(chosen)} of {task.split_name}")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lens_skills.activations import ActivationTable, capture, stream
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.scoring import score
 
 WORDS = ("keys", "key", "boys", "girl", "author", "doctor", "cabinet", "table")

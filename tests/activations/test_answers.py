@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lens_skills.activations import stream
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 
 
 def encoded(model: Any, examples: Sequence[Example], metrics: Any, **options: Any) -> list[Any]:

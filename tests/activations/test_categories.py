@@ -17,13 +17,13 @@ from lens_skills.activations import (
     parse_metrics,
     stream,
 )
-from lens_skills.activations.labels import MOST_CATEGORIES
-from lens_skills.causal import ablate, audit, verify
+from lens_skills.activations.metrics import MOST_CATEGORIES
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.pipeline import study
+from lens_skills.interventions import ablate, audit, verify
 from lens_skills.scoring import score
-from lens_skills.tasks import Task, describe
+from lens_skills.study import study
+from lens_skills.tasks import Task, preflight
 
 RULES = ("lexical_overlap", "subsequence", "constituent")
 NAMES = tuple(f"label:rule={rule}" for rule in sorted(RULES))
@@ -210,7 +210,7 @@ def test_a_table_holds_and_computes_them(tiny: Any, tmp_path: Path) -> None:
 
 def test_describe_study_audit_and_verify(tiny: Any) -> None:
     task = Task("rules", EXAMPLES)
-    shown = describe(tiny, task, metrics=["label:rule"], progress=False)
+    shown = preflight(tiny, task, metrics=["label:rule"], progress=False)
     assert shown.binary == NAMES
     # What a category is predicted from must not be the column itself.
     assert all(share < 0.999 for share in shown.predicted.values())

@@ -22,8 +22,8 @@ from lens_skills.activations import (
     parse_metrics,
     stream,
 )
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 
 # Ragged prompts; answers of one, two and three tokens ("12" is two digits to this tokenizer).
 EXAMPLES = [

@@ -20,9 +20,9 @@ from lens_skills.activations import (
     span,
     stream,
 )
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
 
 # As they are where no shape check runs: these calls break the declared types on purpose.
 confidence = inspect.unwrap(confidence)
@@ -43,10 +43,10 @@ def test_an_unknown_hook_point_brings_the_nearest_names(tiny: Any) -> None:
     with pytest.raises(LensSkillsError, match=r"'mlp\.hook_pst'.*'mlp\.hook_post'"):
         run(tiny, at="mlp.hook_pst")
     # A point that only some layers have: made so by looking at a cut list of names.
-    lens = as_lens(tiny)
-    names = [name for name in lens.hook_names() if name != "blocks.2.mlp.hook_post"]
+    adapter = as_adapter(tiny)
+    names = [name for name in adapter.hook_names() if name != "blocks.2.mlp.hook_post"]
     with pytest.raises(LensSkillsError, match=r"missing in layers \[2\]"):
-        find_site(_Named(lens.n_layers, names), "mlp.hook_post")
+        find_site(_Named(adapter.n_layers, names), "mlp.hook_post")
 
 
 class _Named:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lens_skills.activations import Batch, span, stream
-from lens_skills.example import Example
-from lens_skills.models.lens import BridgeLens, HookedLens
+from lens_skills.data import Example
+from lens_skills.models.backends import BridgeAdapter, HookedAdapter
 
 PROMPTS = (
     "The keys",
@@ -204,18 +204,18 @@ def test_a_kept_batch_does_not_change_as_the_pass_goes_on(tiny: Any) -> None:
 
 
 class Spy:
-    """Counts vocabulary projections: rows that pass the unembedding, and what lenses ask for."""
+    """Counts vocabulary projections: rows that pass the unembedding, and what adapters ask for."""
 
     def __init__(self, model: Any, patch: pytest.MonkeyPatch) -> None:
         self.asked: list[Tensor | None] = []
         self.rows = 0
         self.handle = model.unembed.register_forward_hook(self._count)
-        for kind in (HookedLens, BridgeLens):
+        for kind in (HookedAdapter, BridgeAdapter):
             real = kind.forward
 
-            def forward(lens: Any, *args: Any, _real: Any = real, **kwargs: Any) -> Any:
+            def forward(adapter: Any, *args: Any, _real: Any = real, **kwargs: Any) -> Any:
                 self.asked.append(kwargs["logits_at"])
-                return _real(lens, *args, **kwargs)
+                return _real(adapter, *args, **kwargs)
 
             patch.setattr(kind, "forward", forward)
 

@@ -11,15 +11,15 @@ from scipy import stats
 import lens_skills as ls
 from lens_skills import LensSkillsError
 from lens_skills.activations import confidence, logit_diff
-from lens_skills.circuits import Account, Circuit, Edge, Node, circuit
-from lens_skills.circuits.anatomy import Anatomy
-from lens_skills.circuits.evidence import cluster_p, decide, weigh
-from lens_skills.circuits.pairs import scenes_of
-from lens_skills.circuits.paths import path_effects
-from lens_skills.circuits.start import orient, parse_start, upstream_target
-from lens_skills.circuits.tracing import halves
-from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.circuits import Circuit, Edge, Node, Totals, circuit
+from lens_skills.circuits.discovery import decide, weigh
+from lens_skills.circuits.paired_cache import paired_caches
+from lens_skills.circuits.path_patching import path_effects
+from lens_skills.circuits.targets import orient, parse_start, upstream_target
+from lens_skills.data import Example, halves
+from lens_skills.models import as_adapter
+from lens_skills.models.weights import ModelWeights
+from lens_skills.stats.effect_tests import cluster_p
 from lens_skills.tasks import Task
 from tests.planted_circuit import planted_circuit, twins
 
@@ -65,10 +65,10 @@ def test_every_edge_is_measured_on_the_testing_half(tiny: Any, task: Any, found:
     """Effect, interval, share and p of an edge, computed again from its definition."""
     chosen = set(found.provenance["tested_on"]["example_ids"])
     tested = [example for example in task if example.id in chosen]
-    scenes = scenes_of(Anatomy(as_lens(tiny)), tested, logit_diff())
+    caches = paired_caches(ModelWeights(as_adapter(tiny)), tested, logit_diff())
     target = upstream_target(found, tested)
     edges = [edge for edge in found.edges if edge.target == "L2N2"][:5]
-    effects = torch.cat([path_effects(s, target, [e.key for e in edges]) for s in scenes], dim=1)
+    effects = torch.cat([path_effects(s, target, [e.key for e in edges]) for s in caches], dim=1)
     for edge, values in zip(edges, effects, strict=True):
         assert edge.effect == pytest.approx(float(values.mean()), abs=1e-6)
         assert edge.low is not None
@@ -191,28 +191,28 @@ def test_classes_that_are_moved_apart_are_counted_with_their_sign(tiny: Any) -> 
         for w, some in enumerate((words, turned))
         for e in some
     ]
-    lens = as_lens(tiny)
-    scenes = scenes_of(Anatomy(lens), examples, logit_diff())
-    nodes = parse_start(lens, "L2N2", "last")
-    start = orient(nodes, scenes, examples, logit_diff())
+    adapter = as_adapter(tiny)
+    caches = paired_caches(ModelWeights(adapter), examples, logit_diff())
+    nodes = parse_start(adapter, "L2N2", "last")
+    start = orient(nodes, caches, examples, logit_diff())
     assert set(start.target.signs.values()) == {1.0, -1.0}
     assert start.rule["column"] == "way"
-    moved = torch.cat([scene.moved_post(2)[:, -1, 2] for scene in scenes])
+    moved = torch.cat([cache.moved_post(2)[:, -1, 2] for cache in caches])
     signs = torch.tensor([start.target.signs[e.id] for e in examples])
     assert abs(float(moved.mean())) < 1e-5
     # Counted +, where the clean prompt has more of it.
     assert float((moved * signs).mean()) < -1e-5
-    plain = orient(nodes, scenes[:1], examples[:20], logit_diff())
+    plain = orient(nodes, caches[:1], examples[:20], logit_diff())
     assert not plain.target.signs
 
 
 def test_several_neurons_are_read_along_their_mean_difference(tiny: Any, task: Any) -> None:
-    lens = as_lens(tiny)
-    scenes = scenes_of(Anatomy(lens), list(task), logit_diff())
-    start = orient(parse_start(lens, ["L2N2", "L1N3"], -1), scenes, list(task), logit_diff())
+    adapter = as_adapter(tiny)
+    caches = paired_caches(ModelWeights(adapter), list(task), logit_diff())
+    start = orient(parse_start(adapter, ["L2N2", "L1N3"], -1), caches, list(task), logit_diff())
     weights = torch.cat(list(start.target.weights))
     moved = torch.cat(
-        [torch.stack([s.moved_post(2)[:, -1, 2], s.moved_post(1)[:, -1, 3]], 1) for s in scenes]
+        [torch.stack([s.moved_post(2)[:, -1, 2], s.moved_post(1)[:, -1, 3]], 1) for s in caches]
     )
     signs = torch.tensor([start.target.signs.get(e.id, 1.0) for e in task])
     away = -(moved * signs[:, None]).double().mean(0)
@@ -252,9 +252,9 @@ def test_null_edges_are_rarely_confirmed() -> None:
 
 
 def test_an_account_that_is_nothing_says_so() -> None:
-    account = Account("x", "upstream", "nats", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    account = Totals("x", "upstream", "nats", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     assert np.isnan(account.unexplained)
-    assert Account("x", "upstream", "nats", 1.0, -2.0, -3, -1, -1.5, -1.6).unexplained == 0.25
+    assert Totals("x", "upstream", "nats", 1.0, -2.0, -3, -1, -1.5, -1.6).unexplained == 0.25
 
 
 def test_a_name_says_where(found: Circuit) -> None:

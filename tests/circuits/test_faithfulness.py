@@ -9,14 +9,19 @@ import pandas as pd
 import pytest
 import torch
 
-from lens_skills.circuits import Account, Circuit, Edge, Node
-from lens_skills.circuits.alternatives import Alternatives
-from lens_skills.circuits.anatomy import Anatomy
-from lens_skills.circuits.curve import Faithfulness, area
-from lens_skills.circuits.evaluation import distinct, explored, sizes_of
-from lens_skills.circuits.fidelity import faithfulness
+from lens_skills.circuits import Circuit, Edge, Node, Totals
+from lens_skills.circuits.faithfulness import (
+    Faithfulness,
+    area,
+    distinct,
+    explored,
+    faithfulness,
+    sizes_of,
+)
+from lens_skills.circuits.random_circuits import RandomCircuits
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
+from lens_skills.models.weights import ModelWeights
 from tests.circuits.test_faithfulness_running import all_edges, plain
 from tests.planted_circuit import IDLE, MUTE, UNREAD, N, U, planted_circuit, twins
 
@@ -38,7 +43,7 @@ def edge(sender: Node, receiver: Node, channel: str, target: str) -> Edge:
 def hand_made(start: Node, edges: Sequence[Edge], parts: dict[str, str]) -> Circuit:
     """A circuit of edges that nobody tested."""
     accounts = tuple(
-        Account(target, part, "nats", 1.0, -1.0, -1.1, -0.9, -1.0, -1.0)
+        Totals(target, part, "nats", 1.0, -1.0, -1.1, -0.9, -1.0, -1.0)
         for part, target in parts.items()
     )
     name = "logit_diff" if start.kind == "answer" else start.name
@@ -95,9 +100,9 @@ def test_the_planted_circuit_is_faithful_complete_and_minimal(planted_model: Any
     assert 0.8 < down.last.value < 1.1
     assert down.sizes == (1,)
     assert down.p == pytest.approx(1 / 20)
-    lens = as_lens(planted_model)
+    adapter = as_adapter(planted_model)
     examples = twins(40, seed=7)
-    clean = plain(planted_model, lens, [e.prompt for e in examples], (" girl", " table"))
+    clean = plain(planted_model, adapter, [e.prompt for e in examples], (" girl", " table"))
     assert down.empty == pytest.approx(float(clean.mean()), abs=1e-4)
 
 
@@ -136,10 +141,10 @@ def test_all_edges_are_the_whole_model_and_shares_are_ratios_of_means(planted_mo
     assert found.last.value == pytest.approx(1, abs=1e-5)
     assert found.rest.value == pytest.approx(0, abs=1e-5)
     assert found.equivalent
-    lens, examples = as_lens(planted_model), twins(40, seed=7)
+    adapter, examples = as_adapter(planted_model), twins(40, seed=7)
     words = (" girl", " table")
     clean, corrupted = (
-        float(plain(planted_model, lens, texts, words).mean())
+        float(plain(planted_model, adapter, texts, words).mean())
         for texts in ([e.prompt for e in examples], [str(e.corrupted) for e in examples])
     )
     assert (found.whole, found.empty) == pytest.approx((clean, corrupted), abs=1e-4)
@@ -147,8 +152,8 @@ def test_all_edges_are_the_whole_model_and_shares_are_ratios_of_means(planted_mo
 
 def test_all_out_edges_of_a_neuron_are_its_whole_effect(planted_model: Any) -> None:
     n = neuron(HIGH, N)
-    lens = as_lens(planted_model)
-    channels = Alternatives(Anatomy(lens)).channels(n)
+    adapter = as_adapter(planted_model)
+    channels = RandomCircuits(ModelWeights(adapter)).channels(n)
     edges = [edge(n, node, channel, "logit_diff") for node, channel in channels]
     circuit = hand_made(n, edges, {"downstream": "logit_diff"})
     found = run(planted_model, circuit, removals=False, n_random=0)["downstream"]
@@ -156,10 +161,10 @@ def test_all_out_edges_of_a_neuron_are_its_whole_effect(planted_model: Any) -> N
     assert found.last.value == pytest.approx(1, abs=1e-5)
     assert found.rest.value == pytest.approx(0, abs=1e-5)
     # The whole: plain TransformerLens, N's activation of the twin put into the clean prompt.
-    right, wrong = (lens.encode_plain(word)[0] for word in (" girl", " table"))
+    right, wrong = (adapter.encode_plain(word)[0] for word in (" girl", " table"))
     name, differences = f"blocks.{HIGH}.mlp.hook_post", []
     for example in twins(40, seed=7)[:8]:
-        pair = [torch.tensor([lens.encode(str(t))]) for t in (example.prompt, example.corrupted)]
+        pair = [torch.tensor([adapter.encode(str(t))]) for t in (example.prompt, example.corrupted)]
         with torch.no_grad():
             _, cache = planted_model.run_with_cache(pair[1], names_filter=[name])
             other = next(v for k, v in cache.items() if "hook_post" in k or "out.hook_in" in k)
@@ -178,7 +183,7 @@ def test_all_out_edges_of_a_neuron_are_its_whole_effect(planted_model: Any) -> N
 
 
 def test_random_circuits_have_the_same_size_and_receivers(tiny: Any) -> None:
-    others = Alternatives(Anatomy(as_lens(tiny)))
+    others = RandomCircuits(ModelWeights(as_adapter(tiny)))
     # In block 0 a head has the token below it and nothing else, so there is nothing to draw.
     inner = [e for e in all_edges() if e.receiver.position == "-1" and e.receiver.layer >= 2]
     circuit = inner[::19]
@@ -207,7 +212,7 @@ def test_random_circuits_have_the_same_size_and_receivers(tiny: Any) -> None:
 
 
 def test_every_edge_is_counted(tiny: Any) -> None:
-    others = Alternatives(Anatomy(as_lens(tiny)))
+    others = RandomCircuits(ModelWeights(as_adapter(tiny)))
     coarse = [e for e in all_edges() if "neuron" not in (e.sender.kind, e.receiver.kind)]
     assert others.count(3) == len(coarse)
     assert others.count(3, stop=2) == sum(e.receiver.layer < 2 for e in coarse)

@@ -10,19 +10,17 @@ from torch import Tensor
 
 import lens_skills as ls
 from lens_skills.circuits import Edge, Node
-from lens_skills.circuits.anatomy import Anatomy
-from lens_skills.circuits.pairs import scenes_of
-from lens_skills.circuits.paths import path_effects
-from lens_skills.circuits.regime import Regime
-from lens_skills.circuits.running import Running
-from lens_skills.circuits.scene import Scene
-from lens_skills.circuits.target import Activation, Answer
-from lens_skills.example import Example
-from lens_skills.models import as_lens
+from lens_skills.circuits.paired_cache import PairedCache, paired_caches
+from lens_skills.circuits.path_patching import path_effects
+from lens_skills.circuits.run_circuit import CircuitRun, EdgeScheme
+from lens_skills.circuits.targets import ActivationTarget, AnswerTarget
+from lens_skills.data import Example
+from lens_skills.models import as_adapter
+from lens_skills.models.weights import ModelWeights
 from tests.circuits.literal import Literal
 
 COLUMNS = 3  # in which the twins differ, or may differ
-ANSWER = Answer(ls.logit_diff())
+ANSWER = AnswerTarget(ls.logit_diff())
 
 
 def examples() -> list[Example]:
@@ -42,10 +40,10 @@ def examples() -> list[Example]:
     ]
 
 
-def scene_of(model: Any) -> Scene:
-    (scene,) = scenes_of(Anatomy(as_lens(model)), examples(), ls.logit_diff())
-    assert scene.n_columns == COLUMNS
-    return scene
+def paired_cache(model: Any) -> PairedCache:
+    (cache,) = paired_caches(ModelWeights(as_adapter(model)), examples(), ls.logit_diff())
+    assert cache.n_columns == COLUMNS
+    return cache
 
 
 def all_edges(n_layers: int = 4, n_heads: int = 4, group: int = 2) -> list[Edge]:
@@ -88,11 +86,11 @@ def some_of(edges: Sequence[Edge], share: float, seed: int) -> list[Edge]:
 
 
 def literal_value(
-    hf: Any, lens: Any, example: Example, edges: Sequence[Edge], read: str, sources: Any = ()
+    hf: Any, adapter: Any, example: Example, edges: Sequence[Edge], read: str, sources: Any = ()
 ) -> float:
     """The logit difference, or the activation of L2N8, as the definition gives it."""
     model = Literal(hf)
-    clean, corrupted = (lens.encode(str(t)) for t in (example.prompt, example.corrupted))
+    clean, corrupted = (adapter.encode(str(t)) for t in (example.prompt, example.corrupted))
     whole, _, _ = model.run(clean)
     ground, _, _ = model.run(corrupted)
     n = len(clean)
@@ -100,97 +98,99 @@ def literal_value(
     _, last, posts = model.run(clean, ground=ground, edges=edges, sources=given)
     if read == "neuron":
         return float(posts[2, n - 1][8])
-    right, wrong = (lens.encode_plain(word)[0] for word in (" yes", " no"))
+    right, wrong = (adapter.encode_plain(word)[0] for word in (" yes", " no"))
     weight = hf.state_dict()["lm_head.weight"].double()
     return float(last @ (weight[right] - weight[wrong]))
 
 
-def neuron_target() -> Activation:
-    return Activation((Node(2, "neuron", 8, "-1"),), (torch.ones(1),), "L2N8")
+def neuron_target() -> ActivationTarget:
+    return ActivationTarget((Node(2, "neuron", 8, "-1"),), (torch.ones(1),), "L2N8")
 
 
 def plain(
-    model: Any, lens: Any, texts: Sequence[str], words: tuple[str, str] = (" yes", " no")
+    model: Any, adapter: Any, texts: Sequence[str], words: tuple[str, str] = (" yes", " no")
 ) -> Tensor:
     """The logit differences of the whole model, one prompt at a time."""
-    right, wrong = (lens.encode_plain(word)[0] for word in words)
+    right, wrong = (adapter.encode_plain(word)[0] for word in words)
     found = []
     for text in texts:
         with torch.no_grad():
-            logits = model(torch.tensor([lens.encode(text)]))[0, -1]
+            logits = model(torch.tensor([adapter.encode(text)]))[0, -1]
         found.append(logits[right] - logits[wrong])
     return torch.stack(found).double()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.15, 0.6])
 def test_any_set_of_edges_runs_as_defined(tiny: Any, tiny_hf: Any, share: float) -> None:
-    lens, scene = as_lens(tiny), scene_of(tiny)
+    adapter, cache = as_adapter(tiny), paired_cache(tiny)
     circuits = [some_of(all_edges(), share, seed) for seed in (0, 1)]
-    running = Running(scene, Regime())
+    running = CircuitRun(cache, EdgeScheme())
     for target, read in ((ANSWER, "answer"), (neuron_target(), "neuron")):
         found = running.measure(circuits, target)
         assert found.shape == (2, len(examples()))
         for which, edges in enumerate(circuits):
             for place in (0, 4) if share < 0.5 else (4,):
-                oracle = literal_value(tiny_hf[0], lens, examples()[place], edges, read)
+                oracle = literal_value(tiny_hf[0], adapter, examples()[place], edges, read)
                 assert float(found[which, place]) == pytest.approx(oracle, abs=2e-4)
     assert not torch.allclose(found[0], found[1])
 
 
 def test_all_edges_are_the_clean_prompt_and_none_the_corrupted(tiny: Any) -> None:
-    lens, scene = as_lens(tiny), scene_of(tiny)
-    clean = plain(tiny, lens, [e.prompt for e in examples()])
-    corrupted = plain(tiny, lens, [str(e.corrupted) for e in examples()])
+    adapter, cache = as_adapter(tiny), paired_cache(tiny)
+    clean = plain(tiny, adapter, [e.prompt for e in examples()])
+    corrupted = plain(tiny, adapter, [str(e.corrupted) for e in examples()])
     assert (clean - corrupted).abs().min() > 1e-3
     every = [e for e in all_edges() if "neuron" not in (e.sender.kind, e.receiver.kind)]
-    all_or_none = Running(scene, Regime()).measure([every, []], ANSWER)
+    all_or_none = CircuitRun(cache, EdgeScheme()).measure([every, []], ANSWER)
     torch.testing.assert_close(all_or_none, torch.stack([clean, corrupted]), atol=1e-4, rtol=0)
     # The other way round: nothing left out, everything left out.
-    rest = Running(scene, Regime(removed=True)).measure([[], every], ANSWER)
+    rest = CircuitRun(cache, EdgeScheme(removed=True)).measure([[], every], ANSWER)
     torch.testing.assert_close(rest, torch.stack([clean, corrupted]), atol=1e-4, rtol=0)
-    back = Running(scene, Regime(ground="clean")).measure([every, []], ANSWER)
+    back = CircuitRun(cache, EdgeScheme(ground="clean")).measure([every, []], ANSWER)
     torch.testing.assert_close(back, torch.stack([corrupted, clean]), atol=1e-4, rtol=0)
 
 
 def test_leaving_edges_out_is_keeping_the_others(tiny: Any) -> None:
-    scene = scene_of(tiny)
+    cache = paired_cache(tiny)
     every = [e for e in all_edges() if "neuron" not in (e.sender.kind, e.receiver.kind)]
     circuit = some_of(every, 0.3, 5)
     keys = {edge.key for edge in circuit}
     others = [edge for edge in every if edge.key not in keys]
-    left_out = Running(scene, Regime(removed=True)).measure([circuit], ANSWER)
-    kept = Running(scene, Regime()).measure([others], ANSWER)
+    left_out = CircuitRun(cache, EdgeScheme(removed=True)).measure([circuit], ANSWER)
+    kept = CircuitRun(cache, EdgeScheme()).measure([others], ANSWER)
     torch.testing.assert_close(left_out, kept, atol=1e-4, rtol=0)
 
 
 def test_sources_carry_the_clean_prompt(tiny: Any, tiny_hf: Any) -> None:
-    lens, scene = as_lens(tiny), scene_of(tiny)
+    adapter, cache = as_adapter(tiny), paired_cache(tiny)
     sources = [Node(1, "head", 2, "-1"), Node(0, "mlp", None, "-2"), Node(2, "neuron", 3, "-1")]
     circuit = [edge for edge in some_of(all_edges(), 0.4, 3) if edge.receiver not in sources]
     assert {edge.sender for edge in circuit} >= set(sources)
-    found = Running(scene, Regime(sources=frozenset(sources))).measure([circuit], ANSWER)
+    found = CircuitRun(cache, EdgeScheme(sources=frozenset(sources))).measure([circuit], ANSWER)
     for place in (1, 4):
         oracle = literal_value(
-            tiny_hf[0], lens, examples()[place], circuit, "answer", sources=sources
+            tiny_hf[0], adapter, examples()[place], circuit, "answer", sources=sources
         )
         assert float(found[0, place]) == pytest.approx(oracle, abs=2e-4)
-    without = Running(scene, Regime()).measure([circuit], ANSWER)
+    without = CircuitRun(cache, EdgeScheme()).measure([circuit], ANSWER)
     assert (found - without).abs().min() > 1e-4
 
 
 def test_one_edge_left_out_is_path_patching_and_so_is_one_sent(tiny: Any) -> None:
     """The same number by another road: `path_effects` edits the clean run, this builds it up."""
-    scene = scene_of(tiny)
-    clean = Running(scene, Regime(removed=True)).measure([[]], ANSWER)
+    cache = paired_cache(tiny)
+    clean = CircuitRun(cache, EdgeScheme(removed=True)).measure([[]], ANSWER)
     edges = [e for e in some_of(all_edges(), 0.02, 8) if e.receiver.kind != "neuron"]
     assert {e.receiver.kind for e in edges} >= {"head", "mlp"}
-    effects = path_effects(scene, ANSWER, [edge.key for edge in edges])
-    left_out = Running(scene, Regime(removed=True)).measure([[edge] for edge in edges], ANSWER)
+    effects = path_effects(cache, ANSWER, [edge.key for edge in edges])
+    left_out = CircuitRun(cache, EdgeScheme(removed=True)).measure(
+        [[edge] for edge in edges], ANSWER
+    )
     torch.testing.assert_close(left_out - clean, effects, atol=2e-4, rtol=1e-3)
     for sender in (Node(1, "neuron", 3, "-1"), Node(1, "head", 2, "-2")):
         mine = [e for e in all_edges() if e.sender == sender and e.receiver.kind != "neuron"]
-        regime = Regime("clean", False, frozenset([sender]), ruled=frozenset([sender]))
-        sent = Running(scene, regime).measure([[edge] for edge in mine], ANSWER)
-        effects = path_effects(scene, ANSWER, [edge.key for edge in mine])
+        scheme = EdgeScheme("clean", False, frozenset([sender]), ruled=frozenset([sender]))
+        sent = CircuitRun(cache, scheme).measure([[edge] for edge in mine], ANSWER)
+        effects = path_effects(cache, ANSWER, [edge.key for edge in mine])
         assert effects.abs().max() > 1e-3
         torch.testing.assert_close(sent - clean, effects, atol=2e-4, rtol=1e-3)

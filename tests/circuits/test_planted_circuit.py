@@ -8,12 +8,12 @@ import torch
 
 import lens_skills as ls
 from lens_skills.circuits import Circuit, Node, circuit
-from lens_skills.circuits.anatomy import Anatomy
-from lens_skills.circuits.pairs import scenes_of
-from lens_skills.circuits.paths import path_effects
-from lens_skills.circuits.target import Activation, Answer
+from lens_skills.circuits.paired_cache import paired_caches
+from lens_skills.circuits.path_patching import path_effects
+from lens_skills.circuits.targets import ActivationTarget, AnswerTarget
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
+from lens_skills.models.weights import ModelWeights
 from tests.planted_circuit import IDLE, MUTE, UNREAD, N, PlantedCircuit, U, planted_circuit, twins
 
 LOW, HIGH = 1, 2
@@ -41,20 +41,22 @@ def test_the_circuit_works_and_its_decoys_do_not(planted_model: Any) -> None:
     """Exact path patching on what was planted: ground truth for the ground truth."""
     model, names = planted_model
     assert (names.u, names.n) == ("L1N5", "L2N11")
-    (scene,) = scenes_of(Anatomy(as_lens(model)), twins(40), ls.logit_diff(), batch_size=64)
+    (cache,) = paired_caches(
+        ModelWeights(as_adapter(model)), twins(40), ls.logit_diff(), batch_size=64
+    )
     n = neuron(HIGH, N)
     senders = [neuron(LOW, index) for index in (U, UNREAD, MUTE)]
-    at_n = Activation((n,), (torch.ones(1, dtype=torch.float64),), "N")
-    clean = scene.post(HIGH)[:, -1, N].mean()
+    at_n = ActivationTarget((n,), (torch.ones(1, dtype=torch.float64),), "N")
+    clean = cache.post(HIGH)[:, -1, N].mean()
     for channel in ("gate", "up"):
-        effects = path_effects(scene, at_n, [(one, n, channel) for one in senders]).mean(1)
+        effects = path_effects(cache, at_n, [(one, n, channel) for one in senders]).mean(1)
         u, unread, mute = effects.tolist()
         assert u < -0.5 * float(clean)
         assert abs(unread) < 0.1 * abs(u)
         assert mute == 0
     answer = Node(4, "answer", None, "-1")
     paths = [(neuron(HIGH, index), answer, "answer") for index in (N, IDLE)]
-    planted, idle = path_effects(scene, Answer(ls.logit_diff()), paths).mean(1).tolist()
+    planted, idle = path_effects(cache, AnswerTarget(ls.logit_diff()), paths).mean(1).tolist()
     assert planted < -1.0
     assert idle == 0
 

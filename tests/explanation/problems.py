@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lens_skills import tasks
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
 from lens_skills.tasks import Task
 from tests.planted import planted, separating_direction
 
@@ -28,17 +28,17 @@ def has_five(example: Any) -> bool:
 
 def prompts(model: Any, task: Task, holds: Callable[[Any], bool]) -> tuple[list[Any], list[Any]]:
     """The tokens of the examples for which it holds, and of the others."""
-    lens = as_lens(model)
+    adapter = as_adapter(model)
     sides: tuple[list[Any], list[Any]] = ([], [])
     for example in task:
-        sides[not holds(example)].append(lens.encode(example.prompt))
+        sides[not holds(example)].append(adapter.encode(example.prompt))
     return sides
 
 
 def answer_direction(model: Any) -> torch.Tensor:
     """The unit vector that raises the logit of `ANSWER`."""
-    lens = as_lens(model)
-    column = lens.unembed_vectors()[0][:, lens.encode_plain(ANSWER)[0]].double()
+    adapter = as_adapter(model)
+    column = adapter.unembed_vectors()[0][:, adapter.encode_plain(ANSWER)[0]].double()
     return column / column.norm()
 
 

@@ -12,11 +12,17 @@ from sklearn.metrics import mutual_info_score
 
 from lens_skills import tasks
 from lens_skills.explanation import feature_bank
-from lens_skills.explanation.association import Association, associate, highest
-from lens_skills.explanation.design import Design
-from lens_skills.explanation.exchanging import Exchange, block_draws
-from lens_skills.explanation.feature import Feature
-from lens_skills.explanation.fitting import Fit, halves
+from lens_skills.explanation.feature_bank import FeatureMatrix
+from lens_skills.explanation.feature_tests import (
+    FeatureAssociation,
+    FeaturePermutation,
+    Fit,
+    associate,
+    block_draws,
+    halves,
+    highest,
+)
+from lens_skills.explanation.features import Feature
 
 N, K = 240, 30
 FEATURES = [
@@ -56,8 +62,8 @@ def sides() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def found(values, activations, sides) -> Association:
-    design = Design.of(FEATURES, values)
+def found(values, activations, sides) -> FeatureAssociation:
+    design = FeatureMatrix.of(FEATURES, values)
     names = [str(n) for n in range(N)]
     return associate(activations, design, names, sides, k=K, n_permutations=199)
 
@@ -163,11 +169,13 @@ def test_what_is_planted_is_found_and_nothing_else(found) -> None:
 
 def test_p_counts_the_draws_one_by_one(values, activations, sides) -> None:
     names = [str(n) for n in range(N)]
-    design = Design.of(FEATURES, values)
+    design = FeatureMatrix.of(FEATURES, values)
     found = associate(activations, design, names, sides, k=K, n_permutations=99, seed=4)
     fit = Fit.of(activations[:, sides[0]], design.rows(sides[0]))
     held = sides[1].numpy()
-    draws = Exchange.of(design.rows(sides[1]), [names[n] for n in held], 99, seed=4).draws["free"]
+    draws = FeaturePermutation.of(
+        design.rows(sides[1]), [names[n] for n in held], 99, seed=4
+    ).draws["free"]
     columns, owner = design.columns[held].numpy(), design.owner.numpy()
     for neuron in (0, 3, 4):
         a = activations[neuron].numpy()[held]
@@ -211,7 +219,7 @@ def grouped(kind: str) -> tuple[list[str], pd.DataFrame, Callable[[int], torch.T
 @pytest.mark.parametrize("kind", ["even", "uneven"])
 def test_features_without_a_say_are_rarely_found(kind: str) -> None:
     groups, frame, draw = grouped(kind)
-    design = Design.of(FEATURES, frame)
+    design = FeatureMatrix.of(FEATURES, frame)
     sides = halves(groups, seed=0)
     found = associate(draw(11), design, groups, sides, k=15, n_permutations=99)
     for name in ("p", "p_top", "p_bottom", "p_information"):
@@ -229,7 +237,7 @@ def test_features_that_go_with_the_size_of_their_group_are_rarely_found() -> Non
     random = np.random.default_rng(11)
     shared = random.exponential(size=(400, codes.max() + 1))[:, codes]
     noise = torch.from_numpy(shared + 0.3 * random.normal(size=shared.shape))
-    design = Design.of(bank.features, bank.values(task))
+    design = FeatureMatrix.of(bank.features, bank.values(task))
     found = associate(noise, design, groups, halves(groups, seed=0), k=30, n_permutations=99)
     assert (found.p.amin(1) <= 0.05).double().mean() <= 0.09
 

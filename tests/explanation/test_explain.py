@@ -11,7 +11,7 @@ import torch
 import lens_skills as ls
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Explanations, explain, feature_bank
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
 from tests.explanation.problems import ANSWER, DECOY, SHORTCUT, problems, with_shortcut
 from tests.planted import planted
 
@@ -52,10 +52,10 @@ def test_what_a_planted_neuron_writes_is_found(why: Explanations) -> None:
 def test_activations_are_the_models_own_token_by_token(tiny: Any) -> None:
     task = problems()[::9]
     why = explain(tiny, task, ["L1N3"], **WITHOUT)
-    lens = as_lens(tiny)
+    adapter = as_adapter(tiny)
     one = why["L1N3"]
     for row in (0, 5, len(task) - 1):
-        tokens = torch.tensor([lens.encode(task[row].prompt)])
+        tokens = torch.tensor([adapter.encode(task[row].prompt)])
         _, cache = tiny.run_with_cache(tokens)
         values = cache["blocks.1.mlp.hook_post"][0, :, 3]
         assert one.activation[row].item() == pytest.approx(values[-1].item(), abs=1e-5)
@@ -63,12 +63,12 @@ def test_activations_are_the_models_own_token_by_token(tiny: Any) -> None:
     assert strongest.activation == pytest.approx(one.activation.max().item())
     assert [e.activation for e in one.top] == sorted(one.activation.tolist(), reverse=True)[:5]
     assert [e.activation for e in one.bottom] == sorted(one.activation.tolist())[:5]
-    tokens = lens.encode(strongest.prompt)
+    tokens = adapter.encode(strongest.prompt)
     _, cache = tiny.run_with_cache(torch.tensor([tokens]))
     np.testing.assert_allclose(
         strongest.values, cache["blocks.1.mlp.hook_post"][0, 1:, 3].detach(), atol=1e-5
     )
-    assert strongest.tokens == tuple(map(lens.decode, tokens[1:]))
+    assert strongest.tokens == tuple(map(adapter.decode, tokens[1:]))
     assert "".join(strongest.tokens) == strongest.prompt
 
 

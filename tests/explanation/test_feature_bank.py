@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from lens_skills import tasks
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.explanation import Feature, feature_bank
-from lens_skills.explanation.bank import disguised
+from lens_skills.explanation.feature_bank import disguised
 from lens_skills.tasks import Task
 
 

@@ -10,19 +10,18 @@ import torch
 import lens_skills as ls
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Shortcuts, feature_bank, shortcuts
-from lens_skills.explanation.condition import condition_of
-from lens_skills.explanation.feature import Feature
-from lens_skills.explanation.knockout import influence
-from lens_skills.explanation.shortcut import (
+from lens_skills.explanation.features import Feature
+from lens_skills.explanation.shortcut_report import (
     EVERYWHERE,
     NEITHER,
     SHORTCUT,
     TIED,
     UNDECIDED,
     UNEXPLAINED,
-    Effect,
+    KnockoutEffect,
     ruling,
 )
+from lens_skills.explanation.knockout import condition_of, influence
 from lens_skills.stats.bootstrap import cluster_error
 from tests.explanation import problems as plant
 from tests.explanation.problems import problems, with_shortcut
@@ -160,9 +159,9 @@ def test_a_difference_is_the_mean_of_its_influence() -> None:
         assert error == pytest.approx(np.sqrt(sandwich[1, 1]))
 
 
-def effect(value: float, half: float, q: float = 0.01) -> Effect:
+def effect(value: float, half: float, q: float = 0.01) -> KnockoutEffect:
     ends = (value - half, value + half, value - 0.8 * half, value + 0.8 * half)
-    return Effect(value, *ends, p=q, q=q, delta=1.0)
+    return KnockoutEffect(value, *ends, p=q, q=q, delta=1.0)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +180,7 @@ def effect(value: float, half: float, q: float = 0.01) -> Effect:
     ],
 )
 def test_the_word_follows_from_the_evidence(
-    tied: bool, difference: Effect | None, whole: Effect, side: bool, word: str
+    tied: bool, difference: KnockoutEffect | None, whole: KnockoutEffect, side: bool, word: str
 ) -> None:
     assert ruling(tied, difference, whole, side)[0] == word
 

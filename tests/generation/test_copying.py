@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lens_skills.example import Example
-from lens_skills.generation.copying import own_words
-from lens_skills.generation.rules import detectors
+from lens_skills.data import Example
+from lens_skills.generation.rule_graders import detectors
+from lens_skills.generation.text_features import own_words
 from lens_skills.tasks import skill_mix
-from lens_skills.tasks.skill_list import Skill, own_skills
+from lens_skills.tasks.skill_mix import Skill, own_skills
 
 FRESH = Path(__file__).with_name("fresh_texts.csv")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lens_skills.activations import capture, stream
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.generation import Graded, capture_text, generate, grade
-from lens_skills.generation import texts as texts_module
-from lens_skills.generation.choosing import chances, choose
-from lens_skills.generation.continuation import Continuer, Written
-from lens_skills.models import SoftPrompt, as_lens, prompted
+from lens_skills.generation import generate as texts_module
+from lens_skills.generation.generate import Continuer, chances, choose
+from lens_skills.generation.graded import Written
+from lens_skills.models import SoftPrompt, as_adapter, prompted
 from lens_skills.scoring import score
 from lens_skills.tasks import Task
 
@@ -48,11 +48,11 @@ def task(n: int = 7) -> Task:
 
 
 def soft(model: Any, n_before: int = 2) -> SoftPrompt:
-    lens = as_lens(model)
+    adapter = as_adapter(model)
     generator = torch.Generator().manual_seed(3)
-    suffix = torch.randn(3, lens.d_model, generator=generator)
-    prefix = torch.randn(n_before, lens.d_model, generator=generator)
-    return SoftPrompt(suffix, prefix, lens.name, lens.fingerprint(), False, "random", 3)
+    suffix = torch.randn(3, adapter.d_model, generator=generator)
+    prefix = torch.randn(n_before, adapter.d_model, generator=generator)
+    return SoftPrompt(suffix, prefix, adapter.name, adapter.fingerprint(), False, "random", 3)
 
 
 def long(text: str, example: Example) -> dict[str, float]:
@@ -83,15 +83,15 @@ def test_a_text_depends_on_its_example_and_not_on_its_batch(tiny: Any, temperatu
 
 def test_confidence_is_what_one_whole_pass_says(tiny: Any) -> None:
     """Read again in one plain pass, the tokens have the log-probabilities of then."""
-    lens = as_lens(tiny)
+    adapter = as_adapter(tiny)
     graded = write(tiny, task(), temperature=1.0)
     for place, example in enumerate(task()):
-        prompt = lens.encode(example.prompt)
-        row = [*prompt, *graded.tokens[place], *([lens.eos_id] if graded.ended[place] else [])]
+        prompt = adapter.encode(example.prompt)
+        row = [*prompt, *graded.tokens[place], *([adapter.eos_id] if graded.ended[place] else [])]
         tokens = torch.tensor([row])
         at = torch.arange(len(prompt) - 1, len(row) - 1)[None]
         mask = torch.ones_like(tokens, dtype=torch.bool)
-        logits = lens.forward(tokens, mask, readers={}, logits_at=at)
+        logits = adapter.forward(tokens, mask, readers={}, logits_at=at)
         assert logits is not None
         spread = logits[0].double().log_softmax(-1)
         chosen = spread.gather(-1, tokens[0, len(prompt) :, None])[:, 0]
@@ -107,9 +107,9 @@ def test_confidence_is_what_one_whole_pass_says(tiny: Any) -> None:
 
 def test_greedy_texts_are_those_of_transformers(tiny: Any, tiny_hf: tuple[Any, Any]) -> None:
     model, tokenizer = tiny_hf
-    lens, graded = as_lens(tiny), write(tiny, task(), temperature=0)
+    adapter, graded = as_adapter(tiny), write(tiny, task(), temperature=0)
     for example, tokens, text in zip(task(), graded.tokens, graded.texts, strict=True):
-        prompt = torch.tensor([lens.encode(example.prompt)])
+        prompt = torch.tensor([adapter.encode(example.prompt)])
         out = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=N, do_sample=False
         )
@@ -121,7 +121,7 @@ def test_greedy_texts_are_those_of_transformers(tiny: Any, tiny_hf: tuple[Any, A
 def test_a_text_stops_where_it_ends(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     free = write(tiny, task(), temperature=0)
     end = free.tokens[1][4]
-    monkeypatch.setattr("lens_skills.generation.continuation.end_tokens", lambda *_, **__: {end})
+    monkeypatch.setattr("lens_skills.generation.generate.end_tokens", lambda *_, **__: {end})
     cut = write(tiny, task(), temperature=0)
     for place, tokens in enumerate(free.tokens):
         stop = tokens.index(end) if end in tokens else None
@@ -131,25 +131,29 @@ def test_a_text_stops_where_it_ends(tiny: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_soft_prompt_is_read_with_every_example(tiny: Any) -> None:
     prompt = soft(tiny)
-    lens = prompted(tiny, prompt)
+    adapter = prompted(tiny, prompt)
     graded = write(tiny, task(), prompt=prompt, temperature=0)
-    same(graded, write(lens, task(), temperature=0, batch_size=1))
+    same(graded, write(adapter, task(), temperature=0, batch_size=1))
     assert graded.tokens != write(tiny, task(), temperature=0).tokens
-    first = lens.encode(task()[0].prompt)
+    first = adapter.encode(task()[0].prompt)
     assert graded.provenance["prompt"] == prompt.digest
-    read = torch.tensor([[first[0], *lens.words_before, *first[1:], *lens.words_after]])
+    read = torch.tensor([[first[0], *adapter.words_before, *first[1:], *adapter.words_after]])
     at = torch.tensor([[read.shape[1] - 1]])
-    logits = lens.forward(read, torch.ones_like(read, dtype=torch.bool), readers={}, logits_at=at)
+    logits = adapter.forward(
+        read, torch.ones_like(read, dtype=torch.bool), readers={}, logits_at=at
+    )
     assert logits is not None
     assert graded.tokens[0][0] == int(logits[0, 0].argmax())
 
 
 def test_a_chat_is_read_through_its_template(tiny: Any) -> None:
     graded = write(tiny, task(), chat=True, temperature=0)
-    lens = as_lens(tiny)
-    read = torch.tensor([lens.encode(task()[2].prompt, chat=True)])
+    adapter = as_adapter(tiny)
+    read = torch.tensor([adapter.encode(task()[2].prompt, chat=True)])
     at = torch.tensor([[read.shape[1] - 1]])
-    logits = lens.forward(read, torch.ones_like(read, dtype=torch.bool), readers={}, logits_at=at)
+    logits = adapter.forward(
+        read, torch.ones_like(read, dtype=torch.bool), readers={}, logits_at=at
+    )
     assert logits is not None
     assert graded.tokens[2][0] == int(logits[0, 0].argmax())
 
@@ -168,7 +172,7 @@ def test_draws_follow_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares(top_p=0.81) == [0.526, 0.316, 0.158, 0]
     assert shares(top_p=0.01) == [1, 0, 0, 0]
     for likeliest in (1, 2, 3):  # too few looked at first: all are
-        monkeypatch.setattr("lens_skills.generation.choosing.LIKELIEST", likeliest)
+        monkeypatch.setattr("lens_skills.generation.generate.LIKELIEST", likeliest)
         assert shares(top_p=0.81) == [0.526, 0.316, 0.158, 0]
     hot = spread.div(0.5).softmax(-1)
     assert shares(temperature=0.5) == pytest.approx(hot.tolist(), abs=1e-3)
@@ -307,21 +311,23 @@ def test_scored_before_the_text_is_written(tiny: Any) -> None:
 
 def plain_mean(model: Any, prompt: SoftPrompt | None, graded: Graded, chat: bool) -> torch.Tensor:
     """Text by text, without padding: the mean over the written tokens, in one pass each."""
-    lens = prompted(model, prompt)
+    adapter = prompted(model, prompt)
     rows = []
     for example, written in zip(graded.examples, graded.tokens, strict=True):
-        tokens = lens.encode(example.prompt, chat=chat)
-        before = [*tokens[:1], *lens.words_before, *tokens[1:], *lens.words_after]
+        tokens = adapter.encode(example.prompt, chat=chat)
+        before = [*tokens[:1], *adapter.words_before, *tokens[1:], *adapter.words_after]
         read = torch.tensor([[*before, *written]])
         seen: dict[int, torch.Tensor] = {}
         readers = {
             f"blocks.{layer}.mlp.hook_post": lambda a, layer=layer, seen=seen: seen.__setitem__(
                 layer, a[0]
             )
-            for layer in range(lens.n_layers)
+            for layer in range(adapter.n_layers)
         }
-        lens.forward(read, torch.ones_like(read, dtype=torch.bool), readers=readers, logits_at=None)
-        rows.append(torch.stack([seen[i][len(before) :].mean(0) for i in range(lens.n_layers)]))
+        adapter.forward(
+            read, torch.ones_like(read, dtype=torch.bool), readers=readers, logits_at=None
+        )
+        rows.append(torch.stack([seen[i][len(before) :].mean(0) for i in range(adapter.n_layers)]))
     return torch.stack(rows)
 
 
@@ -363,11 +369,11 @@ def test_prompts_that_hold_their_texts_are_read_there(tiny: Any, tmp_path: Path)
     batches = list(stream(tiny, with_text, position=at, batch_size=1, progress=False))
     rows = {int(batch.index): batch.activations[0] for batch in batches}
     wanted = plain_mean(tiny, None, graded, False)
-    lens = as_lens(tiny)
+    adapter = as_adapter(tiny)
     for place, example in enumerate(with_text):
         # As text, tokens may be cut otherwise; where they are not, it is the very same.
-        exact = [*lens.encode(graded.examples[place].prompt), *graded.tokens[place]]
-        if lens.encode(example.prompt) == exact:
+        exact = [*adapter.encode(graded.examples[place].prompt), *graded.tokens[place]]
+        if adapter.encode(example.prompt) == exact:
             torch.testing.assert_close(rows[place], wanted[place], atol=1e-4, rtol=1e-4)
     assert capture(tiny, with_text, tmp_path / "t", position="last").layers == (0, 1, 2, 3)
 
@@ -449,7 +455,7 @@ def test_logits_that_are_not_finite_name_the_example(tiny: Any) -> None:
 
 def test_the_model_is_left_as_it_was(tiny: Any) -> None:
     def weights() -> str:
-        parts = [p.detach().numpy().tobytes() for p in as_lens(tiny)._modules().parameters()]  # type: ignore[attr-defined]
+        parts = [p.detach().numpy().tobytes() for p in as_adapter(tiny)._modules().parameters()]  # type: ignore[attr-defined]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     before = weights()

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.generation import Graded, grade
-from lens_skills.generation.continuation import Written
-from lens_skills.generation.endpoint import GIVE_UP, Judge, judge
-from lens_skills.generation.verdicts import read_answer
-from lens_skills.tasks.skill_list import Skill
+from lens_skills.generation.graded import Written
+from lens_skills.generation.llm_judge import GIVE_UP, Judge, judge, read_answer
+from lens_skills.tasks.skill_mix import Skill
 
 SKILLS = [Skill("pun", "Plays with two meanings.", "I was board."), "simile"]
 GOOD = '{"pun": 1, "simile": 0.5}'

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.generation.graders import from_file
-from lens_skills.generation.grading import Ungraded
+from lens_skills.generation.grade_files import from_file
+from lens_skills.generation.graded import Ungraded
 
 
 def example(id: str = "a", topic: str | None = "Knots") -> Example:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lens_skills.example import Example
-from lens_skills.generation.rules import RULES, detectors
-from lens_skills.tasks.skill_list import own_skills
+from lens_skills.data import Example
+from lens_skills.generation.rule_graders import RULES, detectors
+from lens_skills.tasks.skill_mix import own_skills
 
 SHOWN = {
     "alliteration": [

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
 from lens_skills.models.convert import has_hooked
 from tests.models.tiny_gguf import write_gguf
 
@@ -32,12 +32,12 @@ def tiny_gguf(tiny_hf: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory
 
 def same_as(model: Any, plain: Any, atol: float = 1e-4) -> None:
     """Equal log-probabilities of a loaded model and the plain Hugging Face one, left-padded."""
-    lens = as_lens(model)
-    tokens = torch.arange(24).view(2, 12) * 37 % lens.d_vocab
+    adapter = as_adapter(model)
+    tokens = torch.arange(24).view(2, 12) * 37 % adapter.d_vocab
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[1, :5] = False
     at = torch.full((2, 1), 11)
-    found = lens.forward(tokens, mask, readers={}, logits_at=at)
+    found = adapter.forward(tokens, mask, readers={}, logits_at=at)
     assert found is not None
     with torch.no_grad():
         wanted = [plain(tokens[:1]).logits[0, -1], plain(tokens[1:, 5:]).logits[0, -1]]

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 import lens_skills as ls
-from lens_skills.models import as_lens, describe_openable, load_model
-from lens_skills.models.bundled import BUNDLED
-from lens_skills.models.unseen import held_out
+from lens_skills.models import as_adapter, describe_openable, load_model
+from lens_skills.models.bundled import BUNDLED, held_out
 from tests.models.conftest import IMPLEMENTATIONS, same_as
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +43,13 @@ def unseen(task: Any) -> Any:
 
 
 def test_it_opens_by_name_on_each_implementation(model: Any) -> None:
-    lens = as_lens(model)
-    assert (lens.name, lens.n_layers, lens.d_mlp, lens.gated) == ("arithmetic-small", 4, 384, True)
+    adapter = as_adapter(model)
+    assert (adapter.name, adapter.n_layers, adapter.d_mlp, adapter.gated) == (
+        "arithmetic-small",
+        4,
+        384,
+        True,
+    )
     assert model.cfg.default_prepend_bos
     row = next(row for row in describe_openable() if row.name == "arithmetic-small")
     assert (row.how, row.state) == ("load_model('arithmetic-small')", "installed")
@@ -58,13 +62,13 @@ def test_it_computes_what_transformers_computes(model: Any) -> None:
 
 
 def test_a_question_is_tokens_that_its_answer_continues(model: Any) -> None:
-    lens = as_lens(model)
+    adapter = as_adapter(model)
     prompt = "\nQ: What is 47 minus 103?\nA: "
-    pieces = [lens.decode(token) for token in lens.encode(prompt)]
+    pieces = [adapter.decode(token) for token in adapter.encode(prompt)]
     assert pieces == ["<s>", "\nQ:", " What is ", *"47", " minus ", *"103", "?", "\nA: "]
-    assert [lens.decode(t) for t in lens.encode(prompt + "-56")] == [*pieces, *"-56"]
+    assert [adapter.decode(t) for t in adapter.encode(prompt + "-56")] == [*pieces, *"-56"]
     other = "Is 12 / 3 really 4, or ~what is~ it?\n\tüber\n"
-    written = "".join(lens.decode(token) for token in lens.encode(other)[1:])
+    written = "".join(adapter.decode(token) for token in adapter.encode(other)[1:])
     assert written == "Is 12 / 3 really 4, or ~what is~ it?\n<unk><unk>ber\n"
 
 

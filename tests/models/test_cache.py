@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_lens, cache, load, load_model
+from lens_skills.models import as_adapter, gguf_cache, load, load_model
 from lens_skills.models.convert import to_bridge
 from tests.models.conftest import IMPLEMENTATIONS, same_as
 
@@ -20,13 +20,13 @@ every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The conversions made in this test."""
     made: list[Path] = []
-    build = cache._build
+    build = gguf_cache._build
 
     def counted(gguf: Path, entry: Path) -> None:
         made.append(entry)
         build(gguf, entry)
 
-    monkeypatch.setattr(cache, "_build", counted)
+    monkeypatch.setattr(gguf_cache, "_build", counted)
     return made
 
 
@@ -37,10 +37,12 @@ def test_a_gguf_file_is_converted_once(
     first = load_model(tiny_gguf, implementation=implementation)
     same_as(first, tiny_hf[0])
     second = load_model(str(tiny_gguf), implementation=implementation)
-    assert as_lens(second).fingerprint() == as_lens(first).fingerprint()
-    assert as_lens(first).name == "tiny"
+    assert as_adapter(second).fingerprint() == as_adapter(first).fingerprint()
+    assert as_adapter(first).name == "tiny"
     text = "The key to the cabinets is 12"
-    assert as_lens(first).encode_plain(text) == tiny_hf[1](text, add_special_tokens=False).input_ids
+    assert (
+        as_adapter(first).encode_plain(text) == tiny_hf[1](text, add_special_tokens=False).input_ids
+    )
     assert len(builds) == 1
 
 
@@ -49,7 +51,7 @@ def test_parity_is_measured_once_and_stored(
     tiny_gguf: Path, implementation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_model(tiny_gguf, implementation=implementation)
-    stored = cache.parity_stored(cache.entry_of(tiny_gguf), implementation)
+    stored = gguf_cache.parity_stored(gguf_cache.entry_of(tiny_gguf), implementation)
     assert stored is not None
     assert stored["log_probability"] < 1e-4
     assert stored["activation"] < 1e-4
@@ -68,7 +70,7 @@ def test_a_failed_parity_is_not_stored(tiny_gguf: Path, monkeypatch: pytest.Monk
         patch.setattr(load, "to_bridge", corrupt)
         with pytest.raises(LensSkillsError, match="does not compute what the original"):
             load_model(tiny_gguf, implementation="bridge")
-        assert cache.parity_stored(cache.entry_of(tiny_gguf), "bridge") is None
+        assert gguf_cache.parity_stored(gguf_cache.entry_of(tiny_gguf), "bridge") is None
     load_model(tiny_gguf, implementation="bridge")
 
 
@@ -89,13 +91,13 @@ def damage_missing(entry: Path) -> None:
 
 
 def damage_manifest(entry: Path) -> None:
-    (entry / cache.MANIFEST).write_text("{")
+    (entry / gguf_cache.MANIFEST).write_text("{")
 
 
 def damage_other_manifest(entry: Path) -> None:
-    manifest = json.loads((entry / cache.MANIFEST).read_text())
+    manifest = json.loads((entry / gguf_cache.MANIFEST).read_text())
     manifest["files"]["config.json"] = "0" * 64
-    (entry / cache.MANIFEST).write_text(json.dumps(manifest))
+    (entry / gguf_cache.MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -109,12 +111,12 @@ def damage_other_manifest(entry: Path) -> None:
     ],
 )
 def test_a_damaged_cache_is_built_again(tiny_gguf: Path, builds: list[Path], damage: Any) -> None:
-    entry = cache.converted(tiny_gguf)
-    assert cache.intact(entry)
+    entry = gguf_cache.converted(tiny_gguf)
+    assert gguf_cache.intact(entry)
     damage(entry)
-    assert not cache.intact(entry)
-    assert cache.converted(tiny_gguf) == entry
-    assert cache.intact(entry)
+    assert not gguf_cache.intact(entry)
+    assert gguf_cache.converted(tiny_gguf) == entry
+    assert gguf_cache.intact(entry)
     assert len(builds) == 2
 
 
@@ -126,28 +128,28 @@ def test_an_interrupted_conversion_leaves_nothing(
         raise error("in the middle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_versions", interrupt)
+        patch.setattr(gguf_cache, "_versions", interrupt)
         expected = LensSkillsError if error is OSError else error
         with pytest.raises(expected, match="in the middle"):
-            cache.converted(tiny_gguf)
+            gguf_cache.converted(tiny_gguf)
     assert [path.name for path in own_cache.iterdir() if path.is_dir()] == []
-    assert cache.intact(cache.converted(tiny_gguf))
+    assert gguf_cache.intact(gguf_cache.converted(tiny_gguf))
 
 
 def test_what_a_killed_process_left_is_cleared(tiny_gguf: Path, own_cache: Path) -> None:
-    entry = cache.entry_of(tiny_gguf)
+    entry = gguf_cache.entry_of(tiny_gguf)
     half_done = own_cache / f".{entry.name}-killed"
     half_done.mkdir(parents=True)
     (half_done / "model.safetensors").write_bytes(b"half")
-    assert cache.intact(cache.converted(tiny_gguf))
+    assert gguf_cache.intact(gguf_cache.converted(tiny_gguf))
     assert not half_done.exists()
 
 
 def test_two_at_once_convert_once(tiny_gguf: Path, builds: list[Path]) -> None:
     with ThreadPoolExecutor(2) as pool:
-        entries = list(pool.map(cache.converted, [tiny_gguf, tiny_gguf]))
+        entries = list(pool.map(gguf_cache.converted, [tiny_gguf, tiny_gguf]))
     assert entries[0] == entries[1]
-    assert cache.intact(entries[0])
+    assert gguf_cache.intact(entries[0])
     assert len(builds) == 1
 
 

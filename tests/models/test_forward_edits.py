@@ -1,4 +1,4 @@
-"""`Lens.forward(editors=…)`: an edit reaches the logits, and leaves nothing behind."""
+"""`ModelAdapter.forward(editors=…)`: an edit reaches the logits, and leaves nothing behind."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_lens
+from lens_skills.models import as_adapter
 
 TOKENS = torch.tensor([[1, 40, 41, 42], [1, 50, 51, 52]])
 REAL = torch.ones_like(TOKENS, dtype=torch.bool)
@@ -14,8 +14,8 @@ LAST = torch.tensor([[3], [3]])
 
 
 def logits(model: Any, editors: Any) -> torch.Tensor:
-    lens = as_lens(model)
-    out = lens.forward(TOKENS, REAL, logits_at=LAST, editors=editors, readers={})
+    adapter = as_adapter(model)
+    out = adapter.forward(TOKENS, REAL, logits_at=LAST, editors=editors, readers={})
     assert out is not None
     return out[:, 0]
 
@@ -42,8 +42,8 @@ def test_an_edit_after_the_blocks_is_not_skipped(tiny: Any) -> None:
 
 def test_a_reader_sees_the_edited_activation_and_edits_nothing(tiny: Any) -> None:
     name, seen = "blocks.2.mlp.hook_post", []
-    lens = as_lens(tiny)
-    out = lens.forward(
+    adapter = as_adapter(tiny)
+    out = adapter.forward(
         TOKENS,
         REAL,
         readers={name: lambda activation: seen.append(activation.clone()) or activation * 9},  # type: ignore[func-returns-value]

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_lens, describe_openable, load, load_model
+from lens_skills.models import as_adapter, describe_openable, load, load_model
 from lens_skills.models.bundled import BUNDLED, DEFAULT
 from lens_skills.models.convert import to_hooked
 from tests.models.conftest import IMPLEMENTATIONS, needs_hooked, same_as
@@ -22,13 +22,15 @@ every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @every
 def test_a_folder(tiny_folder: Path, tiny_hf: Any, implementation: Any) -> None:
     model = load_model(tiny_folder, implementation=implementation)
-    lens = as_lens(model)
-    assert lens.implementation == implementation
-    assert lens.name == tiny_folder.name
+    adapter = as_adapter(model)
+    assert adapter.implementation == implementation
+    assert adapter.name == tiny_folder.name
     assert not model.training
     same_as(model, tiny_hf[0])
     text = "The key to the cabinets"
-    assert lens.encode(text) == model.to_tokens(text)[0].tolist() == tiny_hf[1](text)["input_ids"]
+    assert (
+        adapter.encode(text) == model.to_tokens(text)[0].tolist() == tiny_hf[1](text)["input_ids"]
+    )
 
 
 @every
@@ -48,7 +50,7 @@ def test_texts_begin_as_the_tokenizer_by_itself_begins_them(
 
 
 def test_the_choice_of_implementation(tiny_folder: Path) -> None:
-    assert as_lens(load_model(tiny_folder)).implementation == IMPLEMENTATIONS[0]
+    assert as_adapter(load_model(tiny_folder)).implementation == IMPLEMENTATIONS[0]
 
 
 @every
@@ -96,9 +98,9 @@ def test_a_model_in_memory_is_left_as_it_was(
     before = {name: weight.clone() for name, weight in plain.state_dict().items()}
     model = load_model(plain, tokenizer=tokenizer, implementation=implementation)
     same_as(model, tiny_hf[0])
-    assert as_lens(model).encode("The key") == tokenizer("The key")["input_ids"]
+    assert as_adapter(model).encode("The key") == tokenizer("The key")["input_ids"]
     with torch.no_grad():
-        as_lens(model).weight_out(0).zero_()
+        as_adapter(model).weight_out(0).zero_()
     after = plain.state_dict()
     assert list(after) == list(before)
     for name, weight in before.items():
@@ -127,12 +129,12 @@ def test_the_users_tokenizer_is_left_as_it_was(tiny_hf: Any, change: dict[str, A
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_dtype_is_the_real_one(tiny_folder: Path, implementation: Any, dtype: Any) -> None:
     model = load_model(tiny_folder, implementation=implementation, dtype=dtype)
-    lens = as_lens(model)
-    assert lens.dtype == dtype
+    adapter = as_adapter(model)
+    assert adapter.dtype == dtype
     assert {p.dtype for p in model.parameters() if p.is_floating_point()} == {dtype}
     seen: list[torch.Tensor] = []
     tokens = torch.tensor([[1, 5, 9]])
-    lens.forward(
+    adapter.forward(
         tokens, tokens > 0, readers={"blocks.1.mlp.hook_post": seen.append}, logits_at=None
     )
     assert seen[0].dtype == dtype
@@ -169,17 +171,17 @@ def test_other_architectures(tiny_hf: Any, implementation: Any, kind: str) -> No
     torch.manual_seed(0)
     plain = make(config).eval()
     model = load_model(plain, tokenizer=tiny_hf[1], implementation=implementation)
-    lens = as_lens(model)
+    adapter = as_adapter(model)
     same_as(model, plain)
-    assert lens.gated == (kind == "qwen2")
-    assert lens.weight_out(0).shape == (lens.d_mlp, lens.d_model) == (lens.d_mlp, 32)
+    assert adapter.gated == (kind == "qwen2")
+    assert adapter.weight_out(0).shape == (adapter.d_mlp, adapter.d_model) == (adapter.d_mlp, 32)
     # One neuron's contribution is its activation times its row of the output matrix.
     seen: dict[str, torch.Tensor] = {}
     tokens = torch.arange(1, 9)[None]
     names = ("blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out")
     readers = {name: lambda a, name=name: seen.__setitem__(name, a.clone()) for name in names}
-    lens.forward(tokens, tokens > 0, readers=readers, logits_at=None)
-    rest = seen[names[1]] - seen[names[0]] @ lens.weight_out(1)
+    adapter.forward(tokens, tokens > 0, readers=readers, logits_at=None)
+    rest = seen[names[1]] - seen[names[0]] @ adapter.weight_out(1)
     torch.testing.assert_close(rest, rest[:, :1].expand_as(rest), atol=1e-5, rtol=0)
 
 
@@ -197,7 +199,7 @@ def test_an_architecture_without_converter_goes_to_the_bridge(tiny_hf: Any) -> N
     ):
         load_model(plain, tokenizer=tiny_hf[1], implementation="hooked")
     model = load_model(plain, tokenizer=tiny_hf[1])
-    assert as_lens(model).implementation == "bridge"
+    assert as_adapter(model).implementation == "bridge"
     same_as(model, plain)
 
 
@@ -246,7 +248,7 @@ def test_hooked_where_transformerlens_has_none(
     monkeypatch.setattr(load, "has_hooked", lambda: False)
     with pytest.raises(LensSkillsError, match=r"transformer-lens<4.*implementation='bridge'"):
         load_model(tiny_folder, implementation="hooked")
-    assert as_lens(load_model(tiny_folder)).implementation == "bridge"
+    assert as_adapter(load_model(tiny_folder)).implementation == "bridge"
 
 
 def test_an_unknown_name_lists_what_can_be_opened() -> None:
@@ -339,7 +341,7 @@ def test_downloaded_models_are_found_offline_by_name(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for implementation in IMPLEMENTATIONS:
         model = load_model("someone/tiny", implementation=implementation)
-        assert as_lens(model).name == "someone/tiny"
+        assert as_adapter(model).name == "someone/tiny"
         same_as(model, tiny_hf[0])
         # A name TransformerLens knows by itself.
         same_as(load_model("gpt2", implementation=implementation), gpt2)
@@ -350,8 +352,8 @@ def test_downloaded_models_are_found_offline_by_name(
 def test_the_bundled_model(implementation: Any) -> None:
     if BUNDLED[DEFAULT.lower()].find() is None:
         pytest.skip("the bundled model is not installed")
-    lens = as_lens(load_model(implementation=implementation))
-    assert (lens.n_layers, lens.d_mlp, lens.name) == (30, 1536, DEFAULT)
-    ids = lens.encode("hello", chat=True)
-    assert ids[0] == lens.bos_id
-    assert ids[1] != lens.bos_id
+    adapter = as_adapter(load_model(implementation=implementation))
+    assert (adapter.n_layers, adapter.d_mlp, adapter.name) == (30, 1536, DEFAULT)
+    ids = adapter.encode("hello", chat=True)
+    assert ids[0] == adapter.bos_id
+    assert ids[1] != adapter.bos_id

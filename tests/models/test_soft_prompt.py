@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from lens_skills.activations import evaluate, span, stream
-from lens_skills.activations.encoding import encode_examples
-from lens_skills.causal import ablate, sweep
+from lens_skills.activations.tokenization import encode_examples
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.models import SoftPrompt, as_lens, prompted
-from lens_skills.models.suffix import prefill
+from lens_skills.interventions import ablate, sweep
+from lens_skills.models import SoftPrompt, as_adapter, prompted
+from lens_skills.models.partial_forward import prefill
 from lens_skills.scoring import score
 from tests.models.test_suffix import build
 
@@ -37,20 +37,20 @@ def embedding(model: Any) -> Tensor:
 
 def of_tokens(model: Any, after: str = AFTER, before: str = "") -> SoftPrompt:
     """A soft prompt whose vectors are tokens' embeddings."""
-    lens = as_lens(model)
+    adapter = as_adapter(model)
     table = embedding(model)
-    rows = [lens.encode_plain(text) if text else [] for text in (after, before)]
+    rows = [adapter.encode_plain(text) if text else [] for text in (after, before)]
     suffix, prefix = (table[torch.tensor(ids, dtype=torch.long)].clone() for ids in rows)
-    return SoftPrompt(suffix, prefix, lens.name, lens.fingerprint(), False, "text", 0)
+    return SoftPrompt(suffix, prefix, adapter.name, adapter.fingerprint(), False, "text", 0)
 
 
 def by_hand(model: Any, prompt: str, after: str, before: str) -> Tensor:
     """Log-probabilities after one row of plain tokens, without lens_skills."""
-    lens = as_lens(model)
+    adapter = as_adapter(model)
     ids = model.to_tokens(prompt)[0].tolist()
-    start = ids[:1] if ids[0] == lens.bos_id else []
-    middle = [*(lens.encode_plain(before) if before else []), *ids[len(start) :]]
-    row = torch.tensor([[*start, *middle, *(lens.encode_plain(after) if after else [])]])
+    start = ids[:1] if ids[0] == adapter.bos_id else []
+    middle = [*(adapter.encode_plain(before) if before else []), *ids[len(start) :]]
+    row = torch.tensor([[*start, *middle, *(adapter.encode_plain(after) if after else [])]])
     with torch.no_grad():
         return model(row)[0, -1].double().log_softmax(-1)
 
@@ -72,7 +72,7 @@ def logits_of(model: Any, prompt: SoftPrompt, examples: list[Example]) -> Tensor
 def test_embeddings_of_tokens_are_the_tokens(tiny: Any, after: str, before: str) -> None:
     prompt = of_tokens(tiny, after, before)
     # Batches are sorted by length.
-    ordered = sorted(EXAMPLES, key=lambda e: len(as_lens(tiny).encode(e.prompt)))
+    ordered = sorted(EXAMPLES, key=lambda e: len(as_adapter(tiny).encode(e.prompt)))
     wanted = torch.stack([by_hand(tiny, e.prompt, after, before) for e in ordered])
     found = logits_of(tiny, prompt, ordered)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
@@ -90,17 +90,17 @@ def test_learned_positions_are_added(
         request.getfixturevalue("tiny_hooked")  # skips where there is none
     model = build("gpt2", implementation, tiny_folder)
     prompt = of_tokens(model, AFTER, BEFORE)
-    ordered = sorted(EXAMPLES, key=lambda e: len(as_lens(model).encode(e.prompt)))
+    ordered = sorted(EXAMPLES, key=lambda e: len(as_adapter(model).encode(e.prompt)))
     wanted = torch.stack([by_hand(model, e.prompt, AFTER, BEFORE) for e in ordered])
     torch.testing.assert_close(logits_of(model, prompt, ordered), wanted, atol=1e-4, rtol=0)
 
 
 def test_activations_at_the_vectors_are_those_of_the_tokens(tiny: Any) -> None:
-    prompt, lens = of_tokens(tiny), as_lens(tiny)
+    prompt, adapter = of_tokens(tiny), as_adapter(tiny)
     n_after = len(prompt.suffix)
     for batch in stream(tiny, EXAMPLES, prompt=prompt, layers=[2], progress=False):
         for row, example in enumerate(batch.examples):
-            ids = [*tiny.to_tokens(example.prompt)[0].tolist(), *lens.encode_plain(AFTER)]
+            ids = [*tiny.to_tokens(example.prompt)[0].tolist(), *adapter.encode_plain(AFTER)]
             with torch.no_grad():
                 _, cache = tiny.run_with_cache(torch.tensor([ids]))
             wanted = cache["blocks.2.mlp.hook_post"][0, -n_after:]
@@ -114,8 +114,8 @@ def test_a_span_is_found_beside_the_soft_tokens(tiny: Any) -> None:
             tiny, EXAMPLES[:1], position=span("keys"), prompt=given, layers=[1], progress=False
         )
         bos, *ids = tiny.to_tokens(EXAMPLES[0].prompt)[0].tolist()
-        lens = as_lens(tiny)
-        front = [bos, *(lens.encode_plain(before) if before else []), *ids]
+        adapter = as_adapter(tiny)
+        front = [bos, *(adapter.encode_plain(before) if before else []), *ids]
         with torch.no_grad():
             _, cache = tiny.run_with_cache(torch.tensor([front]))
         wanted = cache["blocks.1.mlp.hook_post"][0, -1]
@@ -123,22 +123,22 @@ def test_a_span_is_found_beside_the_soft_tokens(tiny: Any) -> None:
 
 
 def test_a_prompted_model_is_another_one(tiny: Any) -> None:
-    prompt, lens = of_tokens(tiny), as_lens(tiny)
+    prompt, adapter = of_tokens(tiny), as_adapter(tiny)
     spoken = prompted(tiny, prompt)
-    assert spoken.fingerprint() != lens.fingerprint()
+    assert spoken.fingerprint() != adapter.fingerprint()
     assert prompt.digest[:8] in spoken.name
-    assert spoken.name != lens.name
+    assert spoken.name != adapter.name
     other = prompted(tiny, of_tokens(tiny, " no or yes"))
-    assert other.fingerprint() not in (spoken.fingerprint(), lens.fingerprint())
-    assert lens.soft is None, "the bare lens stays bare"
+    assert other.fingerprint() not in (spoken.fingerprint(), adapter.fingerprint())
+    assert adapter.soft is None, "the bare adapter stays bare"
     # The same vectors on the other side are another prompt.
     assert of_tokens(tiny, "", AFTER).digest != prompt.digest
 
 
 def test_what_does_not_fit_is_refused(tiny: Any) -> None:
-    prompt, lens = of_tokens(tiny), as_lens(tiny)
+    prompt, adapter = of_tokens(tiny), as_adapter(tiny)
     wide = SoftPrompt(
-        torch.zeros(2, 7), torch.zeros(0, 7), "big", lens.fingerprint(), False, "normal", 0
+        torch.zeros(2, 7), torch.zeros(0, 7), "big", adapter.fingerprint(), False, "normal", 0
     )
     with pytest.raises(LensSkillsError, match="width 7"):
         prompted(tiny, wide)
@@ -207,26 +207,26 @@ def test_positions_of_a_prompt(tiny: Any) -> None:
 
 
 def test_beyond_the_context(tiny: Any) -> None:
-    lens, made = as_lens(tiny), of_tokens(tiny)
+    adapter, made = as_adapter(tiny), of_tokens(tiny)
     long = SoftPrompt(
-        made.suffix[:1].expand(lens.n_ctx, -1).clone(), made.prefix, made.model,
+        made.suffix[:1].expand(adapter.n_ctx, -1).clone(), made.prefix, made.model,
         made.model_fingerprint, False, "text", 0,
     )  # fmt: skip
-    with pytest.raises(LensSkillsError, match=f"{lens.n_ctx} of them the soft prompt's"):
+    with pytest.raises(LensSkillsError, match=f"{adapter.n_ctx} of them the soft prompt's"):
         evaluate(tiny, EXAMPLES, "confidence", prompt=long)
 
 
 def test_a_sweep_resumes_and_is_what_hooks_give(tiny: Any) -> None:
-    prompt, lens = of_tokens(tiny), as_lens(tiny)
+    prompt, adapter = of_tokens(tiny), as_adapter(tiny)
     units = [(0, 3), (2, 5), (3, 7)]
     found = sweep(
         tiny, EXAMPLES, units, do=ablate("zero"), metric="logit_diff", prompt=prompt,
         position="last", progress=False,
     )  # fmt: skip
     assert found.provenance["whole_passes"] is None
-    encoded = encode_examples(lens, EXAMPLES, answers=True)
+    encoded = encode_examples(adapter, EXAMPLES, answers=True)
     for column, item in enumerate(encoded):
-        row = [*tiny.to_tokens(item.prompt)[0].tolist(), *lens.encode_plain(AFTER)]
+        row = [*tiny.to_tokens(item.prompt)[0].tolist(), *adapter.encode_plain(AFTER)]
         pair = torch.tensor([(item.answer_tokens or ())[0], (item.foil_tokens or ())[0]])
 
         def difference(hooks: Any, row: Any = row, pair: Any = pair) -> float:
@@ -249,14 +249,15 @@ def test_a_sweep_resumes_and_is_what_hooks_give(tiny: Any) -> None:
 
 def test_suffix_sizes_are_counted(tiny: Any) -> None:
     """The keys and values of a batch, which a memory budget is about."""
-    lens = as_lens(tiny)
+    adapter = as_adapter(tiny)
     tokens = torch.arange(5, 25).view(2, 10)
     sizes = [
-        prefill(lens, tokens, tokens > 0, start=start, readers={}, check=False) for start in (4, 8)
+        prefill(adapter, tokens, tokens > 0, start=start, readers={}, check=False)
+        for start in (4, 8)
     ]
     for suffix, start in zip(sizes, (4, 8), strict=True):
         del suffix.entering[1:]
-        entering = 2 * (10 - start) * lens.d_model * 4
+        entering = 2 * (10 - start) * adapter.d_model * 4
         # Two examples, keys and values, of the heads that share them (2 of 4) or of all.
-        one_head = 2 * 2 * start * lens.n_layers * lens.d_head * 4
+        one_head = 2 * 2 * start * adapter.n_layers * adapter.d_head * 4
         assert (suffix.n_bytes - entering) / one_head in (2, 4)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.models import as_lens
-from lens_skills.models.suffix import CannotResume, Suffix, prefill
+from lens_skills.models import as_adapter
+from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 
 WIDTH = 9
 SIZES: dict[str, Any] = {"vocab_size": 435, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -25,28 +25,28 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def batch(lens: Any) -> tuple[Tensor, Tensor]:
+def batch(adapter: Any) -> tuple[Tensor, Tensor]:
     """Three rows of random tokens, padded on the left by 4, 1 and 0."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, 400, (3, WIDTH), generator=generator)
     mask = torch.ones(3, WIDTH, dtype=torch.bool)
     mask[0, :4] = mask[1, :1] = False
-    return tokens.masked_fill(~mask, lens.pad_id), mask
+    return tokens.masked_fill(~mask, adapter.pad_id), mask
 
 
-def make(lens: Any, start: int) -> Suffix:
-    tokens, mask = batch(lens)
-    return prefill(lens, tokens, mask, start=start, readers={})
+def make(adapter: Any, start: int) -> PartialForward:
+    tokens, mask = batch(adapter)
+    return prefill(adapter, tokens, mask, start=start, readers={})
 
 
-def whole(lens: Any, editors: dict[str, Any]) -> Tensor:
+def whole(adapter: Any, editors: dict[str, Any]) -> Tensor:
     """Logits of the last column in an ordinary pass."""
-    tokens, mask = batch(lens)
+    tokens, mask = batch(adapter)
     at = torch.full((3, 1), WIDTH - 1)
-    return lens.forward(tokens, mask, readers={}, logits_at=at, editors=editors)[:, 0]
+    return adapter.forward(tokens, mask, readers={}, logits_at=at, editors=editors)[:, 0]
 
 
-def resumed(suffix: Suffix, residual: Tensor, layer: int, **options: Any) -> Tensor:
+def resumed(suffix: PartialForward, residual: Tensor, layer: int, **options: Any) -> Tensor:
     return suffix.logits(suffix.run(residual, layer, **options)[:, :, -1])
 
 
@@ -58,9 +58,9 @@ def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
 @pytest.mark.parametrize("start", [WIDTH - 1, WIDTH - 3, 0])
 def test_each_set_gives_what_an_edited_pass_gives(tiny: Any, start: int) -> None:
     """From every block on, many versions side by side: each as if it were alone."""
-    lens = as_lens(tiny)
-    suffix = make(lens, start)
-    for layer in range(lens.n_layers):
+    adapter = as_adapter(tiny)
+    suffix = make(adapter, start)
+    for layer in range(adapter.n_layers):
         clean = suffix.clean(layer, 4)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(layer))
         noise[1] = 0
@@ -70,25 +70,25 @@ def test_each_set_gives_what_an_edited_pass_gives(tiny: Any, start: int) -> None
             def push(activation: Tensor, pushed: Tensor = pushed) -> Tensor:
                 return torch.cat([activation[:, :start], activation[:, start:] + pushed], dim=1)
 
-            wanted = whole(lens, {f"blocks.{layer}.hook_resid_pre": push})
+            wanted = whole(adapter, {f"blocks.{layer}.hook_resid_pre": push})
             close(out[number], wanted)
-    top = resumed(suffix, suffix.clean(lens.n_layers, 2), lens.n_layers)
-    close(top[1], whole(lens, {}))
+    top = resumed(suffix, suffix.clean(adapter.n_layers, 2), adapter.n_layers)
+    close(top[1], whole(adapter, {}))
 
 
 def test_editors_are_given_rows(tiny: Any) -> None:
-    lens = as_lens(tiny)
-    suffix = make(lens, WIDTH - 2)
-    values = torch.randn(2, 3, lens.d_mlp, generator=torch.Generator().manual_seed(0))
+    adapter = as_adapter(tiny)
+    suffix = make(adapter, WIDTH - 2)
+    values = torch.randn(2, 3, adapter.d_mlp, generator=torch.Generator().manual_seed(0))
 
     def put(rows: Tensor) -> Tensor:
-        assert rows.shape == (6, 2, lens.d_mlp)
+        assert rows.shape == (6, 2, adapter.d_mlp)
         return torch.cat([rows[:, :1], values.flatten(0, 1)[:, None]], dim=1)
 
     out = resumed(suffix, suffix.clean(1, 2), 1, editors={"blocks.2.mlp.hook_post": put})
     for number in range(2):
         wanted = whole(
-            lens,
+            adapter,
             {
                 "blocks.2.mlp.hook_post": lambda a, number=number: torch.cat(
                     [a[:, :-1], values[number][:, None]], dim=1
@@ -99,18 +99,18 @@ def test_editors_are_given_rows(tiny: Any) -> None:
 
 
 def test_a_part_of_the_blocks_gives_the_residual_stream_between(tiny: Any) -> None:
-    suffix = make(as_lens(tiny), WIDTH - 1)
+    suffix = make(as_adapter(tiny), WIDTH - 1)
     between = suffix.run(suffix.clean(1, 2), 1, stop=3)
     torch.testing.assert_close(between[1], suffix.entering[3], atol=1e-4, rtol=1e-4)
 
 
 def test_readers_see_the_clean_pass_and_shapes_stay(tiny: Any) -> None:
-    lens, seen = as_lens(tiny), []
-    tokens, mask = batch(lens)
+    adapter, seen = as_adapter(tiny), []
+    tokens, mask = batch(adapter)
     readers = {"blocks.2.mlp.hook_post": lambda activation: seen.append(activation.clone())}
-    prefill(lens, tokens, mask, start=WIDTH - 1, readers=readers)
+    prefill(adapter, tokens, mask, start=WIDTH - 1, readers=readers)
     wanted: list[Tensor] = []
-    lens.forward(tokens, mask, readers={"blocks.2.mlp.hook_post": wanted.append}, logits_at=None)
+    adapter.forward(tokens, mask, readers={"blocks.2.mlp.hook_post": wanted.append}, logits_at=None)
     (found,) = seen
     torch.testing.assert_close(found[mask], wanted[0][mask], atol=1e-5, rtol=1e-5)
 
@@ -129,10 +129,10 @@ def marks(model: Any) -> list[Any]:
 
 
 def test_nothing_is_left_on_the_model(tiny: Any) -> None:
-    lens = as_lens(tiny)
-    whole(lens, {})  # a bridge attaches hooks of its own at its first pass
+    adapter = as_adapter(tiny)
+    whole(adapter, {})  # a bridge attaches hooks of its own at its first pass
     before = marks(tiny)
-    suffix = make(lens, WIDTH - 1)
+    suffix = make(adapter, WIDTH - 1)
     resumed(suffix, suffix.clean(0, 2), 0)
     assert marks(tiny) == before
 
@@ -145,21 +145,21 @@ def test_nothing_is_left_on_the_model(tiny: Any) -> None:
 
 
 def test_a_users_hook_is_refused(tiny: Any) -> None:
-    lens: Any = as_lens(tiny)
+    adapter: Any = as_adapter(tiny)
     point = tiny.hook_dict["blocks.1.hook_resid_pre"]
     point.add_hook(lambda activation, hook: None)
     try:
         with pytest.raises(CannotResume, match="hooks of its user"):
-            make(lens, WIDTH - 1)
+            make(adapter, WIDTH - 1)
     finally:
         tiny.reset_hooks()
-    handle = lens._parts[3].register_forward_hook(lambda *_: None)
+    handle = adapter._parts[3].register_forward_hook(lambda *_: None)
     try:
         with pytest.raises(CannotResume, match="hooks of its user"):
-            make(lens, WIDTH - 1)
+            make(adapter, WIDTH - 1)
     finally:
         handle.remove()
-    make(lens, WIDTH - 1)
+    make(adapter, WIDTH - 1)
 
 
 def architectures() -> dict[str, Callable[[], Any]]:
@@ -220,9 +220,9 @@ def test_other_architectures(
         request.getfixturevalue("tiny_hooked")  # skips where there is none
         if kind == "gemma2":
             pytest.skip("load_model opens it as a bridge only")
-    lens = as_lens(build(kind, implementation, tiny_folder))
+    adapter = as_adapter(build(kind, implementation, tiny_folder))
     for start in (WIDTH - 1, 2):
-        suffix = make(lens, start)
+        suffix = make(adapter, start)
         clean = suffix.clean(1, 3)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         out = resumed(suffix, clean + noise, 1)
@@ -230,7 +230,7 @@ def test_other_architectures(
         def push(activation: Tensor, start: int = start, noise: Tensor = noise) -> Tensor:
             return torch.cat([activation[:, :start], activation[:, start:] + noise[2]], dim=1)
 
-        close(out[2], whole(lens, {"blocks.1.hook_resid_pre": push}))
+        close(out[2], whole(adapter, {"blocks.1.hook_resid_pre": push}))
 
 
 def test_alibi_is_refused_and_not_silently_wrong(
@@ -238,6 +238,6 @@ def test_alibi_is_refused_and_not_silently_wrong(
 ) -> None:
     """Distances enter its attention scores, which the layout of the branches would stretch."""
     request.getfixturevalue("tiny_hooked")
-    lens = as_lens(build("bloom", "hooked", tiny_folder))
+    adapter = as_adapter(build("bloom", "hooked", tiny_folder))
     with pytest.raises(CannotResume, match="differ from the whole model"):
-        make(lens, WIDTH - 3)
+        make(adapter, WIDTH - 3)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.models import SoftPrompt, as_lens, prompted
-from lens_skills.models.writing import (
+from lens_skills.models import SoftPrompt, as_adapter, prompted
+from lens_skills.models.text_writer import (
     BridgeWriter,
     HookedWriter,
     WholeWriter,
@@ -22,18 +22,18 @@ from tests.models.test_suffix import build
 N_STEPS = 12
 
 
-def batch(lens: Any) -> tuple[Tensor, Tensor]:
+def batch(adapter: Any) -> tuple[Tensor, Tensor]:
     """Three rows of random tokens, padded on the left by 4, 1 and 0."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, 400, (3, 9), generator=generator)
     mask = torch.ones(3, 9, dtype=torch.bool)
     mask[0, :4] = mask[1, :1] = False
-    return tokens.masked_fill(~mask, lens.pad_id), mask
+    return tokens.masked_fill(~mask, adapter.pad_id), mask
 
 
-def write(kind: Any, lens: Any, tokens: Tensor, mask: Tensor, ends: Any = ()) -> Tensor:
+def write(kind: Any, adapter: Any, tokens: Tensor, mask: Tensor, ends: Any = ()) -> Tensor:
     """Greedy tokens; a row that has ended goes on as -1."""
-    writer = kind(lens, tokens, mask)
+    writer = kind(adapter, tokens, mask)
     live = torch.ones(len(tokens), dtype=torch.bool)
     rows = []
     for _ in range(N_STEPS):
@@ -44,25 +44,25 @@ def write(kind: Any, lens: Any, tokens: Tensor, mask: Tensor, ends: Any = ()) ->
     return torch.stack(rows, dim=1)
 
 
-def soft(lens: Any) -> Any:
+def soft(adapter: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
-    suffix = torch.randn(3, lens.d_model, generator=generator)
-    prefix = torch.randn(2, lens.d_model, generator=generator)
-    prompt = SoftPrompt(suffix, prefix, lens.name, lens.fingerprint(), False, "random", 1)
-    return prompted(lens, prompt)
+    suffix = torch.randn(3, adapter.d_model, generator=generator)
+    prefix = torch.randn(2, adapter.d_model, generator=generator)
+    prompt = SoftPrompt(suffix, prefix, adapter.name, adapter.fingerprint(), False, "random", 1)
+    return prompted(adapter, prompt)
 
 
 def test_kept_keys_and_values_give_the_tokens_of_whole_passes(tiny: Any) -> None:
-    lens = as_lens(tiny)
-    tokens, mask = batch(lens)
-    kind = writer_for(lens, tokens, mask)
-    assert kind is {"hooked": HookedWriter, "bridge": BridgeWriter}[lens.implementation]
-    found = write(kind, lens, tokens, mask)
-    assert torch.equal(found, write(WholeWriter, lens, tokens, mask))
+    adapter = as_adapter(tiny)
+    tokens, mask = batch(adapter)
+    kind = writer_for(adapter, tokens, mask)
+    assert kind is {"hooked": HookedWriter, "bridge": BridgeWriter}[adapter.implementation]
+    found = write(kind, adapter, tokens, mask)
+    assert torch.equal(found, write(WholeWriter, adapter, tokens, mask))
     assert len(set(found.flatten().tolist())) > N_STEPS  # it writes, and no row repeats another
     for row in range(3):  # batched = one by one, unpadded
         alone = write(
-            kind, lens, tokens[row : row + 1][:, mask[row]], mask[row : row + 1, mask[row]]
+            kind, adapter, tokens[row : row + 1][:, mask[row]], mask[row : row + 1, mask[row]]
         )
         assert torch.equal(alone[0], found[row])
 
@@ -77,20 +77,20 @@ def test_other_architectures(
         request.getfixturevalue("tiny_hooked")  # skips where there is none
         if kind == "gemma2":
             pytest.skip("load_model opens it as a bridge only")
-    lens = as_lens(build(kind, implementation, tiny_folder))
-    tokens, mask = batch(lens)
-    writer = writer_for(lens, tokens, mask)
+    adapter = as_adapter(build(kind, implementation, tiny_folder))
+    tokens, mask = batch(adapter)
+    writer = writer_for(adapter, tokens, mask)
     assert writer is not WholeWriter or kind == "bloom"
-    found = write(writer, lens, tokens, mask)
-    assert torch.equal(found, write(WholeWriter, lens, tokens, mask))
-    alone = write(writer, lens, tokens[:1, 4:], mask[:1, 4:])
+    found = write(writer, adapter, tokens, mask)
+    assert torch.equal(found, write(WholeWriter, adapter, tokens, mask))
+    alone = write(writer, adapter, tokens[:1, 4:], mask[:1, 4:])
     assert torch.equal(alone[0], found[0])
 
 
 def test_it_writes_what_transformers_writes(tiny: Any, tiny_hf: tuple[Any, Any]) -> None:
-    lens = as_lens(tiny)
-    tokens, mask = batch(lens)
-    found = write(writer_for(lens, tokens, mask), lens, tokens, mask)
+    adapter = as_adapter(tiny)
+    tokens, mask = batch(adapter)
+    found = write(writer_for(adapter, tokens, mask), adapter, tokens, mask)
     model, _ = tiny_hf
     wanted = model.generate(
         tokens,
@@ -105,30 +105,30 @@ def test_it_writes_what_transformers_writes(tiny: Any, tiny_hf: tuple[Any, Any])
 
 
 def test_a_soft_prompt_is_read_before_the_text(tiny: Any) -> None:
-    plain = as_lens(tiny)
-    lens = soft(plain)
+    plain = as_adapter(tiny)
+    adapter = soft(plain)
     rows = [
-        torch.tensor([1, *lens.words_before, 20, *more, *lens.words_after])
+        torch.tensor([1, *adapter.words_before, 20, *more, *adapter.words_after])
         for more in ([21, 22, 23], [24])
     ]
-    tokens = torch.full((2, 10), lens.pad_id)
+    tokens = torch.full((2, 10), adapter.pad_id)
     mask = torch.zeros(2, 10, dtype=torch.bool)
     for place, row in enumerate(rows):
         tokens[place, 10 - len(row) :], mask[place, 10 - len(row) :] = row, True
-    kind = writer_for(lens, tokens, mask)
+    kind = writer_for(adapter, tokens, mask)
     assert kind is not WholeWriter
-    found = write(kind, lens, tokens, mask)
-    assert torch.equal(found, write(WholeWriter, lens, tokens, mask))
-    bare = tokens.masked_fill(tokens >= lens.first_word, lens.pad_id)
+    found = write(kind, adapter, tokens, mask)
+    assert torch.equal(found, write(WholeWriter, adapter, tokens, mask))
+    bare = tokens.masked_fill(tokens >= adapter.first_word, adapter.pad_id)
     assert not torch.equal(found, write(kind, plain, bare, mask))
 
 
 def test_a_row_that_has_ended_does_not_disturb_the_others(tiny: Any) -> None:
-    lens = as_lens(tiny)
-    tokens, mask = batch(lens)
-    free = write(writer_for(lens, tokens, mask), lens, tokens, mask)
+    adapter = as_adapter(tiny)
+    tokens, mask = batch(adapter)
+    free = write(writer_for(adapter, tokens, mask), adapter, tokens, mask)
     end = int(free[0, 3])
-    ended = write(writer_for(lens, tokens, mask), lens, tokens, mask, ends=[end])
+    ended = write(writer_for(adapter, tokens, mask), adapter, tokens, mask, ends=[end])
     assert ended[0].tolist() == [*free[0, :4].tolist(), *[-1] * (N_STEPS - 4)]
     for row in (1, 2):
         stop = (free[row] == end).nonzero()
@@ -137,10 +137,10 @@ def test_a_row_that_has_ended_does_not_disturb_the_others(tiny: Any) -> None:
 
 
 def test_logits_equal_those_of_a_whole_pass_at_every_step(tiny: Any) -> None:
-    lens = as_lens(tiny)
-    tokens, mask = batch(lens)
-    kept = writer_for(lens, tokens, mask)(lens, tokens, mask)
-    whole = WholeWriter(lens, tokens, mask)
+    adapter = as_adapter(tiny)
+    tokens, mask = batch(adapter)
+    kept = writer_for(adapter, tokens, mask)(adapter, tokens, mask)
+    whole = WholeWriter(adapter, tokens, mask)
     live = torch.tensor([True, True, True])
     for step in range(6):
         live = live & torch.tensor([True, step < 2, True])  # the second row ends on the way
@@ -152,9 +152,9 @@ def test_logits_equal_those_of_a_whole_pass_at_every_step(tiny: Any) -> None:
 
 
 def test_the_users_hooks_stay_and_act(tiny: Any) -> None:
-    lens = as_lens(tiny)
-    tokens, mask = batch(lens)
-    clean = write(writer_for(lens, tokens, mask), lens, tokens, mask)
+    adapter = as_adapter(tiny)
+    tokens, mask = batch(adapter)
+    clean = write(writer_for(adapter, tokens, mask), adapter, tokens, mask)
     widths = []
 
     def zero(activation: Tensor, hook: Any) -> Tensor:
@@ -164,9 +164,9 @@ def test_the_users_hooks_stay_and_act(tiny: Any) -> None:
     point = tiny.hook_dict["blocks.1.mlp.hook_post"]
     point.add_hook(zero)
     try:
-        kind = writer_for(lens, tokens, mask)
+        kind = writer_for(adapter, tokens, mask)
         assert widths == []  # a hook that edits is not shown trial passes
-        edited = write(kind, lens, tokens, mask)
+        edited = write(kind, adapter, tokens, mask)
         assert widths == [9, *[1] * N_STEPS]
         assert [h.user_hook for h in point.fwd_hooks] == [zero]
     finally:
@@ -178,13 +178,13 @@ def test_the_users_hooks_stay_and_act(tiny: Any) -> None:
 
 
 def test_a_hook_at_the_final_norm_acts_too(tiny: Any) -> None:
-    lens = as_lens(tiny)
-    tokens, mask = batch(lens)
+    adapter = as_adapter(tiny)
+    tokens, mask = batch(adapter)
     name = next(n for n in ("ln_final.hook_normalized", "unembed.hook_in") if n in tiny.hook_dict)
     point, shapes = tiny.hook_dict[name], []
     point.add_hook(lambda activation, hook: shapes.append(activation.shape[1]))
     try:
-        write(writer_for(lens, tokens, mask), lens, tokens, mask)
+        write(writer_for(adapter, tokens, mask), adapter, tokens, mask)
     finally:
         for handle in list(point.fwd_hooks):
             handle.hook.remove()
@@ -194,11 +194,11 @@ def test_a_hook_at_the_final_norm_acts_too(tiny: Any) -> None:
 
 
 def test_training_flags_and_gradients_are_as_before(tiny: Any) -> None:
-    lens = as_lens(tiny)
-    tokens, mask = batch(lens)
+    adapter = as_adapter(tiny)
+    tokens, mask = batch(adapter)
     tiny.train()
     try:
-        writer = writer_for(lens, tokens, mask)(lens, tokens, mask)
+        writer = writer_for(adapter, tokens, mask)(adapter, tokens, mask)
         assert not writer.logits.requires_grad
         assert tiny.training
     finally:
@@ -207,33 +207,35 @@ def test_training_flags_and_gradients_are_as_before(tiny: Any) -> None:
 
 def test_a_cache_that_lies_is_not_used(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose kept keys give something else is read anew for every token."""
-    lens = as_lens(tiny)
-    tokens, mask = batch(lens)
-    kind = writer_for(lens, tokens, mask)
+    adapter = as_adapter(tiny)
+    tokens, mask = batch(adapter)
+    kind = writer_for(adapter, tokens, mask)
     honest = kind._read
 
     def lying(self: Any, tokens: Tensor) -> Tensor:
         return honest(self, tokens) + (
-            torch.linspace(0, 1, lens.d_vocab) if tokens.shape[1] == 1 else 0
+            torch.linspace(0, 1, adapter.d_vocab) if tokens.shape[1] == 1 else 0
         )
 
     monkeypatch.setattr(kind, "_read", lying)
-    assert writer_for(lens, tokens, mask) is WholeWriter
+    assert writer_for(adapter, tokens, mask) is WholeWriter
     monkeypatch.setattr(kind, "_read", lambda self, tokens: self.no_such_cache)
-    assert writer_for(lens, tokens, mask) is WholeWriter
+    assert writer_for(adapter, tokens, mask) is WholeWriter
 
 
 def test_half_precision(tiny_hooked: Any) -> None:
-    lens = as_lens(copy.deepcopy(tiny_hooked).to(torch.bfloat16))
-    tokens, mask = batch(lens)
-    assert writer_for(lens, tokens, mask) is HookedWriter
-    assert HookedWriter(lens, tokens, mask).logits.dtype == torch.bfloat16
+    adapter = as_adapter(copy.deepcopy(tiny_hooked).to(torch.bfloat16))
+    tokens, mask = batch(adapter)
+    assert writer_for(adapter, tokens, mask) is HookedWriter
+    assert HookedWriter(adapter, tokens, mask).logits.dtype == torch.bfloat16
 
 
 def test_what_ends_a_text(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    lens = as_lens(tiny)
-    assert end_tokens(lens) == {lens.eos_id}
-    assert end_tokens(lens, chat=True) == {lens.eos_id}  # this template ends turns in a line end
+    adapter = as_adapter(tiny)
+    assert end_tokens(adapter) == {adapter.eos_id}
+    assert end_tokens(adapter, chat=True) == {
+        adapter.eos_id
+    }  # this template ends turns in a line end
     template = "{% for m in messages %}{{ m['content'] }}<pad>\n{% endfor %}"
-    monkeypatch.setattr(lens.tokenizer, "chat_template", template)
-    assert end_tokens(lens, chat=True) == {lens.eos_id, lens.pad_id}
+    monkeypatch.setattr(adapter.tokenizer, "chat_template", template)
+    assert end_tokens(adapter, chat=True) == {adapter.eos_id, adapter.pad_id}

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lens_skills import results
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.scoring import Scores, checkpoint, score
+from lens_skills.scoring import Scores, score
 
 WORDS = ("keys", "key", "boys", "girl", "author", "doctor")
 EXAMPLES = [
@@ -29,7 +30,7 @@ EXAMPLES = [
 
 @pytest.fixture(autouse=True)
 def save_after_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
 
 
 class Mine:
@@ -150,7 +151,7 @@ def test_other_values_of_a_known_metric_are_another_pass(tiny_bridge: Any, tmp_p
 def test_a_folder_that_cannot_be_written_is_refused_before_the_pass(
     tiny_bridge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 60.0)
+    monkeypatch.setattr(results, "SECONDS_BETWEEN", 60.0)
     (tmp_path / "file").write_text("")
     metric = Mine()
     with pytest.raises(LensSkillsError, match="cannot be written"):
@@ -195,7 +196,7 @@ def test_an_interruption_while_saving_keeps_the_last_checkpoint(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lens_skills.folder.os.replace", stopped)
+        patch.setattr("lens_skills.results.os.replace", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_bridge, Mine(), folder)
     rest = Mine()

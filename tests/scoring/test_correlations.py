@@ -11,10 +11,10 @@ from scipy import stats
 from sklearn.linear_model import LinearRegression
 
 from lens_skills.activations import stream
-from lens_skills.example import Example
+from lens_skills.data import Example
 from lens_skills.scoring import Scores, score
-from lens_skills.stats.exchange import permutation_draws
-from lens_skills.stats.rotation import random_rotation
+from lens_skills.stats.moments import random_rotation
+from lens_skills.stats.permutation import permutation_draws
 from tests.scoring.test_handmade import (
     examples_with,
     factor_activations,

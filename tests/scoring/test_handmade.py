@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lens_skills.activations import ActivationTable, Metric
-from lens_skills.example import Example
+from lens_skills.data import Example
 from lens_skills.scoring import score
 
 

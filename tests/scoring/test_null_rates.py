@@ -15,12 +15,12 @@ import torch
 from scipy import stats
 
 from lens_skills.activations import capture, parse_metrics
-from lens_skills.example import Example
+from lens_skills.data import Example
 from lens_skills.scoring import score
-from lens_skills.scoring.association import Association
-from lens_skills.scoring.columns import Columns
-from lens_skills.stats.corrections import family_threshold
+from lens_skills.scoring.correlations import Correlations
+from lens_skills.scoring.design_matrix import DesignMatrix
 from lens_skills.stats.moments import RunningMoments
+from lens_skills.stats.multiple_testing import family_threshold
 from tests.scoring.test_handmade import examples_with, from_the_pass, handmade
 
 DRAWS, LEVEL = 100, 5 / 101
@@ -82,7 +82,7 @@ def significant(
         for name, values in metrics.items()
     ]
     values = {name: torch.from_numpy(numbers) for name, numbers in metrics.items()}
-    columns = Columns(
+    columns = DesignMatrix(
         wanted,
         {name: v for name, v in values.items() if name not in computed},
         examples,
@@ -95,7 +95,7 @@ def significant(
     layout = columns.layout
     running = RunningMoments(layout.n_columns, units.shape[1], n_base=layout.n_base)
     running.absorb(columns.of(torch.arange(N), values), torch.from_numpy(units))
-    association = Association(running.freeze(), layout)
+    association = Correlations(running.freeze(), layout)
     found = {}
     for place, name in enumerate(metrics):
         null = association.null(name).abs().amax(1)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lens_skills.activations import stream
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.scoring import Scores, score
-from lens_skills.stats.exchange import permutation_draws, signs
+from lens_skills.stats.permutation import permutation_draws, signs
 from tests.scoring.test_handmade import (
     examples_with,
     factor_activations,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.scoring import Scores, own_answer, partial_r, profile, score
+from lens_skills.scoring import Scores, layer_profile, model_answer, partial_r, score
 from tests.scoring.test_handmade import examples_with, factor_activations, handmade
 
 N, LAYERS, WIDTH = 200, 3, 6
@@ -22,7 +22,7 @@ class Case:
         random = np.random.default_rng(0)
         self.label = np.arange(N) % 2
         self.right = random.random(N) < 0.8
-        self.said = own_answer(self.label.tolist(), self.right.tolist()).numpy()
+        self.said = model_answer(self.label.tolist(), self.right.tolist()).numpy()
         self.sure = 0.5 * self.label + random.normal(size=N)
         self.acts = factor_activations(random, N, LAYERS, WIDTH)
         for (layer, neuron), followed in ((KNOWS, self.label), (SAYS, self.said)):
@@ -87,7 +87,7 @@ def test_what_cannot_be_partialled_is_refused(case: Case, whole: Scores) -> None
 
 
 def test_the_profile_tells_the_label_from_the_answer(whole: Scores) -> None:
-    found = profile(whole["label:gold"], answer="label:said")
+    found = layer_profile(whole["label:gold"], answer="label:said")
     knows, says = KNOWS[0], SAYS[0]
     assert found.layer.tolist() == [0, 1, 2]
     assert found.neurons.tolist() == [WIDTH] * LAYERS
@@ -109,7 +109,7 @@ def test_the_profile_tells_the_label_from_the_answer(whole: Scores) -> None:
 
 def test_on_errors_the_sign_says_what_a_neuron_follows(case: Case) -> None:
     right, wrong = case.score(case.where(True)), case.score(case.where(False))
-    found = profile(right["label:gold"], errors=wrong["label:gold"])
+    found = layer_profile(right["label:gold"], errors=wrong["label:gold"])
     assert float(found.on_errors[KNOWS[0]]) > 0.5
     assert float(found.on_errors[SAYS[0]]) < -0.5
     assert found.n_errors == len(case.where(False))
@@ -127,30 +127,32 @@ def test_on_errors_the_sign_says_what_a_neuron_follows(case: Case) -> None:
 def test_errors_are_other_examples(case: Case, whole: Scores) -> None:
     wrong = case.score(case.where(False))
     with pytest.raises(LensSkillsError, match=f"share {len(case.where(False))} examples"):
-        profile(whole["label:gold"], errors=wrong["label:gold"])
+        layer_profile(whole["label:gold"], errors=wrong["label:gold"])
     right = case.score(case.where(True))
     with pytest.raises(LensSkillsError, match="metric is 'label:gold'"):
-        profile(right["label:gold"], errors=wrong["label:sure"])
+        layer_profile(right["label:gold"], errors=wrong["label:sure"])
     some = case.score(case.where(False), neurons=[(0, 1), (1, 2)])
     with pytest.raises(LensSkillsError, match="other neurons"):
-        profile(right["label:gold"], errors=some["label:gold"])
+        layer_profile(right["label:gold"], errors=some["label:gold"])
     bare = case.score(case.where(True), n_permutations=0)
     with pytest.raises(LensSkillsError, match="no null was drawn"):
-        profile(bare["label:gold"], errors=wrong["label:gold"])
+        layer_profile(bare["label:gold"], errors=wrong["label:gold"])
 
 
 def test_a_profile_alone(case: Case) -> None:
-    found = profile(case.score(n_permutations=0)["label:sure"])
+    found = layer_profile(case.score(n_permutations=0)["label:sure"])
     assert found.beyond.tolist() == [-1] * LAYERS
     assert bool(found.metric_left.isnan().all())
     assert bool(found.on_errors.isnan().all())
     assert "no null was drawn" in repr(found)
     few = [*case.where(True)[:60], *case.where(False)[:5]]
-    assert "fewer than 20" in repr(profile(case.score(few)["label:gold"], answer="label:said"))
+    assert "fewer than 20" in repr(
+        layer_profile(case.score(few)["label:gold"], answer="label:said")
+    )
 
 
 def test_own_answer_takes_two_classes() -> None:
     with pytest.raises(LensSkillsError, match="label of 0 or 1"):
-        own_answer([0.0, 2.0], [True, False])
+        model_answer([0.0, 2.0], [True, False])
     with pytest.raises(LensSkillsError, match=r"2 labels .* and 1 answers"):
-        own_answer([0.0, 1.0], [True])
+        model_answer([0.0, 1.0], [True])

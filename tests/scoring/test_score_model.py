@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lens_skills.example import Example
+from lens_skills.data import Example
 from lens_skills.scoring import score, select
 from tests.planted import planted
 
@@ -109,7 +109,7 @@ def test_no_tensor_of_examples_by_neurons_is_kept(
     tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a pass keeps does not grow with its examples, but for one number per metric."""
-    from lens_skills.scoring import scan
+    from lens_skills.scoring import score
 
     sizes = {}
     for n in (64, 512):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from lens_skills.activations.components import parse_neurons
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.scoring import parse_neurons, score
+from lens_skills.scoring import score
 from tests.scoring.test_handmade import (
     examples_with,
     factor_activations,

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring import Scores, predictivity_over_seeds, score, stability
+from lens_skills.scoring import Scores, predictivity, score, stability
 from tests.scoring.test_handmade import examples_with, factor_activations, handmade
 
 N, SEEDS, POSITIONS, LAYERS, WIDTH = 80, 3, 4, 3, 20
@@ -82,7 +82,7 @@ def straight(train: Sequence[np.ndarray], dev: Sequence[np.ndarray], y: np.ndarr
 
 
 def test_predictivity_is_the_mean_over_prompts_of_the_best_position(case: Case) -> None:
-    found = predictivity_over_seeds(case.scores, "label:y")
+    found = predictivity(case.scores, "label:y")
     expected = straight(
         [acts[:N] for acts in case.acts], [acts[N:] for acts in case.acts], case.label[N:]
     )
@@ -102,13 +102,13 @@ def test_predictivity_is_the_mean_over_prompts_of_the_best_position(case: Case) 
 
 def test_predictivity_needs_a_baseline_and_two_classes(case: Case) -> None:
     with pytest.raises(LensSkillsError, match="no predictivity of 'label:size'"):
-        predictivity_over_seeds(case.scores, "label:size")
+        predictivity(case.scores, "label:size")
     with pytest.raises(LensSkillsError, match="scores #0 hold no predictivity"):
-        predictivity_over_seeds(case.train, "label:y")
+        predictivity(case.train, "label:y")
     with pytest.raises(LensSkillsError, match="no metric 'correct'"):
-        predictivity_over_seeds(case.scores, "correct")
+        predictivity(case.scores, "correct")
     with pytest.raises(LensSkillsError, match="0 scores"):
-        predictivity_over_seeds([], "label:y")
+        predictivity([], "label:y")
 
 
 def test_stability_is_what_a_loop_counts(case: Case) -> None:

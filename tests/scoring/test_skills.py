@@ -13,7 +13,7 @@ from scipy.stats import hypergeom
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, Selection, SkillMatrix, score, select, skill_matrix
-from lens_skills.scoring.display import EXPLORATORY
+from lens_skills.scoring.scores import EXPLORATORY
 from tests.scoring.test_handmade import examples_with, handmade
 
 N, LAYERS, WIDTH = 200, 3, 60

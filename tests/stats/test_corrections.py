@@ -6,12 +6,7 @@ import torch
 from scipy import stats
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.stats.corrections import (
-    false_discovery_q,
-    family_p,
-    family_threshold,
-    rank_p,
-)
+from lens_skills.stats.multiple_testing import false_discovery_q, family_p, family_threshold, rank_p
 
 
 def brute_p(statistic: float, null: np.ndarray) -> float:

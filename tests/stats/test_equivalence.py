@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lens_skills.stats.equivalence import equivalent, examples_needed
+from lens_skills.stats.effect_tests import equivalent, examples_needed
 
 
 def test_the_decision_is_that_of_two_one_sided_t_tests() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.stats.exchange import (
+from lens_skills.stats.permutation import (
     check_scheme,
     choose_scheme,
     group_codes,
@@ -143,7 +143,7 @@ def test_signs_differ_by_purpose_and_seed_and_grow_with_the_draws() -> None:
 def test_signs_are_the_same_in_every_process() -> None:
     """hash(str) differs between processes; a resumed or distributed pass must not."""
     code = (
-        "from lens_skills.stats.exchange import signs;"
+        "from lens_skills.stats.permutation import signs;"
         "print(signs(['3+4', 'keys'], 24, seed=7, purpose='null').tolist())"
     )
     expected = str(signs(["3+4", "keys"], 24, seed=7, purpose="null").tolist())

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.stats.moments import Moments, RunningMoments
-from lens_skills.stats.rotation import random_rotation
+from lens_skills.stats.moments import Moments, RunningMoments, random_rotation
 
 N_COLUMNS, N_BASE, N_UNITS = 5, 2, 12
 # How 97 rows may arrive: at once, one by one, unevenly.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lens_skills.stats.rotation import random_rotation, rotate
+from lens_skills.stats.moments import random_rotation, rotate
 
 
 @pytest.mark.parametrize("width", [1, 2, 17, 64])

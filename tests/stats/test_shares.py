@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from lens_skills.stats.shares import share_interval
+from lens_skills.stats.intervals import share_interval
 
 
 @pytest.mark.parametrize("hits", [0, 1, 7, 39, 40])

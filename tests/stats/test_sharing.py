@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from lens_skills.stats.sharing import compare_sets, shared_by_chance
+from lens_skills.stats.set_overlap import compare_sets, shared_by_chance
 
 
 def test_one_stratum_is_the_hypergeometric_distribution() -> None:

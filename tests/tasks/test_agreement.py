@@ -6,7 +6,7 @@ import pytest
 
 from lens_skills import tasks
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.words import PEOPLE, SUBJECTS, THINGS
+from lens_skills.tasks.word_lists import PEOPLE, SUBJECTS, THINGS
 
 TASK = tasks.agreement()
 SINGULAR, PLURAL = {" is", " was", " has"}, {" are", " were", " have"}

@@ -8,7 +8,7 @@ import pytest
 
 from lens_skills import tasks
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.problem import columns, parse
+from lens_skills.tasks.arithmetic import columns, parse
 
 EVERY = tasks.arithmetic("+-*/", (1, 2, 3, 5), n=3000, options=True)
 

@@ -9,7 +9,7 @@ import pytest
 from lens_skills import tasks
 from lens_skills.errors import LensSkillsError
 from lens_skills.tasks.ioi import TEMPLATES
-from lens_skills.tasks.words import NAMES
+from lens_skills.tasks.word_lists import NAMES
 
 TASK = tasks.ioi()
 

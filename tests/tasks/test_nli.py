@@ -8,8 +8,15 @@ import pytest
 from lens_skills import tasks
 from lens_skills.errors import LensSkillsError
 from lens_skills.tasks import Task
-from lens_skills.tasks.entailment import HEURISTICS, WORDING
-from lens_skills.tasks.nli_patterns import FILLS, INTRANSITIVE, NOUNS, PATTERNS, TRANSITIVE
+from lens_skills.tasks.nli import (
+    FILLS,
+    HEURISTICS,
+    INTRANSITIVE,
+    NOUNS,
+    PATTERNS,
+    TRANSITIVE,
+    WORDING,
+)
 
 TASK = tasks.nli()
 FRACTIONS = (0.2, 0.4, 0.2, 0.2)

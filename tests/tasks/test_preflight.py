@@ -13,10 +13,10 @@ import torch
 from scipy import stats
 
 from lens_skills.activations import evaluate, known_values
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
-from lens_skills.tasks import Preflight, Task, agreement, arithmetic, describe
-from lens_skills.tasks.competence import require_examples
+from lens_skills.tasks import Preflight, Task, agreement, arithmetic, preflight
+from lens_skills.tasks.preflight import require_examples
 
 N = 120
 Numbers = Sequence[float] | np.ndarray
@@ -26,7 +26,7 @@ Measured = Callable[..., Preflight]
 @pytest.fixture
 def measured(tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch) -> Measured:
     """The preflight of a task on a model that gives these metric values, whatever they are."""
-    preflight = importlib.import_module("lens_skills.tasks.competence")
+    preflight = importlib.import_module("lens_skills.tasks.preflight")
 
     def run(task: Task, metrics: Any = None, **values: Numbers) -> Preflight:
         def given(model: Any, examples: Any, wanted: Any, **options: Any) -> Any:
@@ -39,7 +39,7 @@ def measured(tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch) -> Measured:
             }
 
         monkeypatch.setattr(preflight, "evaluate", given)
-        return task.describe(tiny_bridge, metrics=metrics)
+        return task.preflight(tiny_bridge, metrics=metrics)
 
     return run
 
@@ -101,7 +101,7 @@ def test_the_options_are_guessed_at_their_own_number(measured: Measured) -> None
 def test_it_is_counted_as_the_model_answers(tiny: Any) -> None:
     """Nothing made up here: the shares are those of the metrics themselves."""
     task = arithmetic("+", n=12)
-    found = describe(tiny, task, progress=False)
+    found = preflight(tiny, task, progress=False)
     names = ["correct", "logit_diff", "first_token_correct", "confidence", "answer_probability"]
     values = evaluate(tiny, task, names, progress=False)
     whole, over_foil = found.competences
@@ -115,7 +115,7 @@ def test_it_is_counted_as_the_model_answers(tiny: Any) -> None:
 
 def test_random_weights_have_no_skill(tiny: Any) -> None:
     """A model that always prefers one verb is right in half of the pairs."""
-    found = describe(tiny, agreement(48), progress=False)
+    found = preflight(tiny, agreement(48), progress=False)
     assert found.skill is False
     assert "  no skill to explain: correct answers here are no better than a guess" in repr(found)
     assert not found.frame()["above_chance"].any()
@@ -126,7 +126,7 @@ def test_without_answers_nothing_is_said_about_skill(tiny_bridge: Any) -> None:
         "bare",
         [Example(str(i), f"hello {i}", labels={"odd": i % 2}) for i in range(30)],
     )
-    found = describe(tiny_bridge, task, progress=False)
+    found = preflight(tiny_bridge, task, progress=False)
     assert found.skill is None
     assert (found.competences, found.baselines, found.copying) == ((), {}, {})
     assert found.frame().empty

@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.skill_list import Skill, own_skills, own_topics, read_skills, read_topics
-from lens_skills.tasks.skill_mix import skill_mix
+from lens_skills.tasks.skill_mix import (
+    Skill,
+    own_skills,
+    own_topics,
+    read_skills,
+    read_topics,
+    skill_mix,
+)
 
 HEADER = "category,skill,definition,example,comments,status,added by\r\n"
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lens_skills import tasks
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.tasks import Task
 
 ROOT = Path(__file__).resolve().parents[2]

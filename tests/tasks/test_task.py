@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.example import Example
 from lens_skills.tasks import Task
 
 

@@ -1,0 +1,296 @@
+"""Where in the prompt to read: one token, several, a span of text, or all of them pooled.
+
+Where in the network to read: one kind of hook point, in some or all layers.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lens_skills.activations.tokenization import Encoded
+from lens_skills.errors import LensSkillsError
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of the prompt: given as text, or as the column that holds each example's text."""
+
+    text: str | None = None
+    column: str | None = None
+    take: Literal["last", "first", "mean"] = "last"
+
+    def __str__(self) -> str:
+        return f"span({self.text or 'column:' + str(self.column)}, {self.take})"
+
+
+Position = str | int | Span | Sequence[str | int | Span]
+
+
+def span(
+    text: str | None = None,
+    *,
+    column: str | None = None,
+    take: Literal["last", "first", "mean"] = "last",
+) -> Span:
+    """The position of a piece of text: its last (or first) token, or the mean over its tokens.
+
+    Args:
+        text: The piece itself, the same for all examples; its last occurrence in the prompt counts.
+        column: Instead: the label or covariate that holds each example's piece.
+        take: Which token of the piece, or their mean.
+
+    >>> str(span("keys"))
+    'span(keys, last)'
+    """
+    if (text is None) == (column is None):
+        raise LensSkillsError("span takes either text or column=, not both and not neither.")
+    if take not in ("last", "first", "mean"):
+        raise LensSkillsError(f"span cannot take {take!r}. Choose 'last', 'first' or 'mean'.")
+    return Span(text, column, take)
+
+
+@dataclass(frozen=True)
+class PositionSpec:
+    """A resolved position: its labels and how its tokens are pooled.
+
+    Attributes:
+        spots: One entry per position read.
+        pool: How the tokens of a spot become one number (None: a spot is a single token).
+        ragged: Whether every token is kept (position ``"all"``).
+    """
+
+    spots: tuple[str | int | Span, ...]
+    pool: Literal["mean", "max"] | None
+    ragged: bool
+    several: bool
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(str(spot) for spot in self.spots)
+
+
+def parse_position(position: Position) -> PositionSpec:
+    """What a position means, or an error that lists what it can be.
+
+    >>> parse_position("last").labels
+    ('last',)
+    """
+    if isinstance(position, (list, tuple)):
+        if not position:
+            raise LensSkillsError("position is an empty list. Name at least one.")
+        inner = [parse_position(spot) for spot in position]
+        if any(reading.pool or reading.ragged for reading in inner):
+            raise LensSkillsError(
+                "a list of positions holds single tokens only ('last', indices, spans that take "
+                "one token); 'mean', 'max' and 'all' stand alone."
+            )
+        return PositionSpec(tuple(r.spots[0] for r in inner), None, False, True)
+    if isinstance(position, Span):
+        pool = "mean" if position.take == "mean" else None
+        return PositionSpec((position,), pool, False, False)
+    if isinstance(position, bool) or not isinstance(position, (int, str)):
+        raise LensSkillsError(f"position {position!r} is none of: {_CHOICES}.")
+    if isinstance(position, int) or position == "last":
+        return PositionSpec((position,), None, False, False)
+    if position in ("mean", "max"):
+        return PositionSpec((position,), "mean" if position == "mean" else "max", False, False)
+    if position == "all":
+        return PositionSpec((position,), None, True, False)
+    if position.lstrip("-").isdigit():
+        return PositionSpec((int(position),), None, False, False)
+    raise LensSkillsError(f"no position {position!r}. Choose {_CHOICES}.")
+
+
+_CHOICES = (
+    "'last', an index (0 is the first token, -1 the last), span('text'), 'all', 'mean', 'max', "
+    "'prompt' (with a soft prompt), or a list of single tokens"
+)
+
+
+def soft_position(adapter: Any, position: Position | None) -> Position:
+    """The position asked for; ``"prompt"`` (None, with a soft prompt) is each of its vectors.
+
+    Vectors after the input are counted from the end, so the last one is ``-1``.
+
+    Raises:
+        LensSkillsError: No soft prompt, or one that stands before the input only.
+    """
+    n_after = len(adapter.words_after)
+    if position is None:
+        position = "last" if adapter.soft is None else "prompt"
+    if position != "prompt":
+        return position
+    if adapter.soft is None:
+        raise LensSkillsError(
+            "position='prompt' reads a soft prompt's vectors, but none was given: prompt=…"
+        )
+    if n_after == 0:
+        raise LensSkillsError(
+            "the soft prompt stands before the input only. Attention looks back, so its "
+            "activations are the same for every example and no metric can correlate with them. "
+            "Train one with a suffix (fit_prompt's n_tokens), or read another position."
+        )
+    return list(range(-n_after, 0))
+
+
+def token_places(adapter: Any, encoded: Encoded, spot: str | int | Span) -> list[int]:
+    """The prompt tokens a spot covers, as indices from the prompt's start.
+
+    The beginning-of-sequence token is left out of ``mean``, ``max`` and ``all``: it is no part of
+    the text, and its activations are the largest of all.
+
+    Raises:
+        LensSkillsError: A position outside the prompt, or a text it does not contain.
+    """
+    n_tokens = len(encoded.prompt_tokens)
+    if spot == "last":
+        return [n_tokens - 1]
+    if isinstance(spot, int):
+        if not -n_tokens <= spot < n_tokens:
+            raise LensSkillsError(
+                f"position {spot} is outside the prompt of example {encoded.id!r}, which has "
+                f"{n_tokens} tokens."
+            )
+        return [spot % n_tokens]
+    if isinstance(spot, Span):
+        places = _span_places(adapter, encoded, spot)
+        return {"last": places[-1:], "first": places[:1], "mean": places}[spot.take]
+    return list(range(1 if encoded.has_bos else 0, n_tokens))
+
+
+def _span_places(adapter: Any, encoded: Encoded, spot: Span) -> list[int]:
+    text = spot.text
+    if spot.column is not None:
+        value = encoded.example.column(spot.column)
+        text = None if value is None else str(value)
+    # Decoding ever longer beginnings gives each token's end, whatever the tokenizer merges.
+    bos = 1 if encoded.has_bos else 0
+    end_of_text = len(encoded.prompt_tokens) - encoded.n_after
+    tokens = [
+        *encoded.prompt_tokens[:bos].tolist(),
+        *encoded.prompt_tokens[bos + encoded.n_before : end_of_text].tolist(),
+    ]
+    ends = [len(adapter.tokenizer.decode(tokens[: end + 1])) for end in range(len(tokens))]
+    whole = adapter.tokenizer.decode(tokens)
+    start = whole.rfind(text) if text else -1
+    if start < 0 or text is None:
+        raise LensSkillsError(
+            f"the span {text!r} does not occur in the prompt of example {encoded.id!r}: "
+            f"{encoded.prompt!r}."
+        )
+    begins = [0, *ends[:-1]]
+    return [
+        place if place < bos else place + encoded.n_before
+        for place, (begin, end) in enumerate(zip(begins, ends, strict=True))
+        if begin < start + len(text) and end > start
+    ]
+
+
+DEFAULT_SITE = "mlp.hook_post"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A kind of hook point and the layers it is read in.
+
+    Attributes:
+        name: Without block and layer, e.g. ``"mlp.hook_post"``.
+        layers: Layer indices in ascending order.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+
+    def hook_name(self, layer: int) -> str:
+        """The full name of the hook point in one layer.
+
+        >>> Site("mlp.hook_post", (0, 1)).hook_name(1)
+        'blocks.1.mlp.hook_post'
+        """
+        return f"blocks.{layer}.{self.name}"
+
+
+def find_site(adapter: Any, at: str, layers: int | Iterable[int] | None = None) -> Site:
+    """The site called ``at`` in this model.
+
+    Args:
+        adapter: The model.
+        at: ``"mlp.hook_post"``, ``"hook_resid_post"``, …, or a full name with its layer
+            (``"blocks.3.mlp.hook_post"``).
+        layers: Which layers (default all); negative ones count from the end.
+
+    Raises:
+        LensSkillsError: An unknown hook point (with the nearest names) or layer.
+    """
+    full = re.fullmatch(r"blocks\.(\d+)\.(.+)", at)
+    if full and layers is None:
+        at, layers = full[2], int(full[1])
+    chosen = _layers(adapter, layers)
+    site = Site(at, chosen)
+    known = set(adapter.hook_names())
+    missing = [layer for layer in chosen if site.hook_name(layer) not in known]
+    if missing:
+        raise LensSkillsError(_unknown(at, known, missing, len(chosen)))
+    return site
+
+
+def site_names(hook_names: Iterable[str]) -> list[str]:
+    """The kinds of hook point among full names, sorted.
+
+    >>> site_names(["blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post", "hook_embed"])
+    ['mlp.hook_post']
+    """
+    matches = (re.fullmatch(r"blocks\.\d+\.(.+)", name) for name in hook_names)
+    return sorted({match[1] for match in matches if match})
+
+
+def _layers(adapter: Any, layers: int | Iterable[int] | None) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(adapter.n_layers))
+    wanted: Sequence[int] = [layers] if isinstance(layers, int) else list(layers)
+    wrong = [layer for layer in wanted if not -adapter.n_layers <= layer < adapter.n_layers]
+    if wrong or not wanted:
+        raise LensSkillsError(f"no layer {wrong} in a model of {adapter.n_layers} layers.")
+    return tuple(sorted({layer % adapter.n_layers for layer in wanted}))
+
+
+def _unknown(at: str, known: set[str], missing: list[int], n_layers: int) -> str:
+    if 0 < len(missing) < n_layers:
+        return f"the hook point {at!r} is missing in layers {missing} of this model."
+    names = site_names(known)
+    near = difflib.get_close_matches(at, names, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    return (
+        f"no hook point {at!r} in this model's blocks.{hint} "
+        f"`lens-skills models --hooks` lists all {len(names)}."
+    )
+
+
+def edited_positions(position: Position) -> PositionSpec:
+    """A position that can be edited: single tokens, or ``"all"``.
+
+    Raises:
+        LensSkillsError: A pooled position: a mean over tokens is no place in the network.
+    """
+    reading = parse_position(position)
+    if reading.pool:
+        raise LensSkillsError(
+            f"position {reading.labels[0]!r} pools tokens, and a pooled number cannot be edited. "
+            "Choose 'last', an index, span('text'), a list of those, or 'all'."
+        )
+    return reading
+
+
+def position_labels(position: Position) -> tuple[str, ...]:
+    """The labels of the edited positions; ``-1`` is the last token like ``"last"``.
+
+    >>> position_labels([-1, 0])
+    ('last', '0')
+    """
+    return tuple(map(_plain, edited_positions(position).labels))
+
+
+def _plain(label: str) -> str:
+    return "last" if label == "-1" else label

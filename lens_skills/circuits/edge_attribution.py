@@ -1,0 +1,438 @@
+"""`Candidate`: an edge with the effect a slope expects of it, before anything is patched.
+
+`Slopes`: how fast a target changes with every pre-activation, by gradients or relevance.
+
+`relevance_slopes`: slopes of the model with patterns, scales and gates held as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.circuits.graph import Node
+from lens_skills.circuits.paired_cache import PairedCache
+from lens_skills.circuits.path_patching import Path, ReceiverInput
+from lens_skills.circuits.targets import AnswerTarget, Target, features, hook_of
+from lens_skills.errors import LensSkillsError
+from lens_skills.models.weights import ModelWeights
+
+HOOKS = {
+    "Q": "attn.hook_q",
+    "K": "attn.hook_k",
+    "V": "attn.hook_v",
+    "gate": "mlp.hook_pre",
+    "in": "mlp.hook_pre",
+    "up": "mlp.hook_pre_linear",
+}
+
+
+POINTS = 5
+"""Points between the clean and the corrupted prompt for the integrated form."""
+
+
+@dataclass(frozen=True, eq=False)
+class TargetGradients:
+    """The derivative of the target by each channel's pre-activations.
+
+    Attributes:
+        by: Per layer and channel, all heads' features side by side; what is not in it is 0.
+        answer: By the residual stream the final norm reads, for a metric.
+    """
+
+    by: dict[tuple[int, str], Float[Tensor, "example column feature"]] = field(default_factory=dict)
+    answer: Float[Tensor, "example d_model"] | None = None
+
+
+def gradient_slopes(
+    cache: PairedCache, target: Target, *, points: Sequence[float] = (0.0,)
+) -> TargetGradients:
+    """The mean derivative at some points between the clean (0) and the corrupted prompt (1).
+
+    The input embeddings are interpolated, embedding = clean + point (corrupted - clean). One point
+    at 0 is attribution patching, several are its integrated form.
+
+    Source: Syed et al. 2023 (arXiv 2310.10348), edge attribution patching; Hanna et al. 2024
+    (arXiv 2403.17806), with integrated gradients over the inputs.
+    """
+    stop = cache.adapter.n_layers if target.stop is None else target.stop
+    channels = ("Q", "K", "V", *cache.anatomy.gates)
+    names = {
+        f"blocks.{layer}.{HOOKS[channel]}": (layer, channel)
+        for layer in range(stop)
+        for channel in channels
+    }
+    total: dict[tuple[int, str], Tensor] = {}
+    answer: Tensor | None = None
+    for point in points:
+        seen, value, last = _pass(cache, target, list(names), point)
+        found = torch.autograd.grad(value.sum(), list(seen.values()), allow_unused=True)
+        for name, slope in zip(seen, found, strict=True):
+            if slope is not None:
+                key, part = names[name], slope.flatten(2) / len(points)
+                total[key] = total[key] + part if key in total else part
+        if isinstance(target, AnswerTarget):
+            part = target.slope(cache, last) / len(points)
+            answer = part if answer is None else answer + part
+    return TargetGradients(total, answer)
+
+
+def _pass(
+    cache: PairedCache, target: Target, names: Sequence[str], point: float
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """A pass that keeps its graph: pre-activations, target, and what left the last block."""
+    seen: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[[Tensor], Tensor]:
+        def keep(activation: Tensor) -> Tensor:
+            seen[name] = activation
+            return activation
+
+        return keep
+
+    def reader(name: str, column: int) -> Callable[[Tensor], Tensor]:
+        def keep(activation: Tensor) -> Tensor:
+            read[name] = activation.flatten(2)[None, :, column]
+            return activation
+
+        return keep
+
+    editors = {name: keeper(name) for name in names}
+    editors |= {n: reader(n, cache.column(node)) for n, node in target.reads.items()}
+    suffix = cache.clean.suffix
+    with torch.enable_grad(), suffix.differentiable():
+        residual = cache.clean.entering[0] + point * cache.moved(0)
+        residual = residual.detach()[None].clone().requires_grad_()
+        out = suffix.run(residual, 0, stop=target.stop, editors=editors)
+        value = target.of(cache, read, out)
+    if not value.requires_grad:
+        raise LensSkillsError(
+            f"{target.name} has no gradient to propose edges with. Choose logit_diff() or "
+            "confidence('answer')."
+        )
+    return seen, value, out[0, :, -1].detach()
+
+
+def integrated_points(n: int = POINTS) -> tuple[float, ...]:
+    """The middles of ``n`` equal steps from the clean to the corrupted prompt.
+
+    >>> integrated_points(2)
+    (0.25, 0.75)
+    """
+    return tuple((k + 0.5) / n for k in range(n))
+
+
+@dataclass(frozen=True)
+class CandidateEdge:
+    """A proposed edge.
+
+    Attributes:
+        path: Sender, receiver, channel.
+        estimate: Expected effect, mean over examples, in the target's unit.
+    """
+
+    path: Path
+    estimate: float
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeSums:
+    """Expected effects summed over examples.
+
+    Attributes:
+        one: Of single edges.
+        senders: Of edges from all neurons of a layer into one channel.
+        receivers: Of edges from one sender into all neurons of a layer, through one channel.
+    """
+
+    one: dict[Path, float] = field(default_factory=dict)
+    senders: dict[tuple[int, Node, str], Float[Tensor, " neuron"]] = field(default_factory=dict)
+    receivers: dict[tuple[Node, int, str], Float[Tensor, " neuron"]] = field(default_factory=dict)
+
+    def __add__(self, other: "EdgeSums") -> "EdgeSums":
+        return EdgeSums(
+            _added(self.one, other.one),
+            _added(self.senders, other.senders),
+            _added(self.receivers, other.receivers),
+        )
+
+    def paths(self, n: int | None = None) -> dict[Path, float]:
+        """Every edge that carries anything; of single neurons' edges the ``n`` largest at least."""
+        found = dict(self.one)
+        each = [*self.senders.values(), *self.receivers.values()]
+        least = 0.0
+        if n is not None and sum(map(len, each)) > n:
+            # Millions of neurons' edges are not worth a name each before they are ranked.
+            least = float(torch.cat(each).abs().topk(n).values[-1])
+        for (layer, receiver, channel), values in self.senders.items():
+            for index in (values.abs() >= least).nonzero()[:, 0].tolist():
+                sender = Node(layer, "neuron", index, receiver.position)
+                found[sender, receiver, channel] = float(values[index])
+        for (sender, layer, channel), values in self.receivers.items():
+            for index in (values.abs() >= least).nonzero()[:, 0].tolist():
+                receiver = Node(layer, "neuron", index, sender.position)
+                found[sender, receiver, channel] = float(values[index])
+        return {path: value for path, value in found.items() if value != 0.0}
+
+
+def _added(first: dict[Any, Any], second: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: first.get(key, 0.0) + second.get(key, 0.0) for key in {**first, **second}}
+
+
+def channels_of(cache: PairedCache, node: Node) -> list[tuple[Node, str]]:
+    """Through what a node reads: receivers and channels, in every column it can read from."""
+    anatomy = cache.anatomy
+    if node.kind == "answer":
+        return [(node, "answer")]
+    if node.kind in ("mlp", "neuron"):
+        return [(node, channel) for channel in anatomy.gates]
+    if node.kind != "head":
+        return []
+    index, group = node.index or 0, anatomy.group
+    first = index // group * group
+    found: list[tuple[Node, str]] = [(node, "Q")]
+    for column in range(-cache.n_columns, node.column + 1):
+        shared = Node(node.layer, "head", first, str(column), group)
+        found += [(shared, "K"), (shared, "V")]
+    return found
+
+
+def slope_at(
+    reader: ReceiverInput, slopes: TargetGradients
+) -> Float[Tensor, "example d_model"] | None:
+    """The derivative by the residual stream a channel reads, its norm's scale held."""
+    node, channel = reader.node, reader.channel
+    if channel == "answer":
+        return slopes.answer
+    slope = slopes.by.get((node.layer, channel))
+    if slope is None:
+        return None
+    width = reader.features if node.kind == "head" else reader.neurons
+    return reader.pull(slope[:, reader.column, width])
+
+
+def into(
+    cache: PairedCache,
+    receivers: Sequence[tuple[Node, str]],
+    slopes: TargetGradients,
+    *,
+    neurons: bool = True,
+) -> EdgeSums:
+    """Σ over examples of what a slope expects of every edge into these channels.
+
+    (A_corrupted - A_clean) · slope for heads, MLPs, their neurons and the embedded token below;
+    for the norm's scale, the pre-activation's change by the scale alone times its slope.
+    """
+    found = EdgeSums()
+    for receiver, channel in receivers:
+        reader = ReceiverInput(cache, receiver, channel)
+        slope = slope_at(reader, slopes)
+        if slope is None:
+            continue
+        values = _sent(reader, slope)
+        values[Node(receiver.layer, "norm", None, receiver.position)] = _by_scale(reader, slopes)
+        for sender, value in values.items():
+            found.one[sender, receiver, channel] = float(value)
+        for at in range(receiver.layer if neurons else 0):
+            moved = cache.moved_post(at)[:, reader.column]
+            each = moved * (slope @ cache.anatomy.mlp_out(at).mT)
+            found.senders[at, receiver, channel] = each.double().sum(0).cpu()
+    return found
+
+
+def _sent(reader: ReceiverInput, slope: Float[Tensor, "example d_model"]) -> dict[Node, Tensor]:
+    """Of every head, MLP and token below, its change times the slope, summed over examples."""
+    cache, column = reader.cache, reader.column
+    layer, position = reader.node.layer, reader.node.position
+    token = Node(-1, "token", None, position)
+    found = {token: (cache.moved(0)[:, column] * slope).sum()}
+    for at in range(layer + 1 if reader.part == "mlp" else layer):
+        heads = einsum(slope, cache.anatomy.head_out(at), "e d, h f d -> e h f")
+        values = (heads * cache.moved_z(at)[:, column]).sum((0, 2))
+        found |= {Node(at, "head", k, position): value for k, value in enumerate(values)}
+    for at in range(layer):
+        moved = cache.moved_mlp(at)[:, column]
+        found[Node(at, "mlp", None, position)] = (moved * slope).sum()
+    return found
+
+
+def _by_scale(reader: ReceiverInput, slopes: TargetGradients) -> Tensor:
+    node, channel = reader.node, reader.channel
+    change = reader.change(Node(node.layer, "norm", None, node.position))
+    if channel == "answer":
+        # The slope is by the residual stream at a held scale: undo the gain, which is the same.
+        assert slopes.answer is not None
+        clean = reader.cache.frozen(node.layer, "final")
+        gain = clean.gain[:, reader.column].to(change)
+        return (change / gain * slopes.answer).sum()
+    slope = slopes.by[node.layer, channel][:, reader.column]
+    slope = slope[:, reader.features if node.kind == "head" else reader.neurons]
+    return ((change @ reader.weight(channel)) * slope).sum()
+
+
+def out_of(
+    cache: PairedCache, start: Node, slopes: TargetGradients, *, neurons: bool = True
+) -> EdgeSums:
+    """Σ over examples of what a slope expects of every edge from the start to a later channel."""
+    found = EdgeSums()
+    adapter, position = cache.adapter, start.position
+    written, column = cache.written(start), cache.column(start)
+    for layer in range(start.layer, adapter.n_layers):
+        for channel in ("Q", "K", "V", *cache.anatomy.gates):
+            part = "attn" if channel in ("Q", "K", "V") else "mlp"
+            if layer == start.layer and not (part == "mlp" and start.kind == "head"):
+                continue
+            slope = slopes.by.get((layer, channel))
+            if slope is None:
+                continue
+            frozen = cache.frozen(layer, part)
+            moved = frozen.at(column)(written)
+            weight = cache.anatomy.reading(layer, channel)
+            shift = einsum(moved, weight, "e d, head d f -> e head f")
+            each = shift * rearrange(slope[:, column], "e (h f) -> e h f", h=len(weight))
+            if part == "attn":
+                group = 1 if channel == "Q" else cache.anatomy.group
+                for index, value in enumerate(each.sum((0, 2))):
+                    node = Node(layer, "head", index * group, position, group)
+                    found.one[start, node, channel] = float(value)
+                continue
+            node = Node(layer, "mlp", None, position)
+            found.one[start, node, channel] = float(each.sum())
+            if neurons:
+                found.receivers[start, layer, channel] = each.double().sum((0, 1)).cpu()
+    if slopes.answer is not None and start.column == -1:
+        node = Node(adapter.n_layers, "answer", None, position)
+        found.one[start, node, "answer"] = float((written * slopes.answer).sum())
+    return found
+
+
+def rank(sums: Sequence[EdgeSums], n_examples: int, n: int | None) -> list[CandidateEdge]:
+    """The ``n`` edges (None: all) of largest |estimate| over all batches that carry anything."""
+    total = EdgeSums()
+    for part in sums:
+        total = total + part
+    paths = total.paths(n)
+    ordered = sorted(paths, key=lambda path: (-abs(paths[path]), *map(str, path)))
+    return [CandidateEdge(path, paths[path] / n_examples) for path in ordered[:n]]
+
+
+def every_edge(
+    caches: Sequence[PairedCache],
+    target: Target,
+    slopes: Sequence[TargetGradients],
+    *,
+    neurons: bool = False,
+) -> list[CandidateEdge]:
+    """Every edge below a target with its expected effect, the largest first.
+
+    Receivers are all heads and MLPs below the target, in every column, and what the target itself
+    is read from.
+    """
+    adapter, columns = caches[0].adapter, range(-min(cache.n_columns for cache in caches), 0)
+    last = Node(adapter.n_layers, "answer", None, "-1")
+    nodes = list(getattr(target, "nodes", (last,)))
+    for layer in range(adapter.n_layers if target.stop is None else target.stop):
+        for column in map(str, columns):
+            nodes += [Node(layer, "head", index, column) for index in range(adapter.n_heads)]
+            nodes.append(Node(layer, "mlp", None, column))
+    channels = dict.fromkeys(pair for node in nodes for pair in channels_of(caches[0], node))
+    inside = [pair for pair in channels if pair[0].column in columns]
+    sums = [
+        into(s, inside, slope, neurons=neurons) for s, slope in zip(caches, slopes, strict=True)
+    ]
+    return rank(sums, sum(len(cache) for cache in caches), None)
+
+
+_SMALL = 1e-6  # a pre-activation so near 0 stands for its limit there
+
+
+def relevance_slopes(cache: PairedCache, target: Target) -> TargetGradients:
+    """The derivative of the target in a linear model that agrees with this one on each prompt.
+
+    On the clean prompt, attention patterns and norm scales are held; a neuron act(gate) · up is
+    replaced by its line through 0, half of it through each factor,
+    act(gate) up = ½ [act(gate) up / gate] · gate + ½ [act(gate)] · up
+    (ungated: [act(in) / in] · in). So nothing flows through Q, K or a norm's scale: such edges
+    get no estimate here, and are never proposed. This is the propagation of relevance with its
+    value and product rules, without a stabiliser.
+
+    Source: the rules of Achtibat et al. 2024 (AttnLRP, arXiv 2402.05602), with
+    attention patterns held instead of propagated through.
+    """
+    anatomy, n_layers = cache.anatomy, cache.adapter.n_layers
+    stop = n_layers if target.stop is None else target.stop
+    patterns = _patterns(cache, stop)
+    found = TargetGradients(answer=None)
+    slope = torch.zeros_like(cache.clean.entering[0])
+    if isinstance(target, AnswerTarget):
+        answer = target.slope(cache, cache.clean.entering[-1][:, -1])
+        found = TargetGradients(answer=answer)
+        slope[:, -1] = answer
+    for layer in reversed(range(stop)):
+        post = slope @ anatomy.mlp_out(layer).mT + _seed(cache, target, layer, "neuron")
+        pre = anatomy.neurons(layer, cache.clean.middle[layer])
+        back = torch.zeros_like(slope)
+        for channel, share in _shares(anatomy, pre).items():
+            found.by[layer, channel] = post * share
+            back = back + found.by[layer, channel] @ anatomy.reading(layer, channel)[0].mT
+        slope = slope + cache.frozen(layer, "mlp").back(back)
+        z = einsum(slope, anatomy.head_out(layer), "e c d, h f d -> e c h f")
+        z = z + _heads(_seed(cache, target, layer, "head"), cache.adapter.n_heads)
+        values = einsum(patterns[layer], z, "e h query key, e query h f -> e key h f")
+        values = reduce(values, "e key (kv group) f -> e key kv f", "sum", group=anatomy.group)
+        found.by[layer, "V"] = rearrange(values, "e key kv f -> e key (kv f)")
+        back = einsum(values, anatomy.reading(layer, "V"), "e c kv f, kv d f -> e c d")
+        slope = slope + cache.frozen(layer, "attn").back(back)
+    return found
+
+
+def _shares(anatomy: ModelWeights, pre: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What each pre-activation is multiplied by so that all together give the activation."""
+    first = pre["gate" if "gate" in pre else "in"]
+    safe = torch.where(first.abs() < _SMALL, _SMALL, first)
+    line = anatomy.act(safe) / safe
+    if "gate" not in pre:
+        return {"in": line}
+    return {"gate": 0.5 * line * pre["up"], "up": 0.5 * anatomy.act(first)}
+
+
+def _patterns(cache: PairedCache, stop: int) -> list[Float[Tensor, "example head query key"]]:
+    """Who looks at whom on the clean prompt, among the columns that can change."""
+    seen: dict[int, Tensor] = {}
+
+    def keeper(layer: int):
+        def keep(activation: Tensor) -> Tensor:
+            seen[layer] = activation[..., -cache.n_columns :].clone()
+            return activation
+
+        return keep
+
+    editors = {f"blocks.{layer}.attn.hook_pattern": keeper(layer) for layer in range(stop)}
+    suffix = cache.clean.suffix
+    suffix.run(suffix.clean(0, 1), 0, stop=stop, editors=editors)
+    return [seen[layer] for layer in range(stop)]
+
+
+def _seed(cache: PairedCache, target: Target, layer: int, kind: str) -> Tensor:
+    """The target's derivative by the activations it is read from."""
+    adapter = cache.adapter
+    width = adapter.n_heads * adapter.d_head if kind == "head" else adapter.d_mlp
+    entering = cache.clean.entering[0]
+    seed = entering.new_zeros(*entering.shape[:2], width)
+    if isinstance(target, AnswerTarget):
+        return seed
+    sign = target.sign(cache).to(seed)
+    for node, weight in zip(target.nodes, target.weights, strict=True):
+        if hook_of(node) in target.reads and (node.layer, node.kind) == (layer, kind):
+            place = features(node, len(weight))
+            seed[:, cache.column(node), place] += sign[:, None] * weight.to(seed)
+    return seed
+
+
+def _heads(values: Tensor, n_heads: int) -> Tensor:
+    return rearrange(values, "e c (h f) -> e c h f", h=n_heads)

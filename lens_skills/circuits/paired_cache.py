@@ -1,0 +1,342 @@
+"""`PairedCache`: a batch of pairs after a clean and a corrupted pass, told apart into its parts.
+
+`paired_caches`: examples and their corrupted twins, token by token, in batches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.activations import Metric
+from lens_skills.activations.forward import RequiredOutputs, pad_left, prepare
+from lens_skills.activations.stream import BATCH_SIZE
+from lens_skills.activations.tokenization import Encoded, encode_examples
+from lens_skills.circuits.graph import Node
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import as_adapter
+from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
+from lens_skills.models.unembedding import FrozenNorm
+from lens_skills.models.weights import ModelWeights
+
+_FINE, _COARSE = 1e-3, 0.05  # of the largest number: how near the sum of the parts must come
+
+
+@dataclass(frozen=True, eq=False)
+class CachedRun:
+    """One prompt of each pair, from the first column on in which any pair differs.
+
+    Attributes:
+        suffix: Runs its columns again from any layer; `Suffix.entering` is its residual stream.
+        z: Per layer, what each head reads with its pattern, before it is written.
+        middle: Per layer, the residual stream between attention and MLP.
+    """
+
+    suffix: PartialForward
+    z: list[Float[Tensor, "example column head d_head"]]
+    middle: list[Float[Tensor, "example column d_model"]]
+
+    @property
+    def entering(self) -> list[Float[Tensor, "example column d_model"]]:
+        """The residual stream entering each block, and at last leaving the top one."""
+        return self.suffix.entering
+
+
+class PairedCache:
+    """A batch of clean prompts and their corrupted twins, of equal length in tokens.
+
+    The residual stream is a sum: embedding, heads, attention biases, MLPs. So what any of them
+    would send on the corrupted prompt can be put in place of what it sends on the clean one. That
+    the sum holds is checked for every layer of every batch.
+
+    Columns are those of the suffix: the last one is the last prompt token, position ``-1``.
+    Nothing before the first of them differs between the two prompts.
+
+    Attributes:
+        batch: The clean prompts as tokens.
+        clean, corrupted: The two sides.
+        n_columns: How many columns are kept.
+    """
+
+    def __init__(
+        self,
+        anatomy: ModelWeights,
+        plan: RequiredOutputs,
+        batch: Sequence[Encoded],
+        twins: Sequence[Encoded],
+    ) -> None:
+        self.anatomy, self.adapter, self.plan, self.batch = anatomy, anatomy.adapter, plan, batch
+        rows = [item.prompt_tokens.tolist() for item in batch]
+        other = [item.prompt_tokens.tolist() for item in twins]
+        width = max(len(row) for row in rows)
+        differ = [_first_difference(a, b) - len(a) for a, b in zip(rows, other, strict=True)]
+        self.n_columns = -min(differ)
+        start = width - self.n_columns
+        self.clean = self._side(rows, start, check=True)
+        self.corrupted = self._side(other, start, check=False)
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def _side(self, rows: Sequence[Sequence[int]], start: int, *, check: bool) -> CachedRun:
+        adapter, anatomy = self.adapter, self.anatomy
+        seen: dict[str, Tensor] = {}
+
+        def keeper(name: str) -> Any:
+            def keep(activation: Tensor) -> None:
+                seen[name] = activation[:, start:].flatten(2).clone()
+
+            return keep
+
+        names = {f"blocks.{layer}.attn.hook_z": layer for layer in range(adapter.n_layers)}
+        checked = ("blocks.0.mlp.hook_post", *(f"blocks.0.attn.hook_{part}" for part in "qkv"))
+        lacking = sorted({*names, *checked} - set(adapter.hook_names()))
+        if lacking:
+            raise LensSkillsError(
+                f"{adapter.name} has no hook point {lacking[0]!r}, which circuits are read from."
+            )
+        readers = {name: keeper(name) for name in (*names, *checked)}
+        tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
+        try:
+            suffix = prefill(adapter, tokens, mask, start=start, readers=readers, check=check)
+        except CannotResume as reason:
+            raise LensSkillsError(f"no exact path patching: {reason}.") from reason
+        shape = {"head": adapter.n_heads}
+        z = [rearrange(seen[name], "e c (head f) -> e c head f", **shape) for name in names]
+        if check:
+            self._check_reading(suffix, seen)
+        middle = []
+        for layer, values in enumerate(z):
+            weight = anatomy.head_out(layer)
+            out = einsum(values, weight, "e c head f, head f d -> e c d")
+            out = out + anatomy.bias_out(layer, "attn")
+            middle.append(suffix.entering[layer] + out)
+            if layer == 0:
+                anatomy.recognise(0, middle[0], seen["blocks.0.mlp.hook_post"])
+            self._check_sum(layer, suffix, middle[layer])
+        return CachedRun(suffix, z, middle)
+
+    def _check_sum(self, layer: int, suffix: PartialForward, middle: Tensor) -> None:
+        anatomy = self.anatomy
+        post = anatomy.activation(anatomy.neurons(layer, middle))
+        found = middle + post @ anatomy.mlp_out(layer) + anatomy.bias_out(layer, "mlp")
+        self._near(found, suffix.entering[layer + 1], f"leaves block {layer}")
+
+    def _check_reading(self, suffix: PartialForward, seen: dict[str, Tensor]) -> None:
+        normal = self.anatomy.norm(0, "attn")(suffix.entering[0])
+        for channel in "QKV":
+            found = self.anatomy.preactivation(0, channel, normal).flatten(2)
+            given = seen[f"blocks.0.attn.hook_{channel.lower()}"]
+            self._near(found, given, f"is {channel} of block 0")
+
+    def _near(self, found: Tensor, given: Tensor, what: str) -> None:
+        fine = _FINE if self.adapter.dtype in (torch.float32, torch.float64) else _COARSE
+        error = float((found - given).abs().amax() / given.abs().amax().clamp(min=1e-12))
+        if not error <= fine:
+            raise LensSkillsError(
+                f"{self.adapter.name}: what {what} is not the sum of its parts (off by {error:.1g} "
+                "of the largest number): a norm or a multiplier stands between a sublayer and the "
+                "residual stream. Circuits cannot be told apart here; sweep and verify can."
+            )
+
+    def heads_write(
+        self, layer: int, z: Float[Tensor, "*row head d_head"]
+    ) -> Float[Tensor, "*row head d_model"]:
+        """What each head adds to the residual stream (the bias of all left out)."""
+        return einsum(z, self.anatomy.head_out(layer), "... head f, head f d -> ... head d")
+
+    # What the corrupted prompt changes.
+
+    def column(self, node: Node) -> int:
+        """The column a node stands in.
+
+        Raises:
+            LensSkillsError: It stands before all that differs between the prompts.
+        """
+        if not -self.n_columns <= node.column <= -1:
+            raise LensSkillsError(
+                f"{node} lies before the first token in which a pair differs (position "
+                f"-{self.n_columns}): nothing there can change."
+            )
+        return self.n_columns + node.column
+
+    def moved(self, layer: int) -> Float[Tensor, "example column d_model"]:
+        """The change of what enters a block, or leaves the last."""
+        return self.corrupted.entering[layer] - self.clean.entering[layer]
+
+    def moved_middle(self, layer: int) -> Float[Tensor, "example column d_model"]:
+        """The change of what a block's MLP reads."""
+        return self.corrupted.middle[layer] - self.clean.middle[layer]
+
+    def moved_z(self, layer: int) -> Float[Tensor, "example column head d_head"]:
+        """The change of each head's ``z``."""
+        return self.corrupted.z[layer] - self.clean.z[layer]
+
+    def moved_mlp(self, layer: int) -> Float[Tensor, "example column d_model"]:
+        """The change of what a block's MLP writes."""
+        return self.moved(layer + 1) - self.moved_middle(layer)
+
+    def moved_post(self, layer: int) -> Float[Tensor, "example column d_mlp"]:
+        """The change of each neuron's activation."""
+        return self._posts[layer][1] - self._posts[layer][0]
+
+    def post(self, layer: int) -> Float[Tensor, "example column d_mlp"]:
+        """Each neuron's activation on the clean prompt."""
+        return self._posts[layer][0]
+
+    @cached_property
+    def _posts(self) -> "_Posts":
+        return _Posts(self)
+
+    def written(self, node: Node) -> Float[Tensor, "example d_model"]:
+        """What a sender writes on the corrupted prompt minus what it writes on the clean one."""
+        column, layer = self.column(node), node.layer
+        if node.kind == "token":
+            return self.moved(0)[:, column]
+        if node.kind == "head":
+            stop = node.index + node.width  # type: ignore[operator]
+            z = self.moved_z(layer)[:, column]
+            return self.heads_write(layer, z)[:, node.index : stop].sum(1)
+        if node.kind == "mlp":
+            return self.moved_mlp(layer)[:, column]
+        if node.kind == "neuron":
+            moved = self.moved_post(layer)[:, column, node.index]
+            return moved[:, None] * self.anatomy.mlp_out(layer)[node.index]
+        raise AssertionError(f"{node} writes nothing to the residual stream")
+
+    def frozen(self, layer: int, part: str, side: str = "clean") -> FrozenNorm:
+        """A norm at one side's scales: before ``"attn"``, before ``"mlp"``, or the ``"final"``."""
+        key = (layer, part, side)
+        if key not in self._norms:
+            self._norms[key] = self.anatomy.frozen(self.norm(layer, part), self.read(*key))
+        return self._norms[key]
+
+    @cached_property
+    def _norms(self) -> dict[tuple[int, str, str], FrozenNorm]:
+        return {}
+
+    def norm(self, layer: int, part: str) -> Any:
+        """The norm that `frozen` freezes."""
+        if part == "final":
+            return self.clean.suffix.normalise
+        return self.anatomy.norm(layer, part)
+
+    def read(self, layer: int, part: str, side: str) -> Float[Tensor, "example column d_model"]:
+        """The residual stream that this norm reads."""
+        where: CachedRun = getattr(self, side)
+        return where.middle[layer] if part == "mlp" else where.entering[layer]
+
+
+class _Posts(dict[int, tuple[Tensor, Tensor]]):
+    """Neurons' activations of both sides, computed when first asked for."""
+
+    def __init__(self, cache: PairedCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def __missing__(self, layer: int) -> tuple[Tensor, Tensor]:
+        anatomy = self.cache.anatomy
+        sides = (self.cache.clean, self.cache.corrupted)
+        first, second = (
+            anatomy.activation(anatomy.neurons(layer, side.middle[layer])) for side in sides
+        )
+        self[layer] = (first, second)
+        return self[layer]
+
+
+def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
+    return next(place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+
+
+def paired_caches(
+    anatomy: ModelWeights,
+    examples: Sequence[Example],
+    metric: Metric,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> list[PairedCache]:
+    """One `PairedCache` per batch of examples, in their order.
+
+    Raises:
+        LensSkillsError: No examples, one without a twin, or twins that differ in tokens from
+            their examples in number, or not at all.
+    """
+    items, twins, plan = encode_pairs(anatomy.adapter, examples, metric)
+    parts = [slice(k, k + batch_size) for k in range(0, len(items), batch_size)]
+    return [PairedCache(anatomy, plan, items[part], twins[part]) for part in parts]
+
+
+def encode_pairs(
+    adapter: Any, examples: Sequence[Example], metric: Metric
+) -> tuple[list[Encoded], list[Encoded], RequiredOutputs]:
+    """Clean prompts, corrupted prompts and what the metric reads, as tokens.
+
+    Raises:
+        LensSkillsError: See `paired_caches`.
+    """
+    check_twins(examples)
+    items, plan = prepare(adapter, examples, [metric], False)
+    corrupted = [replace(example, prompt=str(example.corrupted)) for example in examples]
+    twins = encode_examples(adapter, corrupted, answers=False)
+    unequal = [
+        (one, other)
+        for one, other in zip(items, twins, strict=True)
+        if len(one.prompt_tokens) != len(other.prompt_tokens)
+    ]
+    if unequal:
+        one, other = unequal[0]
+        raise LensSkillsError(
+            f"example {one.id!r} has {len(one.prompt_tokens)} tokens and its corrupted twin "
+            f"{len(other.prompt_tokens)} ({len(unequal)} of {len(items)} pairs are unequal): a "
+            "path is patched token by token. Leave such pairs out (equal_pairs(model, examples))."
+        )
+    for one, other in zip(items, twins, strict=True):
+        if one.prompt_tokens.tolist() == other.prompt_tokens.tolist():
+            raise LensSkillsError(f"example {one.id!r} and its corrupted twin are the same tokens.")
+    return items, twins, plan
+
+
+def check_twins(examples: Sequence[Example]) -> None:
+    """Nothing; raises where there are no examples, or one has no corrupted twin."""
+    if len(examples) == 0:
+        raise LensSkillsError("no examples to find a circuit on: the task is empty.")
+    lacking = [example.id for example in examples if example.corrupted is None]
+    if lacking:
+        raise LensSkillsError(
+            f"example {lacking[0]!r} has no corrupted twin ({len(lacking)} of {len(examples)} lack "
+            "one), and an edge is patched with what it carries on that. Write one for each "
+            "(tasks.pairs), or use a task that has them: agreement, ioi."
+        )
+
+
+def equal_length_pairs(model: Any, examples: Any) -> Any:
+    """The examples whose twins have as many tokens as they: those a circuit can be found on.
+
+    Of a `Task`, a `Task`; else a list.
+
+    Raises:
+        LensSkillsError: None is left, or one has no twin.
+    """
+    adapter = as_adapter(model)
+    check_twins(examples)
+    twins = [replace(example, prompt=str(example.corrupted)) for example in examples]
+    lengths = (
+        [len(item.prompt_tokens) for item in encode_examples(adapter, some, answers=False)]
+        for some in (examples, twins)
+    )
+    kept = {e.id for e, one, other in zip(examples, *lengths, strict=True) if one == other}
+    if not kept:
+        raise LensSkillsError(
+            f"none of the {len(examples)} pairs has twins of equal length under the tokenizer of "
+            f"{adapter.name}, and a path is patched token by token. Write twins that differ in "
+            "words of as many tokens (tasks.pairs)."
+        )
+    if hasattr(examples, "where"):
+        return examples.where(lambda example: example.id in kept)
+    return [example for example in examples if example.id in kept]

@@ -1,0 +1,398 @@
+"""`Running`: circuits alone, several side by side: every other edge stays on the ground prompt.
+
+A channel reads x = x_ground + Σ_A (A_now - A_ground) over its parents A in the circuit, and every
+norm, attention pattern and activation is computed anew from what is read. Nothing is linearised.
+
+`Rewired`: channels that read a stream of their own, and what a block makes of them.
+
+`EdgeScheme`: what holds for the edges that a circuit does not name.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.circuits.graph import Edge, Node
+from lens_skills.circuits.paired_cache import CachedRun, PairedCache
+from lens_skills.circuits.targets import Target
+
+Parents = Mapping[tuple[Node, str], tuple[Node, ...]]
+"""Who sends into each channel of each receiver."""
+
+
+@dataclass(frozen=True)
+class EdgeScheme:
+    """Which prompt the model is on, where the other one comes in, and how far it reaches.
+
+    Attributes:
+        ground: The prompt that everything carries unless something is changed.
+        tokens: Whether the input tokens are those of the other prompt.
+        sources: Nodes that carry what they have on the other prompt, whatever reaches them.
+        ruled: Nodes that send along the named edges only; None: all nodes. What any other node
+            sends is free and reaches every channel.
+        removed: The named edges are *left out*, and all others are there; nothing is then ruled.
+    """
+
+    ground: Literal["clean", "corrupted"] = "corrupted"
+    tokens: bool = True
+    sources: frozenset[Node] = frozenset()
+    ruled: frozenset[Node] | None = None
+    removed: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether anything reaches further than the edges that are named."""
+        return self.removed or self.ruled is not None
+
+    def ruled_at(self, kind: str, layer: int) -> list[Node]:
+        """The nodes of one kind and layer that send along named edges only, where others do not."""
+        return [n for n in self.ruled or () if (n.kind, n.layer) == (kind, layer)]
+
+    def sources_at(self, kind: str, layer: int) -> list[Node]:
+        """The sources of one kind and layer."""
+        return [node for node in self.sources if (node.kind, node.layer) == (kind, layer)]
+
+
+def parents_of(edges: Iterable[Edge]) -> Parents:
+    """The senders of every channel; edges of a norm's scale cannot be run and are left out."""
+    found: dict[tuple[Node, str], tuple[Node, ...]] = {}
+    for edge in edges:
+        if edge.channel != "scale" and edge.sender.kind != "norm":
+            key = (edge.receiver, edge.channel)
+            found[key] = (*found.get(key, ()), edge.sender)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class ChangedInputs:
+    """One channel of some receivers of a block, each in one set.
+
+    Attributes:
+        places: The set and the receiver.
+        streams: The residual stream each of them reads, in its column.
+    """
+
+    places: list[tuple[int, Node]]
+    streams: Float[Tensor, "entry example d_model"]
+
+
+def changed_heads(
+    cache: PairedCache,
+    side: CachedRun,
+    layer: int,
+    shared: Float[Tensor, "#set example column d_model"],
+    rewired: Mapping[str, ChangedInputs],
+    *,
+    n_sets: int,
+) -> Float[Tensor, "set example column head d_head"]:
+    """What the heads of a block read, ``z``.
+
+    Args:
+        cache: The pairs.
+        side: Whose keys and values stand in the columns before.
+        layer: The block.
+        shared: The stream that all other channels read.
+        rewired: Per ``"Q"``, ``"K"``, ``"V"``.
+        n_sets: How many versions there are.
+    """
+    anatomy = cache.anatomy
+    norm = anatomy.norm(layer, "attn")
+    normal = norm(shared)
+    inputs: dict[str, Tensor] = {}
+    for channel in "QKV":
+        value = anatomy.preactivation(layer, channel, normal)
+        inputs[channel] = value.expand(n_sets, *value.shape[1:]).clone()
+        if channel not in rewired:
+            continue
+        entry = rewired[channel]
+        group = 1 if channel == "Q" else anatomy.group
+        heads = [int(node.index or 0) // group for _, node in entry.places]
+        weight = anatomy.reading(layer, channel)[heads]
+        bias = anatomy.offset(layer, channel)[heads]
+        new = einsum(norm(entry.streams), weight, "n e d, n d f -> n e f") + bias[:, None]
+        for (which, node), head, row in zip(entry.places, heads, new, strict=True):
+            inputs[channel][which, :, cache.column(node), head] = row
+    return attend(cache, side, layer, inputs)
+
+
+class _ReadEnough(Exception):
+    """The heads have been read; the rest of the block is not needed."""
+
+
+def attend(
+    cache: PairedCache,
+    side: CachedRun,
+    layer: int,
+    inputs: Mapping[str, Float[Tensor, "set example column head f"]],
+) -> Float[Tensor, "set example column head d_head"]:
+    """What heads read with these queries, keys and values, by the block's own attention."""
+    n_sets, suffix = inputs["Q"].shape[0], side.suffix
+    seen: list[Tensor] = []
+
+    def put(value: Tensor) -> Any:
+        rows = rearrange(value, "s e c head f -> (s e) c head f")
+        return lambda activation: rows.reshape(activation.shape)
+
+    def read(activation: Tensor) -> Tensor:
+        seen.append(activation)
+        raise _ReadEnough
+
+    name = f"blocks.{layer}.attn.hook_"
+    editors = {name + channel.lower(): put(value) for channel, value in inputs.items()}
+    with suppress(_ReadEnough):
+        residual = suffix.clean(layer, n_sets)
+        suffix.run(residual, layer, stop=layer + 1, editors=editors | {f"{name}z": read})
+    shape = {"s": n_sets, "head": cache.adapter.n_heads}
+    return rearrange(seen[0].flatten(2), "(s e) c (head f) -> s e c head f", **shape)
+
+
+def changed_neurons(
+    cache: PairedCache,
+    layer: int,
+    shared: Mapping[str, Float[Tensor, "#set example column d_mlp"]],
+    rewired: Mapping[str, ChangedInputs],
+    *,
+    n_sets: int,
+) -> Float[Tensor, "set example column d_mlp"]:
+    """The activations of a block's neurons.
+
+    Args:
+        cache: The pairs.
+        layer: The block.
+        shared: Per gate, pre-activations from the stream that all other channels read.
+        rewired: Per gate; a whole MLP, or a single neuron whose stream then counts for it.
+        n_sets: How many versions there are.
+    """
+    anatomy = cache.anatomy
+    norm = anatomy.norm(layer, "mlp")
+    pre: dict[str, Tensor] = {}
+    for gate in anatomy.gates:
+        if gate not in rewired:
+            pre[gate] = shared[gate]
+            continue
+        values = shared[gate]
+        values = values.expand(n_sets, *values.shape[1:]).clone()
+        entry = rewired[gate]
+        normal = norm(entry.streams)
+        weight, bias = anatomy.reading(layer, gate)[0], anatomy.offset(layer, gate)[0]
+        # Whole MLPs first: the stream of a single neuron holds what reaches its MLP, too.
+        order = sorted(range(len(normal)), key=lambda k: entry.places[k][1].kind == "neuron")
+        for k in order:
+            which, node = entry.places[k]
+            at = slice(None) if node.kind == "mlp" else slice(node.index, int(node.index or 0) + 1)
+            values[which, :, cache.column(node), at] = normal[k] @ weight[:, at] + bias[at]
+        pre[gate] = values
+    post = anatomy.activation(pre)
+    return post.expand(n_sets, *post.shape[1:]).clone()
+
+
+@dataclass(eq=False)
+class _Now:
+    """What has been computed on the way up; a layer that is not there is as on the ground prompt.
+
+    Attributes:
+        parents: Of each set.
+        drift: What free nodes have added to the residual stream; None where none are free.
+    """
+
+    parents: list[Parents]
+    z: dict[int, Float[Tensor, "set example column head d_head"]] = field(default_factory=dict)
+    post: dict[int, Float[Tensor, "set example column d_mlp"]] = field(default_factory=dict)
+    drift: Float[Tensor, "set example column d_model"] | None = None
+
+
+class CircuitRun:
+    """Circuits of one scheme on one batch of pairs.
+
+    Source: edges outside the circuit carry the other prompt's values, as in Conmy et al. 2023
+    (arXiv 2304.14997) and Hanna et al. 2024 (arXiv 2403.17806).
+    """
+
+    def __init__(self, cache: PairedCache, scheme: EdgeScheme) -> None:
+        self.cache, self.scheme, self.anatomy = cache, scheme, cache.anatomy
+        sides: dict[str, CachedRun] = {"clean": cache.clean, "corrupted": cache.corrupted}
+        self.ground = sides.pop(scheme.ground)
+        (self.other,) = sides.values()
+        self._written: dict[Node, Tensor] = {}
+
+    @torch.no_grad()
+    def measure(
+        self, circuits: Sequence[Iterable[Edge]], target: Target
+    ) -> Float[Tensor, "set example"]:
+        """The target of each set of edges."""
+        now = _Now([parents_of(edges) for edges in circuits])
+        adapter, n_sets = self.cache.adapter, len(circuits)
+        if self.scheme.free:
+            now.drift = self._entering(n_sets)
+        for layer in range(adapter.n_layers if target.stop is None else target.stop):
+            self._heads(layer, now)
+            self._mlp(layer, now)
+        seen = {name: self._seen(now, node) for name, node in target.reads.items()}
+        out = None if target.stop is not None else self._final(now)[:, :, None]
+        return target.of(self.cache, seen, out).cpu()
+
+    # What nodes send.
+
+    def _post(self, layer: int, *, other: bool = False) -> Float[Tensor, "example column d_mlp"]:
+        """The neurons' activations on the ground prompt, or on the other."""
+        post, clean = self.cache.post(layer), self.scheme.ground == "clean"
+        return post if clean != other else post + self.cache.moved_post(layer)
+
+    def _embedded(self) -> Float[Tensor, "example column d_model"]:
+        """What the input tokens change."""
+        change = self.other.entering[0] - self.ground.entering[0]
+        return change if self.scheme.tokens else torch.zeros_like(change)
+
+    def _sent(self, now: _Now, which: int, node: Node) -> Float[Tensor, "example d_model"] | None:
+        """What a node writes now minus what it writes on the ground prompt; None: nothing."""
+        column, layer = self.cache.column(node), node.layer
+        if node.kind == "token":
+            return self._embedded()[:, column] if self.scheme.tokens else None
+        if node in self.scheme.sources:  # the same in every set
+            if node not in self._written:
+                written = self.cache.written(node)
+                self._written[node] = written if self.scheme.ground == "clean" else -written
+            return self._written[node]
+        if node.kind == "head":
+            if layer not in now.z:
+                return None
+            heads = slice(int(node.index or 0), int(node.index or 0) + node.width)
+            moved = now.z[layer][which, :, column, heads] - self.ground.z[layer][:, column, heads]
+            weight = self.anatomy.head_out(layer)[heads]
+            return einsum(moved, weight, "e head f, head f d -> e d")
+        if layer not in now.post:
+            return None
+        moved = now.post[layer][which, :, column] - self._post(layer)[:, column]
+        weight = self.anatomy.mlp_out(layer)
+        if node.kind == "neuron":
+            return moved[:, [int(node.index or 0)]] * weight[int(node.index or 0)]
+        return moved @ weight
+
+    def _given(self, kind: str, layer: int) -> list[Node]:
+        """The sources whose activations themselves count, since others are free to read them."""
+        return self.scheme.sources_at(kind, layer) if self.scheme.free else []
+
+    def _change(
+        self, now: _Now, which: int, senders: Iterable[Node]
+    ) -> Float[Tensor, "example d_model"] | None:
+        """What named edges change together; a neuron beside its own MLP counts once."""
+        distinct = list(dict.fromkeys(senders))
+        whole = {(node.layer, node.position) for node in distinct if node.kind == "mlp"}
+        total = None
+        for node in distinct:
+            if node.kind == "neuron" and (node.layer, node.position) in whole:
+                continue
+            part = self._sent(now, which, node)
+            if part is not None:
+                total = part if total is None else total + part
+        return None if total is None else (-total if self.scheme.removed else total)
+
+    # What blocks make of it.
+
+    def _entering(self, n_sets: int) -> Float[Tensor, "set example column d_model"]:
+        """What free tokens change in the stream that enters the first block."""
+        change = self._embedded().clone()
+        for node in self.scheme.ruled_at("token", -1):
+            change[:, self.cache.column(node)] = 0
+        return repeat(change, "e c d -> s e c d", s=n_sets).clone()
+
+    def _stream(self, ground: Tensor, now: _Now) -> Float[Tensor, "set example column d_model"]:
+        """What channels without named edges read (one set where it is the same for all)."""
+        return ground[None] if now.drift is None else ground + now.drift
+
+    def _rewired(
+        self, layer: int, kinds: Sequence[str], now: _Now, stream: Tensor
+    ) -> dict[str, ChangedInputs]:
+        """The channels of a block into which named edges carry something."""
+        found: dict[str, tuple[list[tuple[int, Node]], list[Tensor]]] = {}
+        for which, parents in enumerate(now.parents):
+            receivers = {n for n, _ in parents if n.layer == layer and n.kind in kinds}
+            for node in sorted(receivers):
+                for channel in "QKV" if node.kind == "head" else self.anatomy.gates:
+                    senders = _senders(parents, node, channel)
+                    change = self._change(now, which, senders)
+                    if change is not None:
+                        row = stream[which if len(stream) > 1 else 0, :, self.cache.column(node)]
+                        places, streams = found.setdefault(channel, ([], []))
+                        places.append((which, node))
+                        streams.append(row + change)
+        return {name: ChangedInputs(places, torch.stack(s)) for name, (places, s) in found.items()}
+
+    def _heads(self, layer: int, now: _Now) -> None:
+        cache, n_sets = self.cache, len(now.parents)
+        stream = self._stream(self.ground.entering[layer], now)
+        rewired = self._rewired(layer, ("head",), now, stream)
+        ground = self.ground.z[layer]
+        if rewired or _drifts(now):
+            now.z[layer] = changed_heads(cache, self.ground, layer, stream, rewired, n_sets=n_sets)
+        for node in self._given("head", layer):
+            z = now.z.setdefault(layer, ground.expand(n_sets, *ground.shape).clone())
+            at = cache.column(node), node.index
+            z[:, :, at[0], at[1]] = self.other.z[layer][:, at[0], at[1]]
+        if now.drift is not None and layer in now.z:
+            moved = now.z[layer] - ground
+            for node in self.scheme.ruled_at("head", layer):
+                moved[:, :, cache.column(node), node.index] = 0
+            weight = self.anatomy.head_out(layer)
+            now.drift = now.drift + einsum(moved, weight, "s e c head f, head f d -> s e c d")
+
+    def _mlp(self, layer: int, now: _Now) -> None:
+        cache, n_sets = self.cache, len(now.parents)
+        stream = self._stream(self.ground.middle[layer], now)
+        rewired = self._rewired(layer, ("mlp", "neuron"), now, stream)
+        if rewired or _drifts(now):
+            shared = self.anatomy.neurons(layer, stream)
+            now.post[layer] = changed_neurons(cache, layer, shared, rewired, n_sets=n_sets)
+        for node in self._given("neuron", layer):
+            ground = self._post(layer)
+            post = now.post.setdefault(layer, ground.expand(n_sets, *ground.shape).clone())
+            at = cache.column(node), node.index
+            post[:, :, at[0], at[1]] = self._post(layer, other=True)[:, at[0], at[1]]
+        if now.drift is not None and layer in now.post:
+            moved = now.post[layer] - self._post(layer)
+            for node in [n for k in ("mlp", "neuron") for n in self.scheme.ruled_at(k, layer)]:
+                at = slice(None) if node.kind == "mlp" else node.index
+                moved[:, :, cache.column(node), at] = 0
+            now.drift = now.drift + moved @ self.anatomy.mlp_out(layer)
+
+    # Where it ends.
+
+    def _final(self, now: _Now) -> Float[Tensor, "set example d_model"]:
+        """The residual stream that the final norm reads at the last column."""
+        stream = self._stream(self.ground.entering[-1], now)[:, :, -1]
+        rows = []
+        for which, parents in enumerate(now.parents):
+            senders = [
+                n for (node, _), own in parents.items() if node.kind == "answer" for n in own
+            ]
+            row, change = stream[which if len(stream) > 1 else 0], self._change(now, which, senders)
+            rows.append(row if change is None else row + change)
+        return torch.stack(rows)
+
+    def _seen(self, now: _Now, node: Node) -> Float[Tensor, "set example width"]:
+        """All activations of a target's hook point, in its column."""
+        head, layer = node.kind == "head", node.layer
+        ground = self.ground.z[layer] if head else self._post(layer)
+        found: Any = (now.z if head else now.post).get(layer)
+        if found is None:
+            found = ground.expand(len(now.parents), *ground.shape)
+        return found[:, :, self.cache.column(node)].flatten(2)
+
+
+def _senders(parents: Parents, node: Node, channel: str) -> tuple[Node, ...]:
+    """Who sends into one channel; what reaches a whole MLP reaches each of its neurons."""
+    found = (*parents.get((node, channel), ()), *parents.get((node, "in"), ()))
+    if node.kind == "neuron":
+        mlp = Node(node.layer, "mlp", None, node.position)
+        found += (*parents.get((mlp, channel), ()), *parents.get((mlp, "in"), ()))
+    return found
+
+
+def _drifts(now: _Now) -> bool:
+    return now.drift is not None and bool(now.drift.any())

@@ -1,0 +1,162 @@
+"""The shell's commands that ask why: explain neurons, compare methods, trace a circuit."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lens_skills.cli.console import open_model
+
+Folder = Annotated[Path, typer.Argument(help="A run folder written by `lens-skills score`.")]
+
+
+Metric = Annotated[str | None, typer.Option(help="Which metric (default: the run's first).")]
+
+
+Causal = Annotated[
+    str | None,
+    typer.Option(
+        help="What the answer is judged by (default logit_diff, else answer_probability)."
+    ),
+]
+
+
+Limit = Annotated[int, typer.Option(help="Use at most so many examples of the third split.")]
+
+
+def explain(
+    run: Folder,
+    metric: Metric = None,
+    neuron: Annotated[
+        list[str] | None,
+        typer.Option(help="L17N635 (may repeat). Default: the confirmed ones, else the top."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many of explore, where none is confirmed.")] = 10,
+    limit: Limit = 1000,
+) -> None:
+    """What neurons of RUN fire for and what they write, on the split that chose none of them."""
+    from lens_skills.cli.runs import Run, main_metric
+    from lens_skills.explanation import explain as explained
+    from lens_skills.plotting import figures
+    from lens_skills.results import run_file_name as file_name
+
+    opened = Run.load(run)
+    name = main_metric(opened.found().metrics, metric)
+    neurons = neuron or _confirmed(opened, name, top)
+    found = explained(
+        _model(opened),
+        opened.third(limit),
+        neurons,
+        at=opened.found().site,
+        position=_position(opened),
+        prompt=opened.prompt(),
+        seed=opened.request.seed,
+    )
+    stem = f"explanations-{file_name(name)}"
+    found.save(run / stem)
+    _show(run, stem, found, figures.feature_matrix(found))
+
+
+def compare(
+    run: Folder,
+    metric: Metric = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="pearson, auroc, taylor … (may repeat; default all).")
+    ] = None,
+    k: Annotated[int, typer.Option(help="How many neurons each method may name.")] = 20,
+    causal: Causal = None,
+    limit: Limit = 64,
+) -> None:
+    """Which methods find neurons that matter: each ranks on explore, its strongest are tried."""
+    from lens_skills.cli.runs import Run, main_metric
+    from lens_skills.plotting import figures
+    from lens_skills.ranking import compare_methods as compared
+    from lens_skills.results import run_file_name as file_name
+
+    opened = Run.load(run)
+    name = main_metric(opened.found().metrics, metric)
+    examples = opened.third(limit)
+    found = compared(
+        _model(opened),
+        opened.splits()[0],
+        name,
+        intervene=examples,
+        methods=method,
+        k=k,
+        causal=opened.judge(examples, causal),
+        at=opened.found().site,
+        position=_position(opened),
+        prompt=opened.prompt(),
+        seed=opened.request.seed,
+    )
+    _show(run, f"methods-{file_name(name)}", found, figures.method_comparison(found))
+
+
+def circuit(
+    run: Folder,
+    neuron: Annotated[
+        list[str] | None,
+        typer.Option(help="L17N635 or L9H3 (may repeat: a set). Default: the answer itself."),
+    ] = None,
+    causal: Causal = None,
+    edges: Annotated[int, typer.Option(help="Edges to test per stage.")] = 60,
+    depth: Annotated[int, typer.Option(help="1: edges into and out of it; 2: of those; …")] = 2,
+    proposals: Annotated[
+        str, typer.Option(help="attribution, integrated or relevance.")
+    ] = "attribution",
+    limit: Limit = 128,
+) -> None:
+    """What sets a neuron, a head or the answer, and through what it acts: every edge tested."""
+    from lens_skills.circuits import circuit as traced
+    from lens_skills.circuits import equal_length_pairs as equal_pairs
+    from lens_skills.cli.runs import Run
+    from lens_skills.plotting import figures
+    from lens_skills.results import run_file_name as file_name
+
+    opened = Run.load(run)
+    model = _model(opened)
+    examples = equal_pairs(model, opened.third(limit))
+    start: Any = "answer" if not neuron else neuron[0] if len(neuron) == 1 else neuron
+    found = traced(
+        model,
+        examples,
+        start,
+        metric=opened.judge(examples, causal),
+        proposals=proposals,
+        n_edges=edges,
+        depth=depth,
+        position=_position(opened),
+        prompt=opened.prompt(),
+        seed=opened.request.seed,
+    )
+    stem = f"circuit-{file_name(found.target)}"
+    found.save(run / stem)
+    _show(run, stem, found, figures.circuit_graph(found))
+
+
+def _show(run: Path, stem: str, found: Any, drawing: Any) -> None:
+    """Prints a result, and writes its table and its figure into the run's folder."""
+    typer.echo(repr(found))
+    table = run / f"{stem}.csv"
+    found.frame().to_csv(table, index=False)
+    figure = drawing.save(run / "figures")
+    typer.echo(f"\nwritten to {table} and {figure}")
+
+
+def _model(run: Any) -> Any:
+    return open_model(run.request.model, run.request.implementation)
+
+
+def _position(run: Any) -> str:
+    """Where the run's neurons were read; of a soft prompt's vectors, the last."""
+    position = str(run.request.options.get("position", "last"))
+    return "last" if position == "prompt" else position
+
+
+def _confirmed(run: Any, metric: str, top: int) -> Any:
+    """What was confirmed for the metric, or the strongest of explore where nothing was."""
+    for selection in run.selections():
+        if selection.metric == metric and len(selection):
+            return selection
+    typer.echo(f"nothing of {metric!r} is confirmed: the {top} strongest of explore", err=True)
+    return run.found()[metric].top(top)

@@ -1,0 +1,255 @@
+"""The shell: each command parses, calls the API and prints.
+
+The shell's commands that show what there is: models that can be opened, tasks.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lens_skills.cli.analyses import circuit, compare, explain
+from lens_skills.cli.console import Implementation, Model, Seed, named, open_model, show_table
+from lens_skills.cli.soft_prompts import Soft, generate, prompt
+from lens_skills.errors import LensSkillsError
+
+
+def models(
+    hooks: Annotated[
+        bool, typer.Option("--hooks", help="List the hook points of a model's blocks.")
+    ] = False,
+    model: Model = None,
+    implementation: Implementation = None,
+) -> None:
+    """What can be opened here, and how."""
+    from lens_skills.models import as_adapter, describe_openable
+
+    if hooks:
+        from lens_skills.activations import site_names
+
+        names = site_names(as_adapter(open_model(model, implementation)).hook_names())
+        typer.echo("\n".join(names))
+        return
+    show_table(
+        ["", "name", "how", "here"],
+        [[row.what, row.name, row.how, row.state] for row in describe_openable()],
+    )
+
+
+def tasks(
+    task: Annotated[str | None, typer.Argument(help="Show this task instead of the list.")] = None,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Preflight: can the model do it at all?")
+    ] = False,
+    limit: Annotated[int, typer.Option(help="Examples of the preflight.")] = 200,
+    model: Model = None,
+    implementation: Implementation = None,
+) -> None:
+    """The tasks that come with the toolkit, or one task: its columns and first examples."""
+    from lens_skills.tasks import GENERATORS, open_task
+
+    if task is None:
+        rows = [[name, text] for name, text in GENERATORS.items()]
+        rows.append(
+            ["PATH", "a BIG-bench JSON file or folder, or a CSV, TSV, JSONL or Parquet file"]
+        )
+        show_table(["task", "what it asks"], rows)
+        return
+    opened = open_task(task)
+    typer.echo(repr(opened))
+    if describe:
+        if limit < len(opened):
+            (opened,) = opened.split(limit / len(opened), seed=0)
+        typer.echo(repr(opened.preflight(open_model(model, implementation))))
+        return
+    typer.echo("columns: " + ", ".join(opened.column_names))
+    for example in opened[:3]:
+        typer.echo(f"{example.prompt!r} → {example.answer!r}, not {example.foil!r}")
+
+
+app = typer.Typer(
+    help="Find, confirm, test and draw the neurons of a language model that carry a skill.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where figures and tables go.")] = Path("figures/demo"),
+    model: Model = None,
+    implementation: Implementation = None,
+    seed: Seed = 0,
+) -> None:
+    """The whole pipeline on a skill the model has and on one it mostly has not."""
+    from lens_skills.cli.demo import run_demo
+
+    run_demo(open_model(model, implementation), out, seed=seed)
+
+
+@app.command()
+def score(
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="agreement, ioi, arithmetic[:OPS:DIGITS], a BIG-bench JSON file or folder, or a "
+            "CSV/TSV/JSONL/Parquet file (then say --text)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="label:NAME, covariate:NAME, correct, confidence, entropy, logit_diff …"),
+    ] = None,
+    model: Model = None,
+    implementation: Implementation = None,
+    at: Annotated[str, typer.Option(help="Hook point within a block.")] = "mlp.hook_post",
+    position: Annotated[
+        str | None, typer.Option(help="last, an index such as -2, mean, max, all or prompt.")
+    ] = None,
+    prompt: Soft = None,
+    given: Annotated[
+        list[str] | None, typer.Option(help="Column to partial out (repeat for several).")
+    ] = None,
+    exchange: Annotated[
+        str, typer.Option(help="auto, within, between, free or signs: what the null may trade.")
+    ] = "auto",
+    permutations: Annotated[
+        int | None, typer.Option(help="Draws of the null (default 100 for a whole model).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many examples.")] = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(help="Examples per forward pass.")] = 32,
+    chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Tables: prompt column, or a template like '{a} plus {b} is'."),
+    ] = None,
+    answer: Annotated[str | None, typer.Option(help="Tables: answer column.")] = None,
+    foil: Annotated[str | None, typer.Option(help="Tables: column of the wrong answer.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Tables: label column (repeat for several).")
+    ] = None,
+    covariate: Annotated[
+        list[str] | None, typer.Option(help="Tables: covariate column (repeat for several).")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Tables: group column.")] = None,
+) -> None:
+    """Score every neuron on the explore split of TASK; writes the run folder OUT.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from lens_skills.cli.runs import Run
+    from lens_skills.cli.runs import RunRequest as Request
+
+    columns = {"prompt": text, "answer": answer, "foil": foil, "group": group}
+    columns = {name: column for name, column in columns.items() if column is not None}
+    request = Request(
+        task=task,
+        metrics=tuple(metric or ["confidence"]),
+        model=model,
+        implementation=implementation,
+        columns=columns | named("labels", label) | named("covariates", covariate),
+        options={
+            "at": at,
+            "position": position or ("last" if prompt is None else "prompt"),
+            "exchange": exchange,
+            "batch_size": batch_size,
+            "chat": chat,
+        }
+        | named("given", given)
+        | ({} if permutations is None else {"n_permutations": permutations}),
+        seed=seed,
+        limit=limit,
+        prompt=None if prompt is None else str(prompt),
+    )
+    run = Run.create(out, request)
+    run.splits()  # a task that cannot be opened is refused before the model is loaded
+    typer.echo(repr(run.explore(open_model(model, implementation))))
+    typer.echo(f"\nwritten to {out}; next: lens-skills select {out}")
+
+
+@app.command()
+def select(
+    run: Annotated[Path, typer.Argument(help="A run folder written by `lens-skills score`.")],
+    metric: Annotated[
+        str | None, typer.Option(help="Which metric (default: the run's first).")
+    ] = None,
+    fdr: Annotated[float, typer.Option(help="Expected share of false discoveries.")] = 0.05,
+    top: Annotated[int, typer.Option(help="How many of explore's strongest to test.")] = 200,
+) -> None:
+    """Test the strongest neurons of RUN on its unseen confirm split; prints the attrition."""
+    from lens_skills.cli.runs import Run, main_metric
+
+    opened = Run.load(run)
+    name = main_metric(opened.found().metrics, metric)
+    model = open_model(opened.request.model, opened.request.implementation)
+    selection = opened.confirm(model, name, fdr=fdr, top=top)
+    typer.echo(repr(selection))
+    if len(selection):
+        typer.echo(f"\nnext: lens-skills verify {run} --metric {name}")
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run folder in which neurons were selected.")],
+    metric: Annotated[
+        str | None, typer.Option(help="Whose neurons (default: the run's first metric).")
+    ] = None,
+    causal: Annotated[
+        str | None,
+        typer.Option(help="What they are judged by (default logit_diff, else answer_probability)."),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="The smallest effect that matters, in that metric's unit.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Examples to intervene on.")] = 64,
+) -> None:
+    """Ablate the selected neurons of RUN on its third split, beside matched controls.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from lens_skills.cli.runs import Run, main_metric
+
+    opened = Run.load(run)
+    name = main_metric(opened.found().metrics, metric)
+    model = open_model(opened.request.model, opened.request.implementation)
+    typer.echo(repr(opened.verify(model, name, causal=causal, delta=delta, limit=limit)))
+
+
+@app.command()
+def figures(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Default: RUN/figures.")] = None,
+) -> None:
+    """Draw the figures of RUN: PDF, SVG, PNG, and the numbers of each as CSV."""
+    from lens_skills.cli.runs import Run
+    from lens_skills.plotting.gallery import draw_all, draw_verdict
+
+    opened, target = Run.load(run), out or run / "figures"
+    found = opened.found()
+    drawings = [
+        *draw_all(found, opened.selections()),
+        *(d for name, v in opened.verdicts().items() for d in draw_verdict(v, found[name])),
+    ]
+    for drawing in drawings:
+        drawing.save(target)
+        typer.echo(f"{target / drawing.name}.pdf .svg .png .csv")
+
+
+for command in (explain, compare, circuit, prompt, generate, models, tasks):
+    app.command()(command)
+
+
+def main() -> None:
+    """Runs a command; the user's mistakes are one line, not a traceback."""
+    try:
+        app()
+    except LensSkillsError as error:
+        typer.secho(f"lens-skills: {error}", fg="red", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The demonstration: a skill the model has, and one it mostly has not, through every step."""
+
+from pathlib import Path
+from typing import Any
+
+from lens_skills.activations import stream
+from lens_skills.plotting import figures
+from lens_skills.plotting.gallery import draw_all, draw_verdict
+from lens_skills.study import Study, study
+from lens_skills.tasks import agreement, arithmetic
+
+# What an arithmetic prompt says without any adding: with these taken out, is anything left?
+SURFACE = ("op", "operand_a", "operand_b", "result", "answer_is_operand", "contains_zero")
+
+
+def run_demo(model: Any, out: Path, *, seed: int = 0) -> list[Study]:
+    """Studies agreement and arithmetic, prints a card each, and writes figures and tables."""
+    has = agreement()
+    _say("1. A skill the model has: subject-verb agreement")
+    able = study(
+        model,
+        has,
+        metric="label:plural",
+        also=("logit_diff", "confidence", "first_token_correct"),
+        seed=seed,
+    )
+    _keep(model, able, out / "agreement")
+
+    lacks = arithmetic("+-*", digits=(1, 2), n=1000)
+    _say("2. A skill it mostly has not: BIG-bench arithmetic, neurons that know it will be right")
+    copying = study(
+        model,
+        lacks,
+        metric="correct",
+        also=("confidence", "first_token_correct"),
+        seed=seed,
+    )
+    _keep(model, copying, out / "arithmetic")
+
+    _say("3. The same, with what the prompt says on its surface partialled out")
+    left = study(
+        model, lacks, metric="correct", given=SURFACE, preflight=copying.preflight, seed=seed
+    )
+    _keep(model, left, out / "arithmetic-given-surface")
+    print(f"\nfigures and tables are in {out}")
+    return [able, copying, left]
+
+
+def _say(title: str) -> None:
+    print(f"\n━━ {title} ━━", flush=True)
+
+
+def _keep(model: Any, result: Study, folder: Path) -> None:
+    print(result, flush=True)
+    result.save(folder)
+    draw(model, result, folder)
+
+
+def draw(model: Any, result: Study, folder: Path) -> None:
+    """Every figure of a study, the strongest neuron's activations among them."""
+    view = result.found[result.metric]
+    for drawing in draw_all(result.found, [result.selection], metrics=[result.metric]):
+        drawing.save(folder)
+    if result.verdict is not None:
+        for drawing in draw_verdict(result.verdict, view):
+            drawing.save(folder)
+    layer, neuron = view.top(1)[0].tolist()
+    order, activations = [], []
+    for batch in stream(model, result.explore, layers=layer, progress=False):
+        order += batch.index.tolist()
+        activations += batch.activations[:, 0, neuron].tolist()
+    figures.activation_scatter(
+        activations,
+        result.found.values[result.metric][order],
+        name=f"L{layer}N{neuron}",
+        metric=result.metric,
+        site=result.found.site,
+        position=result.found.positions[0],
+        groups=[result.explore[place].group for place in order],
+    ).save(folder)

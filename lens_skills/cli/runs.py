@@ -1,0 +1,224 @@
+"""A run folder: what was asked, and the results of each step, so that the next step can go on."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lens_skills.activations.metrics import causal_metric
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions import Verdict, ablate, verify
+from lens_skills.models import SoftPrompt
+from lens_skills.results import run_file_name
+from lens_skills.scoring import Scores, Selection, score, select
+from lens_skills.tasks import Task, few, open_task
+
+_MANIFEST = "run.json"
+
+
+_CHECKPOINT = "explore-checkpoint"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run was asked to do: everything needed to do it again.
+
+    Attributes:
+        task: A generator's name, or a file or folder; see `open_task`.
+        columns: For table files: which columns are prompt, answer, foil, labels, group.
+        model: What `load_model` opens; None is the bundled default.
+        metrics: Names of the metrics.
+        options: Keyword arguments of `score`.
+        fractions: Shares of the explore, the confirm and the intervene split.
+        seed: Of the split and all draws.
+        limit: At most so many examples.
+        prompt: The folder of a soft prompt; the groups it was trained on are left out.
+    """
+
+    task: str
+    metrics: tuple[str, ...]
+    model: str | None = None
+    implementation: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fractions: tuple[float, ...] = (0.4, 0.2, 0.4)
+    seed: int = 0
+    limit: int | None = None
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with a request and its results."""
+
+    folder: Path
+    request: RunRequest
+
+    @classmethod
+    def create(cls, folder: str | Path, request: RunRequest) -> "Run":
+        """A new run folder.
+
+        Raises:
+            LensSkillsError: The folder holds results of another run, or cannot be written.
+        """
+        run = cls(Path(folder), request)
+        # A request that came to nothing (a misspelt task) does not hold the folder.
+        begun = any((run.folder / name).exists() for name in ("explore", _CHECKPOINT))
+        if begun and _plain(cls.load(folder).request) != _plain(request):
+            raise LensSkillsError(
+                f"{folder} holds another run. Choose another folder, or remove it."
+            )
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            manifest = asdict(request) | {"command": " ".join(sys.argv[1:])}
+            (run.folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        except OSError as error:
+            raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
+        return run
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Run":
+        """The run in a folder."""
+        try:
+            plain = json.loads((Path(folder) / _MANIFEST).read_text())
+            plain.pop("command", None)
+            for name in ("metrics", "fractions"):
+                plain[name] = tuple(plain[name])
+            return cls(Path(folder), RunRequest(**plain))
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise LensSkillsError(
+                f"no run in {folder}. Make one with `lens-skills score TASK --out {folder}`."
+            ) from error
+
+    def splits(self) -> tuple[Task, ...]:
+        """Explore, confirm and intervene, made anew from the request."""
+        request = self.request
+        task, soft = open_task(request.task, request.columns), self.prompt()
+        if soft is not None:
+            known = set(soft.provenance.get("groups", ()))
+            task = task.where(lambda example: example.group not in known)
+        if request.limit is not None and request.limit < len(task):
+            share = request.limit / len(task)
+            (task,) = task.split(share, seed=request.seed)
+        return task.split(*request.fractions, seed=request.seed)
+
+    def prompt(self) -> SoftPrompt | None:
+        """The soft prompt every example is read with, if there is one."""
+        return None if self.request.prompt is None else SoftPrompt.load(self.request.prompt)
+
+    def explore(self, model: Any) -> Scores:
+        """Scores all neurons on the explore split and saves them; resumes where it stopped."""
+        scores = score(
+            model,
+            self.splits()[0],
+            metrics=list(self.request.metrics),
+            seed=self.request.seed,
+            checkpoint=self.folder / _CHECKPOINT,
+            prompt=self.prompt(),
+            **self.request.options,
+        )
+        scores.save(self.folder / "explore")
+        return scores
+
+    def found(self) -> Scores:
+        """The saved scores of the explore split."""
+        return Scores.load(self.folder / "explore")
+
+    def confirm(self, model: Any, metric: str, *, fdr: float, top: int) -> Selection:
+        """Tests explore's strongest neurons on the confirm split; saves what is confirmed."""
+        found = self.found()[metric]
+        options = {k: v for k, v in self.request.options.items() if k != "n_permutations"}
+        checked = score(
+            model,
+            self.splits()[1],
+            metrics=[metric],
+            neurons=found.top(top),
+            seed=self.request.seed,
+            prompt=self.prompt(),
+            **options,
+        )
+        if metric in checked.excluded_metrics:
+            raise LensSkillsError(
+                f"{metric!r} cannot be confirmed: {checked.excluded_metrics[metric]}."
+            )
+        selection = select(found, checked[metric], fdr=fdr)
+        checked.save(self.folder / f"confirm-{run_file_name(metric)}")
+        selection.save(self.folder / f"selection-{run_file_name(metric)}")
+        selection.frame().to_csv(self.folder / f"neurons-{run_file_name(metric)}.csv", index=False)
+        return selection
+
+    def verify(
+        self, model: Any, metric: str, *, causal: str | None, delta: float | None, limit: int
+    ) -> Verdict:
+        """Intervenes on the confirmed neurons on the intervene split; saves the verdict."""
+        folder = self.folder / f"selection-{run_file_name(metric)}"
+        if not folder.exists():
+            raise LensSkillsError(
+                f"nothing of {metric!r} was confirmed yet. Run `lens-skills select {self.folder} "
+                f"--metric {metric}` first."
+            )
+        selection = Selection.load(folder)
+        if len(selection) == 0:
+            raise LensSkillsError(
+                f"no neuron was confirmed for {metric!r}: there is none to verify."
+            )
+        task = self.third(limit)
+        verdict = verify(
+            model,
+            task,
+            selection,
+            do=ablate("mean", over=self.found()),
+            metric=self.judge(task, causal),
+            delta=delta,
+            seed=self.request.seed,
+            prompt=self.prompt(),
+            checkpoint=self.folder / f"verdict-checkpoint-{run_file_name(metric)}",
+        )
+        verdict.save(self.folder / f"verdict-{run_file_name(metric)}")
+        verdict.frame().to_csv(self.folder / f"verdict-{run_file_name(metric)}.csv", index=False)
+        return verdict
+
+    def third(self, limit: int) -> Task:
+        """Examples of the split that is left to intervene on, at most about ``limit``."""
+        if self.request.options.get("chat"):
+            raise LensSkillsError("prompts in a chat template cannot be edited yet.")
+        if len(self.request.fractions) < 3:
+            raise LensSkillsError(
+                f"{self.folder} has no third split to intervene on: it was made with fractions "
+                f"{self.request.fractions}. Score again in a new folder."
+            )
+        return few(self.splits()[2], limit, seed=self.request.seed)
+
+    def judge(self, task: Task, asked: str | None) -> str:
+        """The metric that interventions are judged by: the one asked for, or the task's usual."""
+        metric = asked or causal_metric(task)
+        if metric is None:
+            raise LensSkillsError("the task has no answers to judge by. Name a metric: --causal.")
+        return metric
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """The verdicts saved so far, by metric."""
+        # Of the scores, not of the request: a label of several categories is several metrics.
+        names = self.found().metrics
+        folders = {name: self.folder / f"verdict-{run_file_name(name)}" for name in names}
+        return {name: Verdict.load(path) for name, path in folders.items() if path.exists()}
+
+    def selections(self) -> list[Selection]:
+        """The selections saved so far."""
+        return [Selection.load(folder) for folder in sorted(self.folder.glob("selection-*"))]
+
+
+def main_metric(metrics: Sequence[str], asked: str | None) -> str:
+    """The metric asked for, or the only (first) one of the run."""
+    if asked is None:
+        return metrics[0]
+    if asked not in metrics:
+        raise LensSkillsError(f"this run holds no {asked!r}. It holds: {', '.join(metrics)}.")
+    return asked
+
+
+def _plain(request: RunRequest) -> Any:
+    """Through JSON once, so that tuples and lists compare alike."""
+    return json.loads(json.dumps(asdict(request)))

@@ -1,0 +1,209 @@
+"""`memorisation`: whether hits carry many values or few, and say the same or different things."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.activations import DEFAULT_SITE, Position
+from lens_skills.activations.activation_reader import read, refuse_constant
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.controls import random_neurons
+from lens_skills.models import SoftPrompt
+from lens_skills.stats.information import entropy, equal_width_codes, kraskov_information
+from lens_skills.stats.multiple_testing import rank_p
+
+MOST = 200
+"""Neurons beyond which the pairs, whose number is the square of theirs, take too long."""
+
+
+FEWEST_EXAMPLES = 30
+
+
+N_BINS = 100
+
+
+PAIRS = 200  # of each random set, drawn; of the hits all are taken
+
+
+@dataclass(frozen=True, eq=False)
+class Memorisation:
+    """Entropy and mutual information of a set of neurons, beside random ones of the same layers.
+
+    Attributes:
+        table: One row per neuron: name, ``entropy`` over equal-width bins (bits), ``information``:
+            its mean mutual information with the others (nats).
+        entropy, information: Means over the neurons.
+        random_entropy, random_information: The same of random sets of as many neurons.
+        n_bins, n_examples: What it was measured with.
+        provenance: Model, task.
+    """
+
+    table: pd.DataFrame
+    entropy: float
+    information: float
+    random_entropy: Float[Tensor, " draw"]
+    random_information: Float[Tensor, " draw"]
+    n_bins: int
+    n_examples: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per neuron: name entropy information."""
+        return self.table.copy()
+
+    @property
+    def p(self) -> dict[str, float]:
+        """The rank of each mean among the random sets, towards lower and higher."""
+        found = {}
+        for name in ("entropy", "information"):
+            value = torch.tensor(getattr(self, name), dtype=torch.float64)
+            null = getattr(self, f"random_{name}")
+            found[f"{name}_low"] = float(rank_p(-value, -null))
+            found[f"{name}_high"] = float(rank_p(value, null))
+        return found
+
+    @property
+    def word(self) -> str:
+        """What the two say together, by the paper's reading, at a rank p of 0.05."""
+        p, n = self.p, len(self.random_entropy)
+        if 1 / (1 + n) > 0.05:
+            return f"undecided: {n} random sets cannot tell (19 can)"
+        if p["entropy_low"] <= 0.05 and p["information_high"] <= 0.05:
+            return "few values, shared: as where a shortcut is memorised"
+        if p["entropy_high"] <= 0.05 and p["information_low"] <= 0.05:
+            return "many values, each its own: as where examples are memorised"
+        apart = [
+            f"{name} {'below' if end == 'low' else 'above'} random neurons'"
+            for name in ("entropy", "information")
+            for end in ("low", "high")
+            if p[f"{name}_{end}"] <= 0.05
+        ]
+        if apart:
+            return f"neither pattern: {' and '.join(apart)}"
+        return "like random neurons of these layers"
+
+    def __repr__(self) -> str:
+        def line(name: str, unit: str) -> str:
+            null = getattr(self, f"random_{name}")
+            return (
+                f"  {name} {getattr(self, name):.3f} {unit}, {len(null)} random sets "
+                f"{float(null.min()):.3f} to {float(null.max()):.3f}"
+            )
+
+        return "\n".join(
+            [
+                f"{len(self.table)} neurons on {self.n_examples:,} examples: {self.word}",
+                line("entropy", f"bits ({self.n_bins} bins)"),
+                line("information", "nats, mean over pairs"),
+                "  a diagnostic of how, not a proof that anything is memorised",
+            ]
+        )
+
+
+def memorisation(
+    model: Any,
+    examples: Sequence[Example],
+    neurons: Any,
+    *,
+    n_bins: int = N_BINS,
+    k: int = 3,
+    n_draws: int = 19,
+    at: str = DEFAULT_SITE,
+    position: Position | None = None,
+    prompt: SoftPrompt | None = None,
+    batch_size: int = 32,
+    progress: bool | None = None,
+    seed: int = 0,
+) -> Memorisation:
+    """Entropy of each neuron and mutual information of every two, beside random neurons'.
+
+    H = -Σ p log2 p over equal-width bins of each neuron's own range; information by the estimator
+    of Kraskov et al. Shortcut memorisation was seen to go with low H and high information, the
+    memorisation of examples with high H and low information.
+
+    Args:
+        model: A model, or an `ActivationTable` (its layers hold the random neurons too).
+        examples: What they are read on.
+        neurons: The hits, at most `MOST`.
+        n_bins: Bins for H.
+        k: Neighbours for the information.
+        n_draws: Random sets of as many neurons of the same layers.
+        at, position, prompt, batch_size, progress: As in `redundancy`.
+        seed: Of the draws.
+
+    Raises:
+        LensSkillsError: Fewer than two neurons, more than `MOST`, fewer than 30 examples, a neuron
+            that does not vary.
+
+    Source: Bansal et al. 2022 (arXiv 2210.09404); Kraskov et al. 2004.
+    """
+    hits = read(
+        model, examples, neurons, at=at, position=position, prompt=prompt, batch_size=batch_size,
+        progress=progress,
+    )  # fmt: skip
+    n = len(hits.neurons)
+    if not 2 <= n <= MOST:
+        raise LensSkillsError(
+            f"{n:,} neurons make {n * (n - 1) // 2:,} pairs: 2 to {MOST} neurons are taken. Give "
+            "the strongest, e.g. .top(50), or ls.redundancy's representatives."
+        )
+    if len(examples) < FEWEST_EXAMPLES:
+        raise LensSkillsError(
+            f"{len(examples)} examples are too few for an entropy over {n_bins} bins and a mutual "
+            f"information: give {FEWEST_EXAMPLES} or more."
+        )
+    refuse_constant(hits)
+    drawn = [
+        random_neurons(hits.neurons, n, width=hits.width, seed=seed + draw)
+        for draw in range(n_draws)
+    ]
+    pool = torch.unique(torch.cat(drawn), dim=0) if drawn else hits.neurons
+    others = read(
+        model, examples, pool, at=at, position=position, prompt=prompt, batch_size=batch_size,
+        progress=progress,
+    )  # fmt: skip
+    place = {tuple(row): spot for spot, row in enumerate(pool.tolist())}
+    own_h = entropy(equal_width_codes(hits.values, n_bins=n_bins))
+    own_mi = pairwise(hits.values, k)
+    h, mi = [], []
+    for rows in drawn:
+        values = others.values[[place[tuple(row)] for row in rows.tolist()]]
+        h.append(float(entropy(equal_width_codes(values, n_bins=n_bins)).mean()))
+        mi.append(mean_information(values, k, seed=seed))
+    table = pd.DataFrame({"name": hits.names, "entropy": own_h, "information": own_mi})
+    return Memorisation(
+        table=table,
+        entropy=float(own_h.mean()),
+        information=float(own_mi.mean()),
+        random_entropy=torch.tensor(h, dtype=torch.float64),
+        random_information=torch.tensor(mi, dtype=torch.float64),
+        n_bins=n_bins,
+        n_examples=len(examples),
+        provenance=hits.about,
+    )
+
+
+def pairwise(values: Float[Tensor, "neuron example"], k: int) -> Float[Tensor, " neuron"]:
+    """Each neuron's mean Kraskov information with the others, in nats."""
+    n = len(values)
+    total = torch.zeros(n, dtype=torch.float64)
+    for i, j in combinations(range(n), 2):
+        found = kraskov_information(values[i], values[j], k=k)
+        total[i] += found
+        total[j] += found
+    return total / (n - 1)
+
+
+def mean_information(values: Float[Tensor, "neuron example"], k: int, *, seed: int) -> float:
+    """The mean Kraskov information over pairs, of `PAIRS` drawn ones where there are more."""
+    pairs = list(combinations(range(len(values)), 2))
+    drawn = random.Random(seed).sample(pairs, min(PAIRS, len(pairs)))
+    return sum(kraskov_information(values[i], values[j], k=k) for i, j in drawn) / len(drawn)

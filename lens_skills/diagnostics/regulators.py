@@ -1,0 +1,592 @@
+"""`regulators`: is a hit on a confidence metric a skill neuron, or does it regulate confidence?
+
+The columns of the table of `regulators`: from weights, correlations and ablations.
+
+`Regulators`: what kind of neuron each hit on a confidence metric is.
+
+`flag`: what the diagnostics of a neuron come to, in words; every threshold stands here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_skills.activations import DEFAULT_SITE, ActivationTable, Metric, confidence, parse_metric
+from lens_skills.activations.activation_reader import read, refuse_constant
+from lens_skills.activations.components import parse_components
+from lens_skills.data import Example
+from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_background
+from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.controls import random_neurons
+from lens_skills.models import ModelAdapter, SoftPrompt, prompted
+from lens_skills.models.unembedding import Unembedding, null_size
+from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval, ratio_interval
+from lens_skills.stats.correlation import GroupedCorrelation, correlate, percentiles
+from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
+from lens_skills.tasks.word_lists import neutral_texts
+
+REGULATOR = "generic confidence regulator"
+
+
+SKILL = "skill neuron"
+
+
+NEITHER = "neither shown"
+
+
+WORDS = (SKILL, REGULATOR, NEITHER)
+
+
+FAR = 0.95
+"""An outlier of its own layer: beyond 95 % of its neurons. The published entropy neurons are
+told by standing apart from their layer's cloud (in norm and in variance), not by a fixed value,
+which differs between models."""
+
+
+MOSTLY = 0.5
+"""More than half: of the effect through the norm's scale (the lower end of its interval), or of
+the squared logit write along the frequency direction."""
+
+
+ALPHA = 0.05
+"""An ablation matters where so few random neurons of the layer move as much: of the task's metric
+the share adjusted over all neurons diagnosed (Benjamini–Hochberg), since one hit in twenty would
+else be a skill neuron by chance."""
+
+
+@dataclass(frozen=True)
+class RegulatorEvidence:
+    """The numbers that decide; see `Regulators` for what they are.
+
+    Attributes:
+        norm, variance, null, frequency: Percentiles within the layer, 0 to 1.
+        frequency_share: Squared cosine with the frequency direction.
+        mediated_low: Lower end of the LN-mediated fraction, on neutral text.
+        q_task: Rank of |effect| on the task among random neurons of the layer, adjusted.
+        signed: Whether the interval of the mean effect on the task leaves out 0.
+        p_neutral: Rank of |effect| on neutral text, not adjusted.
+    """
+
+    norm: float
+    variance: float
+    null: float
+    frequency: float
+    frequency_share: float
+    mediated_low: float
+    q_task: float
+    signed: bool
+    p_neutral: float
+
+
+def flag(evidence: RegulatorEvidence) -> tuple[str, str]:
+    """The word for a neuron, and why.
+
+    *generic confidence regulator*: its ablation moves the model's entropy on neutral text more
+    than that of random neurons, and it does so as an entropy neuron (large ‖w_out‖, even logits,
+    in the null space, through the norm's scale) or as a frequency neuron. *skill neuron*: its
+    ablation moves the metric on the task one way, more than random neurons' do, and on neutral
+    text no more than a random neuron's. *neither shown*: anything else; the reason says what is
+    missing.
+
+    >>> flag(Evidence(0.5, 0.5, 0.5, 0.5, 0.0, 0.0, q_task=0.01, signed=True, p_neutral=0.6))[0]
+    'skill neuron'
+    """
+    apart = {
+        "a large norm": evidence.norm >= FAR,
+        "even logits": evidence.variance <= 1 - FAR,
+        "the null space": evidence.null >= FAR,
+    }
+    through = evidence.mediated_low > MOSTLY
+    entropy_like = all(apart.values()) and through
+    frequency_like = evidence.frequency >= FAR and evidence.frequency_share > MOSTLY
+    on_task, on_neutral = evidence.q_task <= ALPHA, evidence.p_neutral <= ALPHA
+    kinds = [
+        words
+        for words, holds in (
+            ("writes to the null space and acts through the final norm", entropy_like),
+            ("writes along the frequency direction", frequency_like),
+        )
+        if holds
+    ]
+    if kinds and on_neutral:
+        return REGULATOR, f"{' and '.join(kinds)}, on neutral text too"
+    if kinds:
+        return NEITHER, f"{' and '.join(kinds)}, but hardly moves neutral text"
+    if on_task and not evidence.signed:
+        return NEITHER, "its ablation moves the task, but up and down: on average not surely"
+    if on_task and not on_neutral:
+        return SKILL, "its ablation moves the task and not neutral text"
+    if on_task:
+        hints = [words for words, holds in apart.items() if holds]
+        hints += ["the norm's scale"] * through
+        seen = f" (of a regulator it has {', '.join(hints)})" if hints else ""
+        return NEITHER, f"its ablation moves the task and neutral text alike{seen}"
+    return NEITHER, "its ablation is not shown to move the task more than a random neuron's"
+
+
+@dataclass(frozen=True, eq=False)
+class Regulators:
+    """The confidence diagnostics of some neurons, one row each.
+
+    Attributes:
+        neurons: (layer, index) rows.
+        table: One row per neuron. ``norm``: ‖w_out‖. ``log_variance``: log10 of the variance over
+            the vocabulary of cos(w_out, W). ``null_share``: rho, 0 to 1. ``frequency``: signed
+            cosine of the logit write with the frequency direction. Each with its ``_percentile``
+            among all neurons of the layer (of |frequency|), 0 to 1. ``r_task``, ``r_neutral`` with
+            ``_low``, ``_high``: correlation with the metric at the last prompt token, and at every
+            token of neutral text. ``effect``: mean change of the metric under mean ablation, with
+            ``_low`` and ``_high``; ``effect_size``: its mean size; ``p_task``: rank of that size
+            among random neurons of the layer, ``q_task`` adjusted over the neurons diagnosed.
+            ``entropy_size``, ``p_neutral``: the same of the entropy on neutral text.
+            ``mediated`` with ``_low``, ``_high``: share of the direct effect on the entropy of
+            neutral text that goes through the final norm's scale;
+            ``mediated_task``, ``mediated_loss``: of the metric and of the loss, on the task.
+            ``unigram``: mean change of KL(prediction ‖ unigram) on neutral text under ablation.
+            ``word``, ``why``: what it comes to.
+        norms, log_variances: Of every neuron of the model; the cloud the hits stand in.
+        layers: The layer of each of those.
+        k: How many singular directions count as the null space.
+        metric, neutral_metric: What r is with.
+        folded: What was multiplied into W_U, in words.
+        unigram_from: Where the frequency direction comes from, in words.
+        n_examples, n_groups, n_effects, n_texts, n_controls: What was measured on.
+        provenance: Model, task, site.
+    """
+
+    neurons: Int[Tensor, "neuron 2"]
+    table: pd.DataFrame
+    norms: Float[Tensor, " all"]
+    log_variances: Float[Tensor, " all"]
+    layers: Int[Tensor, " all"]
+    k: int
+    metric: str
+    neutral_metric: str
+    folded: str
+    unigram_from: str
+    n_examples: int
+    n_groups: int
+    n_effects: int
+    n_texts: int
+    n_controls: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    @property
+    def names(self) -> list[str]:
+        """Names such as ``L17N635``."""
+        return [f"L{layer}N{neuron}" for layer, neuron in self.neurons.tolist()]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per neuron, every number and the word; see the attributes."""
+        return self.table.copy()
+
+    def __getitem__(self, name: str) -> pd.Series:
+        """The row of one neuron.
+
+        Raises:
+            LensSkillsError: It was not diagnosed.
+        """
+        if name not in self.names:
+            raise LensSkillsError(f"no {name!r} here. Diagnosed: {', '.join(self.names)}.")
+        return self.table.iloc[self.names.index(name)]
+
+    def of(self, word: str) -> list[str]:
+        """The names of the neurons that got a word.
+
+        Raises:
+            LensSkillsError: A word no flag uses.
+        """
+        if word not in WORDS:
+            raise LensSkillsError(f"no word {word!r}. There are: {', '.join(map(repr, WORDS))}.")
+        return self.table.loc[self.table["word"] == word, "name"].tolist()
+
+    def __repr__(self) -> str:
+        counts = self.table["word"].value_counts()
+        said = ", ".join(f"{counts[word]} {word}" for word in WORDS if word in counts)
+        lines = [
+            f"{len(self)} neurons · {self.metric} · {self.provenance.get('model', '')}: {said}",
+            f"r over {self.n_examples:,} examples in {self.n_groups:,} groups and "
+            f"{self.n_texts} neutral texts ({self.neutral_metric}); ablations on "
+            f"{self.n_effects} examples, against {self.n_controls} random neurons per layer",
+            f"null space: k = {self.k}; {self.folded}; {self.unigram_from}",
+        ]
+        for row in self.table.head(20).to_dict("records"):
+            lines.append(
+                f"  {row['name']:<9} {row['word']}: {row['why']}\n"
+                f"    ‖w_out‖ {row['norm']:.3g} ({_part(row, 'norm')})  log var "
+                f"{row['log_variance']:.2f} ({_part(row, 'log_variance')})  null space "
+                f"{row['null_share']:.2f} ({_part(row, 'null_share')})  frequency "
+                f"{row['frequency']:+.2f} ({_part(row, 'frequency')})\n"
+                f"    r {row['r_task']:+.2f} [{row['r_task_low']:+.2f}, {row['r_task_high']:+.2f}] "
+                f"task, {row['r_neutral']:+.2f} [{row['r_neutral_low']:+.2f}, "
+                f"{row['r_neutral_high']:+.2f}] neutral  |effect| q = {row['q_task']:.2g} task, "
+                f"p = {row['p_neutral']:.2g} neutral  through the norm "
+                f"{row['mediated']:.2f} [{row['mediated_low']:.2f}, {row['mediated_high']:.2f}]"
+            )
+        if len(self) > 20:
+            lines.append(f"  … and {len(self) - 20} more in .frame()")
+        if min(self.n_groups, self.n_texts) < FEW_GROUPS:
+            lines.append(f"  fewer than {FEW_GROUPS} groups or texts: the intervals are too narrow")
+        lines.append("  percentiles are within the layer; thresholds stand in diagnosis/flags.py")
+        return "\n".join(lines)
+
+
+def _part(row: dict[str, Any], name: str) -> str:
+    """A percentile, in words.
+
+    >>> _part({"norm_percentile": 0.953}, "norm")
+    'p95'
+    """
+    return f"p{100 * row[f'{name}_percentile']:.0f}"
+
+
+def log10(values: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
+    """The base-10 logarithm; of a variance of 0, that of the smallest number."""
+    return values.clamp(min=torch.finfo(torch.float64).tiny).log10()
+
+
+def weight_columns(
+    adapter: ModelAdapter,
+    neurons: Int[Tensor, "neuron 2"],
+    k: int,
+    log_shares: Float[Tensor, " d_vocab"],
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The weight columns of the chosen, and norm and variance of every neuron of the model."""
+    unembedding = Unembedding.of(adapter)
+    names = [f"L{layer}N{neuron}" for layer, neuron in neurons.tolist()]
+    table = pd.DataFrame({"name": names, "layer": neurons[:, 0], "neuron": neurons[:, 1]})
+    norms, variances, layers = [], [], []
+    for layer in range(adapter.n_layers):
+        rows = adapter.weight_out(layer)
+        values = {
+            "norm": unembedding.norm(rows),
+            "log_variance": log10(unembedding.logit_variance(rows)),
+        }
+        norms.append(values["norm"].cpu())
+        variances.append(values["log_variance"].cpu())
+        layers.append(torch.full((len(rows),), layer))
+        here = (neurons[:, 0] == layer).nonzero()[:, 0]
+        if len(here) == 0:
+            continue
+        values["null_share"] = unembedding.null_share(rows, k)
+        values["frequency"] = unembedding.along(rows, log_shares)
+        for name, numbers in values.items():
+            size = numbers.abs().cpu() if name == "frequency" else numbers.cpu()
+            chosen = neurons[here, 1]
+            table.loc[here.tolist(), name] = numbers.cpu()[chosen].numpy()
+            place = percentiles(size[chosen], size)
+            table.loc[here.tolist(), f"{name}_percentile"] = place.numpy()
+    cloud = {
+        "norms": torch.cat(norms),
+        "log_variances": torch.cat(variances),
+        "layers": torch.cat(layers),
+        "folded": unembedding.said,
+    }
+    return table, cloud
+
+
+def add_r(table: pd.DataFrame, name: str, found: GroupedCorrelation) -> None:
+    """Adds r and its interval, of the first neurons of the correlation."""
+    n = len(table)
+    table[name] = found.r[:n].numpy()
+    table[f"{name}_low"], table[f"{name}_high"] = found.low[:n].numpy(), found.high[:n].numpy()
+
+
+def add_effects(
+    table: pd.DataFrame,
+    neurons: Int[Tensor, "neuron 2"],
+    several: Int[Tensor, "several 2"],
+    task: Mediation,
+    quiet: Mediation,
+    seed: int,
+) -> None:
+    """Adds what ablation does on the task and on neutral text, ranked among random neurons.
+
+    Args:
+        table: One row per neuron, to be filled in.
+        neurons: Those neurons.
+        several: The same first, then random neurons of each of their layers.
+        task, quiet: Of ``several``.
+        seed: Of the intervals.
+    """
+    n = len(neurons)
+    total = task.change["total"]["metric"]
+    table["effect"] = total[:n].mean(1).numpy()
+    low, high = cluster_interval(total[:n], task.groups, seed=seed)
+    table["effect_low"], table["effect_high"] = low.numpy(), high.numpy()
+    for found, outcome, size, p in (
+        (task, "metric", "effect_size", "p_task"),
+        (quiet, "entropy", "entropy_size", "p_neutral"),
+    ):
+        sizes = found.change["total"][outcome].abs().mean(1)
+        table[size] = sizes[:n].numpy()
+        for place, layer in enumerate(neurons[:, 0].tolist()):
+            null = sizes[n:][several[n:, 0] == layer]
+            table.loc[place, p] = float(rank_p(sizes[place], null))
+    table["q_task"] = false_discovery_q(torch.tensor(table["p_task"].tolist())).numpy()
+    for name, found, outcome in (
+        ("mediated", quiet, "entropy"),
+        ("mediated_task", task, "metric"),
+        ("mediated_loss", task, "loss"),
+    ):
+        part, low, high = mediated_fraction(found, outcome, n, seed)
+        table[name] = part.numpy()
+        table[f"{name}_low"], table[f"{name}_high"] = low.numpy(), high.numpy()
+    table["unigram"] = quiet.change["total"]["unigram"][:n].mean(1).numpy()
+
+
+def mediated_fraction(
+    found: Mediation, outcome: str, n: int, seed: int
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+    """1 - mean |Δ frozen| / mean |Δ direct| of the first n neurons, and its interval over groups.
+
+    At most 1, which means that all of the direct effect goes through the final norm's scale;
+    0 none of it; below 0 the scale works against it. NaN where there is no direct effect.
+    """
+    if outcome not in found.change["frozen"]:
+        nothing = torch.full((n,), math.nan, dtype=torch.float64)
+        return nothing, nothing, nothing
+    frozen = found.change["frozen"][outcome][:n].abs()
+    direct = found.change["direct"][outcome][:n].abs()
+    low, high = ratio_interval(frozen, direct, found.groups, seed=seed)
+    return 1 - frozen.mean(1) / direct.mean(1), 1 - high, 1 - low
+
+
+def add_words(table: pd.DataFrame) -> None:
+    """Adds the flag of each row, and why."""
+    found = [
+        flag(
+            RegulatorEvidence(
+                norm=row["norm_percentile"],
+                variance=row["log_variance_percentile"],
+                null=row["null_share_percentile"],
+                frequency=row["frequency_percentile"],
+                frequency_share=row["frequency"] ** 2,
+                mediated_low=row["mediated_low"],
+                q_task=row["q_task"],
+                signed=row["effect_low"] > 0 or row["effect_high"] < 0,
+                p_neutral=row["p_neutral"],
+            )
+        )
+        for row in table.to_dict("records")
+    ]
+    table["word"] = [word for word, _ in found]
+    table["why"] = [why for _, why in found]
+
+
+def answer_loss(logits: Float[Tensor, "row d_vocab"], rows: Sequence[Any]) -> Float[Tensor, " row"]:
+    """-ln p of each example's first answer token, in nats."""
+    first = torch.tensor([item.answer_tokens[0] for item in rows], device=logits.device)
+    return -logits.double().log_softmax(-1).gather(1, first[:, None])[:, 0]
+
+
+def divergence_from(log_shares: Float[Tensor, " d_vocab"]) -> Outcome:
+    """The function KL(prediction ‖ unigram) = Σ p (ln p - ln u), in nats."""
+
+    def compute(logits: Tensor, rows: Sequence[Any]) -> Tensor:
+        log_p = logits.double().log_softmax(-1)
+        return (log_p.exp() * (log_p - log_shares.to(log_p))).sum(-1)
+
+    return compute
+
+
+FEWEST_GROUPS = 8
+"""With fewer an interval over groups says nothing."""
+
+
+STAND_IN = "the frequency direction is from the model's own mean prediction on the neutral texts"
+
+
+MOST_CONTROLS = 100
+"""Random neurons per layer, unless asked otherwise: p can be as small as 1/101."""
+
+
+def confidence_regulators(
+    model: Any,
+    examples: Sequence[Example],
+    neurons: Any,
+    *,
+    metric: Any = None,
+    neutral: Sequence[str] | None = None,
+    unigram: Float[Tensor, " d_vocab"] | None = None,
+    prompt: SoftPrompt | None = None,
+    n_effects: int = 64,
+    n_controls: int | None = None,
+    n_null: int | None = None,
+    batch_size: int = 32,
+    progress: bool | None = None,
+    seed: int = 0,
+) -> Regulators:
+    """The confidence diagnostics of each neuron, and whether it is a generic regulator.
+
+    From the weights, against all neurons of the layer: ‖w_out‖, the variance over the vocabulary
+    of cos(w_out, W), the null-space share, the cosine of the logit write with the frequency
+    direction (the centred log-unigram). From passes: correlation with the metric on the task and at
+    every token of neutral text; the effects of mean ablation at the last prompt token, and
+    1 - mean |Δ frozen| / mean |Δ direct|, the share of the direct effect that goes through the
+    final norm's scale. Rule and thresholds: `lens_skills.diagnostics.regulators`.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; it is left as it was.
+        examples: The task; best a split that selected nothing.
+        neurons: Names, (layer, index) rows, or a `Selection`, at ``mlp.hook_post``.
+        metric: What the neurons are hits for: a number read off one position's logits, such as
+            ``confidence()`` (the default), ``confidence("entropy")`` or ``logit_diff()``. Where it
+            needs an answer, minus the entropy stands for it on neutral text.
+        neutral: Texts that have nothing to do with the task; None takes those of the project.
+        unigram: A count for each token of the vocabulary, from the model's training corpus. None
+            takes the model's own mean next-token distribution over the neutral texts, which is a
+            stand-in.
+        prompt: A soft prompt to read the task with; neutral text is read without it.
+        n_effects: Examples to ablate on, drawn by group; neutral texts are cut at two places each.
+        n_controls: Random neurons of each layer that |effect| is ranked among; None: 100, or all
+            others where the layer holds fewer.
+        n_null: Singular directions that count as the null space; None: 0.01 d_model.
+        batch_size: Examples per forward pass.
+        progress: Show a progress bar (None: on a terminal only).
+        seed: Of the draws.
+
+    Raises:
+        LensSkillsError: A neuron that does not vary, fewer than `FEWEST_GROUPS` groups, a metric
+            of categories or that no model is needed for, a table instead of a model, a model
+            without a norm before its vocabulary projection.
+
+    Source: Stolfo et al. 2024 (arXiv 2406.16254); Gurnee et al. 2024 (arXiv 2401.12181).
+    Does not show: what a skill neuron's skill is; see `explain`.
+    """
+    if isinstance(model, ActivationTable):
+        raise LensSkillsError("the diagnostics need the model itself, not a table of activations.")
+    adapter, bare = prompted(model, prompt), prompted(model, None)
+    watched = _continuous(confidence() if metric is None else metric, examples)
+    check_groups([example.group for example in examples])
+    chosen = _rows(adapter, neurons)
+    n, k = len(chosen), n_null or null_size(adapter.d_model)
+    if n_controls is None:
+        most = int(chosen[:, 0].bincount().max())
+        n_controls = min(MOST_CONTROLS, adapter.d_mlp - most)
+    several = _with_controls(chosen, n_controls, adapter.d_mlp, seed)
+    options: dict[str, Any] = {"at": DEFAULT_SITE, "position": "last", "batch_size": batch_size}
+    task = read(adapter, examples, several, metrics=[watched], progress=progress, **options)
+    refuse_constant(task, n)
+    values = task.metrics[watched.name]
+    _refuse_two_values(watched, values)
+    texts = neutral_texts() if neutral is None else neutral
+    background = read_background(bare, texts, several, watched)
+    log_shares = log_unigram(unigram, background, adapter.d_vocab)
+    table, cloud = weight_columns(adapter, chosen, k, log_shares)
+    add_r(table, "r_task", correlate(task.values[:n], values, task.groups))
+    there = correlate(background.values[:n], background.metric, background.groups)
+    add_r(table, "r_neutral", there)
+    drawn, cuts = draw_by_group(examples, n_effects, seed), cut_texts(texts, seed=seed)
+    answers = all(example.answer is not None for example in examples)
+    outcomes: dict[str, Outcome] = {"metric": watched}
+    if answers:
+        outcomes["loss"] = answer_loss
+    effects = mediate(
+        adapter, drawn, several, task.values.mean(1), outcomes, answers=answers, n_paths=n
+    )
+    outcomes = {"entropy": confidence("entropy"), "unigram": divergence_from(log_shares)}
+    mean = background.values.mean(1)
+    quiet = mediate(bare, cuts, several, mean, outcomes, answers=False, n_paths=n)
+    add_effects(table, chosen, several, effects, quiet, seed)
+    add_words(table)
+    return Regulators(
+        neurons=chosen,
+        table=table,
+        k=k,
+        metric=watched.name,
+        neutral_metric=background.metric_name,
+        unigram_from="the frequency direction is from the counts given"
+        if unigram is not None
+        else STAND_IN,
+        n_examples=len(examples),
+        n_groups=len(set(task.groups)),
+        n_effects=len(drawn),
+        n_texts=len(texts),
+        n_controls=n_controls,
+        provenance=task.about,
+        **cloud,
+    )
+
+
+def check_groups(groups: Sequence[str]) -> None:
+    """Nothing; raises where there are too few groups for an interval over them."""
+    count = len(set(groups))
+    if count < FEWEST_GROUPS:
+        raise LensSkillsError(
+            f"{len(groups)} examples in {count} groups: an interval over groups needs "
+            f"{FEWEST_GROUPS} or more (30 to hold what it says). Give examples of other groups."
+        )
+
+
+def draw_by_group(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """About ``count`` examples, as evenly from all groups as there are."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    turns: dict[str, int] = {}
+    ranked = []
+    for place in order:
+        group = examples[place].group
+        turns[group] = turns.get(group, 0) + 1
+        ranked.append((turns[group], len(ranked), place))
+    return [examples[place] for _, _, place in sorted(ranked)[:count]]
+
+
+def _continuous(metric: Any, examples: Sequence[Example]) -> Metric:
+    found = parse_metric(metric, examples, asked="regulators(metric=…)")
+    if found.known:
+        raise LensSkillsError(
+            f"the metric {found.name!r} is known before the model runs, so it is no confidence. "
+            "Choose confidence(), confidence('entropy') or logit_diff()."
+        )
+    if "stop" in found.reads:
+        raise LensSkillsError(
+            f"{found.name!r} is read off several positions. Choose one that a single position "
+            "tells: confidence(), confidence('entropy'), logit_diff()."
+        )
+    return found
+
+
+def _refuse_two_values(metric: Metric, values: Float[Tensor, " example"]) -> None:
+    if len(values.unique()) <= 2:
+        raise LensSkillsError(
+            f"{metric.name!r} takes {len(values.unique())} values here, and the diagnostics need a "
+            "continuous metric. Choose confidence() or logit_diff()."
+        )
+
+
+def _rows(adapter: ModelAdapter, neurons: Any) -> Int[Tensor, "neuron 2"]:
+    units = parse_components(adapter, neurons, at=DEFAULT_SITE)
+    if not units:
+        raise LensSkillsError("no neurons to diagnose: the selection is empty.")
+    for unit in units:
+        if unit.site != DEFAULT_SITE:
+            raise LensSkillsError(
+                f"{unit.name!r} is no neuron. Name neurons at {DEFAULT_SITE}, such as 'L17N635'."
+            )
+    return torch.tensor([[unit.layer, unit.start] for unit in units])
+
+
+def _with_controls(
+    neurons: Int[Tensor, "neuron 2"], n_controls: int, width: int, seed: int
+) -> Int[Tensor, "several 2"]:
+    """The neurons, then random others of each of their layers."""
+    if n_controls < round(1 / ALPHA) - 1:
+        raise LensSkillsError(
+            f"n_controls={n_controls}: p = {ALPHA} takes {round(1 / ALPHA) - 1} or more."
+        )
+    parts = [neurons]
+    for layer in neurons[:, 0].unique().tolist():
+        rows = neurons[neurons[:, 0] == layer]
+        parts.append(random_neurons(rows, n_controls, width=width, seed=seed))
+    return torch.cat(parts)

@@ -1,0 +1,287 @@
+"""`Writer`: a batch of texts that the model continues token by token, keys and values kept.
+
+`generate`: what a model writes for each example, how sure it was, and what graders find.
+
+`Continuer`: batches of prompts, each continued until it ends.
+
+The next token: the likeliest, or drawn by each example's own random numbers.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from lens_skills.activations.forward import pad_left
+from lens_skills.activations.tokenization import Encoded, encode_examples
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.generation.graded import Graded, Written, grade, named_graders
+from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models.text_writer import Writer, end_tokens, writer_for
+from lens_skills.results import Checkpoint, examples_hash, versions
+
+LIKELIEST = 2048  # tokens looked at first
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Nothing; raises where the two cannot be."""
+    if not (temperature >= 0 and temperature < float("inf")):
+        raise LensSkillsError(f"temperature is 0 (the likeliest token) or more, not {temperature}.")
+    if not 0 < top_p <= 1:
+        raise LensSkillsError(f"top_p is a share above 0 and up to 1, not {top_p}.")
+
+
+def chances(id: str, n: int, *, seed: int) -> Float[Tensor, " step"]:
+    """One number in [0, 1) per token, the same for an example in whatever batch it stands.
+
+    >>> chances("a", 3, seed=0).equal(chances("a", 5, seed=0)[:3])
+    True
+    """
+    digest = hashlib.sha256(f"{seed}\0{id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(n, generator=generator, dtype=torch.float64)
+
+
+def choose(
+    log_probabilities: Float[Tensor, "batch d_vocab"],
+    chance: Float[Tensor, " batch"],
+    *,
+    temperature: float,
+    top_p: float,
+) -> Int[Tensor, " batch"]:
+    """One token per row.
+
+    With temperature T the distribution is p^(1/T), normalised; of it only the likeliest tokens
+    are kept whose share first reaches ``top_p`` (nucleus sampling), and ``chance`` is looked up in
+    their cumulative distribution.
+
+    Source: Holtzman et al. 2020, arXiv 1904.09751 (nucleus sampling).
+
+    Args:
+        log_probabilities: Of the next token, float64.
+        chance: Uniform in [0, 1), one per row.
+        temperature: 0 takes the likeliest token.
+        top_p: 1 keeps all tokens.
+
+    >>> spread = torch.tensor([[0.6, 0.3, 0.1]]).double().log()
+    >>> chances = torch.tensor([0, 0.7, 0.99]).double()
+    >>> [int(choose(spread, u[None], temperature=1, top_p=0.9)) for u in chances]
+    [0, 1, 1]
+    """
+    if temperature == 0:
+        return log_probabilities.argmax(-1)
+    p = (log_probabilities / temperature).softmax(-1)
+    if top_p < 1:
+        # Sorting a whole vocabulary takes as long as a layer; a few thousand tokens mostly do.
+        ordered, order = p.topk(min(LIKELIEST, p.shape[-1]), dim=-1)
+        if bool((ordered.sum(-1) < top_p).any()):
+            ordered, order = p.sort(dim=-1, descending=True)
+        # A token is kept where those before it have not reached the share yet.
+        kept = ordered.cumsum(-1) - ordered < top_p
+        p = p * torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, kept)
+    # In the vocabulary's order, not by size: two nearly equal tokens, whose order rounding may
+    # turn, then do not trade places between one batch and another.
+    below = p.cumsum(-1)
+    whole = below[:, -1:]
+    # A product may round up to the whole, and would then fall behind the last token kept.
+    point = torch.minimum(chance[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return (below <= point).sum(-1)
+
+
+class Continuer:
+    """Continues batches of prompts by one model with one set of settings."""
+
+    def __init__(
+        self,
+        adapter: Any,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        chat: bool,
+    ) -> None:
+        self.adapter, self.n, self.seed = adapter, max_new_tokens, seed
+        self.temperature, self.top_p = temperature, top_p
+        self.ends = sorted(end_tokens(adapter, chat=chat))
+        self.kind: type[Writer] | None = None
+
+    def write(self, batch: Sequence[Encoded]) -> list[Written]:
+        """One text per prompt, in the order of the batch."""
+        adapter = self.adapter
+        tokens, mask = pad_left(
+            [i.prompt_tokens.tolist() for i in batch], adapter.pad_id, adapter.device
+        )
+        if self.kind is None:
+            self.kind = writer_for(adapter, tokens, mask)
+        writer = self.kind(adapter, tokens, mask)
+        draws = torch.stack([chances(item.id, self.n, seed=self.seed) for item in batch])
+        live = torch.ones(len(batch), dtype=torch.bool)
+        chosen, sure, unsure, lives = [], [], [], []
+        for step in range(self.n):
+            spread = self._spread(writer.logits, batch, live)
+            token = choose(spread, draws[:, step], temperature=self.temperature, top_p=self.top_p)
+            chosen.append(token)
+            sure.append(spread.gather(-1, token[:, None])[:, 0])
+            unsure.append(-(spread.exp() * spread.clamp(min=-1e4)).sum(-1))
+            lives.append(live)
+            live = live & ~torch.isin(token, torch.tensor(self.ends, dtype=torch.long))
+            if not live.any() or step == self.n - 1:
+                break
+            writer.add(token.to(adapter.device), live.to(adapter.device))
+        columns = [torch.stack(part, dim=1) for part in (chosen, sure, unsure, lives)]
+        rows = zip(*columns, live.tolist(), strict=True)
+        return [self._written(item, *row) for item, row in zip(batch, rows, strict=True)]
+
+    def _spread(self, logits: Tensor, batch: Sequence[Encoded], live: Tensor) -> Tensor:
+        """Log-probabilities of the next token, float64 on the CPU; refused where not finite."""
+        logits = logits.cpu()
+        wrong = (live & torch.isnan(logits).any(-1)).nonzero()
+        if len(wrong):
+            raise LensSkillsError(
+                f"the model's logits are not finite for example {batch[int(wrong[0])].id!r}: "
+                "nothing can be written from them. Check its weights, dtype and hooks."
+            )
+        return logits.double().log_softmax(-1)
+
+    def _written(
+        self, item: Encoded, chosen: Tensor, sure: Tensor, unsure: Tensor, lives: Tensor, cut: bool
+    ) -> Written:
+        n = int(lives.sum())
+        tokens = chosen[:n].tolist()
+        ended = not cut
+        if ended:
+            tokens = tokens[:-1]
+        return Written(
+            text=self._text(item, tokens),
+            tokens=tokens,
+            ended=ended,
+            log_probabilities=sure[:n].tolist(),
+            entropies=unsure[:n].tolist(),
+        )
+
+    def _text(self, item: Encoded, tokens: list[int]) -> str:
+        """What the tokens add to the prompt: read alone, a first token may lose its space."""
+        first = self.adapter.first_word
+        prompt = [token for token in item.prompt_tokens.tolist() if token < first]
+        before, whole = self._decode(prompt), self._decode([*prompt, *tokens])
+        return whole[len(before) :] if whole.startswith(before) else self._decode(tokens)
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.adapter.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+def generate(
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    prompt: SoftPrompt | None = None,
+    graders: Any = (),
+    max_new_tokens: int = 60,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+    batch_size: int = 16,
+    chat: bool = False,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> Graded:
+    """What the model writes for each example, its confidence in it, and its grades.
+
+    Each example draws from random numbers of its own (seed and id), so what is written for it
+    does not depend on the batch it stands in. Hooks that are on the model act: an edit at position
+    ``-1`` is then made at the last prompt token and at every token written.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; it is left as it was.
+        examples: A `Task` or any sequence of `Example`; answers are not used.
+        prompt: A soft prompt to read every example with.
+        graders: One or several functions ``(text, example) -> {skill: number}``, or a dict that
+            names them; see `lens_skills.graders` for rules, labels from a file and a judge.
+        max_new_tokens: Where a text is cut off that has not ended by itself.
+        temperature: 0 writes the likeliest token each time.
+        top_p: Share of probability from which tokens are drawn; 1 for all.
+        seed: Of the draws.
+        batch_size: Examples written at once.
+        chat: Put prompts through the tokenizer's chat template (for models tuned to follow it).
+        checkpoint: A folder that keeps what is written, each minute and when something fails;
+            called again with the same arguments, writing goes on from there.
+        progress: Show a progress bar (None: on a terminal only).
+
+    Returns:
+        `Graded`. A grader that fails on a text leaves that grade missing and a line in
+        ``problems``; nothing else is lost.
+
+    Raises:
+        LensSkillsError: No examples, ids that repeat, a prompt whose text would not fit the
+            context, sampling settings out of range, logits that are not finite.
+    """
+    if max_new_tokens < 1 or batch_size < 1:
+        raise LensSkillsError("max_new_tokens and batch_size are at least 1.")
+    check_sampling(temperature, top_p)
+    ids = [example.id for example in examples]
+    if len(set(ids)) < len(ids):
+        twice = next(id for id in ids if ids.count(id) > 1)
+        raise LensSkillsError(f"the id {twice!r} is used twice. Give each example its own.")
+    named = named_graders(graders)
+    adapter = prompted(model, prompt)
+    encoded = encode_examples(adapter, examples, answers=False, chat=chat)
+    for item in encoded:
+        if len(item.prompt_tokens) + max_new_tokens > adapter.n_ctx:
+            raise LensSkillsError(
+                f"example {item.id!r} has {len(item.prompt_tokens)} tokens and is to be continued "
+                f"by {max_new_tokens}, but the model reads at most {adapter.n_ctx}. Shorten it, or "
+                "lower max_new_tokens."
+            )
+    asked = {
+        "model": adapter.name,
+        "model_fingerprint": adapter.fingerprint(),
+        "prompt": None if adapter.soft is None else adapter.soft.digest,
+        "task": getattr(examples, "name", "examples"),
+        "split": getattr(examples, "split_name", "all"),
+        "examples": examples_hash(examples),
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "chat": chat,
+    }
+    saved = Checkpoint.at(checkpoint, asked)
+    kept = None if saved is None else saved.read()
+    done = {} if kept is None else {int(i): Written(**row) for i, row in kept[1]["done"].items()}
+    # Batches of like length, whatever is done already: padding is kept small.
+    left = [item for item in encoded if item.index not in done]
+    left.sort(key=lambda item: (len(item.prompt_tokens), item.index))
+    disable = None if progress is None else not progress
+    continuer = Continuer(adapter, max_new_tokens, temperature, top_p, seed, chat)
+    with tqdm(total=len(encoded), desc="write", unit=" texts", disable=disable) as bar:
+        bar.update(len(done))
+        try:
+            for start in range(0, len(left), batch_size):
+                batch = left[start : start + batch_size]
+                for item, written in zip(batch, continuer.write(batch), strict=True):
+                    done[item.index] = written
+                bar.update(len(batch))
+                if saved is not None and saved.due():
+                    saved.write({}, {"done": _plain(done)})
+        finally:
+            # Also after an interruption; and before the graders, which may be interrupted too.
+            if saved is not None and done:
+                saved.write({}, {"done": _plain(done)})
+    written = [done[item.index] for item in encoded]
+    provenance = {**asked, "implementation": adapter.implementation, "versions": versions()}
+    graded = grade(Graded.of(examples, written, provenance), named, progress=progress)
+    if saved is not None:
+        saved.remove()
+    return graded
+
+
+def _plain(done: dict[int, Written]) -> dict[str, Any]:
+    return {str(index): written.plain() for index, written in done.items()}

@@ -1,0 +1,432 @@
+"""`prescreen`: what gradients expect of every neuron, to choose what to sweep.
+
+Activations at the edited positions and the metric's gradient by them, for one batch.
+
+`whole_gradients`: gradients through the whole model, where its last columns cannot run alone.
+
+`Slopes`: the metric's derivative by every neuron, from one pass with gradients.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_skills.activations import DEFAULT_SITE, Metric, Position
+from lens_skills.activations.components import parse_components, sites_of
+from lens_skills.activations.forward import RequiredOutputs, forward_batch, prepare
+from lens_skills.activations.locations import Site
+from lens_skills.activations.stream import BATCH_SIZE, batches
+from lens_skills.activations.tokenization import Encoded
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.batched_edits import EditRows, edited_places
+from lens_skills.interventions.edits import Edit
+from lens_skills.interventions.effect_engine import PartialForwards
+from lens_skills.interventions.effects import Effects, one_metric
+from lens_skills.interventions.formulas import Change
+from lens_skills.models import EditHook, ModelAdapter, ReadHook, as_adapter
+from lens_skills.models.backends import rows_at
+from lens_skills.models.partial_forward import CannotResume
+from lens_skills.models.weights import LayerSite
+from lens_skills.stats.correlation import rank_agreement
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """One hook point of a batch.
+
+    Attributes:
+        old: Activations at the edited positions.
+        slope: The metric's derivative by each, 0 at positions that do not count.
+        examples: Which example each row is.
+    """
+
+    old: Float[Tensor, "example pos feature"]
+    slope: Float[Tensor, "example pos feature"]
+    examples: Int[Tensor, " example"]
+
+    def new(
+        self, change: Change, layer: int, site: str, draw: int
+    ) -> Float[Tensor, "example pos feature"]:
+        """What an edit of every feature puts in place."""
+        features = torch.arange(self.old.shape[-1], device=self.old.device)
+        index = features.expand(len(self.old), -1)
+        return change.new(layer, site, self.old, index, self.examples, draw)
+
+    def summed(
+        self,
+        by: Float[Tensor, "example pos feature"],
+        start: Int[Tensor, " unit"],
+        stop: Int[Tensor, " unit"],
+    ) -> Float[Tensor, "unit example"]:
+        """Σ by · slope over the features of each unit and all positions (float64)."""
+        each = (by.double() * self.slope.double()).sum(1).cpu()
+        if bool((stop - start == 1).all()):
+            return each[:, start].T
+        ends = torch.cat([torch.zeros(len(each), 1, dtype=each.dtype), each.cumsum(1)], dim=1)
+        return (ends[:, stop] - ends[:, start]).T
+
+
+class Differentiated:
+    """What `forward_batch` takes for a model: the last columns, with the graph of each pass kept.
+
+    The prefix is left out of it: no earlier column depends on what is edited.
+    """
+
+    def __init__(self, suffixes: PartialForwards, names: Sequence[str]) -> None:
+        self.suffixes, self.names = suffixes, names
+        adapter = suffixes.adapter
+        self.pad_id, self.device, self.decode = adapter.pad_id, adapter.device, adapter.decode
+        self.passes: list[tuple[dict[str, Tensor], EditRows]] = []
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        mask: Bool[Tensor, "row pos"],
+        *,
+        readers: Mapping[str, ReadHook],
+        logits_at: Int[Tensor, "row k"],
+        editors: Mapping[str, Any],
+    ) -> Float[Tensor, "row k d_vocab"]:
+        """Logits at the given positions, as a function of every activation on the way."""
+        if len(tokens) != len(self.suffixes.batch):
+            raise LensSkillsError(
+                "no gradient: the metric reads answer options of several tokens. Use sweep."
+            )
+        suffix = self.suffixes.of(tokens, mask, readers)
+        seen: dict[str, Tensor] = {}
+
+        def keeper(name: str) -> Callable[[Tensor], Tensor]:
+            def keep(activation: Tensor) -> Tensor:
+                seen[name] = activation
+                return activation
+
+            return keep
+
+        with suffix.differentiable():
+            residual = suffix.clean(0, 1).clone().requires_grad_()
+            out = suffix.run(residual, 0, editors={name: keeper(name) for name in self.names})
+            rows = rearrange(out, "1 example column d -> example column d")
+            logits = suffix.logits(rows_at(rows, logits_at - suffix.start))
+        self.passes.append((seen, self.suffixes.placement(mask).shifted(suffix.start)))
+        return logits
+
+
+def activations_and_gradients(
+    adapter: Any,
+    batch: Sequence[Encoded],
+    plan: RequiredOutputs,
+    metric: Metric,
+    places: Mapping[int, Sequence[int]],
+    sites: Mapping[str, Sequence[int]],
+) -> dict[LayerSite, Gradient]:
+    """Each hook point's activations and gradients at the edited positions.
+
+    A metric that takes several passes (a foil of several tokens) is differentiated through all.
+
+    Raises:
+        CannotResume: See `lens_skills.models.partial_forward.prefill`.
+        LensSkillsError: The metric has no gradient.
+    """
+    names = {
+        f"blocks.{layer}.{site}": (layer, site)
+        for site, layers in sites.items()
+        for layer in layers
+    }
+    model = Differentiated(PartialForwards(adapter, batch, places), list(names))
+    with torch.enable_grad():
+        values = forward_batch(model, batch, plan, [metric], {}, {})[metric.name]
+        if not values.requires_grad:
+            raise LensSkillsError(
+                f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
+                "confidence('answer'), or sweep."
+            )
+        wanted = [(name, seen[name], at) for seen, at in model.passes for name in names]
+        inputs = [activation for _, activation, _ in wanted]
+        slopes = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
+    found: dict[LayerSite, Gradient] = {}
+    for (name, activation, at), slope in zip(wanted, slopes, strict=True):
+        at = at.to(activation.device)
+        rows = torch.arange(len(batch), device=activation.device)[:, None]
+        old = activation.detach().flatten(2)[rows, at.columns]
+        here = torch.zeros_like(old)
+        if slope is not None:
+            here = slope.flatten(2)[rows, at.columns] * at.valid[:, :, None]
+        before = found.get(names[name])
+        found[names[name]] = Gradient(
+            old=old if before is None else before.old,
+            slope=here if before is None else before.slope + here,
+            examples=at.examples,
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Prescreen:
+    """What the gradient of a metric expects of each unit; an estimate, not an effect.
+
+    Attributes:
+        names: Of the units.
+        taylor: Mean over examples of \\|Σ a · ∂m/∂a\\| over the unit's features and positions: how
+            much setting it to zero moves the metric, to first order (in its unit, >= 0).
+        predicted: Σ (new - old) · ∂m/∂a of each example under the edit, signed; None without one.
+        metric, do, position: What was differentiated, and the edit in words.
+    """
+
+    names: tuple[str, ...]
+    taylor: Float[Tensor, " unit"]
+    predicted: Float[Tensor, "unit example"] | None
+    metric: str
+    do: str
+    position: str
+
+    def top(self, k: int) -> list[str]:
+        """The names of the ``k`` units with the largest expected effect, the largest first.
+
+        By the mean over examples of the predicted magnitude where there is an edit, else by
+        ``taylor``.
+        """
+        size = self.taylor if self.predicted is None else self.predicted.abs().mean(1)
+        order = size.argsort(descending=True, stable=True)[:k]
+        return [self.names[place] for place in order.tolist()]
+
+    def agreement(self, effects: Effects) -> dict[str, float]:
+        """How well the estimates rank the exact effects of the same units (Spearman, -1 to 1).
+
+        ``taylor`` against the mean magnitude of the effects, ``predicted`` against their signed
+        mean. Report it beside anything the prescreen chose.
+
+        Raises:
+            LensSkillsError: Effects of units that were not prescreened, or of fewer than three.
+        """
+        place = {name: index for index, name in enumerate(self.names)}
+        missing = [name for name in effects.names if name not in place]
+        if missing:
+            raise LensSkillsError(f"{missing[0]} has an effect but was not prescreened.")
+        rows = [place[name] for name in effects.names]
+        found = {"taylor": rank_agreement(self.taylor[rows], effects.total.abs().mean(1))}
+        if self.predicted is not None:
+            predicted = self.predicted.mean(1)[rows]
+            found["predicted"] = rank_agreement(predicted, effects.total.mean(1))
+        return found
+
+    def frame(self) -> pd.DataFrame:
+        """One row per unit: name, taylor and, with an edit, the mean predicted effect."""
+        frame = pd.DataFrame({"name": list(self.names), "taylor": self.taylor.numpy()})
+        if self.predicted is not None:
+            frame["predicted"] = self.predicted.mean(1).numpy()
+        return frame
+
+
+def prescreen(
+    model: Any,
+    examples: Sequence[Example],
+    neurons: Any = "all",
+    *,
+    metric: Any,
+    do: Edit | None = None,
+    at: str = DEFAULT_SITE,
+    position: Position = "last",
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    progress: bool | None = None,
+) -> Prescreen:
+    """What gradients expect of every neuron, from one forward and one backward pass per batch.
+
+    Source: Taylor, |a · ∂m/∂a|: arXiv 2407.06488. An edit's first-order effect,
+    (new - old) · ∂m/∂a: arXiv 2412.18053.
+
+    Does not show: an effect. Saturated and cooperating neurons are misjudged; report the rank
+    agreement (`Prescreen.agreement`) with a sweep of some.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; its gradients and flags stay as they are.
+        examples: A `Task` or any sequence of `Example`.
+        neurons: ``"all"`` at the site, names, rows, a `Selection`.
+        metric: What to differentiate, e.g. ``logit_diff()`` or ``confidence("answer")``.
+        do: An edit to predict; its expectation is averaged over random draws.
+        at, position, seed, batch_size, progress: As in `sweep`.
+
+    Raises:
+        LensSkillsError: A metric without a gradient (``correct``, functions of the user), a model
+            whose last columns cannot be run alone, no examples.
+    """
+    adapter = as_adapter(model)
+    watched = one_metric(metric)
+    if len(examples) == 0:
+        raise LensSkillsError("no examples to prescreen on: the task is empty (after filtering?).")
+    units = parse_components(adapter, neurons, at=at)
+    encoded, plan = prepare(adapter, examples, [watched], False)
+    sites, answers = sites_of(units), bool(watched.reads - {"logits"})
+    change = do and do.bind(
+        adapter,
+        examples,
+        sites,
+        position=position,
+        seed=seed,
+        batch_size=batch_size,
+        answers=answers,
+    )
+    n_draws = 0 if change is None else change.n_draws
+    places = edited_places(adapter, encoded, position)
+    taylor = torch.zeros(len(units), len(encoded), dtype=torch.float64)
+    predicted = torch.zeros_like(taylor)
+    for batch in batches(encoded, plan, batch_size, 0, progress, "prescreen"):
+        columns = torch.tensor([item.index for item in batch])
+        try:
+            found = activations_and_gradients(adapter, batch, plan, watched, places, sites)
+        except CannotResume as reason:
+            raise LensSkillsError(f"no gradient: {reason}. Use sweep instead.") from reason
+        for (layer, site), part in found.items():
+            here = [k for k, unit in enumerate(units) if (unit.layer, unit.site) == (layer, site)]
+            rows = torch.tensor(here)
+            start = torch.tensor([units[k].start for k in here])
+            stop = torch.tensor([units[k].stop for k in here])
+            taylor[rows[:, None], columns] = part.summed(part.old, start, stop)
+            for draw in range(n_draws):
+                assert change is not None
+                moved = part.new(change, layer, site, draw) - part.old
+                predicted[rows[:, None], columns] += part.summed(moved, start, stop) / n_draws
+    return Prescreen(
+        names=tuple(unit.name for unit in units),
+        taylor=taylor.abs().mean(1),
+        predicted=predicted if change else None,
+        metric=watched.name,
+        do=change.name if change else "",
+        position=str(position),
+    )
+
+
+def whole_gradients(
+    adapter: ModelAdapter,
+    batch: Sequence[Encoded],
+    plan: RequiredOutputs,
+    metric: Metric,
+    places: Mapping[int, Sequence[int]],
+    site: Site,
+) -> dict[LayerSite, Gradient]:
+    """What `activations_and_gradients` gives, from passes whose graph holds every token.
+
+    Several times slower and larger. Needed where the suffix of a batch does not repeat the whole
+    pass closely enough, as may happen to single batches by rounding alone.
+
+    Raises:
+        LensSkillsError: The metric has no gradient.
+    """
+    names = [site.hook_name(layer) for layer in site.layers]
+    row_of = {item.index: row for row, item in enumerate(batch)}
+    passes: list[tuple[dict[str, Tensor], EditRows, Tensor]] = []
+
+    def editing(part: Sequence[Encoded], starts: Sequence[int]) -> Mapping[str, EditHook]:
+        seen: dict[str, Tensor] = {}
+        index = [item.index for item in part]
+        at = EditRows.of(index, [places[item] for item in index], starts)
+        passes.append((seen, at, torch.tensor([row_of[item] for item in index])))
+
+        def keeper(name: str) -> Callable[[Tensor], Tensor]:
+            def keep(activation: Tensor) -> Tensor:
+                # Where no weight asks for gradients, the graph begins here.
+                kept = activation if activation.requires_grad else activation.requires_grad_()
+                seen[name] = kept
+                return kept
+
+            return keep
+
+        return {name: keeper(name) for name in names}
+
+    followed: Any = copy.copy(adapter)
+    followed.differentiable = True
+    with torch.enable_grad():
+        values = forward_batch(followed, batch, plan, [metric], {}, {}, editing)[metric.name]
+        if not values.requires_grad:
+            raise LensSkillsError(
+                f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
+                "confidence('answer'), or a method that reads activations."
+            )
+        inputs = [seen[name] for seen, _, _ in passes for name in names]
+        slopes = iter(torch.autograd.grad(values.sum(), inputs, allow_unused=True))
+    found: dict[LayerSite, Gradient] = {}
+    for seen, at, rows in passes:
+        for layer, name in zip(site.layers, names, strict=True):
+            slope = next(slopes)
+            old = _taken(seen[name].detach(), at)
+            here = torch.zeros_like(old) if slope is None else _taken(slope, at)
+            here = here * at.valid[:, :, None].to(here)
+            before = found.get((layer, site.name))
+            if before is None:  # the first pass holds the whole batch, in its order
+                found[layer, site.name] = Gradient(old, here, at.examples)
+            else:
+                total = before.slope.index_add(0, rows.to(here.device), here)
+                found[layer, site.name] = Gradient(before.old, total, before.examples)
+    return found
+
+
+def _taken(activation: Tensor, at: EditRows) -> Tensor:
+    """The edited columns of each row, ``row pos feature``."""
+    flat = activation.flatten(2)
+    rows = torch.arange(len(flat), device=flat.device)[:, None]
+    return flat[rows, at.columns.to(flat.device)]
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationGradients:
+    """What gradients say of every unit, averaged over the examples.
+
+    Attributes:
+        taylor: Mean of |a · ∂m/∂a|, in the metric's unit.
+        slope: Mean of ∂m/∂a, signed, in the metric's unit per unit of activation.
+        metric: What was differentiated.
+    """
+
+    taylor: Float[Tensor, " unit"]
+    slope: Float[Tensor, " unit"]
+    metric: str
+
+
+def slopes_of(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    metric: Metric,
+    site: Site,
+    *,
+    position: Position,
+    batch_size: int,
+    progress: bool | None,
+) -> ActivationGradients:
+    """The slopes of a site's units at a position, from one forward and one backward pass each.
+
+    Only the last columns are differentiated where that gives the same numbers, else whole passes.
+
+    Raises:
+        LensSkillsError: A metric without a gradient, or a position that pools tokens.
+    """
+    encoded, plan = prepare(adapter, examples, [metric], False)
+    places = edited_places(adapter, encoded, position)
+    taylor: dict[int, Tensor] = {}
+    slope: dict[int, Tensor] = {}
+    for batch in batches(encoded, plan, batch_size, 0, progress, "gradients"):
+        sites = {site.name: site.layers}
+        try:
+            found = activations_and_gradients(adapter, batch, plan, metric, places, sites)
+        except CannotResume:
+            found = whole_gradients(adapter, batch, plan, metric, places, site)
+        for (layer, _), part in found.items():
+            each = (part.old.double() * part.slope.double()).sum(1).abs().sum(0).cpu()
+            raw = part.slope.double().sum(1).sum(0).cpu()
+            taylor[layer] = taylor[layer] + each if layer in taylor else each
+            slope[layer] = slope[layer] + raw if layer in slope else raw
+    return ActivationGradients(
+        _flat(taylor, site, len(examples)), _flat(slope, site, len(examples)), metric.name
+    )
+
+
+def _flat(by_layer: dict[int, Tensor], site: Site, n: int) -> Float[Tensor, " unit"]:
+    stacked = torch.stack([by_layer[layer] for layer in site.layers]) / n
+    return rearrange(stacked, "layer unit -> (layer unit)")

@@ -1,0 +1,216 @@
+"""`audit`: anyone's neurons or heads on trial, from a bare model and a task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lens_skills.activations import BATCH_SIZE, DEFAULT_SITE, Position, parse_metrics
+from lens_skills.activations.components import Component, parse_components, sites_of
+from lens_skills.activations.metrics import causal_metric
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.edits import Edit, ablate
+from lens_skills.interventions.verdict import Verdict, pack, unpack
+from lens_skills.interventions.verify import verify
+from lens_skills.models import as_adapter
+from lens_skills.results import read_folder, write_folder
+from lens_skills.scoring import GATES, Scores, score
+from lens_skills.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What is left of a claim about some neurons; printing it shows one card.
+
+    Attributes:
+        claims: One row per unit and metric: name metric position r low high beats, and the three
+            bars |r| had to exceed. For a head or an MLP, r is that of its strongest feature.
+        verdict: What interventions on other examples of the task show.
+        task, explored: The task, and the split r was measured on.
+    """
+
+    claims: tuple[dict[str, Any], ...]
+    verdict: Verdict
+    task: str
+    explored: str
+
+    def frame(self) -> pd.DataFrame:
+        """One row per unit and metric: the claim's row beside the ruling on the unit."""
+        rulings = self.verdict.frame().drop(columns=["low", "high"], errors="ignore")
+        claims = pd.DataFrame(list(self.claims))
+        return claims.merge(rulings, on="name", how="left")
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Audit of {len(self.verdict)} on {self.task}, {self.verdict.provenance['model']}",
+            f"what they carry · r on {self.explored}, against three nulls over their layers",
+        ]
+        for row in self.claims:
+            bars = ", ".join(
+                f"{null} {row[null]:.2f}" for null in GATES.values() if row[null] is not None
+            )
+            lines.append(
+                f"  {row['name']:<9} {row['metric']:<16} r = {row['r']:+.2f} [{row['low']:+.2f}, "
+                f"{row['high']:+.2f}] · {row['beats']} (|r| to beat: {bars})"
+            )
+        return "\n".join([*lines, "", "what they do", repr(self.verdict)])
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes ``audit.safetensors`` and ``audit.json``; the folder appears whole or not."""
+        tensors, plain = pack(self.verdict)
+        own = {"claims": self.claims, "task": self.task, "explored": self.explored}
+        return write_folder(Path(folder), "audit", tensors, own | {"verdict": plain})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Audit":
+        """The audit that `save` wrote."""
+        tensors, plain = read_folder(Path(folder), "audit")
+        verdict = unpack(tensors, plain.pop("verdict"))
+        plain["claims"] = tuple(plain["claims"])
+        return cls(verdict=verdict, **plain)
+
+
+def audit(
+    model: Any,
+    task: Task,
+    *,
+    neurons: Any,
+    metric: Any = None,
+    claims: Any = None,
+    do: Edit | None = None,
+    at: str = DEFAULT_SITE,
+    position: Position = "last",
+    fractions: tuple[float, float] = (0.5, 0.5),
+    n_controls: int = 200,
+    n_peers: int | None = 1000,
+    delta: float | None = None,
+    by: Sequence[str] | None = None,
+    unrelated: Sequence[Example] | None = None,
+    pairs: bool | None = None,
+    n_permutations: int | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    progress: bool | None = None,
+) -> Audit:
+    """Named neurons, heads or MLPs against three nulls and in court: an `Audit`.
+
+    The task is split by group. On one part every unit's r with each claim is held against the
+    nulls of `score`, over whole layers, as if the unit had been searched for there. On the other,
+    `verify` intervenes.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        task: Examples of the skill the units are said to have.
+        neurons: Names such as ``"L17N635"``, ``"L9H3"``, ``"L5MLP"``, rows, or a `Selection`.
+        metric: What the intervention may change; default ``logit_diff`` where the task has foils
+            or options, else ``answer_probability``.
+        claims: What the units are said to carry: metrics as for `score`. Default: every label that
+            is a number or has two values, and ``metric``.
+        do: The edit; default mean ablation over the first part.
+        at: The site of units named as neurons.
+        position: Where they are read and edited.
+        fractions: Shares of the two parts.
+        n_controls, n_peers, delta, by, unrelated, pairs: As in `verify`.
+        n_permutations: As in `score`.
+        seed: Of the split and all draws.
+        batch_size: Examples per forward pass.
+        progress: Show progress (None: on a terminal only).
+
+    Raises:
+        LensSkillsError: As `score` and `verify`; a task without answers and no metric named.
+    """
+    adapter = as_adapter(model)
+    units = parse_components(adapter, neurons, at=at)
+    (wanted,) = parse_metrics(_default_metric(task) if metric is None else metric)
+    explore, intervene = task.split(*fractions, seed=seed)
+    asked = parse_metrics(_default_claims(explore) if claims is None else claims, explore)
+    if claims is None:
+        asked = (*asked, wanted)
+    rows: list[dict[str, Any]] = []
+    for site, layers in sites_of(units).items():
+        found = score(
+            model,
+            explore,
+            metrics=asked,
+            at=site,
+            position=position,
+            layers=layers,
+            n_permutations=n_permutations,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        rows += [
+            _claim(found, name, unit)
+            for unit in units
+            if unit.site == site
+            for name in found.metrics
+        ]
+    verdict = verify(
+        model,
+        intervene,
+        # A selection knows which examples it was made with, and verify refuses those.
+        neurons if hasattr(neurons, "provenance") else units,
+        do=ablate("mean", over=explore) if do is None else do,
+        metric=wanted,
+        position=position,
+        n_controls=n_controls,
+        n_peers=n_peers,
+        delta=delta,
+        by=by,
+        unrelated=unrelated,
+        pairs=pairs,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return Audit(tuple(rows), verdict, task.name, explore.split_name)
+
+
+def _claim(found: Scores, metric: str, unit: Component) -> dict[str, Any]:
+    """One unit's strongest r with one metric, and the gates it passes one after another."""
+    view = found[metric]
+    features = (found.neuron >= unit.start) & (found.neuron < unit.stop)
+    inside = ((found.layer == unit.layer) & features).nonzero()[:, 0]
+    strongest = int(view.r[:, inside].abs().flatten().argmax())
+    spot, feature = divmod(strongest, len(inside))
+    place = found.metrics.index(metric)
+    beaten = []
+    for gate, passed in view.passing().items():
+        if bool(passed[spot, inside[feature]]):
+            beaten.append(gate)
+    return {
+        "name": unit.name,
+        "metric": metric,
+        "position": found.positions[spot],
+        "r": float(view.r[spot, inside[feature]]),
+        "low": float(found.low[place, spot, inside[feature]]),
+        "high": float(found.high[place, spot, inside[feature]]),
+        "beats": ", ".join(beaten) or "no more than chance",
+    } | vars(view.thresholds)
+
+
+def _default_metric(task: Sequence[Any]) -> str:
+    metric = causal_metric(task)
+    if metric is None:
+        raise LensSkillsError(
+            "the task has examples without an answer, so the effect on it cannot be measured. Name "
+            "what should change: metric='entropy', or a function (logits, examples) -> numbers."
+        )
+    return metric
+
+
+def _default_claims(task: Task) -> list[str]:
+    """Every label that is one number per example and varies."""
+    names = sorted({name for example in task for name in example.labels})
+    found = []
+    for name in names:
+        values = [example.labels.get(name) for example in task]
+        distinct = set(values)
+        numbers = not any(isinstance(value, str) or value is None for value in values)
+        if None not in distinct and (len(distinct) == 2 or (numbers and len(distinct) > 1)):
+            found.append(f"label:{name}")
+    return found

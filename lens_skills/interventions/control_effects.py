@@ -1,0 +1,211 @@
+"""`Comparison`: what the same edit does to units that were never suspected."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_skills.activations.components import Component
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.controls import (
+    ComponentTable,
+    Controls,
+    important,
+    matched_sets,
+    peers,
+)
+from lens_skills.interventions.edits import Edit
+from lens_skills.interventions.effects import Bench, Effects
+from lens_skills.interventions.verdict import Ranks
+from lens_skills.stats.effect_tests import Classes, opposition
+from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
+
+CALIBRATED = 200
+"""So many other units are measured on a separate split to declare delta."""
+
+
+_PERCENTILE = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class ControlEffects:
+    """Effects of single units and of random sets, beside those on trial.
+
+    Attributes:
+        units: The single units each candidate is compared with.
+        total: Their per-example effects.
+        home, candidate_home: Only units of one home are compared: a layer, or all layers together.
+        across: Whether it is all layers together.
+        sets: The matched control sets; None where there are none.
+        set_total: Their per-example effects.
+        strict, strict_effect: Sets drawn among important neurons, and their mean effects.
+        notes: What could not be had.
+    """
+
+    units: tuple[Component, ...]
+    total: Float[Tensor, "peer example"]
+    home: Int[Tensor, " peer"]
+    candidate_home: Int[Tensor, " k"]
+    across: bool
+    sets: Controls | None
+    set_total: Float[Tensor, "control example"]
+    strict: Controls | None
+    strict_effect: Float[Tensor, " important"]
+    notes: tuple[str, ...]
+
+    @property
+    def mean(self) -> Float[Tensor, " peer"]:
+        """Mean effect of each single unit."""
+        return self.total.mean(dim=1)
+
+    @property
+    def set_effect(self) -> Float[Tensor, " control"]:
+        """Mean effect of each matched control set."""
+        return self.set_total.mean(dim=1)
+
+    def ranks(self, effects: Effects, classes: Classes) -> Ranks:
+        """Where the candidates stand among their peers, and the set among its control sets."""
+        k = len(self.candidate_home)
+        means = effects.total.mean(dim=1)
+        rank, count, p = self._ranked(means[:k].abs(), self.mean.abs())
+        own, q = p.tolist(), false_discovery_q(p).tolist()
+        places, counts = rank.tolist(), count.tolist()
+        n_sets = len(self.set_total)
+        for mean in means[k:].abs():
+            p_set = float(rank_p(mean[None], self.set_effect.abs())) if n_sets else None
+            own.append(p_set)
+            q.append(p_set)
+            places.append(1 + int((self.set_effect.abs() >= mean).sum()) if n_sets else None)
+            counts.append(n_sets)
+        return Ranks(places, counts, own, q, self._mixed(effects, classes))
+
+    def _mixed(self, effects: Effects, classes: Classes) -> dict[str, list[float | None]]:
+        """Per column, the q of each set's opposition; the single units are one family."""
+        k = len(self.candidate_home)
+        single, whole = [], []
+        for members in classes.values():
+            here = opposition(effects.total, members)
+            single.append(self._ranked(here[:k], opposition(self.total, members))[2])
+            null = opposition(self.set_total, members)
+            whole.append(rank_p(here[k:], null).tolist() if len(null) else [None] * (len(here) - k))
+        if not single:
+            return {}
+        family = torch.stack(single)
+        q = false_discovery_q(family.flatten()).reshape(family.shape).tolist()
+        return {column: [*row, *rest] for column, row, rest in zip(classes, q, whole, strict=True)}
+
+    def _ranked(
+        self, statistic: Float[Tensor, " k"], null: Float[Tensor, " peer"]
+    ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
+        """Rank, number of controls and p of each candidate among the peers of its home."""
+        p = torch.ones(len(statistic), dtype=torch.float64)
+        count = torch.zeros(len(statistic), dtype=torch.long)
+        for code in self.candidate_home.unique():
+            mine, theirs = self.candidate_home == code, self.home == code
+            p[mine] = rank_p(statistic[mine], null[theirs])
+            count[mine] = int(theirs.sum())
+        return (p * (1 + count)).round().long(), count, p
+
+
+def measure_controls(
+    bench: Bench,
+    examples: Sequence[Example],
+    candidates: Sequence[Component],
+    population: ComponentTable,
+    do: Edit,
+    *,
+    n_sets: int,
+    n_important: int,
+    n_peers: int | None,
+    seed: int,
+) -> ControlEffects:
+    """The comparison of some candidates: single units of their layers, and random sets.
+
+    Sets are drawn where there are several candidates; the important neurons are the tenth of the
+    single units measured here whose effect is largest, which makes the control stricter still.
+    """
+    places, across = peers(candidates, population, n_peers=n_peers, seed=seed)
+    several = len(candidates) > 1
+    sets = (
+        matched_sets(candidates, population, n_sets=n_sets, seed=seed)
+        if several and n_sets
+        else None
+    )
+    units = tuple(population.units[place] for place in places.tolist())
+    tried = [*((unit,) for unit in units), *(sets.sets if sets else ())]
+    names = [unit.name for unit in units] + [f"control {i}" for i in range(len(tried) - len(units))]
+    found = bench.measure(examples, tried, do, names=names, part="comparison").total
+    strict, strict_effect, notes = None, torch.zeros(0, dtype=torch.float64), []
+    if several and n_important:
+        strength = torch.full((len(population.units),), torch.nan, dtype=torch.float64)
+        strength[places] = found[: len(units)].mean(dim=1).abs().double()
+        among = important(candidates, population, strength)
+        try:
+            strict = matched_sets(
+                candidates, population, n_sets=n_important, among=among, seed=seed + 1
+            )
+        except LensSkillsError as error:
+            notes.append(f"no control among important neurons: {error}")
+    if strict is not None:
+        labels = [f"important {i}" for i in range(len(strict.sets))]
+        measured = bench.measure(examples, strict.sets, do, names=labels, part="important")
+        strict_effect = measured.total.mean(dim=1)
+    codes = population.kind if across else population.stratum
+    return ControlEffects(
+        units=units,
+        total=found[: len(units)],
+        home=codes[places],
+        candidate_home=codes[population.places(candidates)],
+        across=across,
+        sets=sets,
+        set_total=found[len(units) :],
+        strict=strict,
+        strict_effect=strict_effect,
+        notes=tuple(notes),
+    )
+
+
+def declare_delta(
+    bench: Bench,
+    comparison: ControlEffects,
+    do: Edit,
+    *,
+    calibrate: Sequence[Example] | None,
+    seed: int,
+) -> tuple[float, str]:
+    """The smallest effect that matters, and where the number is from.
+
+    The 95th percentile of single units' |mean effect|: of up to `CALIBRATED` of the comparison's
+    units on a separate split, else of a random half of them on this one.
+
+    Raises:
+        LensSkillsError: Fewer than 20 units to take it from, or a percentile of 0.
+    """
+    n_units = len(comparison.units)
+    order = np.random.default_rng(seed).permutation(n_units)
+    if calibrate is not None:
+        chosen = order[:CALIBRATED]
+        units = [comparison.units[place] for place in chosen]
+        names, sets = [unit.name for unit in units], [(unit,) for unit in units]
+        effect = bench.measure(calibrate, sets, do, names=names, part="delta").total.mean(dim=1)
+        where = f"on {getattr(calibrate, 'split_name', 'a separate split')}"
+    else:
+        chosen = order[: (n_units + 1) // 2]
+        effect = comparison.mean[torch.from_numpy(chosen)]
+        where = "half of those compared with"
+    if len(chosen) < 20:
+        raise LensSkillsError(
+            f"δ cannot be taken from {len(chosen)} other units; 20 at least. Declare it in the "
+            "metric's unit: delta=…"
+        )
+    delta = float(effect.abs().double().quantile(_PERCENTILE))
+    if delta == 0:
+        raise LensSkillsError(
+            "δ would be 0: the edit changes nothing in 95 % of the other units. Declare it in the "
+            "metric's unit: delta=…"
+        )
+    return delta, f"95th percentile of |effect| of {len(chosen)} other units, {where}"

@@ -1,0 +1,418 @@
+"""`Controls`: random units and sets that are like the candidates in all but the skill.
+
+`Population`: all units of the kinds on trial, and what a control is matched on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_skills.activations import BATCH_SIZE, Position
+from lens_skills.activations.activation_reader import read_batches
+from lens_skills.activations.components import HEADS, MLP, Component
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import ModelAdapter
+
+FEATURES = ("mean |a|", "std", "‖W_out‖")
+
+
+_WRITTEN = ("mlp.hook_post", "mlp.hook_pre", "mlp.hook_pre_linear")
+
+
+@dataclass(frozen=True, eq=False)
+class ComponentTable:
+    """Every unit of some kinds in every layer, with what it does on some examples.
+
+    Attributes:
+        units: The units; those of one kind and layer stand together.
+        kind: Which units are alike (site and width), as a code.
+        stratum: Which are alike and in one layer, as a code.
+        raw: `FEATURES` of each unit: mean |activation| and its standard deviation at the
+            positions, and the norm of what it writes per unit of activation (MLP neurons; 1 for
+            other units, whose norm is not asked for).
+        scaled: Their logarithms in standard deviations of the stratum.
+        unmatchable: Units with a feature of exactly 0 (it writes nothing, or never fires), which
+            no other unit can match; there the smallest positive value stands in.
+    """
+
+    units: tuple[Component, ...]
+    kind: Int[Tensor, " unit"]
+    stratum: Int[Tensor, " unit"]
+    raw: Float[Tensor, "unit feature"]
+    scaled: Float[Tensor, "unit feature"]
+    unmatchable: Bool[Tensor, " unit"]
+
+    @classmethod
+    def of(
+        cls,
+        units: Sequence[Component],
+        kind: Int[Tensor, " unit"],
+        stratum: Int[Tensor, " unit"],
+        raw: Float[Tensor, "unit feature"],
+    ) -> "ComponentTable":
+        """The population with its features on the scale they are matched on."""
+        scaled = torch.zeros_like(raw)
+        for code in stratum.unique().tolist():
+            inside = stratum == code
+            part = raw[inside]
+            floor = torch.where(part > 0, part, torch.inf).min(dim=0).values
+            logs = torch.where(part > 0, part, torch.where(floor.isfinite(), floor, 1.0)).log()
+            spread = logs.std(dim=0, correction=0)
+            scaled[inside] = (logs - logs.mean(dim=0)) / torch.where(spread > 0, spread, 1.0)
+        return cls(tuple(units), kind, stratum, raw, scaled, (raw == 0).any(dim=1))
+
+    def places(self, units: Sequence[Component]) -> Int[Tensor, " k"]:
+        """Where some units stand in the population."""
+        index = {_key(unit): place for place, unit in enumerate(self.units)}
+        return torch.tensor([index[_key(unit)] for unit in units], dtype=torch.long)
+
+
+def component_table(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    candidates: Sequence[Component],
+    *,
+    position: Position = "last",
+    batch_size: int = BATCH_SIZE,
+) -> ComponentTable:
+    """All units of the candidates' kinds, measured on the examples at the positions.
+
+    One forward pass per kind (neurons of a site, heads, whole MLPs).
+    """
+    kinds = list(dict.fromkeys((unit.site, unit.stop - unit.start) for unit in candidates))
+    units: list[Component] = []
+    kind, stratum, raw = [], [], []
+    for code, (site, width) in enumerate(kinds):
+        level, spread = _moments(adapter, examples, site, width, position, batch_size)
+        n_layers, n_units = level.shape
+        units += [
+            Component(_name(site, width, layer, i), layer, site, i * width, (i + 1) * width)
+            for layer in range(n_layers)
+            for i in range(n_units)
+        ]
+        norm = torch.ones_like(level)
+        if site in _WRITTEN:
+            norm = torch.stack(
+                [adapter.weight_out(at).double().norm(dim=1).cpu() for at in range(n_layers)]
+            )
+        raw.append(rearrange([level, spread, norm], "feature layer unit -> (layer unit) feature"))
+        kind.append(torch.full((n_layers * n_units,), code))
+        stratum.append(code * adapter.n_layers + torch.arange(n_layers).repeat_interleave(n_units))
+    return ComponentTable.of(units, torch.cat(kind), torch.cat(stratum), torch.cat(raw))
+
+
+def _moments(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    site: str,
+    width: int,
+    position: Position,
+    batch_size: int,
+) -> tuple[Float[Tensor, "layer unit"], Float[Tensor, "layer unit"]]:
+    """Mean |a| and standard deviation of each unit, over examples, positions and its features."""
+    level = total = square = torch.zeros(1, dtype=torch.float64)
+    count = 0
+    layers = range(adapter.n_layers)
+    for _, values, mask in read_batches(
+        adapter, examples, site, layers, position=position, answers=None, batch_size=batch_size
+    ):
+        rows = rearrange(values.double(), "batch pos layer feature -> (batch pos) layer feature")
+        if mask is not None:
+            rows = rows[rearrange(mask, "batch pos -> (batch pos)")]
+        level = level + reduce(rows.abs(), "row layer feature -> layer feature", "sum")
+        total = total + reduce(rows, "row layer feature -> layer feature", "sum")
+        square = square + reduce(rows**2, "row layer feature -> layer feature", "sum")
+        count += len(rows)
+    variance = (square / count - (total / count) ** 2).clamp(min=0)
+    pattern = "layer (unit width) -> layer unit"
+    return (
+        reduce(level / count, pattern, "mean", width=width),
+        reduce(variance, pattern, "mean", width=width).sqrt(),
+    )
+
+
+def _name(site: str, width: int, layer: int, index: int) -> str:
+    if site == MLP and width > 1:
+        return f"L{layer}MLP"
+    return f"L{layer}{'H' if site == HEADS and width > 1 else 'N'}{index}"
+
+
+def _key(unit: Component) -> tuple[int, str, int, int]:
+    return unit.layer, unit.site, unit.start, unit.stop
+
+
+DRAWN = 32
+"""A control is the nearest of so many units drawn at random from the candidate's layer."""
+
+
+FEW_PEERS = 100
+"""With fewer others of its kind in its layer, a unit is compared with those of all layers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """Random sets with as many units per layer as the candidates, matched one to one.
+
+    Attributes:
+        sets: The control sets; in each, the i-th unit stands for the i-th candidate.
+        match: One row per feature: the candidates' mean, the controls' mean, and their
+            standardised mean difference (``smd``, in standard deviations of the log feature within
+            a layer; 0 is a perfect match, |smd| <= 0.1 is customarily called balanced).
+        unmatchable: Names of candidates with a feature of exactly 0, which nothing can match.
+    """
+
+    sets: tuple[tuple[Component, ...], ...]
+    match: tuple[dict[str, float | str], ...]
+    unmatchable: tuple[str, ...]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per feature: feature, candidates, controls, smd."""
+        return pd.DataFrame(list(self.match))
+
+
+def matched_sets(
+    candidates: Sequence[Component],
+    population: ComponentTable,
+    *,
+    n_sets: int = 200,
+    among: Bool[Tensor, " unit"] | None = None,
+    drawn: int = DRAWN,
+    seed: int = 0,
+) -> Controls:
+    """Random sets that match the candidates in number per layer and in `FEATURES`.
+
+    For each candidate, ``drawn`` units of its kind and layer (a quarter of them, if that is less)
+    are drawn without replacement, none of them a candidate or already in the set, and the nearest
+    in the scaled features is taken.
+
+    Args:
+        candidates: What the sets stand for.
+        population: Where they come from; see `survey`.
+        n_sets: How many sets.
+        among: Only these units may be controls (the *important* ones).
+        drawn: More makes the match closer and the sets more alike.
+        seed: Of the draws.
+
+    Raises:
+        LensSkillsError: A layer holds fewer other units than it has candidates: says which.
+
+    Source: nearest-neighbour matching within strata, Stuart 2010, sections 3.1 and 4.1.
+    """
+    places = population.places(candidates)
+    free = _others(places, population, among)
+    home = population.stratum[places].tolist()
+    for stratum in sorted(set(home)):
+        members = [unit for unit, at in zip(candidates, home, strict=True) if at == stratum]
+        if len(free[stratum]) < len(members):
+            kind = "units" if among is None else "important units"
+            raise LensSkillsError(
+                f"no control set is possible in layer {members[0].layer}: {len(members)} of its "
+                f"units at {members[0].site} are candidates and {len(free[stratum])} other {kind} "
+                "are left. Verify fewer units of that layer, or each alone (n_controls=0)."
+            )
+    random = np.random.default_rng(seed)
+    scaled = population.scaled.numpy()
+    chosen = np.zeros((n_sets, len(candidates)), dtype=np.int64)
+    for row in chosen:
+        left = {stratum: members.copy() for stratum, members in free.items()}
+        for which in random.permutation(len(candidates)):
+            pool = left[home[which]]
+            # Of few units the nearest would be the same in every set.
+            n_drawn = max(min(drawn, len(pool) // 4), 1)
+            some = random.choice(len(pool), size=n_drawn, replace=False)
+            far = ((scaled[pool[some]] - scaled[places[which]]) ** 2).sum(1)
+            taken = some[far.argmin()]
+            row[which] = pool[taken]
+            left[home[which]] = np.delete(pool, taken)
+    return Controls(
+        sets=tuple(tuple(population.units[at] for at in row) for row in chosen.tolist()),
+        match=_match(places, torch.from_numpy(chosen), population),
+        unmatchable=tuple(
+            u.name for u, at in zip(candidates, places, strict=True) if population.unmatchable[at]
+        ),
+    )
+
+
+def peers(
+    candidates: Sequence[Component],
+    population: ComponentTable,
+    *,
+    n_peers: int | None = 1000,
+    seed: int = 0,
+) -> tuple[Int[Tensor, " peer"], bool]:
+    """Places of the single units each candidate is compared with, and whether across layers.
+
+    Every other unit of the candidates' kinds and layers, or a random ``n_peers`` per layer. Where
+    a layer has fewer than `FEW_PEERS` others (heads, whole MLPs, tiny models), units of all layers
+    serve instead, for all candidates alike.
+    """
+    places = population.places(candidates)
+    strata = population.stratum[places].unique()
+    free = _others(places, population, None)
+    across = min(len(free[code]) for code in strata.tolist()) < FEW_PEERS
+    codes = population.kind if across else population.stratum
+    random = np.random.default_rng(seed)
+    chosen = []
+    for code in codes[places].unique().tolist():
+        others = np.setdiff1d((codes == code).nonzero()[:, 0].numpy(), places.numpy())
+        if n_peers is not None and len(others) > n_peers:
+            others = np.sort(random.choice(others, size=n_peers, replace=False))
+        chosen.append(torch.from_numpy(others))
+    return torch.cat(chosen), across
+
+
+def important(
+    candidates: Sequence[Component],
+    population: ComponentTable,
+    strength: Float[Tensor, " unit"],
+    *,
+    share: float = 0.1,
+) -> Bool[Tensor, " unit"]:
+    """The units of largest strength in each of the candidates' layers: the stricter controls.
+
+    The top ``share`` of the units whose strength is known (not NaN), and at least three for each
+    candidate of the layer.
+    """
+    places = population.places(candidates)
+    chosen = torch.zeros(len(population.units), dtype=torch.bool)
+    for stratum, members in _others(places, population, ~strength.isnan()).items():
+        n_candidates = int((population.stratum[places] == stratum).sum())
+        n_top = max(round(share * len(members)), 3 * n_candidates)
+        order = strength[torch.from_numpy(members)].argsort(descending=True, stable=True)
+        chosen[torch.from_numpy(members)[order[:n_top]]] = True
+    return chosen
+
+
+def _others(
+    places: Int[Tensor, " k"], population: ComponentTable, among: Bool[Tensor, " unit"] | None
+) -> dict[int, np.ndarray]:
+    """Per stratum of the candidates, the places of the units that are none."""
+    allowed = (
+        torch.ones(len(population.units), dtype=torch.bool) if among is None else among.clone()
+    )
+    allowed[places] = False
+    return {
+        code: (allowed & (population.stratum == code)).nonzero()[:, 0].numpy()
+        for code in population.stratum[places].unique().tolist()
+    }
+
+
+def _match(
+    places: Int[Tensor, " k"], chosen: Int[Tensor, "set k"], population: ComponentTable
+) -> tuple[dict[str, float | str], ...]:
+    if chosen.numel() == 0:
+        return ()
+    rows = []
+    for place, feature in enumerate(FEATURES):
+        smd = population.scaled[places, place].mean() - population.scaled[chosen, place].mean()
+        rows.append(
+            {
+                "feature": feature,
+                "candidates": float(population.raw[places, place].mean()),
+                "controls": float(population.raw[chosen, place].mean()),
+                "smd": float(smd),
+            }
+        )
+    return tuple(rows)
+
+
+def random_neurons(
+    neurons: Int[Tensor, "neuron 2"], count: int, *, width: int, seed: int
+) -> Int[Tensor, "count 2"]:
+    """Other neurons of the same layers, each layer in the proportion in which it is given.
+
+    Args:
+        neurons: (layer, index) rows, which are not drawn.
+        count: How many to draw.
+        width: Neurons in a layer.
+        seed: Of the draw.
+
+    Raises:
+        LensSkillsError: The layers hold too few others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    taken: dict[int, set[int]] = {}
+    for layer, index in neurons.tolist():
+        taken.setdefault(layer, set()).add(index)
+    pools = {}
+    for layer, own in taken.items():
+        order = torch.randperm(width, generator=generator).tolist()
+        pools[layer] = [index for index in order if index not in own]
+    order = torch.randperm(len(neurons), generator=generator)
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < count and any(pools.values()):
+        layer = int(neurons[order[len(chosen) % len(order)], 0])
+        if not pools[layer]:
+            layer = max(pools, key=lambda one: len(pools[one]))
+        chosen.append((layer, pools[layer].pop()))
+    if len(chosen) < count:
+        raise LensSkillsError(
+            f"{count} random neurons were asked for, but the layers of these {len(neurons)} "
+            f"hold only {len(chosen)} others. Ask for fewer."
+        )
+    return torch.tensor(chosen)
+
+
+def nearest(
+    units: Sequence[Component], population: ComponentTable, n_controls: int
+) -> list[list[Component]]:
+    """For each unit those most like it in mean |a|, std and ‖W_out‖, none of them on trial.
+
+    Of its layer, or of all layers where its own has fewer than ``n_controls`` others.
+    """
+    places = population.places(units)
+    free = torch.ones(len(population.units), dtype=torch.bool)
+    free[places] = False
+    found = []
+    for place in places.tolist():
+        pool = free & (population.stratum == population.stratum[place])
+        if int(pool.sum()) < n_controls:
+            pool = free & (population.kind == population.kind[place])
+        others = pool.nonzero()[:, 0]
+        far = (population.scaled[others] - population.scaled[place]).square().sum(1)
+        chosen = others[far.argsort(stable=True)[:n_controls]]
+        found.append([population.units[other] for other in chosen.tolist()])
+    return found
+
+
+FEWEST_CONTROLS = 20
+
+
+def draw_controls(
+    tried: Int[Tensor, "neuron 2"], available: Int[Tensor, "unit 2"], n: int, *, seed: int
+) -> Int[Tensor, "control 2"]:
+    """Random neurons that are not tried, from the layers of those that are, as often as they are.
+
+    For one tried neuron after another, in a random order and again from the first, another of its
+    layer; fewer where the layers hold no more.
+
+    Raises:
+        LensSkillsError: Fewer than `FEWEST_CONTROLS` others.
+    """
+    random = np.random.default_rng(seed)
+    taken = {tuple(row) for row in tried.tolist()}
+    left: dict[int, list[tuple[int, int]]] = {}
+    for layer, neuron in available.tolist():
+        if (layer, neuron) not in taken:
+            left.setdefault(layer, []).append((layer, neuron))
+    for members in left.values():
+        random.shuffle(members)
+    order = random.permutation(tried[:, 0].numpy()).tolist()
+    found: list[tuple[int, int]] = []
+    while len(found) < n and any(left.get(layer) for layer in order):
+        for layer in order:
+            if left.get(layer) and len(found) < n:
+                found.append(left[layer].pop())
+    if len(found) < FEWEST_CONTROLS:
+        raise LensSkillsError(
+            f"{len(found)} other neurons are left in the layers of those on trial; "
+            f"{FEWEST_CONTROLS} at least are needed to compare with. Try fewer: k=…"
+        )
+    return torch.tensor(found)

@@ -1,0 +1,390 @@
+"""`damage_matrix`: what editing the neurons of each skill does to every skill.
+
+`DamageMatrix`: the neurons of each skill against the performance of each skill.
+
+`Overlap`: how many units two sets share, against sets drawn at random.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
+from math import factorial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_skills.activations import DEFAULT_SITE, Position
+from lens_skills.activations.components import Component, parse_components, site_width
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.edits import Edit
+from lens_skills.interventions.effects import Effects, measure_effects
+from lens_skills.models import ModelAdapter, as_adapter
+from lens_skills.results import fields_of, read_folder, write_folder
+from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
+from lens_skills.stats.set_overlap import shared_by_chance
+
+_TUPLES = ("skills", "n_units", "n_examples", "n_groups", "clean", "do")
+
+
+@dataclass(frozen=True, eq=False)
+class DamageMatrix:
+    """Rows are the edited sets, columns the tasks, both named by skill and in the same order.
+
+    Attributes:
+        skills: Their names.
+        n_units: Of each skill's set.
+        n_examples: Of each skill's task.
+        n_groups: Of each skill's task; intervals resample groups.
+        clean: Mean of the metric on each task without an edit.
+        effect: Mean of edited minus clean metric, in the metric's unit; below 0 it is damage.
+        low, high: Its 95 % interval, by group.
+        damage: -effect over the standard deviation of the clean metric over the task's examples.
+        dominance: Mean damage on the diagonal minus mean damage elsewhere.
+        p: Share of relabelings of the rows with as much dominance.
+        n_relabelings: How many there were; all of them where p is exact.
+        shared: Units that two skills' sets have in common.
+        jaccard: Those over the units in either, 0 to 1.
+        jaccard_chance: Expected of random sets with the same counts per layer.
+        overlap_p: Chance that such sets share as many or more.
+        metric, unit: What was measured.
+        do: The intervention on each task, in words.
+        site, position: Where it acts.
+        provenance: Of the effects on each task.
+    """
+
+    skills: tuple[str, ...]
+    n_units: tuple[int, ...]
+    n_examples: tuple[int, ...]
+    n_groups: tuple[int, ...]
+    clean: tuple[float, ...]
+    effect: Float[Tensor, "skill task"]
+    low: Float[Tensor, "skill task"]
+    high: Float[Tensor, "skill task"]
+    damage: Float[Tensor, "skill task"]
+    dominance: float
+    p: float
+    n_relabelings: int
+    shared: Int[Tensor, "skill other"]
+    jaccard: Float[Tensor, "skill other"]
+    jaccard_chance: Float[Tensor, "skill other"]
+    overlap_p: Float[Tensor, "skill other"]
+    metric: str
+    unit: str
+    do: tuple[str, ...]
+    site: str
+    position: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per set and task: skill task own effect low high damage."""
+        return pd.DataFrame(
+            [
+                {
+                    "skill": skill,
+                    "task": task,
+                    "own": skill == task,
+                    "effect": float(self.effect[i, j]),
+                    "low": float(self.low[i, j]),
+                    "high": float(self.high[i, j]),
+                    "damage": float(self.damage[i, j]),
+                }
+                for i, skill in enumerate(self.skills)
+                for j, task in enumerate(self.skills)
+            ]
+        )
+
+    def overlaps(self) -> pd.DataFrame:
+        """One row per pair of skills: skill other shared jaccard chance p."""
+        return pd.DataFrame(
+            [
+                {
+                    "skill": skill,
+                    "other": self.skills[j],
+                    "shared": int(self.shared[i, j]),
+                    "jaccard": float(self.jaccard[i, j]),
+                    "chance": float(self.jaccard_chance[i, j]),
+                    "p": float(self.overlap_p[i, j]),
+                }
+                for i, skill in enumerate(self.skills)
+                for j in range(i + 1, len(self.skills))
+            ]
+        )
+
+    def __repr__(self) -> str:
+        wide = max(11, *(len(skill) + 1 for skill in self.skills))
+        side = max(len(f"{s} ({n})") for s, n in zip(self.skills, self.n_units, strict=True))
+        lines = [
+            f"effect on {self.metric} ({self.unit}) · rows: edited set (units), columns: task · "
+            f"{self.site} at {self.position}",
+            f"  {'':<{side}}" + "".join(f"{skill:>{wide}}" for skill in self.skills),
+        ]
+        for i, skill in enumerate(self.skills):
+            row = "".join(
+                # A star: the interval leaves 0 out.
+                f"{float(self.effect[i, j]):>+{wide - 1}.3g}"
+                + ("*" if self.low[i, j] > 0 or self.high[i, j] < 0 else " ")
+                for j in range(len(self.skills))
+            )
+            named = f"{skill} ({self.n_units[i]})"
+            lines.append(f"  {named:<{side}}{row}")
+        lines.append(
+            f"  diagonal dominance {self.dominance:+.3g} std of the metric, p = {self.p:.3g} over "
+            f"{self.n_relabelings:,} relabelings (none can be below {1 / self.n_relabelings:.2g})"
+        )
+        lines += [
+            f"  units shared by {row['skill']} and {row['other']}: {row['shared']}; Jaccard "
+            f"{row['jaccard']:.2f}, by chance {row['chance']:.2f}, p = {row['p']:.2g}"
+            for row in self.overlaps().to_dict("records")
+        ]
+        lines.append("  *: the 95 % interval leaves out 0")
+        few = [
+            f"{skill} {n}"
+            for skill, n in zip(self.skills, self.n_groups, strict=True)
+            if n < FEW_GROUPS
+        ]
+        if few:
+            lines.append(
+                f"  few groups ({', '.join(few)}): below {FEW_GROUPS}, intervals cover less than "
+                "they say"
+            )
+        return "\n".join(lines)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes ``damage.safetensors`` and ``damage.json``."""
+        return write_folder(Path(folder), "damage", *fields_of(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "DamageMatrix":
+        """The matrix that `save` wrote."""
+        tensors, plain = read_folder(Path(folder), "damage")
+        for name in _TUPLES:
+            plain[name] = tuple(plain[name])
+        return cls(**tensors, **plain)
+
+
+ComponentKind = tuple[
+    int, str, int
+]  # layer, site and size: units of one kind may stand for one another
+
+
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """What every pair of sets shares, and what random sets of the same counts per layer would.
+
+    Attributes:
+        shared: How many units are in both.
+        jaccard: Those over the units in either, 0 to 1; 0 where both are empty.
+        chance: The jaccard expected of random sets.
+        p: Chance that random sets share as many or more.
+    """
+
+    shared: Int[Tensor, "skill other"]
+    jaccard: Float[Tensor, "skill other"]
+    chance: Float[Tensor, "skill other"]
+    p: Float[Tensor, "skill other"]
+
+
+def overlap_of(
+    sets: Sequence[Sequence[Component]], population: Callable[[ComponentKind], int]
+) -> Overlap:
+    """The overlap of every pair of sets.
+
+    By chance, set A draws a_l of the n_l units of layer l and set B b_l of them, without
+    replacement and independently: layer l shares Hypergeometric(n_l, a_l, b_l) units, and all
+    layers the sum of those, whose exact distribution gives ``chance`` and ``p``.
+
+    Args:
+        sets: The units of each skill.
+        population: How many units of a kind the model has.
+
+    >>> one, other = (Unit(f"L0N{i}", 0, "mlp.hook_post", i, i + 1) for i in (0, 1))
+    >>> overlap_of([[one], [one, other]], lambda kind: 4).jaccard[0].tolist()
+    [1.0, 0.5]
+    """
+    counted = [Counter((unit.layer, unit.site, unit.stop - unit.start) for unit in s) for s in sets]
+    names = [{(unit.hook_name, unit.start, unit.stop) for unit in units} for units in sets]
+    members = {kind: population(kind) for counts in counted for kind in counts}
+    size = len(sets)
+    shared = torch.zeros(size, size, dtype=torch.long)
+    jaccard, chance, p = (torch.zeros(size, size, dtype=torch.float64) for _ in range(3))
+    for i in range(size):
+        for j in range(size):
+            both = len(names[i] & names[j])
+            shares = shared_by_chance(counted[i], counted[j], members)
+            either = len(names[i]) + len(names[j]) - np.arange(len(shares))
+            shared[i, j] = both
+            jaccard[i, j] = both / max(len(names[i] | names[j]), 1)
+            chance[i, j] = float((shares * np.arange(len(shares)) / np.maximum(either, 1)).sum())
+            p[i, j] = min(1.0, float(shares[both:].sum()))
+    return Overlap(shared, jaccard, chance, p)
+
+
+MOST_PERMUTATIONS = 10_000
+
+
+def damage_matrix(
+    model: Any,
+    tasks: Mapping[str, Sequence[Example]],
+    units: Mapping[str, Any],
+    *,
+    do: Edit | Mapping[str, Edit],
+    metric: Any = "logit_diff",
+    position: Position = "last",
+    at: str = DEFAULT_SITE,
+    seed: int = 0,
+) -> DamageMatrix:
+    """The effect of editing skill i's set on skill j's task, for all i and j.
+
+    Damage is the drop of the metric in units of its spread over the task's examples,
+    −(mean effect) / std(clean metric), so that tasks can be compared. Dominance is its mean on the
+    diagonal minus its mean elsewhere: how much more a set hurts its own skill. Its p is the share
+    of all relabelings of the sets (rows) that reach as much: exact up to seven skills, else
+    (1 + #) / (1 + n) of 9,999 random ones.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        tasks: The examples of each skill.
+        units: The set of each skill, under the same names.
+        do: The intervention; or one per task, e.g. each with its own ``over=``.
+        metric: A metric that is high where the model does well.
+        position: Where to edit.
+        at: The site of what is named as a neuron.
+        seed: Of random draws, intervals and relabelings.
+
+    Source: Wang et al. 2022 (arXiv 2211.07349), section 5, for skill against skill.
+    Does not show: that a set is necessary for its skill, only that it matters more there. With
+    three skills no p can be below 1/6.
+
+    Raises:
+        LensSkillsError: Names that do not match, fewer than two skills, a metric that does not
+            vary over a task.
+    """
+    adapter = as_adapter(model)
+    names = _check_names(tasks, units, do)
+    sets = [parse_components(adapter, units[name], at=at) for name in names]
+    measured = [
+        measure_effects(
+            adapter,
+            tasks[name],
+            sets,
+            do[name] if isinstance(do, Mapping) else do,
+            metric=metric,
+            position=position,
+            names=names,
+            seed=seed,
+        )
+        for name in names
+    ]
+    effect, low, high = _with_intervals(measured, seed)
+    spread = [_spread(name, effects) for name, effects in zip(names, measured, strict=True)]
+    damage = -effect / torch.tensor(spread, dtype=torch.float64)
+    p, n_relabelings = dominance_p(damage, seed=seed)
+    overlap = overlap_of(sets, lambda kind: _population(adapter, kind))
+    return DamageMatrix(
+        skills=names,
+        n_units=tuple(map(len, sets)),
+        n_examples=tuple(len(effects.example_ids) for effects in measured),
+        n_groups=tuple(len(set(effects.groups)) for effects in measured),
+        clean=tuple(float(effects.clean.mean()) for effects in measured),
+        effect=effect,
+        low=low,
+        high=high,
+        damage=damage,
+        dominance=dominance(damage),
+        p=p,
+        n_relabelings=n_relabelings,
+        shared=overlap.shared,
+        jaccard=overlap.jaccard,
+        jaccard_chance=overlap.chance,
+        overlap_p=overlap.p,
+        metric=measured[0].metric,
+        unit=measured[0].unit,
+        do=tuple(effects.do for effects in measured),
+        site=_sites(sets),
+        position=measured[0].position,
+        provenance={name: one.provenance for name, one in zip(names, measured, strict=True)},
+    )
+
+
+def dominance(damage: Float[Tensor, "skill task"]) -> float:
+    """Mean damage on the diagonal minus mean damage elsewhere.
+
+    >>> dominance(torch.tensor([[2.0, 0.0], [1.0, 3.0]]))
+    2.0
+    """
+    size = len(damage)
+    own = float(damage.diagonal().sum())
+    return own / size - (float(damage.sum()) - own) / (size * size - size)
+
+
+def dominance_p(damage: Float[Tensor, "skill task"], *, seed: int = 0) -> tuple[float, int]:
+    """The share of row relabelings with as much dominance, and how many there were.
+
+    >>> dominance_p(torch.eye(3))
+    (0.16666666666666666, 6)
+    """
+    size, values = len(damage), damage.double().numpy()
+    columns = np.arange(size)
+    # The sum over the matrix is the same under any relabeling, so the diagonal's decides.
+    observed = values.trace()
+    least = observed - 1e-12 * max(1.0, abs(observed))
+    exact = factorial(size) <= MOST_PERMUTATIONS
+    if exact:
+        orders = np.array(list(permutations(range(size))))
+    else:
+        random = np.random.default_rng(seed)
+        orders = np.array([random.permutation(size) for _ in range(MOST_PERMUTATIONS - 1)])
+    reached = int((values[orders, columns].sum(1) >= least).sum())
+    if exact:  # the labeling itself is one of them
+        return reached / len(orders), len(orders)
+    return (1 + reached) / (1 + len(orders)), len(orders)
+
+
+def _check_names(
+    tasks: Mapping[str, Any], units: Mapping[str, Any], do: Edit | Mapping[str, Edit]
+) -> tuple[str, ...]:
+    names = tuple(tasks)
+    others = {"units": units} | ({"do": do} if isinstance(do, Mapping) else {})
+    for what, other in others.items():
+        if set(other) != set(names):
+            raise LensSkillsError(
+                f"tasks are called {', '.join(names)}, {what} {', '.join(other)}: every skill "
+                "needs both under one name."
+            )
+    if len(names) < 2:
+        raise LensSkillsError("a damage matrix compares skills: give two or more.")
+    return names
+
+
+def _with_intervals(measured: Sequence[Effects], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean effect and its interval, each ``skill task``."""
+    means = [effects.total.double().mean(1) for effects in measured]
+    ends = [cluster_interval(effects.total, effects.groups, seed=seed) for effects in measured]
+    low, high = zip(*ends, strict=True)
+    return torch.stack(means, 1), torch.stack(low, 1), torch.stack(high, 1)
+
+
+def _spread(name: str, effects: Effects) -> float:
+    spread = float(effects.clean.double().std(correction=0))
+    if spread == 0:
+        raise LensSkillsError(
+            f"{effects.metric} is {float(effects.clean[0]):g} for every example of {name!r}, so "
+            "damage has no unit there. Choose a graded metric, such as logit_diff."
+        )
+    return spread
+
+
+def _population(adapter: ModelAdapter, kind: ComponentKind) -> int:
+    _, site, size = kind
+    return site_width(adapter, site) // size
+
+
+def _sites(sets: Sequence[Sequence[Component]]) -> str:
+    return ", ".join(sorted({unit.site for units in sets for unit in units}))

@@ -1,0 +1,513 @@
+"""`Edit`: what to put in place of an activation: ablation, patch, steering, clamp, scale.
+
+An edit becomes plain TransformerLens hooks (`hooks_of`), a ``with`` block (`edited`), or hooks
+of torch on a Hugging Face model (`edited_torch`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from lens_skills.activations import DEFAULT_SITE, Position
+from lens_skills.activations.components import HEADS, MLP, Component, parse_components, sites_of
+from lens_skills.activations.locations import Span, edited_positions
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.baselines import Sites, SourceReader, describe_source
+from lens_skills.interventions.batched_edits import Put, puts_of
+from lens_skills.interventions.formulas import Change, formula_of
+from lens_skills.models import ModelAdapter, as_adapter
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An intervention, declared but not yet bound to a model.
+
+    Attributes:
+        kind: Its name.
+        amount: By how much (``steer``, ``scale``), to what (``clamp``), how strong (``noise``).
+        over: The split that means, standard deviations or donors come from.
+        source: What a patch puts in place.
+        draws: Random draws to average over.
+    """
+
+    kind: str
+    amount: float = 0.0
+    over: Any = None
+    source: Any = None
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.amount):
+            raise LensSkillsError(f"{self.kind} by {self.amount}: give a finite number.")
+
+    @property
+    def name(self) -> str:
+        """The edit in words, with its split.
+
+        >>> scale(by=0.5).name
+        'scaling by 0.5'
+        """
+        amount = f"{self.amount:g}"
+        words = {
+            "steer": f"steering by {amount} std",
+            "clamp": f"clamping to {amount}",
+            "scale": f"scaling by {amount}",
+            "patch": f"patch from {self._source_words()}",
+            "noise": f"noise ablation of {amount} std",
+        }
+        over = "" if self.over is None else f" over {describe_source(self.over)}"
+        return words.get(self.kind, f"{self.kind} ablation") + over
+
+    def sourced(self, units: Any) -> "Edit":
+        """The edit; a `Selection` it acts on is its source where it needs one and none was named.
+
+        >>> steer(by=2).sourced(["L1N5"]).over is None
+        True
+        """
+        carries = all(getattr(units, name, None) is not None for name in ("neurons", "mean", "std"))
+        needs = self.over is None and self.kind in ("mean", "noise", "steer")
+        return replace(self, over=units) if carries and needs else self
+
+    def _source_words(self) -> str:
+        if isinstance(self.source, str):
+            return f"the {self.source} twin"
+        if hasattr(self.source, "prompt"):
+            return f"example {self.source.id}"
+        return "" if self.source is None else describe_source(self.source)
+
+    def bind(
+        self,
+        adapter: ModelAdapter,
+        examples: Sequence[Any],
+        sites: Sites,
+        *,
+        position: Position,
+        seed: int = 0,
+        batch_size: int = 32,
+        answers: bool | None = None,
+    ) -> Change:
+        """The edit with everything it must know about a model and its examples.
+
+        Args:
+            adapter: The model.
+            examples: The examples to be edited, in the order `Change.new` counts them.
+            sites: The layers it will be asked about, per site; one pass per site and source.
+            position: Where it will act: ``"last"``, an index, a span, a list, or ``"all"``.
+            seed: Of the random draws, which belong to an example's id and do not depend on the
+                batch it is in or on the units beside it.
+            batch_size: Examples per forward pass over the source.
+            answers: Whether prompts are read as a metric with answers reads them (None: where
+                every example has an answer).
+
+        Raises:
+            LensSkillsError: A source that is missing, empty, of another model, or does not fit the
+                examples.
+        """
+        edited_positions(position)
+        reader = SourceReader(adapter, examples, sites, position, seed, batch_size, answers)
+        formula = formula_of(self.kind, self.amount, self.over, self.source, reader)
+        return Change(self.name, self.draws, formula)
+
+    def hooks(
+        self, model: Any, units: Any, *, position: Position = -1, **options: Any
+    ) -> list[tuple[str, Callable[..., Tensor]]]:
+        """Plain TransformerLens ``(name, function)`` pairs; options as in `hooks_of`."""
+        return hooks_of(self, model, units, position=position, **options)
+
+    def torch_hooks(
+        self, hf_model: Any, units: Any, *, adapter: Any, position: Position = -1, **options: Any
+    ) -> AbstractContextManager[Any]:
+        """The same edit on a plain Hugging Face model, inside ``with``; see `edited_torch`."""
+        return edited_torch(hf_model, units, self, adapter=adapter, position=position, **options)
+
+
+def ablate(
+    kind: str = "mean",
+    *,
+    over: Any = None,
+    draws: int = 10,
+    sd: float = 1.0,
+) -> Edit:
+    """The edit that removes what a unit says about its example.
+
+    Args:
+        kind: ``"zero"``: 0. ``"mean"``: the unit's mean at that position. ``"resample"``: its
+            value in another example drawn at random. ``"noise"``: its own value plus
+            ``sd`` · std · N(0, 1).
+        over: Where mean, std or donors come from: a `Task`, or, for mean and noise, `Scores` or a
+            `Selection`.
+        draws: Of ``"resample"`` and ``"noise"``: how many to average the effect over.
+        sd: Of ``"noise"``: its size in each unit's own standard deviation.
+
+    Source: kinds and their disagreement: Miller et al. 2024 (arXiv 2407.08734).
+
+    >>> ablate("zero").name
+    'zero ablation'
+    """
+    if kind not in ("zero", "mean", "resample", "noise"):
+        raise LensSkillsError(
+            f"no ablation {kind!r}. Choose 'zero', 'mean', 'resample' or 'noise'."
+        )
+    if draws < 1:
+        raise LensSkillsError(f"draws must be at least 1, not {draws}.")
+    random = kind in ("resample", "noise")
+    return Edit(kind, sd if kind == "noise" else 0.0, over, draws=draws if random else 1)
+
+
+def patch(source: Any = "corrupted") -> Edit:
+    """The edit that puts another prompt's activation, at the same position, in place.
+
+    Args:
+        source: ``"corrupted"``: each example's corrupted twin. An `Example`: the same one for all.
+            A sequence of examples: paired with the edited ones, one to one and in order.
+
+    Source: interchange interventions, Vig et al. 2020 (arXiv 2004.12265), section 3.
+
+    >>> patch("corrupted").name
+    'patch from the corrupted twin'
+    """
+    if isinstance(source, str) and source != "corrupted":
+        raise LensSkillsError(
+            f"no source {source!r} to patch from. Give 'corrupted', an example or examples."
+        )
+    return Edit("patch", source=source)
+
+
+def steer(*, by: float, over: Any = None) -> Edit:
+    """The edit that adds ``by`` standard deviations of each unit's own activation.
+
+    Every feature of a head or an MLP moves by ``by`` of its own standard deviation.
+
+    >>> steer(by=-2).name
+    'steering by -2 std'
+    """
+    return Edit("steer", by, over)
+
+
+def clamp(*, to: float) -> Edit:
+    """The edit that fixes the activation at ``to``, in its own raw unit.
+
+    >>> clamp(to=0).name
+    'clamping to 0'
+    """
+    return Edit("clamp", to)
+
+
+def scale(*, by: float) -> Edit:
+    """The edit that multiplies the activation by ``by``; 1 changes nothing, 0 ablates.
+
+    >>> scale(by=2).kind
+    'scale'
+    """
+    return Edit("scale", by)
+
+
+Hook = Callable[..., Tensor]
+
+
+def hooks_of(
+    edit: Edit,
+    model: Any,
+    units: Any,
+    *,
+    position: Position = -1,
+    at: str = DEFAULT_SITE,
+    mask: Bool[Tensor, "batch pos"] | None = None,
+    seed: int = 0,
+) -> list[tuple[str, Hook]]:
+    """The edit as ``(name, function)`` pairs for ``model.run_with_hooks(…, fwd_hooks=…)``.
+
+    A hook sees columns of a batch, not prompts. Which columns are hit:
+
+    * ``-1`` (default): the last column of every forward pass. That is the last token of an
+      unpadded or left-padded prompt; during generation with a key-value cache it is the last
+      prompt token and then every generated one.
+    * ``"all"``: every column of every pass, special tokens and left padding included.
+    * ``0, 1, …``: that column. Refused in a pass over a single token, because cached generation
+      makes such passes and there the count would begin anew at every token.
+    * With a ``mask`` of real tokens, positions count real tokens only: right-padded batches, and
+      indices under left padding, come out right.
+
+    The baseline of an edit is taken from its own source at the same position (``-1``: the last
+    prompt token; ``"all"``: over all tokens); a `Selection` that is edited is a source itself.
+    ``"resample"`` and ``"noise"`` take one random draw per forward pass, the next one each time;
+    new hooks begin anew.
+
+    Args:
+        edit: `ablate`, `patch`, `steer`, `clamp` or `scale`. A patch pairs row i of the batch
+            with example i of its source.
+        model: A HookedTransformer or TransformerBridge.
+        units: Neurons, heads and MLPs, as names, rows or a `Selection`.
+        position: An index, ``"last"``, ``"all"`` or a list of indices.
+        at: The site of what is named as a neuron.
+        mask: Which tokens of the batch are real; then only batches of its shape are taken.
+        seed: Of the random draws.
+
+    Raises:
+        LensSkillsError: Units this model does not have, an edit without the source it needs, a
+            span of text (hooks see no text), a position outside the pass.
+    """
+    adapter = as_adapter(model)
+    found = parse_components(adapter, units, at=at)
+    puts = bound_puts(edit.sourced(units), adapter, found, position, seed)
+    return [(name, _hook(put, position, mask)) for name, put in puts.items()]
+
+
+@contextmanager
+def edited(
+    model: Any,
+    units: Any,
+    edit: Edit,
+    *,
+    position: Position = -1,
+    at: str = DEFAULT_SITE,
+    mask: Bool[Tensor, "batch pos"] | None = None,
+    seed: int = 0,
+) -> Iterator[Any]:
+    """The model, edited inside the ``with``: ``with edited(model, units, scale(by=0)): …``.
+
+    Works around anything that runs the model, ``model.generate`` included. Its own hooks are
+    removed at the end, also after an exception; the user's stay. Arguments as in `hooks_of`.
+    """
+    hooks = hooks_of(edit, model, units, position=position, at=at, mask=mask, seed=seed)
+    points = as_adapter(model).model.hook_dict
+    attached: list[tuple[Any, Hook]] = []
+    try:
+        for name, hook in hooks:
+            points[name].add_hook(hook)
+            attached.append((points[name], hook))
+        yield model
+    finally:
+        # By identity, never reset_hooks(): the user's own hooks stay.
+        for point, hook in attached:
+            for handle in [handle for handle in point.fwd_hooks if handle.user_hook is hook]:
+                handle.hook.remove()
+                point.fwd_hooks.remove(handle)
+
+
+def bound_puts(
+    edit: Edit, adapter: ModelAdapter, units: tuple[Component, ...], position: Position, seed: int
+) -> dict[str, Put]:
+    """What edits each hook point, bound to rows of a batch instead of known examples."""
+    reading = edited_positions(position)
+    if any(isinstance(spot, Span) for spot in reading.spots):
+        raise LensSkillsError(
+            "hooks see columns of a batch, not text: a span cannot be found. Give an index, "
+            "'last' or 'all'."
+        )
+    if edit.kind == "patch" and reading.ragged:
+        raise LensSkillsError(
+            "a patch at 'all' pairs the tokens of two prompts, which hooks do not know. Give "
+            "single positions."
+        )
+    change = edit.bind(adapter, (), sites_of(units), position=position, seed=seed)
+    return puts_of(change, units)
+
+
+def columns_of(
+    position: Position, shape: tuple[int, int], mask: Bool[Tensor, "batch pos"] | None
+) -> tuple[Int[Tensor, "batch spot"], Bool[Tensor, "batch spot"]]:
+    """The columns of a batch that a position means, and which of them count.
+
+    >>> columns_of([0, -1], (1, 4), torch.tensor([[True, True, True, False]]))[0].tolist()
+    [[0, 2]]
+    """
+    n_rows, n_columns = shape
+    if mask is None:
+        mask = torch.ones(shape, dtype=torch.bool)
+    elif mask.shape != shape:
+        raise LensSkillsError(
+            f"the mask has the shape {tuple(mask.shape)}, this forward pass {shape}: a mask is "
+            "for passes over its own batch, not for generation."
+        )
+    reading, real = edited_positions(position), mask.cpu()
+    if reading.ragged:
+        return torch.arange(n_columns).expand(n_rows, -1), real
+    # Columns of the real tokens first, in order.
+    order, counts = real.int().argsort(dim=1, descending=True, stable=True), real.sum(1)
+    columns = []
+    for spot in reading.spots:
+        assert isinstance(spot, int | str), "spans were refused"
+        index = -1 if isinstance(spot, str) else spot
+        if index >= 0 and n_columns == 1:
+            raise LensSkillsError(
+                f"position {index} counts the prompt's tokens, but this forward pass has a single "
+                "one, as cached generation makes them. Use position=-1 or 'all', or generate with "
+                "use_past_kv_cache=False."
+            )
+        place = counts + index if index < 0 else torch.full_like(counts, index)
+        if bool(((place < 0) | (place >= counts)).any()):
+            raise LensSkillsError(
+                f"position {index} is outside a row of {int(counts.min())} tokens in this forward "
+                "pass."
+            )
+        columns.append(order.gather(1, place[:, None])[:, 0])
+    chosen = torch.stack(columns, dim=1)
+    return chosen, torch.ones_like(chosen, dtype=torch.bool)
+
+
+def apply(
+    put: Put, activation: Tensor, position: Position, mask: Tensor | None, draw: int
+) -> Tensor:
+    """The activation of a whole batch, edited at the position; row i is example i."""
+    n_rows, n_columns = activation.shape[:2]
+    columns, valid = columns_of(position, (n_rows, n_columns), mask)
+    return put(activation, columns, valid, torch.arange(n_rows), draw)
+
+
+def _hook(put: Put, position: Position, mask: Tensor | None) -> Hook:
+    draws = count()
+
+    # The layer is bound inside: a bridge hands hooks the name of an alias.
+    def replace(activation: Tensor, hook: Any = None) -> Tensor:
+        return apply(put, activation, position, mask, next(draws))
+
+    return replace
+
+
+# What model families call the layers' parts; the first that a block has.
+_MLP = ("mlp", "feed_forward", "ffn")
+
+
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+
+
+# The projection back to the residual stream.
+_MLP_OUT = ("down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2")
+
+
+_ATTENTION_OUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")
+
+
+@contextmanager
+def edited_torch(
+    hf_model: nn.Module,
+    units: Any,
+    edit: Edit,
+    *,
+    adapter: Any,
+    position: Position = -1,
+    at: str = DEFAULT_SITE,
+    mask: Bool[Tensor, "batch pos"] | None = None,
+    seed: int = 0,
+) -> Iterator[list[Any]]:
+    """The handles of plain torch hooks that edit a Hugging Face model inside the ``with``.
+
+    Neurons of ``mlp.hook_post`` are the input of the MLP's output projection, heads of
+    ``attn.hook_z`` that of the attention's, a whole MLP (``hook_mlp_out``) what the MLP returns;
+    parts are found by their usual names and their sizes. The handles are removed at the end.
+
+    Args:
+        hf_model: The Hugging Face model (Llama-, GPT-2- or NeoX-like), not one a bridge wraps.
+        units, edit, position, at, mask, seed: As in `hooks_of`.
+        adapter: The same model in TransformerLens: it names the units and reads the edit's source.
+
+    Assumes: unprocessed weights or a processing that leaves the site as it is; folding value
+    biases, for instance, shifts ``hook_z``.
+
+    Raises:
+        LensSkillsError: Another site, a model of another size or whose parts are not found.
+    """
+    reader = as_adapter(adapter)
+    found = parse_components(reader, units, at=at)
+    puts = bound_puts(edit.sourced(units), reader, found, position, seed)
+    blocks = _blocks(hf_model, reader.n_layers)
+    handles: list[Any] = []
+    try:
+        for unit in {unit.hook_name: unit for unit in found}.values():
+            part = _part(blocks[unit.layer], unit.site, reader)
+            call = _counted(puts[unit.hook_name], position, mask)
+            if unit.site == MLP:
+                handles.append(part.register_forward_hook(_on_output(call)))
+            else:
+                handles.append(part.register_forward_pre_hook(_on_input(call)))
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _counted(put: Put, position: Position, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
+    draws = count()
+    return lambda activation: apply(put, activation, position, mask, next(draws))
+
+
+def _on_input(call: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    return lambda module, args: (call(args[0]), *args[1:])
+
+
+def _on_output(call: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def hook(module: Any, args: Any, out: Any) -> Any:
+        return (call(out[0]), *out[1:]) if isinstance(out, tuple) else call(out)
+
+    return hook
+
+
+def _blocks(hf_model: nn.Module, n_layers: int) -> nn.ModuleList:
+    """The stack of blocks: the one list of modules with as many entries as layers, each with an MLP
+    and an attention."""
+    for module in hf_model.modules():
+        if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
+            continue
+        if _named(module[0], _MLP) is not None and _named(module[0], _ATTENTION) is not None:
+            return module
+    raise LensSkillsError(
+        f"no stack of {n_layers} blocks with an MLP and an attention was found in "
+        f"{type(hf_model).__name__}: adapter= must be the same model. Use edited(model, …) on the "
+        "TransformerLens model instead."
+    )
+
+
+def _part(block: nn.Module, site: str, adapter: ModelAdapter) -> nn.Module:
+    if site == MLP:
+        if hasattr(block, "post_feedforward_layernorm"):
+            raise LensSkillsError(
+                f"{type(block).__name__} normalises what its MLP returns before adding it: {MLP!r} "
+                "is no single module's output there. Name neurons, or use edited(model, …)."
+            )
+        part = _named(block, _MLP)
+        assert part is not None, "the block was chosen for its MLP"
+        return part
+    sizes: dict[str, tuple[tuple[str, ...], tuple[str, ...], int]] = {
+        "mlp.hook_post": (_MLP, _MLP_OUT, adapter.d_mlp),
+        HEADS: (_ATTENTION, _ATTENTION_OUT, adapter.n_heads * adapter.d_head),
+    }
+    if site not in sizes:
+        raise LensSkillsError(
+            f"{site!r} has no place in a Hugging Face model that is known here. Known: "
+            f"{', '.join([*sizes, MLP])}."
+        )
+    owners, names, width = sizes[site]
+    owner = _named(block, owners)
+    assert owner is not None, "the block was chosen for its parts"
+    for name in names:
+        part = getattr(owner, name, None)
+        if isinstance(part, nn.Module) and _takes(part) == width:
+            return part
+    raise LensSkillsError(
+        f"the output projection of {type(owner).__name__} was not found (looked for "
+        f"{', '.join(names)} with {width} inputs). Use edited(model, …) on the TransformerLens "
+        "model instead."
+    )
+
+
+def _named(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    found = (getattr(module, name, None) for name in names)
+    return next((part for part in found if isinstance(part, nn.Module)), None)
+
+
+def _takes(part: nn.Module) -> int | None:
+    """How many inputs a linear map takes."""
+    # GPT-2's Conv1D does not say; its weight is "in out", torch's Linear is "out in".
+    size = getattr(part, "in_features", None)
+    if size is not None:
+        return int(size)
+    weight = getattr(part, "weight", None)
+    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.ndim == 2 else None

@@ -1,0 +1,391 @@
+"""`Engine`: a batch of examples on which stacks of edited sets are measured.
+
+`Resumed`: what `forward_batch` takes for a model, but only the changed columns are run.
+
+`DirectPath`: what an edit writes straight to the answer, everything downstream frozen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_skills.activations import Metric
+from lens_skills.activations.forward import (
+    MakeEditHooks,
+    RequiredOutputs,
+    TokenOdds,
+    forward_batch,
+    pad_left,
+)
+from lens_skills.activations.metrics import Readout
+from lens_skills.activations.tokenization import Encoded
+from lens_skills.interventions.batched_edits import EditRows, EditStack, check_width, stack_editors
+from lens_skills.interventions.formulas import Change
+from lens_skills.models import EditHook, ReadHook
+from lens_skills.models.backends import rows_at
+from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
+from lens_skills.models.unembedding import frozen_norm
+from lens_skills.models.weights import LayerSite, OutputWeights, written
+
+
+class PartialForwards:
+    """The suffixes of a batch: one for the prompts and one for each continuation a metric reads."""
+
+    def __init__(
+        self, adapter: Any, batch: Sequence[Encoded], places: Mapping[int, Sequence[int]]
+    ) -> None:
+        self.adapter, self.batch, self.places = adapter, batch, places
+        self._made: dict[bytes, PartialForward] = {}
+
+    def of(
+        self,
+        tokens: Int[Tensor, "example pos"],
+        mask: Bool[Tensor, "example pos"],
+        readers: Mapping[str, ReadHook],
+        clean: Float[Tensor, "example d_vocab"] | None = None,
+    ) -> PartialForward:
+        """The suffix of these tokens, from the first edited column on; made once.
+
+        Raises:
+            CannotResume: See `prefill`.
+        """
+        key = tokens.cpu().numpy().tobytes() + mask.cpu().numpy().tobytes()
+        if key not in self._made:
+            start = int(self.placement(mask).columns.min())
+            self._made[key] = prefill(
+                self.adapter, tokens, mask, start=start, readers=readers, clean=clean
+            )
+        return self._made[key]
+
+    def placement(self, mask: Bool[Tensor, "example pos"]) -> EditRows:
+        """Where the batch is edited under this padding."""
+        starts = (mask.shape[1] - mask.sum(1)).tolist()
+        index = [item.index for item in self.batch]
+        return EditRows.of(index, [self.places[item] for item in index], starts)
+
+
+class Listening:
+    """An adapter that remembers the logits of its passes."""
+
+    def __init__(self, adapter: Any) -> None:
+        self.adapter = adapter
+        self.heard: list[Float[Tensor, "row k d_vocab"]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.adapter, name)
+
+    def forward(self, *args: Any, **options: Any) -> Float[Tensor, "row k d_vocab"]:
+        """As the adapter's own."""
+        self.heard.append(self.adapter.forward(*args, **options))
+        return self.heard[-1]
+
+
+class Resumed:
+    """One stack of edited sets, run from the block that changes on.
+
+    Attributes:
+        moved: Which rows the edit changed at all; known after a pass.
+    """
+
+    def __init__(
+        self,
+        suffixes: PartialForwards,
+        setting: Any,
+        stack: EditStack,
+        draw: int,
+        added: Float[Tensor, "set example pos d_model"] | None,
+    ) -> None:
+        self.suffixes, self.setting, self.stack, self.draw = suffixes, setting, stack, draw
+        self.added = added
+        self.moved = torch.zeros(len(stack.places) * len(suffixes.batch), dtype=torch.bool)
+        # What forward_batch asks of an adapter beside its forward pass.
+        adapter = suffixes.adapter
+        self.pad_id, self.device, self.decode = adapter.pad_id, adapter.device, adapter.decode
+
+    def run(
+        self, suffix: PartialForward, at: EditRows
+    ) -> Float[Tensor, "set example column d_model"]:
+        """The residual stream after the last block under the edit, at the suffix's columns."""
+        n_sets, layer = len(self.stack.places), self.stack.bottom
+        at = at.shifted(suffix.start)
+        if self.added is None:
+            rows = at.repeated(n_sets)
+            editors, moved = stack_editors(self.setting.change, self.stack, rows, self.draw)
+            out = suffix.run(suffix.clean(layer, n_sets), layer, editors=editors)
+            self.moved |= moved
+            return out
+        # The block's own output is the clean one plus what the edited features write.
+        residual = suffix.clean(layer + 1, n_sets).clone()
+        columns = at.columns.to(residual.device)
+        for pos in range(columns.shape[1]):
+            examples = torch.arange(len(columns), device=residual.device)
+            residual[:, examples, columns[:, pos]] += self.added[:, :, pos].to(residual)
+        self.moved |= rearrange((self.added != 0).flatten(2).any(-1), "s e -> (s e)").cpu()
+        return suffix.run(residual, layer + 1)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        mask: Bool[Tensor, "row pos"],
+        *,
+        readers: Mapping[str, ReadHook],
+        logits_at: Int[Tensor, "row k"],
+        editors: Mapping[str, Any],
+    ) -> Float[Tensor, "row k d_vocab"]:
+        """Logits at the given positions of rows that are the batch, once per set."""
+        n_examples = len(self.suffixes.batch)
+        assert len(tokens) == n_examples * len(self.stack.places), "rows are sets of whole batches"
+        suffix = self.suffixes.of(tokens[:n_examples], mask[:n_examples], readers)
+        out = self.run(suffix, self.suffixes.placement(mask[:n_examples]))
+        rows = rearrange(out, "set example column d -> (set example) column d")
+        return suffix.logits(rows_at(rows, logits_at - suffix.start))
+
+
+_AGREE = 1e-4  # nats: how near the fast clean metric must be to the whole model's
+
+
+_VOCABULARY_ROWS = 128  # rows whose logits over the whole vocabulary are held at once
+
+
+@dataclass(frozen=True, eq=False)
+class SweepSpec:
+    """What all batches of a sweep share.
+
+    Attributes:
+        adapter, plan, metric, change: The model, what its metric reads, and the bound edit.
+        places: The edited prompt tokens of each example.
+        spots: Every (layer, site) any set touches.
+        ragged: Whether examples differ in how many tokens are edited (position ``"all"``).
+        direct: Whether direct effects are wanted too.
+        rows: Columns to recompute at once.
+    """
+
+    adapter: Any
+    plan: RequiredOutputs
+    metric: Metric
+    change: Change
+    places: Mapping[int, Sequence[int]]
+    spots: frozenset[LayerSite]
+    ragged: bool
+    direct: bool
+    rows: int
+    writes: OutputWeights
+
+
+class EffectEngine:
+    """One batch of examples after its clean pass, ready for stacks of edited sets.
+
+    Attributes:
+        clean: The metric of each example without an edit.
+        whole: Why full passes are run (None: only the changed columns are).
+    """
+
+    def __init__(self, setting: SweepSpec, batch: Sequence[Encoded]) -> None:
+        self.setting, self.batch = setting, batch
+        adapter, plan, metric = setting.adapter, setting.plan, setting.metric
+        adapter = Listening(adapter)
+        self.clean = forward_batch(adapter, batch, plan, [metric], {}, {})[metric.name]
+        self.at = self._placement()
+        self.suffixes = PartialForwards(setting.adapter, batch, setting.places)
+        self.old: dict[LayerSite, Tensor] = {}
+        self.odds: TokenOdds | None = None
+        self.whole = _needs_whole(plan, batch)
+        if self.whole is None:
+            try:
+                self._prefill(adapter.heard[0][:, -1])
+            except CannotResume as reason:
+                self.whole = str(reason)
+
+    def _rows(self) -> list[list[int]]:
+        return [[*e.prompt_tokens.tolist(), *self.setting.plan.extra(e)] for e in self.batch]
+
+    def _placement(self) -> EditRows:
+        rows, items = self._rows(), [item.index for item in self.batch]
+        self.width = max(map(len, rows))
+        starts = [self.width - len(row) for row in rows]
+        return EditRows.of(items, [self.setting.places[item] for item in items], starts)
+
+    def _prefill(self, clean: Float[Tensor, "example d_vocab"]) -> None:
+        setting = self.setting
+        kept: dict[LayerSite, Tensor] = {}
+
+        def reader(spot: LayerSite) -> Any:
+            def read(activation: Tensor) -> None:
+                flat = activation.flatten(2)
+                rows = torch.arange(len(flat), device=flat.device)[:, None]
+                kept[spot] = flat[rows, self.at.columns.to(flat.device)]
+
+            return read
+
+        # Every token's activations are many: they are kept where something needs them.
+        wanted = setting.spots if setting.direct or not setting.ragged else ()
+        readers = {f"blocks.{spot[0]}.{spot[1]}": reader(spot) for spot in wanted}
+        tokens, mask = pad_left(self._rows(), setting.adapter.pad_id, setting.adapter.device)
+        self.main = self.suffixes.of(tokens, mask, readers, clean)
+        self.old = kept
+        odds = TokenOdds.of(setting.adapter, self.batch, setting.plan, setting.metric)
+        if odds is not None:
+            normal = self.main.normalise(self.main.entering[-1][None, :, -1])
+            # A model may bend its logits (soft caps): then the columns alone do not give them.
+            if bool(((odds(normal)[0].cpu() - self.clean).abs() <= _AGREE).all()):
+                self.odds, self.clean_odds = odds, odds(normal)[0]
+
+    def n_sets(self) -> int:
+        """How many sets fit into one pass."""
+        columns = self.width if self.whole else self.main.width - self.main.start
+        rows = self.setting.rows
+        if self.odds is None and self.whole is None:
+            rows = min(rows, _VOCABULARY_ROWS)
+        return max(1, rows // (len(self.batch) * columns))
+
+    def measure(self, stack: EditStack, draw: int) -> Float[Tensor, "set example"]:
+        """The metric of each set and example under the edit, minus the clean one."""
+        measured = self._measure_suffix if self.whole is None else self._measure_whole
+        effects, moved = measured(stack, draw)
+        # What nothing was changed for has no effect, whatever the rounding of another batch shape.
+        effects = effects.masked_fill(~moved, 0.0)
+        return rearrange(effects, "(set example) -> set example", set=len(stack.places))
+
+    def _measure_suffix(
+        self, stack: EditStack, draw: int
+    ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
+        resumed = Resumed(self.suffixes, self.setting, stack, draw, self._added(stack, draw))
+        if self.odds is not None:
+            out = resumed.run(self.main, self.at)[:, :, -1]
+            effects = (self.odds(self.main.normalise(out)) - self.clean_odds).cpu()
+            return rearrange(effects, "set example -> (set example)"), resumed.moved
+        rows = [item for _ in stack.places for item in self.batch]
+        return self._read(resumed, rows, None), resumed.moved
+
+    def _measure_whole(
+        self, stack: EditStack, draw: int
+    ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
+        places, n_examples = self.setting.places, len(self.batch)
+        # A row's own number tells its set where a metric reads some rows in another order.
+        rows = [replace(e, index=k) for k, e in enumerate(list(self.batch) * len(stack.places))]
+        moved = torch.zeros(len(rows), dtype=torch.bool)
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def editing(part: Sequence[Encoded], starts: Sequence[int]) -> Mapping[str, EditHook]:
+            number = torch.tensor([item.index for item in part])
+            index = [self.batch[row % n_examples].index for row in number.tolist()]
+            at = EditRows.of(index, [places[item] for item in index], starts)
+            at = replace(at, sets=number // n_examples)
+            editors, found = stack_editors(self.setting.change, stack, at, draw)
+            seen.append((number, found))
+            return editors
+
+        effects = self._read(self.setting.adapter, rows, editing)
+        for number, found in seen:
+            moved[number] |= found
+        return effects, moved
+
+    def _read(
+        self, adapter: Any, rows: Sequence[Encoded], editing: MakeEditHooks | None
+    ) -> Float[Tensor, " row"]:
+        """The metric of edited rows minus the clean one; what is not finite is kept as it is."""
+        metric, kept = self.setting.metric, []
+
+        def keep(readout: Readout, examples: Sequence[Any]) -> Tensor:
+            kept.append(metric.of(readout, examples).double().cpu())
+            return torch.zeros(len(examples))
+
+        watched = replace(metric, of=keep)
+        forward_batch(adapter, rows, self.setting.plan, [watched], {}, {}, editing)
+        return kept[0] - self.clean.repeat(len(rows) // len(self.batch))
+
+    def _added(self, stack: EditStack, draw: int) -> Tensor | None:
+        """What the stack adds to the residual stream after its only block, where it is a sum."""
+        if len(stack.features) != 1 or self.setting.ragged:
+            return None
+        ((spot, features),) = stack.features.items()
+        weight = self.setting.writes.matrix(self.main, spot, "hook_resid_post")
+        if weight is None:
+            return None
+        return written(self.difference(spot, features, draw), features, weight)
+
+    def difference(
+        self, spot: LayerSite, features: Int[Tensor, "set feature"], draw: int
+    ) -> Float[Tensor, "set example pos feature"]:
+        """New minus old activation at the edited positions of the clean pass."""
+        n_sets, n_examples = len(features), len(self.batch)
+        values = self.old[spot]
+        check_width(spot, features, values.shape[-1])
+        index = repeat(features, "set feature -> (set example) feature", example=n_examples)
+        index = index.to(values.device)
+        rows = torch.arange(n_examples, device=values.device).repeat(n_sets)
+        pos = torch.arange(values.shape[1], device=values.device)
+        old = values[rows[:, None, None], pos[:, None], index[:, None]]
+        examples = self.at.examples.repeat(n_sets)
+        new = self.setting.change.new(*spot, old, index, examples, draw)
+        valid = self.at.valid.repeat(n_sets, 1).to(new.device)
+        moved = (new - old) * valid[:, :, None]
+        return rearrange(moved, "(set example) p f -> set example p f", set=n_sets)
+
+
+def _needs_whole(plan: RequiredOutputs, batch: Sequence[Encoded]) -> str | None:
+    """Why the metric needs whole passes: options of several tokens are read one after another."""
+    if plan.options and any(len(o) > 1 for item in batch for o in item.option_tokens):
+        return "the metric reads answer options of several tokens"
+    return None
+
+
+class DirectPath:
+    """The direct effect on log-odds: linear in what is written at the answer's position.
+
+    The write is added to the clean residual stream after the last block and read through the
+    final norm at the clean pass's own scale.
+
+    Source: Wang et al. 2022 (arXiv 2211.00593), section 3; frozen scale as in McGrath et al. 2023
+    (arXiv 2307.15771).
+    """
+
+    def __init__(self, engine: EffectEngine, last: Int[Tensor, " example"]) -> None:
+        self.engine, self.last = engine, last
+        odds, suffix = engine.odds, engine.main
+        assert odds is not None
+        final = suffix.entering[-1][:, -1]
+        gain = frozen_norm(suffix.normalise, final)
+        assert gain is not None
+        weight, centred = gain
+        directions = odds.directions * weight[:, None, :]
+        if centred:
+            directions = directions - directions.mean(-1, keepdim=True)
+        self.directions = directions
+        normal = suffix.normalise(final).to(directions)
+        self.clean = torch.einsum("ed,ekd->ek", normal, odds.directions) + odds.offsets
+
+    @classmethod
+    def of(cls, engine: EffectEngine) -> "DirectPath | None":
+        """The direct path of a batch, or None where it is not defined.
+
+        That is where the metric is no log-odds of single tokens, where an example is not edited
+        at the position that predicts its answer, or where the final norm is of an unknown kind.
+        """
+        if engine.odds is None:
+            return None
+        answering = (engine.at.columns == engine.width - 1) & engine.at.valid
+        final = engine.main.entering[-1][:, -1]
+        if not bool(answering.any(1).all()) or frozen_norm(engine.main.normalise, final) is None:
+            return None
+        return cls(engine, answering.long().argmax(1))
+
+    def measure(self, stack: EditStack, draw: int) -> Float[Tensor, "set example"] | None:
+        """The direct effect of each set, or None where what it writes is not known."""
+        engine = self.engine
+        total: Tensor | float = 0.0
+        for spot, features in stack.features.items():
+            weight = engine.setting.writes.direct(engine.main, spot)
+            if weight is None:
+                return None
+            moved = engine.difference(spot, features, draw).double()
+            examples = torch.arange(moved.shape[1], device=moved.device)
+            moved = moved[:, examples, self.last.to(moved.device)][:, :, None]
+            total = total + written(moved, features, weight)[:, :, 0]
+        pushed = torch.einsum("sed,ekd->sek", total, self.directions)
+        return ((self.clean + pushed).amin(-1) - self.clean.amin(-1)).cpu()

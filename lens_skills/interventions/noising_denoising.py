@@ -1,0 +1,136 @@
+"""Noising and denoising: what of the gap between clean and corrupted prompts a set carries."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.activations.components import Component
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.controls import ComponentTable
+from lens_skills.interventions.edits import Edit, patch
+from lens_skills.interventions.effects import Bench, Effects
+from lens_skills.stats.bootstrap import ClusteredRatio, ratio_interval
+from lens_skills.stats.effect_tests import estimate
+
+PairRow = dict[str, Any]
+
+
+SUFFICIENT = 0.5
+"""A set is called sufficient where the interval of its denoised share lies above this."""
+
+
+def pair_rows(
+    bench: Bench,
+    examples: Sequence[Example],
+    sets: Sequence[tuple[Component, ...]],
+    names: Sequence[str],
+    *,
+    n_draws: int = 2000,
+    seed: int = 0,
+) -> tuple[PairRow, ...]:
+    """Shares of the clean–corrupted gap per set: name what share low high sufficient.
+
+    ``"noising"``: the set's corrupted activations in the clean run, (clean - noised) / gap, the
+    share that is lost without it. ``"denoising"``: its clean activations in the corrupted run,
+    (denoised - corrupted) / gap, the share it restores by itself. Both are ratios of means, and
+    the metric is that of the clean prompt's answer throughout; 1 is the whole gap, and neither is
+    bound to [0, 1]. Only denoising can show that a set is *sufficient*.
+
+    Raises:
+        LensSkillsError: An example without a corrupted twin; a gap whose interval includes 0.
+
+    Source: Zhang & Nanda 2023 (arXiv 2309.16042), section 2; Heimersheim & Nanda 2024
+    (arXiv 2404.15255), section 2 (noising is about necessity, denoising about sufficiency).
+    """
+    without = [example.id for example in examples if example.corrupted is None]
+    if without:
+        raise LensSkillsError(
+            f"example {without[0]!r} has no corrupted twin ({len(without)} of {len(examples)} lack "
+            "one), so it can be neither noised nor denoised. Leave pairs= out."
+        )
+    twins = [
+        replace(example, prompt=str(example.corrupted), corrupted=example.prompt)
+        for example in examples
+    ]
+    noised = bench.measure(examples, sets, patch("corrupted"), names=names, part="noising")
+    denoised = bench.measure(twins, sets, patch("corrupted"), names=names, part="denoising")
+    gap = noised.clean - denoised.clean
+    _need_gap(gap, noised, n_draws, seed)
+    shares = {"noising": -noised.total, "denoising": denoised.total}
+    rows: list[PairRow] = []
+    for what, change in shares.items():
+        value, low, high = _shares(change, gap, noised.groups, n_draws, seed)
+        rows += [
+            {
+                "name": name,
+                "what": what,
+                "share": value[place],
+                "low": low[place],
+                "high": high[place],
+                "sufficient": what == "denoising" and low[place] > SUFFICIENT,
+            }
+            for place, name in enumerate(noised.names)
+        ]
+    return tuple(rows)
+
+
+def preservation_row(
+    bench: Bench,
+    examples: Sequence[Example],
+    candidates: Sequence[Component],
+    population: ComponentTable,
+    do: Edit,
+    *,
+    n_draws: int = 2000,
+    seed: int = 0,
+) -> PairRow:
+    """What of the metric is left when all other units of the candidates' kinds are edited.
+
+    Mean edited metric over mean clean metric. This is *preservation*: it needs every other part of
+    the model (attention, the units of other kinds) and does not show sufficiency.
+
+    Raises:
+        LensSkillsError: A clean metric whose interval includes 0.
+    """
+    kept = set(population.places(candidates).tolist())
+    others = tuple(unit for place, unit in enumerate(population.units) if place not in kept)
+    found = bench.measure(examples, [others], do, names=["all others"], part="preservation")
+    _need_gap(found.clean, found, n_draws, seed)
+    value, low, high = _shares(
+        found.clean[None] + found.total, found.clean, found.groups, n_draws, seed
+    )
+    return {
+        "name": "set" if len(candidates) > 1 else candidates[0].name,
+        "what": "preservation",
+        "share": value[0],
+        "low": low[0],
+        "high": high[0],
+        "sufficient": False,
+    }
+
+
+def _shares(
+    change: Float[Tensor, "set example"],
+    gap: Float[Tensor, " example"],
+    groups: Sequence[str],
+    n_draws: int,
+    seed: int,
+) -> tuple[list[float], list[float], list[float]]:
+    whole = gap.expand_as(change)
+    low, high = ratio_interval(change, whole, groups, n_draws=n_draws, seed=seed)
+    return ClusteredRatio.of(change, whole, groups).value.tolist(), low.tolist(), high.tolist()
+
+
+def _need_gap(gap: Float[Tensor, " example"], effects: Effects, n_draws: int, seed: int) -> None:
+    found = estimate(gap[None], effects.groups, n_draws=n_draws, seed=seed)
+    low, high = float(found.low), float(found.high)
+    if low <= 0 <= high:
+        raise LensSkillsError(
+            f"a share of {effects.metric} means nothing here: what it would be divided by is "
+            f"{float(found.mean):+.3g} [{low:+.3g}, {high:+.3g}], which includes 0. Use more "
+            "examples, or a metric the model tells clean from corrupted by."
+        )

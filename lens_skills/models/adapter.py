@@ -1,0 +1,442 @@
+"""`Reading`: what both adapters share, i.e. text to tokens, names, and hooks that leave no trace.
+
+`ModelAdapter`: what the rest of the house asks of a model, whichever library holds it.
+
+`Words`: a soft prompt's vectors as words of their own, with ids past the vocabulary.
+
+Which block a hook point belongs to, told by its name.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.models.fingerprint import fingerprint
+from lens_skills.models.soft_prompt import SoftPrompt
+
+EMBEDDING = "hook_embed"
+"""Where token embeddings enter, before positions are added."""
+
+
+BEFORE_BLOCKS = -1
+"""The floor of the embedding's hook points, below block 0."""
+
+
+def layer_of(name: str) -> int | None:
+    """The block of a hook point, `BEFORE_BLOCKS` for the embedding's, None after the last block.
+
+    >>> layer_of("blocks.3.mlp.hook_post"), layer_of("hook_embed"), layer_of("ln_final.hook_scale")
+    (3, -1, None)
+    """
+    block = re.match(r"blocks\.(\d+)\.", name)
+    if block:
+        return int(block.group(1))
+    embedding = re.match(
+        r"(hook_embed|hook_pos_embed|hook_tokens|embed\.|pos_embed\.|rotary)", name
+    )
+    return BEFORE_BLOCKS if embedding else None
+
+
+ReadHook = Callable[[Tensor], None]
+"""Receives the activation at one hook point, ``[batch pos ...]``, and must not change it."""
+
+
+EditHook = Callable[[Tensor], Tensor]
+"""Receives the activation at one hook point and returns a new one in its place."""
+
+
+@runtime_checkable
+class ModelAdapter(Protocol):
+    """One model, read and never changed.
+
+    Attributes:
+        model: The user's own HookedTransformer or TransformerBridge.
+        implementation: ``"hooked"`` or ``"bridge"``.
+        name: What the model calls itself.
+        tokenizer: The model's tokenizer, or None where it has none.
+        n_ctx: The longest sequence of tokens the model takes.
+        gated: True where the MLP is ``act(gate) * up``.
+        dtype: The parameters' real dtype (a bf16 model's config may claim float32).
+        pad_id: A token to fill batches with; the mask, not its value, marks padding.
+        soft: The soft prompt that is read with every example, if there is one.
+        words_before, words_after: Ids, past the vocabulary, that stand for its vectors.
+    """
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def implementation(self) -> Literal["hooked", "bridge"]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def d_head(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_mlp(self) -> int: ...
+    @property
+    def d_vocab(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def soft(self) -> SoftPrompt | None: ...
+    @property
+    def words_before(self) -> list[int]: ...
+    @property
+    def words_after(self) -> list[int]: ...
+
+    def fingerprint(self) -> str:
+        """64 hex digits that differ when a weight, a size or the vocabulary differs."""
+        ...
+
+    def encode(self, text: str, *, chat: bool = False) -> list[int]:
+        """Token ids as ``model.to_tokens(text)`` gives them, but never truncated."""
+        ...
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of the bare text: no special token is added."""
+        ...
+
+    def decode(self, token_id: int) -> str:
+        """The text of one token, with its leading space."""
+        ...
+
+    def hook_names(self) -> list[str]:
+        """Every name a reader may be attached to, aliases included."""
+        ...
+
+    def weight_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The layer's MLP output matrix: row i is what neuron i writes."""
+        ...
+
+    def unembed_vectors(
+        self,
+    ) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"] | None]:
+        """The vocabulary projection and its bias (None where it has none)."""
+        ...
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        *,
+        readers: Mapping[str, ReadHook],
+        logits_at: Int[Tensor, "batch k"] | None,
+        editors: Mapping[str, EditHook] = ...,
+    ) -> Float[Tensor, "batch k d_vocab"] | None:
+        """Logits at the given padded positions, or None; readers are called on the way.
+
+        An editor's activation takes the place of the model's own from there on; a reader at the
+        same hook point sees the edited one.
+        """
+        ...
+
+
+class SoftPromptTokens:
+    """What an adapter with a soft prompt understands beside its vocabulary.
+
+    Attributes:
+        soft: The soft prompt, if there is one.
+        first_word: The id of its first vector: the first one no tokenizer gives.
+        differentiable: Whether a pass can be differentiated by the soft prompt's vectors.
+    """
+
+    soft: SoftPrompt | None
+    first_word: int
+    differentiable: bool = False
+    device: torch.device
+    pad_id: int
+
+    @property
+    def words_before(self) -> list[int]:
+        """The ids of the soft prompt's part before the input."""
+        n_before = 0 if self.soft is None else len(self.soft.prefix)
+        return list(range(self.first_word, self.first_word + n_before))
+
+    @property
+    def words_after(self) -> list[int]:
+        """The ids of the soft prompt's part after the input."""
+        first = self.first_word + len(self.words_before)
+        n_after = 0 if self.soft is None else len(self.soft.suffix)
+        return list(range(first, first + n_after))
+
+    def _spoken(
+        self, tokens: Int[Tensor, "batch pos"], editors: Mapping[str, EditHook]
+    ) -> tuple[Int[Tensor, "batch pos"], Mapping[str, EditHook]]:
+        """Tokens of the vocabulary alone, and what puts the soft prompt's vectors in their place.
+
+        The vectors take the place of token embeddings: a learned position embedding is added to
+        them as to any token, and rotary positions turn their keys and queries.
+        """
+        places = (tokens >= self.first_word).to(self.device)
+        if self.soft is None or not bool(places.any()):
+            return tokens, editors
+        vectors = torch.cat([self.soft.prefix, self.soft.suffix]).to(self.device)
+        rows = (tokens.to(self.device) - self.first_word).clamp(min=0)
+        own = editors.get(EMBEDDING)
+
+        def put(embedded: Tensor) -> Tensor:
+            spoken = torch.where(places[..., None], vectors[rows].to(embedded), embedded)
+            return spoken if own is None else own(spoken)
+
+        plain = tokens.masked_fill(tokens >= self.first_word, self.pad_id)
+        return plain, {**editors, EMBEDDING: put}
+
+
+class AdapterBase(SoftPromptTokens):
+    """What does not depend on the library; the two adapters complete it."""
+
+    implementation: Literal["hooked", "bridge"]
+
+    def __init__(self, model: Any) -> None:
+        """Wrap ``model`` and change nothing of it."""
+        self.model = model
+        # The bridge rebuilds its table of names on every access.
+        self._points = points = dict(model.hook_dict)
+        self._after_blocks = [point for name, point in points.items() if layer_of(name) is None]
+        # Walked once: for a bridge that takes longer than a small forward pass.
+        self._parts = [part for root in (model, self._modules()) for part in root.modules()]
+        first = next(parameter for parameter in self._modules().parameters())
+        self.device: torch.device = first.device
+        self.dtype: torch.dtype = first.dtype
+        self.name = str(model.cfg.model_name)
+        self.tokenizer: Any = model.tokenizer
+        self.n_layers = int(model.cfg.n_layers)
+        self.n_heads = int(model.cfg.n_heads)
+        self.d_head = int(model.cfg.d_head)
+        self.d_model = int(model.cfg.d_model)
+        self.d_vocab = int(self.unembed_vectors()[0].shape[1])
+        self.n_ctx = int(model.cfg.n_ctx)
+        self.gated = "blocks.0.mlp.hook_pre_linear" in self._points
+        self.soft: SoftPrompt | None = None
+        self.first_word = max(self.d_vocab, int(model.cfg.d_vocab), len(self.tokenizer or ()))
+
+    def __repr__(self) -> str:
+        """Name, implementation and size in one line."""
+        size = f"{self.n_layers} layers, {self.dtype}"
+        return f"ModelAdapter({self.name}, {self.implementation}, {size})"
+
+    # What the two libraries do differently.
+
+    def _modules(self) -> nn.Module:
+        raise NotImplementedError
+
+    def unembed_vectors(self) -> tuple[Tensor, Tensor | None]:
+        """The vocabulary projection and its bias."""
+        raise NotImplementedError
+
+    # Sizes.
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons in one layer; 0 where the model has no MLP."""
+        config = self.model.cfg
+        if getattr(config, "attn_only", False):
+            return 0  # its configuration states a size all the same
+        return int(config.d_mlp or self.weight_out(0).shape[0])
+
+    def weight_out(self, layer: int) -> Tensor:
+        """The layer's MLP output matrix ``[d_mlp d_model]``, not copied."""
+        weight = getattr(getattr(self.model.blocks[layer], "mlp", None), "W_out", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2:
+            raise LensSkillsError(
+                f"layer {layer} of {self.name} has no single MLP output matrix (attention "
+                "only, or a mixture of experts): what its neurons write cannot be told."
+            )
+        return weight.detach() if weight.shape[1] == self.d_model else weight.detach().mT
+
+    def fingerprint(self) -> str:
+        """64 hex digits that differ when a weight, a size, the words or the soft prompt differ."""
+        names = ("n_layers", "n_heads", "d_head", "d_model")
+        sizes = {name: getattr(self, name) for name in names}
+        weights_out = []
+        for layer in range(self.n_layers):
+            with suppress(LensSkillsError):  # a layer without an MLP has none
+                weights_out.append(self.weight_out(layer))
+        found = fingerprint(
+            sizes | {"d_mlp": self.d_mlp, "d_vocab": self.d_vocab},
+            self._modules().parameters(),
+            weights_out,
+            self.tokenizer,
+        )
+        if self.soft is None:
+            return found
+        # Read with a soft prompt, a model's neurons are no longer the same: results do not mix.
+        return hashlib.sha256(f"{found} {self.soft.digest}".encode()).hexdigest()
+
+    # Text.
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise LensSkillsError(
+                f"{self.name} has no tokenizer, so text cannot be read. Give it one: "
+                "load_model(model, tokenizer=...), or model.set_tokenizer(...)."
+            )
+        return self.tokenizer
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token sequences begin with, if there is one."""
+        return None if self.tokenizer is None else self.tokenizer.bos_token_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text, if there is one."""
+        return None if self.tokenizer is None else self.tokenizer.eos_token_id
+
+    @property
+    def pad_id(self) -> int:
+        """A token to fill batches with; the mask, not this value, marks padding."""
+        pad = None if self.tokenizer is None else self.tokenizer.pad_token_id
+        return next((found for found in (pad, self.eos_id, self.bos_id) if found is not None), 0)
+
+    def encode(self, text: str, *, chat: bool = False) -> list[int]:
+        """Token ids as ``model.to_tokens(text)`` gives them, but never truncated.
+
+        Args:
+            text: The prompt.
+            chat: Render the tokenizer's chat template around it (one user turn, then the
+                opening of the answer). The template alone then decides on a BOS token.
+
+        Raises:
+            LensSkillsError: No tokenizer, or ``chat=True`` and no chat template.
+        """
+        tokenizer = self._tokenizer()
+        if not chat:
+            return [int(token) for token in self.model.to_tokens(text, truncate=False)[0]]
+        if not getattr(tokenizer, "chat_template", None):
+            raise LensSkillsError(
+                f"chat=True, but the tokenizer of {self.name} has no chat template. Leave chat "
+                "out, or set model.tokenizer.chat_template."
+            )
+        turn = [{"role": "user", "content": text}]
+        return self.encode_plain(
+            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        )
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of the bare text: no special token is added."""
+        return list(self._tokenizer()(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, token_id: int) -> str:
+        """The text of one token, with its leading space."""
+        tokenizer = self._tokenizer()
+
+        def text(ids: list[int]) -> str:
+            return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+        piece = tokenizer.convert_ids_to_tokens(token_id)
+        if isinstance(piece, str) and piece.startswith("\u2581"):
+            # SentencePiece drops the space of a first token: decode it as a second one.
+            return text([token_id, token_id])[len(text([token_id])) :]
+        return text([token_id])
+
+    # Hooks.
+
+    def hook_names(self) -> list[str]:
+        """Every name a reader may be attached to, aliases included."""
+        return list(self._points)
+
+    def _point(self, name: str) -> Any:
+        if name not in self._points:
+            near = difflib.get_close_matches(name, self._points, n=3, cutoff=0.5)
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            raise LensSkillsError(
+                f"no hook point {name!r} in {self.name}.{hint} "
+                f"lens-skills models --hooks lists all {len(self._points)}."
+            )
+        return self._points[name]
+
+    def _top(self, names: Mapping[str, ReadHook]) -> int | None:
+        """The last block any of the hook points needs, or None where the whole model must run."""
+        layers = [layer_of(name) for name in names]
+        if any(layer is None for layer in layers):
+            return None
+        return max((layer for layer in layers if layer is not None), default=BEFORE_BLOCKS)
+
+    def _hooks_after_blocks(self, editors: Mapping[str, EditHook]) -> bool:
+        """Whether the user's hooks, or editors, are at the final norm or the projection."""
+        edited = any(layer_of(name) is None for name in editors)
+        return edited or any(getattr(point, "fwd_hooks", None) for point in self._after_blocks)
+
+    @contextmanager
+    def _attached(
+        self, readers: Mapping[str, ReadHook], editors: Mapping[str, EditHook] | None = None
+    ) -> Iterator[set[str]]:
+        """Attach editors, then readers, after the user's own hooks; yields the names called."""
+        called: set[str] = set()
+        hooks = [
+            (self._point(name), _hook(name, function, called, edits=functions is editors))
+            for functions in (editors, readers)
+            for name, function in (functions or {}).items()
+        ]
+        try:
+            for point, hook in hooks:
+                point.add_hook(hook)
+            yield called
+        finally:
+            # By identity, never reset_hooks(): the user's own hooks stay.
+            for point, hook in hooks:
+                for handle in [h for h in point.fwd_hooks if h.user_hook is hook]:
+                    handle.hook.remove()
+                    point.fwd_hooks.remove(handle)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout, and gradients only where asked; training flags are put back as they were."""
+        training = [module for module in self._parts if module.training]
+        try:
+            for module in training:
+                module.training = False
+            with torch.set_grad_enabled(self.differentiable):
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _all_called(self, names: Iterable[str], called: set[str]) -> None:
+        silent = sorted(set(names) - called)
+        if silent:
+            raise LensSkillsError(
+                f"hook point {silent[0]!r} of {self.name} was never reached in a forward pass: "
+                "TransformerLens leaves it out unless asked (e.g. model.set_use_attn_result(True) "
+                "for hook_result), or this architecture has no such step."
+            )
+
+
+def _hook(
+    name: str, function: ReadHook | EditHook, called: set[str], *, edits: bool
+) -> Callable[..., Tensor | None]:
+    # One function per name: the bridge calls a hook with the name of the aliased hook point.
+    def call(activation: Tensor, hook: Any) -> Tensor | None:
+        called.add(name)
+        out = function(activation)
+        return out if edits else None
+
+    return call

@@ -1,0 +1,254 @@
+"""`as_adapter`: any supported model as a `ModelAdapter`, and what stands behind it.
+
+`prompted`: a model read with a soft prompt, for every verb.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import einops
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.models.adapter import AdapterBase, EditHook, ModelAdapter, ReadHook
+from lens_skills.models.soft_prompt import SoftPrompt
+
+NO_EDITORS: Mapping[str, EditHook] = {}
+
+
+def as_adapter(model: Any) -> ModelAdapter:
+    """The model as a `ModelAdapter`; it stays the user's own object, unwrapped and unchanged.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge with any processing, dtype and device,
+            or a ModelAdapter, which is returned as it is.
+
+    Raises:
+        LensSkillsError: Something else. A Hugging Face model goes through `load_model`.
+
+    >>> as_adapter("gpt2")
+    Traceback (most recent call last):
+    ...
+    lens_skills.errors.LensSkillsError: a HookedTransformer or TransformerBridge is needed, \
+found str. Open it first: load_model('gpt2').
+    """
+    if isinstance(model, HookedAdapter | BridgeAdapter):
+        return model
+    kind = implementation_of(model)
+    if kind == "hooked":
+        return HookedAdapter(model)
+    if kind == "bridge":
+        return BridgeAdapter(model)
+    if isinstance(model, ModelAdapter):
+        return model
+    shown = repr(model) if isinstance(model, str) else "it, tokenizer=..."
+    raise LensSkillsError(
+        f"a HookedTransformer or TransformerBridge is needed, found {type(model).__name__}. "
+        f"Open it first: load_model({shown})."
+    )
+
+
+def implementation_of(model: Any) -> str | None:
+    """``"hooked"``, ``"bridge"``, or None for anything else, without importing TransformerLens."""
+    kinds = {"HookedTransformer": "hooked", "TransformerBridge": "bridge"}
+    for ancestor in type(model).__mro__:
+        if ancestor.__module__.startswith("transformer_lens.") and ancestor.__name__ in kinds:
+            return kinds[ancestor.__name__]
+    return None
+
+
+def rows_at(
+    values: Float[Tensor, "batch pos features"], positions: Int[Tensor, "batch k"]
+) -> Float[Tensor, "batch k features"]:
+    """The values at each row's own positions.
+
+    >>> rows_at(torch.arange(4.0).view(1, 4, 1), torch.tensor([[3, 0]])).flatten().tolist()
+    [3.0, 0.0]
+    """
+    index = einops.repeat(positions, "batch k -> batch k features", features=values.shape[-1])
+    return values.gather(1, index)
+
+
+class HookedAdapter(AdapterBase):
+    """A HookedTransformer, raw or processed, as a `ModelAdapter`."""
+
+    implementation: Literal["hooked", "bridge"] = "hooked"
+
+    def _modules(self) -> nn.Module:
+        return self.model
+
+    def unembed_vectors(self) -> tuple[Tensor, Tensor | None]:
+        """The vocabulary projection ``[d_model d_vocab]`` and its bias."""
+        return self.model.unembed.W_U.detach(), self.model.unembed.b_U.detach()
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        *,
+        readers: Mapping[str, ReadHook],
+        logits_at: Int[Tensor, "batch k"] | None,
+        editors: Mapping[str, EditHook] = NO_EDITORS,
+    ) -> Float[Tensor, "batch k d_vocab"] | None:
+        """Logits at the given padded positions, or None; see `ModelAdapter.forward`."""
+        check_shapes(tokens, mask, logits_at)
+        if not readers and logits_at is None:
+            return None
+        tokens, editors = self._spoken(tokens, editors)
+        top = self._top(readers)
+        whole = top is None or (logits_at is not None and self._hooks_after_blocks(editors))
+        stop = self.n_layers if logits_at is not None or top is None else top + 1
+        with self._evaluating(), self._attached(readers, editors) as called:
+            out = self.model(
+                tokens.to(self.device),
+                attention_mask=mask.to(self.device, torch.long),
+                stop_at_layer=None if whole else stop,
+                return_type=None if whole and logits_at is None else "logits",
+            )
+            self._all_called([*readers, *(editors if logits_at is not None else ())], called)
+            if logits_at is None:
+                return None
+            rows = rows_at(out, logits_at.to(self.device))
+            # Past the last block only the final norm and the vocabulary projection are left,
+            # and both act on each position alone: only the rows someone reads are projected.
+            return rows if whole else self.model(rows, start_at_layer=self.n_layers)
+
+
+class _EnoughRead(Exception):
+    """Raised by our own hook when nothing further up is needed."""
+
+
+class BridgeAdapter(AdapterBase):
+    """A TransformerBridge, with or without compatibility mode, as a `ModelAdapter`."""
+
+    implementation: Literal["hooked", "bridge"] = "bridge"
+
+    def __init__(self, model: Any) -> None:
+        """Wrap ``model`` and change nothing of it."""
+        if not hasattr(model, "blocks"):
+            raise LensSkillsError(
+                f"{model.cfg.model_name} has no single stack of blocks; decoder-only language "
+                "models can be read."
+            )
+        super().__init__(model)
+        self._accepts = frozenset(inspect.signature(self._modules().forward).parameters)
+
+    def _modules(self) -> nn.Module:
+        return self.model.original_model
+
+    def unembed_vectors(self) -> tuple[Tensor, Tensor | None]:
+        """The vocabulary projection ``[d_model d_vocab]`` and its bias."""
+        bias = getattr(self.model, "b_U", None)
+        return self.model.W_U.detach(), bias.detach() if isinstance(bias, Tensor) else None
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        *,
+        readers: Mapping[str, ReadHook],
+        logits_at: Int[Tensor, "batch k"] | None,
+        editors: Mapping[str, EditHook] = NO_EDITORS,
+    ) -> Float[Tensor, "batch k d_vocab"] | None:
+        """Logits at the given padded positions, or None; see `ModelAdapter.forward`."""
+        check_shapes(tokens, mask, logits_at)
+        if not readers and logits_at is None:
+            return None
+        tokens, editors = self._spoken(tokens, editors)
+        top = self._top(readers)
+        real = mask.to(self.device, torch.long)
+        options: dict[str, Any] = {"attention_mask": real}
+        if "position_ids" in self._accepts:
+            # Without them every token of a left-padded row is read at the wrong position.
+            options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
+        if "use_cache" in self._accepts:
+            options["use_cache"] = False
+        kept = torch.arange(tokens.shape[1], device=self.device)
+        if self._few_logits(readers, editors):
+            kept = kept[-1:] if logits_at is None else logits_at.to(self.device).unique()
+            options["logits_to_keep"] = kept
+        with self._evaluating(), self._attached(readers, editors) as called, ExitStack() as stack:
+            if logits_at is None and top is not None:
+                stack.enter_context(self._attached({f"blocks.{max(top, 0)}.hook_out": _stop}))
+            try:
+                out = self.model(tokens.to(self.device), **options)
+            except _EnoughRead:
+                out = None
+            self._all_called([*readers, *(editors if logits_at is not None else ())], called)
+        if logits_at is None or out is None:
+            return None
+        return rows_at(out, torch.searchsorted(kept, logits_at.to(self.device).contiguous()))
+
+    def _few_logits(self, readers: Mapping[str, ReadHook], editors: Mapping[str, EditHook]) -> bool:
+        """Whether the projection may skip positions: not where a hook watches it."""
+        return (
+            "logits_to_keep" in self._accepts
+            and self._top(readers) is not None
+            and not self._hooks_after_blocks(editors)
+        )
+
+
+def _stop(activation: Tensor) -> None:
+    raise _EnoughRead
+
+
+def check_shapes(tokens: Tensor, mask: Tensor, logits_at: Tensor | None) -> None:
+    """Nothing; raises where the batch does not fit together or a row is all padding."""
+    if tokens.shape != mask.shape:
+        raise LensSkillsError(
+            f"tokens {tuple(tokens.shape)} and mask {tuple(mask.shape)} differ in shape: "
+            "the mask says of every token whether it is real."
+        )
+    if not bool(mask.any(dim=1).all()):
+        raise LensSkillsError("a row of the batch is all padding: its mask has no True.")
+    if logits_at is None:
+        return
+    inside = (logits_at >= 0) & (logits_at < tokens.shape[1])
+    if logits_at.shape[0] != tokens.shape[0] or not bool(inside.all()):
+        raise LensSkillsError(
+            f"logits_at {tuple(logits_at.shape)} does not fit tokens {tuple(tokens.shape)}: "
+            "one row per row of tokens, positions counted from 0."
+        )
+
+
+def prompted(model: Any, prompt: SoftPrompt | None) -> ModelAdapter:
+    """The model as every verb takes it, read with a soft prompt around each example.
+
+    The model itself stays as it is: the vectors are put in place of token embeddings during each
+    pass. What is measured this way has a fingerprint of its own, so that results with and without
+    the prompt are never mixed.
+
+    Args:
+        model: A HookedTransformer, a TransformerBridge, or a ModelAdapter.
+        prompt: The soft prompt; None for none.
+
+    Raises:
+        LensSkillsError: A prompt of another width or another model; a second prompt.
+    """
+    adapter = as_adapter(model)
+    if prompt is None:
+        return adapter
+    width = prompt.suffix.shape[1]
+    if width != adapter.d_model or prompt.prefix.shape[1] != adapter.d_model:
+        raise LensSkillsError(
+            f"the soft prompt has vectors of width {width} ({prompt.model}), but {adapter.name} "
+            f"reads {adapter.d_model}. Train one for this model: fit_prompt(model, …)."
+        )
+    if adapter.soft is not None:
+        if adapter.soft.digest == prompt.digest:
+            return adapter
+        raise LensSkillsError(f"{adapter.name} is read with a soft prompt already; one at a time.")
+    if prompt.model_fingerprint != adapter.fingerprint():
+        raise LensSkillsError(
+            f"the soft prompt was made for other weights ({prompt.model}) than these of "
+            f"{adapter.name}. Open the model it was trained on, or train one for this model."
+        )
+    spoken: Any = copy.copy(adapter)
+    spoken.soft = prompt
+    spoken.name = f"{adapter.name} with soft prompt {prompt.digest[:8]}"
+    return spoken

@@ -1,0 +1,155 @@
+"""The cache of converted GGUF files: one folder per content, whole or not there at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.models.huggingface import quiet
+from lens_skills.models.parity import Parity
+
+FORMAT = 1
+
+
+MANIFEST = "manifest.json"
+
+
+def root() -> Path:
+    """The cache folder: ``$LENS_SKILLS_CACHE``, else ``lens_skills`` in the user's cache."""
+    chosen = os.environ.get("LENS_SKILLS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lens_skills"
+
+
+def converted(gguf: Path) -> Path:
+    """The Hugging Face folder ``gguf`` was converted into, converting it now if need be.
+
+    Safe against a second process (a lock; the folder appears by one rename) and against an
+    interruption (what is half done has another name). A damaged folder is built again.
+
+    Raises:
+        LensSkillsError: Not a GGUF file, a truncated one, or a cache that cannot be written.
+    """
+    from filelock import FileLock
+
+    check_gguf(gguf)
+    entry = entry_of(gguf)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{entry}.lock"):
+            if not intact(entry):
+                for left_over in entry.parent.glob(f".{entry.name}-*"):
+                    shutil.rmtree(left_over, ignore_errors=True)
+                _build(gguf, entry)
+    except OSError as error:
+        raise LensSkillsError(
+            f"the cache for converted models, {entry.parent}, cannot be written: {error}. "
+            "Make room there, or set LENS_SKILLS_CACHE to another folder."
+        ) from error
+    return entry
+
+
+def entry_of(gguf: Path) -> Path:
+    """The cache folder of this file's content, whether or not it exists."""
+    return root() / f"{gguf.stem}-{_sha256(gguf)[:16]}-v{FORMAT}"
+
+
+def check_gguf(path: Path) -> None:
+    """Nothing; raises where the file does not begin as a GGUF file does."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise LensSkillsError(f"{path} cannot be read: {error}.") from error
+    if magic != b"GGUF":
+        raise LensSkillsError(
+            f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'. Pass a .gguf "
+            "file, or the folder save_pretrained wrote."
+        )
+
+
+def intact(entry: Path) -> bool:
+    """Whether every file of the entry is there with the bytes the manifest names."""
+    try:
+        files = json.loads((entry / MANIFEST).read_text())["files"]
+        return bool(files) and all(_sha256(entry / name) == sha for name, sha in files.items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def parity_stored(entry: Path, implementation: str) -> dict[str, Any] | None:
+    """The parity found earlier with the versions installed now, or None."""
+    try:
+        stored = json.loads((entry / f"parity-{implementation}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return stored if stored.get("versions") == _versions() else None
+
+
+def store_parity(entry: Path, implementation: str, parity: Parity) -> None:
+    """Write the parity beside the conversion it was measured on."""
+    text = json.dumps(asdict(parity) | {"versions": _versions()}, indent=2)
+    temporary = entry / f".parity-{implementation}-{os.getpid()}"
+    temporary.write_text(text)
+    temporary.replace(entry / f"parity-{implementation}.json")
+
+
+def _build(gguf: Path, entry: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(
+        f"lens_skills: converting {gguf.name} once, about half a minute, into {entry}",
+        file=sys.stderr,
+    )
+    place = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    try:
+        try:
+            with quiet():
+                source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    str(gguf.parent), dtype=torch.float32, **source
+                )
+                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+        except Exception as error:  # the readers have no error of their own for a damaged file
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise LensSkillsError(
+                f"{gguf} could not be converted: {reason}. It is truncated, or of an architecture "
+                "transformers cannot read from GGUF: compare its size with the original."
+            ) from error
+        # The weights are plain float32 now; a model that still says it is quantised would not
+        # save, and what it saved would not load.
+        model.config.__dict__.pop("quantization_config", None)
+        model.is_quantized = False
+        model.hf_quantizer = None
+        with quiet():
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+        files = {path.name: _sha256(path) for path in sorted(place.iterdir())}
+        manifest = {"format": FORMAT, "source": gguf.name, "files": files, "versions": _versions()}
+        (place / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        shutil.rmtree(entry, ignore_errors=True)
+        place.replace(entry)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("transformer-lens", "transformers", "torch")}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,204 @@
+"""`Source`: a Hugging Face model with its tokenizer, from a folder, a hub name or memory.
+
+Quiet: no chatter from the libraries while a model is opened.
+"""
+
+import contextlib
+import copy
+import io
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lens_skills.errors import LensSkillsError
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing printed, no warning and no progress bar inside; all of it restored after.
+
+    TransformerLens prints a line per model and deprecates its own constructor, which a user who
+    asked for a model can do nothing about. Errors pass.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()
+
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """A Hugging Face model that is ours to take apart, and its tokenizer.
+
+    Attributes:
+        model: A ``transformers.PreTrainedModel`` no one else holds.
+        tokenizer: Its tokenizer, set to begin sequences with BOS where it has one.
+        name: What the model is called in results.
+        begins: Whether that tokenizer by itself, as it was given, begins a text with BOS.
+        known_as: The name TransformerLens has a built-in configuration for, if any.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    begins: bool
+    known_as: str | None = None
+
+
+def from_folder(
+    folder: Path, *, dtype: torch.dtype, tokenizer: Any = None, name: str | None = None
+) -> HuggingFaceModel:
+    """The model saved in ``folder`` by ``save_pretrained``; no network is touched.
+
+    Raises:
+        LensSkillsError: No ``config.json``, no weights, no tokenizer, or one that does not load.
+    """
+    present = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(present[:8]) or "nothing"
+    if "config.json" not in present:
+        raise LensSkillsError(
+            f"{folder} holds no config.json (found: {shown}). A model folder is what "
+            "save_pretrained writes: config.json, *.safetensors and the tokenizer's files."
+        )
+    if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
+        raise LensSkillsError(
+            f"{folder} holds no weights (found: {shown}). Expected *.safetensors or "
+            "pytorch_model*.bin: was the download complete?"
+        )
+    tokenizer = tokenizer if tokenizer is not None else str(folder)
+    return _pretrained(str(folder), tokenizer, dtype, name or folder.resolve().name, local=True)
+
+
+def from_hub(name: str, *, dtype: torch.dtype, tokenizer: Any = None) -> HuggingFaceModel:
+    """The model the hub calls ``name``; the local hub cache is asked before the network."""
+    known_as = _official_name(name)
+    where = known_as or name
+    tokenizer = tokenizer if tokenizer is not None else where
+    try:
+        source = _pretrained(where, tokenizer, dtype, name, local=True)
+    except LensSkillsError:
+        source = _pretrained(where, tokenizer, dtype, name, local=False)
+    return replace(source, name=name, known_as=known_as)
+
+
+def from_memory(model: Any, tokenizer: Any, *, dtype: torch.dtype) -> HuggingFaceModel:
+    """A copy of the user's model and tokenizer: theirs stay as they are, and saveable.
+
+    Raises:
+        LensSkillsError: No tokenizer was given.
+    """
+    if tokenizer is None:
+        raise LensSkillsError(
+            f"a {type(model).__name__} in memory needs its tokenizer: "
+            "load_model(model, tokenizer=AutoTokenizer.from_pretrained(...))."
+        )
+    own = copy.deepcopy(model).to(dtype=dtype).eval()
+    own.set_attn_implementation("eager")  # as in _pretrained
+    name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    found, begins = _tokenizer(tokenizer)
+    return HuggingFaceModel(own, found, name.rstrip("/").rsplit("/", 1)[-1], begins)
+
+
+def _pretrained(
+    where: str, tokenizer: Any, dtype: torch.dtype, name: str, local: bool
+) -> HuggingFaceModel:
+    from transformers import AutoModelForCausalLM
+
+    def load() -> Any:
+        # Eager attention: the kernel both TransformerLens implementations compute with.
+        return AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, local_files_only=local, attn_implementation="eager"
+        )
+
+    model = _loaded(load, f"the model {where!r} did not load")
+    found, begins = _tokenizer(tokenizer, local=local)
+    return HuggingFaceModel(model, found, name, begins)
+
+
+def _tokenizer(given: Any, *, local: bool = True) -> tuple[Any, bool]:
+    """A tokenizer of our own that TransformerLens will use as it is, beginning with BOS.
+
+    And whether the tokenizer given does so by itself.
+    """
+    from transformers import AutoTokenizer
+
+    def from_pretrained(where: str, **options: Any) -> Any:
+        with quiet():
+            return AutoTokenizer.from_pretrained(where, local_files_only=local, **options)
+
+    if isinstance(given, str | Path):
+        where = str(given)
+        plain, found = _loaded(
+            lambda: (from_pretrained(where), _with_bos(from_pretrained, where)),
+            f"no tokenizer loads from {where!r}. Pass one: load_model(..., tokenizer=...)",
+        )
+    else:
+        where = str(getattr(given, "name_or_path", "") or "memory")
+        plain, found = given, copy.deepcopy(given)
+        if found.bos_token is not None and not found.init_kwargs.get("add_bos_token"):
+            with tempfile.TemporaryDirectory(prefix="lens-skills-") as folder:
+                found.save_pretrained(folder)
+                found = _with_bos(from_pretrained, folder)
+            found.padding_side = given.padding_side
+    found.init_kwargs["name_or_path"] = where
+    found.name_or_path = where
+    return found, _begins_with_bos(plain)
+
+
+def _begins_with_bos(tokenizer: Any) -> bool:
+    bos, tokens = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
+    return bos is not None and len(tokens) > 0 and tokens[0] == bos
+
+
+def _with_bos(from_pretrained: Callable[..., Any], where: str) -> Any:
+    """TransformerLens's policy, applied here because its own reload needs a name to load from."""
+    try:
+        found = from_pretrained(where, add_bos_token=True)
+        if found.bos_token is not None:
+            return found
+    except ValueError:
+        # No BOS token, or one the post-processor cannot express.
+        pass
+    found = from_pretrained(where)
+    # Tells TransformerLens to leave the tokenizer as it is.
+    found.init_kwargs["add_bos_token"] = True
+    return found
+
+
+def _loaded(load: Callable[[], Any], failure: str) -> Any:
+    try:
+        with quiet():
+            return load()
+    except Exception as error:  # whatever a damaged or foreign file brings up in the libraries
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LensSkillsError(f"{failure}: {reason}") from error
+
+
+def _official_name(name: str) -> str | None:
+    """The hub name TransformerLens 3.9 has a built-in configuration for, or None."""
+    try:
+        from transformer_lens.loading_from_pretrained import get_official_model_name
+    except ImportError:
+        return None
+    try:
+        return get_official_model_name(name)
+    except ValueError:
+        return None

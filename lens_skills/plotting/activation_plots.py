@@ -1,0 +1,354 @@
+"""One neuron's activation against one metric, example by example.
+
+One neuron's activation in each class of examples, as histograms above one another.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from einops import einsum
+from jaxtyping import Real
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.plotting.drawing import Column, Drawing, finite
+from lens_skills.plotting.style import (
+    BLUE,
+    COLUMN,
+    GREY,
+    ORANGE,
+    SMALL,
+    VERMILION,
+    count,
+    halo,
+    settle,
+    sheet,
+    style,
+    text_width,
+    with_unit,
+)
+from lens_skills.results import file_name
+
+_MANY = 2_000  # points beyond which they are drawn as one picture in PDF and SVG
+
+
+@style()
+def activation_scatter(
+    activation: Column,
+    values: Column,
+    *,
+    name: str,
+    metric: str,
+    unit: str | None = None,
+    site: str = "",
+    position: str = "",
+    groups: Sequence[str] | None = None,
+    exploratory: bool = False,
+    width: float = COLUMN,
+) -> Drawing:
+    """Each example's activation of one neuron against its metric, with the linear fit.
+
+    A metric of 0 and 1 is drawn as two strips (points spread sideways by chance only) beside
+    their densities, with the class means. Otherwise the line is the least-squares fit of the
+    activation and its 95 % band; with ``groups`` the band is that of a cluster-robust sandwich.
+
+    Args:
+        activation: One number per example.
+        values: The metric of the same examples.
+        name: Of the neuron, e.g. ``L17N635``.
+        metric: Its name; ``unit`` is put behind it in brackets.
+        site: Hook point, and ``position``: where in the prompt the activation was read.
+        groups: The group of each example.
+        exploratory: Stamp it.
+        width: Inches.
+
+    Frame: ``what`` (example, fit, class mean, histogram), ``x`` as drawn (with its sideways
+    shift), the ``metric`` and ``activation`` there, the ends ``low`` and ``high`` of the band or of
+    a bin of activation, and the ``share`` of its class in that bin.
+
+    Raises:
+        LensSkillsError: Columns of different length, fewer than 3 examples, or not finite.
+
+    Assumes: independent examples, or independent groups where given.
+    Source: Liang and Zeger 1986 (the sandwich over groups), t with groups - 1 degrees of freedom.
+
+    >>> import torch
+    >>> x = torch.linspace(0, 1, 20)
+    >>> drawing = activation_scatter(2 * x + 1, x, name="L1N2", metric="sure")
+    >>> len(drawing.frame.query("what == 'example'"))
+    20
+    """
+    y, x = finite(activation, "activation"), finite(values, "metric")
+    n_groups = None if groups is None else len(set(groups))
+    if len(x) != len(y) or (groups is not None and len(groups) != len(x)):
+        raise LensSkillsError(
+            f"{len(y)} activations, {len(x)} metric values"
+            + ("" if groups is None else f", {len(groups)} groups")
+            + ": one of each per example is needed."
+        )
+    if len(x) < 3:
+        raise LensSkillsError(f"{len(x)} examples are too few for a fit; 3 at least.")
+    constant = x.std() == 0 or y.std() == 0
+    r = 0.0 if constant else float(np.corrcoef(x, y)[0, 1])
+    binary = bool(np.isin(x, (0, 1)).all())
+    where = " at ".join(part for part in (site, position) if part)
+    figure = sheet(
+        width,
+        2.35,
+        title=f"{name} against {metric}: " + ("constant" if constant else f"r = {r:+.2f}"),
+        lines=[" · ".join(part for part in (where, count(len(x), n_groups)) if part)],
+        exploratory=exploratory,
+    )
+    axis = figure.add_subplot()
+    axis.set_ylabel(f"activation of {name}")
+    axis.set_xlabel(with_unit(metric, unit))
+    if binary:
+        frame = _strips(axis, x, y)
+    else:
+        frame = _fit(axis, x, y, None if groups is None else np.asarray(groups))
+    settle(figure)
+    return Drawing(figure, frame, file_name("activation", name, metric))
+
+
+def _fit(axis: Axes, x: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> pd.DataFrame:
+    axis.scatter(x, y, s=7, color=BLUE, alpha=0.45, linewidth=0, rasterized=len(x) > _MANY)
+    parts = [pd.DataFrame({"what": "example", "x": x, "metric": x, "activation": y})]
+    if x.std() > 0:
+        line = fit_band(x, y, np.linspace(x.min(), x.max(), 61), groups)
+        axis.fill_between(line["x"], line["low"], line["high"], color=VERMILION, alpha=0.25, lw=0)
+        axis.plot(line["x"], line["activation"], color=VERMILION, linewidth=1.2)
+        parts.append(line)
+    return _whole(parts)
+
+
+def fit_band(
+    x: np.ndarray, y: np.ndarray, at: np.ndarray, groups: np.ndarray | None = None
+) -> pd.DataFrame:
+    """The least-squares line at some places, with the 95 % band of its mean.
+
+    >>> x = np.arange(5.0)
+    >>> fit_band(x, 2 * x, np.array([1.5]))["activation"].round(6).tolist()
+    [3.0]
+    """
+    from scipy.stats import t
+
+    design = np.stack([np.ones_like(x), x - x.mean()], axis=1)
+    inverse = np.linalg.inv(design.T @ design)
+    slopes = inverse @ design.T @ y
+    residual = y - design @ slopes
+    if groups is None:
+        freedom = len(x) - 2
+        spread = inverse * (residual @ residual) / freedom
+    else:
+        # Within a group residuals go together, so their sums are what is independent.
+        members = groups[:, None] == np.unique(groups)[None]
+        sums = members.T.astype(float) @ (design * residual[:, None])
+        n_groups = len(sums)
+        freedom = max(1, n_groups - 1)
+        spread = n_groups / freedom * inverse @ sums.T @ sums @ inverse
+    places = np.stack([np.ones_like(at), at - x.mean()], axis=1)
+    centre = places @ slopes
+    error = np.sqrt(einsum(places, spread, places, "place a, a b, place b -> place"))
+    half = t.ppf(0.975, freedom) * error
+    return pd.DataFrame(
+        {
+            "what": "fit",
+            "x": at,
+            "metric": at,
+            "activation": centre,
+            "low": centre - half,
+            "high": centre + half,
+        }
+    )
+
+
+def _strips(axis: Axes, x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
+    """Points beside a half-violin of their histogram, and the mean as a line with its value."""
+    aside = np.random.default_rng(0).uniform(-0.13, 0.13, len(x))  # to keep points apart
+    edges = np.histogram_bin_edges(y, bins=min(40, max(8, len(y) // 12)))
+    tallest = max(
+        np.histogram(y[x == side], edges)[0].max() / max(1, (x == side).sum()) for side in (0, 1)
+    )
+    parts = []
+    for side, colour in ((0, ORANGE), (1, BLUE)):
+        mine = x == side
+        if not mine.any():
+            continue
+        shifted = side - 0.17 + aside[mine]
+        share = np.histogram(y[mine], edges)[0] / mine.sum()
+        axis.scatter(
+            shifted, y[mine], s=6, color=colour, alpha=0.4, linewidth=0, rasterized=len(x) > _MANY
+        )
+        axis.stairs(
+            side + 0.04 + 0.36 * share / tallest,
+            edges,
+            baseline=side + 0.04,
+            orientation="horizontal",
+            fill=True,
+            color=colour,
+            alpha=0.55,
+        )
+        mean = float(y[mine].mean())
+        axis.plot([side - 0.32, side + 0.42], [mean, mean], color="black", linewidth=1.1)
+        halo(axis.annotate(f"{mean:.2f}", (side + 0.44, mean), size=SMALL, va="center", ha="left"))
+        marks = {
+            "example": {"x": shifted, "activation": y[mine]},
+            "class mean": {"x": [side], "activation": mean},
+            "histogram": {"low": edges[:-1], "high": edges[1:], "share": share},
+        }
+        parts += [
+            pd.DataFrame({**columns}).assign(what=what, metric=side)
+            for what, columns in marks.items()
+        ]
+    counts = [int((x == side).sum()) for side in (0, 1)]
+    axis.set_xticks([0, 1], [f"{side} (n = {n:,})" for side, n in enumerate(counts)])
+    axis.set_xlim(-0.45, 1.66)
+    return _whole(parts)
+
+
+_COLUMNS = ["what", "x", "metric", "activation", "low", "high", "share"]
+
+
+def _whole(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table of all marks, with the same columns for every kind of metric."""
+    return pd.concat([part.reindex(columns=_COLUMNS) for part in parts], ignore_index=True)
+
+
+_MOST = 12  # classes
+
+
+_TALL = 0.36  # inches of a class
+
+
+@style()
+def activation_by_class(
+    activation: Real[Tensor, " _"] | Real[np.ndarray, " _"] | Sequence[float],
+    classes: Sequence[str | int | bool] | np.ndarray,
+    *,
+    name: str,
+    label: str,
+    site: str = "",
+    position: str = "",
+    groups: Sequence[str] | None = None,
+    bins: int = 30,
+    exploratory: bool = False,
+    width: float = COLUMN,
+) -> Drawing:
+    """How one neuron's activation is distributed in each class: a row of bars per class.
+
+    All rows have the same bins and the same scale (share of the class in a bin), so that classes
+    of different size compare. The line is the mean of the class, dashed that of all examples. For
+    two classes with their points, or a metric of numbers: `activation_scatter`.
+
+    Args:
+        activation: One number per example.
+        classes: The class of each example: a name, or a number.
+        name: Of the neuron, e.g. ``L17N635``.
+        label: What the classes are.
+        site: Hook point, and ``position``: where in the prompt the activation was read.
+        groups: The group of each example, counted in the caption.
+        bins: Of equal width, over the range of all examples.
+        exploratory: Stamp it.
+        width: Inches.
+
+    Frame: one row per class and bin: class low high count share, and the class's n, mean and std.
+
+    Raises:
+        LensSkillsError: Columns of different length, not finite, or none or too many classes.
+
+    >>> drawing = activation_by_class([0.0, 1.0, 2.0], ["a", "a", "b"], name="L1N2", label="rule")
+    >>> drawing.frame.groupby("class")["count"].sum().tolist()
+    [2, 1]
+    """
+    numbers = activation.detach().cpu().numpy() if isinstance(activation, Tensor) else activation
+    y = np.asarray(numbers, dtype=np.float64)
+    names = [_name(value) for value in classes]
+    if len(names) != len(y) or (groups is not None and len(groups) != len(y)):
+        raise LensSkillsError(
+            f"{len(y)} activations, {len(names)} classes"
+            + ("" if groups is None else f", {len(groups)} groups")
+            + ": one of each per example is needed."
+        )
+    if not np.isfinite(y).all():
+        place = int(np.flatnonzero(~np.isfinite(y))[0])
+        raise LensSkillsError(f"the activation of example {place} is {y[place]}, not a number.")
+    distinct = sorted(set(names))
+    if not 1 <= len(distinct) <= _MOST:
+        raise LensSkillsError(f"{len(distinct)} classes: draw 1 to {_MOST} of them.")
+    frame = _frame(y, np.array(names, dtype=object), distinct, bins)
+    where = " at ".join(part for part in (site, position) if part)
+    n_groups = None if groups is None else len(set(groups))
+    figure = sheet(
+        width,
+        _TALL * len(distinct) + 0.45,
+        title=f"{name} by {label}",
+        lines=[" · ".join(part for part in (where, count(len(y), n_groups)) if part)],
+        note="Bars: share of the class. Line: its mean. Dashed: mean of all examples.",
+        exploratory=exploratory,
+    )
+    axis = figure.add_subplot()
+    _rows(axis, frame, distinct, float(y.mean()), width)
+    axis.set_xlabel(f"activation of {name}")
+    settle(figure)
+    return Drawing(figure, frame, file_name("activation_by_class", name, label))
+
+
+def _name(value: object) -> str:
+    """A class as text; 1.0 and True are 1, as in the columns of a task."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool | float) and float(value).is_integer():
+        value = int(value)
+    return str(value)
+
+
+def _frame(y: np.ndarray, names: np.ndarray, distinct: list[str], bins: int) -> pd.DataFrame:
+    edges = np.histogram_bin_edges(y, bins=bins)
+    parts = []
+    for one in distinct:
+        mine = y[names == one]
+        counts = np.histogram(mine, edges)[0]
+        columns = {
+            "class": one,
+            "low": edges[:-1],
+            "high": edges[1:],
+            "count": counts,
+            "share": counts / len(mine),
+            "n": len(mine),
+            "mean": mine.mean(),
+            "std": mine.std(),
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _rows(
+    axis: Axes, frame: pd.DataFrame, distinct: list[str], middle: float, width: float
+) -> None:
+    tallest = float(frame["share"].max())
+    for place, one in enumerate(distinct):
+        rows = frame.loc[frame["class"] == one].to_dict("list")
+        foot = len(distinct) - 1 - place
+        edges = [*rows["low"], rows["high"][-1]]
+        axis.stairs(
+            foot + 0.88 * np.array(rows["share"]) / tallest,
+            edges,
+            baseline=foot,
+            fill=True,
+            color=BLUE,
+            alpha=0.7,
+        )
+        axis.plot([edges[0], edges[-1]], [foot, foot], color=GREY, linewidth=0.4)
+        mean = rows["mean"][0]
+        axis.plot([mean, mean], [foot, foot + 0.92], color="black", linewidth=1.2)
+    axis.axvline(middle, color=GREY, linestyle=(0, (3, 2)), linewidth=0.7)
+    sizes = dict(zip(frame["class"], frame["n"], strict=True))
+    labels = [f"{one} (n = {sizes[one]:,})" for one in distinct]
+    if max(text_width(text, SMALL) for text in labels) > 0.4 * width:
+        labels = [f"{one}\nn = {sizes[one]:,}" for one in distinct]
+    axis.set_yticks([len(distinct) - 1 - k + 0.4 for k in range(len(distinct))], labels)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set_ylim(-0.08, len(distinct) + 0.05)

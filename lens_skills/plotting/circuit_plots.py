@@ -1,0 +1,511 @@
+"""A circuit as a picture: who writes to whom, with an error bar on every arrow.
+
+How much a circuit does alone, over its number of edges, with random circuits beside it.
+
+`graph_parts`: what a circuit's graph is made of, before anything is drawn.
+
+`graph_rows`: the boxes of a circuit's graph, row by row and position by position.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from lens_skills.circuits import Circuit, Edge, Node, Totals
+from lens_skills.circuits.faithfulness import Curve, Faithfulness
+from lens_skills.errors import LensSkillsError
+from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.label_placement import Arrow, GraphLayout, NodePlace, lay_out
+from lens_skills.plotting.style import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    GREY,
+    ORANGE,
+    PALE,
+    SMALL,
+    VERMILION,
+    count,
+    settle,
+    sheet,
+    style,
+    text_width,
+)
+from lens_skills.results import file_name
+
+
+@dataclass(frozen=True)
+class GraphRows:
+    """The nodes of some edges, and which row and band each stands in.
+
+    Attributes:
+        nodes: From the bottom up.
+        rows: Of each node: heads of a layer below its MLP and neurons, layers without nodes
+            left out.
+        bands: Of each node: positions from left to right.
+        positions: Their names.
+        inner: Pairs of nodes that are two ends of one thing: the keys a head reads at another
+            position and where it writes; a neuron and its MLP.
+    """
+
+    nodes: tuple[Node, ...]
+    rows: tuple[int, ...]
+    bands: tuple[int, ...]
+    positions: tuple[str, ...]
+    inner: tuple[tuple[int, int], ...]
+
+
+def graph_rows(edges: Sequence[Edge], start: Iterable[Node]) -> GraphRows:
+    """The rows and bands of the nodes that edges join, and of the start."""
+    found = {node for edge in edges for node in (edge.sender, edge.receiver)} | set(start)
+    nodes = sorted(found, key=lambda node: (_level(node), node.column, node.index or 0, node.width))
+    levels = sorted({_level(node) for node in nodes})
+    columns = sorted({node.column for node in nodes})
+    senders, receivers = {e.sender for e in edges}, {e.receiver for e in edges}
+    inner = [
+        (nodes.index(a), nodes.index(b))
+        for a in nodes
+        for b in nodes
+        if a != b and a in receivers and b in senders and _same(a, b)
+    ]
+    return GraphRows(
+        tuple(nodes),
+        tuple(levels.index(_level(node)) for node in nodes),
+        tuple(columns.index(node.column) for node in nodes),
+        tuple(str(column) for column in columns),
+        tuple(inner),
+    )
+
+
+def _level(node: Node) -> tuple[int, int]:
+    """Layer, and what comes first in it: what a head reads, heads, then MLPs."""
+    if node.kind in ("mlp", "neuron"):
+        return node.layer, 3
+    if node.kind == "head":
+        return node.layer, 2 if node.width == 1 else 1
+    return node.layer, 0
+
+
+def _same(reads: Node, writes: Node) -> bool:
+    if reads.layer != writes.layer:
+        return False
+    if reads.kind == writes.kind == "head":
+        first = reads.index or 0
+        return first <= (writes.index or 0) < first + reads.width and reads.column <= writes.column
+    return reads.position == writes.position and {reads.kind, writes.kind} == {"mlp", "neuron"}
+
+
+HIGH = 0.19  # inches, of a box
+
+
+FINE = SMALL - 1
+
+
+LINE = 1.22 * FINE / 72  # inches from line to line of a label
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """What no confirmed edge accounts for, as a box of its own with an arrow in or out."""
+
+    text: str
+    row: int
+    band: int
+    node: int
+    upstream: bool
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The edges between the same two nodes: one arrow, a label for each channel."""
+
+    edges: tuple[Edge, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Inches that the labels take."""
+        lines = [line for label in self.labels for line in label.split("\n")]
+        return max(text_width(line, FINE) for line in lines) + 0.06, len(lines) * LINE + 0.03
+
+
+def bundles_of(edges: Sequence[Edge], *, stacked: bool) -> list[Bundle]:
+    """The edges by the nodes they join; ``stacked``: intervals stand under their numbers."""
+    between: dict[tuple[Node, Node], list[Edge]] = {}
+    for edge in edges:
+        between.setdefault((edge.sender, edge.receiver), []).append(edge)
+    return [
+        Bundle(tuple(some), tuple(_label(edge, stacked=stacked) for edge in some))
+        for some in between.values()
+    ]
+
+
+def layout_of(
+    rows: GraphRows,
+    names: Sequence[str],
+    bundles: Sequence[Bundle],
+    unknown: Sequence[Unexplained],
+    room: float,
+) -> GraphLayout:
+    """Where everything goes in ``room`` inches: nodes first, then what is unexplained."""
+    lowest = min([0, *(one.row for one in unknown)])
+    places = [*zip(rows.rows, rows.bands, strict=True), *((o.row, o.band) for o in unknown)]
+    spots = [
+        NodePlace(row - lowest, band, text_width(name, SMALL, "bold") + 0.12, HIGH)
+        for (row, band), name in zip(places, names, strict=True)
+    ]
+    at = {node: place for place, node in enumerate(rows.nodes)}
+    arrows = [
+        Arrow(at[one.edges[0].sender], at[one.edges[0].receiver], *one.size) for one in bundles
+    ]
+    arrows += [Arrow(a, b) for a, b in rows.inner]
+    for place, one in enumerate(unknown, len(rows.nodes)):
+        arrows.append(Arrow(place, one.node) if one.upstream else Arrow(one.node, place))
+    return lay_out(spots, arrows, width=room)
+
+
+def unexplained_of(circuit: Circuit, rows: GraphRows) -> list[Unexplained]:
+    """A box below the start for what feeds it, and above it for what it feeds."""
+    places = [place for place, node in enumerate(rows.nodes) if node in circuit.start]
+    found = []
+    for account in circuit.accounts:
+        below = account.part == "upstream"
+        node = (
+            min(places, key=lambda k: rows.rows[k])
+            if below
+            else max(places, key=lambda k: rows.rows[k])
+        )
+        text = f"unexplained {percent(account.unexplained)}"
+        row = rows.rows[node] + (-1 if below else 1)
+        found.append(Unexplained(text, row, rows.bands[node], node, below))
+    return found
+
+
+def _label(edge: Edge, *, stacked: bool) -> str:
+    """``gate −0.42 [−0.50, −0.33]``, the interval on a line of its own where room is short."""
+    channel = "" if edge.channel in ("answer", "in") else f"{edge.channel} "
+    if edge.effect is None or edge.low is None or edge.high is None:
+        return channel.strip()
+    digits = 2 if abs(edge.effect) >= 0.095 else 3
+    low, high = (signed(end, digits) for end in (edge.low, edge.high))
+    gap = "\n" if stacked else " "
+    return f"{channel}{signed(edge.effect, digits)}{gap}[{low}, {high}]"
+
+
+def signed(value: float, digits: int) -> str:
+    """``+0.42`` or, with a true minus, ``−0.42``."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(share: float) -> str:
+    """``8%``, with a true minus."""
+    return f"{share:.0%}".replace("-", "\N{MINUS SIGN}")
+
+
+_WIDTH = 7.0  # inches: both columns of a paper
+
+
+_KEYWAY = 0.2  # inches under the boxes, for the positions
+
+
+_THIN, _THICK = 0.5, 3.0  # points
+
+
+_FEWEST = 4.9  # inches, below which an interval stands under its number
+
+
+@style()
+def circuit_graph(
+    circuit: Circuit, *, n: int = 15, exploratory: bool = False, width: float = _WIDTH
+) -> Drawing:
+    """Confirmed edges from the bottom layer up, positions from left to right.
+
+    An arrow's number is what its target does when that edge alone carries what it carries on the
+    corrupted prompt, with its 95 % interval; before it the channel it enters by. The arrow is as
+    wide as the strongest of its channels, relative to the strongest edge on that target. Blue:
+    the target falls, so the clean edge raises it; orange: it rises. Dotted: no edge, but the way
+    inside a head from what it reads at one position to where it writes. Dashed: the share of the
+    total that no confirmed edge explains.
+
+    Args:
+        circuit: From `lens_skills.circuit`.
+        n: At most so many edges, the strongest relative to their target's strongest; the note says
+            how many are left out.
+        exploratory: Stamp it.
+        width: Inches.
+
+    Frame: one row per edge drawn, as in ``circuit.frame()``.
+
+    Raises:
+        LensSkillsError: No edge was confirmed.
+    """
+    edges = _strongest(circuit, n)
+    if not edges:
+        raise LensSkillsError(
+            f"no edge of {circuit.target} was confirmed ({len(circuit.edges)} were tested), so "
+            "there is no graph to draw. circuit.frame() lists what was tested."
+        )
+    rows = graph_rows(edges, circuit.start)
+    names = [_name(node, circuit) for node in rows.nodes]
+    bundles = bundles_of(edges, stacked=width < _FEWEST)
+    room = width - 0.1
+    unknown = unexplained_of(circuit, rows)
+    layout = layout_of(rows, [*names, *(one.text for one in unknown)], bundles, unknown, room)
+    more = len(circuit.confirmed) - len(edges)
+    figure = sheet(
+        width,
+        layout.height + _KEYWAY,
+        title=f"Circuit of {circuit.target}",
+        lines=[*(_account(account) for account in circuit.accounts), *_source(circuit)],
+        note=f"{len(circuit.confirmed)} of {len(circuit.edges)} tested edges confirmed"
+        + (f", the {len(edges)} strongest drawn ({more} more). " if more else ". ")
+        + "Numbers: change of the target when the edge alone is corrupted, 95 % interval. Blue: "
+        "it falls; orange: it rises. Width: its strongest channel. Outlined: the start.",
+        exploratory=exploratory,
+    )
+    axis = figure.add_subplot()
+    axis.set_axis_off()
+    _exactly(figure, axis, layout.height + _KEYWAY, room)
+    _positions(axis, rows, layout)
+    _arrows(axis, bundles, rows, layout)
+    _boxes(axis, rows, names, layout, circuit)
+    _draw_unexplained(axis, unknown, layout)
+    keys = {edge.key for edge in edges}
+    drawn = [place for place, edge in enumerate(circuit.edges) if edge.key in keys]
+    frame = circuit.frame().iloc[drawn].reset_index(drop=True)
+    return Drawing(figure, frame, file_name("circuit_graph", circuit.target))
+
+
+def _draw_unexplained(axis: Axes, unknown: Sequence[Unexplained], layout: GraphLayout) -> None:
+    first = len(layout.spots) - len(unknown)
+    lines = layout.lines[len(layout.lines) - len(unknown) :]
+    for one, (x, y), (start, end) in zip(unknown, layout.spots[first:], lines, strict=True):
+        axis.add_patch(
+            FancyArrowPatch(
+                start, end, arrowstyle="-|>", mutation_scale=5, color=GREY, linewidth=0.9,
+                linestyle=(0, (3, 2)), shrinkA=0, shrinkB=0, zorder=1, gid="unexplained",
+            )
+        )  # fmt: skip
+        axis.text(
+            x, y, one.text, size=SMALL, color=GREY, style="italic", ha="center",
+            va="center_baseline", zorder=6,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )  # fmt: skip
+
+
+def _strongest(circuit: Circuit, n: int) -> list[Edge]:
+    """The strongest confirmed edges, each against the strongest on its target: units differ."""
+    most: dict[str, float] = {}
+    for edge in circuit.confirmed:
+        most[edge.target] = max(most.get(edge.target, 1e-30), edge.strength)
+    ordered = sorted(circuit.confirmed, key=lambda edge: -edge.strength / most[edge.target])
+    kept = {edge.key for edge in ordered[:n]}
+    return [edge for edge in circuit.confirmed if edge.key in kept]
+
+
+def _exactly(figure: Figure, axis: Axes, height: float, room: float) -> None:
+    """The panel in inches: one unit of data is one inch."""
+    figure.draw_without_rendering()
+    wide, high = figure.get_size_inches()
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    _, low, _, _ = engine.get()["rect"]
+    figure.set_layout_engine("none")
+    axis.set_position(((wide - room) / 2 / wide, low, room / wide, height / high))
+    axis.set(xlim=(0, room), ylim=(-_KEYWAY, height - _KEYWAY))
+
+
+def _name(node: Node, circuit: Circuit) -> str:
+    if node.kind == "answer":
+        return f"answer: {circuit.metric}"
+    return node.name
+
+
+def _account(account: Totals) -> str:
+    return (
+        f"{account.part}: {account.target} {signed(account.clean, 2)} on clean prompts, "
+        f"changed by {signed(account.total, 2)} {account.unit} when corrupted; "
+        f"unexplained {percent(account.unexplained)}"
+    )
+
+
+def _source(circuit: Circuit) -> list[str]:
+    known = [str(circuit.provenance[k]) for k in ("model", "task") if circuit.provenance.get(k)]
+    return [" · ".join([*known, count(circuit.n_examples, circuit.n_groups)])]
+
+
+def _positions(axis: Axes, rows: GraphRows, layout: GraphLayout) -> None:
+    for place, name in enumerate(rows.positions):
+        left, right = layout.edges[place], layout.edges[place + 1]
+        if place:
+            axis.axvline(left, color=PALE, linewidth=0.8, zorder=0)
+        shown = "position " * (place == 0) + name.replace("-", "\N{MINUS SIGN}")
+        axis.text(
+            (left + right) / 2, -_KEYWAY + 0.03, shown,
+            size=SMALL, color=GREY, ha="center", va="bottom",
+        )  # fmt: skip
+
+
+def _arrows(axis: Axes, bundles: Sequence[Bundle], rows: GraphRows, layout: GraphLayout) -> None:
+    for (start, end), (a, b) in zip(layout.lines[len(bundles) :], rows.inner, strict=False):
+        axis.add_patch(
+            FancyArrowPatch(
+                start, end, arrowstyle="-", color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)),
+                shrinkA=0, shrinkB=0, zorder=1, gid=f"inner {rows.nodes[a]} {rows.nodes[b]}",
+            )
+        )  # fmt: skip
+    strongest: dict[str, float] = {}
+    for edge in (edge for one in bundles for edge in one.edges):
+        strongest[edge.target] = max(strongest.get(edge.target, 1e-30), edge.strength)
+    for one, (start, end), place in zip(bundles, layout.lines, layout.labels, strict=False):
+        edge = one.edges[0]  # the strongest
+        wide = _THIN + (_THICK - _THIN) * edge.strength / strongest[edge.target]
+        axis.add_patch(
+            FancyArrowPatch(
+                start, end, arrowstyle="-|>", mutation_scale=4 + 2 * wide, color=_colour(edge),
+                linewidth=wide, shrinkA=0, shrinkB=0, zorder=2, joinstyle="miter",
+                gid=f"edge {edge}",
+            )
+        )  # fmt: skip
+        if place is not None:
+            _write(axis, one, place)
+
+
+def _colour(edge: Edge) -> str:
+    return VERMILION if (edge.effect or 0.0) > 0 else BLUE
+
+
+def _write(axis: Axes, one: Bundle, place: tuple[float, float]) -> None:
+    """The labels, one below the other, on white."""
+    x, y = place
+    wide, high = one.size
+    ground = {"facecolor": "white", "linewidth": 0, "zorder": 3}
+    axis.add_patch(Rectangle((x - wide / 2, y - high / 2), wide, high, **ground))  # type: ignore[arg-type]
+    top = y + high / 2 - 0.015
+    for edge, label in zip(one.edges, one.labels, strict=True):
+        for line in label.split("\n"):
+            axis.text(
+                x, top - LINE / 2, line, size=FINE, color=_colour(edge), ha="center",
+                va="center", zorder=4,
+            )  # fmt: skip
+            top -= LINE
+
+
+def _boxes(
+    axis: Axes, rows: GraphRows, names: Sequence[str], layout: GraphLayout, circuit: Circuit
+) -> None:
+    start = set(circuit.start)
+    for node, name, (x, y) in zip(rows.nodes, names, layout.spots, strict=False):
+        wide = text_width(name, SMALL, "bold") + 0.08
+        marked = node in start
+        axis.add_patch(
+            FancyBboxPatch(
+                (x - wide / 2, y - HIGH / 2 + 0.02), wide, HIGH - 0.04,
+                boxstyle="round,pad=0.02,rounding_size=0.04",
+                facecolor="white" if node.kind != "answer" else PALE,
+                edgecolor=ORANGE if marked else BLACK, linewidth=1.8 if marked else 0.6, zorder=5,
+                gid=f"node {node}",
+            )
+        )  # fmt: skip
+        axis.text(
+            x, y, name, size=SMALL, weight="bold" if marked else "normal",
+            ha="center", va="center_baseline", zorder=6,
+        )  # fmt: skip
+
+
+_PALE = "#BBBBBB"  # of one random circuit
+
+
+_LIMIT = 2.5  # what overshoots further runs out of the panel, and the note says so
+
+
+@style()
+def faithfulness(
+    result: Faithfulness, *, exploratory: bool = False, width: float = COLUMN
+) -> Drawing:
+    """Faithfulness against the number of edges, one panel per part of the circuit.
+
+    Band: 95 % interval. Grey: random circuits of equal size. Lines at 0 (no edge) and 1 (the
+    whole model).
+
+    Args:
+        result: From `lens_skills.faithfulness`.
+        exploratory: Stamp it.
+        width: Inches.
+
+    Frame: one row per part and size, as in ``result.frame()``.
+    """
+    curves = result.curves
+    known = [str(result.provenance[key]) for key in ("model", "task") if result.provenance.get(key)]
+    beyond = any(
+        not -_LIMIT + 1 <= end <= _LIMIT
+        for curve in curves
+        for share in curve.shares
+        for end in (share.low, share.high)
+    )
+    figure = sheet(
+        width,
+        0.35 + 1.35 * len(curves),
+        title=f"Circuit of {result.provenance.get('start', 'a target')} alone: faithfulness",
+        lines=[
+            *(_caption(curve) for curve in curves),
+            " · ".join([*known, count(result.n_examples, result.n_groups)]),
+        ],
+        note="Band: 95 % interval. 0: no edge; 1: the whole model."
+        + (f" {len(curves[0].random)} random circuits of equal size." if curves[0].random else "")
+        + (" What lies beyond the panel is in the table." if beyond else ""),
+        exploratory=exploratory,
+    )
+    axes = np.atleast_1d(figure.subplots(len(curves), 1))
+    for axis, curve in zip(axes, curves, strict=True):
+        _panel(axis, curve)
+    axes[-1].set_xlabel("edges, strongest first")
+    figure.align_ylabels()
+    settle(figure)
+    start = str(result.provenance.get("start", ""))
+    return Drawing(figure, result.frame(), file_name("faithfulness", *([start] if start else [])))
+
+
+def _caption(curve: Curve) -> str:
+    size = curve.sizes[-1]
+    edges = "1 edge" if size == 1 else f"{size} edges"
+    against = "" if curve.p is None else f", p = {curve.p:.2g} against random"
+    return f"{curve.part} ({curve.target}): {curve.last} with {edges}{against}"
+
+
+def _panel(axis: Axes, curve: Curve) -> None:
+    sizes = np.array(curve.sizes)
+    value, low, high = (
+        np.array([getattr(share, name) for share in curve.shares])
+        for name in ("value", "low", "high")
+    )
+    for row in curve.random:
+        axis.plot(sizes, row, color=_PALE, linewidth=0.5, marker=".", markersize=1.5, zorder=1)
+    for level, line in ((0, (0, (1, 1.5))), (1, (0, (4, 2)))):
+        axis.axhline(level, color=BLACK, linewidth=0.6, linestyle=line, zorder=0)
+    if len(sizes) == 1:
+        axis.errorbar(
+            sizes, value, yerr=[value - low, high - value], color=BLUE, linewidth=0.9, capsize=2
+        )
+    axis.fill_between(sizes, low, high, color=BLUE, alpha=0.2, linewidth=0, zorder=2, gid="band")
+    axis.plot(sizes, value, color=BLUE, marker="o", markersize=3, zorder=3, gid="circuit")
+    axis.set_xscale("log")
+    axis.set_xlim(0.88, max(sizes[-1] * 1.12, 2.2))
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(sizes[-1], 2)]
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    drawn = [*low, *high, *(number for row in curve.random for number in row), 0.0, 1.0]
+    bottom, top = max(min(drawn), 1 - _LIMIT), min(max(drawn), _LIMIT)
+    room = 0.06 * (top - bottom)
+    axis.set_ylim(bottom - room, top + room)
+    axis.set_ylabel("faithfulness")
+    axis.annotate(
+        curve.part, (1, 1), xycoords="axes fraction", xytext=(0, 1), textcoords="offset points",
+        ha="right", va="bottom", size=SMALL, color=GREY,
+    )  # fmt: skip

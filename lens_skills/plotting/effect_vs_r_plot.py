@@ -1,0 +1,281 @@
+"""What neurons do, against how strongly they correlate: the picture that tells the two apart.
+
+`join_points`: each neuron's r beside its effect, by name.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.verdict import WORDS, Verdict
+from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.intervention_plots import LOOKS, change, delta_band, note, verdict_lines
+from lens_skills.plotting.label_placement import name_points
+from lens_skills.plotting.style import BLACK, COLUMN, NULLS, correlation, settle, sheet, style
+from lens_skills.results import file_name
+from lens_skills.scoring import MetricScores
+
+_COLUMNS = ["what", "name", "r", "strength", "effect", "low", "high", "word", "mark"]
+
+
+def join_points(
+    found: MetricScores, verdict: Verdict, marked: Mapping[str, str]
+) -> tuple[pd.DataFrame, int]:
+    """The rows that `effect_against_r` draws, and how many neurons on trial have no r.
+
+    Raises:
+        LensSkillsError: Scores of another model or site, or of none of the neurons; a mark on a
+            neuron that is not in the verdict.
+    """
+    r = _signed_r(found, verdict)
+    unknown = set(marked) - {*verdict.peers, *(ruling.name for ruling in verdict.singles)}
+    if unknown:
+        raise LensSkillsError(
+            f"no neuron {min(unknown)!r} in this verdict to mark. It is about: "
+            + ", ".join(ruling.name for ruling in verdict.singles[:5])
+            + (", …." if len(verdict) > 5 else ".")
+        )
+    rows: list[dict[str, Any]] = []
+    peers = zip(verdict.peers, verdict.peer_effect.tolist(), strict=True)
+    for name, effect in peers:
+        if name in r:
+            rows.append({"what": "compared with", "name": name, "effect": effect})
+    on_trial = [ruling for ruling in verdict.singles if ruling.name in r]
+    if not on_trial:
+        raise LensSkillsError(
+            f"none of the {len(verdict)} units on trial was scored: the scores hold "
+            f"{found.scores.n_units:,} neurons at {found.scores.site}. Pass the scores of the "
+            "neurons on trial."
+        )
+    rows += [
+        {
+            "what": "on trial",
+            "name": ruling.name,
+            "effect": ruling.effect,
+            "low": ruling.low,
+            "high": ruling.high,
+            "word": ruling.word,
+        }
+        for ruling in on_trial
+    ]
+    for row in rows:
+        value = r[row["name"]]
+        row |= {"r": value, "strength": abs(value), "mark": marked.get(row["name"], "")}
+    rows.append({"what": "delta", "low": -verdict.delta, "high": verdict.delta})
+    bar = found.thresholds.permutation
+    if bar is not None:
+        rows.append({"what": "threshold", "name": "permutation", "strength": bar})
+    return pd.DataFrame(rows, columns=_COLUMNS), len(verdict) - len(on_trial)
+
+
+def _signed_r(found: MetricScores, verdict: Verdict) -> dict[str, float]:
+    """Signed r by name such as ``L17N635``, of neurons that vary."""
+    scores, effects = found.scores, verdict.effects
+    if scores.site not in effects.site.split(", "):
+        raise LensSkillsError(
+            f"the scores are of {scores.site}, the verdict of {effects.site}. Pass the scores of "
+            "the neurons on trial."
+        )
+    mine, theirs = (
+        about.get("model_fingerprint") for about in (scores.provenance, verdict.provenance)
+    )
+    if None not in (mine, theirs) and mine != theirs:
+        raise LensSkillsError(
+            "the scores and the verdict are of different models. Pass the scores the neurons were "
+            "selected from."
+        )
+    if effects.position in scores.positions:
+        r = found.r[scores.positions.index(effects.position)]
+    else:
+        strongest = found.r.abs().argmax(dim=0)
+        r = found.r[strongest, torch.arange(scores.n_units)]
+    places = zip(
+        scores.layer.tolist(),
+        scores.neuron.tolist(),
+        r.tolist(),
+        scores.excluded.tolist(),
+        strict=True,
+    )
+    return {f"L{layer}N{neuron}": value for layer, neuron, value, out in places if not out}
+
+
+_CLOUD = "#8A8A8A"
+
+
+_ASIDE = 0.6  # inches the labels of the y axis take, about
+
+
+_RINGS = ("o", "s", "D", "^")  # around marked neurons, one shape for each kind of mark
+
+
+_MANY = 2_000  # points beyond which they are drawn as one picture in PDF and SVG
+
+
+@style()
+def effect_against_r(
+    found: MetricScores,
+    verdict: Verdict,
+    *,
+    marked: Mapping[str, str] | None = None,
+    n_labels: int = 5,
+    width: float = COLUMN,
+) -> Drawing:
+    """Each neuron's signed causal effect against its |r|: what correlates need not matter.
+
+    Small and grey behind: the single neurons that the verdict compares with. Colour and marker are
+    the word. Up and down mean what the axis says, so a neuron that supports the skill is low where
+    the edit removes it.
+
+    Args:
+        found: One metric's scores of the same neurons: ``scores["name"]``. At the verdict's
+            position where they hold it, else each neuron's largest |r|.
+        verdict: Of those neurons.
+        marked: Neurons to ring, with what they are: ``{"L1N2": "decoy"}``.
+        n_labels: How many neurons of largest |effect| to name, as far as there is room.
+        width: Inches.
+
+    Frame: one row per point: ``what`` (on trial, compared with), ``name``, ``r`` and its size
+    ``strength``, ``effect`` with ``low`` and ``high`` (95 %), ``word``, ``mark``; and two rows
+    ``delta`` (low, high) and ``threshold`` (strength), the latter with a null only.
+
+    Raises:
+        LensSkillsError: Scores of another model or site, or of none of the neurons.
+
+    Does not show: that r and effect are of the same examples; they are of different splits.
+    """
+    kinds = dict.fromkeys((marked or {}).values())  # each once, in the order given
+    frame, left = join_points(found, verdict, dict(marked or {}))
+    trial = frame.loc[frame["what"] == "on trial"]
+    notes = [note(verdict, [verdict[name] for name in trial["name"]], "Bars")]
+    if left:
+        notes.append(f"Not shown, for want of an r: {left} of {left + len(trial)}.")
+    handles = _handles(frame, kinds)
+    columns = max(2, int(width / 1.7))
+    figure = sheet(
+        width,
+        2.45 + 0.13 * math.ceil(len(handles) / columns),
+        title=f"{_neurons(len(trial))}: correlation against causal effect",
+        lines=verdict_lines(verdict),
+        note=" ".join(notes),
+        exploratory=verdict.exploratory or found.scores.exploratory,
+    )
+    axis = figure.add_subplot()
+    delta_band(axis, verdict, "y")
+    _points(axis, frame, kinds)
+    bar = frame.loc[frame["what"] == "threshold", "strength"]
+    for value in bar:
+        colour, dashes, _ = NULLS["permutation"]
+        axis.axvline(value, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
+    axis.set_xlim(0, min(1.02, 1.1 * max(0.05, float(frame["strength"].max()))))
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+    axis.set(xlabel=f"|{correlation(found.scores)}| with {found.metric}", ylabel=change(verdict))
+    legend = axis.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(-_ASIDE / (width - _ASIDE), 1.0),
+        ncols=columns,
+        borderaxespad=0.1,
+        labelspacing=0.2,
+        handlelength=1.3,
+        columnspacing=0.8,
+    )
+    settle(figure)
+    # From the left edge of the figure, so that long entries have its whole width.
+    place = axis.get_position()
+    legend.set_bbox_to_anchor((-place.x0 / place.width, 1.0), transform=axis.transAxes)
+    _names(axis, trial, n_labels)
+    return Drawing(figure, frame, file_name("effect_against_r", found.metric))
+
+
+def _points(axis: Axes, frame: pd.DataFrame, kinds: Iterable[str]) -> None:
+    cloud = frame[frame["what"] == "compared with"]
+    axis.scatter(
+        cloud["strength"],
+        cloud["effect"],
+        s=3.5,
+        color=_CLOUD,
+        alpha=0.55,
+        linewidth=0,
+        zorder=1.5,
+        rasterized=len(cloud) > _MANY,
+    )
+    trial = frame[frame["what"] == "on trial"]
+    size = 4.6 if len(trial) <= 40 else 3.6
+    for kind, ring in zip(kinds, _RINGS, strict=False):
+        here = frame[frame["mark"] == kind]
+        axis.plot(here["strength"], here["effect"], **_ring(ring, size + 3.0), zorder=5)
+    # What has an effect lies on top.
+    for order, word in enumerate(reversed(WORDS)):
+        here = trial[trial["word"] == word]
+        sure = here[np.isfinite(here["low"]) & np.isfinite(here["high"])]
+        axis.vlines(
+            sure["strength"],
+            sure["low"],
+            sure["high"],
+            color=LOOKS[word].colour,
+            linewidth=0.8,
+            alpha=0.75,
+            zorder=2 + order / 10,
+        )
+        axis.plot(
+            here["strength"],
+            here["effect"],
+            linestyle="none",
+            **LOOKS[word].mark(size),
+            zorder=3 + order / 10,
+        )
+
+
+def _ring(marker: str, size: float) -> dict[str, Any]:
+    return {
+        "marker": marker,
+        "markersize": size,
+        "linestyle": "none",
+        "markerfacecolor": "none",
+        "markeredgecolor": BLACK,
+        "markeredgewidth": 0.6,
+    }
+
+
+def _handles(frame: pd.DataFrame, kinds: Iterable[str]) -> list[Line2D]:
+    """The legend: words with how many neurons got them, then everything else."""
+    words = frame.loc[frame["what"] == "on trial", "word"].value_counts()
+    handles = [LOOKS[word].line(f"{word} ({words[word]})") for word in WORDS if word in words]
+    n_cloud = int((frame["what"] == "compared with").sum())
+    if n_cloud:
+        label = f"other neurons ({n_cloud:,})"
+        handles.append(
+            Line2D([], [], linestyle="none", marker=".", color=_CLOUD, markersize=3.5, label=label)
+        )
+    for kind, ring in zip(kinds, _RINGS, strict=False):
+        n = int((frame["mark"] == kind).sum())
+        handles.append(Line2D([], [], **_ring(ring, 7.0), label=f"{kind} ({n})"))
+    if frame["what"].eq("threshold").any():
+        colour, dashes, words_of = NULLS["permutation"]
+        handles.append(Line2D([], [], color=colour, linestyle=dashes, label=words_of))
+    return handles
+
+
+def _names(axis: Axes, trial: pd.DataFrame, n_labels: int) -> None:
+    order = trial["effect"].abs().sort_values(ascending=False, kind="stable").index[:n_labels]
+    named = trial.loc[order]
+    bars = trial.loc[np.isfinite(trial["low"]) & np.isfinite(trial["high"])]
+    name_points(
+        axis,
+        named["name"].tolist(),
+        named[["strength", "effect"]].to_numpy(float),
+        marks=trial[["strength", "effect"]].to_numpy(float),
+        bars=bars[["strength", "low", "high"]].to_numpy(float),
+    )
+
+
+def _neurons(n: int) -> str:
+    return "1 neuron" if n == 1 else f"{n:,} neurons"

@@ -1,0 +1,40 @@
+"""The figures, one function each: a result in, a `Drawing` out that is saved with its numbers.
+
+>>> from lens_skills import figures
+>>> drawing = figures.attrition({"neurons": 46_080, "associated": 715, "confirmed": 4})
+>>> drawing.frame["count"].tolist()
+[46080, 715, 4]
+"""
+
+from lens_skills.plotting.activation_plots import activation_by_class as activation_by_class
+from lens_skills.plotting.activation_plots import activation_scatter as activation_scatter
+from lens_skills.plotting.circuit_plots import circuit_graph as circuit_graph
+from lens_skills.plotting.circuit_plots import faithfulness as faithfulness
+from lens_skills.plotting.confidence_plots import (
+    confidence_against_correctness as confidence_against_correctness,
+)
+from lens_skills.plotting.confidence_plots import reliability as reliability
+from lens_skills.plotting.diagnostic_plots import confidence_regulation as confidence_regulation
+from lens_skills.plotting.diagnostic_plots import redundancy as redundancy
+from lens_skills.plotting.diagnostic_plots import sparse_probe as sparse_probe
+from lens_skills.plotting.drawing import Drawing as Drawing
+from lens_skills.plotting.drawing import save as save
+from lens_skills.plotting.effect_vs_r_plot import effect_against_r as effect_against_r
+from lens_skills.plotting.explanation_plots import activation_map as activation_map
+from lens_skills.plotting.explanation_plots import feature_matrix as feature_matrix
+from lens_skills.plotting.explanation_plots import shortcut_effects as shortcut_effects
+from lens_skills.plotting.intervention_plots import dose_response as dose_response
+from lens_skills.plotting.intervention_plots import (
+    effect_against_controls as effect_against_controls,
+)
+from lens_skills.plotting.intervention_plots import effect_forest as effect_forest
+from lens_skills.plotting.ranking_plots import method_comparison as method_comparison
+from lens_skills.plotting.scoring_plots import attrition as attrition
+from lens_skills.plotting.scoring_plots import correlation_by_position as correlation_by_position
+from lens_skills.plotting.scoring_plots import layer_profile as layer_profile
+from lens_skills.plotting.scoring_plots import r_distribution as r_distribution
+from lens_skills.plotting.skill_plots import damage_matrix as damage_matrix
+from lens_skills.plotting.skill_plots import metric_heatmap as metric_heatmap
+from lens_skills.plotting.skill_plots import skill_matrix as skill_matrix
+from lens_skills.plotting.skill_plots import stability as stability
+from lens_skills.plotting.soft_prompt_plots import learning_curves as learning_curves

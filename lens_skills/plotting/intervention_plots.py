@@ -1,0 +1,550 @@
+"""An effect among those of random controls that were never suspected.
+
+The effects of neurons, one a row, and of their set below them.
+
+What a set does at every strength, over the damage it does elsewhere.
+
+What all figures of a verdict share: the look of each word, and what is said around them.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from lens_skills.interventions.dose_response import DoseResponse
+from lens_skills.interventions.verdict import (
+    COMPENSATED,
+    MIXED,
+    NO_EFFECT,
+    OPPOSES,
+    SUPPORTS,
+    UNDECIDED,
+    WORDS,
+    Ruling,
+    Verdict,
+)
+from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.style import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    SMALL,
+    VERMILION,
+    count,
+    settle,
+    sheet,
+    style,
+    with_unit,
+)
+from lens_skills.results import file_name
+
+PURPLE = "#A84D86"  # Okabe and Ito's, darker: thin marks on white must be seen
+
+
+@dataclass(frozen=True)
+class VerdictStyle:
+    """A colour with a marker of its own, so that either alone tells the word."""
+
+    colour: str
+    marker: str
+    filled: bool = True
+
+    def line(self, label: str, size: float = 4.0, **options: Any) -> Line2D:
+        """One mark of this look, for a legend."""
+        return Line2D([], [], linestyle="none", label=label, **self.mark(size), **options)
+
+    def mark(self, size: float) -> dict[str, Any]:
+        """Keywords of ``Axes.plot``."""
+        return {
+            "marker": self.marker,
+            "color": self.colour,
+            "markersize": size,
+            "markerfacecolor": self.colour if self.filled else "white",
+            "markeredgewidth": 0.4 if self.filled and self.marker != "x" else 1.0,
+            "markeredgecolor": "white" if self.filled and self.marker != "x" else self.colour,
+        }
+
+
+LOOKS = {
+    SUPPORTS: VerdictStyle(BLUE, "o"),
+    OPPOSES: VerdictStyle(VERMILION, "s"),
+    MIXED: VerdictStyle(PURPLE, "D"),
+    COMPENSATED: VerdictStyle(GREEN, "^"),
+    NO_EFFECT: VerdictStyle(BLACK, "x"),
+    UNDECIDED: VerdictStyle(BLACK, "o", filled=False),
+}
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """What was done, to which model where, and on how many examples."""
+    effects = verdict.effects
+    source = [
+        str(verdict.provenance[key]) for key in ("model", "task") if key in verdict.provenance
+    ]
+    size = count(len(effects.clean), len(set(effects.groups)))
+    where = f"{effects.site} at {effects.position}"
+    return [effects.do, " · ".join([*source, where]), size]
+
+
+def change(verdict: Verdict) -> str:
+    """Two lines for an axis of effects: which way is which, and the unit."""
+    what = "removing it" if verdict.removes else "the edit"
+    measured = with_unit(verdict.effects.metric, verdict.effects.unit)
+    return f"← lowers · {what} · raises →\nchange of {measured}"
+
+
+def note(verdict: Verdict, rulings: Sequence[Ruling], marks: str) -> str:
+    """What the band is, and the lines of the intervals where there are any."""
+    sure = [bounded(ruling) for ruling in rulings]
+    parts = [_band(verdict)]
+    if any(sure):
+        parts.append(f"{marks}: 95 % interval, by group of examples.")
+    if not all(sure):
+        parts.append("No interval: one group of examples.")
+    return " ".join(parts)
+
+
+def _band(verdict: Verdict) -> str:
+    unit = verdict.effects.unit
+    amount = f"{verdict.delta:.3g}" + (f" {unit}" if unit not in ("", "column", "0/1") else "")
+    return f"Band: ±δ = ±{amount} ({verdict.delta_from})."
+
+
+def delta_band(axis: Axes, verdict: Verdict, which: str) -> None:
+    """The effects too small to matter, and the line of no effect, across axis ``x`` or ``y``."""
+    span, line = (axis.axvspan, axis.axvline) if which == "x" else (axis.axhspan, axis.axhline)
+    span(-verdict.delta, verdict.delta, color=PALE, zorder=0, linewidth=0, gid="delta")
+    line(0, color=BLACK, linewidth=0.5, zorder=0.9)
+
+
+def bounded(ruling: Ruling) -> bool:
+    """Whether the effect has an interval: of a single group of examples it has none."""
+    return math.isfinite(ruling.low) and math.isfinite(ruling.high)
+
+
+_UNIT = re.compile(r"L(\d+)([A-Z]+)\d*")
+
+
+_MATCHED = "#9A9A9A"
+
+
+_HEAD = 0.8  # share of the panel the bars may fill; above stands the effect
+
+
+@style()
+def effect_against_controls(
+    verdict: Verdict, *, name: str | None = None, width: float = COLUMN
+) -> Drawing:
+    """The effect with its interval over the histogram of what random controls do.
+
+    Args:
+        verdict: From `verify` or `audit`.
+        name: Whose: by default ``"set"``, against its matched control sets (and those drawn among
+            important neurons); a neuron, against the single units it is compared with.
+        width: Inches.
+
+    Frame: ``what`` (matched sets, important sets or single units, one row per bin with its ends
+    ``low`` and ``high`` and its count as ``value``; then the name, with the effect as ``value``,
+    its 95 % interval, and ``rank``, ``n_controls`` and ``p``; and ``delta``).
+
+    Raises:
+        LensSkillsError: No ruling on that name.
+
+    Does not show: a one-sided comparison. Rank and p count controls of as large an |effect|, on
+    either side of 0.
+    """
+    name = verdict.rulings[-1].name if name is None else name
+    ruling = verdict[name]
+    controls = _controls(verdict, ruling)
+    frame = _controls_frame(verdict, ruling, controls)
+    whole = name == "set"
+    who = f"The set of {len(verdict)}" if whole else name
+    figure = sheet(
+        width,
+        2.1,
+        title=f"{who} among its controls" if controls else f"{who}, without controls",
+        lines=[*_standing(verdict, ruling, controls), *verdict_lines(verdict)],
+        note=note(verdict, [ruling], "Line"),
+        exploratory=verdict.exploratory,
+    )
+    axis = figure.add_subplot()
+    delta_band(axis, verdict, "x")
+    _histograms(axis, frame, list(controls))
+    look = LOOKS[ruling.word]
+    axis.axvline(ruling.effect, ymax=0.9, color=look.colour, linewidth=1.0, zorder=3)
+    height = 0.9
+    if bounded(ruling):
+        axis.plot(
+            [ruling.low, ruling.high],
+            [height, height],
+            color=look.colour,
+            linewidth=1.3,
+            transform=axis.get_xaxis_transform(),
+            zorder=3,
+        )
+    axis.plot(
+        [ruling.effect],
+        [height],
+        linestyle="none",
+        transform=axis.get_xaxis_transform(),
+        **look.mark(5),
+        zorder=4,
+    )
+    axis.set_xlabel(change(verdict))
+    if controls:
+        axis.set_ylabel("control sets" if whole else "single units")
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axis.margins(x=0.06)
+    axis.legend(
+        handles=[*_controls_handles(controls), look.line(f"{name}: {ruling.word}", size=5)],
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=2,
+        borderaxespad=0.1,
+        labelspacing=0.2,
+        handlelength=1.2,
+    )
+    settle(figure)
+    return Drawing(figure, frame, file_name("effect_against_controls", name))
+
+
+def _controls(verdict: Verdict, ruling: Ruling) -> dict[str, np.ndarray]:
+    """Effects of the controls by kind; kinds without any are left out."""
+    if ruling.name == "set":
+        kinds = {
+            "matched sets": verdict.control_effect.numpy(),
+            "important sets": verdict.important_effect.numpy(),
+        }
+        return {kind: effects for kind, effects in kinds.items() if len(effects)}
+    mine = _UNIT.fullmatch(ruling.name)
+    across = verdict.provenance.get("peers") == "all layers"
+    keep = []
+    for peer in verdict.peers:
+        theirs = _UNIT.fullmatch(peer)
+        alike = mine is None or theirs is None or mine[2] == theirs[2]
+        near = across or mine is None or theirs is None or mine[1] == theirs[1]
+        keep.append(alike and near)
+    effects = verdict.peer_effect.numpy()[np.array(keep, dtype=bool)]
+    where = "other units" if across else "others of its layer"
+    return {where: effects} if len(effects) else {}
+
+
+def _standing(verdict: Verdict, ruling: Ruling, controls: dict[str, np.ndarray]) -> list[str]:
+    """Rank and p, in words; nothing without controls."""
+    if ruling.rank is None or ruling.p is None:
+        return [] if controls else ["an effect without a comparison"]
+    text = f"rank {ruling.rank:,} of {ruling.n_controls + 1:,} by |effect| · p = {ruling.p:.2g}"
+    strict = [
+        f"{row['p']:.2g} among the important"
+        for row in verdict.tables.get("controls", ())
+        if row["kind"] == "important" and ruling.name == "set"
+    ]
+    return [", ".join([text, *strict])]
+
+
+def _controls_frame(
+    verdict: Verdict, ruling: Ruling, controls: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    if controls:
+        pooled = np.concatenate(list(controls.values()))
+        n_bins = int(np.clip(2 * np.sqrt(len(pooled)), 10, 40))
+        edges = np.histogram_bin_edges(pooled, bins=n_bins)
+        for kind, effects in controls.items():
+            counts = np.histogram(effects, edges)[0].tolist()
+            rows += [
+                {"what": kind, "low": low, "high": high, "value": number}
+                for low, high, number in zip(edges[:-1], edges[1:], counts, strict=True)
+            ]
+    rows.append(
+        {
+            "what": ruling.name,
+            "low": ruling.low,
+            "high": ruling.high,
+            "value": ruling.effect,
+            "rank": ruling.rank,
+            "n_controls": ruling.n_controls,
+            "p": ruling.p,
+        }
+    )
+    rows.append({"what": "delta", "low": -verdict.delta, "high": verdict.delta})
+    columns = ["what", "low", "high", "value", "rank", "n_controls", "p"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _histograms(axis: Axes, frame: pd.DataFrame, kinds: list[str]) -> None:
+    tallest = 1.0
+    for kind in kinds:
+        rows = frame.loc[frame["what"] == kind]
+        edges = [*rows["low"], *rows["high"].tail(1)]
+        counts = rows["value"].to_numpy(float)
+        tallest = max(tallest, counts.max())
+        look = (
+            {"color": ORANGE, "linewidth": 1.2, "zorder": 2.2}
+            if kind == "important sets"
+            else {"color": _MATCHED, "fill": True, "zorder": 2}
+        )
+        axis.stairs(counts, edges, **look)
+    axis.set_ylim(0, tallest / _HEAD)
+    if not kinds:
+        axis.set_yticks([])
+        axis.text(
+            0.5,
+            0.35,
+            "no controls were measured",
+            transform=axis.transAxes,
+            size=SMALL,
+            color=GREY,
+            ha="center",
+        )
+
+
+def _controls_handles(controls: dict[str, np.ndarray]) -> list[Patch | Line2D]:
+    labels = {kind: f"{kind} ({len(effects):,})" for kind, effects in controls.items()}
+    return [
+        Line2D([], [], color=ORANGE, linewidth=1.2, label=label)
+        if kind == "important sets"
+        else Patch(color=_MATCHED, label=label)
+        for kind, label in labels.items()
+    ]
+
+
+@style()
+def dose_response(
+    curve: DoseResponse, *, exploratory: bool = False, width: float = COLUMN
+) -> Drawing:
+    """Effect against dose with 95 % intervals and the fitted slope; below, the damage elsewhere.
+
+    Both panels share the dose and each has its own unit and its own line at 0.
+
+    Args:
+        curve: From `lens_skills.interventions.dose_response`.
+        exploratory: Stamp it.
+        width: Inches.
+
+    Frame: one row per dose: dose effect low high damage damage_low damage_high (an end is ±inf
+    where there is no interval), and the line's ``fit`` there.
+    """
+    frame = curve.frame()
+    doses, effects = frame["dose"], frame["effect"]
+    frame["fit"] = effects.mean() + curve.slope * (doses - doses.mean())
+    units = len(curve.names)
+    named = curve.names[0] if units == 1 else f"{units:,} units together"
+    source = [str(curve.provenance[key]) for key in ("model", "task") if key in curve.provenance]
+    unit = curve.unit if curve.unit not in ("", "column", "0/1") else "of the metric"
+    slope = f"slope {curve.slope:+.3g}"
+    if np.isfinite([curve.slope_low, curve.slope_high]).all():
+        slope += f" [{curve.slope_low:+.3g}, {curve.slope_high:+.3g}]"
+    texts = "1 neutral text" if curve.n_texts == 1 else f"{curve.n_texts:,} neutral texts"
+    figure = sheet(
+        width,
+        2.85,
+        title=f"{named}: dose and response",
+        lines=[
+            f"{slope} {unit} per std · monotonicity {curve.monotonicity:+.2f}",
+            f"steered at {curve.site} at {curve.position}, std over {curve.over}",
+            " · ".join([*source, count(len(curve.example_ids), len(set(curve.groups)))]),
+        ],
+        note=f"Bars: 95 % intervals. Damage: KL(clean ‖ steered) on {texts}, "
+        "steered at every token."
+        + ("" if _sure(frame, "").all() else " No interval: one group of examples."),
+        exploratory=exploratory,
+    )
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.75, 1])
+    _panel(above, frame, "effect", "", BLUE, "o")
+    above.plot(doses, frame["fit"], color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="slope")
+    above.set_ylabel(f"change of\n{with_unit(curve.metric, curve.unit)}", color=BLUE)
+    above.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, handlelength=2
+    )
+    _panel(below, frame, "damage", "damage_", VERMILION, "s")
+    below.set_ylabel("damage\n(nats per token)", color=VERMILION)
+    below.set_ylim(bottom=0, top=max(1e-6, 1.12 * _highest(frame)))
+    below.yaxis.set_major_locator(MaxNLocator(nbins=3))
+    below.set_xlabel("dose (each unit's own std)")
+    if np.diff(np.sort(doses)).min() > 0.07 * np.ptp(doses):
+        below.set_xticks(doses, [f"{dose:g}".replace("-", "\N{MINUS SIGN}") for dose in doses])
+    figure.align_ylabels()
+    settle(figure)
+    return Drawing(figure, frame, file_name("dose_response", curve.metric))
+
+
+def _sure(frame: pd.DataFrame, which: str) -> np.ndarray:
+    """Where there is an interval: one group, or one text, has none."""
+    ends = frame[[f"{which}low", f"{which}high"]].to_numpy(float)
+    return np.asarray(np.isfinite(ends).all(axis=1))
+
+
+def _highest(frame: pd.DataFrame) -> float:
+    ends = frame.loc[_sure(frame, "damage_"), "damage_high"]
+    return float(max([*frame["damage"], *ends]))
+
+
+def _panel(
+    axis: Axes, frame: pd.DataFrame, column: str, which: str, colour: str, marker: str
+) -> None:
+    sure = frame[_sure(frame, which)]
+    axis.axhline(0, color=BLACK, linewidth=0.5, zorder=1)
+    axis.axvline(0, color=BLACK, linewidth=0.5, linestyle=(0, (1, 2)), zorder=1)
+    axis.vlines(
+        sure["dose"], sure[f"{which}low"], sure[f"{which}high"], color=colour, linewidth=0.9
+    )
+    axis.plot(
+        frame["dose"],
+        frame[column],
+        color=colour,
+        marker=marker,
+        markersize=3.6,
+        clip_on=False,
+        zorder=3,
+        label=f"mean {column}",
+    )
+    axis.tick_params(axis="y", colors=colour)
+
+
+_ROW = 0.165  # inches
+
+
+_BELOW = 0.27  # rows: the direct effect stands under the total
+
+
+_FAR = 3.0  # a set this many times wider than its neurons gets a scale of its own
+
+
+_SHORT = {NO_EFFECT: "none beyond δ"}
+
+
+@style()
+def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Drawing:
+    """Total effect with its 95 % interval, direct effect and word of every neuron, one a row.
+
+    Neurons stand by word, then by |effect|; the set is the last row, with an axis of its own where
+    it would leave the neurons no room.
+
+    Args:
+        verdict: From `verify` or `audit`.
+        k: Show so many neurons at most, the most telling ones.
+        width: Inches.
+
+    Frame: one row per row drawn: name word effect low high direct direct_low direct_high delta.
+    """
+    order = sorted(verdict.singles, key=lambda one: (WORDS.index(one.word), -abs(one.effect)))
+    shown, whole = order[:k], [one for one in verdict.rulings if one.name == "set"]
+    rulings = [*shown, *whole]
+    frame = _forest_frame(rulings, verdict.delta)
+    notes = [note(verdict, rulings, "Lines")]
+    if any(one.word == NO_EFFECT for one in rulings):
+        notes.append(f"{_SHORT[NO_EFFECT].capitalize()}: {NO_EFFECT}.")
+    if len(order) > len(shown):
+        notes.append(f"{len(order) - len(shown):,} more neurons in the verdict's frame.")
+    apart = bool(whole and shown) and _reach(whole) > _FAR * max(_reach(shown), verdict.delta)
+    parts = [shown, whole] if apart else [rulings]
+    if apart:
+        notes.append("The set has a scale of its own.")
+    who = f"{len(verdict):,} neurons do" if len(verdict) > 1 else f"{rulings[0].name} does"
+    figure = sheet(
+        width,
+        _ROW * len(rulings) + (0.85 if apart else 0.6) + 0.15,
+        title=f"What {who} to {verdict.effects.metric}",
+        lines=verdict_lines(verdict),
+        note=" ".join(notes),
+        exploratory=verdict.exploratory,
+    )
+    axes = figure.subplots(
+        len(parts), 1, squeeze=False, height_ratios=[len(part) + 0.3 for part in parts]
+    )[:, 0]
+    for axis, part in zip(axes, parts, strict=True):
+        delta_band(axis, verdict, "x")
+        _rows(axis, part)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes[-1].set_xlabel(change(verdict))
+    axes[0].legend(
+        handles=_forest_handles(rulings),
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=2,
+        borderaxespad=0.1,
+        handlelength=1.8,
+    )
+    settle(figure)
+    return Drawing(figure, frame, file_name("effect_forest", verdict.effects.metric))
+
+
+def _forest_frame(rulings: list[Ruling], delta: float) -> pd.DataFrame:
+    columns = ["name", "word", "effect", "low", "high", "direct", "direct_low", "direct_high"]
+    frame = pd.DataFrame([{name: getattr(one, name) for name in columns} for one in rulings])
+    numbers = frame.columns[2:]
+    frame[numbers] = frame[numbers].astype(float)
+    return frame.assign(delta=delta)
+
+
+def _reach(rulings: list[Ruling]) -> float:
+    """The largest distance from 0 that is drawn."""
+    return max(
+        abs(number)
+        for one in rulings
+        for number in (one.effect, *((one.low, one.high) if bounded(one) else ()), one.direct or 0)
+    )
+
+
+def _rows(axis: Axes, rulings: list[Ruling]) -> None:
+    for row, one in enumerate(rulings):
+        look = LOOKS[one.word]
+        if one.name == "set" and row:
+            axis.axhline(row - 0.5, color=GREY, linewidth=0.5)
+        if bounded(one):
+            axis.plot([one.low, one.high], [row, row], color=look.colour, linewidth=1.1, zorder=3)
+        axis.plot([one.effect], [row], linestyle="none", **look.mark(4.6), zorder=4)
+        if one.direct is not None:
+            _direct(axis, one, one.direct, row + _BELOW)
+        axis.text(
+            1.02,
+            row,
+            _SHORT.get(one.word, one.word),
+            transform=axis.get_yaxis_transform(),
+            size=SMALL,
+            va="center_baseline",
+        )
+    axis.set_yticks(range(len(rulings)), [one.name for one in rulings])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set_ylim(len(rulings) - 0.4, -0.6)
+    axis.margins(x=0.06)
+    axis.grid(axis="y", color=PALE, linewidth=0.4, zorder=0)
+    axis.set_axisbelow(True)
+
+
+_DIRECT: dict[str, Any] = {
+    "marker": "|",
+    "color": GREY,
+    "markersize": 4.0,
+    "markeredgewidth": 1.1,
+}
+
+
+def _direct(axis: Axes, one: Ruling, direct: float, at: float) -> None:
+    low, high = one.direct_low, one.direct_high
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        axis.plot([low, high], [at, at], color=GREY, linewidth=0.6, zorder=2)
+    axis.plot([direct], [at], linestyle="none", **_DIRECT, zorder=2)
+
+
+def _forest_handles(rulings: list[Ruling]) -> list[Line2D]:
+    total = {"marker": "o", "color": BLACK, "markersize": 4, "linewidth": 1.1}
+    handles = [Line2D([], [], **total, label="total effect")]
+    if any(one.direct is not None for one in rulings):
+        handles.append(Line2D([], [], **_DIRECT, linewidth=0.6, label="direct effect"))
+    return handles

@@ -1,0 +1,320 @@
+"""How every figure looks: paper widths, a colour-blind-safe palette, and the sheet it stands on.
+
+The words under a title: what was measured where, on how many examples.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.scoring import EXPLORATORY, GATES, MetricScores, Scores
+
+LATE_LAYERS = (
+    "Late layers write the answer itself: a large r there may be the answer, not the skill."
+)
+
+
+def places(scores: Scores, position: str | None) -> list[int]:
+    """Indices of the positions to draw: one, or all of them where none is named."""
+    if position is None:
+        return list(range(len(scores.positions)))
+    if position not in scores.positions:
+        raise LensSkillsError(
+            f"no position {position!r} in these scores. They hold: {', '.join(scores.positions)}."
+        )
+    return [scores.positions.index(position)]
+
+
+def caption(scores: Scores, position: str | None = None) -> list[str]:
+    """Two lines: site and position; model, task, examples and groups."""
+    source = [str(scores.provenance[key]) for key in ("model", "task") if key in scores.provenance]
+    where = ", ".join(scores.positions) if position is None else position
+    return [f"{scores.site} at {where}", " · ".join([*source, size(scores)])]
+
+
+def size(scores: Scores) -> str:
+    """``576 examples in 48 groups``."""
+    return count(scores.n_examples, scores.n_groups)
+
+
+def count(n_examples: int, n_groups: int | None = None) -> str:
+    """How many examples, and in how many groups where that is known.
+
+    >>> count(1000, 24)
+    '1,000 examples in 24 groups'
+    """
+    groups = "" if n_groups is None else f" in {n_groups:,} groups"
+    return f"{n_examples:,} examples{groups}"
+
+
+def correlation(scores: Scores) -> str:
+    """The name of r: Pearson's, or partial given covariates."""
+    given = scores.provenance.get("given") or []
+    return f"partial r given {', '.join(given)}" if given else "Pearson r"
+
+
+def with_unit(metric: str, unit: str | None) -> str:
+    """A metric's name with its unit, where it has one.
+
+    >>> with_unit("logit_diff", "nats")
+    'logit_diff (nats)'
+    """
+    return f"{metric} ({unit})" if unit and unit not in ("column", "0/1") else metric
+
+
+def bars(found: MetricScores) -> dict[str, float]:
+    """The thresholds that were drawn, by null."""
+    return {name: bar for name, bar in vars(found.thresholds).items() if bar is not None}
+
+
+COLUMN = 3.4  # inches: one column of a two-column paper
+
+
+SIZE, SMALL = 8.0, 7.0  # points at printed size
+
+
+# Okabe and Ito's palette (2008), told apart with any colour vision.
+BLACK, GREY, PALE = "#000000", "#666666", "#E3E3E3"
+
+
+BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
+
+
+ORANGE, VERMILION = "#E69F00", "#D55E00"
+
+
+STAMP = "#A3004F"
+
+
+# The three nulls keep colour, line and name in every figure.
+NULLS = {
+    "permutation": (GREY, (0, (4, 2)), "permutation 5 %"),
+    "control": (GREEN, (0, (5, 1.5, 1, 1.5)), "control task"),
+    "rotated": (VERMILION, (0, (1, 1.2)), "rotated basis"),
+}
+
+
+# A neuron that passed a gate has the colour of the null it beat.
+_OF_NULL = {"permutation": "#999999", "control": GREEN, "rotated": VERMILION}
+
+
+GATE_COLOURS = {gate: _OF_NULL[null] for gate, null in GATES.items()}
+
+
+_EDGE = 0.05  # inches of white around everything
+
+
+_GAP = 0.06  # and between the caption and the panels
+
+
+_LEAD = 1.3  # line height over text size
+
+
+_LOOK = {
+    "font.size": SIZE,
+    "axes.labelsize": SIZE,
+    "axes.titlesize": SIZE,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.2,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.0,
+    "hatch.linewidth": 0.4,
+    # A name such as "p($)" is text, not mathematics.
+    "text.parse_math": False,
+    # PDF keeps its text (journals ask for TrueType); SVG looks the same without our font.
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lens_skills",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Our look over Matplotlib's defaults, put back afterwards; also a decorator.
+
+    >>> import matplotlib
+    >>> before = matplotlib.rcParams["axes.labelsize"]
+    >>> with style():
+    ...     matplotlib.rcParams["axes.labelsize"]
+    8.0
+    >>> matplotlib.rcParams["axes.labelsize"] == before
+    True
+    """
+    with matplotlib.style.context(["default", _LOOK]):
+        yield
+
+
+def sheet(
+    width: float,
+    height: float,
+    *,
+    title: str,
+    lines: Sequence[str] = (),
+    note: str = "",
+    exploratory: bool = False,
+) -> Figure:
+    """An empty figure with its caption above, a note below, and a stamp where one is due.
+
+    Args:
+        width: Inches.
+        height: Inches for the panels; the text comes on top of it.
+        title: What is shown, in bold.
+        lines: What it was measured on, in grey.
+        note: What a reader should not conclude.
+        exploratory: Stamp it.
+    """
+    texts = [(title, SIZE, "bold", BLACK)] + [(line, SMALL, "normal", GREY) for line in lines]
+    if exploratory:
+        texts.insert(0, (EXPLORATORY, SMALL, "bold", STAMP))
+    room = width - 2 * _EDGE
+    above = [
+        (row, size, weight, colour)
+        for text, size, weight, colour in texts
+        for row in wrap(text, room, size, weight)
+    ]
+    below = [(row, SMALL, "normal", GREY) for row in wrap(note, room, SMALL, "normal") if note]
+    head = sum(size for _, size, _, _ in above) * _LEAD / 72 + _EDGE + _GAP
+    foot = sum(size for _, size, _, _ in below) * _LEAD / 72 + _EDGE
+    total = head + height + foot
+    figure = Figure(
+        figsize=(width, total),
+        layout=ConstrainedLayoutEngine(
+            rect=(0, foot / total, 1, height / total), w_pad=_EDGE, h_pad=_EDGE / 2
+        ),
+    )
+    for rows, top in ((above, total - _EDGE), (below, foot)):
+        for text, size, weight, colour in rows:
+            top -= size * _LEAD / 72
+            figure.text(
+                _EDGE / width,
+                top / total,
+                text,
+                size=size,
+                weight=weight,
+                color=colour,
+                va="baseline",
+            )
+    if exploratory:
+        # Over the panels too, so that it stays when the caption is cropped.
+        figure.text(
+            0.5,
+            (foot + height / 2) / total,
+            "EXPLORATORY",
+            size=min(34.0, 7.8 * width),
+            weight="bold",
+            color=STAMP,
+            alpha=0.13,
+            rotation=25,
+            ha="center",
+            va="center",
+            gid="exploratory",
+        )
+    return figure
+
+
+def settle(figure: Figure) -> None:
+    """Lays the panels out and leaves them there: each further draw would move them a little."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        # The solver's last digits differ from run to run, and an SVG names its clips by them.
+        for which in ("original", "active"):
+            place = axes.get_position(original=which == "original")
+            left, low, width, height = (round(edge, 6) for edge in place.bounds)
+            axes.set_position((left, low, width, height), which=which)
+
+
+def wrap(text: str, room: float, size: float, weight: str) -> list[str]:
+    """The text in lines no wider than ``room`` inches; a longer word is cut.
+
+    >>> with style():
+    ...     wrap("one two three", 0.5, 8, "normal")
+    ['one two', 'three']
+    """
+    rows: list[str] = []
+    for word in text.split(" "):
+        joined = f"{rows[-1]} {word}" if rows else word
+        if rows and text_width(joined, size, weight) <= room:
+            rows[-1] = joined
+            continue
+        while text_width(word, size, weight) > room and len(word) > 1:
+            fits = next(
+                n
+                for n in range(len(word) - 1, 0, -1)
+                if n == 1 or text_width(word[:n], size, weight) <= room
+            )
+            rows.append(word[:fits])
+            word = word[fits:]
+        rows.append(word)
+    # A separator belongs to the line it ends, not to the next.
+    return [row.removeprefix("· ") for row in rows]
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Inches a line of text takes in the font of the current style."""
+    font = FontProperties(size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places near the wanted ones, at least ``gap`` apart, in the same order, within the ends.
+
+    >>> spread([5.0, 1.0, 5.2], 1.0, 0.0, 6.0)
+    [5.0, 1.0, 6.0]
+    """
+    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    placed = list(wanted)
+    floor = low
+    for place in order:
+        placed[place] = floor = max(placed[place], floor)
+        floor += gap
+    ceiling = high
+    for place in reversed(order):
+        placed[place] = ceiling = min(placed[place], ceiling)
+        ceiling -= gap
+    return placed
+
+
+def count_axis(axis: Axes, which: str, most: float) -> None:
+    """Makes an axis logarithmic, with whole counts such as 10,000 at its ticks, up to ``most``."""
+    axis.set(**{f"{which}scale": "log"})
+    side = axis.xaxis if which == "x" else axis.yaxis
+    decades = int(math.log10(max(1.0, most)))
+    step = 1 if decades < 4 or which == "y" else 2  # wide numbers beside each other
+    side.set_major_locator(FixedLocator([10.0**n for n in range(0, decades + 1, step)]))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    side.set_minor_locator(NullLocator())
+
+
+def inches(axis: Axes) -> tuple[float, float]:
+    """Width and height of the panel, once the figure was laid out."""
+    box, figure = axis.get_window_extent(), axis.get_figure()
+    assert figure is not None
+    return box.width / figure.dpi, box.height / figure.dpi
+
+
+def halo(text: Text) -> Text:
+    """The text on a thin white ground, so that a line behind it stays off."""
+    text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+    return text

@@ -1,0 +1,472 @@
+"""L1 logistic regression: the few neurons of a layer that together tell two classes apart.
+
+Predictivity: how well firing beyond the mean of other examples tells two classes apart.
+
+`Method`: one way of ranking neurons, and what it must have seen to do so.
+
+LAPE: in how few of the classes a neuron's gate opens at all.
+
+`METHODS`: every way of ranking neurons there is, by name.
+
+AUROC: how well a neuron's activation orders the two classes.
+
+Random: what any method must beat.
+
+`Values`: the stored activations of one layer, for methods that no sum can serve.
+
+The neuron's empirical gradient: which way the metric goes when the neuron fires more.
+
+Mutual information of a neuron's activation, in bins, with the classes.
+
+Taylor attribution: how much setting a neuron to zero would move the metric, to first order.
+
+The F statistic of a neuron's activation over the classes.
+
+The difference of the class means in standard deviations.
+
+Probeless: how far apart a neuron's class means are, without any probe.
+
+Pearson's r of each neuron's activation with the metric.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+from torch import Tensor
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.attribution import ActivationGradients
+from lens_skills.ranking.target_statistics import ClassSums, Target, TargetKind
+from lens_skills.stats.information import binned_information
+from lens_skills.stats.permutation import group_codes
+
+Reads = Literal["sums", "firing", "values", "gradient", "nothing"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of ranking neurons.
+
+    Attributes:
+        name: How it is asked for.
+        of: From what it reads (`Sums`, `Values`, `Slopes` or `Blank`) to one number per unit.
+        about: What the number is, in one line.
+        source: Where the method is from.
+        takes: The kinds of metric it can rank by.
+        reads: ``"sums"``: the running sums of one pass. ``"firing"``: the same pass, with the sign
+            of the gate. ``"values"``: the same pass, with a layer's activations kept; 46,080
+            neurons on 400 examples take 74 MB. ``"gradient"``: a pass with gradients of its own.
+            ``"nothing"``: no pass.
+        unit: What the number is measured in.
+        signed: Whether its sign says which way the neuron goes.
+        centre: The number of a neuron that tells nothing; strength is the distance from it.
+        lowest: Whether the lowest number is the strongest.
+    """
+
+    name: str
+    of: Callable[[Any], Float[Tensor, " unit"]]
+    about: str
+    source: str
+    takes: frozenset[TargetKind]
+    reads: Reads
+    unit: str
+    signed: bool = False
+    centre: float = 0.0
+    lowest: bool = False
+
+    def strength(self, score: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+        """Larger is stronger, whatever the method's own number; NaN (not ranked) becomes -inf."""
+        distance = -score if self.lowest else (score - self.centre).abs()
+        return distance.nan_to_num(nan=-float("inf"), posinf=float("inf"), neginf=-float("inf"))
+
+
+ANY: frozenset[TargetKind] = frozenset({"binary", "categorical", "continuous"})
+
+
+NUMBERS: frozenset[TargetKind] = frozenset({"binary", "continuous"})
+
+
+TWO: frozenset[TargetKind] = frozenset({"binary"})
+
+
+CLASSES: frozenset[TargetKind] = frozenset({"binary", "categorical"})
+
+
+def f_statistic(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """F = (Σ_c n_c (x̄_c - x̄)² / (K - 1)) / (Σ_c Σ (x - x̄_c)² / (n - K)), 0 and above."""
+    n_classes = len(sums.size)
+    between = sums.between / (n_classes - 1)
+    return between / (sums.within / (sums.n_rows - n_classes))
+
+
+F = Method(
+    name="f",
+    of=f_statistic,
+    about="variance between the classes over the variance within them",
+    source="Fisher 1925 (analysis of variance); of neurons: arXiv 2305.01610",
+    takes=CLASSES,
+    reads="sums",
+    unit="F",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerActivations:
+    """One layer's activations on every example.
+
+    Attributes:
+        activations: As the model gave them.
+        target: What is ranked by.
+        groups: Each example's group: halves that are held against each other share none.
+        constant: Units that do not vary.
+        seed: Of random halves and of a solver's order.
+    """
+
+    activations: Float[Tensor, "row unit"]
+    target: Target
+    groups: Sequence[str]
+    constant: Bool[Tensor, " unit"]
+    seed: int
+
+
+def auroc(values: LayerActivations) -> Float[Tensor, " unit"]:
+    """P(x of class 1 > x of class 0) + P(equal) / 2, in [0, 1]; 0.5 tells nothing.
+
+    From the rank sum R of class 1: (R - n_1 (n_1 + 1) / 2) / (n_1 n_0), ties given their mean rank.
+    """
+    member = values.target.values
+    n_high = float(member.sum())
+    n_low = len(member) - n_high
+    ranks = torch.from_numpy(rankdata(values.activations.numpy(), axis=0))
+    return (member @ ranks - n_high * (n_high + 1) / 2) / (n_high * n_low)
+
+
+AUROC = Method(
+    name="auroc",
+    of=auroc,
+    about="chance that the activation is larger in class 1 than in class 0",
+    source="Mann & Whitney 1947; Hanley & McNeil 1982",
+    takes=TWO,
+    reads="values",
+    unit="probability",
+    signed=True,
+    centre=0.5,
+)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """How many units there are, and a seed: all that chance needs to know."""
+
+    n_units: int
+    seed: int
+
+
+def random_order(blank: Blank) -> Float[Tensor, " unit"]:
+    """A number in (0, 1] per unit, the same for the same seed."""
+    generator = torch.Generator().manual_seed(blank.seed)
+    return 1 - torch.rand(blank.n_units, generator=generator, dtype=torch.float64)
+
+
+RANDOM = Method(
+    name="random",
+    of=random_order,
+    about="a random number",
+    source="the base rate",
+    takes=ANY,
+    reads="nothing",
+    unit="",
+)
+
+
+def gradient(slopes: ActivationGradients) -> Float[Tensor, " unit"]:
+    """Mean over the examples of ∂m/∂a, signed, in the metric's unit per unit of activation.
+
+    A neuron that hardly moves may have a large one: it says what the metric would do, not what
+    the neuron does.
+    """
+    return slopes.slope
+
+
+GRADIENT = Method(
+    name="gradient",
+    of=gradient,
+    about="mean gradient of the model's metric by the activation",
+    source="arXiv 2412.18053 (estimated by one backward pass)",
+    takes=ANY,
+    reads="gradient",
+    unit="the metric's per activation",
+    signed=True,
+)
+
+
+N_BINS = 10
+
+
+def information(values: LayerActivations) -> Float[Tensor, " unit"]:
+    """I(bin of x; class) in bits, from counts in `N_BINS` equal-width bins of each neuron's range.
+
+    Counts overstate it, by about (bins - 1)(classes - 1) / (2 n ln 2) bits: compare neurons, not
+    splits of different size.
+    """
+    rows = values.activations.double().T.contiguous()
+    return binned_information(rows, values.target.codes, n_bins=N_BINS)
+
+
+INFORMATION = Method(
+    name="information",
+    of=information,
+    about=f"mutual information of the activation in {N_BINS} bins with the class",
+    source="Shannon 1948; of neurons: arXiv 2305.01610",
+    takes=CLASSES,
+    reads="values",
+    unit="bits",
+)
+
+
+SHARE = 0.95
+
+
+def lape(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """Entropy of the firing rates over the classes, in nats (0 to ln K); the lowest is strongest.
+
+    p_c = how often the gate is open in class c; entropy of p_c / Σ p_c. A neuron is ranked only
+    where some p_c is among the largest 5 % of all rates (of all neurons and classes): one that
+    fires once in all has entropy 0. Others are NaN.
+
+    The sign is that of the *gate*: act(gate) has it, act(gate) · up does not. Where a tie at the
+    95th percentile would leave no neuron (with few examples it may be 1), rates at it count.
+    """
+    assert sums.fired is not None, "the gate was not read"
+    rate = sums.fired / sums.size[:, None]
+    total = rate.sum(0)
+    share = rate / total.clamp(min=1e-300)
+    entropy = -torch.special.xlogy(share, share).sum(0)
+    # torch.quantile refuses more than 16 million numbers; the k-th value is what the paper takes.
+    place = max(1, round(rate.numel() * SHARE))
+    bar = rate.flatten().kthvalue(place).values
+    active = (rate > bar).any(0)
+    if not bool(active.any()):
+        active = (rate >= bar).any(0) & (total > 0)
+    return torch.where(active, entropy, torch.nan)
+
+
+LAPE = Method(
+    name="lape",
+    of=lape,
+    about="entropy over the classes of how often the gate is open; lowest first",
+    source="Tang et al. 2024, arXiv 2402.16438, and its released code (the 95 % bar)",
+    takes=CLASSES,
+    reads="firing",
+    unit="nats",
+    lowest=True,
+)
+
+
+PENALTY = 0.02
+"""Of Σ |w|, for each example's mean loss in nats: at about 0.5 a coin's probe is empty."""
+
+
+def l1_coefficients(values: LayerActivations) -> Float[Tensor, " unit"]:
+    """Coefficients of the layer's probe on standardised activations; NaN where it chose none.
+
+    argmin over w, b of mean log-loss + `PENALTY` Σ |w|, one probe for each layer: a neuron's
+    coefficient says what it adds to the others of its layer.
+
+    Does not show: that a neuron without a coefficient knows nothing; its twin may have it.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    rows = values.activations.double().numpy()
+    kept = ~values.constant.numpy()
+    if not kept.any():
+        return torch.full((rows.shape[1],), torch.nan, dtype=torch.float64)
+    standard = (rows - rows.mean(0))[:, kept] / rows.std(0)[kept]
+    options: dict[str, Any] = {"penalty": "l1"}
+    if LogisticRegression().penalty == "deprecated":  # scikit-learn 1.8 renamed it
+        options = {"l1_ratio": 1.0}
+    probe = LogisticRegression(
+        **options,
+        solver="liblinear",
+        C=1 / (PENALTY * len(rows)),
+        intercept_scaling=100,  # liblinear penalises the intercept too; so, hardly
+        tol=1e-6,
+        max_iter=1000,
+        random_state=values.seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is left to converge is below the test's 1e-3
+        probe.fit(standard, values.target.codes.numpy())
+    found = np.full(rows.shape[1], np.nan)
+    found[kept] = np.where(probe.coef_[0] == 0, np.nan, probe.coef_[0])
+    return torch.from_numpy(found)
+
+
+L1 = Method(
+    name="l1",
+    of=l1_coefficients,
+    about="coefficient in its layer's sparse logistic probe; most neurons have none",
+    source="Tibshirani 1996 (L1); of neurons: arXiv 2305.01610 (scikit-learn's liblinear)",
+    takes=TWO,
+    reads="values",
+    unit="log-odds per standard deviation",
+    signed=True,
+)
+
+
+def mean_difference(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """Cohen's d = (x̄_1 - x̄_0) / s, with s² = Σ_c Σ (x - x̄_c)² / (n - 2)."""
+    low, high = sums.class_mean
+    return (high - low) / (sums.within / (sums.n_rows - 2)).sqrt()
+
+
+SMD = Method(
+    name="smd",
+    of=mean_difference,
+    about="difference of the class means over the pooled standard deviation",
+    source="Cohen 1988; of neurons: arXiv 2305.01610 (mean difference)",
+    takes=TWO,
+    reads="sums",
+    unit="standard deviations",
+    signed=True,
+)
+
+
+def pearson(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """r = Σ (x - x̄)(y - ȳ) / sqrt(Σ (x - x̄)² Σ (y - ȳ)²), in [-1, 1]; what `score` reports."""
+    return (sums.cross / (sums.square * sums.target_square).sqrt()).clamp(-1, 1)
+
+
+PEARSON = Method(
+    name="pearson",
+    of=pearson,
+    about="correlation of the activation with the metric",
+    source="Pearson 1895; of neurons and the model's own confidence: arXiv 2511.21610",
+    takes=NUMBERS,
+    reads="sums",
+    unit="r",
+    signed=True,
+)
+
+
+def predictivity(values: LayerActivations) -> Float[Tensor, " unit"]:
+    """max(accuracy, 1 - accuracy) of "x > b", in [0.5, 1]; 0.5 tells nothing.
+
+    The threshold b of an example is the neuron's mean over the *other* half of the examples
+    (random halves that share no group), so none helps to set the threshold it is judged by. The
+    accuracy is the mean of both classes': at 17 % correct a silent neuron would else reach 0.83.
+    """
+    rows = values.activations.double()
+    first = halves(values.groups, seed=values.seed)
+    threshold = torch.where(first[:, None], rows[~first].mean(0), rows[first].mean(0))
+    fires = (rows > threshold).double()
+    high = values.target.values == 1
+    accuracy = (fires[high].mean(0) + 1 - fires[~high].mean(0)) / 2
+    return torch.maximum(accuracy, 1 - accuracy)
+
+
+def halves(groups: Sequence[str], *, seed: int) -> Bool[Tensor, " row"]:
+    """Which examples are in the first half; groups stay whole.
+
+    >>> first = halves(["a", "a", "b", "b"], seed=0)
+    >>> int(first.sum()), bool(first[0] == first[1])
+    (2, True)
+    """
+    codes = group_codes(groups)
+    n_groups = int(codes.max()) + 1
+    order = np.random.default_rng(seed).permutation(n_groups)
+    first = torch.from_numpy(order[codes] < (n_groups + 1) // 2)
+    if n_groups < 2:  # one group only: its examples are halved, since nothing else can be
+        first = torch.arange(len(codes)) % 2 == 0
+    return first
+
+
+PREDICTIVITY = Method(
+    name="predictivity",
+    of=predictivity,
+    about="balanced accuracy of firing beyond the mean of other examples",
+    source="Wang et al. 2022, arXiv 2211.07349, section 3 (there unbalanced)",
+    takes=TWO,
+    reads="values",
+    unit="accuracy",
+    centre=0.5,
+)
+
+
+def probeless(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """Σ over pairs of classes of |x̄_z - x̄_z'|, in units of the activation (not standardised)."""
+    means = sums.class_mean
+    pairs = [(means[a] - means[b]).abs() for a, b in combinations(range(len(means)), 2)]
+    return torch.stack(pairs).sum(0)
+
+
+PROBELESS = Method(
+    name="probeless",
+    of=probeless,
+    about="sum over pairs of classes of the distance of the class means",
+    source="arXiv 2305.00875 (NeuroX)",
+    takes=CLASSES,
+    reads="sums",
+    unit="activation",
+)
+
+
+def taylor(slopes: ActivationGradients) -> Float[Tensor, " unit"]:
+    """Mean over the examples of |a · ∂m/∂a|, in the metric's unit.
+
+    Does not show: an effect. Saturated neurons, and those that others replace, are misjudged.
+    """
+    return slopes.taylor
+
+
+TAYLOR = Method(
+    name="taylor",
+    of=taylor,
+    about="mean |activation times gradient of the model's metric|",
+    source="arXiv 2407.06488",
+    takes=ANY,
+    reads="gradient",
+    unit="the metric's",
+)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        PEARSON,
+        PREDICTIVITY,
+        SMD,
+        F,
+        INFORMATION,
+        AUROC,
+        L1,
+        PROBELESS,
+        LAPE,
+        TAYLOR,
+        GRADIENT,
+        RANDOM,
+    )
+}
+"""Every method by its name, each with what it is, its source, and the metrics it takes."""
+
+
+def find_methods(names: Iterable[str]) -> tuple[Method, ...]:
+    """The methods of these names, in this order.
+
+    Raises:
+        LensSkillsError: A name that is no method, or one named twice.
+    """
+    wanted = list(names)
+    for name in wanted:
+        if name not in METHODS:
+            raise LensSkillsError(f"no method {name!r}. Choose from: {', '.join(METHODS)}.")
+        if wanted.count(name) > 1:
+            raise LensSkillsError(f"the method {name!r} is named twice. Name each once.")
+    return tuple(METHODS[name] for name in wanted)

@@ -1,0 +1,427 @@
+"""From the sums of a finished pass to `Scores`.
+
+From the sums of a pass to correlations: of metrics, of their null draws, of rotated units.
+
+`partial_r`: what is left of one metric's correlations once another's are taken out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.scoring.design_matrix import ColumnLayout, DesignMatrix
+from lens_skills.scoring.scores import Scores, Thresholds
+from lens_skills.stats.intervals import fisher_interval
+from lens_skills.stats.moments import Moments, rotate
+from lens_skills.stats.multiple_testing import (
+    TIE,
+    false_discovery_q,
+    family_p,
+    family_threshold,
+    pooled_p,
+)
+
+# A unit whose standard deviation is below this share of its mean is constant to float32 rounding.
+_CONSTANT = 1e-6
+
+
+# The same against the typical size (median root mean square) of the units computed with it, whose
+# rounding it shares. Measured on SmolLM2: rounding moved constant neurons by up to 8e-5 of that,
+# while the least a varying neuron varied by was 13e-5.
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Partial correlations, given the covariates, out of the moments of one pass.
+
+    With r(c, x | Z) = (S_cx - S_cZ S_ZZ⁻¹ S_Zx) / sqrt(S_cc|Z S_xx|Z), S being centred sums.
+    Without covariates this is Pearson's r. ``floor`` is the standard deviation that rounding alone
+    may give each unit.
+    """
+
+    moments: Moments
+    layout: ColumnLayout
+    floor: Float[Tensor, " unit"] | None = None
+
+    @property
+    def given(self) -> slice:
+        return slice(len(self.layout.metrics), self.layout.n_base)
+
+    @cached_property
+    def slopes(self) -> Float[Tensor, "given column"]:
+        """Slopes of every column on the covariates."""
+        within = self.moments.gram[self.given, self.given]
+        return torch.linalg.solve(within, self.moments.gram[:, self.given].T)
+
+    @cached_property
+    def unit_square(self) -> Float[Tensor, " unit"]:
+        """What the covariates leave of each unit's sum of squares."""
+        return self._left(self.moments.square, self.moments.cross[self.given])
+
+    def _left(
+        self, square: Float[Tensor, " unit"], cross: Float[Tensor, "given unit"]
+    ) -> Float[Tensor, " unit"]:
+        if cross.shape[0] == 0:
+            return square
+        within = self.moments.gram[self.given, self.given]
+        explained = einsum(
+            cross, torch.linalg.solve(within, cross), "given unit, given unit -> unit"
+        )
+        return (square - explained).clamp(min=0)
+
+    @cached_property
+    def constant(self) -> Bool[Tensor, " unit"]:
+        """Units that do not vary, or not beyond what the covariates explain."""
+        spread = (self.moments.square / self.moments.weight).sqrt()
+        flat = spread <= _CONSTANT * self.moments.unit_mean.abs()
+        if self.floor is not None:
+            flat = flat | (spread <= self.floor)
+        return flat | (self.unit_square <= 1e-9 * self.moments.square)
+
+    def metric_square(self, place: int) -> float:
+        """What the covariates leave of a metric's sum of squares."""
+        return float(self.column_square(slice(place, place + 1))[0])
+
+    def column_square(self, which: slice) -> Float[Tensor, " column"]:
+        square = self.moments.column_square[which]
+        if self.layout.n_given == 0:
+            return square
+        across = self.moments.gram[which, self.given]
+        slopes = self.slopes[:, which]
+        return (square - einsum(across, slopes, "column given, given column -> column")).clamp(
+            min=0
+        )
+
+    def numerators(
+        self, which: slice, cross: Float[Tensor, "any unit"] | None = None
+    ) -> Float[Tensor, "column unit"]:
+        """S_cx given the covariates, for some columns (``cross``: in another basis of units)."""
+        cross = self.moments.cross if cross is None else cross
+        if self.layout.n_given == 0:
+            return cross[which]
+        return cross[which] - self.slopes[:, which].T @ cross[self.given]
+
+    @cached_property
+    def unit_scale(self) -> Float[Tensor, " unit"]:
+        """1 / sqrt(S_xx|Z) of each unit; 0 where it is constant, so that its r is 0."""
+        return _inverse_root(self.unit_square, self.constant)
+
+    def correlations(self, which: slice) -> Float[Tensor, "column unit"]:
+        """r of some columns with every unit; 0 where the unit or the column is constant."""
+        square = self.column_square(which)
+        scale = _inverse_root(square, square <= 0)
+        return self._scaled(self.numerators(which), rearrange(scale, "column -> column 1"))
+
+    def _scaled(
+        self, numerators: Float[Tensor, "column unit"], scale: Float[Tensor, "#column 1"] | float
+    ) -> Float[Tensor, "column unit"]:
+        # A hundred draws of all neurons are 37 MB: as few passes over them as can be.
+        return (numerators * self.unit_scale).mul_(scale)
+
+    def null(self, name: str) -> Float[Tensor, "draw unit"]:
+        """r of a metric with every unit, in each draw of its null hypothesis."""
+        place = self.layout.metrics.index(name)
+        if name in self.layout.flipped:
+            return self._signed_null(name, place)
+        return self.correlations(self.layout.draws(f"draws/{name}"))
+
+    def _signed_null(self, name: str, place: int) -> Float[Tensor, "draw unit"]:
+        """Sign flips of a metric, its mean and covariates taken out when the pass is over.
+
+        With e = m - m̄ - β'(Z - Z̄), the column ε e is the sum ε m - m̄ ε - Σ β_j (ε Z_j - Z̄_j ε),
+        so its sums follow from those of ε, ε m and ε Z.
+        """
+        layout, moments = self.layout, self.moments
+        mean = moments.column_mean
+        plain = layout.draws("signs")
+        slopes = self.slopes[:, place]
+
+        def combine(sums: Tensor) -> Tensor:
+            signs = sums[plain]
+            total = torch.sub(sums[layout.draws(f"signs/{name}")], signs, alpha=float(mean[place]))
+            for given in range(layout.n_given):
+                centre = mean[self.given][given]
+                part = torch.sub(
+                    sums[layout.draws(f"signs/given{given}")], signs, alpha=float(centre)
+                )
+                total.sub_(part, alpha=float(slopes[given]))
+            return total
+
+        numerators = combine(moments.cross)
+        if layout.n_given:
+            across = combine(moments.gram[:, self.given])
+            within = moments.gram[self.given, self.given]
+            numerators = numerators - across @ torch.linalg.solve(within, moments.cross[self.given])
+        return numerators.mul_(self.unit_scale).mul_(self._sign_scale(place))
+
+    def _sign_scale(self, place: int) -> float:
+        """1 / sqrt(S_mm|Z) of a metric whose contributions are flipped group by group.
+
+        Taking the means out binds the groups' contributions to each other, which flips undo: the
+        draws are narrower than r itself by (G - 1) / G in square. With 20 groups a family-wise 5 %
+        was 6.6 % without the factor, and is 4.4 % with it (the CR1 factor of clustered errors,
+        Cameron & Miller 2015, section III.C).
+        """
+        n_groups = self.layout.n_groups
+        return (n_groups / max(n_groups - 1, 1) / self.metric_square(place)) ** 0.5
+
+    def rotated(
+        self, place: int, rotation: Float[Tensor, "width width"], which: int
+    ) -> Float[Tensor, " unit"]:
+        """r of a metric with every direction of a rotated basis."""
+        base = slice(0, self.layout.n_base)
+        cross = rotate(self.moments.cross[base].float(), rotation).double()
+        square = self._left(self.moments.rotated_square[which], cross[self.given])
+        numerators = self.numerators(slice(place, place + 1), cross)[0]
+        r = numerators * _inverse_root(square, square <= 0) * self.metric_square(place) ** -0.5
+        return r.clamp(-1, 1)
+
+
+def _inverse_root(
+    square: Float[Tensor, "*shape"], constant: Bool[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    return torch.where(constant, 0.0, square.clamp(min=1e-300).rsqrt())
+
+
+# From this many draws on, a neuron's p comes from its own draws; below, the draws of all neurons
+# are pooled, because 100 draws cannot tell a p of 0.001 from one of 0.01.
+OWN_DRAWS = 999
+
+
+def collect(
+    moments: Moments,
+    columns: DesignMatrix,
+    *,
+    values: Mapping[str, Float[Tensor, " row"]],
+    units: tuple[Int[Tensor, " unit"], Int[Tensor, " unit"]],
+    whole_layers: bool,
+    positions: tuple[str, ...],
+    rotations: Sequence[Float[Tensor, "width width"]],
+    site: str,
+    examples: Sequence[Example],
+    predictivity: Mapping[str, Float[Tensor, " flat"]],
+    exploratory: bool,
+    provenance: Mapping[str, Any],
+) -> Scores:
+    """Everything the sums say, metric by metric, so that one metric's draws are held at a time."""
+    moments = _to_cpu(moments)
+    layout = columns.layout
+    n_pos = len(positions)
+    # The size of a layer is known only where all of it was scored.
+    floor = _rounding(moments, units[0], n_pos) if whole_layers else None
+    association = Correlations(moments, layout, floor)
+    constant = association.constant
+    # A neuron that is constant at one of several positions counts 0 there; it is left out only
+    # where it is constant at all of them.
+    excluded = rearrange(constant, "(pos unit) -> pos unit", pos=n_pos).all(0)
+    kept, left_out = [], {}
+    for place, name in enumerate(layout.metrics):
+        spread = (moments.column_square[place] / moments.weight).sqrt()
+        if float(spread) <= 1e-12 * max(1.0, float(moments.column_mean[place].abs())):
+            left_out[name] = f"it is {float(values[name][0]):g} for every example here"
+        elif association.metric_square(place) <= 1e-9 * float(moments.column_square[place]):
+            left_out[name] = "the covariates partialled out determine it"
+        else:
+            kept.append(name)
+    if not kept:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise LensSkillsError(f"no metric varies, so nothing can be correlated ({reasons}).")
+    control_max = _control_max(association)
+    found: dict[str, list[Tensor]] = {"r": [], "low": [], "high": []}
+    chances: dict[str, list[Tensor]] = {"p": [], "p_family": [], "q": []}
+    thresholds, null_max, rotated = {}, {}, {}
+    n_groups = len({example.group for example in examples})
+    for name in kept:
+        place = layout.metrics.index(name)
+        r = association.correlations(slice(place, place + 1))[0].clamp(-1, 1)
+        scheme = columns.schemes[name]
+        n_rows = n_groups if scheme == "between" else len(examples)
+        low, high = fisher_interval(r, n_rows, n_given=layout.n_given)
+        for key, tensor in {"r": r, "low": low, "high": high}.items():
+            found[key].append(tensor)
+        bar = None
+        if layout.n_draws:
+            null = association.null(name).abs_()
+            null_max[name] = null.max(dim=1).values
+            bar = family_threshold(null_max[name])
+            p = _own_p(r.abs(), null, constant)
+            chances["p"].append(p)
+            chances["p_family"].append(family_p(r.abs(), null_max[name]))
+            q = torch.ones_like(p)
+            q[~constant] = false_discovery_q(p[~constant])
+            chances["q"].append(q)
+            del null
+        if rotations:
+            turned = [association.rotated(place, q, k) for k, q in enumerate(rotations)]
+            rotated[name] = torch.stack(turned)
+        thresholds[name] = Thresholds(
+            permutation=bar,
+            control=None if control_max is None else family_threshold(control_max),
+            rotated=float(rotated[name].abs().max()) if rotations else None,
+        )
+
+    def shaped(tensors: list[Tensor]) -> Tensor:
+        return rearrange(
+            torch.stack(tensors), "metric (pos unit) -> metric pos unit", pos=n_pos
+        ).contiguous()
+
+    def by_position(flat: Float[Tensor, " flat"]) -> Float[Tensor, "pos unit"]:
+        return rearrange(flat, "(pos unit) -> pos unit", pos=n_pos).contiguous()
+
+    class_means, smd = _by_class(moments, kept, layout.metrics, values)
+    drawn = {key: shaped(parts) if parts else None for key, parts in chances.items()}
+    return Scores(
+        metrics=tuple(kept),
+        layer=units[0],
+        neuron=units[1],
+        positions=positions,
+        r=shaped(found["r"]),
+        low=shaped(found["low"]),
+        high=shaped(found["high"]),
+        p=drawn["p"],
+        p_family=drawn["p_family"],
+        q=drawn["q"],
+        thresholds=thresholds,
+        null_max=null_max,
+        control_max={} if control_max is None else dict.fromkeys(kept, control_max),
+        rotated_r=rotated,
+        mean=by_position(moments.unit_mean),
+        std=by_position((moments.square / moments.weight).sqrt()),
+        class_means={
+            name: rearrange(m, "side (pos unit) -> side pos unit", pos=n_pos).contiguous()
+            for name, m in class_means.items()
+        },
+        smd={name: by_position(flat) for name, flat in smd.items()},
+        predictivity={k: by_position(v) for k, v in predictivity.items() if k in kept},
+        values={name: numbers.clone() for name, numbers in values.items()},
+        excluded=excluded,
+        site=site,
+        n_examples=len(examples),
+        n_groups=n_groups,
+        example_ids=tuple(example.id for example in examples),
+        groups=tuple(sorted({example.group for example in examples})),
+        excluded_metrics=left_out,
+        exploratory=exploratory,
+        provenance=dict(provenance),
+    )
+
+
+def _rounding(moments: Moments, layers: Int[Tensor, " unit"], n_pos: int) -> Float[Tensor, " flat"]:
+    """The standard deviation that rounding alone may give each unit, by position and layer."""
+    size = (moments.square / moments.weight + moments.unit_mean**2).sqrt()
+    size = rearrange(size, "(pos unit) -> pos unit", pos=n_pos)
+    floor = torch.empty_like(size)
+    for layer in layers.unique():
+        here = layers == layer
+        floor[:, here] = ROUNDING * size[:, here].median(dim=1, keepdim=True).values
+    return rearrange(floor, "pos unit -> (pos unit)")
+
+
+def _own_p(
+    strength: Float[Tensor, " unit"], null: Float[Tensor, "draw unit"], constant: Tensor
+) -> Float[Tensor, " unit"]:
+    """Permutation p of each unit: (1 + #{null >= |r|}) / (1 + n)."""
+    if len(null) >= OWN_DRAWS:
+        above = (null >= strength * (1 - TIE)).sum(0)
+        p = (1 + above).double() / (1 + len(null))
+    else:
+        p = pooled_p(strength, null, n_left_out=int(constant.sum()))
+    return torch.where(constant, 1.0, p)
+
+
+def _control_max(association: Correlations) -> Float[Tensor, " draw"] | None:
+    """Largest |r| of each coin thrown per input type."""
+    if association.layout.n_controls == 0:
+        return None
+    return association.correlations(association.layout.controls).abs_().max(dim=1).values
+
+
+def _by_class(
+    moments: Moments,
+    names: Sequence[str],
+    order: tuple[str, ...],
+    values: Mapping[str, Float[Tensor, " row"]],
+) -> tuple[dict[str, Float[Tensor, "side unit"]], dict[str, Float[Tensor, " unit"]]]:
+    """Class means and standardised mean difference of 0/1 metrics, out of the same sums.
+
+    With a share s of ones, mean_1 - mean_0 = S_mx / (W s (1 - s)); the within-class sum of squares
+    is S_xx less what the class means explain (Cohen's d with the pooled std).
+    """
+    means, differences = {}, {}
+    for name in names:
+        metric = values[name]
+        if not bool(((metric == 0) | (metric == 1)).all()):
+            continue
+        place = order.index(name)
+        share = float(moments.column_mean[place])
+        size = float(moments.column_square[place])
+        difference = moments.cross[place] / size
+        low = moments.unit_mean - share * difference
+        means[name] = torch.stack([low, low + difference])
+        within = (moments.square - difference * moments.cross[place]).clamp(min=0)
+        pooled = (within / max(moments.weight - 2, 1)).sqrt()
+        differences[name] = torch.where(pooled > 0, difference / pooled.clamp(min=1e-300), 0.0)
+    return means, differences
+
+
+def _to_cpu(moments: Moments) -> Moments:
+    return Moments(
+        weight=moments.weight,
+        column_mean=moments.column_mean.cpu(),
+        unit_mean=moments.unit_mean.cpu(),
+        gram=moments.gram.cpu(),
+        column_square=moments.column_square.cpu(),
+        cross=moments.cross.cpu(),
+        square=moments.square.cpu(),
+        rotated_square=moments.rotated_square.cpu(),
+    )
+
+
+# Of a metric's variance; where less is left, the two metrics are one.
+_LEFT = 1e-9
+
+
+def partial_r(scores: Scores, metric: str, given: str) -> Float[Tensor, "pos unit"]:
+    """The partial r of each neuron with a metric, given another metric of the same pass.
+
+    r_am.g = (r_am - r_ag r_mg) / sqrt((1 - r_ag²) (1 - r_mg²)), which is the correlation of what
+    the least-squares lines on g leave of a and of m. It needs no second pass: confidence given the
+    label and the label given confidence come from the same scores. 0 where nothing is left of a
+    neuron. For other columns than metrics, or several: `score(…, given=…)`, which has a null too.
+
+    Args:
+        scores: With both metrics, and nothing partialled out already.
+        metric: Whose r.
+        given: The metric to take out.
+
+    Raises:
+        LensSkillsError: No such metric, one metric for both, a pass with ``given=``, or two
+            metrics of which one is a linear function of the other.
+
+    Assumes: a linear effect of what is taken out.
+    """
+    r, other = scores[metric].r, scores[given].r
+    if scores.provenance.get("given"):
+        raise LensSkillsError(
+            f"these scores are partial already, given {', '.join(scores.provenance['given'])}. "
+            "Score without given=, or name all columns there."
+        )
+    pair = torch.stack([scores.values[metric].double(), scores.values[given].double()])
+    between = torch.corrcoef(pair)[0, 1]
+    if float(1 - between**2) < _LEFT:
+        raise LensSkillsError(
+            f"{metric!r} is a linear function of {given!r} in these {scores.n_examples} examples, "
+            "so nothing is left of it. Take examples on which the two differ."
+        )
+    left = 1 - other**2
+    scale = (left * (1 - between**2)).clamp(min=_LEFT**2).rsqrt()
+    return torch.where(left > _LEFT, (r - other * between) * scale, 0.0).clamp(-1, 1)

@@ -1,0 +1,246 @@
+"""`Profile`: a metric layer by layer, beside the model's own answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.scoring.correlations import partial_r
+from lens_skills.scoring.leakage import check_match
+from lens_skills.scoring.scores import EXPLORATORY, MetricScores
+
+_COLUMNS = (
+    "layer",
+    "neurons",
+    "strongest",
+    "beyond",
+    "answer_strongest",
+    "metric_left",
+    "answer_left",
+    "on_errors",
+)
+
+
+FEW = 20  # examples on which label and answer differ, below which r cannot tell them apart
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProfile:
+    """Per layer: how strongly neurons go with a metric, and whether it is the answer they go with.
+
+    Attributes:
+        metric, answer: What was correlated; the model's own answer, or None.
+        layer: Which layers.
+        neurons: Of each layer, how many vary.
+        strongest: Largest |r| with the metric, over neurons and positions.
+        position: Where that is.
+        beyond: Neurons beyond the permutation threshold at any position; -1 without a null.
+        answer_strongest: Largest |r| with the answer; NaN without one, as in the next two.
+        metric_left: Largest |partial r| with the metric, given the answer.
+        answer_left: Largest |partial r| with the answer, given the metric.
+        on_errors: Mean of sign(r) times r on the errors, over the neurons of ``beyond``: above 0
+            they follow the metric where the model is wrong, below 0 its answer; NaN without any.
+        n_examples, n_differ: Examples, and those on which metric and answer differ (-1 without).
+        n_errors: Examples of the errors; 0 without.
+        exploratory: True where the scores are.
+    """
+
+    metric: str
+    answer: str | None
+    layer: Int[Tensor, " layer"]
+    neurons: Int[Tensor, " layer"]
+    strongest: Float[Tensor, " layer"]
+    position: tuple[str, ...]
+    beyond: Int[Tensor, " layer"]
+    answer_strongest: Float[Tensor, " layer"]
+    metric_left: Float[Tensor, " layer"]
+    answer_left: Float[Tensor, " layer"]
+    on_errors: Float[Tensor, " layer"]
+    n_examples: int
+    n_differ: int
+    n_errors: int
+    exploratory: bool = False
+
+    def frame(self) -> pd.DataFrame:
+        """One row per layer, with the numbers of the attributes."""
+        frame = pd.DataFrame({name: getattr(self, name).numpy() for name in _COLUMNS})
+        frame.insert(3, "position", list(self.position))
+        return frame
+
+    def __repr__(self) -> str:
+        lines = [f"{self.metric} by layer · {self.n_examples:,} examples"]
+        if self.exploratory:
+            lines.insert(0, EXPLORATORY)
+        best = int(self.strongest.argmax())
+        lines.append(
+            f"  largest |r| {float(self.strongest[best]):.2f} in layer {int(self.layer[best])}; "
+            f"beyond the null: {max(0, int(self.beyond.clamp(min=0).sum())):,} neurons"
+            if int(self.beyond.min()) >= 0
+            else f"  largest |r| {float(self.strongest[best]):.2f} in layer "
+            f"{int(self.layer[best])}; no null was drawn"
+        )
+        if self.answer is not None:
+            lines.append(
+                f"  {self.answer} differs from it on {self.n_differ:,} examples"
+                + (
+                    f": fewer than {FEW}, so the two cannot be told apart here"
+                    if self.n_differ < FEW
+                    else ""
+                )
+            )
+            lines += [
+                f"  layer {int(layer)}: |r| {r:.2f}, {left:.2f} given the answer; the answer's "
+                f"{a:.2f}, {a_left:.2f} given the metric"
+                for layer, r, left, a, a_left in zip(
+                    self.layer,
+                    self.strongest,
+                    self.metric_left,
+                    self.answer_strongest,
+                    self.answer_left,
+                    strict=True,
+                )
+            ]
+        if self.n_errors:
+            told = ~self.on_errors.isnan()
+            lines += [
+                f"  layer {int(layer)}: on {self.n_errors:,} errors its neurons follow "
+                f"{'the metric' if r > 0 else 'the answer'} (mean r {r:+.2f})"
+                for layer, r in zip(self.layer[told], self.on_errors[told].tolist(), strict=True)
+            ]
+        lines.append("  late layers write the answer itself: a large r there may be the answer")
+        return "\n".join(lines)
+
+
+def layer_profile(
+    found: MetricScores, *, answer: str | None = None, errors: MetricScores | None = None
+) -> LayerProfile:
+    """A metric layer by layer, held against the model's own answer.
+
+    In late layers a large r with the label may be the answer that the model is about to give. Two
+    ways to tell, each of which needs examples on which the model errs:
+
+    - ``answer``: a metric of the same pass that says what the model answered. Partial r, each
+      given the other, come from that one pass.
+    - ``errors``: the same metric scored on wrongly answered examples, with ``found`` scored on
+      rightly answered ones, where metric and answer are the same. There the neurons are chosen,
+      and on the errors the sign of r says which of the two they follow.
+
+    Args:
+        found: ``scores["label:entailment"]``.
+        answer: Name of a metric in the same scores; `own_answer` makes its numbers.
+        errors: From a pass over other examples.
+
+    Raises:
+        LensSkillsError: The metric itself as its answer, or errors that share examples with
+            ``found`` or do not fit it.
+
+    Does not show: where a skill is computed; partial r are as noisy as the differing examples few.
+    """
+    scores = found.scores
+    layers = scores.layer.unique()
+    varies = ~scores.excluded
+    strength = found.r.abs()
+    bar = found.thresholds.permutation
+    beyond = None if bar is None else (strength > bar).any(dim=0) & varies
+    none = torch.full((len(layers),), float("nan"), dtype=torch.float64)
+    columns = {"answer_strongest": none, "metric_left": none, "answer_left": none}
+    n_differ = -1
+    if answer is not None:
+        columns = {
+            "answer_strongest": _largest(scores[answer].r.abs(), scores.layer, layers),
+            "metric_left": _largest(
+                partial_r(scores, found.metric, answer).abs(), scores.layer, layers
+            ),
+            "answer_left": _largest(
+                partial_r(scores, answer, found.metric).abs(), scores.layer, layers
+            ),
+        }
+        n_differ = int((scores.values[found.metric] != scores.values[answer]).sum())
+    chosen = [(scores.layer == layer) & varies for layer in layers]
+    places = [int(strength[:, scores.layer == layer].amax(dim=1).argmax()) for layer in layers]
+    on_errors = none
+    if errors is not None:
+        on_errors = _on_errors(found, errors, beyond, layers)
+    return LayerProfile(
+        metric=found.metric,
+        answer=answer,
+        layer=layers,
+        neurons=torch.tensor([int(here.sum()) for here in chosen]),
+        strongest=_largest(strength, scores.layer, layers),
+        position=tuple(scores.positions[place] for place in places),
+        beyond=torch.tensor(
+            [-1 if beyond is None else int((beyond & here).sum()) for here in chosen]
+        ),
+        on_errors=on_errors,
+        n_examples=scores.n_examples,
+        n_differ=n_differ,
+        n_errors=0 if errors is None else errors.scores.n_examples,
+        exploratory=scores.exploratory,
+        **columns,
+    )
+
+
+def model_answer(
+    label: Float[Tensor, " row"] | Sequence[float], right: Bool[Tensor, " row"] | Sequence[bool]
+) -> Float[Tensor, " row"]:
+    """What a model answered between two classes: the label where it was right, else the other.
+
+    Args:
+        label: 0 or 1.
+        right: Whether it chose the label's answer, for instance ``logit_diff > 0``.
+
+    Raises:
+        LensSkillsError: A label that is not 0 or 1, or another number of answers.
+
+    >>> own_answer([0.0, 0.0, 1.0], [True, False, False]).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    truth = torch.as_tensor(label, dtype=torch.float64)
+    hit = torch.as_tensor(right, dtype=torch.bool)
+    if truth.shape != hit.shape or not bool(((truth == 0) | (truth == 1)).all()):
+        raise LensSkillsError(
+            f"own_answer takes a label of 0 or 1 and whether the model was right, one per example: "
+            f"got {len(truth)} labels from {float(truth.min()):g} to {float(truth.max()):g} and "
+            f"{len(hit)} answers."
+        )
+    return torch.where(hit, truth, 1 - truth)
+
+
+def _largest(
+    strength: Float[Tensor, "pos unit"], layer: Int[Tensor, " unit"], layers: Int[Tensor, " layer"]
+) -> Float[Tensor, " layer"]:
+    return torch.stack([strength[:, layer == here].max() for here in layers])
+
+
+def _on_errors(
+    found: MetricScores,
+    errors: MetricScores,
+    beyond: Bool[Tensor, " unit"] | None,
+    layers: Int[Tensor, " layer"],
+) -> Float[Tensor, " layer"]:
+    """Per layer, how the neurons beyond the null on the right examples go on the wrong ones."""
+    check_match(found, errors)
+    shared = set(found.scores.example_ids) & set(errors.scores.example_ids)
+    if shared:
+        raise LensSkillsError(
+            f"the errors share {len(shared)} examples with the scores the neurons are chosen on. "
+            "Score the rightly answered examples and the wrongly answered ones apart."
+        )
+    if not torch.equal(found.scores.layer, errors.scores.layer) or not torch.equal(
+        found.scores.neuron, errors.scores.neuron
+    ):
+        raise LensSkillsError("the errors were scored on other neurons. Score the same ones.")
+    if beyond is None:
+        raise LensSkillsError(
+            "no null was drawn, so no neurons are chosen to follow. Score with n_permutations > 0."
+        )
+    place = found.r.abs().argmax(dim=0)[None]
+    here, there = found.r.gather(0, place)[0], errors.r.gather(0, place)[0]
+    agreement = here.sign() * there
+    return torch.stack(
+        [agreement[beyond & (found.scores.layer == layer)].mean() for layer in layers]
+    )

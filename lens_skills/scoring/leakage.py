@@ -1,0 +1,137 @@
+"""Whether the scores of two splits may be held against each other.
+
+`check_seeds`: whether scores under several prompts can be put side by side.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lens_skills.activations.activation_reader import SplitReader
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import SoftPrompt
+from lens_skills.scoring.scores import MetricScores, Scores
+
+
+def check_seeds(scores_by_seed: Sequence[Scores], metric: str, *, at_least: int = 1) -> None:
+    """Refuses too few scores, another metric, site, model or neurons, and the same pass twice."""
+    if len(scores_by_seed) < at_least:
+        raise LensSkillsError(
+            f"{len(scores_by_seed)} scores: give one per prompt, {at_least} at least."
+        )
+    first = scores_by_seed[0]
+    for place, scores in enumerate(scores_by_seed):
+        _ = scores[metric]  # raises where it is missing
+        pairs: dict[str, tuple[Any, Any]] = {"site": (first.site, scores.site)}
+        # The weights: with its prompt, a model's own fingerprint differs from seed to seed.
+        for key in ("weights", "task", "chat", "given"):
+            pairs[key] = (first.provenance.get(key), scores.provenance.get(key))
+        for what, (here, there) in pairs.items():
+            if here != there:
+                what = {"weights": "the model"}.get(what, what)
+                raise LensSkillsError(
+                    f"the scores do not fit together: {what} is {here!r} in #0 and {there!r} in "
+                    f"#{place}."
+                )
+        if not torch.equal(first.layer, scores.layer) or not torch.equal(
+            first.neuron, scores.neuron
+        ):
+            raise LensSkillsError(
+                f"the scores do not fit together: #0 and #{place} hold other neurons, or in "
+                "another order. Score the same layers and neurons under every prompt."
+            )
+        for earlier in range(place):
+            other = scores_by_seed[earlier]
+            if scores.r.shape == other.r.shape and torch.equal(scores.mean, other.mean):
+                raise LensSkillsError(
+                    f"#{earlier} and #{place} have the same activations: one prompt on one set of "
+                    "examples, given twice. Give one pass per prompt."
+                )
+
+
+def check_match(found: MetricScores, checked: MetricScores) -> None:
+    """Refuses scores of another metric, site, position, model, task or partialling."""
+    one, other = found.scores, checked.scores
+    pairs: dict[str, tuple[Any, Any]] = {
+        "metric": (found.metric, checked.metric),
+        "site": (one.site, other.site),
+        "positions": (one.positions, other.positions),
+    }
+    for key in ("model_fingerprint", "task", "given", "chat"):
+        pairs[key] = (one.provenance.get(key), other.provenance.get(key))
+    for what, (here, there) in pairs.items():
+        if here != there:
+            raise LensSkillsError(
+                f"the two scores do not fit together: {what} is {here!r} on explore and {there!r} "
+                "on confirm."
+            )
+
+
+def shared(
+    ids: Iterable[str],
+    groups: Iterable[str],
+    other_ids: Iterable[str],
+    other_groups: Iterable[str] = (),
+) -> str:
+    """What two sets of examples have in common, in words; empty where it is nothing.
+
+    >>> shared(["a", "b"], ["g", "h"], ["b"], ["h"]), shared(["a"], ["g"], ["c"], ["g"])
+    ('1 examples', '1 groups')
+    """
+    examples, alike = set(ids) & set(other_ids), set(groups) & set(other_groups)
+    return f"{len(examples)} examples" if examples else f"{len(alike)} groups" if alike else ""
+
+
+def known_to(examples: Sequence[Example], provenance: Mapping[str, Any]) -> str:
+    """What of some examples a result was made with, in words; empty where it is nothing."""
+    return shared(
+        (example.id for example in examples),
+        (example.group for example in examples),
+        provenance.get("example_ids", ()),
+        provenance.get("groups", ()),
+    )
+
+
+def check_reuse(explore: Scores, confirm: Scores, exploratory: bool) -> bool:
+    """Whether the splits share examples or groups; refused unless ``exploratory``."""
+    what = shared(explore.example_ids, explore.groups, confirm.example_ids, confirm.groups)
+    if what and not exploratory:
+        raise LensSkillsError(
+            f"explore and confirm share {what}, so confirming would repeat the search. Use "
+            "task.split(…), or say exploratory=True to mark the result."
+        )
+    return bool(what)
+
+
+def check_baseline(
+    baseline: Scores, examples: Sequence[Example], source: SplitReader, exploratory: bool
+) -> None:
+    """Refuses thresholds of the same examples, another model, site or position."""
+    what = shared((example.id for example in examples), (), baseline.example_ids)
+    if what and not exploratory:
+        raise LensSkillsError(
+            f"the baseline was measured on {what} of this split. Take its thresholds "
+            "from another split, or say exploratory=True."
+        )
+    if baseline.provenance.get("model_fingerprint") != source.about["model_fingerprint"]:
+        raise LensSkillsError("the baseline was measured on another model.")
+    if baseline.site != source.site or baseline.positions != source.labels:
+        raise LensSkillsError(
+            f"the baseline is of {baseline.site} at {baseline.positions}, not {source.site} at "
+            f"{source.labels}."
+        )
+
+
+def check_prompt(prompt: SoftPrompt | None, examples: Sequence[Example], exploratory: bool) -> bool:
+    """Whether a soft prompt was trained on these examples; refused unless ``exploratory``."""
+    if prompt is None:
+        return False
+    what = known_to(examples, prompt.provenance)
+    if what and not exploratory:
+        raise LensSkillsError(
+            f"the soft prompt was trained on {what} of this split: it may have learned them by "
+            "heart. Use another split, or say exploratory=True to mark the result."
+        )
+    return bool(what)

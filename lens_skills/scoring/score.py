@@ -1,0 +1,367 @@
+"""`score`: one streaming pass that correlates every neuron with every metric.
+
+How well a neuron's firing beyond a fixed threshold tells two classes apart.
+
+The running sums of a scoring pass, put into a checkpoint and taken out again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_skills.activations import (
+    BATCH_SIZE,
+    DEFAULT_SITE,
+    Metric,
+    Position,
+    known_values,
+    parse_metrics,
+)
+from lens_skills.activations.activation_reader import ScoredNeurons, SplitReader
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import SoftPrompt, prompted
+from lens_skills.results import Checkpoint, examples_hash, numbers_hash, versions
+from lens_skills.scoring.correlations import collect
+from lens_skills.scoring.design_matrix import DesignMatrix
+from lens_skills.scoring.leakage import check_baseline, check_prompt
+from lens_skills.scoring.scores import Scores
+from lens_skills.stats.moments import RunningMoments, random_rotation
+from lens_skills.stats.permutation import check_scheme
+
+
+class FiringCounts:
+    """Counts, per class of each 0/1 metric, how often each unit exceeds its threshold.
+
+    Source: predictivity, Wang et al. 2022 (arXiv 2211.07349), section 3; strict ``>``. Classes
+    are weighted equally here: at 17 % correct a silent neuron would otherwise score 0.83.
+    """
+
+    def __init__(self, thresholds: Float[Tensor, " unit"], n_metrics: int) -> None:
+        self.thresholds = thresholds
+        self.fired = torch.zeros(2, n_metrics, len(thresholds), dtype=torch.float64)
+        self.count = torch.zeros(2, n_metrics, dtype=torch.float64)
+        self.binary = torch.ones(n_metrics, dtype=torch.bool)
+
+    def absorb(
+        self, units: Float[Tensor, "batch unit"], values: Float[Tensor, "batch metric"]
+    ) -> None:
+        """Add a batch of units and metric values."""
+        values = values.double()
+        self.binary &= ((values == 0) | (values == 1)).all(dim=0)
+        fires = (units.cpu().double() > self.thresholds).double()
+        for place, members in enumerate((1 - values, values)):
+            self.fired[place] += rearrange(members, "batch metric -> metric batch") @ fires
+            self.count[place] += members.sum(0)
+
+    def predictivity(self, names: Sequence[str]) -> dict[str, Float[Tensor, " unit"]]:
+        """max(accuracy, 1 - accuracy) per unit, for each 0/1 metric; 0.5 to 1."""
+        found = {}
+        for place, name in enumerate(names):
+            if bool(self.binary[place]) and bool((self.count[:, place] > 0).all()):
+                silent = 1 - self.fired[0, place] / self.count[0, place]
+                hits = self.fired[1, place] / self.count[1, place]
+                accuracy = (silent + hits) / 2
+                found[name] = torch.maximum(accuracy, 1 - accuracy)
+        return found
+
+
+def baseline_means(baseline: Scores, units: ScoredNeurons) -> Float[Tensor, " unit"]:
+    """The baseline's mean activation of each scored unit, positions outermost."""
+    wanted = zip(units.layer.tolist(), units.neuron.tolist(), strict=True)
+    try:
+        chosen = torch.tensor([baseline.places[pair] for pair in wanted])
+    except KeyError as error:
+        layer, neuron = error.args[0]
+        raise LensSkillsError(f"the baseline does not hold L{layer}N{neuron}.") from error
+    return rearrange(baseline.mean[:, chosen], "pos unit -> (pos unit)")
+
+
+def describe_pass(
+    source: Mapping[str, Any],
+    examples: Sequence[Example],
+    metrics: Sequence[Metric],
+    columns: DesignMatrix,
+    *,
+    n_rotations: int,
+    seed: int,
+    given: Sequence[str],
+) -> dict[str, Any]:
+    """The provenance of a scoring pass, as plain JSON values."""
+    return {
+        **source,
+        "task": getattr(examples, "name", "examples"),
+        "split": getattr(examples, "split_name", "all"),
+        "examples": examples_hash(examples),
+        "metrics": [metric.name for metric in metrics],
+        "units": {metric.name: metric.unit for metric in metrics},
+        "exchange": dict(columns.schemes),
+        "given": list(given),
+        "n_permutations": columns.layout.n_draws,
+        "n_controls": columns.layout.n_controls,
+        "n_rotations": n_rotations,
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+_SUMS = (
+    "column_mean",
+    "unit_mean",
+    "gram",
+    "column_square",
+    "cross",
+    "square",
+    "rotated_square",
+)
+
+
+_WAITING = ("waiting/weights", "waiting/columns", "waiting/units")
+
+
+def restore_sums(saved: Checkpoint, running: RunningMoments, values: dict[str, Tensor]) -> int:
+    """Puts back the sums and metric values; returns how many batches they hold (0: none).
+
+    Raises:
+        LensSkillsError: The folder holds another pass.
+    """
+    kept = saved.read()
+    if kept is None:
+        return 0
+    tensors, plain = kept
+    running.weight = float(tensors.pop("weight"))
+    for name in _SUMS:
+        setattr(running, name, tensors.pop(name).to(running.cross.device))
+    if _WAITING[0] in tensors:
+        weights, columns, units = (tensors.pop(name).to(running.cross.device) for name in _WAITING)
+        running.waiting = [(weights, columns, units)]
+    for name, numbers in tensors.items():
+        values[name.removeprefix("values/")] = numbers
+    return int(plain["batches"])
+
+
+def keep_sums(
+    saved: Checkpoint, running: RunningMoments, values: Mapping[str, Tensor], batches: int
+) -> None:
+    """Saves the sums if the last save is long enough ago."""
+    if not saved.due():
+        return
+    tensors = {name: getattr(running, name).cpu().contiguous() for name in _SUMS}
+    tensors["weight"] = torch.tensor(running.weight, dtype=torch.float64)
+    # Rows not yet summed are kept as they wait: summed from here, they would be added up in
+    # another order, and a resumed pass would not end in the same bits.
+    for name, parts in zip(_WAITING, zip(*running.waiting, strict=True), strict=False):
+        tensors[name] = torch.cat(parts).cpu()
+    tensors |= {f"values/{name}": numbers for name, numbers in values.items()}
+    saved.write(tensors, {"batches": batches})
+
+
+# Draws that fit a pass: all neurons of a model share 100, a few hundred neurons get 9,999.
+_MANY_DRAWS, _FEW_DRAWS, _DRAW_BUDGET = 9_999, 100, 4_608_000
+
+
+def score(
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    metrics: Any,
+    at: str = DEFAULT_SITE,
+    position: Position | None = None,
+    layers: int | Iterable[int] | None = None,
+    neurons: Int[Tensor, "k 2"] | Sequence[Any] | None = None,
+    prompt: SoftPrompt | None = None,
+    given: Sequence[str] = (),
+    baseline: Scores | None = None,
+    exchange: str = "auto",
+    n_permutations: int | None = None,
+    n_controls: int = 40,
+    n_rotations: int | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    chat: bool = False,
+    exploratory: bool = False,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> Scores:
+    """Correlations of every neuron with every metric, with three nulls, from one forward pass.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge, or an `ActivationTable`.
+        examples: A `Task`, or any sequence of `Example`.
+        metrics: One or several: names (``"label:plural"``, ``"correct"``, ``"confidence"``, …),
+            `Metric` values, functions ``(logits, examples) -> float[batch]``, one number per
+            example, or a dict that names them. A label or covariate of three to twelve categories
+            becomes one 0/1 metric each, that category against the rest: ``"label:rule"`` gives
+            ``"label:rule=a"``, ``"label:rule=b"``, …, each of which can be named alone.
+        at: Hook point within a block.
+        position: Where in the prompt; see `stream`. Several positions are one family. Default:
+            ``"last"``, or every vector of the soft prompt's suffix where there is one.
+        layers: Which layers (default all).
+        neurons: Only these, as (layer, neuron) rows or names ``"L17N635"``.
+        prompt: A soft prompt to read every example with, trained on other examples.
+        given: Labels or covariates to partial out of both sides. The null is then Freedman and
+            Lane's: residuals of the metric are exchanged.
+        baseline: Scores of another split; their mean activation becomes each neuron's threshold
+            for *predictivity*, the class-balanced share of examples told apart by a > threshold,
+            or its complement if larger (0.5 to 1; Wang et al. 2022, arXiv 2211.07349, section 3,
+            with classes balanced).
+        exchange: ``"auto"``, ``"within"``, ``"between"``, ``"free"`` or ``"signs"``: which
+            examples may trade their metric under the null; see `lens_skills.stats.permutation`. A
+            metric that the pass itself computes always takes ``"signs"``: each group's
+            contribution is flipped at random, the means removed exactly.
+        n_permutations: Draws of that null; 0 for none, and then no p-values. Default: 100 for a
+            whole model, up to 9,999 for a few hundred neurons.
+        n_controls: Draws of the control task: a coin per input type (`Example.kind`).
+        n_rotations: Random rotations of each layer (default 1 where whole layers are scored at
+            single positions, else 0).
+        seed: Of all draws.
+        batch_size: Examples per forward pass.
+        chat: Put prompts through the tokenizer's chat template.
+        exploratory: Allow what is otherwise refused (a baseline from the same examples), and mark
+            the result.
+        checkpoint: A folder to save the running sums to every minute; called again with the same
+            arguments, the pass goes on from there.
+        progress: Show a progress bar (None: on a terminal only).
+
+    Returns:
+        `Scores`. A neuron that does not vary is excluded, never NaN; so is a metric that the pass
+        computed and that did not vary.
+
+    Raises:
+        LensSkillsError: No examples, a label of one class, a non-finite metric (which example),
+            an unknown hook point, neuron or position, a null that cannot be drawn.
+
+    Does not show: that a neuron causes anything. A neuron beyond the permutation null alone is
+    *associated*; a random label per operand makes thousands of those.
+    """
+    wanted = parse_metrics(metrics, examples)
+    if not wanted:
+        raise LensSkillsError("no metric to score. Name one, e.g. metrics='label:plural'.")
+    if len(examples) < 4:
+        raise LensSkillsError(f"{len(examples)} examples are too few to correlate; 4 at least.")
+    check_scheme(exchange)
+    if n_controls < 0 or 0 < n_controls < 19:
+        raise LensSkillsError(
+            f"{n_controls} draws of the control task cannot give p <= 0.05. Ask for 19 or more, "
+            "or for 0."
+        )
+    known = known_values(wanted, examples)
+    for name, values in known.items():
+        if float(values.std(correction=0)) == 0:
+            raise LensSkillsError(
+                f"{name!r} has one class only here (always {float(values[0]):g}). "
+                "Score it on examples that hold both."
+            )
+    if prompt is not None:
+        model = prompted(model, prompt)
+    source = SplitReader(model, examples, wanted, at, position, layers, batch_size, chat, progress)
+    waived = check_prompt(source.soft, examples, exploratory)
+    if baseline is not None:
+        check_baseline(baseline, examples, source, exploratory)
+    units = ScoredNeurons(source, neurons)
+    n_draws = _n_draws(n_permutations, len(units.layer) * len(source.labels), len(examples))
+    n_rotations = _n_rotations(n_rotations, source, neurons)
+    columns = DesignMatrix(
+        wanted,
+        known,
+        examples,
+        given=given,
+        exchange=exchange,
+        n_draws=n_draws,
+        n_controls=n_controls,
+        seed=seed,
+    )
+    rotations = [random_rotation(source.width, seed=seed + k) for k in range(n_rotations)]
+    n_units = len(source.labels) * len(units.layer)
+    running = RunningMoments(
+        columns.layout.n_columns,
+        n_units,
+        n_base=columns.layout.n_base,
+        rotations=rotations,
+        device=source.device,
+    )
+    values = {
+        metric.name: known.get(metric.name, torch.zeros(len(examples), dtype=torch.float64))
+        for metric in wanted
+    }
+    firing = (
+        None if baseline is None else FiringCounts(baseline_means(baseline, units), len(wanted))
+    )
+    provenance = describe_pass(
+        source.about, examples, wanted, columns, n_rotations=n_rotations, seed=seed, given=given
+    )
+    saved = Checkpoint.at(
+        checkpoint,
+        provenance
+        | {
+            "batch_size": batch_size,
+            "neurons": numbers_hash(units.layer, units.neuron),
+            "values": numbers_hash(*known.values(), columns.given),
+        },
+    )
+    if saved is not None and firing is not None:
+        raise LensSkillsError("checkpoint= and baseline= do not go together: confirm in one go.")
+    skip = 0 if saved is None else restore_sums(saved, running, values)
+    done = skip
+    for batch in source.batches(skip):
+        index = batch.index
+        for name, numbers in batch.metrics.items():
+            values[name][index] = numbers
+        means, weights, residuals = units.rows(batch)
+        running.absorb(
+            columns.of(index, batch.metrics),
+            means,
+            weights=weights,
+            residuals=residuals,
+        )
+        if firing is not None:
+            firing.absorb(means, torch.stack([batch.metrics[m.name] for m in wanted], dim=1))
+        done += 1
+        if saved is not None:
+            keep_sums(saved, running, values, done)
+    scores = collect(
+        running.freeze(),
+        columns,
+        values=values,
+        units=(units.layer, units.neuron),
+        whole_layers=neurons is None,
+        positions=source.labels,
+        rotations=rotations,
+        site=source.site,
+        examples=examples,
+        predictivity={} if firing is None else firing.predictivity([m.name for m in wanted]),
+        exploratory=exploratory or waived,
+        provenance=provenance,
+    )
+    if saved is not None:
+        saved.remove()
+    return scores
+
+
+def _n_draws(asked: int | None, n_units: int, n_examples: int) -> int:
+    if asked is not None:
+        if asked < 0:
+            raise LensSkillsError(f"n_permutations must be 0 or more, not {asked}.")
+        if 0 < asked < 19:
+            raise LensSkillsError(
+                f"{asked} permutations cannot give p <= 0.05. Ask for 19 or more, or for 0."
+            )
+        return asked
+    # Draws are stored as one index per example: 20 million of them take 80 MB.
+    return max(_FEW_DRAWS, min(_MANY_DRAWS, _DRAW_BUDGET // n_units, 20_000_000 // n_examples))
+
+
+def _n_rotations(asked: int | None, source: SplitReader, neurons: Any) -> int:
+    possible = neurons is None
+    if asked is None:
+        return 1 if possible and not source.ragged else 0
+    if asked and not possible:
+        raise LensSkillsError(
+            "a rotated basis needs whole layers; leave out neurons=, or n_rotations=0."
+        )
+    return asked

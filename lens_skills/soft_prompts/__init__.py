@@ -1,0 +1,6 @@
+"""WHAT WE TRAIN: soft prompts on a frozen model, and what they are to be held against."""
+
+from lens_skills.soft_prompts.compare_prompts import PromptComparison as PromptComparison
+from lens_skills.soft_prompts.compare_prompts import compare_prompts as compare_prompts
+from lens_skills.soft_prompts.fit_prompt import fit_prompt as fit_prompt
+from lens_skills.soft_prompts.fit_prompt import initial_prompt as initial_prompt

@@ -1,0 +1,467 @@
+"""`descend`: Adam on a soft prompt's vectors, stopped where held-out examples say so.
+
+`fit_prompt`: soft prompts trained on a frozen model.
+
+`initial_prompt`: what a soft prompt is before it is trained, and so its control.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from lens_skills.activations.tokenization import encode_examples
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import SoftPrompt, as_adapter, prompted
+from lens_skills.models.adapter import EMBEDDING
+from lens_skills.results import versions
+from lens_skills.soft_prompts.training_batches import (
+    TrainingBatch,
+    TrainingPasses,
+    training_batches,
+)
+from lens_skills.tasks import Task
+
+_SAMPLE = 1000  # tokens whose embeddings give the scale of all
+
+
+def initial_prompt(
+    model: Any,
+    n_tokens: int = 8,
+    *,
+    n_prefix: int = 0,
+    init: str | float = "vocabulary",
+    text: str | None = None,
+    seed: int = 0,
+) -> SoftPrompt:
+    """An untrained soft prompt, as `fit_prompt` begins with the same arguments.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        n_tokens: Vectors after the input.
+        n_prefix: Vectors before it.
+        init: ``"vocabulary"``: embeddings of random tokens; ``"normal"``: normal numbers as large
+            as the model's embeddings; a number: normal numbers with that standard deviation.
+        text: Instead: the embeddings of this text's tokens, repeated or cut to the length.
+        seed: Of the random numbers.
+
+    Source: Wang et al. 2022 (arXiv 2211.07349) begin from N(0, 1)/30: ``init=1/30``.
+
+    Raises:
+        LensSkillsError: No vectors at all, an unknown beginning, a text without tokens.
+    """
+    adapter = as_adapter(model)
+    if min(n_tokens, n_prefix) < 0 or n_tokens + n_prefix == 0:
+        raise LensSkillsError(
+            f"a soft prompt of {n_tokens} vectors after the input and {n_prefix} before it. Give "
+            "n_tokens=8, or n_prefix= for vectors before the input."
+        )
+    n_vectors = n_tokens + n_prefix
+    if n_vectors >= adapter.n_ctx:
+        raise LensSkillsError(
+            f"{n_vectors} soft tokens leave no room for an input: {adapter.name} reads at most "
+            f"{adapter.n_ctx} tokens. Ask for fewer (n_tokens, n_prefix)."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    if text is not None:
+        ids = adapter.encode_plain(text)
+        if not ids:
+            raise LensSkillsError(f"text={text!r} has no tokens to begin a soft prompt from.")
+        after, before = _repeated(ids, n_tokens), _repeated(ids, n_prefix)
+        vectors, name = embeddings(adapter, [*before, *after]), f"text {text!r}"
+    elif init == "vocabulary":
+        vectors, name = embeddings(adapter, _tokens(adapter, n_vectors, generator)), "vocabulary"
+    elif init == "normal" or (isinstance(init, float | int) and not isinstance(init, bool)):
+        if isinstance(init, str):
+            # The same sample whatever the seed: the scale is the model's.
+            sample = _tokens(adapter, _SAMPLE, torch.Generator().manual_seed(0))
+            scale, name = float(embeddings(adapter, sample).double().std()), "normal"
+        else:
+            scale, name = float(init), f"normal {init:g}"
+        vectors = scale * torch.randn(n_vectors, adapter.d_model, generator=generator)
+    else:
+        raise LensSkillsError(
+            f"no beginning {init!r}. Choose 'vocabulary', 'normal', a standard deviation (1/30), "
+            "or give text='…'."
+        )
+    # Trained in full precision, whatever the model's: small steps must not be rounded away.
+    vectors = vectors.to("cpu", torch.promote_types(adapter.dtype, torch.float32))
+    return SoftPrompt(
+        suffix=vectors[n_prefix:].clone(),
+        prefix=vectors[:n_prefix].clone(),
+        model=adapter.name,
+        model_fingerprint=adapter.fingerprint(),
+        trained=False,
+        init=name,
+        seed=seed,
+    )
+
+
+def embeddings(adapter: Any, ids: list[int]) -> Float[Tensor, "token d_model"]:
+    """What stands for each token where soft vectors enter."""
+    seen: list[Tensor] = []
+    tokens = rearrange(torch.tensor(ids), "token -> token 1")
+    # Each on its own, so that none is beyond the context.
+    adapter.forward(tokens, tokens >= 0, readers={EMBEDDING: seen.append}, logits_at=None)
+    return rearrange(seen[0].detach(), "token 1 d_model -> token d_model").clone()
+
+
+def _tokens(adapter: Any, n: int, generator: torch.Generator) -> list[int]:
+    """Random words of the vocabulary, without special tokens and without the unused end."""
+    n_words = min(adapter.d_vocab, len(adapter.tokenizer)) if adapter.tokenizer else adapter.d_vocab
+    special = set(adapter.tokenizer.all_special_ids) if adapter.tokenizer else set()
+    words = torch.tensor([word for word in range(n_words) if word not in special])
+    return _drawn(words, n, generator).tolist()
+
+
+def _drawn(words: Int[Tensor, " word"], n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    return words[torch.randint(len(words), (n,), generator=generator)]
+
+
+def _repeated(ids: list[int], n: int) -> list[int]:
+    return (ids * (n // len(ids) + 1))[:n]
+
+
+Schedule = str | Callable[[int], float]
+
+
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to descend; see `fit_prompt`."""
+
+    epochs: int
+    lr: float
+    schedule: Schedule
+    clip: float | None
+    patience: int
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that nothing can be trained with, before anything is run."""
+        for name, least in (("epochs", 1), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise LensSkillsError(f"{name}={getattr(self, name)}: at least 1 is needed.")
+        # Adam's steps are about as long as lr, and the vectors are numbers of single precision.
+        for name, most in (("lr", 1e6), ("clip", math.inf)):
+            number = getattr(self, name)
+            if number is not None and not 0 < number <= most:
+                raise LensSkillsError(
+                    f"{name}={number}: a positive number"
+                    f"{f' up to {most:g}' if most < math.inf else ''} is needed; the default "
+                    "suits most models."
+                )
+
+    def factor(self, n_steps: int) -> Callable[[int], float]:
+        """The learning rate's factor, from the number of steps taken."""
+        if callable(self.schedule):
+            return self.schedule
+        if self.schedule not in _SCHEDULES:
+            raise LensSkillsError(
+                f"no schedule {self.schedule!r}. Choose {', '.join(map(repr, _SCHEDULES))}, or "
+                "give a function from the step to a factor of the learning rate."
+            )
+        shape = _SCHEDULES[self.schedule]
+        return lambda step: shape(min(step / n_steps, 1.0))
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How one prompt's training went.
+
+    Attributes:
+        prompt: As it was after the epoch with the lowest held-out loss, with its curve.
+        stopped: Why it ended.
+        diverged: Whether a number that is not finite ended it.
+    """
+
+    prompt: SoftPrompt
+    stopped: str
+    diverged: bool
+
+
+class _Diverged(Exception):
+    """A loss or a gradient is not finite; says which at which step."""
+
+
+def descend(
+    passes: TrainingPasses,
+    start: SoftPrompt,
+    train: Sequence[TrainingBatch],
+    held_out: Sequence[TrainingBatch],
+    settings: TrainingSettings,
+    progress: bool | None,
+) -> Descent:
+    """The prompt after the epoch with the lowest held-out loss.
+
+    Raises:
+        LensSkillsError: A loss or gradient was not finite before the first epoch was over.
+    """
+    live = replace(
+        start,
+        suffix=start.suffix.clone().to(passes.adapter.device).requires_grad_(),
+        prefix=start.prefix.clone().to(passes.adapter.device).requires_grad_(),
+    )
+    vectors = [part for part in (live.suffix, live.prefix) if len(part)]
+    adam = torch.optim.Adam(vectors, lr=settings.lr)
+    factor = settings.factor(settings.epochs * len(train))
+    generator = torch.Generator().manual_seed(start.seed)
+    curve = [_look(passes, live, held_out, 0, 0, measured(passes, live, train)[0])]
+    best: SoftPrompt | None = None
+    lowest = math.inf
+    step, since, stopped, diverged = 0, 0, f"after {settings.epochs} epochs", False
+    disable = None if progress is None else not progress
+    bar = tqdm(range(1, settings.epochs + 1), desc="fit prompt", unit=" epochs", disable=disable)
+    for epoch in bar:
+        total = 0.0
+        try:
+            for place in torch.randperm(len(train), generator=generator).tolist():
+                step += 1
+                for group in adam.param_groups:
+                    group["lr"] = settings.lr * factor(step - 1)
+                total += _step(passes, live, vectors, train[place], adam, settings.clip, step)
+            row = _look(passes, live, held_out, step, epoch, total / sum(map(len, train)))
+            if not math.isfinite(row["held_out_loss"]):
+                raise _Diverged(f"the held-out loss is {row['held_out_loss']} after step {step}")
+        except _Diverged as reason:
+            stopped, diverged = str(reason), True
+            break
+        curve.append(row)
+        bar.set_postfix(held_out_loss=f"{row['held_out_loss']:.3f}")
+        since += 1
+        if row["held_out_loss"] < lowest:
+            best, lowest, since = _copied(live), row["held_out_loss"], 0
+        if since >= settings.patience:
+            stopped = f"no lower held-out loss in {since} epochs, at step {step}"
+            break
+    bar.close()
+    if best is None:
+        raise LensSkillsError(
+            f"training diverged before the first epoch was over: {stopped}. No prompt was good. "
+            f"Lower lr (now {settings.lr:g}), clip gradients (clip=1.0), or begin elsewhere (init)."
+        )
+    return Descent(replace(best, trained=True, curve=tuple(curve)), stopped, diverged)
+
+
+def _step(
+    passes: TrainingPasses,
+    live: SoftPrompt,
+    vectors: list[torch.Tensor],
+    batch: TrainingBatch,
+    adam: torch.optim.Adam,
+    clip: float | None,
+    step: int,
+) -> float:
+    """The batch's summed loss before one step of Adam on its mean."""
+    with torch.enable_grad():
+        losses, _ = passes.losses(batch, live)
+        loss = losses.mean()
+        # By the prompt alone: the model's parameters are given no gradient.
+        slopes = torch.autograd.grad(loss, vectors)
+    for part, slope in zip(vectors, slopes, strict=True):
+        part.grad = slope
+    size = torch.nn.utils.clip_grad_norm_(vectors, math.inf if clip is None else clip)
+    for what, number in (("loss", float(loss.detach())), ("gradient's size", float(size))):
+        if not math.isfinite(number):
+            raise _Diverged(f"the {what} is {number} at step {step}")
+    adam.step()
+    return float(losses.detach().double().sum())
+
+
+def _look(
+    passes: TrainingPasses,
+    live: SoftPrompt,
+    held_out: Sequence[TrainingBatch],
+    step: int,
+    epoch: int,
+    train_loss: float,
+) -> dict[str, float]:
+    loss, accuracy = measured(passes, live, held_out)
+    return {
+        "step": float(step),
+        "epoch": float(epoch),
+        "train_loss": train_loss,
+        "held_out_loss": loss,
+        "held_out_accuracy": accuracy,
+    }
+
+
+def measured(
+    passes: TrainingPasses, prompt: SoftPrompt, batches: Sequence[TrainingBatch]
+) -> tuple[float, float]:
+    """Mean loss, and the share of answers whose tokens are all first choices."""
+    with torch.no_grad():
+        found = [passes.losses(batch, prompt) for batch in batches]
+    losses = torch.cat([loss.double() for loss, _ in found])
+    return float(losses.mean()), float(torch.cat([right for _, right in found]).double().mean())
+
+
+def _copied(live: SoftPrompt) -> SoftPrompt:
+    suffix, prefix = (part.detach().cpu().clone() for part in (live.suffix, live.prefix))
+    return replace(live, suffix=suffix, prefix=prefix)
+
+
+def fit_prompt(
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    n_tokens: int = 8,
+    n_prefix: int = 0,
+    init: str | float = "vocabulary",
+    text: str | None = None,
+    ending: str = "",
+    seeds: int = 1,
+    seed: int = 0,
+    epochs: int = 40,
+    batch_size: int = 32,
+    lr: float = 1e-2,
+    schedule: Schedule = "constant",
+    clip: float | None = 1.0,
+    patience: int = 10,
+    held_out: float | Sequence[Example] = 0.2,
+    memory_mb: float = 2000,
+    chat: bool = False,
+    progress: bool | None = None,
+) -> Any:
+    """A trained soft prompt, or a tuple of them where ``seeds`` is above 1.
+
+    Minimises the mean over examples of -ln p(answer | input, prompt), all of the answer's tokens
+    together (nats), by Adam on the prompt's vectors alone; the model is frozen. After each epoch
+    the held-out examples are looked at, and the prompt with the lowest loss there comes back.
+
+    The prompt follows the input, so the input's keys and values do not depend on it: they are
+    computed once, and each step runs the prompt's and the answer's columns only. Where that is
+    not exact (vectors before the input, an architecture that does not allow it) the whole model
+    is run at each step; ``provenance["passes"]`` says so.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; it is left as it was, bit for bit.
+        examples: A `Task` or any sequence of `Example` with answers.
+        n_tokens: Vectors after the input: only their activations depend on it.
+        n_prefix: Vectors before the input, trained along.
+        init: See `initial_prompt`.
+        text: Begin with the embeddings of this text's tokens instead.
+        ending: Text that is to follow every answer, learned with it: ``"\\n"`` teaches the model
+            to stop, which `correct` demands.
+        seeds: How many prompts: with seed, seed + 1, … They share the held-out examples.
+        seed: Of the beginning and of the order of the batches.
+        epochs: At most so many.
+        batch_size: Examples per step.
+        lr: Adam's learning rate.
+        schedule: ``"constant"``, ``"cosine"`` or ``"linear"`` (to 0 at the last epoch), or a
+            function from the number of steps taken to a factor of the learning rate.
+        clip: The gradient's largest norm (None: any).
+        patience: Epochs without a lower held-out loss after which it ends.
+        held_out: The share of the examples, in whole groups, that is only looked at; or examples
+            of their own.
+        memory_mb: How much of keys and values may be kept (MiB); what does not fit is computed
+            anew in each epoch.
+        chat: Put prompts through the tokenizer's chat template.
+        progress: Show a progress bar (None: on a terminal only).
+
+    Raises:
+        LensSkillsError: A learning rate, clip or count out of range; an example without an
+            answer; too few groups to hold some out; a prompt beyond the context; a loss that is
+            not finite before the first epoch is over (later, training ends with a warning and the
+            best prompt so far comes back).
+    """
+    adapter: Any = as_adapter(model)
+    if adapter.soft is not None:
+        raise LensSkillsError(
+            f"{adapter.name} is read with a soft prompt already; train a bare model."
+        )
+    for name, number in (("seeds", seeds), ("batch_size", batch_size)):
+        if number < 1:
+            raise LensSkillsError(f"{name}={number}: at least 1 is needed.")
+    settings = TrainingSettings(epochs, lr, schedule, clip, patience)
+    settings.factor(1)  # an unknown schedule is refused before anything is run
+    train, looked_at = _divided(examples, held_out)
+    starts = [
+        initial_prompt(
+            adapter, n_tokens, n_prefix=n_prefix, init=init, text=text, seed=seed + number
+        )
+        for number in range(seeds)
+    ]
+    spoken = prompted(adapter, starts[0])
+    both = encode_examples(
+        spoken, [_ended(e, ending) for e in (*train, *looked_at)], answers=True, chat=chat
+    )
+    batches = training_batches(spoken, both[: len(train)], batch_size)
+    held_batches = training_batches(spoken, both[len(train) :], batch_size)
+    passes = TrainingPasses(adapter, starts[0], memory_mb)
+    chosen = {
+        **asdict(replace(settings, schedule=_name(schedule))),
+        **{"init": init, "text": text, "ending": ending, "batch_size": batch_size, "chat": chat},
+    }
+    found = []
+    for start in starts:
+        descent = descend(passes, start, batches, held_batches, settings, progress)
+        if descent.diverged:
+            warnings.warn(
+                f"training ended early, with the best prompt so far: {descent.stopped}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        provenance = {
+            "task": getattr(examples, "name", "examples"),
+            "split": getattr(examples, "split_name", "all"),
+            "example_ids": sorted({e.id for e in (*train, *looked_at)}),
+            "groups": sorted({e.group for e in (*train, *looked_at)}),
+            "held_out_ids": sorted(e.id for e in looked_at),
+            "settings": chosen,
+            "stopped": descent.stopped,
+            "passes": "from the prompt on" if passes.whole is None else f"whole: {passes.whole}",
+            "kept_mb": round(passes.n_bytes / 2**20, 3),
+            "versions": versions(),
+        }
+        found.append(replace(descent.prompt, provenance=provenance))
+    return found[0] if seeds == 1 else tuple(found)
+
+
+def _divided(
+    examples: Sequence[Example], held_out: float | Sequence[Example]
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """What is trained on, and what is only looked at: the same for every seed."""
+    task = examples if isinstance(examples, Task) else Task("examples", examples)
+    if isinstance(held_out, float | int):
+        if not 0 < held_out < 1:
+            raise LensSkillsError(
+                f"held_out={held_out}: the share of examples to stop by is between 0 and 1, e.g. "
+                "0.2; or give those examples themselves."
+            )
+        train, looked_at = task.split(1 - held_out, held_out, seed=0)
+    else:
+        train, looked_at = task, Task("held out", held_out)
+        shared = set(train.groups) & set(looked_at.groups)
+        if shared:
+            raise LensSkillsError(
+                f"{len(shared)} groups are both trained on and held out ({min(shared)!r}): "
+                "split the task by group, task.split(0.8, 0.2)."
+            )
+    for example in (*train, *looked_at):
+        if example.answer is None:
+            raise LensSkillsError(
+                f"example {example.id!r} has no answer, so there is nothing to train a prompt for."
+            )
+    return train, looked_at
+
+
+def _ended(example: Example, ending: str) -> Example:
+    return replace(example, answer=f"{example.answer}{ending}", options=()) if ending else example
+
+
+def _name(schedule: Schedule) -> str:
+    return schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "a function")

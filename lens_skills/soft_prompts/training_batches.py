@@ -1,0 +1,212 @@
+"""`Passes`: the loss of a batch as a function of a soft prompt's vectors alone.
+
+`TrainingBatch`: examples as tokens, and where in them soft prompt and answer stand.
+"""
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_skills.activations.forward import answer_places, pad_left
+from lens_skills.activations.tokenization import Encoded
+from lens_skills.models import SoftPrompt
+from lens_skills.models.backends import rows_at
+from lens_skills.models.partial_forward import (
+    COARSE,
+    TOLERANCE,
+    CannotResume,
+    PartialForward,
+    prefill,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """Examples of like length, padded on the left; the answer follows the soft prompt.
+
+    Attributes:
+        tokens: Input, soft prompt (as the adapter's own words) and all but the last answer token.
+        mask: Which of them are real.
+        suffix_columns: Where each vector after the input stands.
+        predicting: Where each answer token is predicted; short answers repeat the last place.
+        targets: The answer's tokens.
+        counts: Which of them there are.
+    """
+
+    tokens: Int[Tensor, "example pos"]
+    mask: Bool[Tensor, "example pos"]
+    suffix_columns: Int[Tensor, "example suffix"]
+    predicting: Int[Tensor, "example k"]
+    targets: Int[Tensor, "example k"]
+    counts: Bool[Tensor, "example k"]
+
+    @classmethod
+    def of(cls, adapter: Any, encoded: Sequence[Encoded]) -> "TrainingBatch":
+        """The examples as one batch; ``adapter`` is read with a soft prompt."""
+        answers = [list(item.answer_tokens or ()) for item in encoded]
+        rows = [[*e.prompt_tokens.tolist(), *a[:-1]] for e, a in zip(encoded, answers, strict=True)]
+        tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
+        predicting = answer_places([len(a) - 1 for a in answers], tokens.shape[1])
+        sizes = torch.tensor([len(answer) for answer in answers])
+        targets = [answer + answer[-1:] * (int(sizes.max()) - len(answer)) for answer in answers]
+        # The first answer token is predicted at the last vector.
+        back = torch.arange(len(adapter.words_after) - 1, -1, -1)
+        return cls(
+            tokens=tokens,
+            mask=mask,
+            suffix_columns=(predicting[:, :1] - back).to(adapter.device),
+            predicting=predicting.to(adapter.device),
+            targets=torch.tensor(targets, device=adapter.device),
+            counts=(torch.arange(int(sizes.max())) < sizes[:, None]).to(adapter.device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether its rows differ in length, of the input or of the answer."""
+        return not bool(self.mask.all() & self.counts.all())
+
+    def losses(
+        self, logits: Float[Tensor, "example k d_vocab"]
+    ) -> tuple[Float[Tensor, " example"], Bool[Tensor, " example"]]:
+        """-ln p(answer) of each example (nats), and whether all its tokens are first choices."""
+        shares = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        each = shares.gather(-1, self.targets[..., None])[..., 0]
+        loss = -torch.where(self.counts, each, 0.0).sum(-1)
+        return loss, ((shares.argmax(-1) == self.targets) | ~self.counts).all(-1)
+
+
+def training_batches(
+    adapter: Any, encoded: Sequence[Encoded], batch_size: int
+) -> tuple[TrainingBatch, ...]:
+    """Batches of like length; within a length the examples are mixed.
+
+    They stay as they are in all epochs, which only order them anew: what a batch's inputs leave in
+    the model is then computed once.
+    """
+    mixed = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def length(place: int) -> tuple[int, int]:
+        item = encoded[place]
+        return len(item.prompt_tokens) + len(item.answer_tokens or ()), len(item.prompt_tokens)
+
+    ordered = [encoded[place] for place in sorted(mixed, key=length)]
+    return tuple(
+        TrainingBatch.of(adapter, ordered[at : at + batch_size])
+        for at in range(0, len(ordered), batch_size)
+    )
+
+
+Losses = tuple[Float[Tensor, " example"], Bool[Tensor, " example"]]
+
+
+class TrainingPasses:
+    """How batches are run: from the soft prompt on where that is exact, else whole.
+
+    The keys and values of the input do not depend on what follows it: they are computed once and
+    kept, as many as the budget allows.
+
+    Attributes:
+        whole: Why every pass runs the whole model (None: only the last columns are run).
+        n_bytes: What is kept.
+    """
+
+    def __init__(self, adapter: Any, start: SoftPrompt, memory_mb: float) -> None:
+        """``adapter`` is the bare model; ``start`` tells how many vectors stand where."""
+        self.adapter = adapter
+        self.budget = memory_mb * 2**20
+        self.n_bytes = 0
+        # At the place of a zero vector, what enters the first block is the position's part alone.
+        self.silent = _spoken(adapter, replace(start, suffix=torch.zeros_like(start.suffix)))
+        self.whole: str | None = None
+        if len(start.prefix):
+            self.whole = "the input is read after a part of the soft prompt"
+        self._kept: dict[int, tuple[TrainingBatch, PartialForward]] = {}
+        self._checked: set[bool] = set()
+
+    def losses(self, batch: TrainingBatch, prompt: SoftPrompt) -> Losses:
+        """Loss and greedy success of each example.
+
+        They can be differentiated by the prompt's vectors, unless gradients are off.
+        """
+        suffix = self._suffix(batch, prompt)
+        if suffix is None:
+            return whole_losses(self.adapter, batch, prompt)
+        return suffix_losses(suffix, batch, prompt)
+
+    def _suffix(self, batch: TrainingBatch, prompt: SoftPrompt) -> PartialForward | None:
+        if self.whole is not None:
+            return None
+        if id(batch) in self._kept:
+            return self._kept[id(batch)][1]
+        start = int(batch.suffix_columns.min())
+        try:
+            suffix = prefill(
+                self.silent, batch.tokens, batch.mask, start=start, readers={}, check=False
+            )
+            del suffix.entering[1:]
+            if batch.ragged not in self._checked:
+                self._check(suffix, batch, prompt)
+        except CannotResume as reason:
+            self.whole = str(reason)
+            self._kept.clear()
+            self.n_bytes = 0
+            return None
+        if self.n_bytes + suffix.n_bytes <= self.budget:
+            self._kept[id(batch)] = batch, suffix  # with the batch, so that its id stays its own
+            self.n_bytes += suffix.n_bytes
+        return suffix
+
+    def _check(self, suffix: PartialForward, batch: TrainingBatch, prompt: SoftPrompt) -> None:
+        """Nothing; raises `CannotResume` unless the whole model gives the same losses.
+
+        A model that scales its embeddings after the soft prompt has entered is found here.
+        """
+        with torch.no_grad():
+            fast, _ = suffix_losses(suffix, batch, prompt)
+            exact, _ = whole_losses(self.adapter, batch, prompt)
+        difference = float(((fast - exact).abs() / batch.counts.sum(-1)).max())
+        if not difference <= TOLERANCE.get(self.adapter.dtype, COARSE):
+            raise CannotResume(
+                f"{self.adapter.name}: the soft prompt run alone differs from the whole model by "
+                f"{difference:.1e} nats"
+            )
+        self._checked.add(batch.ragged)
+
+
+def suffix_losses(suffix: PartialForward, batch: TrainingBatch, prompt: SoftPrompt) -> Losses:
+    """The losses from a pass over the last columns alone."""
+    base = suffix.entering[0]
+    columns = repeat(batch.suffix_columns - suffix.start, "e s -> e s d", d=base.shape[-1])
+    vectors = repeat(prompt.suffix.to(base), "s d -> e s d", e=len(base))
+    with suffix.differentiable() if torch.is_grad_enabled() else nullcontext():
+        # Added: the base holds the positions' part where the vectors stand.
+        residual = base.scatter_add(1, columns, vectors)
+        out = suffix.run(rearrange(residual, "e c d -> 1 e c d"), 0)
+        rows = rows_at(rearrange(out, "1 e c d -> e c d"), batch.predicting - suffix.start)
+        return batch.losses(suffix.logits(rows))
+
+
+def whole_losses(adapter: Any, batch: TrainingBatch, prompt: SoftPrompt) -> Losses:
+    """The losses from a pass of the whole model."""
+    spoken = _spoken(adapter, prompt)
+    spoken.differentiable = torch.is_grad_enabled()
+    return batch.losses(
+        spoken.forward(batch.tokens, batch.mask, readers={}, logits_at=batch.predicting)
+    )
+
+
+def _spoken(adapter: Any, prompt: SoftPrompt) -> Any:
+    """The adapter with these very vectors, which may carry gradients and change."""
+    spoken = copy.copy(adapter)
+    spoken.soft = prompt
+    return spoken

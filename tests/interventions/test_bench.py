@@ -1,0 +1,96 @@
+"""One verdict's measurements: a split is read once, and an interruption loses none of them."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lens_skills.activations import parse_metrics
+from lens_skills.activations.components import parse_components
+from lens_skills.data import Example
+from lens_skills.interventions import ablate, baselines, verify
+from lens_skills.interventions.effects import Bench, measure_effects
+from lens_skills.models import as_adapter
+from lens_skills.tasks import Task
+
+OPTIONS: dict[str, Any] = {
+    "n_controls": 4,
+    "n_important": 0,
+    "n_peers": 40,
+    "delta": 0.01,
+    "position": "last",
+    "pairs": False,
+    "progress": False,
+}
+
+
+@pytest.fixture
+def task() -> Task:
+    found = [
+        Example(str(n), f"the {noun}", answer=" is", foil=" are", labels={"long": n % 2})
+        for n, noun in enumerate(["key", "keys", "girl", "girls", "boy", "boys"] * 2)
+    ]
+    return Task("nouns", found)
+
+
+def test_a_split_is_read_once_for_all_measurements(
+    tiny: Any, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    batches = baselines.read_batches
+
+    def counted(adapter: Any, examples: Any, *args: Any, **options: Any) -> Any:
+        read.append(len(examples))
+        return batches(adapter, examples, *args, **options)
+
+    monkeypatch.setattr(baselines, "read_batches", counted)
+    explore, intervene = task[:5], task[5:]
+    adapter = as_adapter(tiny)
+    metric = parse_metrics("logit_diff")[0]
+    bench = Bench(adapter, metric, "last", 0, None, {"progress": False})
+    do, sets = (
+        ablate("mean", over=explore),
+        [(unit,) for unit in parse_components(adapter, ["L1N3"])],
+    )
+    found = [bench.measure(intervene, sets, do, names=["L1N3"], part=str(k)) for k in range(3)]
+    assert read == [5]
+    wanted = measure_effects(adapter, intervene, sets, do, metric=metric, progress=False)
+    for effects in found:
+        torch.testing.assert_close(effects.total, wanted.total, rtol=0, atol=1e-12)
+        assert effects.do == wanted.do
+
+
+def test_an_interrupted_verdict_goes_on_where_it_stopped(
+    tiny: Any, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explore, intervene = task[:5], task[5:]
+    names, do = ["L1N3", "L2N5"], ablate("mean", over=explore)
+    wanted = verify(tiny, intervene, names, do=do, **OPTIONS)
+    room: Any = sys.modules[measure_effects.__module__]
+    fill, parts, folder = room._fill, [], tmp_path / "verdict"
+
+    def interrupted(*args: Any) -> None:
+        if len(parts) == 4:
+            raise KeyboardInterrupt
+        parts.append(1)
+        fill(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room, "_fill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
+    # The candidates were measured when the comparison was interrupted.
+    assert sorted(path.name for path in folder.iterdir()) == ["candidates", "comparison"]
+    whole, rest = [], []
+    with monkeypatch.context() as patched:
+        patched.setattr(room, "_fill", lambda *args: (whole.append(1), fill(*args)))
+        verify(tiny, intervene, names, do=do, **OPTIONS)
+        patched.setattr(room, "_fill", lambda *args: (rest.append(1), fill(*args)))
+        found = verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
+    assert len(rest) == len(whole) - 4
+    assert torch.equal(found.effects.total, wanted.effects.total)
+    assert torch.equal(found.peer_effect, wanted.peer_effect)
+    assert found.rulings == wanted.rulings
+    assert not folder.exists()

@@ -1,0 +1,473 @@
+"""Planted neurons on trial: the skilled are convicted, decoys and bystanders are not."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lens_skills.activations import logit_diff
+from lens_skills.activations.components import parse_components
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.interventions import control_effects, effects
+from lens_skills.interventions.controls import component_table, peers
+from lens_skills.interventions.edits import Edit, ablate, clamp, scale, steer
+from lens_skills.interventions.effects import Effects
+from lens_skills.interventions.verdict import NO_EFFECT, SUPPORTS, Verdict
+from lens_skills.interventions.verify import check_case, verify
+from lens_skills.models import as_adapter
+from lens_skills.scoring import EXPLORATORY, Selection, score, select
+from lens_skills.tasks import Task
+from tests.planted import plant
+
+NOUNS = ("key", "keys", "girl", "girls", "boy", "boys", "author", "authors", "doctor", "doctors")
+FRAMES = ("{0} near the {1}", "the {0} to the {1}", "hello {0} and {1}", "when {0} or the {1} {2}")
+ANSWERS = (" it", " they")
+SKILLS, DECOYS, WRITER = ("L1N3", "L2N7"), ("L1N11", "L2N5"), "L2N20"
+FULL: dict[str, Any] = {"n_controls": 40, "n_peers": None, "also": (), "progress": False}
+FAST = FULL | {"n_controls": 0, "n_peers": 40, "pairs": False}
+
+
+def part(number: int, n: int, *, name: str = "endings") -> Task:
+    """Prompts that end in " is" or " are" and ask for " it" or " they"; every one its own group."""
+    random = np.random.default_rng(number)
+    found = []
+    for place in range(n):
+        plural = place % 2
+        text = FRAMES[place % 4].format(*random.choice(NOUNS, 3))
+        verb, other = (" are", " is") if plural else (" is", " are")
+        found.append(
+            Example(
+                f"{number}/{place}",
+                text + verb,
+                answer=ANSWERS[plural],
+                foil=ANSWERS[1 - plural],
+                corrupted=text + other,
+                labels={"plural": plural},
+                kind=f"{number} {place % 40}",
+            )
+        )
+    return Task(name, found, f"part {number}")
+
+
+@dataclass(frozen=True)
+class Case:
+    model: Any
+    explore: Task
+    intervene: Task
+    selection: Selection
+
+    @property
+    def mean(self) -> Edit:
+        return ablate("mean", over=self.explore[:48])
+
+
+@pytest.fixture(scope="module")
+def cases(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Case]]:
+    """The case on either implementation; each is built once, and all weights come back."""
+    undo: list[Callable[[], None]] = []
+
+    @cache
+    def get(kind: str) -> Case:
+        return build(request.getfixturevalue(f"tiny_{kind}"), undo)
+
+    yield get
+    for put_back in undo:
+        put_back()
+
+
+@pytest.fixture(scope="module", params=["hooked", "bridge"])
+def each(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    """On both implementations."""
+    return cases(request.param)
+
+
+@pytest.fixture(scope="module")
+def case(cases: Callable[[str], Case]) -> Case:
+    """On one: the HookedTransformer where there is one."""
+    try:
+        return cases("hooked")
+    except pytest.skip.Exception:
+        return cases("bridge")
+
+
+def build(model: Any, undo: list[Callable[[], None]]) -> Case:
+    """Two neurons that know and act, two that know only, one that acts only; and the search."""
+
+    def tokens(word: str) -> list[int]:
+        return model.tokenizer.encode(word, add_special_tokens=False)
+
+    (singular,), (plural,) = map(tokens, ANSWERS)
+    towards = (model.W_U[:, plural] - model.W_U[:, singular]).detach()
+    towards = towards / towards.norm()
+    ends = [tokens(" are")[0]], [tokens(" is")[0]]
+    for name in (*SKILLS, *DECOYS):
+        layer, neuron = map(int, name[1:].split("N"))
+        writes = towards if name in SKILLS else 0.0
+        undo.append(plant(model, layer, neuron, *ends, writes=writes))
+    layer, neuron = map(int, WRITER[1:].split("N"))
+    aside = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(3)).double()
+    undo.append(plant(model, layer, neuron, direction=aside / 10, strength=1.0, writes=towards))
+    explore, confirm = part(0, 160), part(1, 160)
+    options: dict[str, Any] = {"metrics": "label:plural", "layers": [1, 2, 3], "progress": False}
+    found = score(model, explore, n_permutations=100, **options)["label:plural"]
+    checked = score(model, confirm, n_permutations=100, **options)["label:plural"]
+    return Case(model, explore, part(2, 40), select(found, checked))
+
+
+def try_all(case: Case) -> Verdict:
+    return verify(case.model, case.intervene, case.selection, do=case.mean, **FULL)
+
+
+@pytest.fixture(scope="module")
+def verdict(case: Case) -> Verdict:
+    return try_all(case)
+
+
+def test_the_search_finds_all_that_know_and_not_the_writer(each: Case) -> None:
+    assert {*SKILLS, *DECOYS} <= set(each.selection.names)
+    assert WRITER not in each.selection.names
+
+
+def test_the_skilled_are_convicted_and_decoys_rejected(each: Case) -> None:
+    verdict = try_all(each)
+    for name in SKILLS:
+        assert verdict[name].word == SUPPORTS
+        assert verdict[name].high < -verdict.delta
+    for name in DECOYS:
+        assert verdict[name].word == NO_EFFECT
+        assert (verdict[name].low, verdict[name].high) == pytest.approx((0, 0), abs=1e-4)
+    assert verdict["set"].word == SUPPORTS
+    assert not verdict.exploratory
+
+
+def test_effects_are_those_of_plain_hooks(case: Case, verdict: Verdict) -> None:
+    """One skilled neuron by TransformerLens's own hooks, its mean taken by hand."""
+    layer, neuron = map(int, SKILLS[0][1:].split("N"))
+    hook_name = f"blocks.{layer}.mlp.hook_post"
+    (singular,), (plural,) = (
+        case.model.tokenizer.encode(word, add_special_tokens=False) for word in ANSWERS
+    )
+    values = []
+    for example in case.explore[:48]:
+        tokens = case.model.to_tokens(example.prompt)
+        with torch.no_grad():
+            _, cache = case.model.run_with_cache(tokens, names_filter=[hook_name])
+        values.append(cache[hook_name][0, -1, neuron].item())
+
+    def hook(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        new = activation.clone()
+        new[:, -1, neuron] = float(np.mean(values))
+        return new
+
+    effects = []
+    for example in case.intervene:
+        tokens = case.model.to_tokens(example.prompt)
+        with torch.no_grad():
+            clean = case.model(tokens)[0, -1]
+            edited = case.model.run_with_hooks(tokens, fwd_hooks=[(hook_name, hook)])[0, -1]
+        sign = 1 if example.labels["plural"] else -1
+        change = (edited - clean).double()
+        effects.append(sign * (change[plural] - change[singular]).item())
+    place = verdict.effects.names.index(SKILLS[0])
+    assert verdict.effects.total[place].tolist() == pytest.approx(effects, abs=1e-3)
+    assert verdict[SKILLS[0]].effect == pytest.approx(np.mean(effects), abs=1e-4)
+
+
+def test_ranks_are_counted_among_the_others(verdict: Verdict) -> None:
+    others = verdict.peer_effect.abs()
+    assert not set(verdict.peers) & {ruling.name for ruling in verdict.singles}
+    assert len(verdict.peers) == 4 * 48 - len(verdict)
+    for ruling in verdict.singles:
+        at_least = int((others >= abs(ruling.effect)).sum())
+        assert ruling.rank == 1 + at_least
+        assert ruling.p == pytest.approx((1 + at_least) / (1 + len(others)))
+    whole = verdict["set"]
+    larger = int((verdict.control_effect.abs() >= abs(whole.effect)).sum())
+    assert (whole.n_controls, whole.p) == (40, pytest.approx((1 + larger) / 41))
+    assert any("all layers" in note for note in verdict.notes)
+
+
+def test_delta_is_of_half_the_others_unless_declared(case: Case, verdict: Verdict) -> None:
+    half = np.random.default_rng(0).permutation(len(verdict.peers))
+    half = half[: (len(half) + 1) // 2]
+    strength = verdict.peer_effect[torch.from_numpy(half)].abs()
+    assert verdict.delta == pytest.approx(float(strength.quantile(0.95)))
+    assert "half of those" in verdict.delta_from
+    separate = part(7, 40)
+    found = verify(case.model, case.intervene, SKILLS, do=case.mean, calibrate=separate, **FAST)
+    assert "part 7" in found.delta_from
+    assert found.delta != verdict.delta
+    declared = verify(case.model, case.intervene, SKILLS, do=case.mean, delta=50.0, **FAST)
+    assert declared.delta_from == "declared"
+    assert {ruling.word for ruling in declared.singles} <= {NO_EFFECT, "compensated"}
+
+
+def test_the_set_stands_beside_the_sum_of_its_neurons(verdict: Verdict) -> None:
+    rows = verdict.table("set").set_index("name")["effect"]
+    alone = sum(ruling.effect for ruling in verdict.singles)
+    assert rows["sum of singles"] == pytest.approx(alone)
+    assert rows["set"] == pytest.approx(verdict["set"].effect)
+    assert rows["set - sum of singles"] == pytest.approx(verdict["set"].effect - alone)
+    controls = verdict.table("controls").set_index("kind")
+    assert set(controls.index) == {"matched", "important"}
+    assert len(verdict.table("match")) == 3
+
+
+def test_classes_pairs_and_notes_are_on_the_card(case: Case, verdict: Verdict) -> None:
+    classes = verdict.table("classes")
+    assert set(classes["value"]) == {"0", "1"}
+    assert (classes["n"] == 20).all()
+    pairs = verdict.table("pairs").set_index(["name", "what"])
+    assert pairs.loc[(SKILLS[0], "noising"), "share"] > 0.1
+    assert pairs.loc[("set", "denoising"), "share"] > 0.4
+    assert not pairs.loc[(DECOYS[0], "denoising"), "sufficient"]
+    assert not pairs["sufficient"][pairs.index.get_level_values("what") == "noising"].any()
+    card = repr(verdict)
+    assert "denoising" in card
+    assert f"nothing matches {DECOYS[0]}" in card or f"nothing matches {DECOYS[1]}" in card
+
+
+def test_shares_are_ratios_of_means(case: Case) -> None:
+    """Patching everything the last position says leaves exactly the corrupted run, and back."""
+    heads = [f"L{layer}H{head}" for layer in range(4) for head in range(4)]
+    everything = [f"L{layer}MLP" for layer in range(4)] + heads
+    found = verify(
+        case.model,
+        case.intervene,
+        [*everything],
+        do=ablate("zero"),
+        delta=1.0,
+        **FAST | {"pairs": True, "n_peers": 20},
+    )
+    shares = found.table("pairs").set_index(["name", "what"])["share"]
+    # The two prompts differ in their last token: only its embedding is left unpatched.
+    noised, denoised = shares[("set", "noising")], shares[("set", "denoising")]
+    assert noised + denoised > 1
+
+
+def test_steering_up_turns_the_sign_and_not_the_word(case: Case) -> None:
+    options = FAST | {"by": ()}
+    down = verify(case.model, case.intervene, SKILLS, do=scale(by=0.0), **options)
+    up = verify(case.model, case.intervene, SKILLS, do=scale(by=2.0), **options)
+    assert down.removes
+    assert not up.removes
+    for name in SKILLS:
+        assert down[name].effect < 0 < up[name].effect
+        assert down[name].word == up[name].word == SUPPORTS
+    with pytest.raises(LensSkillsError, match="removes=True or removes=False"):
+        verify(case.model, case.intervene, SKILLS, do=clamp(to=0.0), **options)
+    assert not verify(
+        case.model, case.intervene, SKILLS, do=steer(by=1.0, over=case.explore[:48]), **options
+    ).removes
+
+
+def test_keeping_only_the_set_is_preservation(case: Case) -> None:
+    found = verify(
+        case.model,
+        case.intervene,
+        SKILLS,
+        do=case.mean,
+        preservation=True,
+        **FAST,
+    )
+    (row,) = found.tables["pairs"]
+    assert row["what"] == "preservation"
+    assert row["share"] > 0.1
+    assert not row["sufficient"]
+
+
+def test_the_choice_of_ablation_is_a_table(case: Case) -> None:
+    options = FAST | {"also": None}
+    found = verify(case.model, case.intervene, [SKILLS[0]], do=case.mean, **options)
+    table = found.table("ablations")
+    assert [do.split()[0] for do in table["do"]] == ["mean", "zero", "resample"]
+    assert (table["high"] < 0).all()
+    assert "over the choice of ablation" in repr(found)
+
+
+def test_unrelated_examples_are_measured_with_the_same_edit(case: Case) -> None:
+    other = Task("other", [replace(e, id=f"u{e.id}") for e in part(9, 40)], "elsewhere")
+    found = verify(
+        case.model,
+        case.intervene,
+        [SKILLS[0]],
+        do=ablate("zero"),
+        unrelated=other,
+        **FAST,
+    )
+    (row,) = found.tables["unrelated"]
+    assert row["n"] == 40
+    assert "on unrelated examples" in repr(found)
+
+
+def test_the_same_seed_gives_the_same_verdict(case: Case, verdict: Verdict) -> None:
+    assert repr(try_all(case)) == repr(verdict)
+    other = verify(
+        case.model,
+        case.intervene,
+        case.selection,
+        do=case.mean,
+        seed=1,
+        **FAST | {"n_controls": 40},
+    )
+    assert not torch.equal(other.control_effect, verdict.control_effect)
+
+
+def test_heads_and_mlps_can_be_tried(case: Case) -> None:
+    found = verify(
+        case.model, case.intervene, ["L2H1", "L3MLP"], do=ablate("zero"), delta=1.0, **FAST
+    )
+    assert [ruling.name for ruling in found.singles] == ["L2H1", "L3MLP"]
+    assert found["L2H1"].n_controls == 15
+    assert found["L3MLP"].n_controls == 3
+    assert any("no causal word" in note for note in found.notes)
+
+
+def test_few_groups_are_said(case: Case) -> None:
+    few = Task("endings", [replace(e, group=str(i % 12)) for i, e in enumerate(part(5, 48))], "few")
+    found = verify(case.model, few, SKILLS, do=ablate("zero"), **FAST)
+    assert any("12 groups only" in note for note in found.notes)
+
+
+def refused(case: Case, text: str, /, **changes: Any) -> None:
+    values: dict[str, Any] = {
+        "examples": case.intervene,
+        "skills": case.selection,
+        "do": ablate("zero"),
+        **FAST,
+        "n_controls": 2,
+    }
+    values |= changes
+    with pytest.raises(LensSkillsError, match=text):
+        verify(case.model, values.pop("examples"), values.pop("skills"), **values)
+
+
+def test_a_split_used_before_is_refused_and_waived_only_with_a_stamp(case: Case) -> None:
+    refused(case, r"made with 160 examples of this split", examples=case.explore)
+    renamed = [replace(e, id=f"new {e.id}", group=e.group) for e in case.explore]
+    refused(case, r"made with 160 groups of this split", examples=Task("endings", renamed))
+    mine = {"do": ablate("zero"), **FAST}
+    used = case.explore[:40]
+    found = verify(case.model, used, case.selection, exploratory=True, **mine)
+    assert found.exploratory
+    assert repr(found).startswith(EXPLORATORY)
+    refused(case, "shares its examples", calibrate=case.intervene[:30])
+
+
+def test_only_what_was_waived_is_stamped() -> None:
+    """A plain list of examples has no task's name, and that is no rule waived."""
+    about = {"explore": {"task": "endings"}, "example_ids": ["0/1"], "groups": ["0/1"]}
+    chosen = SimpleNamespace(neurons=[1], provenance=about, exploratory=False)
+    case: tuple[Any, ...] = (chosen, ablate("zero"), logit_diff(), None)
+    assert not check_case(list(part(2, 4)), *case, exploratory=False)
+    assert not check_case(part(2, 4), *case, exploratory=True)
+    assert check_case(part(2, 4, name="other"), *case, exploratory=True)
+    assert check_case(part(0, 4), *case, exploratory=True)
+    chosen.exploratory = True
+    assert check_case(part(2, 4), *case, exploratory=False)
+
+
+def test_a_selection_of_something_else_is_refused(case: Case) -> None:
+    refused(
+        case,
+        "made on the task 'endings', but the examples are of 'other'",
+        examples=part(2, 60, name="other"),
+    )
+    refused(case, "at 'mlp.hook_post', but 'mlp.hook_pre'", at="mlp.hook_pre")
+    about = {**case.selection.provenance}
+    about["explore"] = {**about["explore"], "model_fingerprint": "f" * 64}
+    refused(case, "another model", skills=replace(case.selection, provenance=about))
+
+
+def test_what_cannot_be_measured_is_refused(case: Case) -> None:
+    refused(case, "no intervention can change it", metric="label:plural")
+    refused(case, "no examples to intervene on", examples=[])
+    none = {
+        name: torch.zeros(0, dtype=torch.float64)
+        for name in ("r_explore", "r_confirm", "p", "q", "mean", "std")
+    }
+    empty = replace(case.selection, neurons=torch.zeros(0, 2).long(), position=(), **none)
+    refused(case, "the selection is empty", skills=empty)
+    refused(case, "none were named", skills=[])
+    refused(case, "knows its own neurons only", do=ablate("mean", over=case.selection))
+    refused(case, "positive number in the metric's unit", delta=-1.0)
+    refused(
+        case,
+        "has no corrupted twin",
+        pairs=True,
+        examples=Task("endings", [replace(e, corrupted=None) for e in case.intervene]),
+    )
+    refused(
+        case, r"layer 3: 25 of its units .* 23 other", skills=[f"L3N{index}" for index in range(25)]
+    )
+    refused(case, "20 at least. Declare it", n_peers=2, skills=["L2N1"])
+    refused(case, "by 'tense': some have none", by=["tense"])
+
+
+def test_the_position_is_that_of_the_selection(case: Case) -> None:
+    at_span = replace(case.selection, positions=("span(are, last)",))
+    refused(case, r"Say position=span\(…\) again", skills=at_span)
+    refused(case, "pools tokens", skills=replace(case.selection, positions=("mean",)))
+    second = replace(case.selection, positions=("-2",))
+    found = verify(case.model, case.intervene, second, do=ablate("zero"), **FAST)
+    assert found.effects.position == "-2"
+
+
+def test_a_gap_within_noise_is_refused_or_noted(case: Case) -> None:
+    same = Task("endings", [replace(e, corrupted=e.prompt) for e in case.intervene])
+    refused(case, "which includes 0", examples=same, pairs=True)
+    found = verify(case.model, same, SKILLS, do=ablate("zero"), **FAST | {"pairs": None})
+    assert any("neither noised nor denoised" in note for note in found.notes)
+
+
+def test_an_effect_that_is_not_finite_names_neuron_and_example(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = effects.measure_effects
+
+    def broken(*args: Any, **options: Any) -> Effects:
+        effects = measure(*args, **options)
+        total = effects.total.clone()
+        total[1, 4] = torch.nan
+        return replace(effects, total=total)
+
+    monkeypatch.setattr(effects, "measure_effects", broken)
+    refused(case, f"effect of {SKILLS[1]} on example '2/4' is not finite", skills=SKILLS)
+
+
+def test_ranks_stay_within_the_layer_where_it_is_wide_enough(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lens_skills.interventions.controls.FEW_PEERS", 10)
+    adapter = as_adapter(case.model)
+    units = parse_components(adapter, ["L1N3", "L2N7"])
+    people = component_table(adapter, case.intervene, units)
+    _, across = peers(units, people)
+    assert not across
+    found = control_effects.compare(
+        effects.Bench(adapter, logit_diff(), "last", 0),
+        case.intervene,
+        units,
+        people,
+        ablate("zero"),
+        n_sets=0,
+        n_important=0,
+        n_peers=None,
+        seed=0,
+    )
+    assert found.home.bincount().tolist() == [0, 47, 47]
+    own = Effects(
+        ("L1N3", "L2N7"), torch.zeros(40).double(), found.total[[0, 50]], None,
+        (), case.intervene.groups, "m", "nats", "", "", "",
+    )  # fmt: skip
+    ranks = found.ranks(own, {})
+    for place, (peer, members) in enumerate(((0, slice(0, 47)), (50, slice(47, 94)))):
+        larger = int((found.mean[members].abs() >= found.mean[peer].abs()).sum())
+        assert ranks.p[place] == pytest.approx((1 + larger) / 48)
+        assert ranks.n_controls[place] == 47

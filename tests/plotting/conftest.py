@@ -1,0 +1,151 @@
+"""Small results written by hand: no model, no pass."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lens_skills.plotting import Drawing, figures
+from lens_skills.scoring import Scores, Selection, Thresholds
+
+METRICS = ("label:plural", "confidence", "correct")
+LAYERS, WIDTH, N = 4, 30, 60
+
+
+def make_scores(
+    *,
+    positions: tuple[str, ...] = ("last",),
+    nulls: bool = True,
+    seed: int = 0,
+    spread: float = 0.2,
+) -> Scores:
+    """Seeded scores of 4 layers of 30 neurons; the first neuron is constant, so excluded."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    n_units = LAYERS * WIDTH
+    r = (spread * normal(len(METRICS), len(positions), n_units)).clamp(-1, 1)
+    excluded = torch.zeros(n_units, dtype=torch.bool)
+    excluded[0] = True
+    r[:, :, excluded] = 0
+    flat = len(positions) * n_units
+    turned = {name: (0.12 * normal(2, flat)).clamp(-1, 1) for name in METRICS}
+    bars = torch.rand(3, 2, generator=generator, dtype=torch.float64) * 0.3 + 0.1
+    thresholds = {
+        name: Thresholds(
+            float(bars[place, 0]), float(bars[place, 1]), float(turned[name].abs().max())
+        )
+        if nulls
+        else Thresholds(None, None, None)
+        for place, name in enumerate(METRICS)
+    }
+    label = (torch.arange(N) % 2).double()
+    p = torch.rand(r.shape, generator=generator, dtype=torch.float64) if nulls else None
+    return Scores(
+        metrics=METRICS,
+        layer=torch.arange(LAYERS).repeat_interleave(WIDTH),
+        neuron=torch.arange(WIDTH).repeat(LAYERS),
+        positions=positions,
+        r=r,
+        low=r - 0.1,
+        high=r + 0.1,
+        p=p,
+        p_family=p,
+        q=p,
+        thresholds=thresholds,
+        null_max={},
+        control_max={},
+        rotated_r=turned if nulls else {},
+        mean=normal(len(positions), n_units),
+        std=normal(len(positions), n_units).abs(),
+        class_means={},
+        smd={},
+        predictivity={},
+        values={
+            "label:plural": label,
+            "confidence": torch.rand(N, generator=generator, dtype=torch.float64),
+            "correct": label.flip(0),
+        },
+        excluded=excluded,
+        site="mlp.hook_post",
+        n_examples=N,
+        n_groups=12,
+        example_ids=tuple(f"e{i}" for i in range(N)),
+        groups=tuple(f"g{i}" for i in range(12)),
+        provenance={
+            "model": "tiny",
+            "task": "agreement",
+            "units": {"label:plural": "column", "confidence": "probability", "correct": "0/1"},
+        },
+    )
+
+
+def make_selection(exploratory: bool = False) -> Selection:
+    """A selection of one neuron."""
+    one = torch.tensor([0.5], dtype=torch.float64)
+    return Selection(
+        neurons=torch.tensor([[2, 7]]),
+        position=("last",),
+        r_explore=one,
+        r_confirm=one,
+        p=one,
+        q=one,
+        mean=one,
+        std=one,
+        metric="label:plural",
+        site="mlp.hook_post",
+        positions=("last",),
+        attrition={"neurons": 120, "associated": 20, "beat the control task": 2, "confirmed": 0},
+        fdr=0.05,
+        exploratory=exploratory,
+        provenance={
+            "explore": {"model": "tiny", "task": "agreement"},
+            "example_ids": ["a", "b"],
+            "groups": ["g"],
+        },
+    )
+
+
+def draw_scatter(scores: Scores, metric: str, **options: Any) -> Drawing:
+    return figures.activation_scatter(
+        scores.values["confidence"] * 2 + 0.3 * scores.values[metric],
+        scores.values[metric],
+        name="L2N7",
+        metric=metric,
+        site=scores.site,
+        position="last",
+        exploratory=scores.exploratory,
+        **options,
+    )
+
+
+# Every kind of figure, drawn from scores.
+DRAW: dict[str, Callable[[Scores, float], Drawing]] = {
+    "r_distribution": lambda s, width: figures.r_distribution(s["confidence"], width=width),
+    "layer_profile": lambda s, width: figures.layer_profile(s["confidence"], width=width),
+    "metric_heatmap": lambda s, width: figures.metric_heatmap(s, k=5, width=width),
+    "reliability": lambda s, width: figures.reliability(s, width=width),
+    "attrition": lambda s, width: figures.attrition(make_selection(s.exploratory), width=width),
+    "scatter": lambda s, width: draw_scatter(s, "confidence", width=width),
+    "strips": lambda s, width: draw_scatter(s, "correct", width=width),
+}
+
+
+@pytest.fixture(scope="session")
+def scores() -> Scores:
+    return make_scores()
+
+
+@pytest.fixture(scope="session")
+def exploratory(scores: Scores) -> Scores:
+    return replace(scores, exploratory=True)
+
+
+@pytest.fixture(params=DRAW)
+def draw(request: pytest.FixtureRequest) -> Callable[[Scores, float], Drawing]:
+    """Each kind of figure in turn."""
+    return DRAW[request.param]

@@ -1,0 +1,228 @@
+"""The figures of the diagnostics: no text on another, the same bytes, and what each shows."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.cluster.hierarchy import dendrogram
+
+from lens_skills.diagnostics import Redundancy, Regulators, SparseProbe
+from lens_skills.diagnostics.redundancy import cluster_by
+from lens_skills.diagnostics.regulators import NEITHER, REGULATOR, SKILL
+from lens_skills.errors import LensSkillsError
+from lens_skills.plotting import Drawing
+from lens_skills.plotting.diagnostic_plots import confidence_regulation, redundancy, sparse_probe
+from tests.plotting.probes import check_repeats, labels, words
+from tests.plotting.test_drawing import overlaps
+
+ABOUT = {"model": "SmolLM2-135M-Instruct", "task": "arithmetic"}
+
+
+def make_probe(
+    ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32), *, chosen: int = 2, **changes: Any
+) -> SparseProbe:
+    rows: list[dict[str, Any]] = [{"k": 0, "bits": 300.0, "description": 300.0}]
+    for k in ks:
+        right = 1 - 0.35 / (1 + k)
+        row: dict[str, Any] = {"k": k}
+        for name in ("balanced_accuracy", "f1", "auroc"):
+            row |= {name: right, f"{name}_low": right - 0.05, f"{name}_high": right + 0.02}
+        row |= {"random": 0.5 + 0.01 * k**0.5, "random_low": 0.47, "random_high": 0.56}
+        row |= {"control": 0.51, "selectivity": right - 0.51}
+        row |= {"bits": 300 / (1 + k), "description": 300 / (1 + k) + 15 * k}
+        rows.append(row)
+    generator = torch.Generator().manual_seed(0)
+    return replace(
+        SparseProbe(
+            neurons=torch.randint(0, 30, (max(ks), 2), generator=generator),
+            table=pd.DataFrame(rows),
+            chosen=chosen,
+            n_candidates=46_080,
+            label="label:plural",
+            shared_kinds=1.0,
+            order_from="ranked on the training split",
+            n_train=384,
+            n_test=384,
+            n_groups=32,
+            site="mlp.hook_post",
+            position="last",
+            provenance=ABOUT,
+        ),
+        **changes,
+    )
+
+
+def make_redundancy(n: int = 14, *, threshold: float = 0.5, alike: float = 0.9) -> Redundancy:
+    """Neurons in threes that share most of what they do, some with the other sign."""
+    random = np.random.default_rng(0)
+    common = random.normal(size=(-(-n // 3), 200)).repeat(3, axis=0)[:n]
+    values = alike * common + (1 - alike) * random.normal(size=(n, 200))
+    values[1::3] *= -1
+    r = torch.from_numpy(np.corrcoef(values))
+    cluster, tree = cluster_by(r, threshold)
+    n_clusters = int(cluster.max()) + 1
+    first = torch.tensor([int((cluster == c).nonzero()[0]) for c in range(n_clusters)])
+    return Redundancy(
+        neurons=torch.stack([torch.arange(n) % 30, 101 * torch.arange(n) % 1536], dim=1),
+        cluster=cluster,
+        sign=r[torch.arange(n), first[cluster]].sign().long(),
+        representative=first,
+        r=r,
+        linkage=tree,
+        threshold=threshold,
+        n_examples=200,
+        site="mlp.hook_post",
+        position="last",
+        provenance=ABOUT,
+    )
+
+
+def make_regulators(n: int = 6, *, null: bool = False) -> Regulators:
+    """Three layers of a hundred neurons; the hits are of two of them, every word in turn."""
+    random = np.random.default_rng(0)
+    norms, variances = random.lognormal(1.4, 0.2, 300), random.normal(-2.8, 0.2, 300)
+    if null:
+        variances[105] = -15.0
+    rows = torch.tensor([[1 + place % 2, 5 + 9 * (place // 2)] for place in range(n)])
+    where = [100 * layer + neuron for layer, neuron in rows.tolist()]
+    table = pd.DataFrame(
+        {
+            "name": [f"L{layer}N{neuron}" for layer, neuron in rows.tolist()],
+            "layer": rows[:, 0],
+            "neuron": rows[:, 1],
+            "norm": norms[where],
+            "log_variance": variances[where],
+            "word": [(SKILL, REGULATOR, NEITHER)[place % 3] for place in range(n)],
+        }
+    )
+    return Regulators(
+        neurons=rows,
+        table=table,
+        norms=torch.from_numpy(norms),
+        log_variances=torch.from_numpy(variances),
+        layers=torch.arange(3).repeat_interleave(100),
+        k=6,
+        metric="confidence",
+        neutral_metric="confidence",
+        folded="W_U as the model holds it, times the final norm's gain; the mean over the "
+        "vocabulary is removed",
+        unigram_from="",
+        n_examples=400,
+        n_groups=299,
+        n_effects=64,
+        n_texts=60,
+        n_controls=20,
+        provenance=ABOUT,
+    )
+
+
+CASES: dict[str, Callable[..., Drawing]] = {
+    "probe": lambda **options: sparse_probe(make_probe(), **options),
+    "probe, one k": lambda **options: sparse_probe(make_probe((1,), chosen=0), **options),
+    "probe, many": lambda **options: sparse_probe(
+        make_probe((1, 2, 3, 8, 64, 512, 4096), chosen=4096, label="covariate:operation=minus"),
+        **options,
+    ),
+    "tree": lambda **options: redundancy(make_redundancy(), **options),
+    "tree, two": lambda **options: redundancy(make_redundancy(2), **options),
+    "tree, many": lambda **options: redundancy(make_redundancy(60, alike=0.6), **options),
+    "scatter": lambda **options: confidence_regulation(make_regulators(), **options),
+    "scatter, null": lambda **options: confidence_regulation(make_regulators(null=True), **options),
+    "scatter, one": lambda **options: confidence_regulation(make_regulators(1), **options),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Callable[..., Drawing]:
+    return CASES[request.param]
+
+
+@pytest.mark.parametrize("width", [3.4, 7.0])
+def test_no_text_is_cut_off_or_lies_on_another(case: Callable[..., Drawing], width: float) -> None:
+    drawing = case(width=width)
+    assert drawing.figure.get_figwidth() == width
+    assert overlaps(drawing.figure) == []
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "," not in name])
+def test_the_same_result_gives_the_same_bytes_and_its_numbers(name: str, tmp_path: Path) -> None:
+    check_repeats(CASES[name], tmp_path)
+
+
+def test_the_curve_shows_the_scores_the_controls_and_the_choice() -> None:
+    probe = make_probe()
+    drawing = sparse_probe(probe)
+    accuracy, bits = drawing.figure.axes
+    assert labels(accuracy) == ["chance", "best k neurons", "random neurons", "control task"]
+    table = probe.frame().iloc[1:]
+    lines = {line.get_label(): line for line in accuracy.lines}
+    for label, column in (
+        ("best k neurons", "balanced_accuracy"),
+        ("random neurons", "random"),
+        ("control task", "control"),
+    ):
+        np.testing.assert_array_equal(lines[label].get_ydata(), table[column])
+        np.testing.assert_array_equal(lines[label].get_xdata(), table["k"])
+    assert set(lines["chance"].get_ydata()) == {0.5}
+    band = accuracy.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == table["balanced_accuracy_low"].min()
+    assert band[:, 1].max() == table["balanced_accuracy_high"].max()
+    ring = bits.collections[0].get_offsets()
+    np.testing.assert_allclose(ring, [[2, 130]])
+    assert drawing.frame.loc[drawing.frame["chosen"], "k"].tolist() == [2]
+    assert "label:plural · few: 2 neurons" in words(drawing)
+
+
+def test_the_tree_is_that_of_scipy_and_names_every_neuron() -> None:
+    found = make_redundancy()
+    drawing = redundancy(found)
+    (axis,) = drawing.figure.axes
+    wanted = dendrogram(found.linkage.numpy(), no_plot=True)
+    names = [found.names[place] for place in wanted["leaves"]]
+    assert drawing.frame["name"].tolist() == names
+    texts = [label.get_text() for label in axis.get_yticklabels()]
+    assert [text.removeprefix("−") for text in texts] == names
+    against = drawing.frame["sign"] < 0
+    assert [text.startswith("−") for text in texts] == against.tolist()
+    assert against.any()
+    bold = [label.get_text().removeprefix("−") for label in axis.get_yticklabels()
+            if label.get_fontweight() == "bold"]  # fmt: skip
+    assert sorted(bold) == sorted(found.representatives)
+    heights = sorted(max(line.get_xdata()) for line in axis.lines[:-1])
+    np.testing.assert_allclose(heights, np.sort(found.linkage[:, 2].numpy()))
+    assert set(axis.lines[-1].get_xdata()) == {found.threshold}
+    several = found.cluster.bincount()
+    assert len(axis.patches) == int((several > 1).sum())
+    assert f"{len(found)} clusters of 14 neurons" in words(drawing)
+
+
+def test_a_tree_of_too_many_is_refused() -> None:
+    with pytest.raises(LensSkillsError, match="cannot be told apart"):
+        redundancy(make_redundancy(130))
+
+
+def test_the_scatter_holds_every_neuron_and_marks_the_hits() -> None:
+    found = make_regulators(null=True)
+    drawing = confidence_regulation(found)
+    (axis,) = drawing.figure.axes
+    counts = drawing.frame["what"].value_counts()
+    assert counts.to_dict() == {"of a hit's layer": 200, "neuron": 100, "hit": 6}
+    assert sum(len(dots.get_offsets()) for dots in axis.collections) == 300
+    hits = drawing.frame[drawing.frame["what"] == "hit"]
+    assert hits["name"].tolist() == found.names
+    assert hits["log_variance"].min() == -8  # an exact null space is drawn at the edge
+    for word, marker in ((SKILL, "o"), (REGULATOR, "s"), (NEITHER, "x")):
+        (line,) = [line for line in axis.lines if line.get_marker() == marker]
+        rows = hits[hits["word"] == word]
+        np.testing.assert_array_equal(line.get_xdata(), rows["norm"])
+        np.testing.assert_array_equal(line.get_ydata(), rows["log_variance"])
+        assert f"{word} (2)" in labels(axis)
+    written = {text.get_text() for text in axis.texts}
+    assert written <= set(found.names)
+    assert len(written) >= 4
+    assert axis.get_xscale() == "log"

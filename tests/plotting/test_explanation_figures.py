@@ -1,0 +1,187 @@
+"""The pictures of explanations and shortcuts: what is drawn is what the result holds."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.patches import Rectangle
+
+from lens_skills.activations.activation_reader import Excerpt
+from lens_skills.errors import LensSkillsError
+from lens_skills.explanation import Explanation, Explanations, Shortcut, Shortcuts
+from lens_skills.explanation.shortcut_report import SHORTCUT, UNEXPLAINED, KnockoutEffect
+from lens_skills.plotting.explanation_plots import activation_map, feature_matrix, shortcut_effects
+from tests.plotting.probes import labels, words
+
+A, B = (side.flatten() for side in np.meshgrid(np.arange(10), np.arange(10)))
+VALUES = pd.DataFrame(
+    {"a": A, "b": B, "an operand is 5": ((A == 5) | (B == 5)).astype(int), "word": "x"}
+)
+
+
+def row(name: str, explained: float, p: float | None = 0.01, **more: Any) -> dict[str, Any]:
+    kind = "flag" if " is " in name else "number"
+    return {
+        "feature": name,
+        "kind": kind,
+        "surface": name != "the result is odd",
+        "explained_fitted": explained,
+        "variance_explained": explained,
+        "direction": 1,
+        "overlap_top": 0.8 if kind == "flag" else None,
+        "base": 0.2,
+        "information": 0.3,
+        "p": p,
+        "q": p,
+        "accepted": kind == "flag",
+    } | more
+
+
+def make_one(name: str, order: tuple[int, ...] = (0, 1, 2, 3), p: float | None = 0.01) -> Any:
+    names = ("an operand is 5", "the result is odd", "a", "b")
+    rows = [row(names[n], 0.6 / (1 + place), p) for place, n in enumerate(order)]
+    if p is not None:
+        rows[-1]["p"] = 0.5
+    excerpt = Excerpt("e", "5 plus 3", 3.0, ("5", " plus", " 3"), (3.0, 0.0, 1.0))
+    fires = torch.from_numpy(VALUES["an operand is 5"].to_numpy(float) * (1 + A))
+    return Explanation(name, tuple(rows), (excerpt,), (excerpt,), None, fires, VALUES)
+
+
+def make_why(n: int = 3, p: float | None = 0.01) -> Explanations:
+    orders = [(0, 1, 2, 3), (2, 0, 3, 1), (1, 3, 0, 2)]
+    neurons = tuple(make_one(f"L1N{k}", orders[k % 3], p) for k in range(n))
+    about = {"model": "tiny", "task": "sums"}
+    frame = pd.DataFrame({"feature": ["an operand is 5"]})
+    return Explanations(
+        neurons, frame, "mlp.hook_post", "last", 50, 50, 20, 10, 199, {}, provenance=about
+    )
+
+
+def test_a_map_holds_the_mean_of_every_cell() -> None:
+    one = make_one("L1N0")
+    drawing = activation_map(one)
+    frame = drawing.frame
+    assert len(frame) == 100
+    for cell in frame.sample(20, random_state=0).itertuples():
+        here = (cell.a == A) & (cell.b == B)
+        assert cell.activation == pytest.approx(float(one.activation[torch.from_numpy(here)][0]))
+        assert cell.holds == (5 in (cell.a, cell.b))
+    axis = drawing.figure.axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("a", "b")
+    assert "an operand is 5" in words(drawing)
+    assert "60%" in words(drawing)
+
+
+def test_the_winning_feature_is_outlined() -> None:
+    axis = activation_map(make_one("L1N0")).figure.axes[0]
+    # A cross of one row and one column of ten cells: 4 arms and 4 ends.
+    drawn = sum(
+        abs(np.diff(line.get_xdata())[0]) + abs(np.diff(line.get_ydata())[0]) for line in axis.lines
+    )
+    assert drawn == pytest.approx(4 * 9 + 4)
+    for line in axis.lines:
+        for x, y in np.stack([line.get_xdata(), line.get_ydata()], 1).tolist():
+            assert x in (4.5, 5.5, -0.5, 9.5) or y in (4.5, 5.5, -0.5, 9.5)
+
+
+def test_many_values_are_put_into_bins() -> None:
+    one = make_one("L1N0")
+    rows = np.arange(3000)
+    wide = pd.DataFrame({"a": rows % 90, "b": rows % 70, "an operand is 5": rows % 2})
+    big = replace(one, values=wide, activation=torch.from_numpy(rows / 1000))
+    frame = activation_map(big).frame
+    assert frame["n"].sum() == 3000
+    assert len(frame) <= 18 * 18
+    weighted = (frame["activation"] * frame["n"]).sum() / 3000
+    assert weighted == pytest.approx(rows.mean() / 1000)
+
+
+def test_a_map_refuses_what_is_no_number_and_no_flag() -> None:
+    one = make_one("L1N0")
+    with pytest.raises(LensSkillsError, match=r"'word' is no number .* There are: a, b"):
+        activation_map(one, "a", "word")
+    with pytest.raises(LensSkillsError, match="'a' is a number, which holds nowhere"):
+        activation_map(one, feature="a")
+
+
+def test_a_matrix_shows_every_cell_and_the_best() -> None:
+    why = make_why()
+    drawing = feature_matrix(why)
+    frame = drawing.frame
+    assert len(frame) == 4 * 3
+    wanted = why.frame().set_index(["name", "feature"])["variance_explained"]
+    for cell in frame.to_dict("records"):
+        assert cell["variance_explained"] == wanted[cell["name"], cell["feature"]]
+    axis = drawing.figure.axes[0]
+    features = [text.get_text() for text in axis.get_yticklabels()]
+    assert features[-1] == "the result is odd"  # what defines the task stands last
+    outlined = [patch for patch in axis.patches if not patch.get_hatch()]
+    hatched = [patch for patch in axis.patches if patch.get_hatch()]
+    assert (len(outlined), len(hatched)) == (3, 3)
+    for patch, one in zip(outlined, why.neurons, strict=True):
+        assert isinstance(patch, Rectangle)
+        assert features[int(patch.get_y())] == one.rows[0]["feature"]
+    assert "permutation null" in words(drawing)
+
+
+def test_a_matrix_without_a_null_says_so() -> None:
+    drawing = feature_matrix(make_why(1, p=None))
+    assert "No null was drawn" in words(drawing)
+    assert len(drawing.figure.axes[0].patches) == 1
+    silent = replace(make_one("L1N0"), rows=())
+    with pytest.raises(LensSkillsError, match="never active"):
+        feature_matrix(replace(make_why(), neurons=(silent,)))
+
+
+def make_case(name: str, word: str, difference: KnockoutEffect | None) -> Shortcut:
+    effect = KnockoutEffect(-0.1, -0.2, 0.0, -0.18, -0.02, 0.01, 0.02, 0.03)
+    tied = difference is not None
+    return Shortcut(
+        name=name,
+        word=word,
+        why="",
+        r=0.5,
+        feature="an operand is 5" if tied else "",
+        condition="an operand is 5" if tied else "",
+        explained=0.5 if tied else None,
+        p=0.01 if tied else None,
+        rival="",
+        rival_explained=None,
+        raises=True,
+        n_associated=20,
+        n_others=80,
+        helps=3,
+        fools=17,
+        helped=2,
+        fooled=15,
+        difference=difference,
+        effect=effect,
+        associated=-0.5 if tied else None,
+        others=0.01 if tied else None,
+        n_controls=100,
+    )
+
+
+def test_effects_stand_as_the_report_holds_them() -> None:
+    wide = KnockoutEffect(-0.51, -0.7, -0.3, -0.66, -0.36, 0.01, 0.02, 0.05)
+    cases = (make_case("L1N0", SHORTCUT, wide), make_case("L1N1", UNEXPLAINED, None))
+    found = Shortcuts(
+        cases, None, torch.zeros(2, 1), torch.zeros(2, 1), ("e",), "confidence", "confidence",
+        "probability", "mean ablation", (), {"model": "tiny", "task": "sums"},
+    )  # fmt: skip
+    drawing = shortcut_effects(found)
+    axis = drawing.figure.axes[0]
+    drawn = {tuple(np.asarray(line.get_xdata()).tolist()) for line in axis.lines}
+    assert {(-0.7, -0.3), (-0.51,), (-0.5,), (0.01,), (-0.2, 0.0), (-0.1,)} <= drawn
+    assert labels(axis) == ["with it", "without", "difference"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["L1N0", "L1N1"]
+    told = [text.get_text() for text in axis.texts]
+    assert told == ["an operand is 5: shortcut", UNEXPLAINED]
+    assert "1 of 2 neurons" in words(drawing)
+    assert "(probability)" in axis.get_xlabel()
+    assert drawing.frame["name"].tolist() == ["L1N0", "L1N1"]
+    with pytest.raises(LensSkillsError, match="none was tried"):
+        shortcut_effects(replace(found, cases=(), notes=("nothing held up",)))

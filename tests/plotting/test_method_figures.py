@@ -1,0 +1,138 @@
+"""The method comparison: what is drawn is what the comparison holds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+
+from lens_skills.plotting.ranking_plots import method_comparison
+from lens_skills.ranking.causal_hits import EffectTests
+from lens_skills.ranking.compare_methods import MethodComparison, MethodRow
+from tests.plotting.probes import check_repeats, labels, words
+from tests.plotting.test_drawing import overlaps
+
+METHODS = ("taylor", "pearson", "probeless", "predictivity")
+WORDS = {
+    "taylor": ["supports"] * 3 + ["opposes"] * 2 + ["-"] * 3,
+    "pearson": ["supports"] * 2 + ["-"] * 6,
+    "probeless": ["-"] * 8,
+    "predictivity": ["opposes"] + ["-"] * 4,
+    "rotated basis": ["-"] * 8,
+}
+
+
+def make_trial(said: list[str], seed: int) -> EffectTests:
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.rand(len(said), generator=generator, dtype=torch.float64) - 0.5
+    names = tuple(f"L{seed}N{place}" for place in range(len(said)))
+    p = torch.full((len(said),), 0.1, dtype=torch.float64)
+    return EffectTests(names, size, size - 0.1, size + 0.1, p, p, tuple(said))
+
+
+def make_comparison() -> MethodComparison:
+    rows = [
+        MethodRow(name, (make_trial(said, place),), 1.5, 0.3 if name in METHODS else None)
+        for place, (name, said) in enumerate(WORDS.items())
+    ]
+    lists = tuple(make_trial(["supports"] * (place == 0) + ["-"] * 7, 9) for place in range(3))
+    rows.append(MethodRow("random", lists, 0.0, None))
+    generator = torch.Generator().manual_seed(0)
+    half = torch.rand(4, 4, generator=generator, dtype=torch.float64) * 2 - 1
+    ranks = (half + half.T) / 2
+    ranks[0, 1] = ranks[1, 0] = -0.001
+    return MethodComparison(
+        rows=tuple(rows),
+        k=8,
+        metric="label:plural",
+        causal="logit_diff",
+        unit="nats",
+        do="mean ablation over agreement",
+        delta=0.02,
+        delta_from="95th percentile of the controls",
+        n_controls=200,
+        methods=("pearson", "taylor", "predictivity", "probeless"),
+        spearman=ranks.fill_diagonal_(1),
+        jaccard=(half.abs() + half.abs().T) / 2,
+        left_out={"auroc": "auroc needs numbers"},
+        truth={},
+        site="mlp.hook_post",
+        position="last",
+        n_explore=240,
+        n_examples=48,
+        n_groups=40,
+        provenance={"model": "tiny"},
+    )
+
+
+def panels() -> tuple[Axes, Axes, MethodComparison]:
+    comparison = make_comparison()
+    left, right = method_comparison(comparison).figure.axes[:2]
+    return left, right, comparison
+
+
+def test_bars_are_the_shares_and_lines_their_intervals() -> None:
+    left, _, comparison = panels()
+    frame = comparison.frame()
+    bars = [patch for patch in left.patches if patch.get_gid() != "random"]
+    supports, opposes = bars[: len(frame)], bars[len(frame) :]
+    for row, entry in enumerate(frame.itertuples()):
+        first, second = supports[row], opposes[row]
+        assert first.get_width() == pytest.approx(entry.supports / entry.n)
+        assert second.get_x() == pytest.approx(first.get_width())
+        assert second.get_width() == pytest.approx(entry.opposes / entry.n)
+        assert first.get_width() + second.get_width() == pytest.approx(entry.share)
+    (lines,) = left.collections
+    ends = [segment[:, 0] for segment in lines.get_segments()]
+    np.testing.assert_allclose(ends, frame[["low", "high"]].to_numpy(), atol=1e-12)
+    (band,) = [patch for patch in left.patches if patch.get_gid() == "random"]
+    box = band.get_extents().transformed(left.transData.inverted())
+    assert (box.x0, box.x1) == pytest.approx(comparison["random"].interval)
+    assert [text.get_text() for text in left.get_yticklabels()] == frame["method"].tolist()
+    said = [f"{entry.hits} of {entry.n}" for entry in frame.itertuples()]
+    assert [text.get_text() for text in left.texts] == said
+    assert labels(left) == ["supports", "opposes"]
+    assert said[-1] == "1 of 22"
+    assert said[3] == "1 of 5"
+
+
+def test_the_matrix_holds_ranks_above_and_overlap_below() -> None:
+    _, right, comparison = panels()
+    order = [comparison.methods.index(name) for name in METHODS]
+    (image,) = right.images
+    drawn = np.ma.filled(image.get_array(), np.nan)
+    ranks, overlap = comparison.spearman.numpy(), comparison.jaccard.numpy()
+    for row in range(4):
+        for column in range(4):
+            source = ranks if column > row else overlap
+            wanted = np.nan if row == column else source[order[row], order[column]]
+            np.testing.assert_equal(drawn[row, column], wanted)
+    assert image.get_clim() == (-1, 1)
+    assert [text.get_text() for text in right.get_xticklabels()] == list(METHODS)
+    shown = {tuple(map(round, text.get_position())): text.get_text() for text in right.texts}
+    assert len(shown) == 12
+    assert shown[1, 0] == "0.00"  # -0.001, without a sign
+    assert shown[2, 0].replace("\N{MINUS SIGN}", "-") == f"{drawn[0, 2]:.2f}"
+
+
+def test_the_words_say_what_a_hit_is() -> None:
+    drawing = method_comparison(make_comparison())
+    said = words(drawing)
+    assert "whose neurons have an effect on logit_diff" in said
+    assert "beyond δ = 0.02 nats" in said
+    assert "200 controls" in said
+    assert "Left out: auroc." in said
+    assert "tried on 48 examples in 40 groups" in said
+    assert drawing.name == "method_comparison-label_plural"
+    assert list(drawing.frame["method"]) == [row.method for row in make_comparison().rows]
+
+
+def test_nothing_overlaps_and_an_exploratory_one_is_stamped(tmp_path: Path) -> None:
+    drawing = method_comparison(make_comparison())
+    assert overlaps(drawing.figure) == []
+    check_repeats(lambda: method_comparison(make_comparison()), tmp_path)
+    stamped = method_comparison(replace(make_comparison(), exploratory=True))
+    assert "EXPLORATORY" in words(stamped)
+    assert "EXPLORATORY" not in words(drawing)

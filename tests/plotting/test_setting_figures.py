@@ -1,0 +1,181 @@
+"""What holds for the figures of soft prompts and several skills, and what each of them shows."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.plotting import Drawing, figures
+from tests.plotting.conftest import make_scores
+from tests.plotting.probes import check_repeats, labels, words
+from tests.plotting.settings import CASES, RULES, make_prompt, make_seeds, make_skills
+from tests.plotting.test_drawing import overlaps
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Callable[..., Drawing]:
+    return CASES[request.param]
+
+
+@pytest.mark.parametrize("width", [3.4, 7.0])
+def test_no_text_is_cut_off_or_lies_on_another(case: Callable[..., Drawing], width: float) -> None:
+    drawing = case(width=width)
+    assert drawing.figure.get_figwidth() == width
+    assert overlaps(drawing.figure) == []
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "," not in name])
+def test_the_same_result_gives_the_same_bytes_and_its_numbers(name: str, tmp_path: Path) -> None:
+    check_repeats(CASES[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("curves")])
+def test_exploratory_is_stamped_and_only_then(name: str) -> None:
+    for exploratory in (False, True):
+        texts = CASES[name](exploratory=exploratory).figure.texts
+        assert any(text.get_gid() == "exploratory" for text in texts) == exploratory
+
+
+def test_curves_are_those_of_the_prompts() -> None:
+    prompts = [make_prompt(seed) for seed in (4, 7)]
+    drawing = figures.learning_curves(prompts, baselines={"no prompt": 0.1})
+    loss, accuracy = drawing.figure.axes
+    assert labels(loss) == ["seed 4", "seed 7"]
+    for place, prompt in enumerate(prompts):
+        rows = drawing.frame[drawing.frame["prompt"] == place]
+        table = prompt.frame()
+        np.testing.assert_array_equal(rows["held_out_loss"], table["held_out_loss"])
+        thick = [line for line in loss.lines if line.get_linewidth() == 1.3][place]
+        np.testing.assert_array_equal(thick.get_ydata(), table["held_out_loss"])
+        np.testing.assert_array_equal(thick.get_xdata(), table["step"])
+        best = rows[rows["best"]]
+        assert best["held_out_loss"].item() == table["held_out_loss"].min()
+    assert "no prompt" in [text.get_text() for text in accuracy.texts]
+    assert figures.learning_curves(prompts[0]).frame["seed"].unique().tolist() == [4]
+    with pytest.raises(LensSkillsError, match="no learning curve"):
+        figures.learning_curves([make_prompt(1, n_looks=0)])
+    for several in ([], [make_prompt(seed) for seed in range(7)]):
+        with pytest.raises(LensSkillsError, match="draw 1 to 6"):
+            figures.learning_curves(several)
+
+
+def test_the_map_holds_the_largest_r_of_every_cell() -> None:
+    scores = make_scores(positions=("-3", "-2", "-1"))
+    found = scores["confidence"]
+    drawing = figures.correlation_by_position(found)
+    bar = found.thresholds.permutation
+    assert bar is not None
+    for row in drawing.frame.itertuples():
+        place = scores.positions.index(row.position)
+        inside = (scores.layer == row.layer) & ~scores.excluded
+        r = found.r[place, inside]
+        assert row.strongest == float(r.abs().max())
+        assert row.r == float(found.r[place, scores.places[row.layer, row.neuron]])
+        assert row.n_beyond == int((r.abs() > bar).sum())
+        assert row.beyond == (row.strongest > bar)
+    outlined = [p for p in drawing.figure.axes[0].patches if not p.get_fill()]
+    assert len(outlined) == drawing.frame["beyond"].sum()
+    bare = figures.correlation_by_position(make_scores(nulls=False)["confidence"])
+    assert not bare.frame["beyond"].any()
+    assert "No null was drawn" in words(bare)
+
+
+def test_classes_are_counted_in_the_same_bins() -> None:
+    random = np.random.default_rng(0)
+    y, names = random.normal(size=90), np.array(RULES)[np.arange(90) % 3]
+    frame = figures.activation_by_class(y, names, name="L1N2", label="rule", bins=9).frame
+    edges = np.histogram_bin_edges(y, bins=9)
+    for one in RULES:
+        rows = frame[frame["class"] == one]
+        mine = y[names == one]
+        np.testing.assert_array_equal(rows["count"], np.histogram(mine, edges)[0])
+        assert rows["share"].sum() == pytest.approx(1)
+        assert rows["mean"].iloc[0] == pytest.approx(mine.mean())
+    numbers = figures.activation_by_class(
+        torch.tensor(y), names == RULES[0], name="L1N2", label="rule"
+    )
+    assert set(numbers.frame["class"]) == {"0", "1"}
+    options = {"name": "L1N2", "label": "rule"}
+    with pytest.raises(LensSkillsError, match="90 activations, 2 classes"):
+        figures.activation_by_class(y, ["a", "b"], **options)
+    with pytest.raises(LensSkillsError, match="activation of example 1 is nan"):
+        figures.activation_by_class([0.0, np.nan], ["a", "b"], **options)
+    with pytest.raises(LensSkillsError, match="90 classes"):
+        figures.activation_by_class(y, [str(i) for i in range(90)], **options)
+
+
+def test_the_matrix_shows_its_sets() -> None:
+    matrix = make_skills()
+    drawing = figures.skill_matrix(matrix, k=9)
+    assert len(drawing.frame) == 9 * len(matrix.skills)
+    whole = matrix.frame().set_index(["name", "skill"])
+    for row in drawing.frame.itertuples():
+        assert row.r == whole.loc[(row.name, row.skill), "r"]
+    axis = drawing.figure.axes[1]
+    outlined = [p for p in axis.patches if p.get_hatch() is None]
+    assert len(outlined) == drawing.frame["selected"].sum()
+    hatched = [p for p in axis.patches if p.get_hatch()]
+    assert len(hatched) == (~drawing.frame["beyond"] & ~drawing.frame["selected"]).sum()
+    kinds = drawing.frame["kind"].tolist()
+    assert kinds == sorted(kinds, key=["shared", "specific", "unclear"].index)
+    columns = [text.get_text() for text in axis.get_xticklabels()]
+    assert columns == [matrix.skills[place] for place in matrix.order]
+    none = replace(
+        matrix,
+        neurons=matrix.neurons[:0],
+        selected=matrix.selected[:0],
+        beyond=matrix.beyond[:0],
+        r=matrix.r[:0],
+        low=matrix.low[:0],
+        high=matrix.high[:0],
+    )
+    with pytest.raises(LensSkillsError, match="no neurons to draw"):
+        figures.skill_matrix(none)
+
+
+def test_stability_bars_are_the_shared_neurons() -> None:
+    found = make_seeds(4)
+    drawing = figures.stability(found)
+    left, right = drawing.figure.axes
+    assert [bar.get_width() for bar in left.containers[0]] == found.shared.tolist()
+    np.testing.assert_array_equal(left.lines[0].get_xdata(), found.expected)
+    np.testing.assert_array_equal(left.lines[1].get_xdata(), found.expected_by_layer)
+    np.testing.assert_array_equal(right.lines[0].get_xdata(), found.sign_agreement)
+    np.testing.assert_array_equal(right.lines[1].get_xdata(), found.rank_r)
+    assert f"{len(found.stable):,} neurons significant" in words(drawing)
+
+
+def test_confidence_bins_and_auroc() -> None:
+    random = np.random.default_rng(0)
+    x = np.round(random.normal(size=200), 1)  # with ties
+    y = (random.random(200) < 1 / (1 + np.exp(-x))).astype(float)
+    drawing = figures.confidence_against_correctness(x, y, metric="margin", unit="nats")
+    frame = drawing.frame
+    u = stats.mannwhitneyu(x[y == 1], x[y == 0]).statistic
+    assert frame["auroc"].iloc[0] == pytest.approx(u / ((y == 1).sum() * (y == 0).sum()))
+    assert frame["right"].sum() == y.sum()
+    assert (frame["right"] + frame["wrong"]).sum() == 200
+    for row in frame.itertuples():
+        mine = (x >= row.low) & (x <= row.high)
+        assert y[mine].mean() == pytest.approx(row.share)
+        oracle = stats.binomtest(row.right, int(mine.sum())).proportion_ci(method="wilson")
+        assert (row.share_low, row.share_high) == pytest.approx(tuple(oracle))
+    assert drawing.figure.axes[1].get_xlabel() == "margin (nats)"
+    scores = make_scores()
+    assert "12 groups" in words(figures.confidence_against_correctness(scores))
+    one = figures.confidence_against_correctness(x, np.ones(200))
+    assert "one class only" in words(one)
+    with pytest.raises(LensSkillsError, match="hold no 'margin'"):
+        figures.confidence_against_correctness(scores, metric="margin")
+    for a, b, message in (
+        ([0.1, 0.2], [1], "2 confidences and 1 answers"),
+        ([0.1, np.inf], [1, 0], "confidence of example 1 is inf"),
+        ([0.1, 0.2], [1, 0.5], r"example 1 is 0\.5 correct"),
+    ):
+        with pytest.raises(LensSkillsError, match=message):
+            figures.confidence_against_correctness(a, b)

@@ -1,0 +1,57 @@
+"""Directions of a rotated basis are ablated exactly, and only where that means something."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import lens_skills as ls
+from lens_skills.models import as_adapter
+from lens_skills.ranking import compare_methods
+from lens_skills.ranking.rotated_basis import direction_effects
+from lens_skills.stats.moments import random_rotation
+from tests.ranking.conftest import WIDTH, Plain
+
+
+@pytest.mark.parametrize("kind", ["mean", "zero"])
+def test_a_direction_is_ablated_as_plain_pytorch_does_it(
+    tiny: Any, nouns: ls.Task, plain: Plain, kind: str
+) -> None:
+    rotation = random_rotation(WIDTH, seed=1)
+    directions = torch.tensor([[0, 4], [2, 30], [2, 1], [3, 7]])
+    over, some = nouns[:20], nouns[20:30]
+    mean = plain.activations(over, "post").mean(0)
+    effects = direction_effects(
+        as_adapter(tiny), some, directions, rotation,
+        ls.ablate(kind, over=over if kind == "mean" else None),
+        metric=ls.logit_diff(), site="mlp.hook_post", position="last", batch_size=4,
+    )  # fmt: skip
+    for row, (layer, column) in enumerate(directions.tolist()):
+        direction = rotation[:, column]
+        level = mean[layer * WIDTH : (layer + 1) * WIDTH].float() @ direction
+        level = level if kind == "mean" else torch.zeros(())
+
+        def edit(post: torch.Tensor, d: torch.Tensor = direction, m: Any = level) -> torch.Tensor:
+            new = post.clone()
+            new[0, -1] = post[0, -1] - (post[0, -1] @ d - m) * d
+            return new
+
+        for place, example in enumerate(some):
+            with torch.no_grad():
+                _, clean = plain.run(example)
+                _, edited = plain.run(example, ablate=(layer, edit))
+            wanted = plain.odds(example, edited) - plain.odds(example, clean)
+            assert float(effects[row, place]) == pytest.approx(float(wanted), abs=1e-4)
+    assert float(effects.abs().min(dim=1).values.max()) > 1e-4
+
+
+def test_other_edits_have_no_rotated_row_and_need_not_be_ablations(
+    tiny: Any, nouns: ls.Task
+) -> None:
+    explore, intervene = nouns.split(0.5, 0.5, seed=0)
+    found = compare_methods(
+        tiny, explore, "label:plural", intervene=intervene, methods=["pearson"], k=3,
+        do=ls.steer(by=2, over=explore), n_random=1, progress=False,
+    )  # fmt: skip
+    assert [row.method for row in found.rows] == ["pearson", "random"]
+    assert "steering by 2 std" in found.do

@@ -98,10 +98,11 @@ if TYPE_CHECKING:
     from lens_skills.scoring import select as select
     from lens_skills.scoring import skill_matrix as skill_matrix
     from lens_skills.scoring import stability as stability
+    from lens_skills.settings import config as config
     from lens_skills.soft_prompts import compare_prompts as compare_prompts
     from lens_skills.soft_prompts import fit_prompt as fit_prompt
     from lens_skills.soft_prompts import initial_prompt as initial_prompt
-    from lens_skills.study import study as study
+    from lens_skills.studies import study as study
     from lens_skills.tasks import Task as Task
     from lens_skills.tasks import preflight as preflight
 
@@ -137,6 +138,7 @@ _HOME = {
     "compare_methods": "ranking",
     "compare_prompts": "soft_prompts",
     "confidence": "activations",
+    "config": "settings",
     "confidence_regulators": "diagnostics",
     "correct": "activations",
     "covariate": "activations",
@@ -177,7 +179,7 @@ _HOME = {
     "stability": "scoring",
     "steer": "interventions",
     "stream": "activations",
-    "study": "study",
+    "study": "studies",
     "sweep": "interventions",
     "token_logits": "explanation",
     "verify": "interventions",

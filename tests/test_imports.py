@@ -42,7 +42,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import lens_skills.cli.app
 try:
-    lens_skills.cli.app({arguments!r})
+    lens_skills.cli.app.app({arguments!r})
 except SystemExit as stop:
     assert not stop.code, stop.code
 {LOADED}

@@ -13,7 +13,7 @@ import pytest
 import lens_skills as ls
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.study import Study, study
+from lens_skills.studies import Study, study
 from lens_skills.tasks import Task, pairs
 from tests.planted import planted
 
@@ -240,7 +240,7 @@ def test_a_preflight_is_shown_again_and_not_measured_again(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(sys.modules["lens_skills.study"], "describe", refuse)
+    monkeypatch.setattr(sys.modules["lens_skills.studies"], "describe", refuse)
     assert run(knowing, number_task(40), preflight=found.preflight).preflight is found.preflight
     with pytest.raises(AssertionError, match="measured again"):
         run(knowing, number_task(40))

@@ -6,7 +6,7 @@ from typing import Any
 from lens_skills.activations import stream
 from lens_skills.plotting import figures
 from lens_skills.plotting.gallery import draw_all, draw_verdict
-from lens_skills.study import Study, study
+from lens_skills.studies import Study, study
 from lens_skills.tasks import agreement, arithmetic
 
 # What an arithmetic prompt says without any adding: with these taken out, is anything left?

@@ -22,7 +22,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, audit, verify
 from lens_skills.scoring import score
-from lens_skills.study import study
+from lens_skills.studies import study
 from lens_skills.tasks import Task, preflight
 
 RULES = ("lexical_overlap", "subsequence", "constituent")

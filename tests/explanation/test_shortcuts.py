@@ -11,6 +11,7 @@ import lens_skills as ls
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Shortcuts, feature_bank, shortcuts
 from lens_skills.explanation.features import Feature
+from lens_skills.explanation.knockout import condition_of, influence
 from lens_skills.explanation.shortcut_report import (
     EVERYWHERE,
     NEITHER,
@@ -21,7 +22,6 @@ from lens_skills.explanation.shortcut_report import (
     KnockoutEffect,
     ruling,
 )
-from lens_skills.explanation.knockout import condition_of, influence
 from lens_skills.stats.bootstrap import cluster_error
 from tests.explanation import problems as plant
 from tests.explanation.problems import problems, with_shortcut

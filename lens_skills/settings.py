@@ -1,0 +1,88 @@
+"""`config`: settings that change how long something takes and how it looks, and never a result."""
+
+from types import TracebackType
+from typing import Any
+
+from lens_skills.errors import LensSkillsError
+
+_ACTIVE: dict[str, Any] = {
+    "batch_size": None,
+    "progress": None,
+    "edit_rows": 256,
+    "memory_mb": 2000,
+}
+
+
+class config:
+    """Sets options from now on, or for a ``with`` block only.
+
+    Args:
+        batch_size: Examples per forward pass; None for each verb's own (32; 16 where text is
+            written).
+        progress: Show progress bars: True, False, or None for on a terminal only.
+        edit_rows: Rows of one batch of edited forward passes (examples times sets of neurons):
+            `sweep` and all that measures effects.
+        memory_mb: Megabytes of keys and values that `fit_prompt` may keep.
+
+    Raises:
+        LensSkillsError: An option there is none of; a number below 1.
+
+    >>> with config(batch_size=8):
+    ...     batch_size()
+    8
+    >>> batch_size()
+    32
+    """
+
+    def __init__(self, **options: Any) -> None:
+        for name, value in options.items():
+            if name not in _ACTIVE:
+                raise LensSkillsError(
+                    f"config has no option {name!r}. There are: {', '.join(_ACTIVE)}."
+                )
+            if name == "progress":
+                if value not in (True, False, None):
+                    raise LensSkillsError(f"progress must be True, False or None, not {value!r}.")
+            elif not (value is None and name == "batch_size") and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
+                raise LensSkillsError(f"{name} must be a whole number from 1 on, not {value!r}.")
+        self._before = dict(_ACTIVE)
+        _ACTIVE.update(options)
+
+    def __enter__(self) -> "config":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _ACTIVE.update(self._before)
+
+    def __repr__(self) -> str:
+        """The options in force."""
+        return f"config({', '.join(f'{name}={value!r}' for name, value in _ACTIVE.items())})"
+
+
+def batch_size(default: int = 32) -> int:
+    """Examples per forward pass: the option in force, else the verb's own."""
+    chosen = _ACTIVE["batch_size"]
+    return default if chosen is None else chosen
+
+
+def edit_rows() -> int:
+    """Rows of one batch of edited forward passes."""
+    return _ACTIVE["edit_rows"]
+
+
+def memory_mb() -> int:
+    """Megabytes of keys and values kept while a soft prompt is trained."""
+    return _ACTIVE["memory_mb"]
+
+
+def hides_progress() -> bool | None:
+    """tqdm's ``disable``: None shows bars on a terminal only."""
+    shown = _ACTIVE["progress"]
+    return None if shown is None else not shown

@@ -11,7 +11,7 @@ from torch import Tensor
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.correlations import partial_r
 from lens_skills.scoring.leakage import check_match
-from lens_skills.scoring.scores import EXPLORATORY, MetricScores
+from lens_skills.scoring.scores import EXPLORATORY, MetricScores, Scores, one_metric
 
 _COLUMNS = (
     "layer",
@@ -116,7 +116,10 @@ class LayerProfile:
 
 
 def layer_profile(
-    found: MetricScores, *, answer: str | None = None, errors: MetricScores | None = None
+    scores: Scores | MetricScores,
+    *,
+    answer: str | None = None,
+    errors: Scores | MetricScores | None = None,
 ) -> LayerProfile:
     """A metric layer by layer, held against the model's own answer.
 
@@ -125,24 +128,26 @@ def layer_profile(
 
     - ``answer``: a metric of the same pass that says what the model answered. Partial r, each
       given the other, come from that one pass.
-    - ``errors``: the same metric scored on wrongly answered examples, with ``found`` scored on
+    - ``errors``: the same metric scored on wrongly answered examples, with ``scores`` made on
       rightly answered ones, where metric and answer are the same. There the neurons are chosen,
       and on the errors the sign of r says which of the two they follow.
 
     Args:
-        found: ``scores["label:entailment"]``.
-        answer: Name of a metric in the same scores; `own_answer` makes its numbers.
+        scores: Of one metric, or one of several: ``scores["label:entailment"]``.
+        answer: Name of a metric in the same scores; `model_answer` makes its numbers.
         errors: From a pass over other examples.
 
     Raises:
-        LensSkillsError: The metric itself as its answer, or errors that share examples with
-            ``found`` or do not fit it.
+        LensSkillsError: Several metrics and none chosen, the metric itself as its answer, or
+            errors that share examples with ``scores`` or do not fit them.
 
     Does not show: where a skill is computed; partial r are as noisy as the differing examples few.
     """
-    scores = found.scores
-    layers = scores.layer.unique()
-    varies = ~scores.excluded
+    found = one_metric(scores)
+    wrong = None if errors is None else one_metric(errors)
+    whole = found.scores
+    layers = whole.layer.unique()
+    varies = ~whole.excluded
     strength = found.r.abs()
     bar = found.thresholds.permutation
     beyond = None if bar is None else (strength > bar).any(dim=0) & varies
@@ -151,35 +156,32 @@ def layer_profile(
     n_differ = -1
     if answer is not None:
         columns = {
-            "answer_strongest": _largest(scores[answer].r.abs(), scores.layer, layers),
+            "answer_strongest": _largest(whole[answer].r.abs(), whole.layer, layers),
             "metric_left": _largest(
-                partial_r(scores, found.metric, answer).abs(), scores.layer, layers
+                partial_r(whole, found.metric, answer).abs(), whole.layer, layers
             ),
             "answer_left": _largest(
-                partial_r(scores, answer, found.metric).abs(), scores.layer, layers
+                partial_r(whole, answer, found.metric).abs(), whole.layer, layers
             ),
         }
-        n_differ = int((scores.values[found.metric] != scores.values[answer]).sum())
-    chosen = [(scores.layer == layer) & varies for layer in layers]
-    places = [int(strength[:, scores.layer == layer].amax(dim=1).argmax()) for layer in layers]
-    on_errors = none
-    if errors is not None:
-        on_errors = _on_errors(found, errors, beyond, layers)
+        n_differ = int((whole.values[found.metric] != whole.values[answer]).sum())
+    chosen = [(whole.layer == layer) & varies for layer in layers]
+    places = [int(strength[:, whole.layer == layer].amax(dim=1).argmax()) for layer in layers]
     return LayerProfile(
         metric=found.metric,
         answer=answer,
         layer=layers,
         neurons=torch.tensor([int(here.sum()) for here in chosen]),
-        strongest=_largest(strength, scores.layer, layers),
-        position=tuple(scores.positions[place] for place in places),
+        strongest=_largest(strength, whole.layer, layers),
+        position=tuple(whole.positions[place] for place in places),
         beyond=torch.tensor(
             [-1 if beyond is None else int((beyond & here).sum()) for here in chosen]
         ),
-        on_errors=on_errors,
-        n_examples=scores.n_examples,
+        on_errors=none if wrong is None else _on_errors(found, wrong, beyond, layers),
+        n_examples=whole.n_examples,
         n_differ=n_differ,
-        n_errors=0 if errors is None else errors.scores.n_examples,
-        exploratory=scores.exploratory,
+        n_errors=0 if wrong is None else wrong.scores.n_examples,
+        exploratory=whole.exploratory,
         **columns,
     )
 
@@ -196,16 +198,16 @@ def model_answer(
     Raises:
         LensSkillsError: A label that is not 0 or 1, or another number of answers.
 
-    >>> own_answer([0.0, 0.0, 1.0], [True, False, False]).tolist()
+    >>> model_answer([0.0, 0.0, 1.0], [True, False, False]).tolist()
     [0.0, 1.0, 0.0]
     """
     truth = torch.as_tensor(label, dtype=torch.float64)
     hit = torch.as_tensor(right, dtype=torch.bool)
     if truth.shape != hit.shape or not bool(((truth == 0) | (truth == 1)).all()):
         raise LensSkillsError(
-            f"own_answer takes a label of 0 or 1 and whether the model was right, one per example: "
-            f"got {len(truth)} labels from {float(truth.min()):g} to {float(truth.max()):g} and "
-            f"{len(hit)} answers."
+            "model_answer takes a label of 0 or 1 and whether the model was right, one per "
+            f"example: got {len(truth)} labels from {float(truth.min()):g} to "
+            f"{float(truth.max()):g} and {len(hit)} answers."
         )
     return torch.where(hit, truth, 1 - truth)
 

@@ -310,6 +310,26 @@ class Scores:
         return cls(**_unpack(tensors, plain))
 
 
+def one_metric(scores: Any) -> MetricScores:
+    """A ``MetricScores`` as it is, or the only metric of ``Scores``.
+
+    Raises:
+        LensSkillsError: Several metrics, with their names; something that is no scores.
+    """
+    if isinstance(scores, MetricScores):
+        return scores
+    if not isinstance(scores, Scores):
+        raise LensSkillsError(
+            f"scores are expected, as `score` returns them, not a {type(scores).__name__}."
+        )
+    if len(scores.metrics) != 1:
+        raise LensSkillsError(
+            f"these scores hold {len(scores.metrics)} metrics: {', '.join(scores.metrics)}. "
+            f"Choose one: scores[{scores.metrics[0]!r}]."
+        )
+    return scores[scores.metrics[0]]
+
+
 _TENSOR_MAPS = (
     "null_max",
     "control_max",

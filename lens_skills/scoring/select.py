@@ -13,7 +13,7 @@ from torch import Tensor
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import fields_of, read_folder, write_folder
 from lens_skills.scoring.leakage import check_match, check_reuse
-from lens_skills.scoring.scores import EXPLORATORY, GATES, MetricScores
+from lens_skills.scoring.scores import EXPLORATORY, GATES, MetricScores, Scores, one_metric
 from lens_skills.stats.multiple_testing import false_discovery_q
 
 
@@ -117,8 +117,8 @@ class Selection:
 
 
 def select(
-    found: MetricScores,
-    checked: MetricScores,
+    scores: Scores | MetricScores,
+    confirm_scores: Scores | MetricScores,
     *,
     fdr: float = 0.05,
     gates: Sequence[str] = tuple(GATES),
@@ -127,20 +127,20 @@ def select(
     """The neurons that pass every gate on explore and hold up, with the same sign, on confirm.
 
     Gates on explore, one after another: beyond the family-wise permutation threshold
-    (*associated*), beyond the control task, beyond the rotated basis. The survivors that
-    ``checked`` scored are the declared family: among them Benjamini–Hochberg at ``fdr`` on the
-    confirm split's permutation p, and the same sign as on explore.
+    (*associated*), beyond the control task, beyond the rotated basis. Those of the survivors that
+    ``confirm_scores`` holds are the declared family: among them Benjamini–Hochberg at ``fdr`` on
+    the confirm split's permutation p, and the same sign as on explore.
 
     Args:
-        found: Scores of the explore split: ``scores["metric"]``.
-        checked: The same metric on the confirm split, of all neurons or the strongest few.
+        scores: Scores of the explore split: of one metric, or ``scores["metric"]``.
+        confirm_scores: The same metric on the confirm split, of all neurons or the strongest few.
         fdr: Expected share of false discoveries among the confirmed, 0 to 1.
         gates: Which gates to ask for; leaving one out marks the result as exploratory.
         exploratory: Allow the same examples twice, and mark the result.
 
     Raises:
-        LensSkillsError: The splits share examples or groups; another model, site, position or
-            task; a null that was not drawn.
+        LensSkillsError: Several metrics and none chosen; the splits share examples or groups;
+            another model, site, position or task; a null that was not drawn.
 
     Source: discovery and confirmation on disjoint splits; Benjamini & Hochberg 1995.
     Does not show: that the neuron matters to the model; that takes an intervention.
@@ -150,23 +150,23 @@ def select(
     unknown = [gate for gate in gates if gate not in GATES]
     if unknown:
         raise LensSkillsError(f"no gate {unknown[0]!r}. Choose from {', '.join(map(repr, GATES))}.")
-    explore, confirm = found.scores, checked.scores
-    check_match(found, checked)
+    here, there = one_metric(scores), one_metric(confirm_scores)
+    explore, confirm = here.scores, there.scores
+    check_match(here, there)
     reused = check_reuse(explore, confirm, exploratory)
-    waived = set(gates) != set(GATES)
-    if checked.p is None:
+    if there.p is None:
         raise LensSkillsError(
             "the confirm scores have no null, so nothing can be confirmed. Score them with "
             "n_permutations > 0."
         )
     ordered = tuple(gate for gate in GATES if gate in gates)
-    _check_gates(found, ordered)
-    gate_passed = found.passing(ordered)
+    _check_gates(here, ordered)
+    gate_passed = here.passing(ordered)
     # A neuron stands for its strongest position among those that pass.
     passed = (
-        list(gate_passed.values())[-1] if gate_passed else (~explore.excluded).expand_as(found.r)
+        list(gate_passed.values())[-1] if gate_passed else (~explore.excluded).expand_as(here.r)
     )
-    strength = torch.where(passed, found.r.abs(), -1.0)
+    strength = torch.where(passed, here.r.abs(), -1.0)
     best = strength.max(dim=0)
     candidates = (best.values >= 0).nonzero()[:, 0]
     pairs = zip(explore.layer.tolist(), explore.neuron.tolist(), strict=True)
@@ -174,8 +174,8 @@ def select(
     units = [unit for unit in candidates.tolist() if names[unit] in confirm.places]
     places = [confirm.places[names[unit]] for unit in units]
     spots = best.indices[units]
-    r_explore = found.r[spots, units]
-    r_confirm, p = checked.r[spots, places], checked.p[spots, places]
+    r_explore = here.r[spots, units]
+    r_confirm, p = there.r[spots, places], there.p[spots, places]
     excluded = confirm.excluded[places] if places else torch.zeros(0, dtype=torch.bool)
     q = false_discovery_q(p)
     good = (q <= fdr) & (r_explore.sign() == r_confirm.sign()) & ~excluded
@@ -196,12 +196,15 @@ def select(
         q=q[order],
         mean=explore.mean[spots, units][order],
         std=explore.std[spots, units][order],
-        metric=found.metric,
+        metric=here.metric,
         site=explore.site,
         positions=explore.positions,
         attrition=attrition,
         fdr=fdr,
-        exploratory=reused or waived or explore.exploratory or confirm.exploratory,
+        exploratory=reused
+        or set(gates) != set(GATES)
+        or explore.exploratory
+        or confirm.exploratory,
         provenance={
             "explore": explore.provenance,
             "confirm": confirm.provenance,
@@ -212,9 +215,9 @@ def select(
     )
 
 
-def _check_gates(found: MetricScores, gates: tuple[str, ...]) -> None:
+def _check_gates(scores: MetricScores, gates: tuple[str, ...]) -> None:
     for gate in gates:
-        if found.thresholds.bar(gate) is None:
+        if scores.thresholds.bar(gate) is None:
             raise LensSkillsError(
                 f"the gate {gate!r} needs the {GATES[gate]} null, which was not drawn on explore. "
                 "Score whole layers with it, or leave the gate out: select(…, gates=…)."

@@ -207,7 +207,7 @@ class SkillMatrix:
 
 
 def skill_matrix(
-    found: Scores,
+    scores: Scores,
     selections: Sequence[Selection] | None = None,
     *,
     metrics: Sequence[str] | None = None,
@@ -222,7 +222,7 @@ def skill_matrix(
     are one group.
 
     Args:
-        found: Scores of all metrics on the same examples, of all neurons that could have been
+        scores: Scores of all metrics on the same examples, of all neurons that could have been
             chosen (chance counts them); best of a split that no selection came from.
         selections: One per metric.
         metrics: Which, and in what order; default those of the selections, else all.
@@ -235,21 +235,21 @@ def skill_matrix(
     Does not show: that a shared neuron does the same for both skills, or anything at all; and
     metrics that go together in the examples share neurons for that reason alone.
     """
-    names = _names(found, selections, metrics)
+    names = _names(scores, selections, metrics)
     strengths, chosen = {}, {}
     for name in names:
-        strengths[name] = found[name].strength
-        chosen[name] = _chosen(found, name, selections, top)
+        strengths[name] = scores[name].strength
+        chosen[name] = _chosen(scores, name, selections, top)
     mask = torch.stack([chosen[name] for name in names], dim=1)
     rows = mask.any(dim=1).nonzero()[:, 0]
     most = torch.stack([strengths[name] for name in names], dim=1).amax(dim=1)
     rows = rows[most[rows].argsort(descending=True, stable=True)]
-    r, low, high, place, beyond = _at_best(found, names)
+    r, low, high, place, beyond = _at_best(scores, names)
     pairs = list(combinations(range(len(names)), 2))
-    members = torch.stack([found.layer, found.neuron], dim=1)
+    members = torch.stack([scores.layer, scores.neuron], dim=1)
     population = {
-        int(layer): int(((found.layer == layer) & (~found.excluded | mask.any(dim=1))).sum())
-        for layer in found.layer.unique()
+        int(layer): int(((scores.layer == layer) & (~scores.excluded | mask.any(dim=1))).sum())
+        for layer in scores.layer.unique()
     }
     sets = [
         [(int(a), int(b)) for a, b in members[mask[:, column]].tolist()]
@@ -264,18 +264,18 @@ def skill_matrix(
         for a, b in ((i, j), (j, i)):
             shared[a, b], jaccard[a, b] = one.count, one.jaccard
             expected[a, b], p[a, b] = one.expected, one.p
-    likeness = _likeness(found, names)
-    between = torch.corrcoef(torch.stack([found.values[name].double() for name in names]))
+    likeness = _likeness(scores, names)
+    between = torch.corrcoef(torch.stack([scores.values[name].double() for name in names]))
     return SkillMatrix(
         skills=names,
         neurons=members[rows],
         r=r[rows],
         low=low[rows],
         high=high[rows],
-        position=tuple(found.positions[int(at)] for at in place[rows].flatten()),
+        position=tuple(scores.positions[int(at)] for at in place[rows].flatten()),
         selected=mask[rows],
         beyond=beyond[rows],
-        tested=tuple(found.thresholds[name].permutation is not None for name in names),
+        tested=tuple(scores.thresholds[name].permutation is not None for name in names),
         shared=shared,
         jaccard=jaccard,
         expected=expected,
@@ -284,54 +284,54 @@ def skill_matrix(
         metric_r=between,
         linkage=_linkage(likeness),
         chosen="confirmed" if selections is not None else f"the {top} strongest beyond the null",
-        site=found.site,
-        n_examples=found.n_examples,
-        n_groups=found.n_groups,
-        n_units=int((~found.excluded).sum()),
-        exploratory=found.exploratory or any(s.exploratory for s in selections or ()),
-        provenance=found.provenance,
+        site=scores.site,
+        n_examples=scores.n_examples,
+        n_groups=scores.n_groups,
+        n_units=int((~scores.excluded).sum()),
+        exploratory=scores.exploratory or any(s.exploratory for s in selections or ()),
+        provenance=scores.provenance,
     )
 
 
 def _names(
-    found: Scores, selections: Sequence[Selection] | None, metrics: Sequence[str] | None
+    scores: Scores, selections: Sequence[Selection] | None, metrics: Sequence[str] | None
 ) -> tuple[str, ...]:
     said = [selection.metric for selection in selections or ()]
     twice = {name for name in said if said.count(name) > 1}
     if twice:
         raise LensSkillsError(f"two selections are of {min(twice)!r}. Give one per metric.")
-    names = tuple(metrics if metrics is not None else said or found.metrics)
+    names = tuple(metrics if metrics is not None else said or scores.metrics)
     if len(names) < 2:
         raise LensSkillsError(f"a matrix takes two metrics or more, not {len(names)}.")
     for name in names:
-        _ = found[name]  # raises where it was not scored
+        _ = scores[name]  # raises where it was not scored
         if selections is not None and name not in said:
             raise LensSkillsError(f"there is no selection of {name!r}. Give one per metric.")
     return names
 
 
 def _chosen(
-    found: Scores, name: str, selections: Sequence[Selection] | None, top: int
+    scores: Scores, name: str, selections: Sequence[Selection] | None, top: int
 ) -> Bool[Tensor, " unit"]:
     """Which units are of a metric's set."""
-    mask = torch.zeros(found.n_units, dtype=torch.bool)
+    mask = torch.zeros(scores.n_units, dtype=torch.bool)
     if selections is None:
-        bar = found[name].thresholds.permutation
+        bar = scores[name].thresholds.permutation
         if bar is None:
             raise LensSkillsError(
                 f"{name!r} has neither a selection nor a null to choose neurons by. Pass "
                 "selections, or score with n_permutations > 0."
             )
-        strength = found[name].strength
+        strength = scores[name].strength
         order = strength.argsort(descending=True, stable=True)[:top]
         mask[order[strength[order] > bar]] = True
-        return mask & ~found.excluded
+        return mask & ~scores.excluded
     (selection,) = (s for s in selections if s.metric == name)
-    if selection.site != found.site:
+    if selection.site != scores.site:
         raise LensSkillsError(
-            f"the selection of {name!r} is of {selection.site}, the scores of {found.site}."
+            f"the selection of {name!r} is of {selection.site}, the scores of {scores.site}."
         )
-    places: Mapping[tuple[int, int], int] = found.places
+    places: Mapping[tuple[int, int], int] = scores.places
     for layer, neuron in selection.neurons.tolist():
         if (layer, neuron) not in places:
             raise LensSkillsError(
@@ -342,19 +342,19 @@ def _chosen(
     return mask
 
 
-def _at_best(found: Scores, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _at_best(scores: Scores, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``unit skill``: r, its interval, its position, and whether it is beyond the null."""
     parts: list[list[Tensor]] = [[], [], [], [], []]
     for name in names:
-        column = found.metrics.index(name)
-        place = found.r[column].abs().argmax(dim=0)
+        column = scores.metrics.index(name)
+        place = scores.r[column].abs().argmax(dim=0)
         at = rearrange(place, "unit -> 1 unit")
-        best = found.r[column].gather(0, at)[0]
-        bar = found.thresholds[name].permutation
+        best = scores.r[column].gather(0, at)[0]
+        bar = scores.thresholds[name].permutation
         values = (
             best,
-            found.low[column].gather(0, at)[0],
-            found.high[column].gather(0, at)[0],
+            scores.low[column].gather(0, at)[0],
+            scores.high[column].gather(0, at)[0],
             place,
             best.abs() > (float("inf") if bar is None else bar),
         )
@@ -364,9 +364,9 @@ def _at_best(found: Scores, names: Sequence[str]) -> tuple[Tensor, Tensor, Tenso
     return r, low, high, place, beyond
 
 
-def _likeness(found: Scores, names: Sequence[str]) -> Float[Tensor, "skill other"]:
+def _likeness(scores: Scores, names: Sequence[str]) -> Float[Tensor, "skill other"]:
     """Correlation of the metrics' r over all neurons that vary, and positions."""
-    flat = torch.stack([found[name].r[:, ~found.excluded].flatten() for name in names])
+    flat = torch.stack([scores[name].r[:, ~scores.excluded].flatten() for name in names])
     # Rounded, because a matrix product's last digits differ from call to call.
     return torch.corrcoef(flat).clamp(-1, 1).round(decimals=12)
 

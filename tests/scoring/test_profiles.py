@@ -110,6 +110,10 @@ def test_the_profile_tells_the_label_from_the_answer(whole: Scores) -> None:
 def test_on_errors_the_sign_says_what_a_neuron_follows(case: Case) -> None:
     right, wrong = case.score(case.where(True)), case.score(case.where(False))
     found = layer_profile(right["label:gold"], errors=wrong["label:gold"])
+    alone = [case.score(case.where(it), metrics=["label:gold"]) for it in (True, False)]
+    assert repr(layer_profile(alone[0], errors=alone[1])) == repr(found)
+    with pytest.raises(LensSkillsError, match="these scores hold 3 metrics"):
+        layer_profile(right)
     assert float(found.on_errors[KNOWS[0]]) > 0.5
     assert float(found.on_errors[SAYS[0]]) < -0.5
     assert found.n_errors == len(case.where(False))

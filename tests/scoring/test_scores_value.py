@@ -10,6 +10,7 @@ import torch
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import EXPLORATORY, Scores, score
+from lens_skills.scoring.scores import one_metric
 from tests.scoring.test_handmade import (
     examples_with,
     factor_activations,
@@ -139,3 +140,18 @@ def test_a_layer_of_constants_does_not_break_the_rotated_basis(tmp_path: Path) -
     bar = found.thresholds["label:y"].rotated
     assert bar is not None
     assert bar < 0.9
+
+
+def test_scores_of_one_metric_stand_for_it(found: Scores) -> None:
+    with pytest.raises(LensSkillsError, match=r"hold 3 metrics: label:y, label:a/b, sure\. Choose"):
+        one_metric(found)
+    with pytest.raises(LensSkillsError, match=r"Choose one: scores\['label:y'\]"):
+        one_metric(found)
+    assert one_metric(found["sure"]).metric == "sure"
+    names = ("r", "low", "high", "p", "p_family", "q")
+    parts: Any = {name: getattr(found, name)[:1] for name in names}
+    alone = replace(found, metrics=("label:y",), **parts)
+    assert one_metric(alone).metric == "label:y"
+    assert torch.equal(one_metric(alone).r, found["label:y"].r)
+    with pytest.raises(LensSkillsError, match="not a str"):
+        one_metric("label:y")

@@ -60,6 +60,7 @@ def test_true_neurons_are_confirmed_and_a_turncoat_is_not(pair: tuple[Scores, Sc
     assert not found.exploratory
     assert EXPLORATORY not in repr(found)
     assert "correlates, not causes" in repr(found)
+    assert repr(select(explore, confirm)) == repr(found), "one metric needs no name"
 
 
 def test_flipped_labels_in_confirm_reject_all_but_the_turncoat(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import Component, _find_units, parse_neurons
 from lens_skills.activations.forward import NOTHING, forward_batch, prepare
@@ -46,7 +47,7 @@ def read_batches(
     *,
     position: Position,
     answers: bool | None,
-    batch_size: int,
+    batch_size: int | None = None,
 ) -> Iterator[
     tuple[list[Encoded], Float[Tensor, "batch pos layer width"], Bool[Tensor, "batch pos"] | None]
 ]:
@@ -58,7 +59,7 @@ def read_batches(
     # Unlike a stream without metrics: a prompt must end where it ends in the pass that measures
     # the effect, and that one may hand a trailing space to the answer.
     encoded = encode_examples(adapter, examples, answers=with_answers(examples, answers))
-    for batch in batches(encoded, NOTHING, batch_size, 0, False, "read"):
+    for batch in batches(encoded, NOTHING, batch_size=batch_size, progress=False):
         places = [[token_places(adapter, item, spot) for spot in reading.spots] for item in batch]
         rows = PositionGather(where, reading, places, batch, NOTHING)
         forward_batch(adapter, batch, NOTHING, (), {}, rows.readers())
@@ -79,13 +80,14 @@ class SplitReader:
         at: str,
         position: Position | None,
         layers: int | Iterable[int] | None,
-        batch_size: int,
-        chat: bool,
-        progress: bool | None,
+        batch_size: int | None = None,
+        chat: bool = False,
+        progress: bool | None = None,
     ) -> None:
         self.table = model if isinstance(model, ActivationTable) else None
         self.examples, self.metrics = examples, metrics
-        self.batch_size, self.chat, self.progress = batch_size, chat, progress
+        self.batch_size = settings.batch_size() if batch_size is None else batch_size
+        self.chat, self.progress = chat, progress
         self.device: torch.device | str = "cpu"
         self.soft: SoftPrompt | None = None
         if self.table is not None:
@@ -140,7 +142,9 @@ class SplitReader:
         """The pass's batches from batch ``skip`` on."""
         if self.table is not None:
             found = self.table.stream(
-                self.examples, metrics=self.metrics, batch_size=self.batch_size
+                self.examples,
+                metrics=self.metrics,
+                batch_size=self.batch_size,
             )
             return (batch for place, batch in enumerate(found) if place >= skip)
         return stream(
@@ -248,7 +252,7 @@ def read(
     position: Position | None,
     metrics: Any = (),
     prompt: SoftPrompt | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool | None = None,
 ) -> NeuronValues:
     """The neurons' activations at one position of every example.
@@ -469,12 +473,12 @@ class LayerReader:
         position: Position | None = None,
         layers: Any = None,
         prompt: SoftPrompt | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         chat: bool = False,
         progress: bool | None = None,
     ) -> None:
-        self.examples, self.batch_size, self.progress = examples, batch_size, progress
-        self.chat = chat
+        self.batch_size = settings.batch_size() if batch_size is None else batch_size
+        self.examples, self.chat, self.progress = examples, chat, progress
         self.table = model if isinstance(model, ActivationTable) else None
         if self.table is not None:
             self.adapter: ModelAdapter | None = None
@@ -526,7 +530,7 @@ class LayerReader:
             return
         encoded = self.encoded if few is None else self.encoded[:few]
         quiet = False if few is not None else self.progress
-        for batch in batches(encoded, self.plan, self.batch_size, 0, quiet, "read"):
+        for batch in batches(encoded, self.plan, batch_size=self.batch_size, progress=quiet):
             places = [self.places[item.index] for item in batch]
             sites = [Site(name, tuple(layers)) for name in (self.site.name, GATE)[: 1 + gate]]
             rows = [PositionGather(site, self.reading, places, batch, self.plan) for site in sites]

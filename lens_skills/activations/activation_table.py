@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_skills import settings
 from lens_skills.activations.forward import known_values
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
@@ -22,7 +23,7 @@ from lens_skills.activations.locations import (
     soft_position,
 )
 from lens_skills.activations.metrics import parse_metrics
-from lens_skills.activations.stream import BATCH_SIZE, Batch, stream
+from lens_skills.activations.stream import Batch, stream
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, as_adapter
@@ -81,12 +82,14 @@ class ActivationTable:
             raise LensSkillsError(f"the table {self.path} is damaged: {error}.") from error
 
     def stream(
-        self, examples: Sequence[Example], *, metrics: Any = (), batch_size: int = 256
+        self, examples: Sequence[Example], *, metrics: Any = (), batch_size: int | None = None
     ) -> Iterator[Batch]:
         """Batches like those of `stream`, read from disk.
 
         ``examples`` may be any part of the examples the table was written for.
         """
+        if batch_size is None:
+            batch_size = settings.batch_size(256)
         places = self._places(examples)
         wanted = parse_metrics(metrics, examples)
         known = known_values(wanted, examples)
@@ -136,7 +139,7 @@ def capture(
     layers: int | Iterable[int] | None = None,
     metrics: Any = (),
     dtype: Literal["float16", "float32"] = "float16",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     chat: bool = False,
     progress: bool | None = None,
 ) -> ActivationTable:

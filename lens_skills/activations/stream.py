@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from lens_skills import settings
 from lens_skills.activations.forward import RequiredOutputs, forward_batch, known_values, prepare
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
@@ -135,7 +136,7 @@ def stream(
     layers: int | Iterable[int] | None = None,
     metrics: Any = (),
     prompt: SoftPrompt | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     chat: bool = False,
     skip: int = 0,
     progress: bool | None = None,
@@ -189,7 +190,7 @@ def evaluate(
     metrics: Any,
     *,
     prompt: SoftPrompt | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     chat: bool = False,
     progress: bool | None = None,
 ) -> dict[str, Float[Tensor, " row"]]:
@@ -201,7 +202,7 @@ def evaluate(
         return known_values(wanted, examples)
     encoded, plan = prepare(adapter, examples, wanted, chat)
     known = known_values(wanted, encoded)
-    for batch in batches(encoded, plan, batch_size, 0, progress, "evaluate"):
+    for batch in batches(encoded, plan, "evaluate", batch_size=batch_size, progress=progress):
         found = forward_batch(adapter, batch, plan, wanted, known, {})
         for name, numbers in found.items():
             values[name][[encoded.index for encoded in batch]] = numbers
@@ -216,18 +217,18 @@ def _stream(
     position: Position,
     layers: int | Iterable[int] | None,
     metrics: Sequence[Metric],
-    batch_size: int,
+    batch_size: int | None,
     chat: bool,
     skip: int,
     progress: bool | None,
 ) -> Iterator[Batch]:
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise LensSkillsError(f"batch_size must be at least 1, not {batch_size}.")
     site, reading = find_site(adapter, at, layers), parse_position(position)
     encoded, plan = prepare(adapter, examples, metrics, chat)
     known = known_values(metrics, encoded)
     places = [[token_places(adapter, item, spot) for spot in reading.spots] for item in encoded]
-    for batch in batches(encoded, plan, batch_size, skip, progress, "read"):
+    for batch in batches(encoded, plan, skip=skip, batch_size=batch_size, progress=progress):
         rows = PositionGather(site, reading, [places[item.index] for item in batch], batch, plan)
         values = forward_batch(adapter, batch, plan, metrics, known, rows.readers())
         activations, mask = rows.result()
@@ -243,18 +244,30 @@ def _stream(
 def batches(
     encoded: list[Encoded],
     plan: RequiredOutputs,
-    batch_size: int,
-    skip: int,
-    progress: bool | None,
-    verb: str,
+    verb: str = "read",
+    *,
+    skip: int = 0,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Iterator[list[Encoded]]:
-    """Batches of like length, the order fixed by length and place alone."""
+    """Batches of like length, the order fixed by length and place alone.
+
+    Args:
+        encoded: The examples in tokens.
+        plan: What the pass computes beside activations.
+        verb: What the bar says.
+        skip: Batches to leave out at the start.
+        batch_size: Examples per batch; None: as `lens_skills.config` says, or 32.
+        progress: Show a bar; None: as `lens_skills.config` says, or on a terminal only.
+    """
+    if batch_size is None:
+        batch_size = settings.batch_size()
 
     def length(item: Encoded) -> tuple[int, int]:
         return len(item.prompt_tokens) + len(plan.extra(item)), item.index
 
     ordered = sorted(encoded, key=length)
-    disable = None if progress is None else not progress
+    disable = settings.hides_progress() if progress is None else not progress
     with tqdm(total=len(ordered), desc=verb, unit=" examples", disable=disable) as bar:
         bar.update(min(skip * batch_size, len(ordered)))
         for start in range(skip * batch_size, len(ordered), batch_size):

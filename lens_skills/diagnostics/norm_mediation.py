@@ -94,7 +94,7 @@ def mediate(
         OutputWeights(adapter),
         False,
     )  # one batch tells whether upper blocks may run alone
-    for batch in batches(encoded, NOTHING, batch_size, 0, False, "ablate"):
+    for batch in batches(encoded, NOTHING, batch_size=batch_size, progress=False):
         index = torch.tensor([item.index for item in batch])
         bench = _MediationPass(adapter, batch, neurons, writes, check=not seen)
         seen = True

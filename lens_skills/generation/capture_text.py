@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
 from lens_skills.activations.activation_table import ARRAY, MANIFEST, manifest_of
 from lens_skills.activations.forward import NOTHING, pad_left
@@ -19,8 +20,6 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded
 from lens_skills.models import SoftPrompt, prompted
 from lens_skills.results import work_folder
-
-BATCH_SIZE = 16
 
 
 def capture_text(
@@ -32,7 +31,7 @@ def capture_text(
     position: Literal["mean", "max", "last"] = "mean",
     layers: int | Iterable[int] | None = None,
     prompt: SoftPrompt | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool | None = None,
 ) -> ActivationTable:
     """Activations over what was written, in a folder; `score` takes the table for a model.
@@ -79,9 +78,11 @@ def capture_text(
         item, written = encoded[place], np.asarray(graded.tokens[place], dtype=np.int32)
         starts[place] = len(item.prompt_tokens)
         items.append(replace(item, prompt_tokens=np.concatenate([item.prompt_tokens, written])))
+    if batch_size is None:
+        batch_size = settings.batch_size(16)
     items.sort(key=lambda item: (len(item.prompt_tokens), item.index))
     found: dict[int, np.ndarray] = {}
-    disable = None if progress is None else not progress
+    disable = settings.hides_progress() if progress is None else not progress
     with tqdm(total=len(items), desc="read", unit=" texts", disable=disable) as bar:
         for first in range(0, len(items), batch_size):
             batch = items[first : first + batch_size]

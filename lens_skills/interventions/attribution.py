@@ -278,7 +278,7 @@ def prescreen(
     places = edited_places(adapter, encoded, position)
     taylor = torch.zeros(len(units), len(encoded), dtype=torch.float64)
     predicted = torch.zeros_like(taylor)
-    for batch in batches(encoded, plan, batch_size, 0, progress, "prescreen"):
+    for batch in batches(encoded, plan, "prescreen", batch_size=batch_size, progress=progress):
         columns = torch.tensor([item.index for item in batch])
         try:
             found = activations_and_gradients(adapter, batch, plan, watched, places, sites)
@@ -411,7 +411,7 @@ def slopes_of(
     places = edited_places(adapter, encoded, position)
     taylor: dict[int, Tensor] = {}
     slope: dict[int, Tensor] = {}
-    for batch in batches(encoded, plan, batch_size, 0, progress, "gradients"):
+    for batch in batches(encoded, plan, "gradients", batch_size=batch_size, progress=progress):
         sites = {site.name: site.layers}
         try:
             found = activations_and_gradients(adapter, batch, plan, metric, places, sites)

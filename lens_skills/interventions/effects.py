@@ -224,7 +224,7 @@ def measure_effects(
     saved = Checkpoint.at(checkpoint, asked, name="sweep")
     if saved is not None:
         sheet = PartialEffects.restore(saved, sheet)
-    ordered = list(batches(encoded, plan, batch_size, 0, False, "sweep"))
+    ordered = list(batches(encoded, plan, batch_size=batch_size, progress=False))
     _measure(setting, ordered, stack_sets(sets), sheet, labels, saved, progress)
     if saved is not None and keep:
         sheet.keep(saved, now=True)

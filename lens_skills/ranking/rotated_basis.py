@@ -84,7 +84,7 @@ def direction_effects(
     )
     width = len(rotation)
     total = torch.zeros(len(directions), len(examples), dtype=torch.float64)
-    for batch in batches(encoded, plan, batch_size, 0, False, "rotated"):
+    for batch in batches(encoded, plan, batch_size=batch_size, progress=False):
         engine = EffectEngine(setting, batch)
         columns = torch.tensor([item.index for item in batch])
         for layer, places in by_layer.items():

@@ -36,13 +36,13 @@ def timing(model_name: str | None, n_permutations: int) -> dict[str, float]:
     rows = torch.stack([flat // adapter.d_mlp, flat % adapter.d_mlp], 1)
     units = parse_components(adapter, rows)
     start = time.process_time()
-    read_neurons(adapter, task, units, position="last", progress=False)
+    read_neurons(adapter, task, units, position="last")
     capture = time.process_time() - start
     start = time.process_time()
     bank = feature_bank(task)
     banked = time.process_time() - start
     start = time.process_time()
-    why = explain(adapter, task, rows, features=bank, n_permutations=n_permutations, progress=False)
+    why = explain(adapter, task, rows, features=bank, n_permutations=n_permutations)
     whole = time.process_time() - start
     beyond = banked + whole - capture
     table(
@@ -78,7 +78,7 @@ def strongest(model_name: str | None) -> dict[str, float]:
         k=STRONGEST,
         progress=False,
     )
-    print(f"\n{found}\n\n{found.why}")
+    print(f"\n{found}\n\n{found.explanations}")
     name = "small" if small else "smollm"
     return {
         f"{name}_{word.replace(' ', '_').replace(',', '')}": float(n)

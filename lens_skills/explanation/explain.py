@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations import BATCH_SIZE, DEFAULT_SITE, Position, soft_position
+from lens_skills.activations import DEFAULT_SITE, Position, soft_position
 from lens_skills.activations.activation_reader import read_neurons, read_tokens
 from lens_skills.activations.components import Component, parse_components
 from lens_skills.activations.locations import parse_position
@@ -196,8 +196,6 @@ def explain(
     n_examples: int = 5,
     n_tokens: int = 10,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    progress: bool | None = None,
 ) -> Explanations:
     """What drives each neuron and what it writes: `Explanations`.
 
@@ -218,8 +216,6 @@ def explain(
         n_examples: Top and bottom examples to keep with their tokens, from all examples.
         n_tokens: Promoted and suppressed tokens to keep.
         seed: Of the halves and the exchanges.
-        batch_size: Examples per forward pass.
-        progress: Show progress (None: on a terminal only).
 
     Raises:
         LensSkillsError: No examples or neurons; a bank of which no feature varies here; fewer
@@ -240,8 +236,7 @@ def explain(
     bank = feature_bank(task) if features is None else features
     groups = [example.group for example in task]
     sides = check_halves(halves(groups, seed=seed), groups, n_permutations)
-    how = {"batch_size": batch_size, "progress": progress}
-    activations = read_neurons(adapter, task, units, position=where, **how)
+    activations = read_neurons(adapter, task, units, position=where)
     values = bank.values(task)
     kept, left_out = usable(bank, values, sides)
     if not kept:
@@ -263,7 +258,7 @@ def explain(
         activations[active], design, groups, sides, k=k, n_permutations=n_permutations, seed=seed
     )
     extremes = _extremes(activations, n_examples)
-    tokens = read_tokens(adapter, task, units, extremes, activations, **how)
+    tokens = read_tokens(adapter, task, units, extremes, activations)
     writes = logits_of(adapter, units, k=n_tokens, over=task) if site == DEFAULT_SITE else None
     place = active.cumsum(0) - 1
     explained = []

@@ -1,6 +1,7 @@
-"""`Shortcut`: one neuron's case: its feature, what that implies, and what knocking it out does.
+"""`Shortcuts`: which strong neurons are shortcuts, in a word each, with the numbers behind it.
 
-`Shortcuts`: which strong neurons are shortcuts, in words, with the evidence.
+`Shortcut` is one neuron: the feature behind it, what that implies, and what ablating it does;
+`word_for` is the rule that turns the numbers into the word.
 """
 
 from collections.abc import Mapping
@@ -18,29 +19,17 @@ from lens_skills.explanation.explanations import Explanations
 from lens_skills.results import read_folder, write_folder
 
 SHORTCUT = "shortcut"
-
-
 TIED = "tied to the feature, not causal"
-
-
 EVERYWHERE = "tied to the feature, causal with and without it"
-
-
 UNEXPLAINED = "causal, but no surface feature explains it"
-
-
 NEITHER = "neither tied to a surface feature nor causal"
-
-
 UNDECIDED = "undecided"
-
-
 WORDS = (SHORTCUT, TIED, EVERYWHERE, UNEXPLAINED, NEITHER, UNDECIDED)
 
 
 @dataclass(frozen=True)
-class KnockoutEffect:
-    """A mean effect of knocking a neuron out, edited minus clean, among its matched controls.
+class ControlledEffect:
+    """A mean effect of ablating a neuron, edited minus clean, among its matched controls.
 
     Attributes:
         value, low, high: With its 95 % interval, in the metric's unit.
@@ -77,7 +66,7 @@ class KnockoutEffect:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """The case of one neuron.
+    """What is known of one neuron.
 
     Attributes:
         name: Such as ``"L17N635"``.
@@ -86,17 +75,17 @@ class Shortcut:
         feature: The surface feature that explains most of it; "" where none does.
         condition: When it holds, in words: "an operand is 5", "b is 4.5 or more".
         explained: Share of the held-out variance it explains; ``p`` of that over all features.
-        rival: The best feature that defines the task, and the share it explains.
+        task_feature: The best feature that defines the task, and the share it explains.
         raises: Whether, by its r and where it is active, it goes with a higher metric where the
             condition holds (else a lower one).
-        n_associated: Examples of intervene where the condition holds, and ``n_others``.
-        helps, fools: Of the examples of confirm where it holds: the model is right, and wrong.
+        n_present: Examples of intervene where the condition holds, and ``n_absent``.
+        n_right, n_wrong: Of the examples of confirm where it holds: the model is right, and wrong.
             None without answers.
-        helped, fooled: Of those of intervene, right and wrong, whose metric the knock-out moves
-            against ``raises``: what the neuron did there.
-        difference: Of the knock-out's effect: with the condition less without.
-        effect: Of the knock-out on all examples.
-        associated, others: Its mean on either part.
+        n_right_moved, n_wrong_moved: Of those of intervene, right and wrong, whose metric the
+            ablation moves against ``raises``: what the neuron did there.
+        difference: Of the ablation's effect: with the condition less without.
+        effect: Of the ablation on all examples.
+        effect_present, effect_absent: Its mean on either part.
         n_controls: Matched neurons of the same layer.
     """
 
@@ -108,81 +97,86 @@ class Shortcut:
     condition: str
     explained: float | None
     p: float | None
-    rival: str
-    rival_explained: float | None
+    task_feature: str
+    task_feature_explained: float | None
     raises: bool
-    n_associated: int
-    n_others: int
-    helps: int | None
-    fools: int | None
-    helped: int | None
-    fooled: int | None
-    difference: KnockoutEffect | None
-    effect: KnockoutEffect
-    associated: float | None
-    others: float | None
+    n_present: int
+    n_absent: int
+    n_right: int | None
+    n_wrong: int | None
+    n_right_moved: int | None
+    n_wrong_moved: int | None
+    difference: ControlledEffect | None
+    effect: ControlledEffect
+    effect_present: float | None
+    effect_absent: float | None
     n_controls: int
 
     def row(self) -> dict[str, Any]:
-        """The case as one flat row."""
+        """One flat row."""
         flat: dict[str, Any] = {}
         for name, value in vars(self).items():
-            if isinstance(value, KnockoutEffect):
+            if isinstance(value, ControlledEffect):
                 prefix = "" if name == "difference" else "all_"
                 flat |= {f"{prefix}{part}": number for part, number in vars(value).items()}
-            elif name not in ("difference", "p"):
-                flat[name] = value
-            elif name == "p":
-                flat["p_explained"] = value
+            elif name != "difference":
+                flat["p_explained" if name == "p" else name] = value
         return flat
 
     def lines(self, metric: str) -> list[str]:
-        """What the case rests on, line by line."""
+        """The word and the numbers behind it, line by line."""
         found = [f"{self.name} · {self.word}" + (f": {self.why}" if self.why else "")]
+        with_metric = f"r = {self.r:+.2f} with {metric}"
         if not self.feature:
-            best = f" (best that defines the task: {self.rival})" if self.rival else ""
-            found.append(f"  no surface feature explains it{best}; r = {self.r:+.2f} with {metric}")
+            best = (
+                f" (best that defines the task: {self.task_feature})" if self.task_feature else ""
+            )
+            found.append(f"  no surface feature explains it{best}; {with_metric}")
         else:
             found.append(
-                f"  {self.feature}: {self.explained:.0%} of its variance held out; "
-                f"r = {self.r:+.2f} with {metric}"
+                f"  {self.feature}: {self.explained:.0%} of its variance held out; {with_metric}"
             )
-            side = "raises" if self.raises else "lowers"
-            told = f"  so where {self.condition} it {side} {metric}"
-            if self.helps is not None:
-                told += f"; of such examples {self.helps} are right and {self.fools} wrong"
+            told = (
+                f"  so where {self.condition} it {'raises' if self.raises else 'lowers'} {metric}"
+            )
+            if self.n_right is not None:
+                told += f"; of such examples {self.n_right} are right and {self.n_wrong} wrong"
             found.append(told)
         if self.difference is not None:
             found.append(
-                f"  knocked out: {self.associated:+.3g} there ({self.n_associated:,}), "
-                f"{self.others:+.3g} elsewhere ({self.n_others:,}); difference {self.difference} "
-                f"against {self.n_controls} matched neurons (δ {self.difference.delta:.2g})"
+                f"  ablated: {self.effect_present:+.3g} there ({self.n_present:,}), "
+                f"{self.effect_absent:+.3g} elsewhere ({self.n_absent:,}); difference "
+                f"{self.difference} against {self.n_controls} matched neurons "
+                f"(δ {self.difference.delta:.2g})"
             )
         else:
-            found.append(f"  knocked out: {self.effect} against {self.n_controls} matched neurons")
+            found.append(f"  ablated: {self.effect} against {self.n_controls} matched neurons")
         return found
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> "Shortcut":
-        """The case from plain values, its effects as mappings."""
+        """From plain values, the effects as mappings."""
         effects = {
-            name: KnockoutEffect(**plain[name]) if plain[name] is not None else None
+            name: ControlledEffect(**plain[name]) if plain[name] is not None else None
             for name in ("difference", "effect")
         }
         return cls(**{**plain, **effects})  # type: ignore[arg-type]
 
 
-def ruling(
-    tied: bool, difference: KnockoutEffect | None, effect: KnockoutEffect, side: bool
+def word_for(
+    tied: bool,
+    difference: ControlledEffect | None,
+    effect: ControlledEffect,
+    larger_with_feature: bool,
 ) -> tuple[str, str]:
-    """The word and its reason.
+    """The word, and why where the word alone does not say it.
 
     Args:
         tied: Whether a surface feature explains the neuron.
-        difference: Of the knock-out's effect between examples with the feature and without; None
+        difference: Of the ablation's effect between examples with the feature and without; None
             where one of the two has too few.
-        effect: Of the knock-out on all examples.
-        side: Whether the knock-out does more with the feature than without.
+        effect: Of the ablation on all examples.
+        larger_with_feature: Whether the ablation does more with the feature than without.
     """
     if not tied:
         if effect.matters:
@@ -191,7 +185,7 @@ def ruling(
     if difference is None:
         return UNDECIDED, "too few examples with the feature, or without"
     if difference.matters:
-        if side:
+        if larger_with_feature:
             return SHORTCUT, ""
         return UNDECIDED, "it does more where the feature is absent"
     if difference.is_small:
@@ -203,62 +197,63 @@ def ruling(
 
 @dataclass(frozen=True, eq=False)
 class Shortcuts:
-    """The cases of some neurons that are strong for a metric; printing it shows each.
+    """What is behind some neurons that are strong for a metric; printing it shows each.
 
     Attributes:
-        cases: One `Shortcut` per neuron, strongest r first.
-        why: The explanations behind them; None after loading (they are saved by themselves).
-        effects: What knocking each neuron out does to each example of intervene.
+        neurons: One `Shortcut` each, strongest r first.
+        explanations: Of the same neurons; None after loading (they are saved by themselves).
+        effects: What ablating each neuron does to each example of intervene.
         present: Whether each neuron's condition holds there.
         example_ids: Of intervene.
-        metric: What the neurons are strong for, and ``watched``: what the knock-out was seen on.
-        unit: Of the watched metric.
+        metric: What the neurons are strong for, and ``causal_metric``: what was measured while
+            they were ablated.
+        unit: Of the causal metric.
         do: The edit.
         notes: What a reader must know before quoting a number.
         provenance: Model, task, splits, seed and versions.
     """
 
-    cases: tuple[Shortcut, ...]
-    why: Explanations | None
+    neurons: tuple[Shortcut, ...]
+    explanations: Explanations | None
     effects: Float[Tensor, "neuron example"]
     present: Float[Tensor, "neuron example"]
     example_ids: tuple[str, ...]
     metric: str
-    watched: str
+    causal_metric: str
     unit: str
     do: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Shortcut:
-        for case in self.cases:
-            if case.name == name:
-                return case
+        for one in self.neurons:
+            if one.name == name:
+                return one
         raise LensSkillsError(
-            f"no case of {name!r}. There are: {', '.join(case.name for case in self.cases)}."
+            f"{name!r} was not tested. These were: {', '.join(one.name for one in self.neurons)}."
         )
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.neurons)
 
     @property
     def confirmed(self) -> list[str]:
         """The neurons that are shortcuts."""
-        return [case.name for case in self.cases if case.word == SHORTCUT]
+        return [one.name for one in self.neurons if one.word == SHORTCUT]
 
     @property
     def counts(self) -> dict[str, int]:
         """How many neurons got each word."""
-        return {word: sum(case.word == word for case in self.cases) for word in WORDS}
+        return {word: sum(one.word == word for one in self.neurons) for word in WORDS}
 
     def frame(self) -> pd.DataFrame:
         """One row per neuron; ``value low high p q delta`` are of the difference, those that begin
         with ``all_`` of the effect on all examples."""
-        return pd.DataFrame([case.row() for case in self.cases])
+        return pd.DataFrame([one.row() for one in self.neurons])
 
     def examples(self) -> pd.DataFrame:
         """One row per neuron and example of intervene: name id present effect."""
-        names = [case.name for case in self.cases]
+        names = [one.name for one in self.neurons]
         return pd.DataFrame(
             {
                 "name": [name for name in names for _ in self.example_ids],
@@ -273,20 +268,24 @@ class Shortcuts:
         counted = ", ".join(f"{n} {word}" for word, n in self.counts.items() if n)
         lines = [
             f"Shortcuts behind {self.metric} of {about.get('model', '')} on "
-            f"{about.get('task', '')}: {counted or 'no neuron was tried'}",
-            f"{self.do}; effects on {self.watched}" + (f" ({self.unit})" if self.unit else ""),
+            f"{about.get('task', '')}: {counted or 'no neuron was tested'}",
+            f"{self.do}; effects on {self.causal_metric}"
+            + (f" ({self.unit})" if self.unit else ""),
         ]
-        for case in self.cases:
-            lines += case.lines(self.metric)
+        for one in self.neurons:
+            lines += one.lines(self.metric)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``shortcuts.safetensors`` and ``shortcuts.json``; whole or not at all."""
         plain = {
             name: getattr(self, name)
-            for name in ("example_ids", "metric", "watched", "unit", "do", "notes")
+            for name in ("example_ids", "metric", "causal_metric", "unit", "do", "notes")
         }
-        plain |= {"cases": [asdict(case) for case in self.cases], "provenance": {**self.provenance}}
+        plain |= {
+            "neurons": [asdict(one) for one in self.neurons],
+            "provenance": {**self.provenance},
+        }
         tensors = {"effects": self.effects.contiguous(), "present": self.present.contiguous()}
         return write_folder(Path(folder), "shortcuts", tensors, plain)
 
@@ -294,9 +293,9 @@ class Shortcuts:
     def load(cls, folder: str | Path) -> "Shortcuts":
         """The shortcuts that `save` wrote, without their explanations."""
         tensors, plain = read_folder(Path(folder), "shortcuts")
-        cases = tuple(Shortcut.of_plain(case) for case in plain.pop("cases"))
+        neurons = tuple(Shortcut.of_plain(one) for one in plain.pop("neurons"))
         plain |= {name: tuple(plain[name]) for name in ("example_ids", "notes")}
-        return cls(cases=cases, why=None, **tensors, **plain)
+        return cls(neurons=neurons, explanations=None, **tensors, **plain)
 
 
 def no_shortcuts(metric: str, note: str, provenance: Mapping[str, Any]) -> Shortcuts:

@@ -331,7 +331,7 @@ _ROW = 0.42  # inches
 
 @style()
 def shortcut_effects(found: Shortcuts, *, width: float = COLUMN) -> Drawing:
-    """Each neuron's knock-out: its effect with the feature and without, and their difference.
+    """Ablating each neuron: the effect with the feature and without, and their difference.
 
     Dots are mean effects on the examples with the neuron's surface feature (full) and without
     (hollow); the line below is the difference with its 95 % interval, over the band of differences
@@ -345,16 +345,16 @@ def shortcut_effects(found: Shortcuts, *, width: float = COLUMN) -> Drawing:
     Frame: one row per neuron, as in ``found.frame()``.
 
     Raises:
-        LensSkillsError: No neuron was tried.
+        LensSkillsError: No neuron was tested.
     """
-    if not found.cases:
-        raise LensSkillsError("no neuron to draw: none was tried. " + " ".join(found.notes[:1]))
-    cases = found.cases
+    if not found.neurons:
+        raise LensSkillsError("no neuron to draw: none was tested. " + " ".join(found.notes[:1]))
+    neurons = found.neurons
     about = found.provenance
     figure = sheet(
         width,
-        _ROW * len(cases) + 0.75,
-        title=f"Shortcuts behind {found.metric}: {len(found.confirmed)} of {len(cases)} neurons",
+        _ROW * len(neurons) + 0.75,
+        title=f"Shortcuts behind {found.metric}: {len(found.confirmed)} of {len(neurons)} neurons",
         lines=[
             " · ".join(str(about[name]) for name in ("model", "task") if name in about),
             found.do,
@@ -363,13 +363,13 @@ def shortcut_effects(found: Shortcuts, *, width: float = COLUMN) -> Drawing:
         "all examples). Grey band: ± δ, what matched neurons reach in 95 %.",
     )
     axis = figure.add_subplot()
-    for row, case in enumerate(cases):
-        _row(axis, row, case)
+    for row, one in enumerate(neurons):
+        _row(axis, row, one)
     unit = f" ({found.unit})" if found.unit else ""
-    axis.set_xlabel(f"change of {found.watched} when removed{unit}")
+    axis.set_xlabel(f"change of {found.causal_metric} when ablated{unit}")
     axis.axvline(0, color=BLACK, linewidth=0.6, zorder=1)
-    axis.set_yticks(range(len(cases)), [case.name for case in cases])
-    axis.set_ylim(len(cases) - 0.45, -0.75)
+    axis.set_yticks(range(len(neurons)), [one.name for one in neurons])
+    axis.set_ylim(len(neurons) - 0.45, -0.75)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
@@ -389,17 +389,19 @@ def shortcut_effects(found: Shortcuts, *, width: float = COLUMN) -> Drawing:
     return Drawing(figure, found.frame(), file_name("shortcut_effects", found.metric))
 
 
-def _row(axis: Axes, row: int, case: Shortcut) -> None:
-    shown = case.difference or case.effect
+def _row(axis: Axes, row: int, one: Shortcut) -> None:
+    shown = one.difference or one.effect
     band = {"color": PALE, "linewidth": 0, "zorder": 0}
     axis.fill_between([-shown.delta, shown.delta], row - 0.16, row + 0.3, **band)
-    colour = VERMILION if case.word == "shortcut" else BLACK
+    colour = VERMILION if one.word == "shortcut" else BLACK
     axis.plot([shown.low, shown.high], [row + 0.13] * 2, color=colour, linewidth=1.2, zorder=3)
     axis.plot([shown.value], [row + 0.13], "|", color=colour, markersize=6, zorder=3)
-    if case.associated is not None and case.others is not None:
-        axis.plot([case.associated], [row - 0.07], "o", color=BLUE, markersize=4, zorder=4)
-        axis.plot([case.others], [row - 0.07], "o", color=BLUE, mfc="white", markersize=4, zorder=4)
-    text = case.word if not case.feature else f"{case.condition}: {case.word}"
+    if one.effect_present is not None and one.effect_absent is not None:
+        axis.plot([one.effect_present], [row - 0.07], "o", color=BLUE, markersize=4, zorder=4)
+        axis.plot(
+            [one.effect_absent], [row - 0.07], "o", color=BLUE, mfc="white", markersize=4, zorder=4
+        )
+    text = one.word if not one.feature else f"{one.condition}: {one.word}"
     while text_width(text, SMALL) > COLUMN - 0.75 and len(text) > 8:
         text = text[:-2].rstrip() + "…"
     label = axis.annotate(

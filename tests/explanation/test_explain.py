@@ -15,8 +15,8 @@ from lens_skills.models import as_adapter
 from tests.explanation.problems import ANSWER, DECOY, SHORTCUT, problems, with_shortcut
 from tests.planted import planted
 
-OPTIONS: dict[str, Any] = {"n_permutations": 99, "progress": False}
-WITHOUT: dict[str, Any] = {"n_permutations": 0, "progress": False}
+OPTIONS: dict[str, Any] = {"n_permutations": 99}
+WITHOUT: dict[str, Any] = {"n_permutations": 0}
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 import lens_skills as ls
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Shortcuts, feature_bank, shortcuts
+from lens_skills.explanation.conditional_effects import condition_of, influence
 from lens_skills.explanation.features import Feature
-from lens_skills.explanation.knockout import condition_of, influence
 from lens_skills.explanation.shortcut_report import (
     EVERYWHERE,
     NEITHER,
@@ -19,14 +19,14 @@ from lens_skills.explanation.shortcut_report import (
     TIED,
     UNDECIDED,
     UNEXPLAINED,
-    KnockoutEffect,
-    ruling,
+    ControlledEffect,
+    word_for,
 )
 from lens_skills.stats.bootstrap import cluster_error
 from tests.explanation import problems as plant
 from tests.explanation.problems import problems, with_shortcut
 
-OPTIONS: dict[str, Any] = {"n_permutations": 199, "progress": False}
+OPTIONS: dict[str, Any] = {"n_permutations": 199}
 
 
 @pytest.fixture(scope="module")
@@ -51,43 +51,43 @@ def found(tiny: Any, splits: tuple[Any, ...]) -> Shortcuts:
 
 
 def test_a_planted_shortcut_is_explained_and_confirmed(found: Shortcuts) -> None:
-    case = found[plant.SHORTCUT]
-    assert case.word == SHORTCUT
-    assert case.condition == case.feature == "an operand is 5"
-    assert case.raises
-    assert case.r > 0.2
-    assert case.difference is not None
-    assert case.difference.high < 0
+    one = found[plant.SHORTCUT]
+    assert one.word == SHORTCUT
+    assert one.condition == one.feature == "an operand is 5"
+    assert one.raises
+    assert one.r > 0.2
+    assert one.difference is not None
+    assert one.difference.high < 0
     assert found.confirmed == [plant.SHORTCUT]
 
 
 def test_a_twin_that_writes_nothing_is_tied_but_not_causal(found: Shortcuts) -> None:
-    case = found[plant.DECOY]
-    assert case.word == TIED
-    assert case.feature == "an operand is 5"
-    assert case.difference is not None
-    assert case.difference.value == case.effect.value == 0
+    one = found[plant.DECOY]
+    assert one.word == TIED
+    assert one.feature == "an operand is 5"
+    assert one.difference is not None
+    assert one.difference.value == one.effect.value == 0
 
 
 def test_the_prediction_counts_examples(found: Shortcuts, tiny: Any, splits: Any) -> None:
     _, confirm, intervene = splits
-    case = found[plant.SHORTCUT]
+    one = found[plant.SHORTCUT]
     with with_shortcut(tiny, splits[0]):
         right = ls.evaluate(tiny, confirm, ["correct"])["correct"].bool()
     five = torch.tensor([plant.has_five(example) for example in confirm])
-    assert (case.helps, case.fools) == (int((five & right).sum()), int((five & ~right).sum()))
+    assert (one.n_right, one.n_wrong) == (int((five & right).sum()), int((five & ~right).sum()))
     rows = found.examples().query("name == @plant.SHORTCUT")
     wanted = [plant.has_five(example) for example in intervene]
     assert rows["present"].tolist() == wanted
-    assert case.n_associated == sum(wanted)
+    assert one.n_present == sum(wanted)
     inside = rows["effect"][rows["present"]].mean()
-    assert case.associated == pytest.approx(inside)
+    assert one.effect_present == pytest.approx(inside)
     outside = rows["effect"][~rows["present"]].mean()
-    assert case.difference is not None
-    assert case.difference.value == pytest.approx(inside - outside)
-    assert case.helped is not None
-    assert case.fooled is not None
-    assert case.helped + case.fooled == int((rows["effect"][rows["present"]] < 0).sum())
+    assert one.difference is not None
+    assert one.difference.value == pytest.approx(inside - outside)
+    assert one.n_right_moved is not None
+    assert one.n_wrong_moved is not None
+    assert one.n_right_moved + one.n_wrong_moved == int((rows["effect"][rows["present"]] < 0).sum())
 
 
 def test_effects_are_those_of_a_sweep(found: Shortcuts, tiny: Any, splits: Any) -> None:
@@ -119,7 +119,6 @@ def test_the_search_finds_the_planted_neuron(tiny_bridge: Any, splits: tuple[Any
             k=3,
             n_controls=60,
             n_permutations=999,
-            progress=False,
         )
     assert plant.SHORTCUT in found.confirmed
     assert "associated" in found.notes[0]
@@ -146,7 +145,7 @@ def test_a_difference_is_the_mean_of_its_influence() -> None:
     effects = torch.from_numpy(random.normal(size=(3, 60)))
     part = torch.from_numpy(random.random(60) < 0.3)
     groups = [str(n // 3) for n in range(60)]
-    values = influence(effects, part, ~part)
+    values = influence(effects, part)
     wanted = effects[:, part].mean(1) - effects[:, ~part].mean(1)
     torch.testing.assert_close(values.mean(1), wanted)
     # The cluster-robust sandwich of the regression on the part, by its formula.
@@ -159,13 +158,13 @@ def test_a_difference_is_the_mean_of_its_influence() -> None:
         assert error == pytest.approx(np.sqrt(sandwich[1, 1]))
 
 
-def effect(value: float, half: float, q: float = 0.01) -> KnockoutEffect:
+def effect(value: float, half: float, q: float = 0.01) -> ControlledEffect:
     ends = (value - half, value + half, value - 0.8 * half, value + 0.8 * half)
-    return KnockoutEffect(value, *ends, p=q, q=q, delta=1.0)
+    return ControlledEffect(value, *ends, p=q, q=q, delta=1.0)
 
 
 @pytest.mark.parametrize(
-    ("tied", "difference", "whole", "side", "word"),
+    ("tied", "difference", "whole", "larger", "word"),
     [
         (True, effect(-3, 1), effect(-1, 1), True, SHORTCUT),
         (True, effect(-3, 1), effect(-1, 1), False, UNDECIDED),
@@ -179,10 +178,14 @@ def effect(value: float, half: float, q: float = 0.01) -> KnockoutEffect:
         (False, None, effect(0, 3), True, UNDECIDED),
     ],
 )
-def test_the_word_follows_from_the_evidence(
-    tied: bool, difference: KnockoutEffect | None, whole: KnockoutEffect, side: bool, word: str
+def test_the_word_follows_from_the_effects(
+    tied: bool,
+    difference: ControlledEffect | None,
+    whole: ControlledEffect,
+    larger: bool,
+    word: str,
 ) -> None:
-    assert ruling(tied, difference, whole, side)[0] == word
+    assert word_for(tied, difference, whole, larger)[0] == word
 
 
 def test_a_condition_is_where_the_neuron_stands_out() -> None:
@@ -203,10 +206,10 @@ def test_refusals(tiny_bridge: Any, splits: tuple[Any, ...]) -> None:
     with pytest.raises(LensSkillsError, match="share 120 groups"):
         shortcuts(tiny_bridge, explore, explore, intervene)
     with pytest.raises(LensSkillsError, match="is a column of the task"):
-        shortcuts(tiny_bridge, *splits, metric=ls.confidence(), watch="label:even")
+        shortcuts(tiny_bridge, *splits, metric=ls.confidence(), causal_metric="label:even")
     with pytest.raises(LensSkillsError, match="none were named"):
         shortcuts(tiny_bridge, *splits, neurons=[])
-    with pytest.raises(LensSkillsError, match="no case of 'L0N0'"):
+    with pytest.raises(LensSkillsError, match="'L0N0' was not tested"):
         Shortcuts((), None, torch.zeros(0, 0), torch.zeros(0, 0), (), "", "", "", "")["L0N0"]
 
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from lens_skills.activations.activation_reader import Excerpt
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Explanation, Explanations, Shortcut, Shortcuts
-from lens_skills.explanation.shortcut_report import SHORTCUT, UNEXPLAINED, KnockoutEffect
+from lens_skills.explanation.shortcut_report import SHORTCUT, UNEXPLAINED, ControlledEffect
 from lens_skills.plotting.explanation_plots import activation_map, feature_matrix, shortcut_effects
 from tests.plotting.probes import labels, words
 
@@ -136,8 +136,8 @@ def test_a_matrix_without_a_null_says_so() -> None:
         feature_matrix(replace(make_why(), neurons=(silent,)))
 
 
-def make_case(name: str, word: str, difference: KnockoutEffect | None) -> Shortcut:
-    effect = KnockoutEffect(-0.1, -0.2, 0.0, -0.18, -0.02, 0.01, 0.02, 0.03)
+def make_shortcut(name: str, word: str, difference: ControlledEffect | None) -> Shortcut:
+    effect = ControlledEffect(-0.1, -0.2, 0.0, -0.18, -0.02, 0.01, 0.02, 0.03)
     tied = difference is not None
     return Shortcut(
         name=name,
@@ -148,28 +148,28 @@ def make_case(name: str, word: str, difference: KnockoutEffect | None) -> Shortc
         condition="an operand is 5" if tied else "",
         explained=0.5 if tied else None,
         p=0.01 if tied else None,
-        rival="",
-        rival_explained=None,
+        task_feature="",
+        task_feature_explained=None,
         raises=True,
-        n_associated=20,
-        n_others=80,
-        helps=3,
-        fools=17,
-        helped=2,
-        fooled=15,
+        n_present=20,
+        n_absent=80,
+        n_right=3,
+        n_wrong=17,
+        n_right_moved=2,
+        n_wrong_moved=15,
         difference=difference,
         effect=effect,
-        associated=-0.5 if tied else None,
-        others=0.01 if tied else None,
+        effect_present=-0.5 if tied else None,
+        effect_absent=0.01 if tied else None,
         n_controls=100,
     )
 
 
 def test_effects_stand_as_the_report_holds_them() -> None:
-    wide = KnockoutEffect(-0.51, -0.7, -0.3, -0.66, -0.36, 0.01, 0.02, 0.05)
-    cases = (make_case("L1N0", SHORTCUT, wide), make_case("L1N1", UNEXPLAINED, None))
+    wide = ControlledEffect(-0.51, -0.7, -0.3, -0.66, -0.36, 0.01, 0.02, 0.05)
+    neurons = (make_shortcut("L1N0", SHORTCUT, wide), make_shortcut("L1N1", UNEXPLAINED, None))
     found = Shortcuts(
-        cases, None, torch.zeros(2, 1), torch.zeros(2, 1), ("e",), "confidence", "confidence",
+        neurons, None, torch.zeros(2, 1), torch.zeros(2, 1), ("e",), "confidence", "confidence",
         "probability", "mean ablation", (), {"model": "tiny", "task": "sums"},
     )  # fmt: skip
     drawing = shortcut_effects(found)
@@ -183,5 +183,5 @@ def test_effects_stand_as_the_report_holds_them() -> None:
     assert "1 of 2 neurons" in words(drawing)
     assert "(probability)" in axis.get_xlabel()
     assert drawing.frame["name"].tolist() == ["L1N0", "L1N1"]
-    with pytest.raises(LensSkillsError, match="none was tried"):
-        shortcut_effects(replace(found, cases=(), notes=("nothing held up",)))
+    with pytest.raises(LensSkillsError, match="none was tested"):
+        shortcut_effects(replace(found, neurons=(), notes=("nothing held up",)))

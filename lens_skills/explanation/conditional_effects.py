@@ -1,6 +1,10 @@
-"""`Knockout`: what removing neurons does where a feature is present, beside where it is not."""
+"""What ablating neurons does where a feature is present, beside where it is absent.
 
-from collections.abc import Callable, Sequence
+`Condition`: a feature as yes or no, so that the examples fall into two parts.
+`ConditionalEffects`: neurons ablated one by one beside matched ones, their effects per part.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_skills.activations import (
-    Metric,
-    Position,
-)
+from lens_skills.activations import Metric, Position
 from lens_skills.activations.components import Component
 from lens_skills.data import Example
 from lens_skills.explanation.features import Feature
-from lens_skills.explanation.shortcut_report import (
-    KnockoutEffect,
-)
+from lens_skills.explanation.shortcut_report import ControlledEffect
 from lens_skills.interventions import Edit
 from lens_skills.interventions.controls import component_table, nearest
 from lens_skills.interventions.effects import Bench
@@ -26,8 +25,8 @@ from lens_skills.models import ModelAdapter
 from lens_skills.stats.effect_tests import estimate
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
-FEW = 10
-"""Fewer examples than this on a side are no side."""
+FEWEST = 10
+"""Examples that either part must hold for a difference between them."""
 
 
 @dataclass(frozen=True)
@@ -89,64 +88,57 @@ def condition_of(
 
 
 @dataclass(frozen=True, eq=False)
-class Knockout:
-    """What removing each neuron, and each of its controls, does to a metric, per example.
+class ConditionalEffects:
+    """What ablating each neuron, and each of its controls, does to a metric, per example.
 
     Attributes:
-        clean: The metric without any edit.
         total: Edited minus clean, one row per neuron.
         controls: The same of each neuron's matched controls.
         groups: Of the examples.
         do, unit: The edit and the metric's unit, in words.
     """
 
-    clean: Float[Tensor, " example"]
     total: Float[Tensor, "neuron example"]
     controls: tuple[Tensor, ...]  # each Float[Tensor, "control example"]
     groups: tuple[str, ...]
     do: str
     unit: str
 
-    def overall(self, delta: float | None) -> list[KnockoutEffect]:
+    def overall(self, delta: float | None) -> list[ControlledEffect]:
         """The mean effect on all examples of each neuron."""
-        everywhere = torch.ones(len(self.groups), dtype=torch.bool)
-        return self._effects([(everywhere, None)] * len(self.total), delta)
+        return list(self._effects(dict.fromkeys(range(len(self.total))), delta).values())
 
     def differences(
-        self, parts: Sequence[Bool[Tensor, " example"] | None], delta: float | None
-    ) -> list[KnockoutEffect | None]:
-        """Mean effect on a neuron's own part less that on the rest; None where a side is small."""
-        which = [n for n, part in enumerate(parts) if part is not None and _two_sided(part)]
-        sides = []
-        for number in which:
-            part = parts[number]
-            assert part is not None
-            sides.append((part, ~part))
-        found = iter(self._effects(sides, delta, which))
-        return [next(found) if number in which else None for number in range(len(parts))]
+        self, present: Sequence[Bool[Tensor, " example"] | None], delta: float | None
+    ) -> list[ControlledEffect | None]:
+        """Mean effect where a neuron's condition holds less that where not; None where few do."""
+        parts = {
+            neuron: part
+            for neuron, part in enumerate(present)
+            if part is not None and min(int(part.sum()), int((~part).sum())) >= FEWEST
+        }
+        found = self._effects(parts, delta)
+        return [found.get(neuron) for neuron in range(len(present))]
 
     def _effects(
-        self,
-        sides: Sequence[tuple[Tensor, Tensor | None]],
-        delta: float | None,
-        which: Sequence[int] | None = None,
-    ) -> list[KnockoutEffect]:
-        which = range(len(self.total)) if which is None else which
+        self, parts: Mapping[int, Bool[Tensor, " example"] | None], delta: float | None
+    ) -> dict[int, ControlledEffect]:
+        """The effect of each neuron on its part less the rest (None: on all examples)."""
         values, null, p = [], [], []
-        for number, (part, rest) in zip(which, sides, strict=True):
-            mine = influence(self.total[number][None], part, rest)
-            theirs = influence(self.controls[number], part, rest).mean(1).abs()
+        for neuron, part in parts.items():
+            mine = influence(self.total[neuron][None], part)
+            theirs = influence(self.controls[neuron], part).mean(1).abs()
             values.append(mine[0])
             null.append(theirs)
             p.append(rank_p(mine.mean(1).abs(), theirs))
         if not values:
-            return []
+            return {}
         if delta is None:
             delta = float(torch.cat(null).quantile(0.95))
         found = estimate(torch.stack(values), self.groups)
         q = false_discovery_q(torch.cat(p))
-        return [
-            KnockoutEffect(
+        return {
+            neuron: ControlledEffect(
                 value=float(found.mean[n]),
                 low=float(found.low[n]),
                 high=float(found.high[n]),
@@ -156,39 +148,37 @@ class Knockout:
                 q=float(q[n]),
                 delta=delta,
             )
-            for n in range(len(values))
-        ]
+            for n, neuron in enumerate(parts)
+        }
 
 
 def influence(
-    effects: Float[Tensor, "set example"],
-    part: Bool[Tensor, " example"],
-    rest: Bool[Tensor, " example"] | None,
+    effects: Float[Tensor, "set example"], part: Bool[Tensor, " example"] | None
 ) -> Float[Tensor, "set example"]:
     """One number per example whose mean is the part's mean effect less the rest's.
 
     mean_1 - mean_0 + (n / n_1)(e - mean_1) on the part, and - (n / n_0)(e - mean_0) on the rest:
     the linearised difference, so that the interval of a mean over groups is that of a difference.
+    Without a part: the effects.
 
     >>> effects = torch.tensor([[3.0, 1.0, 0.0, 0.0]])
-    >>> part = torch.tensor([True, True, False, False])
-    >>> influence(effects, part, ~part).mean().item()
+    >>> influence(effects, torch.tensor([True, True, False, False])).mean().item()
     2.0
     """
     effects = effects.double()
-    if rest is None:
+    if part is None:
         return effects
     n_examples = effects.shape[1]
     total = torch.zeros_like(effects)
     difference = torch.zeros(len(effects), 1, dtype=torch.float64)
-    for side, sign in ((part, 1.0), (rest, -1.0)):
-        mean = effects[:, side].mean(1, keepdim=True)
-        total[:, side] = sign * (n_examples / int(side.sum())) * (effects[:, side] - mean)
+    for where, sign in ((part, 1.0), (~part, -1.0)):
+        mean = effects[:, where].mean(1, keepdim=True)
+        total[:, where] = sign * (n_examples / int(where.sum())) * (effects[:, where] - mean)
         difference += sign * mean
     return difference + total
 
 
-def knock_out(
+def ablate_each(
     adapter: ModelAdapter,
     examples: Sequence[Example],
     units: Sequence[Component],
@@ -199,8 +189,8 @@ def knock_out(
     n_controls: int,
     seed: int,
     **options: Any,
-) -> Knockout:
-    """Every unit removed alone, and beside it the ``n_controls`` others that are most like it."""
+) -> ConditionalEffects:
+    """Every unit ablated alone, and beside it the ``n_controls`` others that are most like it."""
     bench = Bench(adapter, metric, position, seed, None, options)
     population = component_table(
         adapter, examples, units, position=position, batch_size=options.get("batch_size", 32)
@@ -209,18 +199,13 @@ def knock_out(
     others = list(dict.fromkeys(unit for some in drawn for unit in some))
     tried = [*units, *others]
     effects = bench.measure(
-        examples, [(unit,) for unit in tried], do, names=[u.name for u in tried], part="knock-out"
+        examples, [(unit,) for unit in tried], do, names=[u.name for u in tried], part="shortcuts"
     )
     place = {unit: len(units) + number for number, unit in enumerate(others)}
-    return Knockout(
-        clean=effects.clean,
+    return ConditionalEffects(
         total=effects.total[: len(units)],
         controls=tuple(effects.total[[place[unit] for unit in some]] for some in drawn),
         groups=effects.groups,
         do=effects.do,
         unit=effects.unit,
     )
-
-
-def _two_sided(part: Bool[Tensor, " example"]) -> bool:
-    return min(int(part.sum()), int((~part).sum())) >= FEW

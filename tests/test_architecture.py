@@ -17,7 +17,7 @@ PACKAGE, BENCHMARKS = ROOT / "lens_skills", ROOT / "benchmarks"
 
 # From the ground up. A room that is added gets its floor here, and nowhere else.
 FLOORS = (
-    ("errors",),
+    ("errors", "old_names"),
     ("settings",),
     ("stats",),
     ("data",),

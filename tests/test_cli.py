@@ -14,6 +14,7 @@ import lens_skills as ls
 from lens_skills.cli.app import app
 from lens_skills.cli.runs import Run
 from lens_skills.models.convert import has_hooked
+from lens_skills.scoring import Scores
 from lens_skills.tasks import GENERATORS
 
 QUICK = ["--limit", "96", "--permutations", "39", "--batch-size", "64"]
@@ -42,16 +43,16 @@ def run_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_score_writes_what_it_prints(run_folder: Path) -> None:
-    scores = ls.Scores.load(run_folder / "explore")
+    scores = Scores.load(run_folder / "explore")
     assert scores.metrics == ("label:plural",)
     assert list(scores.provenance["given"]) == ["n_words"]
     assert Run.load(run_folder).request.limit == 96
 
 
 def test_the_same_command_again_is_no_other_run(run_folder: Path, tiny_folder: Path) -> None:
-    before = ls.Scores.load(run_folder / "explore")
+    before = Scores.load(run_folder / "explore")
     printed("score", "agreement", *QUICK, *OPTIONS, "--out", run_folder, "--model", tiny_folder)
-    assert ls.Scores.load(run_folder / "explore").r.equal(before.r)
+    assert Scores.load(run_folder / "explore").r.equal(before.r)
 
 
 def test_a_label_of_several_categories_is_one_metric_each(
@@ -61,7 +62,7 @@ def test_a_label_of_several_categories_is_one_metric_each(
     asked = ["--metric", "label:heuristic", "--metric", "label:entailment=1"]
     quick = ["--limit", 600, *QUICK[2:]]
     printed("score", "nli", *quick, *asked, "--out", folder, "--model", tiny_folder)
-    names = ls.Scores.load(folder / "explore").metrics
+    names = Scores.load(folder / "explore").metrics
     rules = ("constituent", "lexical_overlap", "subsequence")
     assert names == (*(f"label:heuristic={rule}" for rule in rules), "label:entailment=1")
     text = printed("select", folder, "--metric", "label:heuristic=subsequence", "--top", 10)
@@ -107,7 +108,7 @@ def test_a_table_of_ones_own(tmp_path: Path, tiny_folder: Path) -> None:
         "--position=-2", "--out", tmp_path / "run", "--model", tiny_folder,
     )  # fmt: skip
     assert "label:plural · mlp.hook_post at -2 · 192 neurons" in text
-    scores = ls.Scores.load(tmp_path / "run" / "explore")
+    scores = Scores.load(tmp_path / "run" / "explore")
     assert scores.metrics == ("label:plural", "covariate:b", "answer_probability")
     assert scores.n_groups == 2
     assert set(scores.groups) <= set(nouns)
@@ -184,7 +185,7 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
     assert "label:plural" in printed(*command)
     assert sorted(path.name for path in run.iterdir()) == ["explore", "run.json"]
     # Two batches were done before, and one example is read to see how wide the layers are.
-    assert sum(sizes) == ls.Scores.load(run / "explore").n_examples - 2 * 16 + 1
+    assert sum(sizes) == Scores.load(run / "explore").n_examples - 2 * 16 + 1
 
 
 Refuse = Callable[..., str]

@@ -13,6 +13,7 @@ import pytest
 import lens_skills as ls
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.scoring import Scores, Selection
 from lens_skills.studies import Study, study
 from lens_skills.tasks import Task, pairs
 from tests.planted import planted
@@ -264,9 +265,9 @@ def test_saving_writes_every_step(found: Study, tmp_path: Path) -> None:
         "selection",
     ]
     assert (folder / "card.txt").read_text() == repr(found) + "\n"
-    assert repr(ls.Scores.load(folder / "explore")) == repr(found.found)
-    assert repr(ls.Scores.load(folder / "confirm")) == repr(found.checked)
-    assert repr(ls.Selection.load(folder / "selection")) == repr(found.selection)
+    assert repr(Scores.load(folder / "explore")) == repr(found.found)
+    assert repr(Scores.load(folder / "confirm")) == repr(found.checked)
+    assert repr(Selection.load(folder / "selection")) == repr(found.selection)
     neurons = pd.read_csv(folder / "neurons.csv")
     assert neurons["name"].tolist() == found.selection.names
     preflight = json.loads((folder / "preflight.json").read_text())

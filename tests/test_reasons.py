@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-import lens_skills as ls
+from lens_skills.circuits import Circuit
 from lens_skills.cli.app import app
 from lens_skills.cli.runs import Run, RunRequest
+from lens_skills.explanation import Explanations
+from lens_skills.scoring import Scores
 
 SCORE = ["--metric", "label:plural", "--limit", "600", "--permutations", "39", "--seed", "0"]
 
@@ -33,8 +35,8 @@ def test_explain_takes_the_strongest_where_nothing_is_confirmed(run: Path) -> No
     code, out, err = shell("explain", run, "--top", 2)
     assert code == 0
     assert "nothing of 'label:plural' is confirmed: the 2 strongest of explore" in err
-    kept = ls.Explanations.load(run / "explanations-label-plural")
-    strongest = ls.Scores.load(run / "explore")["label:plural"].top(2)
+    kept = Explanations.load(run / "explanations-label-plural")
+    strongest = Scores.load(run / "explore")["label:plural"].top(2)
     assert list(kept) == [f"L{layer}N{neuron}" for layer, neuron in strongest.tolist()]
     assert next(iter(kept)) in out
     assert (run / "explanations-label-plural.csv").exists()
@@ -57,7 +59,7 @@ def test_circuit_of_a_neuron(tmp_path: Path) -> None:
     quick = ["--edges", 2, "--depth", 1, "--limit", 20]
     code, out, _ = shell("circuit", run, "--neuron", "L28N907", *quick)
     assert code == 0
-    kept = ls.Circuit.load(run / "circuit-L28N907")
+    kept = Circuit.load(run / "circuit-L28N907")
     assert kept.target == "L28N907"
     assert "circuit of L28N907" in out
     assert len(pd.read_csv(run / "circuit-L28N907.csv")) == len(kept.edges) > 0

@@ -14,7 +14,11 @@ from page import Page, asked, funnel, kept, words
 
 import lens_skills as ls
 from lens_skills.activations import evaluate
+from lens_skills.interventions import Verdict
 from lens_skills.interventions.verdict import CAUSAL
+from lens_skills.models import SoftPrompt
+from lens_skills.scoring import Scores
+from lens_skills.soft_prompts import initial_prompt
 
 TEXT = "\nThe right answer is the number "  # eight tokens, of which training begins
 HARD = ("The answer is ", TEXT)
@@ -32,7 +36,7 @@ def one_digit(page: Page, model: Any, asked: Namespace) -> Any:
     prompts = [
         kept(
             asked.runs / "arithmetic" / f"prompt {seed}",
-            ls.SoftPrompt,
+            SoftPrompt,
             lambda seed=seed: ls.fit_prompt(model, learn, seed=seed, progress=False, **options),
         )
         for seed in range(SEEDS)
@@ -97,13 +101,13 @@ def neurons(page: Page, model: Any, prompt: Any, learn: Any, asked: Namespace) -
         "layer at each of the eight prompt positions; a neuron passes a gate where it passes at "
         "any position. Beside the trained prompt its own beginning, which was not trained."
     )
-    start = ls.initial_prompt(model, 8, text=TEXT)
+    start = initial_prompt(model, 8, text=TEXT)
     rows, scores, verdicts = [], {}, {}
     for name, vectors in (("trained", prompt), ("untrained", start)):
         folder = asked.runs / "arithmetic" / f"explore {name}"
         scores[name] = kept(
             folder,
-            ls.Scores,
+            Scores,
             lambda vectors=vectors: ls.score(
                 model, explore, metrics=metrics, prompt=vectors, progress=False
             ),
@@ -163,7 +167,7 @@ def trial(
     folder = asked.runs / "arithmetic" / f"verdict {found.metric}"
     verdict = kept(
         folder,
-        ls.Verdict,
+        Verdict,
         lambda: ls.verify(
             model, short, which, do=ls.ablate("mean", over=found.scores), position="prompt",
             prompt=prompt, n_controls=0, n_peers=asked.peers, also=(), pairs=False, by=(),

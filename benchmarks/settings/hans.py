@@ -19,6 +19,8 @@ from hans_trials import repeated, tried
 from page import Page, asked, kept, minutes
 
 import lens_skills as ls
+from lens_skills.activations import evaluate
+from lens_skills.models import SoftPrompt
 from lens_skills.tasks.nli import WORDING
 
 # Short: the model is as much at chance with it as with longer ones, and reads it twice as fast.
@@ -41,7 +43,7 @@ def learned(page: Page, model: Any, rows: Rows, sizes: Namespace) -> list[Any]:
     prompts = [
         kept(
             folder,
-            ls.SoftPrompt,
+            SoftPrompt,
             lambda seed=seed: ls.fit_prompt(
                 model, learn, n_tokens=sizes.tokens, seed=seed, epochs=sizes.epochs, lr=sizes.lr,
                 batch_size=8, schedule="cosine", patience=sizes.epochs, held_out=stop,
@@ -110,7 +112,7 @@ def each_its_own(task: Any) -> Any:
 
 def truth_told(model: Any, task: Any, prompt: Any) -> float:
     """The share of rows where the right answer is likelier than the wrong one."""
-    found = ls.evaluate(model, task, "logit_diff", prompt=prompt, progress=False)["logit_diff"]
+    found = evaluate(model, task, "logit_diff", prompt=prompt, progress=False)["logit_diff"]
     return float((found > 0).double().mean())
 
 

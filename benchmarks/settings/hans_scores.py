@@ -10,6 +10,8 @@ from hans_rows import Rows
 from page import Page, kept, minutes
 
 import lens_skills as ls
+from lens_skills.activations import stream
+from lens_skills.scoring import Scores, partial_r
 
 TRUTH = "label:entailment"
 
@@ -28,7 +30,7 @@ def scored(page: Page, model: Any, prompt: Any, rows: Rows, sizes: Namespace) ->
     folder = sizes.runs / "hans" / "all rows"
     found = kept(
         folder,
-        ls.Scores,
+        Scores,
         lambda: ls.score(
             model, rows.task, metrics=metrics, prompt=prompt, n_permutations=sizes.draws,
             exploratory=True, checkpoint=folder.with_name("all rows unfinished"), progress=False,
@@ -129,7 +131,7 @@ def described(page: Page, found: Any, sizes: Namespace) -> None:
     pairs = []
     for metric, given in (("confidence", TRUTH), (TRUTH, "confidence")):
         if metric in found.metrics and given in found.metrics:
-            whole, left = found[metric].r.abs(), ls.partial_r(found, metric, given).abs()
+            whole, left = found[metric].r.abs(), partial_r(found, metric, given).abs()
             at = int(whole.flatten().argmax())
             pairs.append(
                 f"{metric}: largest |r| {float(whole.max()):.2f}, of that neuron given {given} "
@@ -180,7 +182,7 @@ def by_class(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes:
     part = rows.part(sizes.rows + sizes.stop + sizes.tested, sizes.each)
     acts = torch.zeros(len(part))
     at = int(found.positions[place])
-    for batch in ls.stream(model, part, layers=layer, position=at, prompt=prompt, progress=False):
+    for batch in stream(model, part, layers=layer, position=at, prompt=prompt, progress=False):
         acts[batch.index] = batch.activations[:, 0, neuron].float()
     page.picture(
         ls.figures.activation_by_class(

@@ -10,6 +10,9 @@ from hans_scores import TRUTH
 from page import Page, kept, words
 
 import lens_skills as ls
+from lens_skills.interventions import Verdict
+from lens_skills.scoring import Scores
+from lens_skills.soft_prompts import initial_prompt
 
 SHARED = 200  # strongest neurons of each prompt whose overlap is counted
 
@@ -18,7 +21,7 @@ def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Name
     """The same search under every prompt, and under one that was not trained."""
     at = sizes.rows + sizes.stop + sizes.tested
     first, second = rows.part(at, sizes.each), rows.part(at + sizes.each, sizes.each // 2)
-    start = ls.initial_prompt(model, sizes.tokens, init="vocabulary", seed=0)
+    start = initial_prompt(model, sizes.tokens, init="vocabulary", seed=0)
     ways = {f"seed {seed}": prompt for seed, prompt in enumerate(prompts)} | {"untrained": start}
     one, other = {}, {}
     for name, prompt in ways.items():
@@ -30,10 +33,10 @@ def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Name
                 **more,
             )  # fmt: skip
 
-        one[name] = kept(folder / f"part {name}", ls.Scores, passed(first, {"n_permutations": 39}))
+        one[name] = kept(folder / f"part {name}", Scores, passed(first, {"n_permutations": 39}))
         if name != "untrained":
             more = {"n_permutations": 0, "n_controls": 0, "baseline": one[name]}
-            other[name] = kept(folder / f"rest {name}", ls.Scores, passed(second, more))
+            other[name] = kept(folder / f"rest {name}", Scores, passed(second, more))
     largest = ", ".join(f"{name} {float(s[TRUTH].strength.max()):.2f}" for name, s in one.items())
     page.say(
         f"**Seeds.** The search for the truth again, under every prompt, on the same {len(first)} "
@@ -70,7 +73,7 @@ def tried(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: Na
     folder = sizes.runs / "hans" / "verdict"
     verdict = kept(
         folder,
-        ls.Verdict,
+        Verdict,
         lambda: ls.verify(
             model, trial, names, do=ls.ablate("mean", over=found), position="prompt",
             prompt=prompt, n_controls=0, n_peers=sizes.peers, also=(), pairs=False, by=(),

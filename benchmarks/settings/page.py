@@ -96,7 +96,7 @@ def kept(folder: Path, kind: Any, make: Callable[[], Any]) -> Any:
 
     Args:
         folder: Its own; remove it to make the result anew.
-        kind: ``ls.SoftPrompt``, ``ls.Scores``, ``ls.Verdict`` or another that saves itself.
+        kind: ``SoftPrompt``, ``Scores``, ``Verdict`` or another that saves itself.
         make: What makes it.
     """
     if folder.exists():

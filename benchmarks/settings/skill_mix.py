@@ -20,6 +20,9 @@ from skill_mix_neurons import neurons
 from skill_mix_texts import DONE, copies, rates, rates_of_the_rules, rules, samples
 
 import lens_skills as ls
+from lens_skills.generation import Graded
+from lens_skills.models import SoftPrompt
+from lens_skills.soft_prompts import initial_prompt
 from lens_skills.tasks.skill_mix import chosen_skills, own_topics, read_topics
 
 WORDING = "{definitions}\n\nNow {skills} in a text about {topic}."
@@ -28,10 +31,10 @@ TEXT = "\nExample:"  # the tokens a prompt begins from; read as they are they ar
 
 def written(
     folder: Path, model: Any, task: Any, prompt: Any, seed: int, given: Namespace
-) -> ls.Graded:
+) -> Graded:
     """Texts read back from a folder, or written there; an interrupted run goes on."""
     graded = kept(
-        folder, ls.Graded,
+        folder, Graded,
         lambda: ls.generate(
             model, task, prompt=prompt, max_new_tokens=given.tokens, seed=seed,
             batch_size=given.batch, checkpoint=folder.with_name(f"{folder.name} so far"),
@@ -50,7 +53,7 @@ def drawn(task: ls.Task, draws: int) -> ls.Task:
 
 
 def lessons(
-    graded: ls.Graded, skills: Any, topics: tuple[str, ...], most: int
+    graded: Graded, skills: Any, topics: tuple[str, ...], most: int
 ) -> tuple[Any, dict[str, int]]:
     """Texts that show a skill, as answers to the prompt that asks for it on their topic.
 
@@ -85,12 +88,12 @@ def sorted_topics(given: Namespace) -> tuple[tuple[str, ...], ...]:
     return tuple(order[:first]), tuple(order[first:][: given.others])
 
 
-def learned(page: Page, model: Any, graded: ls.Graded, skills: Any, topics: Any, given: Namespace):
+def learned(page: Page, model: Any, graded: Graded, skills: Any, topics: Any, given: Namespace):
     """The soft prompt, and what it is worth on topics it was not trained on."""
     task, counts = lessons(graded, skills, topics, given.lessons)
     learn, test = task.split(0.75, 0.25, seed=0, by=())
     prompt = kept(
-        given.runs / "skill_mix" / "prompt", ls.SoftPrompt,
+        given.runs / "skill_mix" / "prompt", SoftPrompt,
         lambda: ls.fit_prompt(
             model, learn, n_tokens=given.vectors, text=TEXT, lr=given.lr, epochs=given.epochs,
             batch_size=8, schedule="cosine", held_out=0.2, patience=given.epochs,
@@ -167,7 +170,7 @@ def main() -> None:
     model = ls.load_model()
     skills, runs = chosen_skills(given.skills), given.runs / "skill_mix"
     practice, others = sorted_topics(given)
-    start = ls.initial_prompt(model, given.vectors, text=TEXT)
+    start = initial_prompt(model, given.vectors, text=TEXT)
     task = ls.tasks.skill_mix(skills, practice, k=1, wording=WORDING)
     first = written(runs / "practice", model, task, start, 0, given)
     # The skills asked for from here on are those the practice texts show most often when asked.

@@ -13,6 +13,9 @@ from skill_mix_trials import CONFIDENCE, own_confidence, own_text
 
 import lens_skills as ls
 from lens_skills.activations import ActivationTable
+from lens_skills.generation import Graded, capture_text
+from lens_skills.models import prompted
+from lens_skills.scoring import Scores
 
 LEAST = 10  # texts with and without a skill that it takes to look for its neurons
 
@@ -20,7 +23,7 @@ LEAST = 10  # texts with and without a skill that it takes to look for its neuro
 class Read:
     """Activations of all texts of one prompt, on disk, and their splits by topic."""
 
-    def __init__(self, table: Any, graded: ls.Graded, parts: Sequence[set[str]], position: Any):
+    def __init__(self, table: Any, graded: Graded, parts: Sequence[set[str]], position: Any):
         self.table, self.position = table, position
         task = graded.task()
         held = {example.id for example, tokens in zip(graded.examples, graded.tokens, strict=True)
@@ -30,16 +33,16 @@ class Read:
             for name, part in zip(("explore", "confirm", "intervene"), parts, strict=True)
         )
 
-    def scores(self, folder: Path, metrics: dict[str, str], given: Sequence[str]) -> ls.Scores:
+    def scores(self, folder: Path, metrics: dict[str, str], given: Sequence[str]) -> Scores:
         return kept(
-            folder, ls.Scores,
+            folder, Scores,
             lambda: ls.score(
                 self.table, self.explore, metrics=metrics, position=self.position, given=given,
                 n_rotations=1, progress=False,
             ),
         )  # fmt: skip
 
-    def funnel(self, found: ls.Scores, name: str, metric: str, given: Sequence[str] = ()):
+    def funnel(self, found: Scores, name: str, metric: str, given: Sequence[str] = ()):
         checked = ls.score(
             self.table, self.confirm, metrics={name: metric}, position=self.position, given=given,
             neurons=found[name].top(200), progress=False,
@@ -59,24 +62,24 @@ def usable(read: Read, skills: Sequence[str]) -> list[str]:
 
 
 def before(
-    folder: Path, model: Any, prompt: Any, graded: ls.Graded, parts: Any, n_vectors: int
+    folder: Path, model: Any, prompt: Any, graded: Graded, parts: Any, n_vectors: int
 ) -> Read:
     """What is there before the first word is drawn."""
     position = list(range(-n_vectors, 0))
     task, path = graded.task(), folder / "activations before"
     table = (
-        ls.capture(ls.prompted(model, prompt), task, path, position=position, progress=False)
+        ls.capture(prompted(model, prompt), task, path, position=position, progress=False)
         if not path.exists()
         else ActivationTable.load(path)
     )
     return Read(table, graded, parts, position)
 
 
-def on_text(folder: Path, model: Any, prompt: Any, graded: ls.Graded, parts: Any) -> Read:
+def on_text(folder: Path, model: Any, prompt: Any, graded: Graded, parts: Any) -> Read:
     """What is there while the text is read again, averaged over its tokens."""
     path = folder / "activations on the text"
     table = (
-        ls.capture_text(model, graded, path, prompt=prompt, progress=False)
+        capture_text(model, graded, path, prompt=prompt, progress=False)
         if not path.exists()
         else ActivationTable.load(path)
     )
@@ -87,7 +90,7 @@ def neurons(
     page: Page,
     model: Any,
     prompts: dict[str, Any],
-    texts: dict[str, ls.Graded],
+    texts: dict[str, Graded],
     skills: Sequence[str],
     given: Namespace,
 ) -> None:
@@ -203,7 +206,7 @@ def outcome(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def pictures(page: Page, found: dict[str, ls.Scores], table: pd.DataFrame, names: Any) -> None:
+def pictures(page: Page, found: dict[str, Scores], table: pd.DataFrame, names: Any) -> None:
     """Where the strongest correlates are, for a skill and for confidence."""
     trained = found["trained prompt"]
     for name in [*names[:1], CONFIDENCE[0]]:
@@ -225,7 +228,7 @@ def pictures(page: Page, found: dict[str, ls.Scores], table: pd.DataFrame, names
         )  # fmt: skip
 
 
-def shared(page: Page, found: dict[str, ls.Scores], names: Sequence[str]) -> None:
+def shared(page: Page, found: dict[str, Scores], names: Sequence[str]) -> None:
     """Neurons of several skills, on the text itself, where there is something to share."""
     scores = found["on the text itself"]
     kept = [name for name in (*names, *CONFIDENCE) if name in scores.metrics]

@@ -10,6 +10,7 @@ from page import Page
 from scipy.stats import t
 
 import lens_skills as ls
+from lens_skills.generation import Graded
 
 DONE = "does what was asked"
 FRESH = Path("tests/generation/fresh_texts.csv")
@@ -57,7 +58,7 @@ def rates_of_the_rules(page: Page) -> None:
     )
 
 
-def copies(page: Page, graded: ls.Graded) -> None:
+def copies(page: Page, graded: Graded) -> None:
     """What the rules would have said of copies."""
     pairs = list(zip(graded.examples, graded.texts, strict=True))
     seen = [ls.graders.detectors(text, example) for example, text in pairs]
@@ -77,7 +78,7 @@ def copies(page: Page, graded: ls.Graded) -> None:
     )
 
 
-def rates(page: Page, first: ls.Graded, second: ls.Graded, skills: list[str]) -> None:
+def rates(page: Page, first: Graded, second: Graded, skills: list[str]) -> None:
     """How often each skill is shown: with the written ending, and with the trained vectors."""
     rows = []
     for skill in skills:
@@ -139,7 +140,7 @@ def rates(page: Page, first: ls.Graded, second: ls.Graded, skills: list[str]) ->
     )
 
 
-def samples(page: Page, graded: ls.Graded) -> None:
+def samples(page: Page, graded: Graded) -> None:
     """Three texts: one that shows what was asked, one that shows something else, one nothing."""
     grades = graded.grades
     shown = [[s for s, c in grades.items() if c[i] and s != DONE] for i in range(len(graded))]

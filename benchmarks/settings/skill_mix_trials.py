@@ -10,11 +10,14 @@ from page import Page, kept, words
 from skill_mix_texts import DONE
 
 import lens_skills as ls
+from lens_skills.generation import Graded
+from lens_skills.interventions import Verdict
+from lens_skills.scoring import Scores
 
 CONFIDENCE = ("mean_log_probability", "first_probability", "mean_entropy")
 
 
-def suspects(found: dict[str, ls.Scores], chosen: Any, name: str, given: Namespace):
+def suspects(found: dict[str, Scores], chosen: Any, name: str, given: Namespace):
     """The confirmed neurons, or the strongest where none was; and how to say so."""
     selection = chosen["trained prompt", name]
     if 0 < len(selection) <= 2 * given.top:
@@ -28,8 +31,8 @@ def suspects(found: dict[str, ls.Scores], chosen: Any, name: str, given: Namespa
 
 
 def own_text(
-    page: Page, model: Any, prompt: Any, graded: ls.Graded, part: set[str],
-    found: dict[str, ls.Scores], chosen: Any, names: Sequence[str], given: Namespace,
+    page: Page, model: Any, prompt: Any, graded: Graded, part: set[str],
+    found: dict[str, Scores], chosen: Any, names: Sequence[str], given: Namespace,
 ) -> None:  # fmt: skip
     """Whether the neurons move the odds of a text that shows a skill against one that does not."""
     pairs = {name: twins(model, graded, part, name, given.span) for name in names}
@@ -58,7 +61,7 @@ def own_text(
     )  # fmt: skip
 
 
-def twins(model: Any, graded: ls.Graded, part: set[str], skill: str, span: int) -> list[ls.Example]:
+def twins(model: Any, graded: Graded, part: set[str], skill: str, span: int) -> list[ls.Example]:
     """Prompts of which one draw shows the skill and another does not, with both texts."""
     draws: dict[str, dict[bool, int]] = {}
     for place, example in enumerate(graded.examples):
@@ -79,7 +82,7 @@ def twins(model: Any, graded: ls.Graded, part: set[str], skill: str, span: int) 
 
 
 def own_confidence(
-    page: Page, model: Any, prompt: Any, read: Any, found: dict[str, ls.Scores],
+    page: Page, model: Any, prompt: Any, read: Any, found: dict[str, Scores],
     chosen: Any, given: Namespace,
 ) -> None:  # fmt: skip
     """Whether the neurons that go with confidence move the entropy of the first word."""
@@ -100,13 +103,13 @@ def own_confidence(
 
 
 def tried(
-    folder: Path, model: Any, task: ls.Task, which: Any, metric: Any, found: ls.Scores,
+    folder: Path, model: Any, task: ls.Task, which: Any, metric: Any, found: Scores,
     prompt: Any, given: Namespace,
-) -> ls.Verdict:  # fmt: skip
+) -> Verdict:  # fmt: skip
     """Mean ablation of each neuron at all prompt vectors, beside others of its layer."""
     so_far = folder.with_name(f"{folder.name} so far")
     return kept(
-        folder, ls.Verdict,
+        folder, Verdict,
         lambda: ls.verify(
             model, task, which, do=ls.ablate("mean", over=found), metric=metric,
             position="prompt", prompt=prompt, n_controls=0, n_peers=given.peers, also=(),

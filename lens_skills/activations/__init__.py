@@ -18,6 +18,7 @@ from lens_skills.activations.metrics import covariate as covariate
 from lens_skills.activations.metrics import first_token_correct as first_token_correct
 from lens_skills.activations.metrics import label as label
 from lens_skills.activations.metrics import logit_diff as logit_diff
+from lens_skills.activations.metrics import model_answer as model_answer
 from lens_skills.activations.metrics import parse_metric as parse_metric
 from lens_skills.activations.metrics import parse_metrics as parse_metrics
 from lens_skills.activations.stream import BATCH_SIZE as BATCH_SIZE

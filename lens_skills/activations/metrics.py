@@ -18,6 +18,18 @@ from torch import Tensor
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 
+# What is public as `ls.metrics`.
+__all__ = [
+    "Metric",
+    "confidence",
+    "correct",
+    "covariate",
+    "first_token_correct",
+    "label",
+    "logit_diff",
+    "model_answer",
+]
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -85,7 +97,7 @@ def single_token_readout(
         if any(len(part) != 1 for part in tokens if part is not None) or "stop" in reads:
             raise LensSkillsError(
                 f"{name} needs more than the logits of one position here (answers of "
-                "several tokens, or the stop after them). Use ls.evaluate(model, examples, …)."
+                "several tokens, or the stop after them). Use lens_skills.activations.evaluate."
             )
         first = torch.tensor([part[0] for part in tokens if part is not None])
         return Continuation(
@@ -333,6 +345,32 @@ def label(name: str) -> Metric:
 def covariate(name: str) -> Metric:
     """A covariate of the task, read like a label."""
     return column_metric(name, "covariates")
+
+
+def model_answer(
+    label: Float[Tensor, " row"] | Sequence[float], right: Bool[Tensor, " row"] | Sequence[bool]
+) -> Float[Tensor, " row"]:
+    """What a model answered between two classes: the label where it was right, else the other.
+
+    Args:
+        label: 0 or 1.
+        right: Whether it chose the label's answer, for instance ``logit_diff > 0``.
+
+    Raises:
+        LensSkillsError: A label that is not 0 or 1, or another number of answers.
+
+    >>> model_answer([0.0, 0.0, 1.0], [True, False, False]).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    truth = torch.as_tensor(label, dtype=torch.float64)
+    hit = torch.as_tensor(right, dtype=torch.bool)
+    if truth.shape != hit.shape or not bool(((truth == 0) | (truth == 1)).all()):
+        raise LensSkillsError(
+            "model_answer takes a label of 0 or 1 and whether the model was right, one per "
+            f"example: got {len(truth)} labels from {float(truth.min()):g} to "
+            f"{float(truth.max()):g} and {len(hit)} answers."
+        )
+    return torch.where(hit, truth, 1 - truth)
 
 
 def column_metric(name: str, kind: str) -> Column:

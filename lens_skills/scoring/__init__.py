@@ -3,7 +3,6 @@
 from lens_skills.scoring.correlations import partial_r as partial_r
 from lens_skills.scoring.layer_profile import LayerProfile as LayerProfile
 from lens_skills.scoring.layer_profile import layer_profile as layer_profile
-from lens_skills.scoring.layer_profile import model_answer as model_answer
 from lens_skills.scoring.score import score as score
 from lens_skills.scoring.scores import EXPLORATORY as EXPLORATORY
 from lens_skills.scoring.scores import GATES as GATES

@@ -1,6 +1,5 @@
 """`Profile`: a metric layer by layer, beside the model's own answer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -184,32 +183,6 @@ def layer_profile(
         exploratory=whole.exploratory,
         **columns,
     )
-
-
-def model_answer(
-    label: Float[Tensor, " row"] | Sequence[float], right: Bool[Tensor, " row"] | Sequence[bool]
-) -> Float[Tensor, " row"]:
-    """What a model answered between two classes: the label where it was right, else the other.
-
-    Args:
-        label: 0 or 1.
-        right: Whether it chose the label's answer, for instance ``logit_diff > 0``.
-
-    Raises:
-        LensSkillsError: A label that is not 0 or 1, or another number of answers.
-
-    >>> model_answer([0.0, 0.0, 1.0], [True, False, False]).tolist()
-    [0.0, 1.0, 0.0]
-    """
-    truth = torch.as_tensor(label, dtype=torch.float64)
-    hit = torch.as_tensor(right, dtype=torch.bool)
-    if truth.shape != hit.shape or not bool(((truth == 0) | (truth == 1)).all()):
-        raise LensSkillsError(
-            "model_answer takes a label of 0 or 1 and whether the model was right, one per "
-            f"example: got {len(truth)} labels from {float(truth.min()):g} to "
-            f"{float(truth.max()):g} and {len(hit)} answers."
-        )
-    return torch.where(hit, truth, 1 - truth)
 
 
 def _largest(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lens_skills as ls
+from lens_skills.activations import evaluate
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Shortcuts, feature_bank, shortcuts
 from lens_skills.explanation.conditional_effects import condition_of, influence
@@ -73,7 +74,7 @@ def test_the_prediction_counts_examples(found: Shortcuts, tiny: Any, splits: Any
     _, confirm, intervene = splits
     one = found[plant.SHORTCUT]
     with with_shortcut(tiny, splits[0]):
-        right = ls.evaluate(tiny, confirm, ["correct"])["correct"].bool()
+        right = evaluate(tiny, confirm, ["correct"])["correct"].bool()
     five = torch.tensor([plant.has_five(example) for example in confirm])
     assert (one.n_right, one.n_wrong) == (int((five & right).sum()), int((five & ~right).sum()))
     rows = found.examples().query("name == @plant.SHORTCUT")
@@ -217,7 +218,7 @@ def test_the_metric_in_disguise_is_left_out_with_a_warning(
     tiny_bridge: Any, splits: tuple[Any, ...]
 ) -> None:
     explore = splits[0]
-    sure = ls.evaluate(tiny_bridge, explore, [ls.confidence()])["confidence"].tolist()
+    sure = evaluate(tiny_bridge, explore, [ls.confidence()])["confidence"].tolist()
     known = {example.id: value for example, value in zip(explore, sure, strict=True)}
     bank = feature_bank(explore, extra={"told": lambda e: known[e.id]})
     with pytest.warns(RuntimeWarning, match="'told' is confidence in disguise"):

@@ -14,6 +14,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import Edit, ablate, clamp, patch, scale, steer
 from lens_skills.models import as_adapter
+from lens_skills.scoring import Selection
 
 SITE = "mlp.hook_post"
 WORDS = ("The key", "The keys to the cabinet", "The boys near the girl", "Tom and Anna", "A drink")
@@ -115,7 +116,7 @@ def test_scores_and_a_selection_give_the_same_means(tiny: Any) -> None:
         torch.testing.assert_close(found, by_hand)
     unit = 48 + 5
     empty = torch.zeros(1, dtype=torch.float64)
-    selection = ls.Selection(
+    selection = Selection(
         neurons=torch.tensor([[1, 5]]),
         position=("last",),
         r_explore=empty,

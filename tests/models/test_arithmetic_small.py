@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lens_skills as ls
+from lens_skills.activations import evaluate
 from lens_skills.models import as_adapter, describe_openable, load_model
 from lens_skills.models.bundled import BUNDLED, held_out
 from tests.models.conftest import IMPLEMENTATIONS, same_as
@@ -75,11 +76,11 @@ def test_a_question_is_tokens_that_its_answer_continues(model: Any) -> None:
 def test_it_adds_two_digit_numbers_it_never_saw_together(model: Any) -> None:
     task = unseen(ls.tasks.arithmetic("+", digits=2, n=3000, seed=1))
     assert len(task) > 200
-    found = ls.evaluate(model, task, ["correct", "confidence"])
+    found = evaluate(model, task, ["correct", "confidence"])
     assert float(found["correct"].mean()) >= 0.99
     assert float(found["confidence"].mean()) > 0.9
     slips = [replace(example, answer=example.foil, foil=None) for example in task]
-    assert float(ls.evaluate(model, slips, ["correct"])["correct"].mean()) <= 0.01
+    assert float(evaluate(model, slips, ["correct"])["correct"].mean()) <= 0.01
 
 
 def test_written_out_token_by_token_the_answers_are_the_same(model: Any) -> None:
@@ -91,7 +92,7 @@ def test_written_out_token_by_token_the_answers_are_the_same(model: Any) -> None
             while tokens[0, -1] != model.tokenizer.eos_token_id and tokens.shape[1] < start + 6:
                 tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], dim=1)
         written = model.tokenizer.decode(tokens[0, start:-1])
-        correct = ls.evaluate(model, [example], ["correct"])["correct"]
+        correct = evaluate(model, [example], ["correct"])["correct"]
         assert (written == example.answer) == bool(correct.item())
 
 

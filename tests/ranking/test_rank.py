@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, mutual_info_score, roc_auc_score
 
 import lens_skills as ls
-from lens_skills.activations import parse_metric
+from lens_skills.activations import parse_metric, stream
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import attribution
 from lens_skills.models.partial_forward import CannotResume
@@ -20,6 +20,7 @@ from lens_skills.ranking import METHODS, rank
 from lens_skills.ranking import rank as observation_module
 from lens_skills.ranking.methods import LAPE, PENALTY, find_methods
 from lens_skills.ranking.rank import rank_all
+from lens_skills.soft_prompts import initial_prompt
 from tests.ranking.conftest import N_LAYERS, WIDTH, Plain
 
 GRADIENTS = ("taylor", "gradient")
@@ -29,7 +30,7 @@ PLURAL, PLACE, DIGIT = "label:plural", "label:place", "covariate:digit"
 def stored(model: Any, task: ls.Task, at: str = "mlp.hook_post") -> np.ndarray:
     """The activations a pass reads, as they come, ``[row, layer * neuron]``."""
     rows = np.zeros((len(task), N_LAYERS * WIDTH))
-    for batch in ls.stream(model, task, at=at):
+    for batch in stream(model, task, at=at):
         rows[batch.index.numpy()] = batch.activations.flatten(1).double().numpy()
     return rows
 
@@ -302,10 +303,10 @@ def test_lape_never_ranks_what_fires_once(nouns: ls.Task) -> None:
 
 
 def test_a_soft_prompt_is_read_at_its_last_vector(tiny: Any, nouns: ls.Task) -> None:
-    prompt = ls.initial_prompt(tiny, n_tokens=3, seed=0)
+    prompt = initial_prompt(tiny, n_tokens=3, seed=0)
     found = rank(tiny, nouns, PLURAL, prompt=prompt)
     rows = np.zeros((len(nouns), N_LAYERS * WIDTH))
-    for batch in ls.stream(tiny, nouns, prompt=prompt, position=-1):
+    for batch in stream(tiny, nouns, prompt=prompt, position=-1):
         rows[batch.index.numpy()] = batch.activations.flatten(1).double().numpy()
     check(found.score, [stats.pearsonr(unit, column(nouns, "plural")).statistic for unit in rows.T])
     bare = rank(tiny, nouns, PLURAL)

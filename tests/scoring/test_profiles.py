@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
+from lens_skills.activations.metrics import model_answer
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring import Scores, layer_profile, model_answer, partial_r, score
+from lens_skills.scoring import Scores, layer_profile, partial_r, score
 from tests.scoring.test_handmade import examples_with, factor_activations, handmade
 
 N, LAYERS, WIDTH = 200, 3, 6
@@ -155,7 +156,7 @@ def test_a_profile_alone(case: Case) -> None:
     )
 
 
-def test_own_answer_takes_two_classes() -> None:
+def test_model_answer_takes_two_classes() -> None:
     with pytest.raises(LensSkillsError, match="label of 0 or 1"):
         model_answer([0.0, 2.0], [True, False])
     with pytest.raises(LensSkillsError, match=r"2 labels .* and 1 answers"):

@@ -12,7 +12,7 @@ pinned = $(shell sed -nE 's/^($(1)==[^ ;]+).*/\1/p' $(CONSTRAINTS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check figures bench settings clean
+.PHONY: help install demo test lint check docs figures bench settings clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -46,11 +46,15 @@ lint: $(STAMP) ## Format check, lint and type check.
 
 check: lint test ## Everything a change must pass.
 
+docs: $(STAMP) ## Write the measured numbers into the pages.
+	$(BIN)/python benchmarks/render_docs.py
+
 figures: demo ## Redraw the figures.
 
 bench: $(STAMP) ## Run every benchmark; each prints a table and, last, one JSON object.
-	@set -e; for file in benchmarks/*.py; do \
-		echo "== $$file"; PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python "$$file"; \
+	@set -e; for file in $$(grep -l '^if __name__' benchmarks/*.py); do \
+		case $$file in */render_docs.py) continue;; esac; \
+		echo "== $$file"; HF_HUB_OFFLINE=1 $(BIN)/python "$$file"; \
 	done
 
 # HANS has to be fetched by hand: make settings HANS=heuristics_evaluation_set.txt

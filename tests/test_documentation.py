@@ -1,21 +1,38 @@
-"""The docs run: every docstring example, every Python block of the README, every file it names."""
+"""The docs run: docstring examples, the pages' Python blocks, the files and commands they name.
+
+The numbers on the pages are what the files of results say.
+"""
 
 import doctest
 import importlib
+import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README_BYTES = 10_000  # a page that is read
 
 # ```python blocks, with the line before each, where `<!-- not run: the reason -->` may stand.
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>\S[^\n]*?) -->\n)?^```python\n(?P<code>.*?)^```$", re.M | re.S
 )
+SHELL = re.compile(r"^```sh\n(?P<code>.*?)^```$", re.M | re.S)
 # Lines of a file tree: leading branches or blanks, then a path, then what it is.
 TREE = re.compile(r"^```(?:text|tree)?\n(?P<tree>[\w.-]+/\s.*?)^```$", re.M | re.S)
+# Files and folders of the repository, and of the package, in the text or in a command.
+NAMED = re.compile(r"(?<![\w/.-])(?:benchmarks|docs|figures|notebooks|tests|training)/[\w./-]*\w")
+MODULE = re.compile(r"`(?P<path>[\w/]+\.py)`")
+MADE = ("figures/demo",)  # by a command, and not kept
+
+each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
 def modules() -> list[str]:
@@ -55,10 +72,15 @@ def tree_paths(tree: str) -> list[str]:
     return paths
 
 
-def readme() -> str:
-    if not README.is_file():
-        pytest.skip("no README.md")
-    return README.read_text(encoding="utf-8")
+def renderer() -> Any:
+    """The script that writes numbers into the pages, which is no part of the package."""
+    path = ROOT / "benchmarks" / "render_docs.py"
+    spec = importlib.util.spec_from_file_location("render_docs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("name", modules())
@@ -72,24 +94,108 @@ def test_docstring_examples(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_readme_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@each
+def test_the_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order and in one namespace, in an empty folder, as a reader would paste them."""
-    text = readme()
+    text = page.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    namespace: dict[str, object] = {"__name__": "readme"}
+    namespace: dict[str, Any] = {"__name__": page.stem}
     for line, code, reason in blocks(text):
         if reason is None:
-            # Blank lines in front, so that a traceback names the README's own line.
-            exec(compile("\n" * line + code, str(README), "exec"), namespace)
+            # Blank lines in front, so that a traceback names the page's own line.
+            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    if page.name == "README.md":
+        plain, steered = namespace["plain"], namespace["steered"]
+        assert plain != steered, "the steering example shows no difference"
+        assert f"# {plain}\n" in text
+        assert f"# {steered}\n" in text
 
 
-def test_readme_names_files_that_exist() -> None:
-    text = readme()
+def test_the_blocks_that_are_not_run_are_python() -> None:
+    for page in PAGES:
+        for line, code, _ in blocks(page.read_text(encoding="utf-8")):
+            compile("\n" * line + code, str(page), "exec")
+
+
+@each
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Links from where the page stands, file trees, and paths in the text and its commands."""
+    text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
     trees = [path for tree in TREE.finditer(text) for path in tree_paths(tree["tree"])]
-    missing = [path for path in [*links, *trees] if not list(ROOT.glob(path.rstrip("/")))]
+    named = [path for path in NAMED.findall(text) if not path.startswith(MADE)]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [path for path in [*trees, *named] if not list(ROOT.glob(path))]
+    for path in MODULE.findall(text):
+        # In a table of rooms the second file of a row is named by itself.
+        if not any(list(folder.rglob(path)) for folder in (ROOT / "lens_skills", ROOT / "tests")):
+            missing += [] if (ROOT / path).exists() else [path]
     assert missing == []
+
+
+def shell_help(command: str) -> str:
+    """What ``lens-skills COMMAND --help`` prints; fails where there is no such command."""
+    code = "from lens_skills.cli import main; main()"
+    asked = [sys.executable, "-c", code, command, "--help"]
+    wide = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(asked, capture_output=True, text=True, check=True, env=wide).stdout
+
+
+@each
+def test_what_a_page_types_in_the_shell_exists(page: Path) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for block in SHELL.finditer(page.read_text(encoding="utf-8")):
+        for line in block["code"].splitlines():
+            words = line.partition("#")[0].split()
+            if words[:1] == ["make"]:
+                assert words[1] in targets, line
+            if words[:1] == ["lens-skills"]:
+                offered = shell_help(words[1])
+                assert not [word for word in words if word[:2] == "--" and word not in offered]
+
+
+def test_the_verbs_in_the_readme_are_public() -> None:
+    import lens_skills as ls
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("| question | verb |")[1].split("\n\n")[0]
+    verbs = re.findall(r"`(\w+)`", table)
+    assert len(verbs) > 20
+    assert set(verbs) <= set(ls.__all__)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= README_BYTES
+
+
+def test_the_numbers_on_the_pages_are_those_of_the_results() -> None:
+    script = renderer()
+    stale = [str(path.relative_to(ROOT)) for path in script.stale(script.read_results())]
+    assert stale == [], "run python benchmarks/render_docs.py"
+
+
+def test_a_changed_number_makes_a_page_stale() -> None:
+    script = renderer()
+    results = script.read_results()
+    for name, page in (("scoring_forward", "measurements"), ("settings_arithmetic", "results")):
+        key = next(key for key in results[name] if key not in script.ABOUT)
+        changed = results | {name: results[name] | {key: results[name][key] + 1}}
+        assert page in {path.stem for path in script.stale(changed)}
+
+
+def test_results_without_their_command_are_refused(tmp_path: Path) -> None:
+    script = renderer()
+    whole: dict[str, Any] = dict.fromkeys(script.ABOUT, "said") | {"x_vs_y": 2.0}
+    (tmp_path / "one.json").write_text(json.dumps(whole))
+    assert script.read_results(tmp_path) == {"one": whole}
+    for key in script.ABOUT:
+        (tmp_path / "one.json").write_text(json.dumps(whole | {key: ""}))
+        with pytest.raises(ValueError, match=f"one.json lacks {key}"):
+            script.read_results(tmp_path)
+    (tmp_path / "one.json").write_text(json.dumps(whole | {"x_vs_y": "about two"}))
+    with pytest.raises(ValueError, match="x_vs_y is no number"):
+        script.read_results(tmp_path)
 
 
 def test_the_readers_of_this_file() -> None:
@@ -101,3 +207,8 @@ def test_the_readers_of_this_file() -> None:
     drawn = tree_paths("a/\n├── b.py   text\n└── c/\n    └── d.py\n")
     assert drawn == ["a", "a/b.py", "a/c", "a/c/d.py"]
     assert [tree["tree"] for tree in TREE.finditer("```\na/  x\n  b\n```\n")] == ["a/  x\n  b\n"]
+    assert NAMED.findall("`pytest tests/a tests/b.py` (figures/c), lens/tests/d") == [
+        "tests/a",
+        "tests/b.py",
+        "figures/c",
+    ]

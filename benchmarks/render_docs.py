@@ -1,0 +1,516 @@
+"""Writes the numbers of the pages from the files that measurements left, so that none is typed.
+
+    python benchmarks/render_docs.py            # rewrites the pages
+    python benchmarks/render_docs.py --check    # only says which are stale; the tests do the same
+
+A page holds a table between ``<!-- table: NAME -->`` and ``<!-- end -->``: it is one of `TABLES`. A
+number in a sentence stands between ``<!--= FILE.KEY FORMAT -->`` and ``<!--/-->``: FILE is one of
+``benchmarks/results/*.json``. The demo's numbers are read from the tables beside its figures.
+"""
+
+import argparse
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/*.md")
+# Keys that say how a file's numbers came about; all others are numbers.
+ABOUT = ("command", "measured", "machine", "versions")
+TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+VALUE = re.compile(r"(<!--= ([\w.-]+) (\S+) -->).*?(<!--/-->)", re.S)
+
+Results = Mapping[str, Mapping[str, Any]]
+
+# What was measured, how it is shown, and the file it comes from.
+MEASUREMENTS = {
+    "speed": (
+        (
+            "`score` (4 metrics, 100 permutations, control task, rotated basis) ÷ the bare forward "
+            "pass, examples/s, 320 prompts of 25 tokens: HookedTransformer; TransformerBridge",
+            "**{score_vs_forward_hooked:.2f}×**; **{score_vs_forward_bridge:.2f}×**",
+            "scoring_forward",
+        ),
+        (
+            "the same, 12 tokens, ÷ `run_with_cache`, stack, NumPy with 100 permutations, each "
+            "standardised anew",
+            "**{score_vs_naive_12_tokens:.1f}×**",
+            "scoring_recipes",
+        ),
+        (
+            "÷ the same, standardised once, one matrix product",
+            "{score_vs_hoisted_12_tokens:.1f}×",
+            "scoring_recipes",
+        ),
+        (
+            "÷ `run_with_cache`, stack, a SciPy loop over neurons without a null",
+            "{score_vs_scipy_12_tokens:.1f}×",
+            "scoring_recipes",
+        ),
+        (
+            "peak memory of `score` from 1,000 to 8,000 examples; what a stored matrix of "
+            "activations would add",
+            "{memory_small_mb:,.0f} → {memory_large_mb:,.0f} MB: **{memory_kb_per_example:.1f} "
+            "kB** per added example; {memory_matrix_kb_per_example:.0f} kB",
+            "memory",
+        ),
+        (
+            "`sweep`, per neuron and example, ÷ a loop of `run_with_hooks` one example at a time; "
+            "eight at a time; 32 copies stacked: HookedTransformer",
+            "**{sweep_vs_loop_b1:.0f}×**; **{sweep_vs_loop_b8:.0f}×**; **{sweep_vs_stacked:.0f}×**",
+            "sweep_loops",
+        ),
+        (
+            "the same on TransformerBridge",
+            "{sweep_vs_loop_b1_bridge:.0f}×; {sweep_vs_loop_b8_bridge:.0f}×; "
+            "{sweep_vs_stacked_bridge:.0f}×",
+            "sweep_loops",
+        ),
+        (
+            "`sweep` against `run_with_hooks`, both implementations: largest difference in "
+            "log-probability",
+            "{sweep_max_logprob_difference:.0e}; {sweep_max_logprob_difference_bridge:.0e}",
+            "sweep_loops",
+        ),
+        (
+            "every neuron of the model, {sweep_whole_neurons:,.0f} × 8 examples, on a busy machine",
+            "{sweep_whole_seconds:,.0f} s",
+            "sweep_whole",
+        ),
+        (
+            "`fit_prompt` ÷ forward and backward over input and prompt at each step, examples/s, "
+            "64 inputs of 25 tokens, 8 vectors, 20 steps, everything computed once included",
+            "**{train_vs_obvious_b64:.1f}×**; losses differ by {train_max_loss_difference:.0e}; "
+            "{train_kept_mb:.0f} MiB of keys and values kept",
+            "prompt_train",
+        ),
+        (
+            "`score` at all 8 vectors of a soft prompt (2 metrics, three nulls) ÷ the bare forward "
+            "pass over the same 33 tokens, examples/s, 320 examples: eight times the sums",
+            "{prompt_score_vs_forward:.2f}×",
+            "prompt_score",
+        ),
+        (
+            "explaining 100 neurons on 2,000 examples by {explain_features:.0f} features, 999 "
+            "exchanges, beyond one pass that only reads the activations ({capture_seconds:.0f} s)",
+            "**{explain_beyond_capture_seconds:.0f} s**",
+            "explaining_time",
+        ),
+        (
+            "the circuit of a neuron, {circuit_pairs:.0f} pairs, "
+            "{circuit_L28N907_attribution_edges:.0f} edges tested: L28N907; L27N1010",
+            "**{circuit_L28N907_attribution_seconds:.0f} s**; "
+            "{circuit_L27N1010_attribution_seconds:.0f} s",
+            "circuit",
+        ),
+        (
+            "{rows:,.0f} HANS rows, every neuron at {positions:.0f} prompt positions, 7 metrics, "
+            "three nulls",
+            "{minutes:.0f} minutes",
+            "settings_hans",
+        ),
+        (
+            "`import lens_skills` on top of torch; `--help` of every command",
+            "{import_added_seconds:+.2f} s; "
+            "{help_fastest_seconds:.1f}–{help_slowest_seconds:.1f} s",
+            "starting",
+        ),
+        (
+            "SmolLM2, second load, imports not counted: HookedTransformer; TransformerBridge",
+            "{second_load_hooked_seconds:.1f} s; {second_load_bridge_seconds:.1f} s",
+            "starting",
+        ),
+        (
+            "`make demo` after installation; of that one verdict (4 neurons beside 3,000 others "
+            "and 250 sets of controls, 64 examples, three ablations, both directions of patching)",
+            "under {demo_minutes_at_most:.0f} minutes; {demo_verdict_minutes:.0f}",
+            "demo",
+        ),
+    ),
+    "truth": (
+        (
+            "planted in SmolLM2, with 1,000 other neurons of each layer beside them, 4 skill "
+            "neurons: found and *supports*",
+            "{planted_recall:.0%}",
+            "planted_planted",
+        ),
+        (
+            "4 neurons that only carry the label: found; of these not called causal",
+            "{decoys_found:.0%}; {decoys_rejected:.0%}",
+            "planted_planted",
+        ),
+        (
+            "4 neurons that only write the answer: left out by the search",
+            "{writers_left_out:.0%}",
+            "planted_planted",
+        ),
+        (
+            "random neurons called causal, of {random_tried:.0f}",
+            "**{false_causal:.0f}** ({random_no_effect:.0f} *no effect beyond δ*, "
+            "{random_undecided:.0f} *undecided*)",
+            "planted_random",
+        ),
+        (
+            "coverage of the 95 % interval at 30 groups, 2,000 simulations: normal; exponential; "
+            "lognormal of sd 1.5",
+            "{interval_coverage_normal_30_groups:.0%}; "
+            "{interval_coverage_exponential_30_groups:.0%}; "
+            "{interval_coverage_lognormal_30_groups:.0%}",
+            "planted_intervals",
+        ),
+        (
+            "linear parts of a pre-activation's change: rank agreement with exact path patching",
+            "{circuit_ranks_lowest:.2f}, {circuit_ranks_highest:.2f}",
+            "circuit",
+        ),
+        (
+            "soft prompts of 8 vectors, one-digit sums and differences, {problems:.0f} of operands "
+            "not trained on, right and stopped: three seeds; no prompt; best of two written",
+            "**{seed_0:.2f}, {seed_1:.2f}, {seed_2:.2f}**; {no_prompt:.2f}; {best_written:.2f}",
+            "settings_arithmetic",
+        ),
+        (
+            "soft prompts of 4 vectors on real HANS rows of known sub-cases, right answer "
+            "likelier: three seeds; no prompt",
+            "**{known_seed_0:.2f}, {known_seed_1:.2f}, {known_seed_2:.2f}**; {known_no_prompt:.2f}",
+            "settings_hans",
+        ),
+        (
+            "the same on sub-cases never seen",
+            "**{new_seed_0:.2f}, {new_seed_1:.2f}, {new_seed_2:.2f}**; {new_no_prompt:.2f}",
+            "settings_hans",
+        ),
+        (
+            "a skill shown where asked for, {texts:.0f} texts on {topics:.0f} topics: untrained "
+            "prompt; trained on its own successes; difference with its 95 % interval",
+            "{untrained:.0%}; {trained:.0%}; {difference:+.0%} "
+            "[{difference_low:+.0%}, {difference_high:+.0%}]",
+            "settings_skill_mix",
+        ),
+        (
+            "rules of `ls.graders.detectors` on {texts_that_show:.0f} texts with a skill and "
+            "{near_misses:.0f} near misses, none of which they had been tuned on (mended since)",
+            "{found:.0f} found; {false_alarms:.0f} false alarms",
+            "detectors",
+        ),
+        (
+            "accuracy of SmolLM2 without and with a forced BOS: agreement; arithmetic",
+            "{agreement_before:.0%} → {agreement_forced:.0%}; {arithmetic_before:.0%} → "
+            "{arithmetic_forced:.0%}",
+            "forced_bos",
+        ),
+    ),
+}
+
+
+def measurements(name: str) -> Callable[[Results], str]:
+    """A table of measurements: what, the numbers, the command."""
+
+    def made(results: Results) -> str:
+        rows = []
+        for what, shown, file in MEASUREMENTS[name]:
+            numbers = results[file]
+            rows.append(
+                [what.format(**numbers), shown.format(**numbers), f"`{numbers['command']}`"]
+            )
+        return markdown(["what", "measured", "command"], rows)
+
+    return made
+
+
+def sources(results: Results) -> str:
+    """When and where the files of results were made."""
+    made: dict[tuple[str, ...], list[str]] = {}
+    for name, entry in sorted(results.items()):
+        made.setdefault(tuple(entry[key] for key in ABOUT[1:]), []).append(f"`{name}`")
+    rows = [[*about, ", ".join(names)] for about, names in made.items()]
+    return markdown([*ABOUT[1:], "files"], rows)
+
+
+def attrition(path: str) -> str:
+    """``46,080 neurons → 460 associated → …`` of a figure's table."""
+    return " → ".join(f"{float(row['count']):,.0f} {row['gate']}" for row in rows_of(path))
+
+
+def demo_attrition(results: Results) -> str:
+    """What each gate of the demo's three studies leaves."""
+    demo = results["demo"]
+    words = [row["word"] for row in rows_of("figures/agreement/effect_forest-logit_diff.csv")]
+    support, oppose = (words[:-1].count(word) for word in ("supports", "opposes"))
+    rows = [
+        [
+            "agreement, number of the subject",
+            attrition("figures/agreement/attrition-label_plural.csv")
+            + f" → **{support} support, {oppose} oppose**",
+        ],
+        [
+            "arithmetic, *will the answer be right?*",
+            attrition("figures/arithmetic/attrition-correct.csv")
+            + f": the model is right in {demo['arithmetic_right_copied']:.0%} where the answer "
+            f"stands in the prompt and in {demo['arithmetic_right_elsewhere']:.0%} elsewhere, and "
+            "the task's other columns predict `correct` with AUROC "
+            f"{demo['arithmetic_columns_auroc']:.2f}",
+        ],
+        [
+            "the same, given operation, operands, result, copying",
+            f"46,080 neurons → {demo['arithmetic_given_associated']} associated",
+        ],
+    ]
+    return markdown(["task and metric", "attrition"], rows)
+
+
+def demo_neurons(results: Results) -> str:
+    """What removing each of the demo's neurons does."""
+    points = rows_of("figures/agreement/effect_against_r-label_plural.csv")
+    r = {row["name"]: float(row["r"]) for row in points if row["word"]}
+    rows = []
+    for row in rows_of("figures/agreement/effect_forest-logit_diff.csv"):
+        effect, low, high, direct = (float(row[key]) for key in ("effect", "low", "high", "direct"))
+        name = row["name"]
+        known = name in r
+        rows.append(
+            [
+                name if known else "all four",
+                f"{r[name]:+.2f}" if known else "",
+                f"{results['demo'][f'r_confirm_{name}']:+.2f}" if known else "",
+                f"{effect:+.2f} [{low:+.2f}, {high:+.2f}]",
+                f"{direct:+.2f}",
+                row["word"],
+            ]
+        )
+    head = "removing it changes the log-odds of the right verb by (nats, 95 % interval)"
+    return markdown(
+        ["neuron", "r, explore", "r, confirm", head, "of that, direct", "verdict"], rows
+    )
+
+
+def demo_sets(results: Results) -> str:
+    """What removing the four does, against removing matched sets."""
+    bins = rows_of("figures/agreement/effect_against_controls-set.csv")
+    filled = [row for row in bins if row["what"] == "matched sets" and float(row["value"])]
+    n = sum(float(row["value"]) for row in filled)
+    low, high = (float(filled[place][end]) for place, end in ((0, "low"), (-1, "high")))
+    near = [row for row in filled if float(row["low"]) > -0.1]
+    n_near = sum(float(row["value"]) for row in near)
+    demo = results["demo"]
+    return typeset(
+        f"Mean ablation at the last token, {demo['agreement_examples']} prompts of "
+        f"{demo['agreement_groups']} nouns that had no part in the search, clean mean "
+        f"{demo['agreement_clean']:.2f} nats; q ≤ {demo['agreement_q_largest']:.3f} among a "
+        f"thousand other neurons of each layer. Of {n:.0f} matched sets of four, {n_near:.0f} "
+        f"change it by {float(near[0]['low']):+.2f} to {float(near[-1]['high']):+.2f}; all lie "
+        f"between {low:+.2f} and {high:+.2f}."
+    )
+
+
+def in_short(results: Results) -> str:
+    """The README's caption of the demo's picture."""
+    counts = [
+        float(row["count"]) for row in rows_of("figures/agreement/attrition-label_plural.csv")
+    ]
+    forest = rows_of("figures/agreement/effect_forest-logit_diff.csv")
+    effect = next(float(row["effect"]) for row in forest if row["name"] == "L28N907")
+    words = [row["word"] for row in forest[:-1]]
+    return (
+        f"*What `make demo` ends with. Of SmolLM2-135M's {counts[0]:,.0f} MLP neurons "
+        f"{counts[1]:.0f} are significantly correlated with the number of the subject, "
+        f"{counts[2]:.0f} beat random labels given per word, {counts[3]:.0f} beat every direction "
+        "of a randomly rotated basis, "
+        f"and {counts[4]:.0f} hold up on nouns never seen. {words.count('supports')} of these "
+        f"support the right verb and {words.count('opposes')}, as strongly correlated, oppose it: "
+        f"without L28N907 the model is better at agreement by {effect:.2f} nats.*"
+    )
+
+
+def strongest(results: Results) -> str:
+    """What becomes of the strongest correlates, whether the nulls let them pass or not."""
+    able, adds = results["verdicts_agreement"], results["verdicts_carry"]
+    rows = [
+        [
+            f"number of the subject, \\|r\\| {able['agreement_r_lowest']:.2f}–"
+            f"{able['agreement_r_highest']:.2f}",
+            "SmolLM2",
+            *(str(able[f"agreement_{word}"]) for word in ("supports", "opposes", "no_effect")),
+        ],
+        [
+            f"carry of a two-digit sum, \\|r\\| up to {adds['carry_r_highest']:.2f}",
+            "arithmetic-small, which adds",
+            *(str(adds[f"carry_{word}"]) for word in ("supports", "opposes")),
+            f"**{adds['carry_no_effect']}** (none above {adds['carry_effect_largest']} nats, "
+            f"δ = {adds['carry_delta']}; nor all together)",
+        ],
+    ]
+    return markdown(["skill", "model", "supports", "opposes", "no effect beyond δ"], rows)
+
+
+def circuits(results: Results) -> str:
+    """How edges are proposed, and how many of them hold."""
+    numbers, starts = results["circuit"], ("L28N907", "L27N1010")
+    ways = {
+        "attribution": "gradient (edge attribution patching), to depth 2",
+        "integrated": "integrated gradient",
+        "relevance": "relevance (patterns, scales and gates held)",
+        "alone": "attribution patching alone, into and out of the neuron, nothing tested",
+    }
+
+    def both(how: str, what: str, form: str = ".0f") -> str:
+        return "; ".join(f"{numbers[f'circuit_{start}_{how}_{what}']:{form}}" for start in starts)
+
+    rows = []
+    for how, text in ways.items():
+        confirmed = both(how, "confirmed")
+        if how == "alone":
+            confirmed += f" would hold, {both(how, 'wrong_sign')} with the wrong sign"
+        unexplained = "" if how == "alone" else both(how, "unexplained", ".0%")
+        edges = f"{numbers[f'circuit_{starts[0]}_{how}_edges']:.0f}"
+        rows.append([text, edges, confirmed, unexplained, both(how, "seconds")])
+    head = [
+        "edges proposed by",
+        "edges",
+        f"confirmed: {'; '.join(starts)}",
+        "unexplained",
+        "seconds",
+    ]
+    return markdown(head, rows)
+
+
+def leaderboard(results: Results) -> str:
+    """Hits of each method over all tasks, and on two of them."""
+    rows = rows_of("figures/leaderboard/leaderboard.csv")
+    names = [row["method"] for row in rows]
+    hits = [f"{float(row['hits']):.0f} of {float(row['n']):.0f}" for row in rows]
+    kinds = {
+        "with an effect, all six tasks": hits,
+        "agreement, number": [f"{float(row['agreement_plural']):.0%}" for row in rows],
+        "agreement, confidence": [f"{float(row['agreement_confidence']):.0%}" for row in rows],
+    }
+    return markdown(
+        ["method", *kinds],
+        [[name, *row] for name, *row in zip(names, *kinds.values(), strict=True)],
+    )
+
+
+def planted_roles(results: Results) -> str:
+    """Which planted neurons each method names, and how many of those it names act."""
+    numbers = results["planted_methods"]
+    k = numbers["planted_methods_k"]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name in ("pearson", "smd", "f", "auroc", "information", "predictivity", "l1", "lape",
+                 "taylor", "probeless", "gradient"):  # fmt: skip
+        counts = [
+            str(numbers[f"planted_methods_{role}_{name}"])
+            for role in ("skill", "decoy", "writer", "shortcut")
+        ]
+        oppose = numbers.get(f"planted_methods_opposes_{name}", 0)
+        hits = f"{numbers[f'planted_methods_hits_{name}']} of {k}"
+        hits += f", {oppose} of them oppose" if oppose else ""
+        rows.setdefault((*counts, hits), []).append(name)
+    lines = [[", ".join(names), *values] for values, names in rows.items()]
+    for name, text in (("rotated", "rotated basis"), ("random", "random")):
+        hits = (
+            f"{numbers[f'planted_methods_hits_{name}']} of {numbers[f'planted_methods_n_{name}']}"
+        )
+        lines.append([text, "–", "–", "–", "–", hits])
+    head = ["method", "skill neurons", "decoys", "writers", "shortcuts", "with an effect"]
+    return markdown(head, lines)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    **{name: measurements(name) for name in MEASUREMENTS},
+    "sources": sources,
+    "in-short": in_short,
+    "demo-attrition": demo_attrition,
+    "demo-neurons": demo_neurons,
+    "demo-sets": demo_sets,
+    "strongest": strongest,
+    "circuits": circuits,
+    "leaderboard": leaderboard,
+    "planted-roles": planted_roles,
+}
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table, with a true minus sign before numbers."""
+    lines = [head, ["---"] * len(head), *rows]
+    return typeset("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
+def typeset(text: str) -> str:
+    """True minus signs before numbers, and a space before the percent sign."""
+    return re.sub(r"(?<=\d)%", " %", re.sub(r"(?<![\w)-])-(?=[\d.])", "−", text))
+
+
+def rows_of(path: str) -> list[dict[str, str]]:
+    """A CSV beside a figure."""
+    with (ROOT / path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Every file of results by its name.
+
+    Raises:
+        ValueError: A file that does not say how its numbers came about, or holds something else.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in ABOUT if not entry.get(key)]
+        if missing:
+            raise ValueError(f"{path.name} lacks {', '.join(missing)}")
+        odd = [key for key, value in entry.items() if key not in ABOUT and not is_number(value)]
+        if odd:
+            raise ValueError(f"{path.name}: {', '.join(odd)} is no number")
+        found[path.stem] = entry
+    return found
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def render(text: str, results: Results) -> str:
+    """A page with its tables and numbers made anew."""
+
+    def number(found: re.Match[str]) -> str:
+        name, _, key = found[2].partition(".")
+        return f"{found[1]}{typeset(format(results[name][key], found[3]))}{found[4]}"
+
+    text = TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]](results)}\n{found[3]}", text)
+    return VALUE.sub(number, text)
+
+
+def pages() -> list[Path]:
+    """The pages with numbers that are measured."""
+    return sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
+
+
+def stale(results: Results) -> dict[Path, str]:
+    """Pages that differ from what the results say, and what they should be."""
+    found = {}
+    for path in pages():
+        text = path.read_text(encoding="utf-8")
+        wanted = render(text, results)
+        if wanted != text:
+            found[path] = wanted
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    asked = parser.parse_args()
+    found = stale(read_results())
+    for path, text in found.items():
+        if not asked.check:
+            path.write_text(text, encoding="utf-8")
+        print(f"{'stale' if asked.check else 'written'}: {path.relative_to(ROOT)}")
+    raise SystemExit(1 if asked.check and found else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -171,13 +171,13 @@ def study(page: Page, case: Case, n_effects: int) -> dict[str, float]:
         f"The 40 strongest: {len(several)} clusters at |r| of 0.5 on average.",
     )  # fmt: skip
     probe = sparse_probe(
-        model, explore, confirm, scores.top(500), label=_label(case.task), by="difference",
+        model, explore, confirm, scores.top(500), metric=_label(case.task), by="difference",
         seed=SEED, progress=False,
     )  # fmt: skip
     page.say(f"```\n{several!r}\n\n{probe!r}\n```")
     page.picture(
         figures.sparse_probe(probe), f"{case.name}_probe",
-        f"How many of the 500 strongest confidence neurons tell {probe.label}.",
+        f"How many of the 500 strongest confidence neurons tell {probe.metric}.",
     )  # fmt: skip
     clock["drawn"] = time.monotonic()
     steps = list(clock.items())

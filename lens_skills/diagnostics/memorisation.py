@@ -1,4 +1,8 @@
-"""`memorisation`: whether hits carry many values or few, and say the same or different things."""
+"""`memorisation`: whether neurons take many values or few, and tell the same or different things.
+
+The entropy of each neuron and the mutual information of every two, beside random neurons of the
+same layers.
+"""
 
 import random
 from collections.abc import Sequence
@@ -22,15 +26,9 @@ from lens_skills.stats.multiple_testing import rank_p
 
 MOST = 200
 """Neurons beyond which the pairs, whose number is the square of theirs, take too long."""
-
-
 FEWEST_EXAMPLES = 30
-
-
 N_BINS = 100
-
-
-PAIRS = 200  # of each random set, drawn; of the hits all are taken
+PAIRS = 200  # of each random set, drawn; of the neurons asked about all are taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +60,13 @@ class Memorisation:
     @property
     def p(self) -> dict[str, float]:
         """The rank of each mean among the random sets, towards lower and higher."""
-        found = {}
+        ranks = {}
         for name in ("entropy", "information"):
             value = torch.tensor(getattr(self, name), dtype=torch.float64)
             null = getattr(self, f"random_{name}")
-            found[f"{name}_low"] = float(rank_p(-value, -null))
-            found[f"{name}_high"] = float(rank_p(value, null))
-        return found
+            ranks[f"{name}_low"] = float(rank_p(-value, -null))
+            ranks[f"{name}_high"] = float(rank_p(value, null))
+        return ranks
 
     @property
     def word(self) -> str:
@@ -119,8 +117,6 @@ def memorisation(
     at: str = DEFAULT_SITE,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
-    batch_size: int = 32,
-    progress: bool | None = None,
     seed: int = 0,
 ) -> Memorisation:
     """Entropy of each neuron and mutual information of every two, beside random neurons'.
@@ -132,11 +128,11 @@ def memorisation(
     Args:
         model: A model, or an `ActivationTable` (its layers hold the random neurons too).
         examples: What they are read on.
-        neurons: The hits, at most `MOST`.
+        neurons: At most `MOST`.
         n_bins: Bins for H.
         k: Neighbours for the information.
         n_draws: Random sets of as many neurons of the same layers.
-        at, position, prompt, batch_size, progress: As in `redundancy`.
+        at, position, prompt: As in `redundancy`.
         seed: Of the draws.
 
     Raises:
@@ -145,11 +141,9 @@ def memorisation(
 
     Source: Bansal et al. 2022 (arXiv 2210.09404); Kraskov et al. 2004.
     """
-    hits = read(
-        model, examples, neurons, at=at, position=position, prompt=prompt, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
-    n = len(hits.neurons)
+    where: dict[str, Any] = {"at": at, "position": position, "prompt": prompt}
+    found = read(model, examples, neurons, **where)
+    n = len(found.neurons)
     if not 2 <= n <= MOST:
         raise LensSkillsError(
             f"{n:,} neurons make {n * (n - 1) // 2:,} pairs: 2 to {MOST} neurons are taken. Give "
@@ -160,25 +154,22 @@ def memorisation(
             f"{len(examples)} examples are too few for an entropy over {n_bins} bins and a mutual "
             f"information: give {FEWEST_EXAMPLES} or more."
         )
-    refuse_constant(hits)
+    refuse_constant(found)
     drawn = [
-        random_neurons(hits.neurons, n, width=hits.width, seed=seed + draw)
+        random_neurons(found.neurons, n, width=found.width, seed=seed + draw)
         for draw in range(n_draws)
     ]
-    pool = torch.unique(torch.cat(drawn), dim=0) if drawn else hits.neurons
-    others = read(
-        model, examples, pool, at=at, position=position, prompt=prompt, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
+    pool = torch.unique(torch.cat(drawn), dim=0) if drawn else found.neurons
+    others = read(model, examples, pool, **where)
     place = {tuple(row): spot for spot, row in enumerate(pool.tolist())}
-    own_h = entropy(equal_width_codes(hits.values, n_bins=n_bins))
-    own_mi = pairwise(hits.values, k)
+    own_h = entropy(equal_width_codes(found.values, n_bins=n_bins))
+    own_mi = pairwise(found.values, k)
     h, mi = [], []
     for rows in drawn:
         values = others.values[[place[tuple(row)] for row in rows.tolist()]]
         h.append(float(entropy(equal_width_codes(values, n_bins=n_bins)).mean()))
         mi.append(mean_information(values, k, seed=seed))
-    table = pd.DataFrame({"name": hits.names, "entropy": own_h, "information": own_mi})
+    table = pd.DataFrame({"name": found.names, "entropy": own_h, "information": own_mi})
     return Memorisation(
         table=table,
         entropy=float(own_h.mean()),
@@ -187,7 +178,7 @@ def memorisation(
         random_information=torch.tensor(mi, dtype=torch.float64),
         n_bins=n_bins,
         n_examples=len(examples),
-        provenance=hits.about,
+        provenance=found.about,
     )
 
 
@@ -196,9 +187,9 @@ def pairwise(values: Float[Tensor, "neuron example"], k: int) -> Float[Tensor, "
     n = len(values)
     total = torch.zeros(n, dtype=torch.float64)
     for i, j in combinations(range(n), 2):
-        found = kraskov_information(values[i], values[j], k=k)
-        total[i] += found
-        total[j] += found
+        nats = kraskov_information(values[i], values[j], k=k)
+        total[i] += nats
+        total[j] += nats
     return total / (n - 1)
 
 

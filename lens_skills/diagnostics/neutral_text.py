@@ -1,4 +1,4 @@
-"""`Background`: neurons and the model's confidence on text that has nothing to do with the task."""
+"""Neurons and the model's confidence on text that has nothing to do with the task."""
 
 import random
 from collections.abc import Sequence
@@ -16,9 +16,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, ReadHook
 
-BATCH_SIZE = 4  # texts whose logits over the whole vocabulary, at every token, are held at once
-
-
+_TEXTS_TOGETHER = 4  # texts whose logits, at every token, are held at once
 SHORTEST = 3  # words before a text may be cut: with fewer there is nothing to go on
 
 
@@ -41,7 +39,7 @@ class NeutralText:
     unigram: Float[Tensor, " d_vocab"]
 
 
-def read_background(
+def read_neutral_text(
     adapter: ModelAdapter, texts: Sequence[str], neurons: Int[Tensor, "neuron 2"], metric: Metric
 ) -> NeutralText:
     """One pass over the texts; the beginning-of-sequence token is not counted.
@@ -55,15 +53,15 @@ def read_background(
             "them. None takes the sixty sentences that come with the project."
         )
     own = metric.reads == {"logits"}
-    watched = metric if own else confidence("entropy")
+    chosen = metric if own else confidence("entropy")
     examples = [Example(id=f"text {place}", prompt=text) for place, text in enumerate(texts)]
     encoded = encode_examples(adapter, examples, answers=False)
     ordered = sorted(encoded, key=lambda item: (len(item.prompt_tokens), item.index))
     values, numbers, groups = [], [], []
     total = torch.zeros(adapter.d_vocab, dtype=torch.float64)
     layers = neurons[:, 0].unique().tolist()
-    for start in range(0, len(ordered), BATCH_SIZE):
-        batch = ordered[start : start + BATCH_SIZE]
+    for start in range(0, len(ordered), _TEXTS_TOGETHER):
+        batch = ordered[start : start + _TEXTS_TOGETHER]
         tokens, mask = pad_left(
             [item.prompt_tokens.tolist() for item in batch], adapter.pad_id, adapter.device
         )
@@ -79,7 +77,7 @@ def read_background(
         for row, item in enumerate(batch):
             first = width - len(item.prompt_tokens) + (1 if item.has_bos else 0)
             here = logits[row, first:]
-            numbers.append(watched(here, [item] * len(here)).double().cpu())
+            numbers.append(chosen(here, [item] * len(here)).double().cpu())
             total += here.double().softmax(-1).sum(0).cpu()
             groups += [item.id] * len(here)
             own_tokens = [seen[layer][row, first:, index] for layer, index in neurons.tolist()]
@@ -88,10 +86,17 @@ def read_background(
     return NeutralText(
         values=torch.cat(values, dim=1),
         metric=found if own else -found,
-        metric_name=watched.name if own else "minus the entropy",
+        metric_name=chosen.name if own else "minus the entropy",
         groups=tuple(groups),
         unigram=total / total.sum(),
     )
+
+
+def _keeper(seen: dict[int, Tensor], layer: int) -> ReadHook:
+    def keep(activation: Tensor) -> None:
+        seen[layer] = activation
+
+    return keep
 
 
 def cut_texts(texts: Sequence[str], *, per_text: int = 2, seed: int = 0) -> list[Example]:
@@ -131,10 +136,3 @@ def log_unigram(
         )
     shares = counts.double() + 1
     return (shares / shares.sum()).log()
-
-
-def _keeper(seen: dict[int, Tensor], layer: int) -> ReadHook:
-    def keep(activation: Tensor) -> None:
-        seen[layer] = activation
-
-    return keep

@@ -1,4 +1,8 @@
-"""`Mediation`: what mean-ablating a neuron does: in all, directly, with the final norm frozen."""
+"""What mean-ablating a neuron does: in all, directly, and with the final norm frozen.
+
+`mediate` sets each neuron, alone, to its mean; the three effects tell how much of what a neuron
+does goes through the scale of the final norm.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE
 from lens_skills.activations.forward import NOTHING, pad_left
 from lens_skills.activations.stream import batches
@@ -21,15 +26,9 @@ from lens_skills.models.unembedding import frozen_norm
 from lens_skills.models.weights import OutputWeights
 
 PATHS = ("total", "direct", "frozen")
-
-
 Outcome = Callable[[Tensor, Sequence[Encoded]], Tensor]
 """From logits ``[row d_vocab]`` and the examples of the rows, one number per row."""
-
-
 _ROWS = 128  # rows whose logits over the whole vocabulary are held at once
-
-
 _AGREE = 1e-3  # nats: how near our own reading of the last residual must be to the model's
 
 
@@ -63,7 +62,6 @@ def mediate(
     *,
     answers: bool,
     n_paths: int | None = None,
-    batch_size: int = 16,
 ) -> Mediation:
     """The effect of setting each neuron, alone, to its own value ``to`` at the last prompt token.
 
@@ -72,11 +70,10 @@ def mediate(
         examples: What is read.
         neurons: (layer, index) rows.
         to: What each is set to: its mean.
-        outcomes: What is watched, each a function of the logits that follow.
+        outcomes: What is measured, each a function of the logits that follow.
         answers: Whether prompts are read together with their answers.
         n_paths: How many neurons to follow along all paths; of the rest only the total of the
             first outcome is measured (everything else is NaN).
-        batch_size: Examples per clean pass.
 
     Raises:
         LensSkillsError: Upper layers cannot be run alone, what a neuron adds is not its row of
@@ -90,19 +87,17 @@ def mediate(
     empty = torch.full((n_all, len(encoded)), torch.nan, dtype=torch.float64)
     change = {path: {name: empty.clone() for name in outcomes} for path in PATHS}
     clean = {name: torch.zeros(len(encoded), dtype=torch.float64) for name in outcomes}
-    writes, seen = (
-        OutputWeights(adapter),
-        False,
-    )  # one batch tells whether upper blocks may run alone
-    for batch in batches(encoded, NOTHING, batch_size=batch_size, progress=False):
+    writes = OutputWeights(adapter)
+    size = settings.batch_size(16)
+    for place, batch in enumerate(batches(encoded, NOTHING, batch_size=size, progress=False)):
         index = torch.tensor([item.index for item in batch])
-        bench = _MediationPass(adapter, batch, neurons, writes, check=not seen)
-        seen = True
+        # One batch tells whether upper blocks may run alone.
+        run = _MediationPass(adapter, batch, neurons, writes, check=place == 0)
         for name, of in outcomes.items():
-            clean[name][index] = of(bench.logits, batch).double().cpu()
+            clean[name][index] = of(run.logits, batch).double().cpu()
         for part, paths in _parts(n_all, n_paths, max(1, _ROWS // len(batch))):
             rows = [item for _ in part for item in batch]
-            edited = bench.edited(neurons[part], to[part], paths)
+            edited = run.edited(neurons[part], to[part], paths)
             for path, logits in edited.items():
                 for name, of in list(outcomes.items())[: None if "frozen" in paths else 1]:
                     after = of(logits, rows).double().cpu()

@@ -1,4 +1,4 @@
-"""`redundancy`: which hits do the same, and one of each kind to go on with."""
+"""`redundancy`: which neurons do the same, and one of each kind to go on with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from lens_skills.models import SoftPrompt
 from lens_skills.stats.correlation import standardise
 
 MOST = 2_000
-"""Neurons beyond which the tree takes long and nobody reads it: hits, not whole layers."""
+"""Neurons beyond which the tree takes long and nobody reads it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,6 @@ def redundancy(
     at: str = DEFAULT_SITE,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
-    batch_size: int = 32,
-    progress: bool | None = None,
 ) -> Redundancy:
     """The neurons in clusters of like activations, with a representative each.
 
@@ -130,11 +128,10 @@ def redundancy(
     Args:
         model: A model, or an `ActivationTable`.
         examples: What they are compared on.
-        neurons: The hits: names, rows or a `Selection`.
+        neurons: Names, rows or a `Selection`.
         threshold: 0 to 1.
         at, position: Where they are read; ``"last"`` unless asked otherwise.
         prompt: A soft prompt to read with.
-        batch_size, progress: Of the pass.
 
     Raises:
         LensSkillsError: Fewer than two neurons or three examples, more than `MOST` neurons, one
@@ -144,14 +141,11 @@ def redundancy(
     """
     if not 0 < threshold < 1:
         raise LensSkillsError(f"threshold={threshold}: 1 - |r| lies between 0 and 1.")
-    found = read(
-        model, examples, neurons, at=at, position=position, prompt=prompt, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
+    found = read(model, examples, neurons, at=at, position=position, prompt=prompt)
     n = len(found.neurons)
     if not 2 <= n <= MOST:
         raise LensSkillsError(
-            f"{n:,} neurons: clusters take 2 to {MOST:,}. Give the hits, e.g. .top(200)."
+            f"{n:,} neurons: clusters take 2 to {MOST:,}. Give the strongest, e.g. .top(200)."
         )
     if len(examples) < 3:
         raise LensSkillsError(f"{len(examples)} examples: a correlation takes 3 or more.")

@@ -1,10 +1,8 @@
-"""`regulators`: is a hit on a confidence metric a skill neuron, or does it regulate confidence?
+"""`confidence_regulators`: is a neuron that goes with confidence a skill neuron, or a regulator?
 
-The columns of the table of `regulators`: from weights, correlations and ablations.
-
-`Regulators`: what kind of neuron each hit on a confidence metric is.
-
-`flag`: what the diagnostics of a neuron come to, in words; every threshold stands here.
+Entropy and frequency neurons move the model's confidence on any text. `Regulators` holds the
+diagnostics of each neuron, from weights, correlations and ablations; `classify` is the rule that
+turns them into a word, and the thresholds stand beside it.
 """
 
 import math
@@ -21,7 +19,7 @@ from lens_skills.activations import DEFAULT_SITE, ActivationTable, Metric, confi
 from lens_skills.activations.activation_reader import read, refuse_constant
 from lens_skills.activations.components import parse_components
 from lens_skills.data import Example
-from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_background
+from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_neutral_text
 from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.controls import random_neurons
@@ -33,102 +31,25 @@ from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 from lens_skills.tasks.word_lists import neutral_texts
 
 REGULATOR = "generic confidence regulator"
-
-
 SKILL = "skill neuron"
-
-
 NEITHER = "neither shown"
-
-
 WORDS = (SKILL, REGULATOR, NEITHER)
-
-
 FAR = 0.95
 """An outlier of its own layer: beyond 95 % of its neurons. The published entropy neurons are
 told by standing apart from their layer's cloud (in norm and in variance), not by a fixed value,
 which differs between models."""
-
-
 MOSTLY = 0.5
 """More than half: of the effect through the norm's scale (the lower end of its interval), or of
 the squared logit write along the frequency direction."""
-
-
 ALPHA = 0.05
 """An ablation matters where so few random neurons of the layer move as much: of the task's metric
 the share adjusted over all neurons diagnosed (Benjamini–Hochberg), since one hit in twenty would
 else be a skill neuron by chance."""
-
-
-@dataclass(frozen=True)
-class RegulatorEvidence:
-    """The numbers that decide; see `Regulators` for what they are.
-
-    Attributes:
-        norm, variance, null, frequency: Percentiles within the layer, 0 to 1.
-        frequency_share: Squared cosine with the frequency direction.
-        mediated_low: Lower end of the LN-mediated fraction, on neutral text.
-        q_task: Rank of |effect| on the task among random neurons of the layer, adjusted.
-        signed: Whether the interval of the mean effect on the task leaves out 0.
-        p_neutral: Rank of |effect| on neutral text, not adjusted.
-    """
-
-    norm: float
-    variance: float
-    null: float
-    frequency: float
-    frequency_share: float
-    mediated_low: float
-    q_task: float
-    signed: bool
-    p_neutral: float
-
-
-def flag(evidence: RegulatorEvidence) -> tuple[str, str]:
-    """The word for a neuron, and why.
-
-    *generic confidence regulator*: its ablation moves the model's entropy on neutral text more
-    than that of random neurons, and it does so as an entropy neuron (large ‖w_out‖, even logits,
-    in the null space, through the norm's scale) or as a frequency neuron. *skill neuron*: its
-    ablation moves the metric on the task one way, more than random neurons' do, and on neutral
-    text no more than a random neuron's. *neither shown*: anything else; the reason says what is
-    missing.
-
-    >>> flag(Evidence(0.5, 0.5, 0.5, 0.5, 0.0, 0.0, q_task=0.01, signed=True, p_neutral=0.6))[0]
-    'skill neuron'
-    """
-    apart = {
-        "a large norm": evidence.norm >= FAR,
-        "even logits": evidence.variance <= 1 - FAR,
-        "the null space": evidence.null >= FAR,
-    }
-    through = evidence.mediated_low > MOSTLY
-    entropy_like = all(apart.values()) and through
-    frequency_like = evidence.frequency >= FAR and evidence.frequency_share > MOSTLY
-    on_task, on_neutral = evidence.q_task <= ALPHA, evidence.p_neutral <= ALPHA
-    kinds = [
-        words
-        for words, holds in (
-            ("writes to the null space and acts through the final norm", entropy_like),
-            ("writes along the frequency direction", frequency_like),
-        )
-        if holds
-    ]
-    if kinds and on_neutral:
-        return REGULATOR, f"{' and '.join(kinds)}, on neutral text too"
-    if kinds:
-        return NEITHER, f"{' and '.join(kinds)}, but hardly moves neutral text"
-    if on_task and not evidence.signed:
-        return NEITHER, "its ablation moves the task, but up and down: on average not surely"
-    if on_task and not on_neutral:
-        return SKILL, "its ablation moves the task and not neutral text"
-    if on_task:
-        hints = [words for words, holds in apart.items() if holds]
-        hints += ["the norm's scale"] * through
-        seen = f" (of a regulator it has {', '.join(hints)})" if hints else ""
-        return NEITHER, f"its ablation moves the task and neutral text alike{seen}"
-    return NEITHER, "its ablation is not shown to move the task more than a random neuron's"
+FEWEST_GROUPS = 8
+"""With fewer an interval over groups says nothing."""
+STAND_IN = "the frequency direction is from the model's own mean prediction on the neutral texts"
+MOST_CONTROLS = 100
+"""Random neurons per layer, unless asked otherwise: p can be as small as 1/101."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +125,7 @@ class Regulators:
         """The names of the neurons that got a word.
 
         Raises:
-            LensSkillsError: A word no flag uses.
+            LensSkillsError: No such word.
         """
         if word not in WORDS:
             raise LensSkillsError(f"no word {word!r}. There are: {', '.join(map(repr, WORDS))}.")
@@ -237,178 +158,8 @@ class Regulators:
             lines.append(f"  … and {len(self) - 20} more in .frame()")
         if min(self.n_groups, self.n_texts) < FEW_GROUPS:
             lines.append(f"  fewer than {FEW_GROUPS} groups or texts: the intervals are too narrow")
-        lines.append("  percentiles are within the layer; thresholds stand in diagnosis/flags.py")
+        lines.append("  percentiles are within the layer; thresholds: diagnostics/regulators.py")
         return "\n".join(lines)
-
-
-def _part(row: dict[str, Any], name: str) -> str:
-    """A percentile, in words.
-
-    >>> _part({"norm_percentile": 0.953}, "norm")
-    'p95'
-    """
-    return f"p{100 * row[f'{name}_percentile']:.0f}"
-
-
-def log10(values: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
-    """The base-10 logarithm; of a variance of 0, that of the smallest number."""
-    return values.clamp(min=torch.finfo(torch.float64).tiny).log10()
-
-
-def weight_columns(
-    adapter: ModelAdapter,
-    neurons: Int[Tensor, "neuron 2"],
-    k: int,
-    log_shares: Float[Tensor, " d_vocab"],
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The weight columns of the chosen, and norm and variance of every neuron of the model."""
-    unembedding = Unembedding.of(adapter)
-    names = [f"L{layer}N{neuron}" for layer, neuron in neurons.tolist()]
-    table = pd.DataFrame({"name": names, "layer": neurons[:, 0], "neuron": neurons[:, 1]})
-    norms, variances, layers = [], [], []
-    for layer in range(adapter.n_layers):
-        rows = adapter.weight_out(layer)
-        values = {
-            "norm": unembedding.norm(rows),
-            "log_variance": log10(unembedding.logit_variance(rows)),
-        }
-        norms.append(values["norm"].cpu())
-        variances.append(values["log_variance"].cpu())
-        layers.append(torch.full((len(rows),), layer))
-        here = (neurons[:, 0] == layer).nonzero()[:, 0]
-        if len(here) == 0:
-            continue
-        values["null_share"] = unembedding.null_share(rows, k)
-        values["frequency"] = unembedding.along(rows, log_shares)
-        for name, numbers in values.items():
-            size = numbers.abs().cpu() if name == "frequency" else numbers.cpu()
-            chosen = neurons[here, 1]
-            table.loc[here.tolist(), name] = numbers.cpu()[chosen].numpy()
-            place = percentiles(size[chosen], size)
-            table.loc[here.tolist(), f"{name}_percentile"] = place.numpy()
-    cloud = {
-        "norms": torch.cat(norms),
-        "log_variances": torch.cat(variances),
-        "layers": torch.cat(layers),
-        "folded": unembedding.said,
-    }
-    return table, cloud
-
-
-def add_r(table: pd.DataFrame, name: str, found: GroupedCorrelation) -> None:
-    """Adds r and its interval, of the first neurons of the correlation."""
-    n = len(table)
-    table[name] = found.r[:n].numpy()
-    table[f"{name}_low"], table[f"{name}_high"] = found.low[:n].numpy(), found.high[:n].numpy()
-
-
-def add_effects(
-    table: pd.DataFrame,
-    neurons: Int[Tensor, "neuron 2"],
-    several: Int[Tensor, "several 2"],
-    task: Mediation,
-    quiet: Mediation,
-    seed: int,
-) -> None:
-    """Adds what ablation does on the task and on neutral text, ranked among random neurons.
-
-    Args:
-        table: One row per neuron, to be filled in.
-        neurons: Those neurons.
-        several: The same first, then random neurons of each of their layers.
-        task, quiet: Of ``several``.
-        seed: Of the intervals.
-    """
-    n = len(neurons)
-    total = task.change["total"]["metric"]
-    table["effect"] = total[:n].mean(1).numpy()
-    low, high = cluster_interval(total[:n], task.groups, seed=seed)
-    table["effect_low"], table["effect_high"] = low.numpy(), high.numpy()
-    for found, outcome, size, p in (
-        (task, "metric", "effect_size", "p_task"),
-        (quiet, "entropy", "entropy_size", "p_neutral"),
-    ):
-        sizes = found.change["total"][outcome].abs().mean(1)
-        table[size] = sizes[:n].numpy()
-        for place, layer in enumerate(neurons[:, 0].tolist()):
-            null = sizes[n:][several[n:, 0] == layer]
-            table.loc[place, p] = float(rank_p(sizes[place], null))
-    table["q_task"] = false_discovery_q(torch.tensor(table["p_task"].tolist())).numpy()
-    for name, found, outcome in (
-        ("mediated", quiet, "entropy"),
-        ("mediated_task", task, "metric"),
-        ("mediated_loss", task, "loss"),
-    ):
-        part, low, high = mediated_fraction(found, outcome, n, seed)
-        table[name] = part.numpy()
-        table[f"{name}_low"], table[f"{name}_high"] = low.numpy(), high.numpy()
-    table["unigram"] = quiet.change["total"]["unigram"][:n].mean(1).numpy()
-
-
-def mediated_fraction(
-    found: Mediation, outcome: str, n: int, seed: int
-) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-    """1 - mean |Δ frozen| / mean |Δ direct| of the first n neurons, and its interval over groups.
-
-    At most 1, which means that all of the direct effect goes through the final norm's scale;
-    0 none of it; below 0 the scale works against it. NaN where there is no direct effect.
-    """
-    if outcome not in found.change["frozen"]:
-        nothing = torch.full((n,), math.nan, dtype=torch.float64)
-        return nothing, nothing, nothing
-    frozen = found.change["frozen"][outcome][:n].abs()
-    direct = found.change["direct"][outcome][:n].abs()
-    low, high = ratio_interval(frozen, direct, found.groups, seed=seed)
-    return 1 - frozen.mean(1) / direct.mean(1), 1 - high, 1 - low
-
-
-def add_words(table: pd.DataFrame) -> None:
-    """Adds the flag of each row, and why."""
-    found = [
-        flag(
-            RegulatorEvidence(
-                norm=row["norm_percentile"],
-                variance=row["log_variance_percentile"],
-                null=row["null_share_percentile"],
-                frequency=row["frequency_percentile"],
-                frequency_share=row["frequency"] ** 2,
-                mediated_low=row["mediated_low"],
-                q_task=row["q_task"],
-                signed=row["effect_low"] > 0 or row["effect_high"] < 0,
-                p_neutral=row["p_neutral"],
-            )
-        )
-        for row in table.to_dict("records")
-    ]
-    table["word"] = [word for word, _ in found]
-    table["why"] = [why for _, why in found]
-
-
-def answer_loss(logits: Float[Tensor, "row d_vocab"], rows: Sequence[Any]) -> Float[Tensor, " row"]:
-    """-ln p of each example's first answer token, in nats."""
-    first = torch.tensor([item.answer_tokens[0] for item in rows], device=logits.device)
-    return -logits.double().log_softmax(-1).gather(1, first[:, None])[:, 0]
-
-
-def divergence_from(log_shares: Float[Tensor, " d_vocab"]) -> Outcome:
-    """The function KL(prediction ‖ unigram) = Σ p (ln p - ln u), in nats."""
-
-    def compute(logits: Tensor, rows: Sequence[Any]) -> Tensor:
-        log_p = logits.double().log_softmax(-1)
-        return (log_p.exp() * (log_p - log_shares.to(log_p))).sum(-1)
-
-    return compute
-
-
-FEWEST_GROUPS = 8
-"""With fewer an interval over groups says nothing."""
-
-
-STAND_IN = "the frequency direction is from the model's own mean prediction on the neutral texts"
-
-
-MOST_CONTROLS = 100
-"""Random neurons per layer, unless asked otherwise: p can be as small as 1/101."""
 
 
 def confidence_regulators(
@@ -423,8 +174,6 @@ def confidence_regulators(
     n_effects: int = 64,
     n_controls: int | None = None,
     n_null: int | None = None,
-    batch_size: int = 32,
-    progress: bool | None = None,
     seed: int = 0,
 ) -> Regulators:
     """The confidence diagnostics of each neuron, and whether it is a generic regulator.
@@ -440,7 +189,7 @@ def confidence_regulators(
         model: A HookedTransformer or TransformerBridge; it is left as it was.
         examples: The task; best a split that selected nothing.
         neurons: Names, (layer, index) rows, or a `Selection`, at ``mlp.hook_post``.
-        metric: What the neurons are hits for: a number read off one position's logits, such as
+        metric: What the neurons are strong for: a number read off one position's logits, such as
             ``confidence()`` (the default), ``confidence("entropy")`` or ``logit_diff()``. Where it
             needs an answer, minus the entropy stands for it on neutral text.
         neutral: Texts that have nothing to do with the task; None takes those of the project.
@@ -452,8 +201,6 @@ def confidence_regulators(
         n_controls: Random neurons of each layer that |effect| is ranked among; None: 100, or all
             others where the layer holds fewer.
         n_null: Singular directions that count as the null space; None: 0.01 d_model.
-        batch_size: Examples per forward pass.
-        progress: Show a progress bar (None: on a terminal only).
         seed: Of the draws.
 
     Raises:
@@ -467,7 +214,7 @@ def confidence_regulators(
     if isinstance(model, ActivationTable):
         raise LensSkillsError("the diagnostics need the model itself, not a table of activations.")
     adapter, bare = prompted(model, prompt), prompted(model, None)
-    watched = _continuous(confidence() if metric is None else metric, examples)
+    wanted = _continuous(confidence() if metric is None else metric, examples)
     check_groups([example.group for example in examples])
     chosen = _rows(adapter, neurons)
     n, k = len(chosen), n_null or null_size(adapter.d_model)
@@ -475,37 +222,36 @@ def confidence_regulators(
         most = int(chosen[:, 0].bincount().max())
         n_controls = min(MOST_CONTROLS, adapter.d_mlp - most)
     several = _with_controls(chosen, n_controls, adapter.d_mlp, seed)
-    options: dict[str, Any] = {"at": DEFAULT_SITE, "position": "last", "batch_size": batch_size}
-    task = read(adapter, examples, several, metrics=[watched], progress=progress, **options)
+    task = read(adapter, examples, several, at=DEFAULT_SITE, position="last", metrics=[wanted])
     refuse_constant(task, n)
-    values = task.metrics[watched.name]
-    _refuse_two_values(watched, values)
+    values = task.metrics[wanted.name]
+    _refuse_two_values(wanted, values)
     texts = neutral_texts() if neutral is None else neutral
-    background = read_background(bare, texts, several, watched)
-    log_shares = log_unigram(unigram, background, adapter.d_vocab)
+    on_neutral = read_neutral_text(bare, texts, several, wanted)
+    log_shares = log_unigram(unigram, on_neutral, adapter.d_vocab)
     table, cloud = weight_columns(adapter, chosen, k, log_shares)
     add_r(table, "r_task", correlate(task.values[:n], values, task.groups))
-    there = correlate(background.values[:n], background.metric, background.groups)
+    there = correlate(on_neutral.values[:n], on_neutral.metric, on_neutral.groups)
     add_r(table, "r_neutral", there)
     drawn, cuts = draw_by_group(examples, n_effects, seed), cut_texts(texts, seed=seed)
     answers = all(example.answer is not None for example in examples)
-    outcomes: dict[str, Outcome] = {"metric": watched}
+    outcomes: dict[str, Outcome] = {"metric": wanted}
     if answers:
         outcomes["loss"] = answer_loss
     effects = mediate(
         adapter, drawn, several, task.values.mean(1), outcomes, answers=answers, n_paths=n
     )
     outcomes = {"entropy": confidence("entropy"), "unigram": divergence_from(log_shares)}
-    mean = background.values.mean(1)
-    quiet = mediate(bare, cuts, several, mean, outcomes, answers=False, n_paths=n)
-    add_effects(table, chosen, several, effects, quiet, seed)
+    mean = on_neutral.values.mean(1)
+    effects_on_neutral = mediate(bare, cuts, several, mean, outcomes, answers=False, n_paths=n)
+    add_effects(table, chosen, several, effects, effects_on_neutral, seed)
     add_words(table)
     return Regulators(
         neurons=chosen,
         table=table,
         k=k,
-        metric=watched.name,
-        neutral_metric=background.metric_name,
+        metric=wanted.name,
+        neutral_metric=on_neutral.metric_name,
         unigram_from="the frequency direction is from the counts given"
         if unigram is not None
         else STAND_IN,
@@ -543,7 +289,7 @@ def draw_by_group(examples: Sequence[Example], count: int, seed: int) -> list[Ex
 
 
 def _continuous(metric: Any, examples: Sequence[Example]) -> Metric:
-    found = parse_metric(metric, examples, asked="regulators(metric=…)")
+    found = parse_metric(metric, examples, asked="confidence_regulators(metric=…)")
     if found.known:
         raise LensSkillsError(
             f"the metric {found.name!r} is known before the model runs, so it is no confidence. "
@@ -590,3 +336,233 @@ def _with_controls(
         rows = neurons[neurons[:, 0] == layer]
         parts.append(random_neurons(rows, n_controls, width=width, seed=seed))
     return torch.cat(parts)
+
+
+def weight_columns(
+    adapter: ModelAdapter,
+    neurons: Int[Tensor, "neuron 2"],
+    k: int,
+    log_shares: Float[Tensor, " d_vocab"],
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The weight columns of the chosen, and norm and variance of every neuron of the model."""
+    unembedding = Unembedding.of(adapter)
+    names = [f"L{layer}N{neuron}" for layer, neuron in neurons.tolist()]
+    table = pd.DataFrame({"name": names, "layer": neurons[:, 0], "neuron": neurons[:, 1]})
+    norms, variances, layers = [], [], []
+    for layer in range(adapter.n_layers):
+        rows = adapter.weight_out(layer)
+        values = {
+            "norm": unembedding.norm(rows),
+            "log_variance": log10(unembedding.logit_variance(rows)),
+        }
+        norms.append(values["norm"].cpu())
+        variances.append(values["log_variance"].cpu())
+        layers.append(torch.full((len(rows),), layer))
+        here = (neurons[:, 0] == layer).nonzero()[:, 0]
+        if len(here) == 0:
+            continue
+        values["null_share"] = unembedding.null_share(rows, k)
+        values["frequency"] = unembedding.along(rows, log_shares)
+        for name, numbers in values.items():
+            size = numbers.abs().cpu() if name == "frequency" else numbers.cpu()
+            chosen = neurons[here, 1]
+            table.loc[here.tolist(), name] = numbers.cpu()[chosen].numpy()
+            place = percentiles(size[chosen], size)
+            table.loc[here.tolist(), f"{name}_percentile"] = place.numpy()
+    cloud = {
+        "norms": torch.cat(norms),
+        "log_variances": torch.cat(variances),
+        "layers": torch.cat(layers),
+        "folded": unembedding.said,
+    }
+    return table, cloud
+
+
+def log10(values: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
+    """The base-10 logarithm; of a variance of 0, that of the smallest number."""
+    return values.clamp(min=torch.finfo(torch.float64).tiny).log10()
+
+
+def add_r(table: pd.DataFrame, name: str, found: GroupedCorrelation) -> None:
+    """Adds r and its interval, of the first neurons of the correlation."""
+    n = len(table)
+    table[name] = found.r[:n].numpy()
+    table[f"{name}_low"], table[f"{name}_high"] = found.low[:n].numpy(), found.high[:n].numpy()
+
+
+def add_effects(
+    table: pd.DataFrame,
+    neurons: Int[Tensor, "neuron 2"],
+    several: Int[Tensor, "several 2"],
+    task: Mediation,
+    neutral: Mediation,
+    seed: int,
+) -> None:
+    """Adds what ablation does on the task and on neutral text, ranked among random neurons.
+
+    Args:
+        table: One row per neuron, to be filled in.
+        neurons: Those neurons.
+        several: The same first, then random neurons of each of their layers.
+        task, neutral: Of ``several``.
+        seed: Of the intervals.
+    """
+    n = len(neurons)
+    total = task.change["total"]["metric"]
+    table["effect"] = total[:n].mean(1).numpy()
+    low, high = cluster_interval(total[:n], task.groups, seed=seed)
+    table["effect_low"], table["effect_high"] = low.numpy(), high.numpy()
+    for found, outcome, size, p in (
+        (task, "metric", "effect_size", "p_task"),
+        (neutral, "entropy", "entropy_size", "p_neutral"),
+    ):
+        sizes = found.change["total"][outcome].abs().mean(1)
+        table[size] = sizes[:n].numpy()
+        for place, layer in enumerate(neurons[:, 0].tolist()):
+            null = sizes[n:][several[n:, 0] == layer]
+            table.loc[place, p] = float(rank_p(sizes[place], null))
+    table["q_task"] = false_discovery_q(torch.tensor(table["p_task"].tolist())).numpy()
+    for name, found, outcome in (
+        ("mediated", neutral, "entropy"),
+        ("mediated_task", task, "metric"),
+        ("mediated_loss", task, "loss"),
+    ):
+        part, low, high = mediated_fraction(found, outcome, n, seed)
+        table[name] = part.numpy()
+        table[f"{name}_low"], table[f"{name}_high"] = low.numpy(), high.numpy()
+    table["unigram"] = neutral.change["total"]["unigram"][:n].mean(1).numpy()
+
+
+def mediated_fraction(
+    found: Mediation, outcome: str, n: int, seed: int
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+    """1 - mean |Δ frozen| / mean |Δ direct| of the first n neurons, and its interval over groups.
+
+    At most 1, which means that all of the direct effect goes through the final norm's scale;
+    0 none of it; below 0 the scale works against it. NaN where there is no direct effect.
+    """
+    if outcome not in found.change["frozen"]:
+        nothing = torch.full((n,), math.nan, dtype=torch.float64)
+        return nothing, nothing, nothing
+    frozen = found.change["frozen"][outcome][:n].abs()
+    direct = found.change["direct"][outcome][:n].abs()
+    low, high = ratio_interval(frozen, direct, found.groups, seed=seed)
+    return 1 - frozen.mean(1) / direct.mean(1), 1 - high, 1 - low
+
+
+def answer_loss(logits: Float[Tensor, "row d_vocab"], rows: Sequence[Any]) -> Float[Tensor, " row"]:
+    """-ln p of each example's first answer token, in nats."""
+    first = torch.tensor([item.answer_tokens[0] for item in rows], device=logits.device)
+    return -logits.double().log_softmax(-1).gather(1, first[:, None])[:, 0]
+
+
+def divergence_from(log_shares: Float[Tensor, " d_vocab"]) -> Outcome:
+    """The function KL(prediction ‖ unigram) = Σ p (ln p - ln u), in nats."""
+
+    def compute(logits: Tensor, rows: Sequence[Any]) -> Tensor:
+        log_p = logits.double().log_softmax(-1)
+        return (log_p.exp() * (log_p - log_shares.to(log_p))).sum(-1)
+
+    return compute
+
+
+@dataclass(frozen=True)
+class RegulatorMeasures:
+    """The numbers that decide; see `Regulators` for what they are.
+
+    Attributes:
+        norm, variance, null, frequency: Percentiles within the layer, 0 to 1.
+        frequency_share: Squared cosine with the frequency direction.
+        mediated_low: Lower end of the LN-mediated fraction, on neutral text.
+        q_task: Rank of |effect| on the task among random neurons of the layer, adjusted.
+        signed: Whether the interval of the mean effect on the task leaves out 0.
+        p_neutral: Rank of |effect| on neutral text, not adjusted.
+    """
+
+    norm: float
+    variance: float
+    null: float
+    frequency: float
+    frequency_share: float
+    mediated_low: float
+    q_task: float
+    signed: bool
+    p_neutral: float
+
+
+def classify(measures: RegulatorMeasures) -> tuple[str, str]:
+    """The word for a neuron, and why.
+
+    *generic confidence regulator*: its ablation moves the model's entropy on neutral text more
+    than that of random neurons, and it does so as an entropy neuron (large ‖w_out‖, even logits,
+    in the null space, through the norm's scale) or as a frequency neuron. *skill neuron*: its
+    ablation moves the metric on the task one way, more than random neurons' do, and on neutral
+    text no more than a random neuron's. *neither shown*: anything else; the reason says what is
+    missing.
+
+    >>> middling = [0.5, 0.5, 0.5, 0.5, 0.0, 0.0]
+    >>> classify(RegulatorMeasures(*middling, q_task=0.01, signed=True, p_neutral=0.6))[0]
+    'skill neuron'
+    """
+    apart = {
+        "a large norm": measures.norm >= FAR,
+        "even logits": measures.variance <= 1 - FAR,
+        "the null space": measures.null >= FAR,
+    }
+    through = measures.mediated_low > MOSTLY
+    entropy_like = all(apart.values()) and through
+    frequency_like = measures.frequency >= FAR and measures.frequency_share > MOSTLY
+    on_task, on_neutral = measures.q_task <= ALPHA, measures.p_neutral <= ALPHA
+    kinds = [
+        words
+        for words, holds in (
+            ("writes to the null space and acts through the final norm", entropy_like),
+            ("writes along the frequency direction", frequency_like),
+        )
+        if holds
+    ]
+    if kinds and on_neutral:
+        return REGULATOR, f"{' and '.join(kinds)}, on neutral text too"
+    if kinds:
+        return NEITHER, f"{' and '.join(kinds)}, but hardly moves neutral text"
+    if on_task and not measures.signed:
+        return NEITHER, "its ablation moves the task, but up and down: on average not surely"
+    if on_task and not on_neutral:
+        return SKILL, "its ablation moves the task and not neutral text"
+    if on_task:
+        hints = [words for words, holds in apart.items() if holds]
+        hints += ["the norm's scale"] * through
+        seen = f" (of a regulator it has {', '.join(hints)})" if hints else ""
+        return NEITHER, f"its ablation moves the task and neutral text alike{seen}"
+    return NEITHER, "its ablation is not shown to move the task more than a random neuron's"
+
+
+def add_words(table: pd.DataFrame) -> None:
+    """Adds the word of each row, and why."""
+    found = [
+        classify(
+            RegulatorMeasures(
+                norm=row["norm_percentile"],
+                variance=row["log_variance_percentile"],
+                null=row["null_share_percentile"],
+                frequency=row["frequency_percentile"],
+                frequency_share=row["frequency"] ** 2,
+                mediated_low=row["mediated_low"],
+                q_task=row["q_task"],
+                signed=row["effect_low"] > 0 or row["effect_high"] < 0,
+                p_neutral=row["p_neutral"],
+            )
+        )
+        for row in table.to_dict("records")
+    ]
+    table["word"] = [word for word, _ in found]
+    table["why"] = [why for _, why in found]
+
+
+def _part(row: dict[str, Any], name: str) -> str:
+    """A percentile, in words.
+
+    >>> _part({"norm_percentile": 0.953}, "norm")
+    'p95'
+    """
+    return f"p{100 * row[f'{name}_percentile']:.0f}"

@@ -1,8 +1,7 @@
 """`sparse_probe`: is a label in one neuron, in few, or spread over many?
 
-`SparseProbe`: how well few neurons tell a label, against how many there are.
-
-Balanced accuracy, F1 and AUROC of a two-class prediction, with intervals over groups.
+Logistic probes on the k best neurons for several k: balanced accuracy, F1 and AUROC on held-out
+groups with intervals, beside random neurons and random labels, and the k that pays for itself.
 """
 
 import math
@@ -25,77 +24,14 @@ from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_error
 from lens_skills.stats.intervals import share_interval
 from lens_skills.stats.permutation import signs
 
-MARKS = ("balanced_accuracy", "f1", "auroc")
-
-
-@dataclass(frozen=True)
-class ProbePoint:
-    """One number between 0 and 1 with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def marks_of(
-    score: Float[Tensor, " example"],
-    truth: Bool[Tensor, " example"],
-    groups: Sequence[str],
-    *,
-    level: float = 0.95,
-) -> dict[str, ProbePoint]:
-    """Each mark of a prediction that says yes where ``score`` > 0.
-
-    ``balanced_accuracy``: mean of the shares right among true and among false, chance 0.5.
-    ``f1``: 2 TP / (2 TP + FP + FN). ``auroc``: P(score of a true one > of a false one), ties
-    counting half.
-    The intervals are value ± t se with the cluster-robust standard error of the mark's influence
-    values (for AUROC, DeLong's components), Student's t of groups - 1 degrees of freedom, within
-    [0, 1]. Where all are right the error is 0, and the exact interval of the share right stands
-    in for it.
-
-    Source: DeLong, DeLong & Clarke-Pearson 1988; clustered, Obuchowski 1997.
-    Assumes: independent groups, 30 or more.
-
-    >>> score, truth = torch.tensor([1.0, 2.0, -1.0]), torch.tensor([True, True, False])
-    >>> marks_of(score, truth, ["a", "b", "c"])["auroc"].value
-    1.0
-    """
-    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
-    from scipy.stats import t as student
-
-    said, yes = score > 0, truth.double()
-    share = float(yes.mean())
-    right = (said == truth).double()
-    rates = [float(right[truth].mean()), float(right[~truth].mean())]
-    balanced = yes * (right - rates[0]) / share + (1 - yes) * (right - rates[1]) / (1 - share)
-    hits, whole = 2 * (said & truth).double(), said.double() + yes
-    f1 = float(hits.sum() / whole.sum())
-    above = torch.sign(score[truth][:, None] - score[~truth][None]).double() / 2 + 0.5
-    auroc = float(above.mean())
-    component = torch.zeros_like(yes)
-    component[truth] = (above.mean(1) - auroc) / share
-    component[~truth] = (above.mean(0) - auroc) / (1 - share)
-    values = {"balanced_accuracy": sum(rates) / 2, "f1": f1, "auroc": auroc}
-    influences = {
-        "balanced_accuracy": balanced / 2,
-        "f1": (hits - f1 * whole) / whole.mean(),
-        "auroc": component,
-    }
-    reach = float(student.ppf((1 + level) / 2, max(len(set(groups)) - 1, 1)))
-    exact = share_interval(right[None], groups, level=level)
-    found = {}
-    for name, value in values.items():
-        half = reach * float(cluster_error(influences[name][None], groups)[0])
-        low, high = max(0.0, value - half), min(1.0, value + half)
-        if half == 0:
-            low, high = min(value, float(exact[0][0])), max(value, float(exact[1][0]))
-        found[name] = ProbePoint(value, low, high)
-    return found
-
-
+KS = (1, 2, 4, 8, 16, 32)
+N_FOLDS = 5
+FEWEST = 10
+"""Examples of either class, in either split, that a probe takes at least."""
 FEW = 8
 """Up to so many neurons are few; a label that takes more is distributed over them."""
+Columns = Float[Tensor, "neuron example"]
+Truth = Bool[Tensor, " example"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +48,7 @@ class SparseProbe:
             ``description``: bits + k log2 M.
         chosen: The k of the shortest description; 0 where no neuron pays for itself.
         n_candidates: M, the neurons that could be taken.
-        label: What is told.
+        metric: What is told.
         shared_kinds: Share of test examples whose kind, which carries the control label, was
             trained on; where it is low, the control task cannot be learned by heart.
         order_from: Where the order comes from, in words.
@@ -125,7 +61,7 @@ class SparseProbe:
     table: pd.DataFrame
     chosen: int
     n_candidates: int
-    label: str
+    metric: str
     shared_kinds: float
     order_from: str
     n_train: int
@@ -159,18 +95,18 @@ class SparseProbe:
 
     def __repr__(self) -> str:
         lines = [
-            f"{self.label}: {self.word} (shortest description, of {self.n_candidates:,})",
-            f"trained on {self.n_train:,}, tried on {self.n_test:,} examples in {self.n_groups:,} "
+            f"{self.metric}: {self.word} (shortest description, of {self.n_candidates:,})",
+            f"trained on {self.n_train:,}, tested on {self.n_test:,} examples in {self.n_groups:,} "
             f"other groups · {self.site} at {self.position} · {self.order_from}",
             "    k  balanced accuracy      AUROC   random  control    bits + neurons",
         ]
         for row in self.table.to_dict("records"):
-            mark = " *" if row["k"] == self.chosen else "  "
+            star = " *" if row["k"] == self.chosen else "  "
             if row["k"] == 0:
-                lines.append(f"{mark}{0:>3}  {0.5:.2f} by chance{'':>33}{row['description']:9.0f}")
+                lines.append(f"{star}{0:>3}  {0.5:.2f} by chance{'':>33}{row['description']:9.0f}")
                 continue
             lines.append(
-                f"{mark}{row['k']:>3}  {row['balanced_accuracy']:.2f} "
+                f"{star}{row['k']:>3}  {row['balanced_accuracy']:.2f} "
                 f"[{row['balanced_accuracy_low']:.2f}, {row['balanced_accuracy_high']:.2f}]"
                 f"      {row['auroc']:.2f}     {row['random']:.2f}     {row['control']:.2f}"
                 f"   {row['bits']:.0f} + {row['description'] - row['bits']:.0f} = "
@@ -187,37 +123,19 @@ class SparseProbe:
         return "\n".join(lines)
 
 
-KS = (1, 2, 4, 8, 16, 32)
-
-
-N_FOLDS = 5
-
-
-FEWEST = 10
-"""Examples of either class, in either split, that a probe takes at least."""
-
-
-Columns = Float[Tensor, "neuron example"]
-
-
-Truth = Bool[Tensor, " example"]
-
-
 def sparse_probe(
     model: Any,
     train: Sequence[Example],
     test: Sequence[Example],
     neurons: Any = None,
     *,
-    label: Any,
+    metric: Any,
     ks: Sequence[int] = KS,
     by: str | None = None,
     n_random: int = 5,
     at: str = DEFAULT_SITE,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
-    batch_size: int = 32,
-    progress: bool | None = None,
     seed: int = 0,
 ) -> SparseProbe:
     """The curve of held-out accuracy against the number of neurons, and the k that is worth it.
@@ -234,7 +152,7 @@ def sparse_probe(
         train, test: Two splits that share no group.
         neurons: The candidates: None for every neuron, names, rows, a `Selection`, or anything
             with ``.neurons`` in order of strength.
-        label: A metric of two values, such as ``"label:plural"``, ``"correct"``.
+        metric: One of two values, such as ``"label:plural"``, ``"correct"``.
         ks: How many neurons to try.
         by: ``"difference"``: ranked on ``train`` by |difference of the class means| in standard
             deviations; ``"given"``: in the order of ``neurons``. None: given where ``neurons`` is
@@ -242,7 +160,6 @@ def sparse_probe(
         n_random: Draws of random neurons.
         at, position: Where they are read; ``"last"`` unless asked otherwise.
         prompt: A soft prompt to read with.
-        batch_size, progress: Of the pass.
         seed: Of the draws and the control labels.
 
     Raises:
@@ -255,13 +172,10 @@ def sparse_probe(
     """
     _refuse_shared(train, test, neurons)
     both = [*train, *test]
-    watched = parse_metric(label, both, asked="sparse_probe(label=…)")
-    found = read(
-        model, both, neurons, at=at, position=position, metrics=[watched], prompt=prompt,
-        batch_size=batch_size, progress=progress,
-    )  # fmt: skip
+    wanted = parse_metric(metric, both, asked="sparse_probe(metric=…)")
+    found = read(model, both, neurons, at=at, position=position, metrics=[wanted], prompt=prompt)
     values, n = found.values, len(train)
-    truth = _two_values(found.metrics[watched.name], watched.name, n)
+    truth = _two_values(found.metrics[wanted.name], wanted.name, n)
     m = len(values)
     tried = sorted(set(ks))
     if not tried or tried[0] < 1 or tried[-1] > m:
@@ -281,15 +195,15 @@ def sparse_probe(
     for k in tried:
         score = _probe(values[order[:k]], truth, learn, held)
         row: dict[str, Any] = {"k": k}
-        for name, mark in marks_of(score, truth[held], groups[held]).items():
-            row |= {name: mark.value, f"{name}_low": mark.low, f"{name}_high": mark.high}
+        for name, point in performance(score, truth[held], groups[held]).items():
+            row |= {name: point.value, f"{name}_low": point.low, f"{name}_high": point.high}
         drawn = [
             _balanced(values[random.choice(m, k, replace=False)], truth, learn, held)
             for _ in range(n_random)
         ]
         row |= {"random": np.mean(drawn), "random_low": min(drawn), "random_high": max(drawn)}
         row["control"] = _balanced(values[control_order[:k]], control, learn, held)
-        row["selectivity"] = row[MARKS[0]] - row["control"]
+        row["selectivity"] = row["balanced_accuracy"] - row["control"]
         row["bits"], row["description"] = bits[k], bits[k] + k * math.log2(m)
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -299,7 +213,7 @@ def sparse_probe(
         table=table,
         chosen=min(rows, key=lambda row: row["description"])["k"],
         n_candidates=m,
-        label=watched.name,
+        metric=wanted.name,
         shared_kinds=sum(example.kind in trained for example in test) / len(test),
         order_from="in the order given" if given else "ranked on the training split",
         n_train=n,
@@ -311,10 +225,45 @@ def sparse_probe(
     )
 
 
-def ranking(values: Columns, truth: Truth) -> Int[Tensor, " neuron"]:
-    """Neurons by |difference of class means| of standardised values, the largest first."""
-    difference = values[:, truth].mean(1) - values[:, ~truth].mean(1)
-    return difference.abs().argsort(descending=True, stable=True)
+def _given(neurons: Any, by: str | None) -> bool:
+    if by not in (None, "difference", "given") or (by == "given" and neurons is None):
+        raise LensSkillsError(f"by={by!r}: 'difference', or 'given' together with neurons.")
+    return by == "given" or (by is None and hasattr(neurons, "neurons"))
+
+
+def _refuse_shared(train: Sequence[Example], test: Sequence[Example], neurons: Any) -> None:
+    held = {example.group for example in test}
+    shared = sorted({example.group for example in train} & held)
+    if shared:
+        raise LensSkillsError(
+            f"train and test share {len(shared)} groups ({shared[0]!r}, …), so the test is no "
+            "test. Split by group: task.split(0.5, 0.5, seed=0)."
+        )
+    about = getattr(neurons, "provenance", None) or {}
+    seen = held & set(about.get("groups", ()))
+    if seen:
+        raise LensSkillsError(
+            f"these neurons were selected on {len(seen)} groups of the test split. Test on a "
+            "split that selected nothing."
+        )
+
+
+def _two_values(column: Float[Tensor, " example"], name: str, n: int) -> Truth:
+    values = column.unique()
+    if len(values) != 2:
+        raise LensSkillsError(
+            f"{name!r} takes {len(values)} values here, and a probe tells two apart. Choose a 0/1 "
+            "label, one category of several ('label:rule=a'), or split a number in two."
+        )
+    truth = column == values[1]
+    for part, where in ((truth[:n], "train"), (truth[n:], "test")):
+        fewest = min(int(part.sum()), int((~part).sum()))
+        if fewest < FEWEST:
+            raise LensSkillsError(
+                f"{where} holds {fewest} examples of one value of {name!r}; a probe takes "
+                f"{FEWEST} of each or more. Give more examples."
+            )
+    return truth
 
 
 def _scaled(values: Columns, learn: slice) -> Columns:
@@ -325,12 +274,10 @@ def _scaled(values: Columns, learn: slice) -> Columns:
     return torch.where(flat, 0.0, (values - mean) / spread.clamp(min=1e-300))
 
 
-def _fit(values: Columns, truth: Truth, weights: str | None) -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(class_weight=weights, max_iter=1000).fit(
-        values.T.numpy(), truth.numpy()
-    )
+def ranking(values: Columns, truth: Truth) -> Int[Tensor, " neuron"]:
+    """Neurons by |difference of class means| of standardised values, the largest first."""
+    difference = values[:, truth].mean(1) - values[:, ~truth].mean(1)
+    return difference.abs().argsort(descending=True, stable=True)
 
 
 def _probe(values: Columns, truth: Truth, learn: slice, held: slice) -> Float[Tensor, " held"]:
@@ -346,6 +293,14 @@ def _balanced(values: Columns, truth: Truth, learn: slice, held: slice) -> float
     right = (_probe(values, truth, learn, held) > 0) == truth[held]
     yes = truth[held]
     return float(right[yes].double().mean() + right[~yes].double().mean()) / 2
+
+
+def _fit(values: Columns, truth: Truth, weights: str | None) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(class_weight=weights, max_iter=1000).fit(
+        values.T.numpy(), truth.numpy()
+    )
 
 
 def _bits(
@@ -373,42 +328,67 @@ def _bits(
     return found
 
 
-def _two_values(column: Float[Tensor, " example"], name: str, n: int) -> Truth:
-    values = column.unique()
-    if len(values) != 2:
-        raise LensSkillsError(
-            f"{name!r} takes {len(values)} values here, and a probe tells two apart. Choose a 0/1 "
-            "label, one category of several ('label:rule=a'), or split a number in two."
-        )
-    truth = column == values[1]
-    for part, where in ((truth[:n], "train"), (truth[n:], "test")):
-        fewest = min(int(part.sum()), int((~part).sum()))
-        if fewest < FEWEST:
-            raise LensSkillsError(
-                f"{where} holds {fewest} examples of one value of {name!r}; a probe takes "
-                f"{FEWEST} of each or more. Give more examples."
-            )
-    return truth
+@dataclass(frozen=True)
+class ProbePoint:
+    """One number between 0 and 1 with its interval."""
+
+    value: float
+    low: float
+    high: float
 
 
-def _given(neurons: Any, by: str | None) -> bool:
-    if by not in (None, "difference", "given") or (by == "given" and neurons is None):
-        raise LensSkillsError(f"by={by!r}: 'difference', or 'given' together with neurons.")
-    return by == "given" or (by is None and hasattr(neurons, "neurons"))
+def performance(
+    score: Float[Tensor, " example"],
+    truth: Bool[Tensor, " example"],
+    groups: Sequence[str],
+    *,
+    level: float = 0.95,
+) -> dict[str, ProbePoint]:
+    """What a prediction is worth that says yes where ``score`` > 0.
 
+    ``balanced_accuracy``: mean of the shares right among true and among false, chance 0.5.
+    ``f1``: 2 TP / (2 TP + FP + FN). ``auroc``: P(score of a true one > of a false one), ties
+    counting half.
+    The intervals are value ± t se with the cluster-robust standard error of the number's influence
+    values (for AUROC, DeLong's components), Student's t of groups - 1 degrees of freedom, within
+    [0, 1]. Where all are right the error is 0, and the exact interval of the share right stands
+    in for it.
 
-def _refuse_shared(train: Sequence[Example], test: Sequence[Example], neurons: Any) -> None:
-    held = {example.group for example in test}
-    shared = sorted({example.group for example in train} & held)
-    if shared:
-        raise LensSkillsError(
-            f"train and test share {len(shared)} groups ({shared[0]!r}, …), so the test is no "
-            "test. Split by group: task.split(0.5, 0.5, seed=0)."
-        )
-    about = getattr(neurons, "provenance", None) or {}
-    seen = held & set(about.get("groups", ()))
-    if seen:
-        raise LensSkillsError(
-            f"these neurons were selected on {len(seen)} groups of the test split. Test on a "
-            "split that selected nothing."
-        )
+    Source: DeLong, DeLong & Clarke-Pearson 1988; clustered, Obuchowski 1997.
+    Assumes: independent groups, 30 or more.
+
+    >>> score, truth = torch.tensor([1.0, 2.0, -1.0]), torch.tensor([True, True, False])
+    >>> performance(score, truth, ["a", "b", "c"])["auroc"].value
+    1.0
+    """
+    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
+    from scipy.stats import t as student
+
+    said, yes = score > 0, truth.double()
+    share = float(yes.mean())
+    right = (said == truth).double()
+    rates = [float(right[truth].mean()), float(right[~truth].mean())]
+    balanced = yes * (right - rates[0]) / share + (1 - yes) * (right - rates[1]) / (1 - share)
+    hits, whole = 2 * (said & truth).double(), said.double() + yes
+    f1 = float(hits.sum() / whole.sum())
+    above = torch.sign(score[truth][:, None] - score[~truth][None]).double() / 2 + 0.5
+    auroc = float(above.mean())
+    component = torch.zeros_like(yes)
+    component[truth] = (above.mean(1) - auroc) / share
+    component[~truth] = (above.mean(0) - auroc) / (1 - share)
+    values = {"balanced_accuracy": sum(rates) / 2, "f1": f1, "auroc": auroc}
+    influences = {
+        "balanced_accuracy": balanced / 2,
+        "f1": (hits - f1 * whole) / whole.mean(),
+        "auroc": component,
+    }
+    reach = float(student.ppf((1 + level) / 2, max(len(set(groups)) - 1, 1)))
+    exact = share_interval(right[None], groups, level=level)
+    found = {}
+    for name, value in values.items():
+        half = reach * float(cluster_error(influences[name][None], groups)[0])
+        low, high = max(0.0, value - half), min(1.0, value + half)
+        if half == 0:
+            low, high = min(value, float(exact[0][0])), max(value, float(exact[1][0]))
+        found[name] = ProbePoint(value, low, high)
+    return found

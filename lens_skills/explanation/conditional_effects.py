@@ -188,13 +188,10 @@ def ablate_each(
     position: Position,
     n_controls: int,
     seed: int,
-    **options: Any,
 ) -> ConditionalEffects:
     """Every unit ablated alone, and beside it the ``n_controls`` others that are most like it."""
-    bench = Bench(adapter, metric, position, seed, None, options)
-    population = component_table(
-        adapter, examples, units, position=position, batch_size=options.get("batch_size", 32)
-    )
+    bench = Bench(adapter, metric, position, seed, None, {})
+    population = component_table(adapter, examples, units, position=position)
     drawn = nearest(units, population, n_controls)
     others = list(dict.fromkeys(unit for some in drawn for unit in some))
     tried = [*units, *others]

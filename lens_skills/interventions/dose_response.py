@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from einops import einsum, repeat
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position, parse_metrics
@@ -33,6 +32,7 @@ from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import examples_hash, fields_of, read_folder, versions, write_folder
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
+from lens_skills.stats.correlation import spearman
 from lens_skills.tasks.word_lists import neutral_texts
 
 
@@ -326,5 +326,4 @@ def _check_doses(doses: Sequence[float]) -> list[float]:
 def _monotonicity(doses: Sequence[float], means: Sequence[float]) -> float:
     if max(means) == min(means):
         return 0.0
-    # Spearman's correlation is Pearson's of the ranks.
-    return float(np.corrcoef(rankdata(doses), rankdata(means))[0, 1])
+    return float(spearman(torch.tensor([doses, means], dtype=torch.float64))[0, 1])

@@ -162,7 +162,7 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
     figure = sheet(
         width,
         3.1,
-        title=f"{probe.label} · {probe.word}",
+        title=f"{probe.metric} · {probe.word}",
         lines=[
             f"{probe.site} at {probe.position} · {probe.n_candidates:,} candidates, "
             f"{probe.order_from}",
@@ -190,7 +190,7 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
     bits.xaxis.set_minor_locator(NullLocator())
     bits.set(xlabel="neurons k", xlim=(-0.3, 1.15 * max(ks)))
     settle(figure)
-    return Drawing(figure, frame, file_name("sparse_probe", probe.label))
+    return Drawing(figure, frame, file_name("sparse_probe", probe.metric))
 
 
 def _accuracy(axis: Axes, frame: pd.DataFrame) -> None:

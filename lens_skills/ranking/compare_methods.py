@@ -10,11 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy.stats import rankdata
 from torch import Tensor
 
 from lens_skills.activations import BATCH_SIZE, DEFAULT_SITE, Metric, Position
@@ -38,17 +36,17 @@ from lens_skills.ranking.rank import Ranking, Rankings, rank_all
 from lens_skills.ranking.rotated_basis import ABLATIONS, direction_effects, strongest_directions
 from lens_skills.scoring import EXPLORATORY
 from lens_skills.scoring.leakage import check_prompt, shared
+from lens_skills.stats.correlation import spearman
 from lens_skills.stats.intervals import wilson_interval
 from lens_skills.stats.moments import random_rotation
 
 
-def spearman(rankings: Sequence[Ranking]) -> Float[Tensor, "method other"]:
+def rank_correlations(rankings: Sequence[Ranking]) -> Float[Tensor, "method other"]:
     """Spearman's correlation of the strengths over all neurons, -1 to 1.
 
     Neurons a method does not rank share its last place.
     """
-    ranks = np.stack([rankdata(ranking.strength.numpy()) for ranking in rankings])
-    return torch.from_numpy(np.atleast_2d(np.corrcoef(ranks)))
+    return spearman(torch.stack([ranking.strength for ranking in rankings]))
 
 
 def jaccard(rankings: Sequence[Ranking], k: int) -> Float[Tensor, "method other"]:
@@ -389,7 +387,7 @@ def compare_methods(
         progress=progress,
     )
     roles = parse_roles(truth)
-    agree = spearman(list(found.values()))
+    agree = rank_correlations(list(found.values()))
     rows = []
     for order, (name, ranking) in enumerate(found.items()):
         trials = (hearing.of(lists[name]),) if name in lists else ()

@@ -17,6 +17,7 @@ from torch import Tensor
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.leakage import check_seeds
 from lens_skills.scoring.scores import Scores
+from lens_skills.stats.correlation import spearman
 from lens_skills.stats.set_overlap import compare_sets
 
 
@@ -242,7 +243,7 @@ def stability(scores_by_seed: Sequence[Scores], metric: str, *, top: int = 200) 
         count = -1 if either is None else int(either.sum())
         rows.append(
             {
-                "rank_r": _spearman(strength[one], strength[other]),
+                "rank_r": float(spearman(strength[[one, other]])[0, 1]),
                 "shared": by_layer.count,
                 "jaccard": by_layer.jaccard,
                 "expected": plain.expected,
@@ -298,10 +299,3 @@ def _per_neuron(
             beyond.append(best.abs() > bar)
     tested = len(beyond) == len(strength)
     return torch.stack(strength), torch.stack(sign), torch.stack(beyond) if tested else None
-
-
-def _spearman(one: Float[Tensor, " unit"], other: Float[Tensor, " unit"]) -> float:
-    from scipy.stats import spearmanr
-
-    found: Any = spearmanr(one.numpy(), other.numpy())
-    return float(found.statistic)

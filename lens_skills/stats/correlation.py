@@ -1,13 +1,11 @@
-"""`GroupedCorrelation`: Pearson's r with an interval that knows that rows come in groups."""
+"""Correlations: Pearson's r with an interval over groups, Spearman's, ranks and percentiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
@@ -27,8 +25,19 @@ def rank_agreement(estimate: Float[Tensor, " unit"], exact: Float[Tensor, " unit
         raise LensSkillsError(f"{len(estimate)} units cannot be ranked. Sweep three or more.")
     if estimate.unique().numel() < 2 or exact.unique().numel() < 2:
         raise LensSkillsError("all units are alike, so there is nothing to rank.")
-    found: Any = stats.spearmanr(estimate.numpy(), exact.numpy())
-    return round(float(found.statistic), 12)
+    return round(float(spearman(torch.stack([estimate, exact]))[0, 1]), 12)
+
+
+def spearman(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "row other"]:
+    """Spearman's rank correlation (-1 to 1) of every two rows; NaN for one that does not vary.
+
+    >>> spearman(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]))[0, 1].item()
+    -1.0
+    """
+    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
+    from scipy.stats import rankdata
+
+    return torch.from_numpy(np.atleast_2d(np.corrcoef(rankdata(rows.double().numpy(), axis=1))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,8 @@
-"""Entropy and mutual information: how much of one thing another tells, whatever its shape."""
+"""Entropy and mutual information: how much of one thing another tells, whatever its shape.
+
+Counted in equal-width bins, for many units and features at once; for two continuous variables
+the estimator of Kraskov, Stögbauer and Grassberger (scikit-learn's).
+"""
 
 import numpy as np
 import torch
@@ -108,10 +112,10 @@ def kraskov_information(
 ) -> float:
     """Mutual information of two continuous variables in nats, from distances to neighbours.
 
-    ψ(n) + ψ(k) - ⟨ψ(n_x + 1) + ψ(n_y + 1)⟩, where n_x and n_y count the points nearer in that
-    variable than the k-th neighbour is in both (the larger of the two distances). Variables are
-    first divided by their standard deviation; a jitter of 1e-10 breaks ties. Estimates below 0
-    are returned as 0. Takes time of the order of n log n.
+    scikit-learn's: ψ(n) + ψ(k) - ⟨ψ(n_x + 1) + ψ(n_y + 1)⟩, where n_x and n_y count the points
+    nearer in that variable than the k-th neighbour is in both (the larger of the two distances).
+    Variables are first divided by their standard deviation; a jitter of 1e-10, drawn with
+    ``seed``, breaks ties. Estimates below 0 are returned as 0.
 
     Source: Kraskov, Stögbauer & Grassberger 2004, equation 8.
 
@@ -122,31 +126,15 @@ def kraskov_information(
     >>> kraskov_information(line, line) > 3
     True
     """
-    from scipy.spatial import KDTree
-    from scipy.special import digamma
+    # Imported here: scikit-learn takes a second to load and --help must not wait for it.
+    from sklearn.feature_selection import mutual_info_regression
 
     if len(x) <= k:
         raise LensSkillsError(
             f"{len(x)} rows are too few for {k} neighbours each. Give more, or a smaller k."
         )
-    random = np.random.default_rng(seed)
-    both = np.stack([x.double().numpy(), y.double().numpy()], axis=1)
-    spread = both.std(axis=0)
-    both = both / np.where(spread > 0, spread, 1.0)
-    both = both + 1e-10 * np.maximum(1, np.abs(both).mean(0)) * random.standard_normal(both.shape)
-    distance = KDTree(both).query(both, k + 1, p=np.inf)[0][:, k]
-    distance = distance * (1 - 1e-12)  # the k-th neighbour itself is not nearer, rounded or not
-    nearer = [_count_nearer(both[:, axis], distance) for axis in (0, 1)]
-    terms = sum(np.mean(digamma(count)) for count in nearer)
-    return max(0.0, float(digamma(len(both)) + digamma(k) - terms))
-
-
-def _count_nearer(values: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """How many points are strictly nearer than the distance, each point itself included."""
-    ordered = np.sort(values)
-    first = np.searchsorted(ordered, values - distance, side="right")
-    last = np.searchsorted(ordered, values + distance, side="left")
-    return np.maximum(last - first, 1)
+    column, target = x.double().numpy()[:, None], y.double().numpy()
+    return float(mutual_info_regression(column, target, n_neighbors=k, random_state=seed)[0])
 
 
 def _entropy(counts: Int[Tensor, "unit code"]) -> Float[Tensor, " unit"]:

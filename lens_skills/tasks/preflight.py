@@ -1,8 +1,7 @@
-"""`Preflight`: what a task is to a model, before any neuron is looked at.
+"""`preflight`: what a task is to a model, before any neuron is looked at.
 
-`describe`: is there a skill here to explain, and what would explain it away?
-
-What is asked of a task where nobody says: its usual metric, and a few of its examples.
+Is there a skill here to explain, and what would explain it away? Competence beside chance and
+trivial rules, what the covariates alone predict, saturation and calibration.
 """
 
 import json
@@ -99,10 +98,10 @@ class Preflight:
             f"{self.task} on {self.model}: {self.n_examples:,} examples, {self.n_groups:,} groups"
         ]
         for c in self.competences:
-            verdict = "above chance" if c.above_chance else "not above chance"
+            standing = "above chance" if c.above_chance else "not above chance"
             lines.append(
                 f"  {c.name:<22} {c.rate:4.0%} [{c.low:.0%}, {c.high:.0%}]  "
-                f"chance {c.chance:.0%} ({c.rule}): {verdict}"
+                f"chance {c.chance:.0%} ({c.rule}): {standing}"
             )
         if self.skill is False:
             lines.append("  no skill to explain: correct answers here are no better than a guess")
@@ -147,8 +146,6 @@ def preflight(
     *,
     metrics: Any = None,
     chat: bool = False,
-    batch_size: int = 32,
-    progress: bool | None = None,
 ) -> Preflight:
     """The preflight of a task on a model: competence, trivial rules, covariates, saturation.
 
@@ -158,11 +155,9 @@ def preflight(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        task: A `Task` (``task.describe(model)`` is the same).
+        task: A `Task` (``task.preflight(model)`` is the same).
         metrics: What is to be scored later; default the labels and the model's usual metrics.
         chat: Put prompts through the tokenizer's chat template.
-        batch_size: Examples per forward pass.
-        progress: Show a progress bar (None: on a terminal only).
 
     Returns:
         `Preflight`; printing it says *no skill to explain* where no competence is above chance.
@@ -171,17 +166,8 @@ def preflight(
     wanted = list(_default_metrics(task)) if metrics is None else list(parse_metrics(metrics, task))
     names = {metric.name for metric in wanted}
     helpers = [metric for metric in _competence_metrics(task) if metric.name not in names]
-    values = {
-        name: numbers.numpy()
-        for name, numbers in evaluate(
-            model,
-            task,
-            [*wanted, *helpers],
-            batch_size=batch_size,
-            chat=chat,
-            progress=progress,
-        ).items()
-    }
+    found = evaluate(model, task, [*wanted, *helpers], chat=chat)
+    values = {name: numbers.numpy() for name, numbers in found.items()}
     baselines = _baselines(task)
     constant = tuple(m.name for m in wanted if np.ptp(values[m.name]) == 0)
     varying = [m for m in wanted if m.name not in constant]

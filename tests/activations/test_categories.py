@@ -210,7 +210,7 @@ def test_a_table_holds_and_computes_them(tiny: Any, tmp_path: Path) -> None:
 
 def test_describe_study_audit_and_verify(tiny: Any) -> None:
     task = Task("rules", EXAMPLES)
-    shown = preflight(tiny, task, metrics=["label:rule"], progress=False)
+    shown = preflight(tiny, task, metrics=["label:rule"])
     assert shown.binary == NAMES
     # What a category is predicted from must not be the column itself.
     assert all(share < 0.999 for share in shown.predicted.values())

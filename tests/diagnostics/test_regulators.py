@@ -11,15 +11,15 @@ from torch import Tensor
 import lens_skills as ls
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.diagnostics import Regulators, confidence_regulators
-from lens_skills.diagnostics.neutral_text import cut_texts, read_background
+from lens_skills.diagnostics.neutral_text import cut_texts, read_neutral_text
 from lens_skills.diagnostics.norm_mediation import mediate
 from lens_skills.diagnostics.regulators import (
     NEITHER,
     REGULATOR,
     SKILL,
-    RegulatorEvidence,
+    RegulatorMeasures,
+    classify,
     divergence_from,
-    flag,
 )
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
@@ -64,7 +64,7 @@ def planted(request: pytest.FixtureRequest, tiny_hf: tuple[Any, Any]) -> Any:
         weight.sub_(blind[:, None] * (blind @ weight))  # nothing along ``null`` reaches a logit
     plant(model, *NULL, direction=fires, strength=2.0, writes=12 * null / null.norm())
     adapter = as_adapter(model)
-    found = read_background(adapter, TEXTS, torch.tensor([NULL]), ls.confidence())
+    found = read_neutral_text(adapter, TEXTS, torch.tensor([NULL]), ls.confidence())
     pattern = found.unigram.log()
     pattern = (pattern - pattern.mean()).float()
     effective = gain[:, None] * (weight - weight.mean(1, keepdim=True))
@@ -168,7 +168,8 @@ def test_every_path_is_that_of_plain_passes(tiny: Any, tiny_hf: tuple[Any, Any])
     adapter, task = as_adapter(tiny), make_task(6)
     rows, to = torch.tensor([[0, 3], [2, 9], [3, 4]]), torch.tensor([0.3, -0.2, 1.0])
     outcomes = {"metric": ls.logit_diff(), "entropy": ls.confidence("entropy")}
-    found = mediate(adapter, task, rows, to, outcomes, answers=True, n_paths=2, batch_size=4)
+    with ls.config(batch_size=4):
+        found = mediate(adapter, task, rows, to, outcomes, answers=True, n_paths=2)
     norm = tiny_hf[0].model.norm.weight.detach()
     weight = tiny_hf[0].lm_head.weight.detach()
     for place, item in enumerate(encode_examples(adapter, task, answers=True)):
@@ -210,7 +211,7 @@ def test_in_the_last_layer_total_and_direct_are_one(tiny: Any) -> None:
 def test_neutral_text_is_read_at_every_token(tiny: Any) -> None:
     """Activations, confidence and the mean prediction of a plain pass over each text alone."""
     adapter, rows = as_adapter(tiny), torch.tensor([[0, 3], [2, 9]])
-    found = read_background(adapter, TEXTS[:5], rows, ls.confidence())
+    found = read_neutral_text(adapter, TEXTS[:5], rows, ls.confidence())
     total, n = torch.zeros(adapter.d_vocab, dtype=torch.float64), 0
     for place, text in enumerate(TEXTS[:5]):
         logits, cache = tiny.run_with_cache(tiny.to_tokens(text))
@@ -224,7 +225,7 @@ def test_neutral_text_is_read_at_every_token(tiny: Any) -> None:
             torch.testing.assert_close(found.values[spot][here], post, atol=1e-4, rtol=1e-3)
         total, n = total + shares.sum(0), n + len(shares)
     torch.testing.assert_close(found.unigram, total / n, atol=1e-6, rtol=0)
-    needs = read_background(adapter, TEXTS[:5], rows, ls.logit_diff())
+    needs = read_neutral_text(adapter, TEXTS[:5], rows, ls.logit_diff())
     assert (needs.metric_name, bool((needs.metric <= 0).all())) == ("minus the entropy", True)
 
 
@@ -249,11 +250,11 @@ def test_cut_texts_are_beginnings_at_words() -> None:
     assert [c.prompt for c in cuts] != [c.prompt for c in cut_texts(TEXTS, per_text=3, seed=2)]
 
 
-def numbers(**changes: float) -> RegulatorEvidence:
+def numbers(**changes: float) -> RegulatorMeasures:
     names = ("norm", "variance", "null", "frequency", "q_task", "p_neutral")
     plain = dict.fromkeys(names, 0.5)
     plain |= {"frequency_share": 0.1, "mediated_low": 0.0, "signed": True}
-    return RegulatorEvidence(**(plain | changes))
+    return RegulatorMeasures(**(plain | changes))
 
 
 ENTROPY = {"norm": 0.99, "variance": 0.01, "null": 0.99, "mediated_low": 0.8}
@@ -278,7 +279,7 @@ ENTROPY = {"norm": 0.99, "variance": 0.01, "null": 0.99, "mediated_low": 0.8}
     ],
 )
 def test_the_flag_takes_every_condition(changes: dict[str, float], word: str) -> None:
-    assert flag(numbers(**changes))[0] == word
+    assert classify(numbers(**changes))[0] == word
 
 
 def test_a_unigram_of_ones_own_and_seeds(tiny: Any) -> None:

@@ -43,7 +43,7 @@ def make_probe(
             table=pd.DataFrame(rows),
             chosen=chosen,
             n_candidates=46_080,
-            label="label:plural",
+            metric="label:plural",
             shared_kinds=1.0,
             order_from="ranked on the training split",
             n_train=384,
@@ -125,7 +125,7 @@ CASES: dict[str, Callable[..., Drawing]] = {
     "probe": lambda **options: sparse_probe(make_probe(), **options),
     "probe, one k": lambda **options: sparse_probe(make_probe((1,), chosen=0), **options),
     "probe, many": lambda **options: sparse_probe(
-        make_probe((1, 2, 3, 8, 64, 512, 4096), chosen=4096, label="covariate:operation=minus"),
+        make_probe((1, 2, 3, 8, 64, 512, 4096), chosen=4096, metric="covariate:operation=minus"),
         **options,
     ),
     "tree": lambda **options: redundancy(make_redundancy(), **options),

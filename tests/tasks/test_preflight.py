@@ -101,9 +101,9 @@ def test_the_options_are_guessed_at_their_own_number(measured: Measured) -> None
 def test_it_is_counted_as_the_model_answers(tiny: Any) -> None:
     """Nothing made up here: the shares are those of the metrics themselves."""
     task = arithmetic("+", n=12)
-    found = preflight(tiny, task, progress=False)
+    found = preflight(tiny, task)
     names = ["correct", "logit_diff", "first_token_correct", "confidence", "answer_probability"]
-    values = evaluate(tiny, task, names, progress=False)
+    values = evaluate(tiny, task, names)
     whole, over_foil = found.competences
     assert whole.rate == float(values["correct"].mean())
     assert over_foil.rate == float((values["logit_diff"] > 0).double().mean())
@@ -115,7 +115,7 @@ def test_it_is_counted_as_the_model_answers(tiny: Any) -> None:
 
 def test_random_weights_have_no_skill(tiny: Any) -> None:
     """A model that always prefers one verb is right in half of the pairs."""
-    found = preflight(tiny, agreement(48), progress=False)
+    found = preflight(tiny, agreement(48))
     assert found.skill is False
     assert "  no skill to explain: correct answers here are no better than a guess" in repr(found)
     assert not found.frame()["above_chance"].any()
@@ -126,7 +126,7 @@ def test_without_answers_nothing_is_said_about_skill(tiny_bridge: Any) -> None:
         "bare",
         [Example(str(i), f"hello {i}", labels={"odd": i % 2}) for i in range(30)],
     )
-    found = preflight(tiny_bridge, task, progress=False)
+    found = preflight(tiny_bridge, task)
     assert found.skill is None
     assert (found.competences, found.baselines, found.copying) == ((), {}, {})
     assert found.frame().empty

@@ -1,4 +1,4 @@
-"""Sparse probes: scikit-learn's marks, a planted neuron found alone, and honest refusals."""
+"""Sparse probes: scikit-learn's numbers, a planted neuron found alone, and refusals."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 import lens_skills as ls
 from lens_skills.activations import stream
 from lens_skills.diagnostics import sparse_probe
-from lens_skills.diagnostics.sparse_probe import _bits, marks_of, ranking
+from lens_skills.diagnostics.sparse_probe import _bits, performance, ranking
 from lens_skills.errors import LensSkillsError
 
 
@@ -35,7 +35,7 @@ def matrix(model: Any, task: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_curve_is_that_of_scikit_learn(tiny: Any, splits: tuple[ls.Task, ls.Task]) -> None:
     train, test = splits
-    found = sparse_probe(tiny, train, test, label="label:carry", ks=(1, 3, 10), n_random=2)
+    found = sparse_probe(tiny, train, test, metric="label:carry", ks=(1, 3, 10), n_random=2)
     x, y = matrix(tiny, train)
     held, truth = matrix(tiny, test)
     scaler = StandardScaler().fit(x)
@@ -56,12 +56,12 @@ def test_the_curve_is_that_of_scikit_learn(tiny: Any, splits: tuple[ls.Task, ls.
         assert row["selectivity"] == pytest.approx(row["balanced_accuracy"] - row["control"])
 
 
-def test_marks_are_those_of_scikit_learn() -> None:
+def test_numbers_are_those_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     truth = random.random(90) < 0.3
     score = (random.normal(size=90) + truth).round(1)  # with ties
     groups = [str(k // 2) for k in range(90)]
-    found = marks_of(torch.from_numpy(score), torch.from_numpy(truth), groups)
+    found = performance(torch.from_numpy(score), torch.from_numpy(truth), groups)
     wanted = {
         "balanced_accuracy": balanced_accuracy_score(truth, score > 0),
         "f1": f1_score(truth, score > 0),
@@ -73,7 +73,7 @@ def test_marks_are_those_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_the_intervals_of_marks_cover_the_truth(size: int) -> None:
+def test_the_intervals_cover_the_truth(size: int) -> None:
     """60 groups whose examples share most of what makes them hard; 300 data sets."""
     random = np.random.default_rng(3)
     groups = [str(k // size) for k in range(60 * size)]
@@ -86,22 +86,22 @@ def test_the_intervals_of_marks_cover_the_truth(size: int) -> None:
 
     score, truth = draw(150_000 // size)
     some = torch.from_numpy(random.choice(len(score), 8000, replace=False))
-    large = marks_of(score[some], truth[some], [str(k) for k in range(len(some))])
+    large = performance(score[some], truth[some], [str(k) for k in range(len(some))])
     inside = dict.fromkeys(large, 0)
     runs = 300
     for _ in range(runs):
-        found = marks_of(*draw(60), groups)
-        for name, mark in found.items():
-            inside[name] += mark.low <= large[name].value <= mark.high
+        found = performance(*draw(60), groups)
+        for name, point in found.items():
+            inside[name] += point.low <= large[name].value <= point.high
     assert all(0.91 <= count / runs <= 0.985 for count in inside.values()), inside
 
 
 def test_a_perfect_score_still_has_an_interval() -> None:
     truth = torch.tensor([True, False] * 20)
-    found = marks_of(truth.double() - 0.5, truth, [str(k) for k in range(40)])
-    for mark in found.values():
-        assert mark.value == mark.high == 1
-        assert 0.85 < mark.low < 0.95  # Clopper and Pearson: 0.912
+    found = performance(truth.double() - 0.5, truth, [str(k) for k in range(40)])
+    for point in found.values():
+        assert point.value == point.high == 1
+        assert 0.85 < point.low < 0.95  # Clopper and Pearson: 0.912
 
 
 def test_a_planted_neuron_is_found_alone_and_only_where_planted(
@@ -110,7 +110,7 @@ def test_a_planted_neuron_is_found_alone_and_only_where_planted(
     """In a table on disk, where one column is made to say the label."""
     both = ls.Task("both", [*splits[0], *splits[1]])
     table = ls.capture(tiny, both, tmp_path / "table", dtype="float32")
-    asked: dict[str, Any] = {"label": "label:carry", "ks": (1, 2, 4), "n_random": 2}
+    asked: dict[str, Any] = {"metric": "label:carry", "ks": (1, 2, 4), "n_random": 2}
     before = sparse_probe(table, *splits, **asked)
     held = np.load(table.path / "activations.npy", mmap_mode="r+")
     says = np.array([example.labels["carry"] for example in both])
@@ -132,7 +132,7 @@ def test_an_order_that_was_given_is_kept(tiny: Any, splits: tuple[ls.Task, ls.Ta
     rows = torch.tensor([[3, 4], [0, 1], [2, 2]])
     for given in (rows, SimpleNamespace(neurons=rows)):
         by = "given" if isinstance(given, torch.Tensor) else None
-        found = sparse_probe(tiny, *splits, given, label="label:carry", ks=(1, 3), by=by)
+        found = sparse_probe(tiny, *splits, given, metric="label:carry", ks=(1, 3), by=by)
         assert found.names == ["L3N4", "L0N1", "L2N2"]
         assert found.order_from == "in the order given"
     assert found.n_candidates == 3
@@ -141,7 +141,7 @@ def test_an_order_that_was_given_is_kept(tiny: Any, splits: tuple[ls.Task, ls.Ta
 def test_no_neuron_pays_for_a_random_label(tiny: Any, splits: tuple[ls.Task, ls.Task]) -> None:
     train, test = splits
     coin = np.random.default_rng(1).integers(0, 2, len(train) + len(test)).astype(float)
-    found = sparse_probe(tiny, train, test, label=coin, ks=(1, 2, 8))
+    found = sparse_probe(tiny, train, test, metric=coin, ks=(1, 2, 8))
     assert found.chosen == 0
     assert found.word == "no neuron pays for itself"
     assert found.frame()["bits"][0] == pytest.approx(len(train), rel=0.05)
@@ -162,17 +162,17 @@ def test_the_fold_that_is_told_does_not_choose_its_neurons() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": "confidence"}, "values here"),
+        ({"metric": "confidence"}, "values here"),
         ({"ks": (1, 500)}, "between 1 and the 192"),
         ({"ks": ()}, "between 1 and"),
         ({"by": "r"}, "by='r'"),
-        ({"label": "no_such"}, "no metric 'no_such'"),
+        ({"metric": "no_such"}, "no metric 'no_such'"),
     ],
 )
 def test_probes_refuse_what_they_cannot_do(
     tiny: Any, splits: tuple[ls.Task, ls.Task], changes: dict[str, Any], message: str
 ) -> None:
-    asked: dict[str, Any] = {"label": "label:carry", "ks": (1,)} | changes
+    asked: dict[str, Any] = {"metric": "label:carry", "ks": (1,)} | changes
     with pytest.raises(LensSkillsError, match=message):
         sparse_probe(tiny, *splits, **asked)
 
@@ -182,9 +182,9 @@ def test_splits_that_share_and_splits_that_are_small_are_refused(
 ) -> None:
     train, test = splits
     with pytest.raises(LensSkillsError, match="share"):
-        sparse_probe(tiny, train, train, label="label:carry")
+        sparse_probe(tiny, train, train, metric="label:carry")
     with pytest.raises(LensSkillsError, match="test holds"):
-        sparse_probe(tiny, train, test[:6], label="label:carry")
+        sparse_probe(tiny, train, test[:6], metric="label:carry")
     used = SimpleNamespace(neurons=torch.tensor([[0, 1]]), provenance={"groups": [test[0].group]})
     with pytest.raises(LensSkillsError, match="selected on 1 groups"):
-        sparse_probe(tiny, train, test, used, label="label:carry", ks=(1,))
+        sparse_probe(tiny, train, test, used, metric="label:carry", ks=(1,))

@@ -20,7 +20,12 @@ import lens_skills as ls
 from benchmarks.timing import report
 from lens_skills.activations import logit_diff
 from lens_skills.circuits import PROPOSALS, Circuit, circuit, equal_length_pairs
-from lens_skills.circuits.edge_attribution import channels_of, into, out_of, rank
+from lens_skills.circuits.edge_attribution import (
+    channels_of,
+    edges_into,
+    edges_out_of,
+    strongest_edges,
+)
 from lens_skills.circuits.paired_cache import paired_caches
 from lens_skills.circuits.targets import AnswerTarget, orient, parse_start
 from lens_skills.data import halves
@@ -40,16 +45,20 @@ def alone(model: Any, pairs: Any, start: str, n_edges: int) -> tuple[float, int]
     target = orient(parse_start(adapter, start, -1), caches, pairs, wanted).target
     ends = parse_start(adapter, start, -1)
     channels = channels_of(caches[0], ends[0])
-    propose, answer = PROPOSALS["attribution"], AnswerTarget(wanted, wanted.name)
-    up = rank([into(s, channels, propose(s, target)) for s in caches], len(pairs), n_edges)
-    down = rank([out_of(s, ends[0], propose(s, answer)) for s in caches], len(pairs), n_edges)
+    propose, answer = PROPOSALS["attribution"], AnswerTarget(wanted)
+    up = strongest_edges(
+        [edges_into(s, channels, propose(s, target)) for s in caches], len(pairs), n_edges
+    )
+    down = strongest_edges(
+        [edges_out_of(s, ends[0], propose(s, answer)) for s in caches], len(pairs), n_edges
+    )
     return time.process_time() - begun, len(up) + len(down)
 
 
 def ranks(found: Circuit) -> list[float]:
     """How well estimates rank the exact effects, per target."""
     values = []
-    for target in dict.fromkeys(account.target for account in found.accounts):
+    for target in dict.fromkeys(totals.target for totals in found.totals):
         edges = found.frame()
         edges = edges[edges.target == target]
         if len(edges) > 2:
@@ -62,7 +71,7 @@ def row(found: Circuit, how: str, seconds: float) -> dict[str, Any]:
     """What one way of proposing came to."""
     edges = found.frame()
     signs = (edges.proposed * edges.effect > 0)[edges.confirmed]
-    up = found.account("upstream")
+    up = found.part("upstream")
     return {
         "start": found.target,
         "proposed by": how,

@@ -1,4 +1,4 @@
-"""`decompose`: a pre-activation's change as a sum over all that write to what it reads."""
+"""A pre-activation's change as a sum over all that write to what it reads."""
 
 from collections.abc import Sequence
 
@@ -7,25 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.circuits.graph import Node
+from lens_skills.circuits.graph import Node, senders_of
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.circuits.path_patching import ReceiverInput, path_effects
 from lens_skills.circuits.targets import ActivationTarget
 from lens_skills.stats.correlation import rank_agreement
 
 Parts = dict[Node, Float[Tensor, " example"]]
-
-
-def senders_of(cache: PairedCache, receiver: Node) -> list[Node]:
-    """Everything below that writes into the receiver's column: token, heads, MLPs, from below."""
-    layer, position = receiver.layer, receiver.position
-    heads_below = layer if receiver.kind in ("head", "answer") else layer + 1
-    found = [Node(-1, "token", None, position)]
-    for at in range(heads_below):
-        found += [Node(at, "head", index, position) for index in range(cache.adapter.n_heads)]
-        if at < layer:
-            found.append(Node(at, "mlp", None, position))
-    return found
 
 
 def decompose(cache: PairedCache, receiver: Node, channel: str) -> tuple[Parts, Tensor]:
@@ -36,18 +24,18 @@ def decompose(cache: PairedCache, receiver: Node, channel: str) -> tuple[Parts, 
     w·g (x_corrupted / s_corrupted - x_clean / s_clean)
     = Σ_A w·g (A_corrupted - A_clean) / s_clean + w·g x_corrupted (1 / s_corrupted - 1 / s_clean).
     The last term is the part of the scale, the sender of kind ``"norm"``. (A LayerNorm removes
-    the mean of x first, which is linear.) Biases are the same on both sides and have no part.
+    the mean of x first, which is linear.) Biases are the same on both prompts and have no part.
     """
     reader = ReceiverInput(cache, receiver, channel)
     column = reader.column
     clean, corrupted = (
-        cache.frozen(receiver.layer, reader.part, side) for side in ("clean", "corrupted")
+        cache.frozen(receiver.layer, reader.part, prompt) for prompt in ("clean", "corrupted")
     )
     weight = reader.weight(channel)[:, 0].double()
     frozen = clean.at(column)
     parts = {
         sender: frozen(cache.written(sender)).double() @ weight
-        for sender in senders_of(cache, receiver)
+        for sender in senders_of(receiver, cache.adapter.n_heads)
     }
     there = cache.read(receiver.layer, reader.part, "corrupted")
     scale = (corrupted(there) - clean(there))[:, column].double() @ weight
@@ -73,7 +61,7 @@ def upstream_frame(
     tables: list[pd.DataFrame] = []
     agreement: dict[str, float] = {}
     for node, weight in zip(target.nodes, target.weights, strict=True):
-        channels = [_rows(caches, target, node, c, float(weight)) for c in caches[0].anatomy.gates]
+        channels = [_rows(caches, target, node, c, float(weight)) for c in caches[0].weights.gates]
         table = pd.concat(channels, ignore_index=True)
         sent = table[table["effect"].notna() & (table["part"] != 0.0)]
         if len(sent) > 2:
@@ -88,15 +76,16 @@ def upstream_frame(
 def _rows(
     caches: Sequence[PairedCache], target: ActivationTarget, node: Node, channel: str, weight: float
 ) -> pd.DataFrame:
-    senders = [*senders_of(caches[0], node), Node(node.layer, "norm", None, node.position)]
+    below = senders_of(node, caches[0].adapter.n_heads)
+    senders = [*below, Node(node.layer, "norm", None, node.position)]
     part, estimate, effect, whole = [], [], [], []
     for cache in caches:
         sign = target.sign(cache)
         found, change = decompose(cache, node, channel)
         each = torch.stack([found[sender].cpu() for sender in senders])
-        slope = _derivative(cache, ReceiverInput(cache, node, channel), channel)
+        gradient = _derivative(cache, ReceiverInput(cache, node, channel), channel)
         part.append(each * sign)
-        estimate.append(each * slope * sign * weight)
+        estimate.append(each * gradient * sign * weight)
         effect.append(path_effects(cache, target, [(s, node, channel) for s in senders]))
         whole.append(change.cpu() * sign)
     means = [torch.cat(values, dim=1).mean(1) for values in (part, estimate, effect)]
@@ -134,6 +123,6 @@ def _derivative(
     with torch.enable_grad():
         pre = {c: value.detach().double() for c, value in reader.pre.items()}
         leaf = pre[channel].requires_grad_()
-        value = cache.anatomy.activation({**pre, channel: leaf})
-        (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return slope[:, 0].cpu()
+        value = cache.weights.activation({**pre, channel: leaf})
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return gradient[:, 0].cpu()

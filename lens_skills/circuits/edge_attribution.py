@@ -1,8 +1,9 @@
-"""`Candidate`: an edge with the effect a slope expects of it, before anything is patched.
+"""Edge attribution: the effect that a gradient expects of every edge, before any is patched.
 
-`Slopes`: how fast a target changes with every pre-activation, by gradients or relevance.
-
-`relevance_slopes`: slopes of the model with patterns, scales and gates held as they are.
+`TargetGradients` say how fast a target changes with every pre-activation: `target_gradients` by
+differentiating the model (at the clean prompt, or on the way to the corrupted one),
+`relevance_gradients` with patterns, scales and gates held. `edges_into` and `edges_out_of` multiply
+them with what nodes send.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ class TargetGradients:
     answer: Float[Tensor, "example d_model"] | None = None
 
 
-def gradient_slopes(
+def target_gradients(
     cache: PairedCache, target: Target, *, points: Sequence[float] = (0.0,)
 ) -> TargetGradients:
     """The mean derivative at some points between the clean (0) and the corrupted prompt (1).
@@ -60,7 +61,7 @@ def gradient_slopes(
     (arXiv 2403.17806), with integrated gradients over the inputs.
     """
     stop = cache.adapter.n_layers if target.stop is None else target.stop
-    channels = ("Q", "K", "V", *cache.anatomy.gates)
+    channels = ("Q", "K", "V", *cache.weights.gates)
     names = {
         f"blocks.{layer}.{HOOKS[channel]}": (layer, channel)
         for layer in range(stop)
@@ -71,12 +72,12 @@ def gradient_slopes(
     for point in points:
         seen, value, last = _pass(cache, target, list(names), point)
         found = torch.autograd.grad(value.sum(), list(seen.values()), allow_unused=True)
-        for name, slope in zip(seen, found, strict=True):
-            if slope is not None:
-                key, part = names[name], slope.flatten(2) / len(points)
+        for name, gradient in zip(seen, found, strict=True):
+            if gradient is not None:
+                key, part = names[name], gradient.flatten(2) / len(points)
                 total[key] = total[key] + part if key in total else part
         if isinstance(target, AnswerTarget):
-            part = target.slope(cache, last) / len(points)
+            part = target.gradient(cache, last) / len(points)
             answer = part if answer is None else answer + part
     return TargetGradients(total, answer)
 
@@ -127,19 +128,6 @@ def integrated_points(n: int = POINTS) -> tuple[float, ...]:
     return tuple((k + 0.5) / n for k in range(n))
 
 
-@dataclass(frozen=True)
-class CandidateEdge:
-    """A proposed edge.
-
-    Attributes:
-        path: Sender, receiver, channel.
-        estimate: Expected effect, mean over examples, in the target's unit.
-    """
-
-    path: Path
-    estimate: float
-
-
 @dataclass(frozen=True, eq=False)
 class EdgeSums:
     """Expected effects summed over examples.
@@ -186,14 +174,14 @@ def _added(first: dict[Any, Any], second: dict[Any, Any]) -> dict[Any, Any]:
 
 def channels_of(cache: PairedCache, node: Node) -> list[tuple[Node, str]]:
     """Through what a node reads: receivers and channels, in every column it can read from."""
-    anatomy = cache.anatomy
+    weights = cache.weights
     if node.kind == "answer":
         return [(node, "answer")]
     if node.kind in ("mlp", "neuron"):
-        return [(node, channel) for channel in anatomy.gates]
+        return [(node, channel) for channel in weights.gates]
     if node.kind != "head":
         return []
-    index, group = node.index or 0, anatomy.group
+    index, group = node.index or 0, weights.group
     first = index // group * group
     found: list[tuple[Node, str]] = [(node, "Q")]
     for column in range(-cache.n_columns, node.column + 1):
@@ -202,101 +190,101 @@ def channels_of(cache: PairedCache, node: Node) -> list[tuple[Node, str]]:
     return found
 
 
-def slope_at(
-    reader: ReceiverInput, slopes: TargetGradients
+def gradient_at(
+    reader: ReceiverInput, gradients: TargetGradients
 ) -> Float[Tensor, "example d_model"] | None:
     """The derivative by the residual stream a channel reads, its norm's scale held."""
     node, channel = reader.node, reader.channel
     if channel == "answer":
-        return slopes.answer
-    slope = slopes.by.get((node.layer, channel))
-    if slope is None:
+        return gradients.answer
+    gradient = gradients.by.get((node.layer, channel))
+    if gradient is None:
         return None
     width = reader.features if node.kind == "head" else reader.neurons
-    return reader.pull(slope[:, reader.column, width])
+    return reader.pull(gradient[:, reader.column, width])
 
 
-def into(
+def edges_into(
     cache: PairedCache,
     receivers: Sequence[tuple[Node, str]],
-    slopes: TargetGradients,
+    gradients: TargetGradients,
     *,
     neurons: bool = True,
 ) -> EdgeSums:
-    """Σ over examples of what a slope expects of every edge into these channels.
+    """Σ over examples of what a gradient expects of every edge into these channels.
 
-    (A_corrupted - A_clean) · slope for heads, MLPs, their neurons and the embedded token below;
-    for the norm's scale, the pre-activation's change by the scale alone times its slope.
+    (A_corrupted - A_clean) · gradient for heads, MLPs, their neurons and the embedded token below;
+    for the norm's scale, the pre-activation's change by the scale alone times its gradient.
     """
     found = EdgeSums()
     for receiver, channel in receivers:
         reader = ReceiverInput(cache, receiver, channel)
-        slope = slope_at(reader, slopes)
-        if slope is None:
+        gradient = gradient_at(reader, gradients)
+        if gradient is None:
             continue
-        values = _sent(reader, slope)
-        values[Node(receiver.layer, "norm", None, receiver.position)] = _by_scale(reader, slopes)
+        values = _sent(reader, gradient)
+        values[Node(receiver.layer, "norm", None, receiver.position)] = _by_scale(reader, gradients)
         for sender, value in values.items():
             found.one[sender, receiver, channel] = float(value)
         for at in range(receiver.layer if neurons else 0):
             moved = cache.moved_post(at)[:, reader.column]
-            each = moved * (slope @ cache.anatomy.mlp_out(at).mT)
+            each = moved * (gradient @ cache.weights.mlp_out(at).mT)
             found.senders[at, receiver, channel] = each.double().sum(0).cpu()
     return found
 
 
-def _sent(reader: ReceiverInput, slope: Float[Tensor, "example d_model"]) -> dict[Node, Tensor]:
-    """Of every head, MLP and token below, its change times the slope, summed over examples."""
+def _sent(reader: ReceiverInput, gradient: Float[Tensor, "example d_model"]) -> dict[Node, Tensor]:
+    """Of every head, MLP and token below, its change times the gradient, summed over examples."""
     cache, column = reader.cache, reader.column
     layer, position = reader.node.layer, reader.node.position
     token = Node(-1, "token", None, position)
-    found = {token: (cache.moved(0)[:, column] * slope).sum()}
+    found = {token: (cache.moved(0)[:, column] * gradient).sum()}
     for at in range(layer + 1 if reader.part == "mlp" else layer):
-        heads = einsum(slope, cache.anatomy.head_out(at), "e d, h f d -> e h f")
+        heads = einsum(gradient, cache.weights.head_out(at), "e d, h f d -> e h f")
         values = (heads * cache.moved_z(at)[:, column]).sum((0, 2))
         found |= {Node(at, "head", k, position): value for k, value in enumerate(values)}
     for at in range(layer):
         moved = cache.moved_mlp(at)[:, column]
-        found[Node(at, "mlp", None, position)] = (moved * slope).sum()
+        found[Node(at, "mlp", None, position)] = (moved * gradient).sum()
     return found
 
 
-def _by_scale(reader: ReceiverInput, slopes: TargetGradients) -> Tensor:
+def _by_scale(reader: ReceiverInput, gradients: TargetGradients) -> Tensor:
     node, channel = reader.node, reader.channel
     change = reader.change(Node(node.layer, "norm", None, node.position))
     if channel == "answer":
-        # The slope is by the residual stream at a held scale: undo the gain, which is the same.
-        assert slopes.answer is not None
+        # The gradient is by the residual stream at a held scale: undo the gain, which is the same.
+        assert gradients.answer is not None
         clean = reader.cache.frozen(node.layer, "final")
         gain = clean.gain[:, reader.column].to(change)
-        return (change / gain * slopes.answer).sum()
-    slope = slopes.by[node.layer, channel][:, reader.column]
-    slope = slope[:, reader.features if node.kind == "head" else reader.neurons]
-    return ((change @ reader.weight(channel)) * slope).sum()
+        return (change / gain * gradients.answer).sum()
+    gradient = gradients.by[node.layer, channel][:, reader.column]
+    gradient = gradient[:, reader.features if node.kind == "head" else reader.neurons]
+    return ((change @ reader.weight(channel)) * gradient).sum()
 
 
-def out_of(
-    cache: PairedCache, start: Node, slopes: TargetGradients, *, neurons: bool = True
+def edges_out_of(
+    cache: PairedCache, start: Node, gradients: TargetGradients, *, neurons: bool = True
 ) -> EdgeSums:
-    """Σ over examples of what a slope expects of every edge from the start to a later channel."""
+    """Σ over examples of what a gradient expects of every edge from the start to later channels."""
     found = EdgeSums()
     adapter, position = cache.adapter, start.position
     written, column = cache.written(start), cache.column(start)
     for layer in range(start.layer, adapter.n_layers):
-        for channel in ("Q", "K", "V", *cache.anatomy.gates):
+        for channel in ("Q", "K", "V", *cache.weights.gates):
             part = "attn" if channel in ("Q", "K", "V") else "mlp"
             if layer == start.layer and not (part == "mlp" and start.kind == "head"):
                 continue
-            slope = slopes.by.get((layer, channel))
-            if slope is None:
+            gradient = gradients.by.get((layer, channel))
+            if gradient is None:
                 continue
             frozen = cache.frozen(layer, part)
             moved = frozen.at(column)(written)
-            weight = cache.anatomy.reading(layer, channel)
+            weight = cache.weights.reading(layer, channel)
             shift = einsum(moved, weight, "e d, head d f -> e head f")
-            each = shift * rearrange(slope[:, column], "e (h f) -> e h f", h=len(weight))
+            each = shift * rearrange(gradient[:, column], "e (h f) -> e h f", h=len(weight))
             if part == "attn":
-                group = 1 if channel == "Q" else cache.anatomy.group
+                group = 1 if channel == "Q" else cache.weights.group
                 for index, value in enumerate(each.sum((0, 2))):
                     node = Node(layer, "head", index * group, position, group)
                     found.one[start, node, channel] = float(value)
@@ -305,53 +293,26 @@ def out_of(
             found.one[start, node, channel] = float(each.sum())
             if neurons:
                 found.receivers[start, layer, channel] = each.double().sum((0, 1)).cpu()
-    if slopes.answer is not None and start.column == -1:
+    if gradients.answer is not None and start.column == -1:
         node = Node(adapter.n_layers, "answer", None, position)
-        found.one[start, node, "answer"] = float((written * slopes.answer).sum())
+        found.one[start, node, "answer"] = float((written * gradients.answer).sum())
     return found
 
 
-def rank(sums: Sequence[EdgeSums], n_examples: int, n: int | None) -> list[CandidateEdge]:
-    """The ``n`` edges (None: all) of largest |estimate| over all batches that carry anything."""
+def strongest_edges(sums: Sequence[EdgeSums], n_examples: int, n: int) -> dict[Path, float]:
+    """The ``n`` edges of largest |estimate| over all batches, each with its mean over examples."""
     total = EdgeSums()
     for part in sums:
         total = total + part
     paths = total.paths(n)
     ordered = sorted(paths, key=lambda path: (-abs(paths[path]), *map(str, path)))
-    return [CandidateEdge(path, paths[path] / n_examples) for path in ordered[:n]]
-
-
-def every_edge(
-    caches: Sequence[PairedCache],
-    target: Target,
-    slopes: Sequence[TargetGradients],
-    *,
-    neurons: bool = False,
-) -> list[CandidateEdge]:
-    """Every edge below a target with its expected effect, the largest first.
-
-    Receivers are all heads and MLPs below the target, in every column, and what the target itself
-    is read from.
-    """
-    adapter, columns = caches[0].adapter, range(-min(cache.n_columns for cache in caches), 0)
-    last = Node(adapter.n_layers, "answer", None, "-1")
-    nodes = list(getattr(target, "nodes", (last,)))
-    for layer in range(adapter.n_layers if target.stop is None else target.stop):
-        for column in map(str, columns):
-            nodes += [Node(layer, "head", index, column) for index in range(adapter.n_heads)]
-            nodes.append(Node(layer, "mlp", None, column))
-    channels = dict.fromkeys(pair for node in nodes for pair in channels_of(caches[0], node))
-    inside = [pair for pair in channels if pair[0].column in columns]
-    sums = [
-        into(s, inside, slope, neurons=neurons) for s, slope in zip(caches, slopes, strict=True)
-    ]
-    return rank(sums, sum(len(cache) for cache in caches), None)
+    return {path: paths[path] / n_examples for path in ordered[:n]}
 
 
 _SMALL = 1e-6  # a pre-activation so near 0 stands for its limit there
 
 
-def relevance_slopes(cache: PairedCache, target: Target) -> TargetGradients:
+def relevance_gradients(cache: PairedCache, target: Target) -> TargetGradients:
     """The derivative of the target in a linear model that agrees with this one on each prompt.
 
     On the clean prompt, attention patterns and norm scales are held; a neuron act(gate) · up is
@@ -364,41 +325,41 @@ def relevance_slopes(cache: PairedCache, target: Target) -> TargetGradients:
     Source: the rules of Achtibat et al. 2024 (AttnLRP, arXiv 2402.05602), with
     attention patterns held instead of propagated through.
     """
-    anatomy, n_layers = cache.anatomy, cache.adapter.n_layers
+    weights, n_layers = cache.weights, cache.adapter.n_layers
     stop = n_layers if target.stop is None else target.stop
     patterns = _patterns(cache, stop)
     found = TargetGradients(answer=None)
-    slope = torch.zeros_like(cache.clean.entering[0])
+    gradient = torch.zeros_like(cache.clean.entering[0])
     if isinstance(target, AnswerTarget):
-        answer = target.slope(cache, cache.clean.entering[-1][:, -1])
+        answer = target.gradient(cache, cache.clean.entering[-1][:, -1])
         found = TargetGradients(answer=answer)
-        slope[:, -1] = answer
+        gradient[:, -1] = answer
     for layer in reversed(range(stop)):
-        post = slope @ anatomy.mlp_out(layer).mT + _seed(cache, target, layer, "neuron")
-        pre = anatomy.neurons(layer, cache.clean.middle[layer])
-        back = torch.zeros_like(slope)
-        for channel, share in _shares(anatomy, pre).items():
+        post = gradient @ weights.mlp_out(layer).mT + _seed(cache, target, layer, "neuron")
+        pre = weights.neurons(layer, cache.clean.middle[layer])
+        back = torch.zeros_like(gradient)
+        for channel, share in _shares(weights, pre).items():
             found.by[layer, channel] = post * share
-            back = back + found.by[layer, channel] @ anatomy.reading(layer, channel)[0].mT
-        slope = slope + cache.frozen(layer, "mlp").back(back)
-        z = einsum(slope, anatomy.head_out(layer), "e c d, h f d -> e c h f")
+            back = back + found.by[layer, channel] @ weights.reading(layer, channel)[0].mT
+        gradient = gradient + cache.frozen(layer, "mlp").back(back)
+        z = einsum(gradient, weights.head_out(layer), "e c d, h f d -> e c h f")
         z = z + _heads(_seed(cache, target, layer, "head"), cache.adapter.n_heads)
         values = einsum(patterns[layer], z, "e h query key, e query h f -> e key h f")
-        values = reduce(values, "e key (kv group) f -> e key kv f", "sum", group=anatomy.group)
+        values = reduce(values, "e key (kv group) f -> e key kv f", "sum", group=weights.group)
         found.by[layer, "V"] = rearrange(values, "e key kv f -> e key (kv f)")
-        back = einsum(values, anatomy.reading(layer, "V"), "e c kv f, kv d f -> e c d")
-        slope = slope + cache.frozen(layer, "attn").back(back)
+        back = einsum(values, weights.reading(layer, "V"), "e c kv f, kv d f -> e c d")
+        gradient = gradient + cache.frozen(layer, "attn").back(back)
     return found
 
 
-def _shares(anatomy: ModelWeights, pre: dict[str, Tensor]) -> dict[str, Tensor]:
+def _shares(weights: ModelWeights, pre: dict[str, Tensor]) -> dict[str, Tensor]:
     """What each pre-activation is multiplied by so that all together give the activation."""
     first = pre["gate" if "gate" in pre else "in"]
     safe = torch.where(first.abs() < _SMALL, _SMALL, first)
-    line = anatomy.act(safe) / safe
+    line = weights.act(safe) / safe
     if "gate" not in pre:
         return {"in": line}
-    return {"gate": 0.5 * line * pre["up"], "up": 0.5 * anatomy.act(first)}
+    return {"gate": 0.5 * line * pre["up"], "up": 0.5 * weights.act(first)}
 
 
 def _patterns(cache: PairedCache, stop: int) -> list[Float[Tensor, "example head query key"]]:

@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.activations import parse_metrics
-from lens_skills.activations.stream import BATCH_SIZE
+from lens_skills.activations import parse_metric
 from lens_skills.circuits.graph import Circuit, Edge, Node
 from lens_skills.circuits.paired_cache import PairedCache, paired_caches
 from lens_skills.circuits.random_circuits import RandomCircuits
@@ -67,7 +66,7 @@ class Curve:
     """One part of a circuit alone: upstream (or the behaviour), or downstream.
 
     Attributes:
-        part, target, unit: As in the circuit's `Account`.
+        part, target, unit: As in the circuit's `Totals`.
         whole: Mean target with every edge.
         empty: Mean target with none.
         sizes: Numbers of edges, the strongest first; the last is all of them.
@@ -287,7 +286,9 @@ class CircuitEvaluation:
         """The scheme in which a circuit runs alone; its edges may be other than those tested."""
         if not self.upstream:
             senders = frozenset(edge.sender for edge in self.tested)
-            return EdgeScheme("clean", False, frozenset(self.start), ruled=senders | {*self.start})
+            return EdgeScheme(
+                "clean", False, frozenset(self.start), restricted=senders | {*self.start}
+            )
         reached = {(edge.receiver, edge.channel) for edge in self.tested}
         senders = {edge.sender for edge in (*self.tested, *circuits)}
         return EdgeScheme(sources=frozenset(n for n in senders if not explored(n, reached)))
@@ -381,9 +382,9 @@ class CircuitEvaluation:
         empty: Float[Tensor, " example"],
         gap: Float[Tensor, " example"],
     ) -> tuple[tuple[float, ...], ...]:
-        others = RandomCircuits(self.caches[0].anatomy)
+        circuits = RandomCircuits(self.caches[0].weights)
         random = np.random.default_rng(self.seed)
-        drawn = [others.draw(self.edges, random, upstream=self.upstream) for _ in range(n)]
+        drawn = [circuits.draw(self.edges, random, upstream=self.upstream) for _ in range(n)]
         if not drawn:
             return ()
         found = self.measure([circuit[:size] for circuit in drawn for size in sizes])
@@ -473,7 +474,6 @@ def faithfulness(
     epsilon: float = EPSILON,
     prompt: SoftPrompt | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
 ) -> Faithfulness:
     """What a circuit's confirmed edges do when every other edge carries the corrupted prompt.
 
@@ -505,7 +505,6 @@ def faithfulness(
         epsilon: Of the equivalence test.
         prompt: The soft prompt the circuit was found with.
         seed: Of random circuits and bootstrap.
-        batch_size: Pairs at once.
 
     Raises:
         LensSkillsError: Nothing confirmed that can run; another model; a gap that includes 0.
@@ -519,23 +518,22 @@ def faithfulness(
     """
     adapter = prompted(model, prompt)
     _same_model(adapter, circuit)
-    found = parse_metrics(circuit.metric if metric is None else metric)
-    anatomy = ModelWeights(adapter)
-    caches = paired_caches(anatomy, examples, found[0], batch_size=batch_size)
+    asked = circuit.metric if metric is None else metric
+    answer = AnswerTarget(parse_metric(asked, examples, asked="faithfulness"))
+    caches = paired_caches(ModelWeights(adapter), examples, answer.metric)
     groups = [example.group for example in examples]
-    answer = AnswerTarget(found[0], found[0].name)
     curves: list[Curve] = []
     notes: list[str] = []
-    for account in circuit.accounts:
-        tested = [edge for edge in circuit.edges if edge.target == account.target and _runs(edge)]
+    for totals in circuit.totals:
+        tested = [edge for edge in circuit.edges if edge.target == totals.target and _runs(edge)]
         held = distinct([edge for edge in tested if edge.confirmed])
         if not held:
-            notes.append(f"{account.part}: no confirmed edge can run")
+            notes.append(f"{totals.part}: no confirmed edge can run")
             continue
-        ends_there = account.part == "upstream" and circuit.start[0].kind != "answer"
+        ends_there = totals.part == "upstream" and circuit.start[0].kind != "answer"
         target: Target = upstream_target(circuit, examples) if ends_there else answer
         one = CircuitEvaluation(
-            account.part, held, tuple(tested), circuit.start, target, caches, groups, seed
+            totals.part, held, tuple(tested), circuit.start, target, caches, groups, seed
         )
         curves.append(
             one.curve(
@@ -569,7 +567,7 @@ def faithfulness(
             "start": circuit.target,
             "task": getattr(examples, "name", "examples"),
             "split": getattr(examples, "split_name", "all"),
-            "metric": found[0].name,
+            "metric": answer.name,
             "seed": seed,
             "example_ids": [example.id for example in examples],
         },
@@ -582,12 +580,12 @@ def _runs(edge: Edge) -> bool:
 
 
 def _count(one: CircuitEvaluation) -> int:
-    """How many edges the whole graph has, or its part behind the nodes that are ruled."""
-    others = RandomCircuits(one.caches[0].anatomy)
+    """How many edges the whole graph has, or its part behind the nodes that are restricted."""
+    graph = RandomCircuits(one.caches[0].weights)
     if one.upstream:
         n_columns = max(cache.n_columns for cache in one.caches)
-        return others.count(n_columns, stop=one.target.stop)
-    return sum(len(others.channels(node)) for node in one.alone().ruled or ())
+        return graph.count(n_columns, stop=one.target.stop)
+    return sum(len(graph.channels(node)) for node in one.alone().restricted or ())
 
 
 def _same_model(adapter: Any, circuit: Circuit) -> None:

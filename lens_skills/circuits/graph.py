@@ -1,12 +1,7 @@
 """`Circuit`: tested edges, what they add up to, and what they leave unexplained.
 
-`Edge`: what one part of the model sends into one channel of another, with its error bar.
-
-`Node`: one place in the model's computation, at one position.
-
-`Account`: what a target does when all that feeds it is corrupted, and what edges explain.
-
-`card_lines`: a circuit as a few lines of text.
+Its parts: a `Node` is one place in the model's computation, an `Edge` what one node sends into one
+channel of another, with its error bar; `Totals` say how far all that feeds a target moves it.
 """
 
 from collections.abc import Iterator
@@ -18,83 +13,6 @@ import pandas as pd
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import read_folder, write_folder
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What a target does when everything that feeds it is corrupted, and what edges explain of it.
-
-    Attributes:
-        target: ``"L17N635"`` (its activation) or a metric's name.
-        part: ``"upstream"``: the edges end at the target; ``"downstream"``: they begin at the
-            start of the circuit and the target is the metric.
-        unit: Of all numbers here.
-        clean: Mean target on the clean prompts.
-        total: Mean change when all of it is corrupted at once: the target's whole input
-            (upstream), or the start's activation (downstream).
-        low, high: The interval of the total, 95 %.
-        explained: Sum of the confirmed edges at the target (upstream) or out of the start
-            (downstream), each patched alone.
-        tested: The same sum over all tested edges.
-    """
-
-    target: str
-    part: str
-    unit: str
-    clean: float
-    total: float
-    low: float
-    high: float
-    explained: float
-    tested: float
-
-    @property
-    def corrupted(self) -> float:
-        """Mean target when all of it is corrupted."""
-        return self.clean + self.total
-
-    @property
-    def residual(self) -> float:
-        """Total minus explained: edges that are not confirmed, and what only acts together."""
-        return self.total - self.explained
-
-    @property
-    def unexplained(self) -> float:
-        """The residual as a share of the total; negative where the edges overshoot it."""
-        return self.residual / self.total if self.total else float("nan")
-
-
-_SHOWN = 20
-
-
-def card_lines(circuit: Any) -> list[str]:
-    """The lines that printing a `Circuit` shows: accounts, then the strongest confirmed edges."""
-    edges, confirmed = circuit.edges, circuit.confirmed
-    lines = [
-        f"circuit of {circuit.target}: {len(confirmed)} of {len(edges)} proposed edges confirmed "
-        f"({circuit.proposals}; {circuit.n_examples} pairs in {circuit.n_groups} groups)"
-    ]
-    for account in circuit.accounts:
-        lines.append(
-            f"{account.part:<10} {account.target} {account.clean:+.3f} → {account.corrupted:+.3f} "
-            f"{account.unit}: total {account.total:+.3f} [{account.low:+.3f}, {account.high:+.3f}],"
-            f" confirmed edges {account.explained:+.3f}, unexplained {account.unexplained:.0%}"
-        )
-    if confirmed:
-        wide = max(len(str(edge)) for edge in confirmed[:_SHOWN])
-        lines.append(
-            f"{'edge':<{wide}}  {'on':<10} {'effect':>8} {'95 % interval':>18} {'share':>6}"
-        )
-    for edge in confirmed[:_SHOWN]:
-        interval = f"[{edge.low:+.3f}, {edge.high:+.3f}]"
-        lines.append(
-            f"{edge!s:<{wide}}  {edge.target:<10} {edge.effect:>+8.3f} {interval:>18} "
-            f"{'' if edge.share is None else format(edge.share, '.0%'):>6}"
-        )
-    if len(confirmed) > _SHOWN:
-        lines.append(f"and {len(confirmed) - _SHOWN} more: .frame()")
-    return [*lines, *(f"note: {note}" for note in circuit.notes)]
-
 
 NodeKind = Literal["token", "head", "mlp", "neuron", "norm", "answer"]
 
@@ -207,21 +125,68 @@ class Edge:
 
     def row(self) -> dict[str, Any]:
         """The edge as plain values, for a table."""
-        return {
-            "sender": self.sender.name,
-            "receiver": self.receiver.name,
-            "channel": self.channel,
-            "position": self.receiver.position,
-            "target": self.target,
-            "proposed": self.proposed,
-            "effect": self.effect,
-            "share": self.share,
-            "low": self.low,
-            "high": self.high,
-            "p": self.p,
-            "q": self.q,
-            "confirmed": self.confirmed,
-        }
+        ends = {"sender": self.sender.name, "receiver": self.receiver.name}
+        own = {item.name: getattr(self, item.name) for item in fields(self)[3:]}
+        return ends | {"channel": self.channel, "position": self.receiver.position} | own
+
+
+def senders_of(receiver: Node, n_heads: int) -> list[Node]:
+    """All that writes before the receiver reads, in its column, from below: token, heads, MLPs.
+
+    >>> [node.name for node in senders_of(Node(1, "mlp", None, "-1"), 1)]
+    ['token', 'L0H0', 'L0MLP', 'L1H0']
+    """
+    position = receiver.position
+    found = [Node(-1, "token", None, position)]
+    for layer in range(receiver.layer + (receiver.kind in ("mlp", "neuron"))):
+        found += [Node(layer, "head", index, position) for index in range(n_heads)]
+        if layer < receiver.layer:
+            found.append(Node(layer, "mlp", None, position))
+    return found
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a target does when everything that feeds it is corrupted, and what edges explain of it.
+
+    Attributes:
+        target: ``"L17N635"`` (its activation) or a metric's name.
+        part: ``"upstream"``: the edges end at the target; ``"downstream"``: they begin at the
+            start of the circuit and the target is the metric.
+        unit: Of all numbers here.
+        clean: Mean target on the clean prompts.
+        total: Mean change when all of it is corrupted at once: the target's whole input
+            (upstream), or the start's activation (downstream).
+        low, high: The interval of the total, 95 %.
+        explained: Sum of the confirmed edges at the target (upstream) or out of the start
+            (downstream), each patched alone.
+        tested: The same sum over all tested edges.
+    """
+
+    target: str
+    part: str
+    unit: str
+    clean: float
+    total: float
+    low: float
+    high: float
+    explained: float
+    tested: float
+
+    @property
+    def corrupted(self) -> float:
+        """Mean target when all of it is corrupted."""
+        return self.clean + self.total
+
+    @property
+    def residual(self) -> float:
+        """Total minus explained: edges that are not confirmed, and what only acts together."""
+        return self.total - self.explained
+
+    @property
+    def unexplained(self) -> float:
+        """The residual as a share of the total; negative where the edges overshoot it."""
+        return self.residual / self.total if self.total else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +201,7 @@ class Circuit:
         target: The start in one word.
         metric, unit: What is measured at the answer.
         edges: All tested edges, the largest share of their target's total first.
-        accounts: What the edges add up to, per target; the first is the one it was asked for.
+        totals: What the edges add up to, per target; the first is the one it was asked for.
         upstream: The decomposition of the start's input: one row per sender and channel.
         downstream: The decomposition of the start's effect on the answer: one row per first edge.
         n_examples, n_groups: On which the edges were tested.
@@ -250,7 +215,7 @@ class Circuit:
     metric: str
     unit: str
     edges: tuple[Edge, ...]
-    accounts: tuple[Totals, ...]
+    totals: tuple[Totals, ...]
     upstream: pd.DataFrame
     downstream: pd.DataFrame
     n_examples: int
@@ -273,41 +238,41 @@ class Circuit:
     @property
     def clean(self) -> float:
         """Mean target on the clean prompts."""
-        return self.accounts[0].clean
+        return self.totals[0].clean
 
     @property
     def corrupted(self) -> float:
         """Mean target when its whole input is corrupted."""
-        return self.accounts[0].corrupted
+        return self.totals[0].corrupted
 
     @property
     def total(self) -> float:
         """Corrupted minus clean."""
-        return self.accounts[0].total
+        return self.totals[0].total
 
     @property
     def explained(self) -> float:
         """The sum of the confirmed edges at the target."""
-        return self.accounts[0].explained
+        return self.totals[0].explained
 
     @property
     def residual(self) -> float:
         """Total minus explained."""
-        return self.accounts[0].residual
+        return self.totals[0].residual
 
     @property
     def unexplained(self) -> float:
         """The residual as a share of the total."""
-        return self.accounts[0].unexplained
+        return self.totals[0].unexplained
 
-    def account(self, part: str) -> Totals:
-        """The account of the ``"upstream"`` or ``"downstream"`` part."""
-        for account in self.accounts:
-            if account.part == part:
-                return account
+    def part(self, name: str) -> Totals:
+        """The totals of the ``"upstream"`` or ``"downstream"`` part."""
+        for totals in self.totals:
+            if totals.part == name:
+                return totals
         raise LensSkillsError(
-            f"no {part!r} part in this circuit of {self.target}. It has: "
-            + ", ".join(account.part for account in self.accounts)
+            f"no {name!r} part in this circuit of {self.target}. It has: "
+            + ", ".join(totals.part for totals in self.totals)
             + "."
         )
 
@@ -329,7 +294,7 @@ class Circuit:
         return self.confirmed[:n]
 
     def __repr__(self) -> str:
-        return "\n".join(card_lines(self))
+        return "\n".join(_card_lines(self))
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``circuit.json`` into a folder that appears whole or not."""
@@ -345,9 +310,41 @@ class Circuit:
             raise LensSkillsError(f"{folder} holds no circuit this version can read.") from error
 
 
+_SHOWN = 20
+
+
+def _card_lines(circuit: Circuit) -> list[str]:
+    """The lines that printing a circuit shows: totals, then the strongest confirmed edges."""
+    edges, confirmed = circuit.edges, circuit.confirmed
+    lines = [
+        f"circuit of {circuit.target}: {len(confirmed)} of {len(edges)} proposed edges confirmed "
+        f"({circuit.proposals}; {circuit.n_examples} pairs in {circuit.n_groups} groups)"
+    ]
+    for totals in circuit.totals:
+        lines.append(
+            f"{totals.part:<10} {totals.target} {totals.clean:+.3f} → {totals.corrupted:+.3f} "
+            f"{totals.unit}: total {totals.total:+.3f} [{totals.low:+.3f}, {totals.high:+.3f}],"
+            f" confirmed edges {totals.explained:+.3f}, unexplained {totals.unexplained:.0%}"
+        )
+    if confirmed:
+        wide = max(len(str(edge)) for edge in confirmed[:_SHOWN])
+        lines.append(
+            f"{'edge':<{wide}}  {'on':<10} {'effect':>8} {'95 % interval':>18} {'share':>6}"
+        )
+    for edge in confirmed[:_SHOWN]:
+        interval = f"[{edge.low:+.3f}, {edge.high:+.3f}]"
+        lines.append(
+            f"{edge!s:<{wide}}  {edge.target:<10} {edge.effect:>+8.3f} {interval:>18} "
+            f"{'' if edge.share is None else format(edge.share, '.0%'):>6}"
+        )
+    if len(confirmed) > _SHOWN:
+        lines.append(f"and {len(confirmed) - _SHOWN} more: .frame()")
+    return [*lines, *(f"note: {note}" for note in circuit.notes)]
+
+
 def _pack(circuit: Circuit) -> dict[str, Any]:
     plain = {item.name: getattr(circuit, item.name) for item in fields(circuit)}
-    for part in ("start", "edges", "accounts"):
+    for part in ("start", "edges", "totals"):
         plain[part] = [asdict(value) for value in plain[part]]
     for table in ("upstream", "downstream"):
         plain[table] = plain[table].to_dict(orient="list")
@@ -364,7 +361,7 @@ def _unpack(plain: dict[str, Any]) -> Circuit:
             **plain,
             "start": tuple(Node(**node) for node in plain["start"]),
             "edges": tuple(edges),
-            "accounts": tuple(Totals(**account) for account in plain["accounts"]),
+            "totals": tuple(Totals(**totals) for totals in plain["totals"]),
             "upstream": pd.DataFrame(plain["upstream"]),
             "downstream": pd.DataFrame(plain["downstream"]),
             "notes": tuple(plain["notes"]),

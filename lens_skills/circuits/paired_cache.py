@@ -1,11 +1,11 @@
-"""`PairedCache`: a batch of pairs after a clean and a corrupted pass, told apart into its parts.
+"""`PairedCache`: clean and corrupted activations of a batch of pairs, told apart into their parts.
 
-`paired_caches`: examples and their corrupted twins, token by token, in batches.
+`paired_caches` makes them of examples, `equal_length_pairs` chooses the examples that can be used.
+Pairs are compared token by token, so a prompt and its corrupted twin are equally long.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_skills import settings
 from lens_skills.activations import Metric
 from lens_skills.activations.forward import RequiredOutputs, pad_left, prepare
-from lens_skills.activations.stream import BATCH_SIZE
 from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.circuits.graph import Node
 from lens_skills.data import Example
@@ -33,7 +33,7 @@ class CachedRun:
     """One prompt of each pair, from the first column on in which any pair differs.
 
     Attributes:
-        suffix: Runs its columns again from any layer; `Suffix.entering` is its residual stream.
+        suffix: Runs its columns again from any layer; its ``entering`` is the residual stream.
         z: Per layer, what each head reads with its pattern, before it is written.
         middle: Per layer, the residual stream between attention and MLP.
     """
@@ -60,32 +60,34 @@ class PairedCache:
 
     Attributes:
         batch: The clean prompts as tokens.
-        clean, corrupted: The two sides.
+        clean, corrupted: The two runs.
         n_columns: How many columns are kept.
     """
 
     def __init__(
         self,
-        anatomy: ModelWeights,
+        weights: ModelWeights,
         plan: RequiredOutputs,
         batch: Sequence[Encoded],
         twins: Sequence[Encoded],
     ) -> None:
-        self.anatomy, self.adapter, self.plan, self.batch = anatomy, anatomy.adapter, plan, batch
+        self.weights, self.adapter, self.plan, self.batch = weights, weights.adapter, plan, batch
         rows = [item.prompt_tokens.tolist() for item in batch]
         other = [item.prompt_tokens.tolist() for item in twins]
         width = max(len(row) for row in rows)
         differ = [_first_difference(a, b) - len(a) for a, b in zip(rows, other, strict=True)]
         self.n_columns = -min(differ)
         start = width - self.n_columns
-        self.clean = self._side(rows, start, check=True)
-        self.corrupted = self._side(other, start, check=False)
+        self.clean = self._run(rows, start, check=True)
+        self.corrupted = self._run(other, start, check=False)
+        self._posts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._norms: dict[tuple[int, str, str], FrozenNorm] = {}
 
     def __len__(self) -> int:
         return len(self.batch)
 
-    def _side(self, rows: Sequence[Sequence[int]], start: int, *, check: bool) -> CachedRun:
-        adapter, anatomy = self.adapter, self.anatomy
+    def _run(self, rows: Sequence[Sequence[int]], start: int, *, check: bool) -> CachedRun:
+        adapter, weights = self.adapter, self.weights
         seen: dict[str, Tensor] = {}
 
         def keeper(name: str) -> Any:
@@ -113,25 +115,25 @@ class PairedCache:
             self._check_reading(suffix, seen)
         middle = []
         for layer, values in enumerate(z):
-            weight = anatomy.head_out(layer)
+            weight = weights.head_out(layer)
             out = einsum(values, weight, "e c head f, head f d -> e c d")
-            out = out + anatomy.bias_out(layer, "attn")
+            out = out + weights.bias_out(layer, "attn")
             middle.append(suffix.entering[layer] + out)
             if layer == 0:
-                anatomy.recognise(0, middle[0], seen["blocks.0.mlp.hook_post"])
+                weights.recognise(0, middle[0], seen["blocks.0.mlp.hook_post"])
             self._check_sum(layer, suffix, middle[layer])
         return CachedRun(suffix, z, middle)
 
     def _check_sum(self, layer: int, suffix: PartialForward, middle: Tensor) -> None:
-        anatomy = self.anatomy
-        post = anatomy.activation(anatomy.neurons(layer, middle))
-        found = middle + post @ anatomy.mlp_out(layer) + anatomy.bias_out(layer, "mlp")
+        weights = self.weights
+        post = weights.activation(weights.neurons(layer, middle))
+        found = middle + post @ weights.mlp_out(layer) + weights.bias_out(layer, "mlp")
         self._near(found, suffix.entering[layer + 1], f"leaves block {layer}")
 
     def _check_reading(self, suffix: PartialForward, seen: dict[str, Tensor]) -> None:
-        normal = self.anatomy.norm(0, "attn")(suffix.entering[0])
+        normal = self.weights.norm(0, "attn")(suffix.entering[0])
         for channel in "QKV":
-            found = self.anatomy.preactivation(0, channel, normal).flatten(2)
+            found = self.weights.preactivation(0, channel, normal).flatten(2)
             given = seen[f"blocks.0.attn.hook_{channel.lower()}"]
             self._near(found, given, f"is {channel} of block 0")
 
@@ -149,7 +151,7 @@ class PairedCache:
         self, layer: int, z: Float[Tensor, "*row head d_head"]
     ) -> Float[Tensor, "*row head d_model"]:
         """What each head adds to the residual stream (the bias of all left out)."""
-        return einsum(z, self.anatomy.head_out(layer), "... head f, head f d -> ... head d")
+        return einsum(z, self.weights.head_out(layer), "... head f, head f d -> ... head d")
 
     # What the corrupted prompt changes.
 
@@ -184,15 +186,21 @@ class PairedCache:
 
     def moved_post(self, layer: int) -> Float[Tensor, "example column d_mlp"]:
         """The change of each neuron's activation."""
-        return self._posts[layer][1] - self._posts[layer][0]
+        clean, corrupted = self._both_posts(layer)
+        return corrupted - clean
 
     def post(self, layer: int) -> Float[Tensor, "example column d_mlp"]:
         """Each neuron's activation on the clean prompt."""
-        return self._posts[layer][0]
+        return self._both_posts(layer)[0]
 
-    @cached_property
-    def _posts(self) -> "_Posts":
-        return _Posts(self)
+    def _both_posts(self, layer: int) -> tuple[Tensor, Tensor]:
+        if layer not in self._posts:
+            clean, corrupted = (
+                self.weights.activation(self.weights.neurons(layer, run.middle[layer]))
+                for run in (self.clean, self.corrupted)
+            )
+            self._posts[layer] = clean, corrupted
+        return self._posts[layer]
 
     def written(self, node: Node) -> Float[Tensor, "example d_model"]:
         """What a sender writes on the corrupted prompt minus what it writes on the clean one."""
@@ -207,47 +215,26 @@ class PairedCache:
             return self.moved_mlp(layer)[:, column]
         if node.kind == "neuron":
             moved = self.moved_post(layer)[:, column, node.index]
-            return moved[:, None] * self.anatomy.mlp_out(layer)[node.index]
+            return moved[:, None] * self.weights.mlp_out(layer)[node.index]
         raise AssertionError(f"{node} writes nothing to the residual stream")
 
-    def frozen(self, layer: int, part: str, side: str = "clean") -> FrozenNorm:
-        """A norm at one side's scales: before ``"attn"``, before ``"mlp"``, or the ``"final"``."""
-        key = (layer, part, side)
+    def frozen(self, layer: int, part: str, prompt: str = "clean") -> FrozenNorm:
+        """A norm at one prompt's scales: before ``"attn"``, before ``"mlp"`` or the ``"final"``."""
+        key = (layer, part, prompt)
         if key not in self._norms:
-            self._norms[key] = self.anatomy.frozen(self.norm(layer, part), self.read(*key))
+            self._norms[key] = self.weights.frozen(self.norm(layer, part), self.read(*key))
         return self._norms[key]
-
-    @cached_property
-    def _norms(self) -> dict[tuple[int, str, str], FrozenNorm]:
-        return {}
 
     def norm(self, layer: int, part: str) -> Any:
         """The norm that `frozen` freezes."""
         if part == "final":
             return self.clean.suffix.normalise
-        return self.anatomy.norm(layer, part)
+        return self.weights.norm(layer, part)
 
-    def read(self, layer: int, part: str, side: str) -> Float[Tensor, "example column d_model"]:
-        """The residual stream that this norm reads."""
-        where: CachedRun = getattr(self, side)
-        return where.middle[layer] if part == "mlp" else where.entering[layer]
-
-
-class _Posts(dict[int, tuple[Tensor, Tensor]]):
-    """Neurons' activations of both sides, computed when first asked for."""
-
-    def __init__(self, cache: PairedCache) -> None:
-        super().__init__()
-        self.cache = cache
-
-    def __missing__(self, layer: int) -> tuple[Tensor, Tensor]:
-        anatomy = self.cache.anatomy
-        sides = (self.cache.clean, self.cache.corrupted)
-        first, second = (
-            anatomy.activation(anatomy.neurons(layer, side.middle[layer])) for side in sides
-        )
-        self[layer] = (first, second)
-        return self[layer]
+    def read(self, layer: int, part: str, prompt: str) -> Float[Tensor, "example column d_model"]:
+        """The residual stream that this norm reads on the clean or the corrupted prompt."""
+        run: CachedRun = getattr(self, prompt)
+        return run.middle[layer] if part == "mlp" else run.entering[layer]
 
 
 def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
@@ -255,11 +242,7 @@ def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def paired_caches(
-    anatomy: ModelWeights,
-    examples: Sequence[Example],
-    metric: Metric,
-    *,
-    batch_size: int = BATCH_SIZE,
+    weights: ModelWeights, examples: Sequence[Example], metric: Metric
 ) -> list[PairedCache]:
     """One `PairedCache` per batch of examples, in their order.
 
@@ -267,23 +250,9 @@ def paired_caches(
         LensSkillsError: No examples, one without a twin, or twins that differ in tokens from
             their examples in number, or not at all.
     """
-    items, twins, plan = encode_pairs(anatomy.adapter, examples, metric)
-    parts = [slice(k, k + batch_size) for k in range(0, len(items), batch_size)]
-    return [PairedCache(anatomy, plan, items[part], twins[part]) for part in parts]
-
-
-def encode_pairs(
-    adapter: Any, examples: Sequence[Example], metric: Metric
-) -> tuple[list[Encoded], list[Encoded], RequiredOutputs]:
-    """Clean prompts, corrupted prompts and what the metric reads, as tokens.
-
-    Raises:
-        LensSkillsError: See `paired_caches`.
-    """
     check_twins(examples)
-    items, plan = prepare(adapter, examples, [metric], False)
-    corrupted = [replace(example, prompt=str(example.corrupted)) for example in examples]
-    twins = encode_examples(adapter, corrupted, answers=False)
+    items, plan = prepare(weights.adapter, examples, [metric], False)
+    twins = _encode_twins(weights.adapter, examples)
     unequal = [
         (one, other)
         for one, other in zip(items, twins, strict=True)
@@ -294,12 +263,19 @@ def encode_pairs(
         raise LensSkillsError(
             f"example {one.id!r} has {len(one.prompt_tokens)} tokens and its corrupted twin "
             f"{len(other.prompt_tokens)} ({len(unequal)} of {len(items)} pairs are unequal): a "
-            "path is patched token by token. Leave such pairs out (equal_pairs(model, examples))."
+            "path is patched token by token. Leave such pairs out (equal_length_pairs(model, …))."
         )
     for one, other in zip(items, twins, strict=True):
         if one.prompt_tokens.tolist() == other.prompt_tokens.tolist():
             raise LensSkillsError(f"example {one.id!r} and its corrupted twin are the same tokens.")
-    return items, twins, plan
+    size = settings.batch_size()
+    parts = [slice(k, k + size) for k in range(0, len(items), size)]
+    return [PairedCache(weights, plan, items[part], twins[part]) for part in parts]
+
+
+def _encode_twins(adapter: Any, examples: Sequence[Example]) -> list[Encoded]:
+    twins = [replace(example, prompt=str(example.corrupted)) for example in examples]
+    return encode_examples(adapter, twins, answers=False)
 
 
 def check_twins(examples: Sequence[Example]) -> None:
@@ -325,12 +301,12 @@ def equal_length_pairs(model: Any, examples: Any) -> Any:
     """
     adapter = as_adapter(model)
     check_twins(examples)
-    twins = [replace(example, prompt=str(example.corrupted)) for example in examples]
-    lengths = (
-        [len(item.prompt_tokens) for item in encode_examples(adapter, some, answers=False)]
-        for some in (examples, twins)
-    )
-    kept = {e.id for e, one, other in zip(examples, *lengths, strict=True) if one == other}
+    both = encode_examples(adapter, examples, answers=False), _encode_twins(adapter, examples)
+    kept = {
+        one.id
+        for one, twin in zip(*both, strict=True)
+        if len(one.prompt_tokens) == len(twin.prompt_tokens)
+    }
     if not kept:
         raise LensSkillsError(
             f"none of the {len(examples)} pairs has twins of equal length under the tokenizer of "

@@ -1,8 +1,8 @@
-"""`Reader`: one channel of one receiver: what it reads, and what a change of that does to it.
+"""Exact path patching: edges carry what they carry on the corrupted prompt.
 
-`path_effects`: one edge at a time carries what it carries on the corrupted prompt.
-
-`whole_input`, `whole_output`: what all edges into or out of something do together.
+`path_effects` patches one edge at a time, `whole_input` and `whole_output` all edges into or out of
+a node together. `ReceiverInput` is one channel of one receiver: what it reads, and what a change of
+that does to it.
 """
 
 from collections import defaultdict
@@ -72,7 +72,7 @@ class ReceiverInput:
         if self.node.kind != "head":
             return slice(0, 1)
         index = self.node.index or 0
-        first = index if self.channel == "Q" else index // self.cache.anatomy.group
+        first = index if self.channel == "Q" else index // self.cache.weights.group
         return slice(first, first + 1)
 
     @property
@@ -83,7 +83,7 @@ class ReceiverInput:
 
     def weight(self, channel: str) -> Float[Tensor, "d_model feature"]:
         """What its pre-activations are made with; one column of an MLP's for a neuron."""
-        weight = self.cache.anatomy.reading(self.node.layer, channel)[self.heads][0]
+        weight = self.cache.weights.reading(self.node.layer, channel)[self.heads][0]
         return weight[:, self.neurons]
 
     @property
@@ -100,13 +100,13 @@ class ReceiverInput:
         return self._pre(self.channel)
 
     def _pre(self, channel: str) -> Tensor:
-        offset = self.cache.anatomy.offset(self.node.layer, channel)[self.heads][0]
+        offset = self.cache.weights.offset(self.node.layer, channel)[self.heads][0]
         return self.normal @ self.weight(channel) + offset[self.neurons]
 
     @cached_property
     def pre(self) -> Mapping[str, Float[Tensor, "example feature"]]:
         """The clean pre-activations of an MLP or neuron."""
-        return {channel: self._pre(channel) for channel in self.cache.anatomy.gates}
+        return {channel: self._pre(channel) for channel in self.cache.weights.gates}
 
     def change(self, sender: Node) -> Float[Tensor, "example d_model"]:
         """What the norm gives when the sender carries its corrupted value, minus what it gives.
@@ -115,8 +115,8 @@ class ReceiverInput:
         """
         if sender.kind == "norm":
             clean, corrupted = (
-                self.cache.frozen(self.node.layer, self.part, side)
-                for side in ("clean", "corrupted")
+                self.cache.frozen(self.node.layer, self.part, prompt)
+                for prompt in ("clean", "corrupted")
             )
             moved = corrupted(self._everywhere) - clean(self._everywhere)
             return moved[:, self.column].to(self.residual)
@@ -131,18 +131,18 @@ class ReceiverInput:
         shift = change @ self.weight(self.channel)
         if self.node.kind == "head":
             return shift
-        anatomy, pre = self.cache.anatomy, self.pre
+        weights, pre = self.cache.weights, self.pre
         new = {**pre, self.channel: pre[self.channel] + shift}
-        return anatomy.activation(new) - anatomy.activation(pre)
+        return weights.activation(new) - weights.activation(pre)
 
     def writes(self, moved: Float[Tensor, "example feature"]) -> Float[Tensor, "example d_model"]:
         """What changed neurons add to the residual stream."""
-        return moved @ self.cache.anatomy.mlp_out(self.node.layer)[self.neurons]
+        return moved @ self.cache.weights.mlp_out(self.node.layer)[self.neurons]
 
-    def pull(self, slope: Float[Tensor, "example feature"]) -> Float[Tensor, "example d_model"]:
+    def pull(self, gradient: Float[Tensor, "example feature"]) -> Float[Tensor, "example d_model"]:
         """A derivative by its pre-activation as one by what it reads, at the norm's clean scale."""
         frozen = self.cache.frozen(self.node.layer, self.part)
-        back = einsum(slope, self.weight(self.channel), "e f, d f -> e d")
+        back = einsum(gradient, self.weight(self.channel), "e f, d f -> e d")
         return frozen.at(self.column).back(back)
 
 

@@ -1,4 +1,4 @@
-"""`Alternatives`: the edges that could stand in the place of a circuit's, to draw others from."""
+"""`RandomCircuits`: circuits of edges that could stand in the place of a circuit's own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lens_skills.circuits.graph import Edge, Node
+from lens_skills.circuits.graph import Edge, Node, senders_of
 from lens_skills.models.weights import ModelWeights
 
 
@@ -17,20 +17,13 @@ class RandomCircuits:
     the query heads that read them; gate and up of an MLP apart.
     """
 
-    def __init__(self, anatomy: ModelWeights) -> None:
-        self.anatomy, self.adapter = anatomy, anatomy.adapter
+    def __init__(self, weights: ModelWeights) -> None:
+        self.weights, self.adapter = weights, weights.adapter
         self._kept: dict[tuple[str, Node], list[Any]] = {}
 
     def senders(self, receiver: Node) -> list[Node]:
-        """Tokens, heads and MLPs that write before the receiver reads, in its column."""
-        position, layer = receiver.position, receiver.layer
-        found = [Node(-1, "token", None, position)]
-        for lower in range(min(layer + 1, self.adapter.n_layers)):
-            if lower < layer or receiver.kind in ("mlp", "neuron"):
-                found += [Node(lower, "head", h, position) for h in range(self.adapter.n_heads)]
-            if lower < layer:
-                found.append(Node(lower, "mlp", None, position))
-        return found
+        """What writes before the receiver reads: see `senders_of`."""
+        return senders_of(receiver, self.adapter.n_heads)
 
     def channels(self, sender: Node) -> list[tuple[Node, str]]:
         """Every channel that reads after the sender writes, in its column."""
@@ -40,14 +33,14 @@ class RandomCircuits:
                 found += self.heads(layer, position)
             if layer > sender.layer or sender.kind == "head":
                 mlp = Node(layer, "mlp", None, position)
-                found += [(mlp, gate) for gate in self.anatomy.gates]
+                found += [(mlp, gate) for gate in self.weights.gates]
         if position == "-1":
             found.append((Node(self.adapter.n_layers, "answer", None, position), "answer"))
         return found
 
     def heads(self, layer: int, position: str) -> list[tuple[Node, str]]:
         """Every channel of a block's heads."""
-        group = self.anatomy.group
+        group = self.weights.group
         found = [(Node(layer, "head", h, position), "Q") for h in range(self.adapter.n_heads)]
         for first in range(0, self.adapter.n_heads, group):
             shared = Node(layer, "head", first, position, group)
@@ -62,7 +55,7 @@ class RandomCircuits:
         for layer in range(n_layers):
             below = 1 + layer * (self.adapter.n_heads + 1)
             total += per_layer * below
-            total += len(self.anatomy.gates) * (below + self.adapter.n_heads)
+            total += len(self.weights.gates) * (below + self.adapter.n_heads)
         last = 1 + n_layers * (self.adapter.n_heads + 1) if stop is None else 0
         return total * n_columns + last
 

@@ -1,11 +1,9 @@
-"""`Running`: circuits alone, several side by side: every other edge stays on the ground prompt.
+"""`CircuitRun`: circuits alone, several at once: every other edge stays on the base prompt.
 
-A channel reads x = x_ground + Σ_A (A_now - A_ground) over its parents A in the circuit, and every
+A channel reads x = x_base + Σ_A (A_now - A_base) over its parents A in the circuit, and every
 norm, attention pattern and activation is computed anew from what is read. Nothing is linearised.
-
-`Rewired`: channels that read a stream of their own, and what a block makes of them.
-
-`EdgeScheme`: what holds for the edges that a circuit does not name.
+`EdgeScheme` says what holds for the edges that a circuit does not name, and `ChangedInputs` are the
+channels that read a stream of their own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,28 +29,28 @@ class EdgeScheme:
     """Which prompt the model is on, where the other one comes in, and how far it reaches.
 
     Attributes:
-        ground: The prompt that everything carries unless something is changed.
+        base: The prompt that everything carries unless something is changed.
         tokens: Whether the input tokens are those of the other prompt.
         sources: Nodes that carry what they have on the other prompt, whatever reaches them.
-        ruled: Nodes that send along the named edges only; None: all nodes. What any other node
-            sends is free and reaches every channel.
-        removed: The named edges are *left out*, and all others are there; nothing is then ruled.
+        restricted: Nodes that send along the named edges only; None: all nodes. What any other
+            node sends is free and reaches every channel.
+        removed: The named edges are *left out*, all others are there; nothing is then restricted.
     """
 
-    ground: Literal["clean", "corrupted"] = "corrupted"
+    base: Literal["clean", "corrupted"] = "corrupted"
     tokens: bool = True
     sources: frozenset[Node] = frozenset()
-    ruled: frozenset[Node] | None = None
+    restricted: frozenset[Node] | None = None
     removed: bool = False
 
     @property
     def free(self) -> bool:
         """Whether anything reaches further than the edges that are named."""
-        return self.removed or self.ruled is not None
+        return self.removed or self.restricted is not None
 
-    def ruled_at(self, kind: str, layer: int) -> list[Node]:
+    def restricted_at(self, kind: str, layer: int) -> list[Node]:
         """The nodes of one kind and layer that send along named edges only, where others do not."""
-        return [n for n in self.ruled or () if (n.kind, n.layer) == (kind, layer)]
+        return [n for n in self.restricted or () if (n.kind, n.layer) == (kind, layer)]
 
     def sources_at(self, kind: str, layer: int) -> list[Node]:
         """The sources of one kind and layer."""
@@ -84,10 +82,10 @@ class ChangedInputs:
 
 def changed_heads(
     cache: PairedCache,
-    side: CachedRun,
+    run: CachedRun,
     layer: int,
     shared: Float[Tensor, "#set example column d_model"],
-    rewired: Mapping[str, ChangedInputs],
+    changed: Mapping[str, ChangedInputs],
     *,
     n_sets: int,
 ) -> Float[Tensor, "set example column head d_head"]:
@@ -95,30 +93,30 @@ def changed_heads(
 
     Args:
         cache: The pairs.
-        side: Whose keys and values stand in the columns before.
+        run: Whose keys and values stand in the columns before.
         layer: The block.
         shared: The stream that all other channels read.
-        rewired: Per ``"Q"``, ``"K"``, ``"V"``.
+        changed: Per ``"Q"``, ``"K"``, ``"V"``.
         n_sets: How many versions there are.
     """
-    anatomy = cache.anatomy
-    norm = anatomy.norm(layer, "attn")
+    weights = cache.weights
+    norm = weights.norm(layer, "attn")
     normal = norm(shared)
     inputs: dict[str, Tensor] = {}
     for channel in "QKV":
-        value = anatomy.preactivation(layer, channel, normal)
+        value = weights.preactivation(layer, channel, normal)
         inputs[channel] = value.expand(n_sets, *value.shape[1:]).clone()
-        if channel not in rewired:
+        if channel not in changed:
             continue
-        entry = rewired[channel]
-        group = 1 if channel == "Q" else anatomy.group
+        entry = changed[channel]
+        group = 1 if channel == "Q" else weights.group
         heads = [int(node.index or 0) // group for _, node in entry.places]
-        weight = anatomy.reading(layer, channel)[heads]
-        bias = anatomy.offset(layer, channel)[heads]
+        weight = weights.reading(layer, channel)[heads]
+        bias = weights.offset(layer, channel)[heads]
         new = einsum(norm(entry.streams), weight, "n e d, n d f -> n e f") + bias[:, None]
         for (which, node), head, row in zip(entry.places, heads, new, strict=True):
             inputs[channel][which, :, cache.column(node), head] = row
-    return attend(cache, side, layer, inputs)
+    return attend(cache, run, layer, inputs)
 
 
 class _ReadEnough(Exception):
@@ -127,12 +125,12 @@ class _ReadEnough(Exception):
 
 def attend(
     cache: PairedCache,
-    side: CachedRun,
+    run: CachedRun,
     layer: int,
     inputs: Mapping[str, Float[Tensor, "set example column head f"]],
 ) -> Float[Tensor, "set example column head d_head"]:
     """What heads read with these queries, keys and values, by the block's own attention."""
-    n_sets, suffix = inputs["Q"].shape[0], side.suffix
+    n_sets, suffix = inputs["Q"].shape[0], run.suffix
     seen: list[Tensor] = []
 
     def put(value: Tensor) -> Any:
@@ -156,7 +154,7 @@ def changed_neurons(
     cache: PairedCache,
     layer: int,
     shared: Mapping[str, Float[Tensor, "#set example column d_mlp"]],
-    rewired: Mapping[str, ChangedInputs],
+    changed: Mapping[str, ChangedInputs],
     *,
     n_sets: int,
 ) -> Float[Tensor, "set example column d_mlp"]:
@@ -166,21 +164,21 @@ def changed_neurons(
         cache: The pairs.
         layer: The block.
         shared: Per gate, pre-activations from the stream that all other channels read.
-        rewired: Per gate; a whole MLP, or a single neuron whose stream then counts for it.
+        changed: Per gate; a whole MLP, or a single neuron whose stream then counts for it.
         n_sets: How many versions there are.
     """
-    anatomy = cache.anatomy
-    norm = anatomy.norm(layer, "mlp")
+    weights = cache.weights
+    norm = weights.norm(layer, "mlp")
     pre: dict[str, Tensor] = {}
-    for gate in anatomy.gates:
-        if gate not in rewired:
+    for gate in weights.gates:
+        if gate not in changed:
             pre[gate] = shared[gate]
             continue
         values = shared[gate]
         values = values.expand(n_sets, *values.shape[1:]).clone()
-        entry = rewired[gate]
+        entry = changed[gate]
         normal = norm(entry.streams)
-        weight, bias = anatomy.reading(layer, gate)[0], anatomy.offset(layer, gate)[0]
+        weight, bias = weights.reading(layer, gate)[0], weights.offset(layer, gate)[0]
         # Whole MLPs first: the stream of a single neuron holds what reaches its MLP, too.
         order = sorted(range(len(normal)), key=lambda k: entry.places[k][1].kind == "neuron")
         for k in order:
@@ -188,13 +186,13 @@ def changed_neurons(
             at = slice(None) if node.kind == "mlp" else slice(node.index, int(node.index or 0) + 1)
             values[which, :, cache.column(node), at] = normal[k] @ weight[:, at] + bias[at]
         pre[gate] = values
-    post = anatomy.activation(pre)
+    post = weights.activation(pre)
     return post.expand(n_sets, *post.shape[1:]).clone()
 
 
 @dataclass(eq=False)
-class _Now:
-    """What has been computed on the way up; a layer that is not there is as on the ground prompt.
+class _State:
+    """What has been computed on the way up; a layer that is not there is as on the base prompt.
 
     Attributes:
         parents: Of each set.
@@ -215,10 +213,10 @@ class CircuitRun:
     """
 
     def __init__(self, cache: PairedCache, scheme: EdgeScheme) -> None:
-        self.cache, self.scheme, self.anatomy = cache, scheme, cache.anatomy
-        sides: dict[str, CachedRun] = {"clean": cache.clean, "corrupted": cache.corrupted}
-        self.ground = sides.pop(scheme.ground)
-        (self.other,) = sides.values()
+        self.cache, self.scheme, self.weights = cache, scheme, cache.weights
+        self.base, self.other = cache.clean, cache.corrupted
+        if scheme.base == "corrupted":
+            self.base, self.other = self.other, self.base
         self._written: dict[Node, Tensor] = {}
 
     @torch.no_grad()
@@ -226,7 +224,7 @@ class CircuitRun:
         self, circuits: Sequence[Iterable[Edge]], target: Target
     ) -> Float[Tensor, "set example"]:
         """The target of each set of edges."""
-        now = _Now([parents_of(edges) for edges in circuits])
+        now = _State([parents_of(edges) for edges in circuits])
         adapter, n_sets = self.cache.adapter, len(circuits)
         if self.scheme.free:
             now.drift = self._entering(n_sets)
@@ -240,36 +238,36 @@ class CircuitRun:
     # What nodes send.
 
     def _post(self, layer: int, *, other: bool = False) -> Float[Tensor, "example column d_mlp"]:
-        """The neurons' activations on the ground prompt, or on the other."""
-        post, clean = self.cache.post(layer), self.scheme.ground == "clean"
+        """The neurons' activations on the base prompt, or on the other."""
+        post, clean = self.cache.post(layer), self.scheme.base == "clean"
         return post if clean != other else post + self.cache.moved_post(layer)
 
     def _embedded(self) -> Float[Tensor, "example column d_model"]:
         """What the input tokens change."""
-        change = self.other.entering[0] - self.ground.entering[0]
+        change = self.other.entering[0] - self.base.entering[0]
         return change if self.scheme.tokens else torch.zeros_like(change)
 
-    def _sent(self, now: _Now, which: int, node: Node) -> Float[Tensor, "example d_model"] | None:
-        """What a node writes now minus what it writes on the ground prompt; None: nothing."""
+    def _sent(self, now: _State, which: int, node: Node) -> Float[Tensor, "example d_model"] | None:
+        """What a node writes now minus what it writes on the base prompt; None: nothing."""
         column, layer = self.cache.column(node), node.layer
         if node.kind == "token":
             return self._embedded()[:, column] if self.scheme.tokens else None
         if node in self.scheme.sources:  # the same in every set
             if node not in self._written:
                 written = self.cache.written(node)
-                self._written[node] = written if self.scheme.ground == "clean" else -written
+                self._written[node] = written if self.scheme.base == "clean" else -written
             return self._written[node]
         if node.kind == "head":
             if layer not in now.z:
                 return None
             heads = slice(int(node.index or 0), int(node.index or 0) + node.width)
-            moved = now.z[layer][which, :, column, heads] - self.ground.z[layer][:, column, heads]
-            weight = self.anatomy.head_out(layer)[heads]
+            moved = now.z[layer][which, :, column, heads] - self.base.z[layer][:, column, heads]
+            weight = self.weights.head_out(layer)[heads]
             return einsum(moved, weight, "e head f, head f d -> e d")
         if layer not in now.post:
             return None
         moved = now.post[layer][which, :, column] - self._post(layer)[:, column]
-        weight = self.anatomy.mlp_out(layer)
+        weight = self.weights.mlp_out(layer)
         if node.kind == "neuron":
             return moved[:, [int(node.index or 0)]] * weight[int(node.index or 0)]
         return moved @ weight
@@ -279,7 +277,7 @@ class CircuitRun:
         return self.scheme.sources_at(kind, layer) if self.scheme.free else []
 
     def _change(
-        self, now: _Now, which: int, senders: Iterable[Node]
+        self, now: _State, which: int, senders: Iterable[Node]
     ) -> Float[Tensor, "example d_model"] | None:
         """What named edges change together; a neuron beside its own MLP counts once."""
         distinct = list(dict.fromkeys(senders))
@@ -298,23 +296,23 @@ class CircuitRun:
     def _entering(self, n_sets: int) -> Float[Tensor, "set example column d_model"]:
         """What free tokens change in the stream that enters the first block."""
         change = self._embedded().clone()
-        for node in self.scheme.ruled_at("token", -1):
+        for node in self.scheme.restricted_at("token", -1):
             change[:, self.cache.column(node)] = 0
         return repeat(change, "e c d -> s e c d", s=n_sets).clone()
 
-    def _stream(self, ground: Tensor, now: _Now) -> Float[Tensor, "set example column d_model"]:
+    def _stream(self, base: Tensor, now: _State) -> Float[Tensor, "set example column d_model"]:
         """What channels without named edges read (one set where it is the same for all)."""
-        return ground[None] if now.drift is None else ground + now.drift
+        return base[None] if now.drift is None else base + now.drift
 
-    def _rewired(
-        self, layer: int, kinds: Sequence[str], now: _Now, stream: Tensor
+    def _changed(
+        self, layer: int, kinds: Sequence[str], now: _State, stream: Tensor
     ) -> dict[str, ChangedInputs]:
         """The channels of a block into which named edges carry something."""
         found: dict[str, tuple[list[tuple[int, Node]], list[Tensor]]] = {}
         for which, parents in enumerate(now.parents):
             receivers = {n for n, _ in parents if n.layer == layer and n.kind in kinds}
             for node in sorted(receivers):
-                for channel in "QKV" if node.kind == "head" else self.anatomy.gates:
+                for channel in "QKV" if node.kind == "head" else self.weights.gates:
                     senders = _senders(parents, node, channel)
                     change = self._change(now, which, senders)
                     if change is not None:
@@ -324,48 +322,48 @@ class CircuitRun:
                         streams.append(row + change)
         return {name: ChangedInputs(places, torch.stack(s)) for name, (places, s) in found.items()}
 
-    def _heads(self, layer: int, now: _Now) -> None:
+    def _heads(self, layer: int, now: _State) -> None:
         cache, n_sets = self.cache, len(now.parents)
-        stream = self._stream(self.ground.entering[layer], now)
-        rewired = self._rewired(layer, ("head",), now, stream)
-        ground = self.ground.z[layer]
-        if rewired or _drifts(now):
-            now.z[layer] = changed_heads(cache, self.ground, layer, stream, rewired, n_sets=n_sets)
+        stream = self._stream(self.base.entering[layer], now)
+        changed = self._changed(layer, ("head",), now, stream)
+        base = self.base.z[layer]
+        if changed or _drifts(now):
+            now.z[layer] = changed_heads(cache, self.base, layer, stream, changed, n_sets=n_sets)
         for node in self._given("head", layer):
-            z = now.z.setdefault(layer, ground.expand(n_sets, *ground.shape).clone())
+            z = now.z.setdefault(layer, base.expand(n_sets, *base.shape).clone())
             at = cache.column(node), node.index
             z[:, :, at[0], at[1]] = self.other.z[layer][:, at[0], at[1]]
         if now.drift is not None and layer in now.z:
-            moved = now.z[layer] - ground
-            for node in self.scheme.ruled_at("head", layer):
+            moved = now.z[layer] - base
+            for node in self.scheme.restricted_at("head", layer):
                 moved[:, :, cache.column(node), node.index] = 0
-            weight = self.anatomy.head_out(layer)
+            weight = self.weights.head_out(layer)
             now.drift = now.drift + einsum(moved, weight, "s e c head f, head f d -> s e c d")
 
-    def _mlp(self, layer: int, now: _Now) -> None:
+    def _mlp(self, layer: int, now: _State) -> None:
         cache, n_sets = self.cache, len(now.parents)
-        stream = self._stream(self.ground.middle[layer], now)
-        rewired = self._rewired(layer, ("mlp", "neuron"), now, stream)
-        if rewired or _drifts(now):
-            shared = self.anatomy.neurons(layer, stream)
-            now.post[layer] = changed_neurons(cache, layer, shared, rewired, n_sets=n_sets)
+        stream = self._stream(self.base.middle[layer], now)
+        changed = self._changed(layer, ("mlp", "neuron"), now, stream)
+        if changed or _drifts(now):
+            shared = self.weights.neurons(layer, stream)
+            now.post[layer] = changed_neurons(cache, layer, shared, changed, n_sets=n_sets)
         for node in self._given("neuron", layer):
-            ground = self._post(layer)
-            post = now.post.setdefault(layer, ground.expand(n_sets, *ground.shape).clone())
+            base = self._post(layer)
+            post = now.post.setdefault(layer, base.expand(n_sets, *base.shape).clone())
             at = cache.column(node), node.index
             post[:, :, at[0], at[1]] = self._post(layer, other=True)[:, at[0], at[1]]
         if now.drift is not None and layer in now.post:
             moved = now.post[layer] - self._post(layer)
-            for node in [n for k in ("mlp", "neuron") for n in self.scheme.ruled_at(k, layer)]:
+            for node in [n for k in ("mlp", "neuron") for n in self.scheme.restricted_at(k, layer)]:
                 at = slice(None) if node.kind == "mlp" else node.index
                 moved[:, :, cache.column(node), at] = 0
-            now.drift = now.drift + moved @ self.anatomy.mlp_out(layer)
+            now.drift = now.drift + moved @ self.weights.mlp_out(layer)
 
     # Where it ends.
 
-    def _final(self, now: _Now) -> Float[Tensor, "set example d_model"]:
+    def _final(self, now: _State) -> Float[Tensor, "set example d_model"]:
         """The residual stream that the final norm reads at the last column."""
-        stream = self._stream(self.ground.entering[-1], now)[:, :, -1]
+        stream = self._stream(self.base.entering[-1], now)[:, :, -1]
         rows = []
         for which, parents in enumerate(now.parents):
             senders = [
@@ -375,13 +373,13 @@ class CircuitRun:
             rows.append(row if change is None else row + change)
         return torch.stack(rows)
 
-    def _seen(self, now: _Now, node: Node) -> Float[Tensor, "set example width"]:
+    def _seen(self, now: _State, node: Node) -> Float[Tensor, "set example width"]:
         """All activations of a target's hook point, in its column."""
         head, layer = node.kind == "head", node.layer
-        ground = self.ground.z[layer] if head else self._post(layer)
+        base = self.base.z[layer] if head else self._post(layer)
         found: Any = (now.z if head else now.post).get(layer)
         if found is None:
-            found = ground.expand(len(now.parents), *ground.shape)
+            found = base.expand(len(now.parents), *base.shape)
         return found[:, :, self.cache.column(node)].flatten(2)
 
 
@@ -394,5 +392,5 @@ def _senders(parents: Parents, node: Node, channel: str) -> tuple[Node, ...]:
     return found
 
 
-def _drifts(now: _Now) -> bool:
+def _drifts(now: _State) -> bool:
     return now.drift is not None and bool(now.drift.any())

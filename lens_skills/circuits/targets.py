@@ -1,11 +1,11 @@
-"""`Target`: the number of each example that edges are measured on.
+"""`Target`: the number of each example that edges are measured on, an activation or a metric.
 
-`Start`: what a circuit is found for: neurons, heads, or the answer; and its target.
+`StartNodes` is what a circuit is found for, neurons, heads or the answer, with its target.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -80,14 +80,18 @@ class ActivationTarget:
 class AnswerTarget:
     """A metric at the answer of the clean prompt."""
 
+    stop: ClassVar[None] = None
+    reads: ClassVar[Mapping[str, Node]] = {}
     metric: Metric
-    name: str = ""
-    stop: None = None
-    reads: Mapping[str, Node] = field(default_factory=dict)
     # Weakly: another cache may come to lie where a forgotten one was.
     _odds: WeakKeyDictionary[PairedCache, TokenOdds | None] = field(
         default_factory=WeakKeyDictionary
     )
+
+    @property
+    def name(self) -> str:
+        """The metric's."""
+        return self.metric.name
 
     @property
     def unit(self) -> str:
@@ -142,7 +146,7 @@ class AnswerTarget:
         clean = cache.clean.suffix.normalise(cache.clean.entering[-1][:, -1])
         return (odds(normal[None]) - odds(clean[None]))[0].double().cpu()
 
-    def slope(
+    def gradient(
         self, cache: PairedCache, last: Float[Tensor, "example d_model"]
     ) -> Float[Tensor, "example d_model"]:
         """The derivative by the residual stream it reads, with the final norm's clean scale.
@@ -162,11 +166,11 @@ class AnswerTarget:
                     f"the metric {self.metric.name!r} has no gradient to propose edges with. "
                     "Choose logit_diff() or confidence('answer')."
                 )
-            (slope,) = torch.autograd.grad(value.sum(), leaf)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
         if odds is None:
-            return slope
+            return gradient
         frozen = cache.frozen(cache.adapter.n_layers, "final")
-        return frozen.at(-1).back(slope)
+        return frozen.at(-1).back(gradient)
 
 
 Target = ActivationTarget | AnswerTarget
@@ -224,8 +228,9 @@ def clean_seen(cache: PairedCache, target: Target) -> dict[str, Float[Tensor, "1
     found = {}
     for name, node in target.reads.items():
         column = cache.column(node)
-        side = cache.clean.z[node.layer].flatten(2) if node.kind == "head" else None
-        values = cache.post(node.layer) if side is None else side
+        values = (
+            cache.clean.z[node.layer].flatten(2) if node.kind == "head" else cache.post(node.layer)
+        )
         found[name] = values[None, :, column]
     return found
 
@@ -316,7 +321,7 @@ def orient(
         metric: The target of the answer.
     """
     if nodes[0].kind == "answer":
-        return StartNodes(tuple(nodes), AnswerTarget(metric, metric.name))
+        return StartNodes(tuple(nodes), AnswerTarget(metric))
     moved = torch.cat([torch.cat(node_features(s, nodes), dim=1).double().cpu() for s in caches])
     here = [item.example for cache in caches for item in cache.batch]
     column, classes = _signs(moved, here)
@@ -353,7 +358,7 @@ def upstream_target(circuit: Any, examples: Sequence[Example]) -> Target:
     """
     if circuit.start[0].kind == "answer":
         (metric,) = parse_metrics(circuit.metric)
-        return AnswerTarget(metric, metric.name)
+        return AnswerTarget(metric)
     rule = circuit.provenance["target"]
     weights = tuple(torch.tensor(weight, dtype=torch.float64) for weight in rule["weights"])
     signs = _by_class(examples, rule["column"], rule["signs"])

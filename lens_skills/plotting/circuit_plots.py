@@ -173,14 +173,14 @@ def unexplained_of(circuit: Circuit, rows: GraphRows) -> list[Unexplained]:
     """A box below the start for what feeds it, and above it for what it feeds."""
     places = [place for place, node in enumerate(rows.nodes) if node in circuit.start]
     found = []
-    for account in circuit.accounts:
-        below = account.part == "upstream"
+    for totals in circuit.totals:
+        below = totals.part == "upstream"
         node = (
             min(places, key=lambda k: rows.rows[k])
             if below
             else max(places, key=lambda k: rows.rows[k])
         )
-        text = f"unexplained {percent(account.unexplained)}"
+        text = f"unexplained {percent(totals.unexplained)}"
         row = rows.rows[node] + (-1 if below else 1)
         found.append(Unexplained(text, row, rows.bands[node], node, below))
     return found
@@ -261,7 +261,7 @@ def circuit_graph(
         width,
         layout.height + _KEYWAY,
         title=f"Circuit of {circuit.target}",
-        lines=[*(_account(account) for account in circuit.accounts), *_source(circuit)],
+        lines=[*(_totals(totals) for totals in circuit.totals), *_source(circuit)],
         note=f"{len(circuit.confirmed)} of {len(circuit.edges)} tested edges confirmed"
         + (f", the {len(edges)} strongest drawn ({more} more). " if more else ". ")
         + "Numbers: change of the target when the edge alone is corrupted, 95 % interval. Blue: "
@@ -326,11 +326,11 @@ def _name(node: Node, circuit: Circuit) -> str:
     return node.name
 
 
-def _account(account: Totals) -> str:
+def _totals(totals: Totals) -> str:
     return (
-        f"{account.part}: {account.target} {signed(account.clean, 2)} on clean prompts, "
-        f"changed by {signed(account.total, 2)} {account.unit} when corrupted; "
-        f"unexplained {percent(account.unexplained)}"
+        f"{totals.part}: {totals.target} {signed(totals.clean, 2)} on clean prompts, "
+        f"changed by {signed(totals.total, 2)} {totals.unit} when corrupted; "
+        f"unexplained {percent(totals.unexplained)}"
     )
 
 

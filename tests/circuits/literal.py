@@ -41,13 +41,13 @@ class Literal:
         self,
         tokens: list[int],
         *,
-        ground: Values | None = None,
+        base: Values | None = None,
         edges: Iterable[Edge] = (),
         sources: dict[Node, Tensor] | None = None,
     ) -> tuple[Values, Tensor, dict[tuple[int, int], Tensor]]:
         """What each node writes, the last normed stream, and neurons' activations.
 
-        Without ``ground`` the whole model; with it (what each node writes on the other prompt)
+        Without ``base`` the whole model; with it (what each node writes on the other prompt)
         only the named edges carry what their senders write now. Sources are written as given.
         """
         n = len(tokens)
@@ -76,15 +76,15 @@ class Literal:
         def read(to: Key, channel: str, also: Key | None = None) -> Tensor:
             _, layer, _, column = to
             everything = below(layer, column, to[0] in ("mlp", "neuron"))
-            if ground is None:
+            if base is None:
                 return torch.stack([now[one] for one in everything]).sum(0)
-            total = torch.stack([ground[one] for one in everything]).sum(0)
+            total = torch.stack([base[one] for one in everything]).sum(0)
             senders = set(sent.get((to, channel), ()))
             senders |= set(sent.get((also, channel), ())) if also else set()
             for one in senders:
                 if one[0] == "neuron" and ("mlp", one[1], None, one[3]) in senders:
                     continue
-                total = total + now[one] - ground[one]
+                total = total + now[one] - base[one]
             return total
 
         group = self.n_heads // self.n_kv

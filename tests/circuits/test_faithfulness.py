@@ -22,7 +22,7 @@ from lens_skills.circuits.random_circuits import RandomCircuits
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
 from lens_skills.models.weights import ModelWeights
-from tests.circuits.test_faithfulness_running import all_edges, plain
+from tests.circuits.test_run_circuit import all_edges, plain
 from tests.planted_circuit import IDLE, MUTE, UNREAD, N, U, planted_circuit, twins
 
 LOW, HIGH, TOP = 1, 2, 4
@@ -42,7 +42,7 @@ def edge(sender: Node, receiver: Node, channel: str, target: str) -> Edge:
 
 def hand_made(start: Node, edges: Sequence[Edge], parts: dict[str, str]) -> Circuit:
     """A circuit of edges that nobody tested."""
-    accounts = tuple(
+    totals = tuple(
         Totals(target, part, "nats", 1.0, -1.0, -1.1, -0.9, -1.0, -1.0)
         for part, target in parts.items()
     )
@@ -50,7 +50,7 @@ def hand_made(start: Node, edges: Sequence[Edge], parts: dict[str, str]) -> Circ
     rule = {"weights": [[1.0]], "column": "", "signs": {}, "name": name}
     return Circuit(
         start=(start,), target=name, metric="logit_diff", unit="nats", edges=tuple(edges),
-        accounts=accounts, upstream=pd.DataFrame(), downstream=pd.DataFrame(), n_examples=1,
+        totals=totals, upstream=pd.DataFrame(), downstream=pd.DataFrame(), n_examples=1,
         n_groups=1, proposals="hand", provenance={"target": rule},
     )  # fmt: skip
 
@@ -183,13 +183,13 @@ def test_all_out_edges_of_a_neuron_are_its_whole_effect(planted_model: Any) -> N
 
 
 def test_random_circuits_have_the_same_size_and_receivers(tiny: Any) -> None:
-    others = RandomCircuits(ModelWeights(as_adapter(tiny)))
+    graph = RandomCircuits(ModelWeights(as_adapter(tiny)))
     # In block 0 a head has the token below it and nothing else, so there is nothing to draw.
     inner = [e for e in all_edges() if e.receiver.position == "-1" and e.receiver.layer >= 2]
     circuit = inner[::19]
     random = np.random.default_rng(0)
     for upstream in (True, False):
-        drawn = others.draw(circuit, random, upstream=upstream)
+        drawn = graph.draw(circuit, random, upstream=upstream)
         assert len(drawn) == len(circuit)
         keys = {one.key for one in drawn}
         assert len(keys) == len(circuit)
@@ -197,7 +197,7 @@ def test_random_circuits_have_the_same_size_and_receivers(tiny: Any) -> None:
         for one, other in zip(circuit, drawn, strict=True):
             if upstream:
                 assert (one.receiver, one.channel) == (other.receiver, other.channel)
-                assert other.sender in others.senders(other.receiver) or (
+                assert other.sender in graph.senders(other.receiver) or (
                     other.sender.kind == "neuron" and other.sender.layer == one.sender.layer
                 )
             else:
@@ -207,21 +207,21 @@ def test_random_circuits_have_the_same_size_and_receivers(tiny: Any) -> None:
     alike = [e for e in inner if (e.receiver, e.channel) == (first.receiver, first.channel)]
     alike = [e for e in alike if e.sender.kind == "head"][:4]
     for _ in range(10):
-        drawn = others.draw(alike, random, upstream=True)
+        drawn = graph.draw(alike, random, upstream=True)
         assert len({one.key for one in drawn}) == len(alike) > 1
 
 
 def test_every_edge_is_counted(tiny: Any) -> None:
-    others = RandomCircuits(ModelWeights(as_adapter(tiny)))
+    graph = RandomCircuits(ModelWeights(as_adapter(tiny)))
     coarse = [e for e in all_edges() if "neuron" not in (e.sender.kind, e.receiver.kind)]
-    assert others.count(3) == len(coarse)
-    assert others.count(3, stop=2) == sum(e.receiver.layer < 2 for e in coarse)
+    assert graph.count(3) == len(coarse)
+    assert graph.count(3, stop=2) == sum(e.receiver.layer < 2 for e in coarse)
     for receiver in (Node(2, "mlp", None, "-2"), Node(2, "head", 1, "-2"), ANSWER):
         senders = {e.sender for e in coarse if e.receiver == receiver}
-        assert set(others.senders(receiver)) == senders
+        assert set(graph.senders(receiver)) == senders
     for sender in (Node(1, "mlp", None, "-2"), Node(1, "head", 1, "-1")):
         channels = {(e.receiver, e.channel) for e in coarse if e.sender == sender}
-        assert set(others.channels(sender)) == channels
+        assert set(graph.channels(sender)) == channels
 
 
 def test_a_source_is_what_nobody_looked_into() -> None:

@@ -41,9 +41,8 @@ def test_the_circuit_works_and_its_decoys_do_not(planted_model: Any) -> None:
     """Exact path patching on what was planted: ground truth for the ground truth."""
     model, names = planted_model
     assert (names.u, names.n) == ("L1N5", "L2N11")
-    (cache,) = paired_caches(
-        ModelWeights(as_adapter(model)), twins(40), ls.logit_diff(), batch_size=64
-    )
+    with ls.config(batch_size=64):
+        (cache,) = paired_caches(ModelWeights(as_adapter(model)), twins(40), ls.logit_diff())
     n = neuron(HIGH, N)
     senders = [neuron(LOW, index) for index in (U, UNREAD, MUTE)]
     at_n = ActivationTarget((n,), (torch.ones(1, dtype=torch.float64),), "N")

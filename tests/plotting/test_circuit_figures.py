@@ -69,7 +69,7 @@ def make_circuit(n: int = 18, *, start: Node = NEURON) -> Circuit:
         metric="logit_diff",
         unit="nats",
         edges=tuple(sorted(edges, key=lambda edge: -abs(edge.share or 0))),
-        accounts=(
+        totals=(
             Totals("L28N907", "upstream", "activation", 5.1, -4.2, -4.6, -3.8, -3.3, -3.4),
             Totals("logit_diff", "downstream", "nats", 2.1, 0.93, 0.76, 1.12, 0.99, 1.0),
         ),

@@ -1,4 +1,4 @@
-"""`circuit` as a user meets it: halves, evidence, accounts, orientation, errors, folders."""
+"""`circuit` as a user meets it: halves, statistics, totals, orientation, errors, folders."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ import lens_skills as ls
 from lens_skills import LensSkillsError
 from lens_skills.activations import confidence, logit_diff
 from lens_skills.circuits import Circuit, Edge, Node, Totals, circuit
-from lens_skills.circuits.discovery import decide, weigh
+from lens_skills.circuits.discovery import confirm, edge_statistics
 from lens_skills.circuits.paired_cache import paired_caches
 from lens_skills.circuits.path_patching import path_effects
 from lens_skills.circuits.targets import orient, parse_start, upstream_target
@@ -88,8 +88,8 @@ def test_q_is_adjusted_over_all_edges_together(found: Circuit) -> None:
     assert len({(e.key, e.target) for e in found.edges}) == len(found.edges)
 
 
-def test_the_account_is_the_sum_of_edges_at_the_start(found: Circuit) -> None:
-    up, down = found.account("upstream"), found.account("downstream")
+def test_totals_are_the_sum_of_edges_at_the_start(found: Circuit) -> None:
+    up, down = found.part("upstream"), found.part("downstream")
     node = found.start[0]
     into = [e for e in found.edges if e.receiver == node and e.sender.kind != "neuron"]
     assert up.tested == pytest.approx(sum(e.effect for e in into))
@@ -122,7 +122,7 @@ def test_a_seed_repeats_it_and_another_does_not(tiny: Any, task: Any, found: Cir
 def test_it_comes_back_from_a_folder(found: Circuit, tmp_path: Any) -> None:
     back = Circuit.load(found.save(tmp_path / "circuit"))
     assert back.edges == found.edges
-    assert back.accounts == found.accounts
+    assert back.totals == found.totals
     assert back.start == found.start
     assert repr(back) == repr(found)
     pd.testing.assert_frame_equal(back.frame(), found.frame())
@@ -156,7 +156,7 @@ def test_other_starts(tiny: Any, task: Any, start: Any) -> None:
     # The random model's answer is moved little: more pairs say by how much.
     other = circuit(tiny, pairs(180) if start == "answer" else task, start, depth=1, **OPTIONS)
     assert other.edges
-    parts = [account.part for account in other.accounts]
+    parts = [totals.part for totals in other.totals]
     assert parts == (["upstream"] if start == "answer" else ["upstream", "downstream"])
     ends = {edge.receiver.layer for edge in other.edges if edge.target == other.target}
     assert ends == {4 if start == "answer" else 2}
@@ -244,16 +244,16 @@ def test_null_edges_are_rarely_confirmed() -> None:
         values = torch.from_numpy(random.normal(size=(30, 40)))
         values[:3] += 2.0
         edges = [Edge(Node(0, "neuron", k, "-1"), node, "in", "x", 0.0) for k in range(30)]
-        judged = decide(weigh(edges, values, groups, 1.0, n_draws=199))
-        assert all(edge.confirmed for edge in judged[:3])
-        hits = [edge.confirmed for edge in judged]
+        decided = confirm(edge_statistics(edges, values, groups, 1.0, n_draws=199))
+        assert all(edge.confirmed for edge in decided[:3])
+        hits = [edge.confirmed for edge in decided]
         shares.append(sum(hits[3:]) / max(1, sum(hits)))
     assert np.mean(shares) <= 0.07
 
 
-def test_an_account_that_is_nothing_says_so() -> None:
-    account = Totals("x", "upstream", "nats", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    assert np.isnan(account.unexplained)
+def test_totals_of_nothing_says_so() -> None:
+    totals = Totals("x", "upstream", "nats", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert np.isnan(totals.unexplained)
     assert Totals("x", "upstream", "nats", 1.0, -2.0, -3, -1, -1.5, -1.6).unexplained == 0.25
 
 
@@ -298,7 +298,7 @@ class TestRefusals:
         ]
         self.refused("several tokens", tiny, long, "answer", metric=logit_diff())
         sure = circuit(tiny, task, "L2N2", metric=confidence(), depth=1, **OPTIONS)
-        assert sure.account("downstream").target == sure.metric == "confidence"
+        assert sure.part("downstream").target == sure.metric == "confidence"
 
     def test_a_start_that_is_not_moved(self, tiny: Any, task: Any) -> None:
         """Each pair in both directions without a label to tell them: the mean is 0."""

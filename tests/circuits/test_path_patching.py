@@ -12,11 +12,11 @@ from lens_skills.activations import logit_diff
 from lens_skills.circuits.edge_attribution import (
     EdgeSums,
     channels_of,
-    gradient_slopes,
+    edges_into,
+    edges_out_of,
     integrated_points,
-    into,
-    out_of,
-    relevance_slopes,
+    relevance_gradients,
+    target_gradients,
 )
 from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache, equal_length_pairs, paired_caches
@@ -104,7 +104,7 @@ def ask(
 TARGETS = {
     "neuron": ActivationTarget((NEURON,), (torch.ones(1),), "L3N5"),
     "head": ActivationTarget((HEAD,), (UNIT,), "L3H2"),
-    "metric": AnswerTarget(logit_diff(), "logit_diff"),
+    "metric": AnswerTarget(logit_diff()),
 }
 PATHS = {"neuron": LOWER + INTO_NEURON, "head": LOWER, "metric": LOWER + INTO_ANSWER}
 PATHS["head"] = PATHS["head"] + [
@@ -161,22 +161,22 @@ def test_the_gradients_estimate_is_the_derivative_by_the_path(
     cache: PairedCache, straight: Straight, name: str
 ) -> None:
     """d target / d ε where the channel reads x + ε (A' - A), its norm's scale held."""
-    estimated(cache, straight, name, gradient_slopes(cache, TARGETS[name]), held=False)
+    estimated(cache, straight, name, target_gradients(cache, TARGETS[name]), held=False)
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_relevance_is_the_derivative_of_the_held_model(
     cache: PairedCache, straight: Straight, name: str
 ) -> None:
-    estimated(cache, straight, name, relevance_slopes(cache, TARGETS[name]), held=True)
+    estimated(cache, straight, name, relevance_gradients(cache, TARGETS[name]), held=True)
 
 
 def estimated(
-    cache: PairedCache, straight: Straight, name: str, slopes: Any, *, held: bool
+    cache: PairedCache, straight: Straight, name: str, gradients: Any, *, held: bool
 ) -> None:
     target = TARGETS[name]
     paths = [p for p in PATHS[name] if p[0].kind != "norm" and not (held and p[2] in "QK")]
-    found = into(cache, [path[1:] for path in paths], slopes).paths()
+    found = edges_into(cache, [path[1:] for path in paths], gradients).paths()
     for path in paths:
         total = 0.0
         for example in range(len(cache)):
@@ -195,7 +195,7 @@ def test_a_difference_quotient_agrees_with_the_gradient(
     cache: PairedCache, straight: Straight
 ) -> None:
     target, path, step = TARGETS["metric"], LOWER[2], 1e-4
-    found = into(cache, [path[1:]], gradient_slopes(cache, target)).paths()[path]
+    found = edges_into(cache, [path[1:]], target_gradients(cache, target)).paths()[path]
     total = 0.0
     for example in range(len(cache)):
         tokens, twin = tokens_of(cache, example)
@@ -211,11 +211,11 @@ def test_a_difference_quotient_agrees_with_the_gradient(
 
 
 def test_an_edge_is_expected_the_same_from_both_of_its_ends(cache: PairedCache) -> None:
-    slopes = gradient_slopes(cache, TARGETS["metric"])
+    gradients = target_gradients(cache, TARGETS["metric"])
     for sender in (Node(1, "head", 2, "-1"), Node(1, "neuron", 7, "-1"), Node(0, "head", 3, "-3")):
-        leaving = out_of(cache, sender, slopes).paths(20)
+        leaving = edges_out_of(cache, sender, gradients).paths(20)
         pairs = list(dict.fromkeys(path[1:] for path in leaving))
-        entering = into(cache, pairs, slopes, neurons=sender.kind == "neuron").paths()
+        entering = edges_into(cache, pairs, gradients, neurons=sender.kind == "neuron").paths()
         assert len(leaving) > 30
         for path, value in leaving.items():
             assert value == pytest.approx(entering[path], rel=1e-3, abs=1e-7), path
@@ -225,7 +225,9 @@ def test_the_integrated_form_is_the_mean_over_its_points(cache: PairedCache) -> 
     target, path = TARGETS["metric"], LOWER[3]
 
     def of(*points: float) -> float:
-        return into(cache, [path[1:]], gradient_slopes(cache, target, points=points)).one[path]
+        return edges_into(cache, [path[1:]], target_gradients(cache, target, points=points)).one[
+            path
+        ]
 
     assert of(0.25, 0.75) == pytest.approx((of(0.25) + of(0.75)) / 2, rel=1e-4)
     assert of(0.25) != pytest.approx(of(0.75), rel=1e-3)
@@ -236,11 +238,11 @@ def test_at_its_end_the_integrated_path_is_the_corrupted_prompt(cache: PairedCac
     """Gradients at point 1 are those of the pairs turned round, at point 0."""
     target = TARGETS["neuron"]
     turned = PairedCache.__new__(PairedCache)
-    turned.__dict__ |= {k: v for k, v in cache.__dict__.items() if not k.startswith("_")}
+    turned.__dict__ |= cache.__dict__ | {"_posts": {}, "_norms": {}}
     turned.clean, turned.corrupted = cache.corrupted, cache.clean
-    there, back = gradient_slopes(cache, target, points=(1.0,)), gradient_slopes(turned, target)
-    for key, slope in back.by.items():
-        assert torch.allclose(there.by[key], slope, atol=1e-5), key
+    there, back = target_gradients(cache, target, points=(1.0,)), target_gradients(turned, target)
+    for key, gradient in back.by.items():
+        assert torch.allclose(there.by[key], gradient, atol=1e-5), key
 
 
 def test_all_that_is_sent_together_is_what_is_read(cache: PairedCache) -> None:
@@ -309,12 +311,13 @@ def test_keys_and_values_are_read_in_every_column_up_to_the_query(cache: PairedC
 
 def test_sums_of_batches_add_edge_by_edge(tiny: Any, pairs: Any, cache: PairedCache) -> None:
     target = TARGETS["neuron"]
-    parts = paired_caches(ModelWeights(as_adapter(tiny)), list(pairs), logit_diff(), batch_size=1)
+    with ls.config(batch_size=1):
+        parts = paired_caches(ModelWeights(as_adapter(tiny)), list(pairs), logit_diff())
     channels = [(NEURON, "gate"), (Node(2, "mlp", None, "-1"), "up")]
     total = EdgeSums()
     for part in parts:
-        total = total + into(part, channels, gradient_slopes(part, target))
-    whole = into(cache, channels, gradient_slopes(cache, target)).paths()
+        total = total + edges_into(part, channels, target_gradients(part, target))
+    whole = edges_into(cache, channels, target_gradients(cache, target)).paths()
     assert total.paths().keys() == whole.keys()
     for path, value in total.paths().items():
         assert value == pytest.approx(whole[path], rel=1e-2, abs=2e-6)

@@ -92,10 +92,10 @@ def literal_value(
     model = Literal(hf)
     clean, corrupted = (adapter.encode(str(t)) for t in (example.prompt, example.corrupted))
     whole, _, _ = model.run(clean)
-    ground, _, _ = model.run(corrupted)
+    base, _, _ = model.run(corrupted)
     n = len(clean)
     given = {node: whole[node.kind, node.layer, node.index, n + node.column] for node in sources}
-    _, last, posts = model.run(clean, ground=ground, edges=edges, sources=given)
+    _, last, posts = model.run(clean, base=base, edges=edges, sources=given)
     if read == "neuron":
         return float(posts[2, n - 1][8])
     right, wrong = (adapter.encode_plain(word)[0] for word in (" yes", " no"))
@@ -146,7 +146,7 @@ def test_all_edges_are_the_clean_prompt_and_none_the_corrupted(tiny: Any) -> Non
     # The other way round: nothing left out, everything left out.
     rest = CircuitRun(cache, EdgeScheme(removed=True)).measure([[], every], ANSWER)
     torch.testing.assert_close(rest, torch.stack([clean, corrupted]), atol=1e-4, rtol=0)
-    back = CircuitRun(cache, EdgeScheme(ground="clean")).measure([every, []], ANSWER)
+    back = CircuitRun(cache, EdgeScheme(base="clean")).measure([every, []], ANSWER)
     torch.testing.assert_close(back, torch.stack([corrupted, clean]), atol=1e-4, rtol=0)
 
 
@@ -189,7 +189,7 @@ def test_one_edge_left_out_is_path_patching_and_so_is_one_sent(tiny: Any) -> Non
     torch.testing.assert_close(left_out - clean, effects, atol=2e-4, rtol=1e-3)
     for sender in (Node(1, "neuron", 3, "-1"), Node(1, "head", 2, "-2")):
         mine = [e for e in all_edges() if e.sender == sender and e.receiver.kind != "neuron"]
-        scheme = EdgeScheme("clean", False, frozenset([sender]), ruled=frozenset([sender]))
+        scheme = EdgeScheme("clean", False, frozenset([sender]), restricted=frozenset([sender]))
         sent = CircuitRun(cache, scheme).measure([[edge] for edge in mine], ANSWER)
         effects = path_effects(cache, ANSWER, [edge.key for edge in mine])
         assert effects.abs().max() > 1e-3

@@ -12,7 +12,7 @@ import lens_skills as ls
 from lens_skills import LensSkillsError
 from lens_skills.activations import logit_diff
 from lens_skills.circuits.decomposition import decompose, upstream_frame
-from lens_skills.circuits.edge_attribution import gradient_slopes
+from lens_skills.circuits.edge_attribution import target_gradients
 from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache, equal_length_pairs, paired_caches
 from lens_skills.circuits.path_patching import ReceiverInput, path_effects
@@ -112,7 +112,7 @@ def test_the_table_holds_parts_sums_and_exact_effects(cache: PairedCache) -> Non
 
 
 def test_edges_of_a_layer_normed_model_are_linear_where_they_are_small(layer_normed: Any) -> None:
-    """Twins that are nearly the same: the effect is slope · W · d LayerNorm."""
+    """Twins that are nearly the same: the effect is gradient · W · d LayerNorm."""
     cache = paired_cache(layer_normed)
     target = ActivationTarget((Node(2, "neuron", 7, "-1"),), (torch.ones(1),), "L2N7")
     for streams in (cache.clean.entering, cache.clean.middle, cache.clean.z):
@@ -123,7 +123,7 @@ def test_edges_of_a_layer_normed_model_are_linear_where_they_are_small(layer_nor
         }[id(streams)]
         for layer, clean in enumerate(streams):
             there[layer] = clean + 0.01 * (there[layer] - clean)
-    slopes = gradient_slopes(cache, target)
+    gradients = target_gradients(cache, target)
     block = layer_normed.blocks[1]
     paths = [
         (Node(0, "head", 1, "-1"), Node(1, "mlp", None, "-1"), "in"),
@@ -141,20 +141,20 @@ def test_edges_of_a_layer_normed_model_are_linear_where_they_are_small(layer_nor
 
         here, change = reader.residual, cache.written(path[0])
         shift: Any = torch.autograd.functional.jvp(plain, here, change)[1]
-        slope = slopes.by[1, path[2]][:, reader.column]
-        slope = slope[:, reader.features] if path[2] != "in" else slope
-        expected = ((shift @ reader.weight(path[2])) * slope).sum(1).double()
+        gradient = gradients.by[1, path[2]][:, reader.column]
+        gradient = gradient[:, reader.features] if path[2] != "in" else gradient
+        expected = ((shift @ reader.weight(path[2])) * gradient).sum(1).double()
         assert float(expected.abs().max()) > 1e-6
         assert torch.allclose(found, expected, rtol=0.1, atol=float(expected.abs().max()) / 20)
 
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_a_held_norm_pulls_back_as_it_pushes_forward(centred: bool) -> None:
-    """⟨slope, norm(change)⟩ = ⟨back(slope), change⟩."""
+    """⟨gradient, norm(change)⟩ = ⟨back(gradient), change⟩."""
     generator = torch.Generator().manual_seed(0)
-    gain, change, slope = torch.randn(3, 2, 5, 7, generator=generator).double()
+    gain, change, gradient = torch.randn(3, 2, 5, 7, generator=generator).double()
     held = FrozenNorm(gain, centred)
-    assert torch.allclose((slope * held(change)).sum(), (held.back(slope) * change).sum())
+    assert torch.allclose((gradient * held(change)).sum(), (held.back(gradient) * change).sum())
     assert torch.equal(held.at(2)(change[:, 2]), held(change)[:, 2])
 
 
@@ -169,7 +169,7 @@ def test_padding_changes_nothing(tiny: Any) -> None:
     short, long = examples[0], examples[-1]
     adapter = as_adapter(tiny)
     assert len(adapter.encode(short.prompt)) < len(adapter.encode(long.prompt))
-    anatomy = ModelWeights(adapter)
+    weights = ModelWeights(adapter)
     node = Node(3, "neuron", 5, "-1")
     target = ActivationTarget((node,), (torch.ones(1),), "L3N5")
     paths = [
@@ -177,10 +177,10 @@ def test_padding_changes_nothing(tiny: Any) -> None:
         (Node(0, "mlp", None, "-2"), Node(2, "head", 2, "-2", 2), "V"),
         (Node(2, "mlp", None, "-1"), node, "up"),
     ]
-    (both,) = paired_caches(anatomy, [short, long], logit_diff())
+    (both,) = paired_caches(weights, [short, long], logit_diff())
     widest = 0
     for place, example in enumerate((short, long)):
-        (alone,) = paired_caches(anatomy, [example], logit_diff())
+        (alone,) = paired_caches(weights, [example], logit_diff())
         widest = max(widest, alone.n_columns)
         one, two = path_effects(alone, target, paths), path_effects(both, target, paths)
         assert torch.allclose(one[:, 0], two[:, place], atol=2e-6)
@@ -220,11 +220,11 @@ def test_another_activation_function_is_recognised_or_refused(tiny_hooked: Any) 
 
 
 def test_pairs_that_are_none_are_refused(tiny: Any) -> None:
-    anatomy = ModelWeights(as_adapter(tiny))
+    weights = ModelWeights(as_adapter(tiny))
 
     def refused(examples: list[Example], match: str) -> None:
         with pytest.raises(LensSkillsError, match=match):
-            paired_caches(anatomy, examples, logit_diff())
+            paired_caches(weights, examples, logit_diff())
 
     good: dict[str, Any] = {"answer": " is", "foil": " are"}
     refused([], "no examples")

@@ -33,9 +33,8 @@ def peak_memory(n_examples: int, n_total: int) -> float:
 def measure_memory(n_examples: int, n_total: int) -> None:
     model = ls.load_model()
     task = task_of(model, n_total, 8)[:n_examples]
-    ls.score(
-        model, task, metrics=METRICS, n_permutations=PERMUTATIONS, batch_size=BATCH, progress=False
-    )
+    with ls.config(batch_size=BATCH):
+        ls.score(model, task, metrics=METRICS, n_permutations=PERMUTATIONS)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -87,7 +87,7 @@ def training(model: Any, epochs: int, rounds: int, size: int) -> dict[str, float
     task, held_out = inputs(model, size), held_out_of(inputs(model, 1))
     options: dict[str, Any] = {
         "n_tokens": SOFT, "batch_size": size, "lr": LR, "patience": epochs + 1,
-        "held_out": held_out, "progress": False,
+        "held_out": held_out,
     }  # fmt: skip
     start = initial_prompt(model, SOFT).suffix
     try:
@@ -156,10 +156,8 @@ def scoring(model: Any, n_examples: int, rounds: int, size: int) -> dict[str, fl
             model(part)
 
     def scored() -> None:
-        ls.score(
-            model, task, metrics=METRICS, prompt=prompt, n_permutations=100, batch_size=size,
-            progress=False,
-        )  # fmt: skip
+        with ls.config(batch_size=size):
+            ls.score(model, task, metrics=METRICS, prompt=prompt, n_permutations=100)
 
     seconds = interleaved({"score": scored, "bare": bare}, rounds=rounds)
     ratio = seconds["bare"] / seconds["score"]

@@ -107,10 +107,8 @@ def ways_to_score(model: Any, task: ls.Task) -> dict[str, Callable[[], Any]]:
             np.abs(draws.astype(np.float32) @ a / len(a)).max(1)
 
     def score() -> None:
-        ls.score(
-            model, task, metrics=METRICS, n_permutations=PERMUTATIONS, batch_size=BATCH,
-            progress=False,
-        )  # fmt: skip
+        with ls.config(batch_size=BATCH):
+            ls.score(model, task, metrics=METRICS, n_permutations=PERMUTATIONS)
 
     return {"score": score, "bare": bare, "naive": naive, "hoisted": hoisted, "cached": cached}
 
@@ -130,7 +128,7 @@ def peers(model: Any, n_examples: int) -> dict[str, float]:
     names = ["label:plural"]
     ways = ways_to_score(model, task)
     activations, metrics = ways["cached"]()
-    found = ls.score(model, task, metrics=names, n_permutations=0, progress=False)
+    found = ls.score(model, task, metrics=names, n_permutations=0)
     strength = found["label:plural"].strength.numpy()
     f, _ = f_classif(activations.astype(np.float64), metrics[:, 0])
     some = np.arange(0, len(strength), SHARE)

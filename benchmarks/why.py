@@ -127,7 +127,7 @@ def study(page: Page, case: Case, n_effects: int) -> dict[str, float]:
     clock = {"start": time.monotonic()}
     model = ls.load_model(case.model)
     explore, confirm, intervene = case.task.split(0.4, 0.3, 0.3, seed=SEED)
-    found = ls.score(model, explore, metrics=[case.metric, "correct"], seed=SEED, progress=False)
+    found = ls.score(model, explore, metrics=[case.metric, "correct"], seed=SEED)
     scores = found[case.metric.name]
     five = scores.top(5)
     names = [f"L{layer}N{neuron}" for layer, neuron in five.tolist()]

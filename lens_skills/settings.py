@@ -22,10 +22,10 @@ class config:
         progress: Show progress bars: True, False, or None for on a terminal only.
         edit_rows: Rows of one batch of edited forward passes (examples times sets of neurons):
             `sweep` and all that measures effects.
-        memory_mb: Megabytes of keys and values that `fit_prompt` may keep.
+        memory_mb: MiB of keys and values that `fit_prompt` may keep.
 
     Raises:
-        LensSkillsError: An option there is none of; a number below 1.
+        LensSkillsError: An option there is none of; a number out of range.
 
     >>> with config(batch_size=8):
     ...     batch_size()
@@ -43,10 +43,14 @@ class config:
             if name == "progress":
                 if value not in (True, False, None):
                     raise LensSkillsError(f"progress must be True, False or None, not {value!r}.")
-            elif not (value is None and name == "batch_size") and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
+                continue
+            least = 0 if name == "memory_mb" else 1
+            if not (value is None and name == "batch_size") and (
+                isinstance(value, bool) or not isinstance(value, int) or value < least
             ):
-                raise LensSkillsError(f"{name} must be a whole number from 1 on, not {value!r}.")
+                raise LensSkillsError(
+                    f"{name} must be a whole number from {least} on, not {value!r}."
+                )
         self._before = dict(_ACTIVE)
         _ACTIVE.update(options)
 
@@ -78,7 +82,7 @@ def edit_rows() -> int:
 
 
 def memory_mb() -> int:
-    """Megabytes of keys and values kept while a soft prompt is trained."""
+    """MiB of keys and values kept while a soft prompt is trained."""
     return _ACTIVE["memory_mb"]
 
 

@@ -234,9 +234,7 @@ def study(
         "given": given,
         "exchange": exchange,
         "seed": seed,
-        "batch_size": batch_size,
         "chat": chat,
-        "progress": progress,
     }
     sample = explore
     if len(explore) > _PREFLIGHT:

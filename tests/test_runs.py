@@ -17,8 +17,10 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, Selection, score, select
 from lens_skills.tasks import GENERATORS, open_task
 
-OPTIONS = {"at": "mlp.hook_post", "position": "last", "batch_size": 16, "n_permutations": 39}
-REQUEST = RunRequest("agreement", ("label:plural", "confidence"), options=OPTIONS, limit=96)
+OPTIONS = {"at": "mlp.hook_post", "position": "last", "n_permutations": 39}
+REQUEST = RunRequest(
+    "agreement", ("label:plural", "confidence"), options=OPTIONS, limit=96, batch_size=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,6 @@ def test_verify_intervenes_on_the_third_split(done: Run, tiny_bridge: Any) -> No
         done.splits()[1],
         metrics=["label:plural"],
         neurons=found.top(2),
-        progress=False,
     )
     chosen = select(found, checked["label:plural"], gates=(), fdr=0.999)
     assert len(chosen)

@@ -34,6 +34,7 @@ def test_it_also_sets_from_now_on() -> None:
         ({"batch_size": 0}, "batch_size must be a whole number from 1 on, not 0"),
         ({"batch_size": True}, "not True"),
         ({"progress": "yes"}, "progress must be True, False or None"),
+        ({"memory_mb": -1}, "memory_mb must be a whole number from 0 on"),
         ({"memory_mb": None}, "memory_mb must be"),
     ],
 )

@@ -37,11 +37,11 @@ def one_digit(page: Page, model: Any, asked: Namespace) -> Any:
         kept(
             asked.runs / "arithmetic" / f"prompt {seed}",
             SoftPrompt,
-            lambda seed=seed: ls.fit_prompt(model, learn, seed=seed, progress=False, **options),
+            lambda seed=seed: ls.fit_prompt(model, learn, seed=seed, **options),
         )
         for seed in range(SEEDS)
     ]
-    found = ls.compare_prompts(model, test, prompts, hard=HARD, progress=False)
+    found = ls.compare_prompts(model, test, prompts, hard=HARD)
     long = found.frame()
     frame = long.pivot(index="prompt", columns="metric", values="mean")
     frame = frame.loc[list(found.names), list(BEATS)].reset_index()
@@ -108,16 +108,12 @@ def neurons(page: Page, model: Any, prompt: Any, learn: Any, asked: Namespace) -
         scores[name] = kept(
             folder,
             Scores,
-            lambda vectors=vectors: ls.score(
-                model, explore, metrics=metrics, prompt=vectors, progress=False
-            ),
+            lambda vectors=vectors: ls.score(model, explore, metrics=metrics, prompt=vectors),
         )
         for metric in scores[name].metrics:
             found = scores[name][metric]
             top = found.top(200)
-            checked = ls.score(
-                model, confirm, metrics=metric, prompt=vectors, neurons=top, progress=False
-            )
+            checked = ls.score(model, confirm, metrics=metric, prompt=vectors, neurons=top)
             row, selection = funnel(found, checked[metric])
             rows.append({"prompt": name, "metric": metric, **row})
             if name == "trained":
@@ -196,8 +192,8 @@ def able(page: Page, asked: Namespace) -> None:
     rows, told = [], []
     right = float(evaluate(model, explore, "correct", progress=False)["correct"].mean())
     for metric in ("label:carry", "label:even", "confidence"):
-        found = ls.score(model, explore, metrics=metric, progress=False)[metric]
-        checked = ls.score(model, confirm, metrics=metric, progress=False)[metric]
+        found = ls.score(model, explore, metrics=metric)[metric]
+        checked = ls.score(model, confirm, metrics=metric)[metric]
         row, selection = funnel(found, checked)
         rows.append({"metric": metric, **row})
         confirmed = len(selection.neurons)

@@ -47,7 +47,6 @@ def learned(page: Page, model: Any, rows: Rows, sizes: Namespace) -> list[Any]:
             lambda seed=seed: ls.fit_prompt(
                 model, learn, n_tokens=sizes.tokens, seed=seed, epochs=sizes.epochs, lr=sizes.lr,
                 batch_size=8, schedule="cosine", patience=sizes.epochs, held_out=stop,
-                progress=False,
             ),
         )
         for seed, folder in enumerate(folders)
@@ -71,7 +70,7 @@ def learned(page: Page, model: Any, rows: Rows, sizes: Namespace) -> list[Any]:
     for name, test in tests.items():
         path = sizes.runs / "hans" / f"{name}.csv"
         if not path.exists():
-            compared = ls.compare_prompts(model, test, prompts, hard=HARD, progress=False)
+            compared = ls.compare_prompts(model, test, prompts, hard=HARD)
             compared.frame().to_csv(path, index=False)
         long = pd.read_csv(path)
         frame = long.pivot(index="prompt", columns="metric", values="mean")

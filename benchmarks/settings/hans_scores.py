@@ -33,7 +33,7 @@ def scored(page: Page, model: Any, prompt: Any, rows: Rows, sizes: Namespace) ->
         Scores,
         lambda: ls.score(
             model, rows.task, metrics=metrics, prompt=prompt, n_permutations=sizes.draws,
-            exploratory=True, checkpoint=folder.with_name("all rows unfinished"), progress=False,
+            exploratory=True, checkpoint=folder.with_name("all rows unfinished"),
         ),
     )  # fmt: skip
     trained = len(set(prompt.provenance["example_ids"]) & set(found.example_ids))

@@ -29,7 +29,7 @@ def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Name
 
         def passed(part: Any, more: dict[str, Any], prompt: Any = prompt) -> Callable[[], Any]:
             return lambda: ls.score(
-                model, part, metrics=[TRUTH], prompt=prompt, n_rotations=0, progress=False,
+                model, part, metrics=[TRUTH], prompt=prompt, n_rotations=0,
                 **more,
             )  # fmt: skip
 

@@ -33,15 +33,21 @@ def written(
     folder: Path, model: Any, task: Any, prompt: Any, seed: int, given: Namespace
 ) -> Graded:
     """Texts read back from a folder, or written there; an interrupted run goes on."""
-    graded = kept(
-        folder, Graded,
-        lambda: ls.generate(
-            model, task, prompt=prompt, max_new_tokens=given.tokens, seed=seed,
-            batch_size=given.batch, checkpoint=folder.with_name(f"{folder.name} so far"),
-            progress=False,
-        ),
-    )  # fmt: skip
-    return ls.grade(graded, {"rules": rules}, progress=False)
+    so_far = folder.with_name(f"{folder.name} so far")
+    with ls.config(batch_size=given.batch):
+        graded = kept(
+            folder,
+            Graded,
+            lambda: ls.generate(
+                model,
+                task,
+                prompt=prompt,
+                max_new_tokens=given.tokens,
+                seed=seed,
+                checkpoint=so_far,
+            ),
+        )
+    return ls.grade(graded, {"rules": rules})
 
 
 def drawn(task: ls.Task, draws: int) -> ls.Task:
@@ -97,10 +103,10 @@ def learned(page: Page, model: Any, graded: Graded, skills: Any, topics: Any, gi
         lambda: ls.fit_prompt(
             model, learn, n_tokens=given.vectors, text=TEXT, lr=given.lr, epochs=given.epochs,
             batch_size=8, schedule="cosine", held_out=0.2, patience=given.epochs,
-            ending=model.tokenizer.eos_token, progress=False,
+            ending=model.tokenizer.eos_token,
         ),
     )  # fmt: skip
-    losses = ls.compare_prompts(model, test, prompt, hard=(TEXT,), progress=False).frame()
+    losses = ls.compare_prompts(model, test, prompt, hard=(TEXT,)).frame()
     rows = [r for r in losses.to_dict("records") if r["metric"] == "log_probability"]
     n_tokens = np.mean([len(model.to_tokens(e.answer, prepend_bos=False)[0]) for e in test])
     losses = pd.DataFrame({"prompt": r["prompt"], "loss": -r["mean"] / n_tokens} for r in rows)

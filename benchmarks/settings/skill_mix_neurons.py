@@ -38,14 +38,14 @@ class Read:
             folder, Scores,
             lambda: ls.score(
                 self.table, self.explore, metrics=metrics, position=self.position, given=given,
-                n_rotations=1, progress=False,
+                n_rotations=1,
             ),
         )  # fmt: skip
 
     def funnel(self, found: Scores, name: str, metric: str, given: Sequence[str] = ()):
         checked = ls.score(
             self.table, self.confirm, metrics={name: metric}, position=self.position, given=given,
-            neurons=found[name].top(200), progress=False,
+            neurons=found[name].top(200),
         )  # fmt: skip
         return funnel(found[name], checked[name])
 
@@ -79,7 +79,7 @@ def on_text(folder: Path, model: Any, prompt: Any, graded: Graded, parts: Any) -
     """What is there while the text is read again, averaged over its tokens."""
     path = folder / "activations on the text"
     table = (
-        capture_text(model, graded, path, prompt=prompt, progress=False)
+        capture_text(model, graded, path, prompt=prompt)
         if not path.exists()
         else ActivationTable.load(path)
     )

@@ -120,7 +120,9 @@ def score(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most so many examples.")] = None,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(help="Examples per forward pass.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per forward pass (default 32).")
+    ] = None,
     chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
     text: Annotated[
         str | None,
@@ -155,7 +157,6 @@ def score(
             "at": at,
             "position": position or ("last" if prompt is None else "prompt"),
             "exchange": exchange,
-            "batch_size": batch_size,
             "chat": chat,
         }
         | named("given", given)
@@ -163,6 +164,7 @@ def score(
         seed=seed,
         limit=limit,
         prompt=None if prompt is None else str(prompt),
+        batch_size=batch_size,
     )
     run = Run.create(out, request)
     run.splits()  # a task that cannot be opened is refused before the model is loaded

@@ -13,6 +13,7 @@ from lens_skills.interventions import Verdict, ablate, verify
 from lens_skills.models import SoftPrompt
 from lens_skills.results import run_file_name
 from lens_skills.scoring import Scores, Selection, score, select
+from lens_skills.settings import config
 from lens_skills.tasks import Task, few, open_task
 
 _MANIFEST = "run.json"
@@ -35,6 +36,7 @@ class RunRequest:
         seed: Of the split and all draws.
         limit: At most so many examples.
         prompt: The folder of a soft prompt; the groups it was trained on are left out.
+        batch_size: Examples per forward pass of `score`; None for its default.
     """
 
     task: str
@@ -47,6 +49,7 @@ class RunRequest:
     seed: int = 0
     limit: int | None = None
     prompt: str | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,16 @@ class Run:
 
     def explore(self, model: Any) -> Scores:
         """Scores all neurons on the explore split and saves them; resumes where it stopped."""
-        scores = score(
-            model,
-            self.splits()[0],
-            metrics=list(self.request.metrics),
-            seed=self.request.seed,
-            checkpoint=self.folder / _CHECKPOINT,
-            prompt=self.prompt(),
-            **self.request.options,
-        )
+        with config(batch_size=self.request.batch_size):
+            scores = score(
+                model,
+                self.splits()[0],
+                metrics=list(self.request.metrics),
+                seed=self.request.seed,
+                checkpoint=self.folder / _CHECKPOINT,
+                prompt=self.prompt(),
+                **self.request.options,
+            )
         scores.save(self.folder / "explore")
         return scores
 
@@ -130,15 +134,16 @@ class Run:
         """Tests explore's strongest neurons on the confirm split; saves what is confirmed."""
         found = self.found()[metric]
         options = {k: v for k, v in self.request.options.items() if k != "n_permutations"}
-        checked = score(
-            model,
-            self.splits()[1],
-            metrics=[metric],
-            neurons=found.top(top),
-            seed=self.request.seed,
-            prompt=self.prompt(),
-            **options,
-        )
+        with config(batch_size=self.request.batch_size):
+            checked = score(
+                model,
+                self.splits()[1],
+                metrics=[metric],
+                neurons=found.top(top),
+                seed=self.request.seed,
+                prompt=self.prompt(),
+                **options,
+            )
         if metric in checked.excluded_metrics:
             raise LensSkillsError(
                 f"{metric!r} cannot be confirmed: {checked.excluded_metrics[metric]}."

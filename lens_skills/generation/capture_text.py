@@ -31,8 +31,6 @@ def capture_text(
     position: Literal["mean", "max", "last"] = "mean",
     layers: int | Iterable[int] | None = None,
     prompt: SoftPrompt | None = None,
-    batch_size: int | None = None,
-    progress: bool | None = None,
 ) -> ActivationTable:
     """Activations over what was written, in a folder; `score` takes the table for a model.
 
@@ -48,8 +46,6 @@ def capture_text(
         position: Mean or maximum over the tokens of the text, or its last token.
         layers: Which layers (default all).
         prompt: The soft prompt it wrote with.
-        batch_size: Texts per forward pass.
-        progress: Show a progress bar (None: on a terminal only).
 
     Raises:
         LensSkillsError: Another model or soft prompt than the one that wrote; a folder that
@@ -78,14 +74,12 @@ def capture_text(
         item, written = encoded[place], np.asarray(graded.tokens[place], dtype=np.int32)
         starts[place] = len(item.prompt_tokens)
         items.append(replace(item, prompt_tokens=np.concatenate([item.prompt_tokens, written])))
-    if batch_size is None:
-        batch_size = settings.batch_size(16)
     items.sort(key=lambda item: (len(item.prompt_tokens), item.index))
     found: dict[int, np.ndarray] = {}
-    disable = settings.hides_progress() if progress is None else not progress
-    with tqdm(total=len(items), desc="read", unit=" texts", disable=disable) as bar:
-        for first in range(0, len(items), batch_size):
-            batch = items[first : first + batch_size]
+    size, hidden = settings.batch_size(16), settings.hides_progress()
+    with tqdm(total=len(items), desc="read", unit=" texts", disable=hidden) as bar:
+        for first in range(0, len(items), size):
+            batch = items[first : first + size]
             spans = [range(starts[item.index], len(item.prompt_tokens)) for item in batch]
             places = [[list(span)[-1:] if position == "last" else list(span)] for span in spans]
             rows = PositionGather(site, reading, places, batch, NOTHING)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from lens_skills import settings
 from lens_skills.activations.forward import pad_left
 from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.data import Example
@@ -188,10 +189,8 @@ def generate(
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
-    batch_size: int = 16,
     chat: bool = False,
     checkpoint: str | Path | None = None,
-    progress: bool | None = None,
 ) -> Graded:
     """What the model writes for each example, its confidence in it, and its grades.
 
@@ -209,11 +208,9 @@ def generate(
         temperature: 0 writes the likeliest token each time.
         top_p: Share of probability from which tokens are drawn; 1 for all.
         seed: Of the draws.
-        batch_size: Examples written at once.
         chat: Put prompts through the tokenizer's chat template (for models tuned to follow it).
         checkpoint: A folder that keeps what is written, each minute and when something fails;
             called again with the same arguments, writing goes on from there.
-        progress: Show a progress bar (None: on a terminal only).
 
     Returns:
         `Graded`. A grader that fails on a text leaves that grade missing and a line in
@@ -223,8 +220,8 @@ def generate(
         LensSkillsError: No examples, ids that repeat, a prompt whose text would not fit the
             context, sampling settings out of range, logits that are not finite.
     """
-    if max_new_tokens < 1 or batch_size < 1:
-        raise LensSkillsError("max_new_tokens and batch_size are at least 1.")
+    if max_new_tokens < 1:
+        raise LensSkillsError(f"max_new_tokens is at least 1, not {max_new_tokens}.")
     check_sampling(temperature, top_p)
     ids = [example.id for example in examples]
     if len(set(ids)) < len(ids):
@@ -259,13 +256,13 @@ def generate(
     # Batches of like length, whatever is done already: padding is kept small.
     left = [item for item in encoded if item.index not in done]
     left.sort(key=lambda item: (len(item.prompt_tokens), item.index))
-    disable = None if progress is None else not progress
+    size, hidden = settings.batch_size(16), settings.hides_progress()
     continuer = Continuer(adapter, max_new_tokens, temperature, top_p, seed, chat)
-    with tqdm(total=len(encoded), desc="write", unit=" texts", disable=disable) as bar:
+    with tqdm(total=len(encoded), desc="write", unit=" texts", disable=hidden) as bar:
         bar.update(len(done))
         try:
-            for start in range(0, len(left), batch_size):
-                batch = left[start : start + batch_size]
+            for start in range(0, len(left), size):
+                batch = left[start : start + size]
                 for item, written in zip(batch, continuer.write(batch), strict=True):
                     done[item.index] = written
                 bar.update(len(batch))
@@ -277,7 +274,7 @@ def generate(
                 saved.write({}, {"done": _plain(done)})
     written = [done[item.index] for item in encoded]
     provenance = {**asked, "implementation": adapter.implementation, "versions": versions()}
-    graded = grade(Graded.of(examples, written, provenance), named, progress=progress)
+    graded = grade(Graded.of(examples, written, provenance), named)
     if saved is not None:
         saved.remove()
     return graded

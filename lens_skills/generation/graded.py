@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from lens_skills import settings
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.text_features import copied
@@ -295,7 +296,7 @@ class Ungraded(LensSkillsError):
         self.grades = dict(grades or {})
 
 
-def grade(graded: Graded, graders: Any, *, progress: bool | None = None) -> Graded:
+def grade(graded: Graded, graders: Any) -> Graded:
     """The same texts with the grades of more graders.
 
     A grader that was there before under the same name is asked again; where it now fails, what it
@@ -306,8 +307,7 @@ def grade(graded: Graded, graders: Any, *, progress: bool | None = None) -> Grad
         graded: Texts, with or without grades.
         graders: One or several functions ``(text, example) -> {skill: number}``, or a dict that
             names them. One that raises, or returns no finite number, leaves a missing grade and a
-            `Problem`.
-        progress: Show a progress bar (None: on a terminal only).
+            `GradingProblem`.
 
     Raises:
         LensSkillsError: Something that is no function, or two graders of one name.
@@ -316,14 +316,17 @@ def grade(graded: Graded, graders: Any, *, progress: bool | None = None) -> Grad
     by_grader = {name: dict(columns) for name, columns in graded.by_grader.items()}
     problems = [problem for problem in graded.problems if problem.grader not in named]
     reports = dict(graded.provenance.get("graders", {}))
-    disable = None if progress is None else not progress
     for name, grader in named.items():
         if hasattr(grader, "start"):
             grader.start()  # type: ignore[attr-defined]
         given: dict[str, Tensor] = {}
         pairs = zip(graded.examples, graded.texts, strict=True)
         shown = tqdm(
-            pairs, desc=f"grade: {name}", total=len(graded), unit=" texts", disable=disable
+            pairs,
+            desc=f"grade: {name}",
+            total=len(graded),
+            unit=" texts",
+            disable=settings.hides_progress(),
         )
         for place, (example, text) in enumerate(shown):
             found, reason = _one(grader, text, example)

@@ -140,8 +140,6 @@ def audit(
             layers=layers,
             n_permutations=n_permutations,
             seed=seed,
-            batch_size=batch_size,
-            progress=progress,
         )
         rows += [
             _claim(found, name, unit)

@@ -14,8 +14,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_skills import settings
 from lens_skills.activations import (
-    BATCH_SIZE,
     DEFAULT_SITE,
     Metric,
     Position,
@@ -182,11 +182,9 @@ def score(
     n_controls: int = 40,
     n_rotations: int | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
     chat: bool = False,
     exploratory: bool = False,
     checkpoint: str | Path | None = None,
-    progress: bool | None = None,
 ) -> Scores:
     """Correlations of every neuron with every metric, with three nulls, from one forward pass.
 
@@ -220,13 +218,11 @@ def score(
         n_rotations: Random rotations of each layer (default 1 where whole layers are scored at
             single positions, else 0).
         seed: Of all draws.
-        batch_size: Examples per forward pass.
         chat: Put prompts through the tokenizer's chat template.
         exploratory: Allow what is otherwise refused (a baseline from the same examples), and mark
             the result.
         checkpoint: A folder to save the running sums to every minute; called again with the same
             arguments, the pass goes on from there.
-        progress: Show a progress bar (None: on a terminal only).
 
     Returns:
         `Scores`. A neuron that does not vary is excluded, never NaN; so is a metric that the pass
@@ -259,8 +255,8 @@ def score(
             )
     if prompt is not None:
         model = prompted(model, prompt)
-    source = SplitReader(model, examples, wanted, at, position, layers, batch_size, chat, progress)
-    waived = check_prompt(source.soft, examples, exploratory)
+    source = SplitReader(model, examples, wanted, at, position, layers, chat=chat)
+    seen = check_prompt(source.soft, examples, exploratory)
     if baseline is not None:
         check_baseline(baseline, examples, source, exploratory)
     units = ScoredNeurons(source, neurons)
@@ -299,7 +295,7 @@ def score(
         checkpoint,
         provenance
         | {
-            "batch_size": batch_size,
+            "batch_size": settings.batch_size(),
             "neurons": numbers_hash(units.layer, units.neuron),
             "values": numbers_hash(*known.values(), columns.given),
         },
@@ -335,7 +331,7 @@ def score(
         site=source.site,
         examples=examples,
         predictivity={} if firing is None else firing.predictivity([m.name for m in wanted]),
-        exploratory=exploratory or waived,
+        exploratory=exploratory or seen,
         provenance=provenance,
     )
     if saved is not None:

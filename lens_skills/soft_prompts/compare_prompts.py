@@ -168,10 +168,8 @@ def compare_prompts(
     *,
     hard: Sequence[str] = (),
     seed: int = 0,
-    batch_size: int = 32,
     chat: bool = False,
     exploratory: bool = False,
-    progress: bool | None = None,
 ) -> PromptComparison:
     """How well the model answers with each soft prompt and with everything it is to beat.
 
@@ -186,10 +184,8 @@ def compare_prompts(
         hard: Texts to put after the input instead, just before the answer. The best of them is
             the honest baseline: a model that is asked nothing rarely answers.
         seed: Of the random and the shuffled vectors, and of the bootstrap.
-        batch_size: Examples per forward pass.
         chat: Put prompts through the tokenizer's chat template.
         exploratory: Allow examples that a prompt was trained on; the result is marked.
-        progress: Show a progress bar (None: on a terminal only).
 
     Assumes: hard prompts that were not chosen on these examples; the best of many is optimistic.
 
@@ -202,7 +198,7 @@ def compare_prompts(
     for example in examples:
         if example.answer is None:
             raise LensSkillsError(f"example {example.id!r} has no answer to compare prompts by.")
-    waived = [check_prompt(prompt, examples, exploratory) for prompt in given]
+    seen = [check_prompt(prompt, examples, exploratory) for prompt in given]
     metrics = [correct(), _GREEDY, first_token_correct(), _LOG_PROBABILITY]
     if all(example.foil is not None for example in examples):
         metrics.append(logit_diff())
@@ -228,10 +224,7 @@ def compare_prompts(
 
     rows = []
     for asked, prompt in ways.values():
-        found = evaluate(
-            model, asked, metrics, prompt=prompt, batch_size=batch_size, chat=chat,
-            progress=progress,
-        )  # fmt: skip
+        found = evaluate(model, asked, metrics, prompt=prompt, chat=chat)
         rows.append(torch.stack([_number(name, numbers) for name, numbers in found.items()]))
     values = torch.stack(rows)
     groups = tuple(example.group for example in examples)
@@ -246,7 +239,7 @@ def compare_prompts(
         low=low,
         high=high,
         groups=groups,
-        exploratory=any(waived),
+        exploratory=any(seen),
         provenance={
             "task": getattr(examples, "name", "examples"),
             "split": getattr(examples, "split_name", "all"),

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from lens_skills import settings
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -202,8 +203,7 @@ def descend(
     start: SoftPrompt,
     train: Sequence[TrainingBatch],
     held_out: Sequence[TrainingBatch],
-    settings: TrainingSettings,
-    progress: bool | None,
+    plan: TrainingSettings,
 ) -> Descent:
     """The prompt after the epoch with the lowest held-out loss.
 
@@ -216,23 +216,23 @@ def descend(
         prefix=start.prefix.clone().to(passes.adapter.device).requires_grad_(),
     )
     vectors = [part for part in (live.suffix, live.prefix) if len(part)]
-    adam = torch.optim.Adam(vectors, lr=settings.lr)
-    factor = settings.factor(settings.epochs * len(train))
+    adam = torch.optim.Adam(vectors, lr=plan.lr)
+    factor = plan.factor(plan.epochs * len(train))
     generator = torch.Generator().manual_seed(start.seed)
     curve = [_look(passes, live, held_out, 0, 0, measured(passes, live, train)[0])]
     best: SoftPrompt | None = None
     lowest = math.inf
-    step, since, stopped, diverged = 0, 0, f"after {settings.epochs} epochs", False
-    disable = None if progress is None else not progress
-    bar = tqdm(range(1, settings.epochs + 1), desc="fit prompt", unit=" epochs", disable=disable)
+    step, since, stopped, diverged = 0, 0, f"after {plan.epochs} epochs", False
+    epochs = range(1, plan.epochs + 1)
+    bar = tqdm(epochs, desc="fit prompt", unit=" epochs", disable=settings.hides_progress())
     for epoch in bar:
         total = 0.0
         try:
             for place in torch.randperm(len(train), generator=generator).tolist():
                 step += 1
                 for group in adam.param_groups:
-                    group["lr"] = settings.lr * factor(step - 1)
-                total += _step(passes, live, vectors, train[place], adam, settings.clip, step)
+                    group["lr"] = plan.lr * factor(step - 1)
+                total += _step(passes, live, vectors, train[place], adam, plan.clip, step)
             row = _look(passes, live, held_out, step, epoch, total / sum(map(len, train)))
             if not math.isfinite(row["held_out_loss"]):
                 raise _Diverged(f"the held-out loss is {row['held_out_loss']} after step {step}")
@@ -244,14 +244,14 @@ def descend(
         since += 1
         if row["held_out_loss"] < lowest:
             best, lowest, since = _copied(live), row["held_out_loss"], 0
-        if since >= settings.patience:
+        if since >= plan.patience:
             stopped = f"no lower held-out loss in {since} epochs, at step {step}"
             break
     bar.close()
     if best is None:
         raise LensSkillsError(
             f"training diverged before the first epoch was over: {stopped}. No prompt was good. "
-            f"Lower lr (now {settings.lr:g}), clip gradients (clip=1.0), or begin elsewhere (init)."
+            f"Lower lr (now {plan.lr:g}), clip gradients (clip=1.0), or begin elsewhere (init)."
         )
     return Descent(replace(best, trained=True, curve=tuple(curve)), stopped, diverged)
 
@@ -332,9 +332,7 @@ def fit_prompt(
     clip: float | None = 1.0,
     patience: int = 10,
     held_out: float | Sequence[Example] = 0.2,
-    memory_mb: float = 2000,
     chat: bool = False,
-    progress: bool | None = None,
 ) -> Any:
     """A trained soft prompt, or a tuple of them where ``seeds`` is above 1.
 
@@ -343,7 +341,8 @@ def fit_prompt(
     the held-out examples are looked at, and the prompt with the lowest loss there comes back.
 
     The prompt follows the input, so the input's keys and values do not depend on it: they are
-    computed once, and each step runs the prompt's and the answer's columns only. Where that is
+    computed once (as many as ``ls.config(memory_mb=…)`` keeps, the others anew in each epoch), and
+    each step runs the prompt's and the answer's columns only. Where that is
     not exact (vectors before the input, an architecture that does not allow it) the whole model
     is run at each step; ``provenance["passes"]`` says so.
 
@@ -367,10 +366,7 @@ def fit_prompt(
         patience: Epochs without a lower held-out loss after which it ends.
         held_out: The share of the examples, in whole groups, that is only looked at; or examples
             of their own.
-        memory_mb: How much of keys and values may be kept (MiB); what does not fit is computed
-            anew in each epoch.
         chat: Put prompts through the tokenizer's chat template.
-        progress: Show a progress bar (None: on a terminal only).
 
     Raises:
         LensSkillsError: A learning rate, clip or count out of range; an example without an
@@ -386,8 +382,8 @@ def fit_prompt(
     for name, number in (("seeds", seeds), ("batch_size", batch_size)):
         if number < 1:
             raise LensSkillsError(f"{name}={number}: at least 1 is needed.")
-    settings = TrainingSettings(epochs, lr, schedule, clip, patience)
-    settings.factor(1)  # an unknown schedule is refused before anything is run
+    plan = TrainingSettings(epochs, lr, schedule, clip, patience)
+    plan.factor(1)  # an unknown schedule is refused before anything is run
     train, looked_at = _divided(examples, held_out)
     starts = [
         initial_prompt(
@@ -401,14 +397,14 @@ def fit_prompt(
     )
     batches = training_batches(spoken, both[: len(train)], batch_size)
     held_batches = training_batches(spoken, both[len(train) :], batch_size)
-    passes = TrainingPasses(adapter, starts[0], memory_mb)
+    passes = TrainingPasses(adapter, starts[0], settings.memory_mb())
     chosen = {
-        **asdict(replace(settings, schedule=_name(schedule))),
+        **asdict(replace(plan, schedule=_name(schedule))),
         **{"init": init, "text": text, "ending": ending, "batch_size": batch_size, "chat": chat},
     }
     found = []
     for start in starts:
-        descent = descend(passes, start, batches, held_batches, settings, progress)
+        descent = descend(passes, start, batches, held_batches, plan)
         if descent.diverged:
             warnings.warn(
                 f"training ended early, with the best prompt so far: {descent.stopped}.",

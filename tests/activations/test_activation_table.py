@@ -89,7 +89,7 @@ def test_scores_from_a_table_are_those_from_the_model(
     table = capture(
         tiny, EXAMPLES, tmp_path / "t", metrics=metrics[1:], position=position, progress=False
     )
-    exact = score(tiny, EXAMPLES, metrics=metrics, progress=False, **options)
+    exact = score(tiny, EXAMPLES, metrics=metrics, **options)
     tabled = score(table, EXAMPLES, metrics=metrics, **options)
     torch.testing.assert_close(tabled.r, exact.r, rtol=0, atol=2e-3)
     for name in metrics:
@@ -105,7 +105,7 @@ def test_a_new_column_needs_no_forward_pass(tiny: Any, tmp_path: Path) -> None:
     numbers = np.sin(np.arange(len(EXAMPLES)))
     metrics = {"mine": numbers, "number": "label:number"}
     tabled = score(table, EXAMPLES, metrics=metrics, n_permutations=0)
-    exact = score(tiny, EXAMPLES, metrics=metrics, n_permutations=0, progress=False)
+    exact = score(tiny, EXAMPLES, metrics=metrics, n_permutations=0)
     torch.testing.assert_close(tabled.r, exact.r, rtol=0, atol=1e-6)
 
 

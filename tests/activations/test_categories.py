@@ -169,7 +169,6 @@ def test_score_as_the_issue_types_it(tiny: Any) -> None:
         EXAMPLES,
         metrics=["label:rule", "correct", "confidence"],
         n_permutations=19,
-        progress=False,
     )
     # The tiny model never answers right, and that is said.
     assert found.metrics == (*NAMES, "confidence")

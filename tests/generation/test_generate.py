@@ -1,6 +1,7 @@
 """`generate`: the same text for an example whatever stands beside it, and nothing lost."""
 
 import hashlib
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from lens_skills.activations import capture, stream
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation import Graded, capture_text, generate, grade
-from lens_skills.generation import generate as texts_module
 from lens_skills.generation.generate import Continuer, chances, choose
 from lens_skills.generation.graded import Written
 from lens_skills.models import SoftPrompt, as_adapter, prompted
 from lens_skills.scoring import score
+from lens_skills.settings import config
 from lens_skills.tasks import Task
 
+# The file, which the function of the same name hides.
+MODULE = importlib.import_module("lens_skills.generation.generate")
 N = 10
 PROMPTS = (
     "The key to the cabinets",
@@ -60,7 +63,8 @@ def long(text: str, example: Example) -> dict[str, float]:
 
 
 def write(model: Any, examples: Any, **options: Any) -> Graded:
-    return generate(model, examples, **{"max_new_tokens": N, "progress": False, **options})
+    with config(batch_size=options.pop("batch_size", None)):
+        return generate(model, examples, **{"max_new_tokens": N, **options})
 
 
 def same(one: Graded, other: Graded) -> None:
@@ -121,7 +125,7 @@ def test_greedy_texts_are_those_of_transformers(tiny: Any, tiny_hf: tuple[Any, A
 def test_a_text_stops_where_it_ends(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     free = write(tiny, task(), temperature=0)
     end = free.tokens[1][4]
-    monkeypatch.setattr("lens_skills.generation.generate.end_tokens", lambda *_, **__: {end})
+    monkeypatch.setattr(MODULE, "end_tokens", lambda *_, **__: {end})
     cut = write(tiny, task(), temperature=0)
     for place, tokens in enumerate(free.tokens):
         stop = tokens.index(end) if end in tokens else None
@@ -172,7 +176,7 @@ def test_draws_follow_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares(top_p=0.81) == [0.526, 0.316, 0.158, 0]
     assert shares(top_p=0.01) == [1, 0, 0, 0]
     for likeliest in (1, 2, 3):  # too few looked at first: all are
-        monkeypatch.setattr("lens_skills.generation.generate.LIKELIEST", likeliest)
+        monkeypatch.setattr(MODULE, "LIKELIEST", likeliest)
         assert shares(top_p=0.81) == [0.526, 0.316, 0.158, 0]
     hot = spread.div(0.5).softmax(-1)
     assert shares(temperature=0.5) == pytest.approx(hot.tolist(), abs=1e-3)
@@ -263,7 +267,7 @@ def test_grading_again_fills_what_was_missing_and_loses_nothing(tiny: Any) -> No
     def other_half(text: str, example: Example) -> dict[str, float]:
         return {"skill": 0} if example.id < "e3" else {}
 
-    again = grade(graded, {"mine": other_half}, progress=False)
+    again = grade(graded, {"mine": other_half})
     assert again.problems == ()
     assert again.grades["skill"].tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert len(graded.problems) == 3  # the first one is as it was
@@ -303,7 +307,7 @@ def test_scored_before_the_text_is_written(tiny: Any) -> None:
     metrics = ["label:long", "covariate:mean_log_probability"]
     scores = score(
         tiny, graded.task(), metrics=metrics, prompt=prompt, n_permutations=0, n_controls=0,
-        n_rotations=0, progress=False,
+        n_rotations=0,
     )  # fmt: skip
     assert scores.positions == ("-3", "-2", "-1")
     assert {"long" in name or "mean_log_probability" in name for name in scores.metrics} == {True}
@@ -337,9 +341,8 @@ def test_the_very_tokens_are_read_again(
 ) -> None:
     prompt = soft(tiny) if with_soft else None
     graded = write(tiny, task(), prompt=prompt, chat=chat, graders=long)
-    table = capture_text(
-        tiny, graded, tmp_path / "table", prompt=prompt, batch_size=3, progress=False
-    )
+    with config(batch_size=3):
+        table = capture_text(tiny, graded, tmp_path / "table", prompt=prompt)
     found = torch.from_numpy(table.activations().copy())
     torch.testing.assert_close(found, plain_mean(tiny, prompt, graded, chat), atol=1e-4, rtol=1e-4)
     with pytest.raises(LensSkillsError, match="were written by"):
@@ -348,7 +351,7 @@ def test_the_very_tokens_are_read_again(
 
 def test_a_table_of_texts_is_scored_like_a_model(tiny: Any, tmp_path: Path) -> None:
     graded = write(tiny, task(20), graders=long)
-    table = capture_text(tiny, graded, tmp_path / "table", progress=False)
+    table = capture_text(tiny, graded, tmp_path / "table")
     options: dict[str, Any] = {
         "metrics": {"long": "label:long"}, "n_permutations": 19, "n_controls": 0, "n_rotations": 0,
     }  # fmt: skip
@@ -418,11 +421,10 @@ def test_the_summary_counts_where_a_skill_was_asked_for(tiny: Any) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_written(
     tiny_bridge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts_module, "Continuer", None)
+    monkeypatch.setattr(MODULE, "Continuer", None)
     examples = task()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"max_new_tokens": 0}, "at least 1"),
-        ({"batch_size": 0}, "at least 1"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"top_p": 0.0}, "top_p"),

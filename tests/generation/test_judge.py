@@ -94,7 +94,7 @@ def texts(n: int = 3) -> Graded:
 
 
 def test_the_judge_reads_text_topic_and_definitions_and_grades(server: Server) -> None:
-    graded = grade(texts(), ask(server), progress=False)
+    graded = grade(texts(), ask(server))
     assert graded.grades["pun"].tolist() == [1, 1, 1]
     assert graded.grades["simile"].tolist() == [0.5] * 3
     assert graded.problems == ()
@@ -108,7 +108,7 @@ def test_the_judge_reads_text_topic_and_definitions_and_grades(server: Server) -
 
 def test_without_skills_it_grades_each_examples_labels(server: Server) -> None:
     server.script = ['{"pun": 0}']
-    graded = grade(texts(1), ask(server, skills=None, temperature=None), progress=False)
+    graded = grade(texts(1), ask(server, skills=None, temperature=None))
     assert graded.grades["pun"].tolist() == [0]
     assert "temperature" not in server.seen[0]
 
@@ -118,7 +118,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "hush")
     judged = ask(server, api_key_env="JUDGE_KEY", cache=tmp_path / "cache")
-    graded = grade(texts(1), judged, progress=False)
+    graded = grade(texts(1), judged)
     assert server.headers[0]["Authorization"] == "Bearer hush"
     graded.save(tmp_path / "graded")
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -133,7 +133,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
 def test_a_busy_endpoint_is_asked_again(server: Server, status: int) -> None:
     server.script = [(status, {}), (status, {}), GOOD]
     judged = ask(server)
-    graded = grade(texts(1), judged, progress=False)
+    graded = grade(texts(1), judged)
     assert graded.grades["pun"].tolist() == [1]
     assert (judged.counts["requests"], judged.counts["failed_requests"]) == (3, 2)
 
@@ -146,14 +146,14 @@ def test_waits_double_and_follow_what_the_endpoint_asks_for(
     server.script = [(503, {}), (503, {}), (429, {"Retry-After": "7"}), (503, {}), (503, {})]
     server.script += [(429, {"Retry-After": "9999"}), GOOD]
     judged = ask(server, retries=3, wait=1.0)
-    grade(texts(2), judged, progress=False)
+    grade(texts(2), judged)
     assert waits == [1, 2, 7, 1, 60]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_a_refusal_is_not_repeated(server: Server, status: int) -> None:
     server.script = [(status, {})]
-    graded = grade(texts(1), ask(server), progress=False)
+    graded = grade(texts(1), ask(server))
     assert len(server.seen) == 1
     assert graded.problems[0].reason.startswith(f"HTTP {status} busy")
 
@@ -188,21 +188,21 @@ def test_a_reply_that_does_not_come_is_asked_for_again(
     server: Server, failure: Callable[[Any], None]
 ) -> None:
     server.script = [failure, GOOD]
-    graded = grade(texts(1), ask(server, timeout=0.2), progress=False)
+    graded = grade(texts(1), ask(server, timeout=0.2))
     assert graded.grades["pun"].tolist() == [1]
     assert len(server.seen) == 2
 
 
 def test_nonsense_is_asked_for_again_and_then_recorded(server: Server) -> None:
     server.script = ["As a poet I cannot say.", GOOD]
-    graded = grade(texts(1), ask(server), progress=False)
+    graded = grade(texts(1), ask(server))
     assert graded.grades["simile"].tolist() == [0.5]
     first, second = (seen["messages"] for seen in server.seen)
     assert second[:-1] == first  # the same question, and a word on the form of its answer
     assert "one JSON object" in second[-1]["content"]
 
     server.script = ['{"pun": 1, "simile": "very"}', '{"pun": 17}', "null"]
-    graded = grade(texts(1), ask(server), progress=False)
+    graded = grade(texts(1), ask(server))
     assert graded.grades["pun"].tolist() == [1]  # what was said well is kept
     assert "simile" not in graded.grades
     assert graded.problems[0].reason == "nonsense: no JSON object in 'null' (asked 3 times)"
@@ -211,14 +211,14 @@ def test_nonsense_is_asked_for_again_and_then_recorded(server: Server) -> None:
 def test_a_dead_endpoint_is_left_alone_and_asked_again_later(server: Server) -> None:
     server.script = [GOOD, (500, {})]
     judged = ask(server, retries=1)
-    first = grade(texts(8), judged, progress=False)
+    first = grade(texts(8), judged)
     assert first.grades["pun"].isnan().tolist() == [False, *[True] * 7]
     assert len(server.seen) == 1 + 2 * GIVE_UP
     reasons = [problem.reason for problem in first.problems]
     assert reasons[0] == "HTTP 500 busy (asked 2 times)"
     assert reasons[GIVE_UP].startswith("not asked")
     server.script = [(400, {}), GOOD]  # this time the first text fails
-    again = grade(first, judged, progress=False)
+    again = grade(first, judged)
     assert not again.grades["pun"].isnan().any()
     assert [problem.id for problem in again.problems] == ["e0"]
 
@@ -226,7 +226,7 @@ def test_a_dead_endpoint_is_left_alone_and_asked_again_later(server: Server) -> 
 def test_nobody_there(tmp_path: Path) -> None:
     server = Server()
     server.stop()
-    graded = grade(texts(2), ask(server, retries=1), progress=False)
+    graded = grade(texts(2), ask(server, retries=1))
     assert graded.grades == {}
     assert "refused" in graded.problems[0].reason
     assert "2 problems" in repr(graded)
@@ -235,27 +235,27 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 def test_what_was_answered_is_not_asked_again(server: Server, tmp_path: Path) -> None:
     server.script = [GOOD, GOOD, (500, {})]
-    first = grade(texts(3), ask(server, cache=tmp_path, retries=0), progress=False)
+    first = grade(texts(3), ask(server, cache=tmp_path, retries=0))
     assert first.grades["pun"].isnan().tolist() == [False, False, True]
     server.script, server.seen = ['{"pun": 0, "simile": 0}'], []
     judged = ask(server, cache=tmp_path)
-    again = grade(texts(3), judged, progress=False)
+    again = grade(texts(3), judged)
     assert again.grades["pun"].tolist() == [1, 1, 0]
     assert len(server.seen) == 1
     assert judged.report()["from_cache"] == 2
     # Another model, another question: nothing of the cache fits.
-    grade(texts(3), ask(server, cache=tmp_path, model="other"), progress=False)
-    grade(texts(3), ask(server, cache=tmp_path, skills=["rhyme"], retries=0), progress=False)
+    grade(texts(3), ask(server, cache=tmp_path, model="other"))
+    grade(texts(3), ask(server, cache=tmp_path, skills=["rhyme"], retries=0))
     assert len(server.seen) == 7
     for file in tmp_path.glob("*.json"):
         file.write_text("{")  # damaged: asked anew
-    grade(texts(3), ask(server, cache=tmp_path), progress=False)
+    grade(texts(3), ask(server, cache=tmp_path))
     assert len(server.seen) == 10
 
 
 def test_the_cost_is_reported_with_the_grades(server: Server) -> None:
     server.script = ["what?", GOOD]
-    graded = grade(texts(2), ask(server, price_per_token=(0.5, 10.0)), progress=False)
+    graded = grade(texts(2), ask(server, price_per_token=(0.5, 10.0)))
     (report,) = graded.provenance["graders"].values()
     assert (report["requests"], report["prompt_tokens"], report["completion_tokens"]) == (
         3,
@@ -278,7 +278,6 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     graded = grade(
         Graded.of([Example(id="a", prompt="x")], [Written("t", [1], True, [0.0], [0.0])], {}),
         judge("http://127.0.0.1:9", model="m"),
-        progress=False,
     )
     assert "names no skills" in graded.problems[0].reason
 

@@ -63,9 +63,7 @@ def test_the_card_holds_both_halves(found: Audit) -> None:
 
 def test_r_is_that_of_score_and_splits_are_disjoint(model: Any, found: Audit) -> None:
     explore, intervene = part(3, 240).split(0.5, 0.5, seed=0)
-    alone = score(
-        model, explore, metrics="label:plural", layers=1, n_permutations=0, progress=False
-    )
+    alone = score(model, explore, metrics="label:plural", layers=1, n_permutations=0)
     row = next(row for row in found.claims if row["name"] == SKILL)
     assert row["r"] == pytest.approx(float(alone["label:plural"].r[0, 3]), abs=1e-6)
     assert set(found.verdict.effects.example_ids) == {example.id for example in intervene}
@@ -90,7 +88,6 @@ def test_heads_are_audited_by_their_strongest_feature(model: Any) -> None:
         at="attn.hook_z",
         layers=2,
         n_permutations=0,
-        progress=False,
     )["label:plural"]
     assert abs(row["r"]) == pytest.approx(float(alone.r[0, 8:16].abs().max()), abs=1e-6)
     assert card.verdict["L2H1"].n_controls == 15

@@ -114,7 +114,7 @@ def build(model: Any, undo: list[Callable[[], None]]) -> Case:
     aside = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(3)).double()
     undo.append(plant(model, layer, neuron, direction=aside / 10, strength=1.0, writes=towards))
     explore, confirm = part(0, 160), part(1, 160)
-    options: dict[str, Any] = {"metrics": "label:plural", "layers": [1, 2, 3], "progress": False}
+    options: dict[str, Any] = {"metrics": "label:plural", "layers": [1, 2, 3]}
     found = score(model, explore, n_permutations=100, **options)["label:plural"]
     checked = score(model, confirm, n_permutations=100, **options)["label:plural"]
     return Case(model, explore, part(2, 40), select(found, checked))

@@ -14,6 +14,7 @@ from lens_skills import results
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, score
+from lens_skills.settings import config
 
 WORDS = ("keys", "key", "boys", "girl", "author", "doctor")
 EXAMPLES = [
@@ -52,12 +53,10 @@ def run(model: Any, metric: Mine, folder: Path | None, **options: Any) -> Scores
         "metrics": [metric, "label:y", "confidence"],
         "n_permutations": 39,
         "seed": 4,
-        "batch_size": 8,
         **options,
     }
-    return score(
-        model, options.pop("examples", EXAMPLES), checkpoint=folder, progress=False, **options
-    )
+    with config(batch_size=options.pop("batch_size", 8)):
+        return score(model, options.pop("examples", EXAMPLES), checkpoint=folder, **options)
 
 
 def assert_same(one: Scores, other: Scores) -> None:

@@ -13,6 +13,7 @@ from sklearn.linear_model import LinearRegression
 from lens_skills.activations import stream
 from lens_skills.data import Example
 from lens_skills.scoring import Scores, score
+from lens_skills.settings import config
 from lens_skills.stats.moments import random_rotation
 from lens_skills.stats.permutation import permutation_draws
 from tests.scoring.test_handmade import (
@@ -304,7 +305,8 @@ def test_position_all_is_token_level_pearson_with_the_metric_repeated(tiny: Any)
         return np.repeat(np.asarray(values, dtype=float), lengths)
 
     options = {"metrics": ["label:y", "label:size"], "position": "all", "n_permutations": 40}
-    found = score(tiny, examples, seed=2, batch_size=6, progress=False, **options)
+    with config(batch_size=6):
+        found = score(tiny, examples, seed=2, **options)
     for place, values in enumerate((label, size)):
         expected = pearson(everything, repeated(values))
         np.testing.assert_allclose(found.r[place, 0], expected, rtol=0, atol=1e-6)
@@ -319,7 +321,7 @@ def test_position_all_is_token_level_pearson_with_the_metric_repeated(tiny: Any)
     assert found.high[1, 0, 3].item() == pytest.approx(np.tanh(np.arctanh(r) + half), abs=1e-9)
     assert found.n_examples == len(examples)
     # Partial r at every token likewise.
-    given = score(tiny, examples, seed=2, given=["z"], progress=False, **options)
+    given = score(tiny, examples, seed=2, given=["z"], **options)
     z = repeated(np.arange(len(examples)) % 7)[:, None]
     expected = pearson(residuals(everything, z), residuals(repeated(size), z))
     np.testing.assert_allclose(given.r[1, 0], expected, rtol=0, atol=1e-6)
@@ -334,7 +336,7 @@ def test_r_of_the_model_is_that_of_transformer_lens(tiny: Any) -> None:
     """The whole way, from text to r, against run_with_cache one prompt at a time and SciPy."""
     numbers = np.random.default_rng(1).normal(size=len(PROMPTS))
     examples = [Example(f"e{i}", p) for i, p in enumerate(PROMPTS)]
-    found = score(tiny, examples, metrics={"mine": numbers}, n_permutations=0, progress=False)
+    found = score(tiny, examples, metrics={"mine": numbers}, n_permutations=0)
     names = [f"blocks.{layer}.mlp.hook_post" for layer in range(4)]
     acts = []
     for prompt in PROMPTS:
@@ -353,6 +355,6 @@ def test_a_neuron_moved_by_rounding_alone_is_constant(tiny: Any) -> None:
         Example(f"e{i}", f"The {word}{' is here' * (i % 5)}", labels={"y": i % 2})
         for i, word in enumerate(["keys", "key", "girl", "boys", "author", "doctor"] * 4)
     ]
-    options = {"metrics": "label:y", "position": 1, "n_permutations": 19, "batch_size": 3}
-    found = score(tiny, examples, progress=False, **options)
+    with config(batch_size=3):
+        found = score(tiny, examples, metrics="label:y", position=1, n_permutations=19)
     assert found.excluded.all(), f"{int((~found.excluded).sum())} neurons are said to vary"

@@ -93,7 +93,7 @@ def model(tiny_hf: tuple[Any, Any]) -> Any:
 
 
 def scores_of(model: Any, task: Task) -> Scores:
-    return score(model, task, metrics=METRICS, n_permutations=100, progress=False)
+    return score(model, task, metrics=METRICS, n_permutations=100)
 
 
 def searched(model: Any, task: Task) -> tuple[Scores, list[Selection]]:

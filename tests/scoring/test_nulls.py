@@ -326,7 +326,7 @@ def at_every_token(model: Any) -> tuple[Scores, np.ndarray]:
 
     metrics = {"known": values, "computed": computed}
     options = {"position": "all", "exchange": "signs", "n_permutations": 40, "seed": SEED}
-    found = score(model, examples, metrics=metrics, progress=False, **options)
+    found = score(model, examples, metrics=metrics, **options)
     tokens: dict[int, np.ndarray] = {}
     for batch in stream(model, examples, position="all", progress=False):
         assert batch.mask is not None

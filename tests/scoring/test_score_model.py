@@ -48,7 +48,7 @@ def carrier(request: pytest.FixtureRequest, tiny: Any) -> Iterator[Any]:
         yield tiny
 
 
-OPTIONS: dict[str, Any] = {"layers": [1, 2, 3], "n_permutations": 100, "progress": False}
+OPTIONS: dict[str, Any] = {"layers": [1, 2, 3], "n_permutations": 100}
 
 
 def test_a_planted_neuron_ranks_first(carrier: Any) -> None:
@@ -95,7 +95,7 @@ def test_it_is_confirmed_on_unseen_examples_and_not_with_flipped_labels(tiny: An
 def test_both_implementations_give_the_same_scores(tiny_hooked: Any, tiny_bridge: Any) -> None:
     metrics = ["label:plural", "confidence", "entropy"]
     one, other = (
-        score(model, examples(model, 2, 60), metrics=metrics, n_permutations=39, progress=False)
+        score(model, examples(model, 2, 60), metrics=metrics, n_permutations=39)
         for model in (tiny_hooked, tiny_bridge)
     )
     torch.testing.assert_close(one.r, other.r, rtol=0, atol=1e-4)
@@ -128,7 +128,6 @@ def test_no_tensor_of_examples_by_neurons_is_kept(
             metrics=numbers,
             layers=0,
             n_permutations=39,
-            progress=False,
         )
         (sizes[n],) = kept
     assert sizes[64] == sizes[512]
@@ -139,10 +138,10 @@ def test_the_calibration_of_the_confidence_stands_in_the_summary(tiny: Any) -> N
         Example(f"{i}", f"What is {i % 10} plus {i // 10}? A: ", str(i % 10)) for i in range(40)
     ]
     metrics = ["confidence", "entropy"]
-    found = score(tiny, items, metrics=metrics, n_permutations=0, progress=False)
+    found = score(tiny, items, metrics=metrics, n_permutations=0)
     assert found.calibration() is None
     right = {"confidence": "confidence", "first_token_correct": "first_token_correct"}
-    found = score(tiny, items, metrics=right, n_permutations=0, progress=False)
+    found = score(tiny, items, metrics=right, n_permutations=0)
     table = found.calibration()
     assert table is not None
     confidence, correct = found.values["confidence"], found.values["first_token_correct"]

@@ -187,4 +187,4 @@ def test_neurons_by_any_name_are_the_same() -> None:
 def test_what_the_model_cannot_give(tiny: Any, options: dict[str, Any], message: str) -> None:
     examples = [Example(name, "The keys", labels={"y": i % 2}) for i, name in enumerate("abcdef")]
     with pytest.raises(LensSkillsError, match=message):
-        score(tiny, examples, **{"metrics": "label:y", "progress": False, **options})
+        score(tiny, examples, **{"metrics": "label:y", **options})

@@ -24,11 +24,11 @@ OTHERS = [replace(e, id=f"t{e.id}", group=f"t{e.group}") for e in EXAMPLES]
 
 @pytest.fixture(scope="module")
 def trained(tiny: Any) -> Any:
-    return fit_prompt(tiny, OTHERS, n_tokens=3, epochs=2, held_out=0.3, progress=False)
+    return fit_prompt(tiny, OTHERS, n_tokens=3, epochs=2, held_out=0.3)
 
 
 def test_rows_are_what_evaluate_gives(tiny: Any, trained: Any) -> None:
-    found = compare_prompts(tiny, EXAMPLES, trained, hard=["The sum: "], seed=4, progress=False)
+    found = compare_prompts(tiny, EXAMPLES, trained, hard=["The sum: "], seed=4)
     metrics = ["correct", "first_token_correct", "answer_probability", "logit_diff"]
     asked = [replace(e, prompt=f"{e.prompt}The sum: ") for e in EXAMPLES]
     ways: dict[str, Any] = {
@@ -79,7 +79,7 @@ def test_controls_are_alike_and_other(tiny: Any, trained: Any) -> None:
 def test_without_foils_there_is_no_contrast(tiny: Any) -> None:
     bare = [replace(e, foil=None) for e in EXAMPLES]
     prompts = [initial_prompt(tiny, 2, seed=seed) for seed in (0, 1)]
-    found = compare_prompts(tiny, bare, prompts, progress=False)
+    found = compare_prompts(tiny, bare, prompts)
     assert "over_foil" not in found.metrics
     assert found.names[:2] == ("untrained, vocabulary, seed 0", "untrained, vocabulary, seed 1")
     assert len(set(found.names)) == len(found.names) == 7
@@ -88,7 +88,7 @@ def test_without_foils_there_is_no_contrast(tiny: Any) -> None:
 def test_refusals(tiny: Any, trained: Any) -> None:
     with pytest.raises(LensSkillsError, match="was trained on"):
         compare_prompts(tiny, OTHERS, trained)
-    marked = compare_prompts(tiny, OTHERS, trained, exploratory=True, progress=False)
+    marked = compare_prompts(tiny, OTHERS, trained, exploratory=True)
     assert "Exploratory" in repr(marked)
     with pytest.raises(LensSkillsError, match="no prompt to compare"):
         compare_prompts(tiny, EXAMPLES, [])

@@ -18,6 +18,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, as_adapter, prompted
 from lens_skills.models.partial_forward import prefill
+from lens_skills.settings import config
 from lens_skills.soft_prompts import fit_prompt, initial_prompt
 from lens_skills.soft_prompts.training_batches import TrainingBatch, TrainingPasses, whole_losses
 from tests.models.conftest import IMPLEMENTATIONS
@@ -34,7 +35,7 @@ SUMS = [
     )
     for lead, a, b in (("", 2, 3), ("The keys: ", 4, 9), ("The keys: ", 3, 3), ("", 8, 8))
 ]
-PLAIN: dict[str, Any] = {"batch_size": 64, "progress": False}
+PLAIN: dict[str, Any] = {"batch_size": 64}
 SUMS_LIKE = [Example(id="h", prompt="What is 1 plus 1?\nA: ", answer="2")]
 
 
@@ -220,7 +221,8 @@ def test_the_model_is_left_bit_for_bit(tiny: Any) -> None:
 
 def test_a_small_budget_changes_nothing(tiny: Any) -> None:
     kept, prompt = train_losses(tiny, SUMS, epochs=3, n_tokens=2, batch_size=2)
-    anew, other = train_losses(tiny, SUMS, epochs=3, n_tokens=2, batch_size=2, memory_mb=0)
+    with config(memory_mb=0):
+        anew, other = train_losses(tiny, SUMS, epochs=3, n_tokens=2, batch_size=2)
     assert kept == anew
     assert prompt.digest == other.digest
     assert prompt.provenance["kept_mb"] > 0

@@ -39,26 +39,21 @@ def splits() -> tuple[Task, ...]:
 
 @pytest.fixture
 def prompts(tiny: Any, splits: tuple[Task, ...]) -> tuple[Any, ...]:
-    return fit_prompt(tiny, splits[0], n_tokens=2, seeds=2, epochs=2, held_out=0.3, **QUIET)
+    return fit_prompt(tiny, splits[0], n_tokens=2, seeds=2, epochs=2, held_out=0.3)
 
 
 def test_prompts_of_several_seeds_are_held_against_each_other(
     tiny: Any, splits: tuple[Task, ...], prompts: tuple[Any, ...]
 ) -> None:
     metrics = ["label:plural", "confidence"]
-    found = [
-        score(tiny, splits[1], metrics=metrics, prompt=p, n_permutations=19, **QUIET)
-        for p in prompts
-    ]
+    found = [score(tiny, splits[1], metrics=metrics, prompt=p, n_permutations=19) for p in prompts]
     assert found[0].positions == ("-2", "-1")
     assert stability(found, "label:plural", top=20).frame().shape[0] == 1
     checked = [
-        score(tiny, splits[2], metrics=metrics, prompt=p, baseline=f, n_permutations=0, **QUIET)
+        score(tiny, splits[2], metrics=metrics, prompt=p, baseline=f, n_permutations=0)
         for p, f in zip(prompts, found, strict=True)
     ]
-    checked_all = score(
-        tiny, splits[2], metrics=metrics, prompt=prompts[0], n_permutations=19, **QUIET
-    )
+    checked_all = score(tiny, splits[2], metrics=metrics, prompt=prompts[0], n_permutations=19)
     best = torch.stack([s.predictivity["label:plural"].amax(0) for s in checked]).mean(0)
     over = predictivity(checked, "label:plural")
     torch.testing.assert_close(over.value, best)
@@ -71,17 +66,15 @@ def test_prompts_of_several_seeds_are_held_against_each_other(
 def test_a_model_changed_between_the_seeds_is_refused(
     tiny_hooked: Any, splits: tuple[Task, ...]
 ) -> None:
-    fitted = fit_prompt(
-        tiny_hooked, splits[0], n_tokens=2, seeds=2, epochs=1, held_out=0.3, **QUIET
-    )
-    one = score(tiny_hooked, splits[1], metrics="label:plural", prompt=fitted[0], **QUIET)
-    bare = score(tiny_hooked, splits[1], metrics="label:plural", position=[-2, -1], **QUIET)
+    fitted = fit_prompt(tiny_hooked, splits[0], n_tokens=2, seeds=2, epochs=1, held_out=0.3)
+    one = score(tiny_hooked, splits[1], metrics="label:plural", prompt=fitted[0])
+    bare = score(tiny_hooked, splits[1], metrics="label:plural", position=[-2, -1])
     weight = tiny_hooked.blocks[0].mlp.W_out
     before = weight.detach().clone()
     try:
         with torch.no_grad():
             weight[0, 0] += 1
-        other = score(tiny_hooked, splits[1], metrics="label:plural", position=[-2, -1], **QUIET)
+        other = score(tiny_hooked, splits[1], metrics="label:plural", position=[-2, -1])
     finally:
         with torch.no_grad():
             weight.copy_(before)
@@ -113,7 +106,7 @@ def test_a_table_of_the_prompts_positions_scores_alike(
     table = capture(
         spoken, splits[1], tmp_path / "acts", position="prompt", dtype="float32", **QUIET
     )
-    options: dict[str, Any] = {"metrics": "label:plural", "n_permutations": 0, **QUIET}
+    options: dict[str, Any] = {"metrics": "label:plural", "n_permutations": 0}
     direct = score(spoken, splits[1], **options)
     found = score(table, splits[1], position=[-2, -1], **options)
     torch.testing.assert_close(found.r, direct.r, rtol=0, atol=1e-6)

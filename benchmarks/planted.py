@@ -118,7 +118,7 @@ def natural_size(model: Any, layer: int, inputs: torch.Tensor) -> float:
     return float(acts.std(dim=0).quantile(0.99))
 
 
-def planted(model: Any, n_words: int, n_peers: int) -> dict[str, float]:
+def planted(model: Any, n_words: int, n_neurons: int) -> dict[str, float]:
     """The search and the verdict on what was planted, and on random neurons."""
     whole = task(model, n_words)
     plant_all(model, whole)
@@ -136,7 +136,12 @@ def planted(model: Any, n_words: int, n_peers: int) -> dict[str, float]:
     # The planted ones only, and the writers beside them: what else was found is not ground truth.
     start = time.perf_counter()
     verdict = verify(
-        model, once, [*chosen, *writers], do=mean, n_controls=100, n_peers=n_peers, also=()
+        model,
+        once,
+        [*chosen, *writers],
+        do=mean,
+        controls=ls.controls(100, neurons=n_neurons),
+        also=(),
     )
     seconds = time.perf_counter() - start
     print(f"\n{verdict}\n\nfound by the search beside them: {set(selection.names) - set(chosen)}")
@@ -166,7 +171,7 @@ def one_of_each_group(examples: Task) -> Task:
     return examples.where(lambda example: kept[example.group] == example.id)
 
 
-def bystanders(model: Any, n: int, n_peers: int, n_examples: int) -> dict[str, float]:
+def bystanders(model: Any, n: int, n_neurons: int, n_examples: int) -> dict[str, float]:
     """Random neurons on trial on agreement: a causal word for one of them is false, or a find."""
     explore, intervene = ls.tasks.agreement().split(0.5, 0.5, seed=0)
     random = np.random.default_rng(0)
@@ -182,8 +187,7 @@ def bystanders(model: Any, n: int, n_peers: int, n_examples: int) -> dict[str, f
         one_of_each_group(intervene)[:n_examples],
         names,
         do=ablate("mean", over=explore[:100]),
-        n_controls=0,
-        n_peers=n_peers,
+        controls=ls.controls(0, neurons=n_neurons),
         also=(),
         pairs=False,
     )

@@ -25,7 +25,7 @@ TASKS: dict[str, tuple[Any, str, str | None]] = {
 }  # fmt: skip
 
 
-def trial(name: str, n_peers: int, n_trials: int) -> dict[str, float]:
+def trial(name: str, n_neurons: int, n_trials: int) -> dict[str, float]:
     """The table of one task's strongest neurons."""
     make, metric, model_name = TASKS[name]
     model = ls.load_model(model_name)
@@ -36,8 +36,7 @@ def trial(name: str, n_peers: int, n_trials: int) -> dict[str, float]:
         few(intervene, n_trials, seed=0),
         found.top(TOP),
         do=ls.ablate("mean", over=found.scores),
-        n_controls=0,
-        n_peers=n_peers,
+        controls=ls.controls(0, neurons=n_neurons),
         also=(),
         pairs=False,
         by=(),

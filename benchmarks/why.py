@@ -151,8 +151,8 @@ def study(page: Page, case: Case, n_effects: int) -> dict[str, float]:
     clock["diagnosed"] = time.monotonic()
     verdict = ls.verify(
         model, intervene[:n_effects], names, do=ls.ablate("mean", over=explore),
-        metric=case.metric, n_controls=19, n_peers=100, also=(), by=(), pairs=False, seed=SEED,
-        progress=False,
+        metric=case.metric, controls=ls.controls(19, neurons=100), also=(), by=(),
+        pairs=False, seed=SEED, progress=False,
     )  # fmt: skip
     clock["tried"] = time.monotonic()
     r = {name: float(scores.r[0, place]) for name, place in _places(scores, five).items()}

@@ -23,6 +23,7 @@ from lens_skills.generation import graders as graders
 from lens_skills.interventions import ablate as ablate
 from lens_skills.interventions import audit as audit
 from lens_skills.interventions import clamp as clamp
+from lens_skills.interventions import controls as controls
 from lens_skills.interventions import damage_matrix as damage_matrix
 from lens_skills.interventions import dose_response as dose_response
 from lens_skills.interventions import edited as edited

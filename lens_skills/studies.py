@@ -18,7 +18,7 @@ from lens_skills.activations import (
 )
 from lens_skills.activations.metrics import causal_metric
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions import Edit, Verdict, ablate, verify
+from lens_skills.interventions import DEFAULT_CONTROLS, Controls, Edit, Verdict, ablate, verify
 from lens_skills.models import as_adapter
 from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
 from lens_skills.stats.permutation import check_scheme
@@ -167,8 +167,7 @@ def study(
     do: Edit | None = None,
     delta: float | None = None,
     n_trials: int = 64,
-    n_controls: int = 200,
-    n_peers: int | None = 1000,
+    controls: Controls = DEFAULT_CONTROLS,
     fdr: float = 0.05,
     exchange: str = "auto",
     n_permutations: int | None = None,
@@ -195,9 +194,9 @@ def study(
         do: The edit of the verdict; default mean ablation, means from explore.
         delta: The smallest effect that matters, in the unit of ``causal``; see `verify`.
         n_trials: Examples of intervene that are edited, spread over its groups.
-        n_controls, n_peers: As in `verify`, whose time is about that of ``n_peers`` single-neuron
-            effects per layer on trial. Fewer of them and fewer trials shorten a verdict on
-            neurons of many layers.
+        controls: As in `verify`, whose time is about that of ``controls.neurons`` single-neuron
+            effects per layer. Fewer of them and fewer trials shorten a verdict on neurons of many
+            layers.
         fdr: Of `select`.
         seed: Of the split and all draws.
         batch_size, chat, progress: As in `score`.
@@ -276,8 +275,7 @@ def study(
                 do=ablate("mean", over=found) if do is None else do,
                 metric=judge,
                 delta=delta,
-                n_controls=n_controls,
-                n_peers=n_peers,
+                controls=controls,
                 seed=seed,
                 batch_size=batch_size,
                 progress=progress,

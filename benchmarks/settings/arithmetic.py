@@ -166,8 +166,8 @@ def trial(
         Verdict,
         lambda: ls.verify(
             model, short, which, do=ls.ablate("mean", over=found.scores), position="prompt",
-            prompt=prompt, n_controls=0, n_peers=asked.peers, also=(), pairs=False, by=(),
-            checkpoint=folder.with_name(f"{folder.name} unfinished"), progress=False,
+            prompt=prompt, controls=ls.controls(0, neurons=asked.peers), also=(), pairs=False,
+            by=(), checkpoint=folder.with_name(f"{folder.name} unfinished"), progress=False,
         ),
     )  # fmt: skip
     names = ", ".join(f"L{layer}N{neuron}" for layer, neuron in selection.neurons.tolist())
@@ -200,8 +200,9 @@ def able(page: Page, asked: Namespace) -> None:
         verdict = ls.verify(
             model, ls.tasks.few(intervene, asked.trials, seed=0),
             selection if confirmed else found.top(asked.top),
-            do=ls.ablate("mean", over=found.scores), n_controls=0, n_peers=asked.peers, also=(),
-            pairs=False, by=(), progress=False,
+            do=ls.ablate("mean", over=found.scores),
+            controls=ls.controls(0, neurons=asked.peers), also=(), pairs=False, by=(),
+            progress=False,
         )  # fmt: skip
         which = f"{confirmed} confirmed" if confirmed else f"none confirmed, {asked.top} strongest"
         effects = verdict.frame()["effect"].abs().max()

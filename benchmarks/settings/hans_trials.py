@@ -76,8 +76,9 @@ def tried(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: Na
         Verdict,
         lambda: ls.verify(
             model, trial, names, do=ls.ablate("mean", over=found), position="prompt",
-            prompt=prompt, n_controls=0, n_peers=sizes.peers, also=(), pairs=False, by=(),
-            exploratory=True, checkpoint=folder.with_name("verdict unfinished"), progress=False,
+            prompt=prompt, controls=ls.controls(0, neurons=sizes.peers), also=(), pairs=False,
+            by=(), exploratory=True, checkpoint=folder.with_name("verdict unfinished"),
+            progress=False,
         ),
     )  # fmt: skip
     chosen = (

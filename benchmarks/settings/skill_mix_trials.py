@@ -112,7 +112,7 @@ def tried(
         folder, Verdict,
         lambda: ls.verify(
             model, task, which, do=ls.ablate("mean", over=found), metric=metric,
-            position="prompt", prompt=prompt, n_controls=0, n_peers=given.peers, also=(),
+            position="prompt", prompt=prompt, controls=ls.controls(0, neurons=given.peers), also=(),
             pairs=False, by=(), at="mlp.hook_post", checkpoint=so_far, progress=False,
         ),
     )  # fmt: skip

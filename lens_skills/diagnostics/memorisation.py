@@ -19,7 +19,7 @@ from lens_skills.activations import DEFAULT_SITE, Position
 from lens_skills.activations.activation_reader import read, refuse_constant
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.controls import random_neurons
+from lens_skills.interventions.control_neurons import random_neurons
 from lens_skills.models import SoftPrompt
 from lens_skills.stats.information import entropy, equal_width_codes, kraskov_information
 from lens_skills.stats.multiple_testing import rank_p

@@ -22,7 +22,7 @@ from lens_skills.data import Example
 from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_neutral_text
 from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.controls import random_neurons
+from lens_skills.interventions.control_neurons import random_neurons
 from lens_skills.models import ModelAdapter, SoftPrompt, prompted
 from lens_skills.models.unembedding import Unembedding, null_size
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval, ratio_interval

@@ -19,7 +19,7 @@ from lens_skills.data import Example
 from lens_skills.explanation.features import Feature
 from lens_skills.explanation.shortcut_report import ControlledEffect
 from lens_skills.interventions import Edit
-from lens_skills.interventions.controls import component_table, nearest
+from lens_skills.interventions.control_neurons import component_table, nearest
 from lens_skills.interventions.effects import Bench
 from lens_skills.models import ModelAdapter
 from lens_skills.stats.effect_tests import estimate

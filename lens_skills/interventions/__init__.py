@@ -4,6 +4,9 @@ from lens_skills.interventions.attribution import Prescreen as Prescreen
 from lens_skills.interventions.attribution import prescreen as prescreen
 from lens_skills.interventions.audit import Audit as Audit
 from lens_skills.interventions.audit import audit as audit
+from lens_skills.interventions.control_neurons import DEFAULT_CONTROLS as DEFAULT_CONTROLS
+from lens_skills.interventions.control_neurons import Controls as Controls
+from lens_skills.interventions.control_neurons import controls as controls
 from lens_skills.interventions.damage_matrix import DamageMatrix as DamageMatrix
 from lens_skills.interventions.damage_matrix import damage_matrix as damage_matrix
 from lens_skills.interventions.dose_response import DoseResponse as DoseResponse

@@ -12,6 +12,7 @@ from lens_skills.activations.components import Component, parse_components, site
 from lens_skills.activations.metrics import causal_metric
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.control_neurons import DEFAULT_CONTROLS, Controls
 from lens_skills.interventions.edits import Edit, ablate
 from lens_skills.interventions.verdict import Verdict, pack, unpack
 from lens_skills.interventions.verify import verify
@@ -84,8 +85,7 @@ def audit(
     at: str = DEFAULT_SITE,
     position: Position = "last",
     fractions: tuple[float, float] = (0.5, 0.5),
-    n_controls: int = 200,
-    n_peers: int | None = 1000,
+    controls: Controls = DEFAULT_CONTROLS,
     delta: float | None = None,
     by: Sequence[str] | None = None,
     unrelated: Sequence[Example] | None = None,
@@ -113,7 +113,7 @@ def audit(
         at: The site of units named as neurons.
         position: Where they are read and edited.
         fractions: Shares of the two parts.
-        n_controls, n_peers, delta, by, unrelated, pairs: As in `verify`.
+        controls, delta, by, unrelated, pairs: As in `verify`.
         n_permutations: As in `score`.
         seed: Of the split and all draws.
         batch_size: Examples per forward pass.
@@ -155,8 +155,7 @@ def audit(
         do=ablate("mean", over=explore) if do is None else do,
         metric=wanted,
         position=position,
-        n_controls=n_controls,
-        n_peers=n_peers,
+        controls=controls,
         delta=delta,
         by=by,
         unrelated=unrelated,

@@ -11,9 +11,10 @@ from torch import Tensor
 from lens_skills.activations.components import Component
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.controls import (
+from lens_skills.interventions.control_neurons import (
     ComponentTable,
     Controls,
+    ControlSets,
     important,
     matched_sets,
     peers,
@@ -51,9 +52,9 @@ class ControlEffects:
     home: Int[Tensor, " peer"]
     candidate_home: Int[Tensor, " k"]
     across: bool
-    sets: Controls | None
+    sets: ControlSets | None
     set_total: Float[Tensor, "control example"]
-    strict: Controls | None
+    strict: ControlSets | None
     strict_effect: Float[Tensor, " important"]
     notes: tuple[str, ...]
 
@@ -118,9 +119,7 @@ def measure_controls(
     population: ComponentTable,
     do: Edit,
     *,
-    n_sets: int,
-    n_important: int,
-    n_peers: int | None,
+    controls: Controls,
     seed: int,
 ) -> ControlEffects:
     """The comparison of some candidates: single units of their layers, and random sets.
@@ -128,11 +127,11 @@ def measure_controls(
     Sets are drawn where there are several candidates; the important neurons are the tenth of the
     single units measured here whose effect is largest, which makes the control stricter still.
     """
-    places, across = peers(candidates, population, n_peers=n_peers, seed=seed)
+    places, across = peers(candidates, population, n_peers=controls.neurons, seed=seed)
     several = len(candidates) > 1
     sets = (
-        matched_sets(candidates, population, n_sets=n_sets, seed=seed)
-        if several and n_sets
+        matched_sets(candidates, population, n_sets=controls.sets, seed=seed)
+        if several and controls.sets
         else None
     )
     units = tuple(population.units[place] for place in places.tolist())
@@ -140,13 +139,13 @@ def measure_controls(
     names = [unit.name for unit in units] + [f"control {i}" for i in range(len(tried) - len(units))]
     found = bench.measure(examples, tried, do, names=names, part="comparison").total
     strict, strict_effect, notes = None, torch.zeros(0, dtype=torch.float64), []
-    if several and n_important:
+    if several and controls.n_important:
         strength = torch.full((len(population.units),), torch.nan, dtype=torch.float64)
         strength[places] = found[: len(units)].mean(dim=1).abs().double()
         among = important(candidates, population, strength)
         try:
             strict = matched_sets(
-                candidates, population, n_sets=n_important, among=among, seed=seed + 1
+                candidates, population, n_sets=controls.n_important, among=among, seed=seed + 1
             )
         except LensSkillsError as error:
             notes.append(f"no control among important neurons: {error}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from lens_skills.activations.components import Component
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.controls import ComponentTable
+from lens_skills.interventions.control_neurons import ComponentTable
 from lens_skills.interventions.edits import Edit, patch
 from lens_skills.interventions.effects import Bench, Effects
 from lens_skills.stats.bootstrap import ClusteredRatio, ratio_interval

@@ -32,7 +32,13 @@ from lens_skills.interventions.control_effects import (
     declare_delta,
     measure_controls,
 )
-from lens_skills.interventions.controls import Controls, component_table, matched_sets
+from lens_skills.interventions.control_neurons import (
+    DEFAULT_CONTROLS,
+    Controls,
+    ControlSets,
+    component_table,
+    matched_sets,
+)
 from lens_skills.interventions.edits import Edit, ablate
 from lens_skills.interventions.effects import Bench, Effects
 from lens_skills.interventions.noising_denoising import pair_rows, preservation_row
@@ -157,9 +163,7 @@ def verify(
     at: str | None = None,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
-    n_controls: int = 200,
-    n_important: int | None = None,
-    n_peers: int | None = 1000,
+    controls: Controls = DEFAULT_CONTROLS,
     delta: float | None = None,
     calibrate: Sequence[Example] | None = None,
     by: Sequence[str] | None = None,
@@ -187,12 +191,8 @@ def verify(
         position: Where in the prompt; default where the selection was scored, else ``"last"``. In
             generation with a cache, later tokens are left alone.
         prompt: A soft prompt to read every example with: the one the selection was scored with.
-        n_controls: Random sets that match the candidates in number per layer, mean |a|, std and
-            ‖W_out‖; for the set as a whole.
-        n_important: Random sets among the neurons of largest effect (default a quarter of
-            ``n_controls``).
-        n_peers: Other single neurons per layer that each neuron is compared with; None for all.
-            With k neurons and n peers, one alone can pass only where 1 / (1 + n) <= 0.05 / k.
+        controls: How many other neurons and random sets to compare with:
+            ``controls(sets=200, neurons=1000)``.
         delta: The smallest effect that matters, in the metric's unit, declared beforehand.
         calibrate: Instead, a split of its own to take it from; see `declare_delta` for the default.
         by: Columns whose classes are told apart (default: labels of two to six values).
@@ -240,7 +240,7 @@ def verify(
     bench = Bench(adapter, wanted, where, seed, folder, options)
     sets, names = _trials(units)
     population = component_table(adapter, examples, units, position=where, batch_size=batch_size)
-    if len(units) > 1 and n_controls:
+    if len(units) > 1 and controls.sets:
         # Said before anything is measured: the control sets themselves are drawn later.
         matched_sets(units, population, n_sets=1, seed=seed)
     effects = bench.measure(examples, sets, do, names=names, part="candidates", direct=True)
@@ -250,9 +250,7 @@ def verify(
         units,
         population,
         do,
-        n_sets=n_controls,
-        n_important=n_controls // 4 if n_important is None else n_important,
-        n_peers=n_peers,
+        controls=controls,
         seed=seed,
     )
     delta_from = "declared"
@@ -316,8 +314,8 @@ def verify(
             "split": getattr(examples, "split_name", "all"),
             "examples": examples_hash(examples),
             "selection": dict(getattr(skills, "attrition", {})),
-            "n_controls": n_controls,
-            "n_peers": n_peers,
+            "n_controls": controls.sets,
+            "n_peers": controls.neurons,
             "peers": "all layers" if comparison.across else "own layer",
             "n_draws": n_draws,
             "seed": seed,
@@ -446,7 +444,7 @@ def control_rows(effects: Effects, comparison: ControlEffects) -> tuple[TableRow
     return tuple(_control_row(kind, observed, found) for kind, found in kinds.items() if len(found))
 
 
-def match_rows(sets: Controls | None) -> tuple[TableRow, ...]:
+def match_rows(sets: ControlSets | None) -> tuple[TableRow, ...]:
     """How alike controls and candidates are: feature candidates controls smd."""
     return () if sets is None else sets.match
 

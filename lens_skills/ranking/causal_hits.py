@@ -17,7 +17,7 @@ from lens_skills.activations import Metric, Position
 from lens_skills.activations.components import parse_components
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.controls import draw_controls
+from lens_skills.interventions.control_neurons import draw_controls
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
 from lens_skills.interventions.verdict import ALPHA, OPPOSES, SUPPORTS

@@ -20,7 +20,7 @@ from lens_skills.activations import (
 from lens_skills.activations.metrics import MOST_CATEGORIES
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions import ablate, audit, verify
+from lens_skills.interventions import ablate, audit, controls, verify
 from lens_skills.scoring import score
 from lens_skills.studies import study
 from lens_skills.tasks import Task, preflight
@@ -220,7 +220,7 @@ def test_describe_study_audit_and_verify(tiny: Any) -> None:
     with pytest.raises(LensSkillsError, match="'label:rule=lexical_overlap' is a column"):
         verify(tiny, task, ["L0N1"], do=ablate("zero"), metric="label:rule=lexical_overlap")
     found = audit(
-        tiny, task, neurons=["L0N1"], claims=["label:rule"], n_controls=0, n_peers=20,
+        tiny, task, neurons=["L0N1"], claims=["label:rule"], controls=controls(0, neurons=20),
         n_permutations=19, delta=1.0, progress=False,
     )  # fmt: skip
     assert [row["metric"] for row in found.claims] == list(NAMES)

@@ -9,6 +9,7 @@ import pytest
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.audit import Audit, audit
+from lens_skills.interventions.control_neurons import controls
 from lens_skills.interventions.verdict import NO_EFFECT, SUPPORTS
 from lens_skills.scoring import score
 from lens_skills.tasks import Task
@@ -16,7 +17,11 @@ from tests.interventions.test_court import ANSWERS, part
 from tests.planted import plant
 
 SKILL, DECOY, BYSTANDER = "L1N3", "L1N11", "L1N30"
-FAST: dict[str, Any] = {"n_controls": 20, "n_peers": None, "n_permutations": 100, "progress": False}
+FAST: dict[str, Any] = {
+    "controls": controls(20, neurons=None),
+    "n_permutations": 100,
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,13 @@ import torch
 from lens_skills.activations import parse_metrics
 from lens_skills.activations.components import parse_components
 from lens_skills.data import Example
-from lens_skills.interventions import ablate, baselines, verify
+from lens_skills.interventions import ablate, baselines, controls, verify
 from lens_skills.interventions.effects import Bench, measure_effects
 from lens_skills.models import as_adapter
 from lens_skills.tasks import Task
 
 OPTIONS: dict[str, Any] = {
-    "n_controls": 4,
-    "n_important": 0,
-    "n_peers": 40,
+    "controls": controls(4, 0, 40),
     "delta": 0.01,
     "position": "last",
     "pairs": False,

@@ -11,10 +11,12 @@ from einops import rearrange
 from lens_skills.activations.components import Component, parse_components
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.controls import (
+from lens_skills.interventions.control_neurons import (
     FEW_PEERS,
     ComponentTable,
+    Controls,
     component_table,
+    controls,
     important,
     matched_sets,
     peers,
@@ -174,3 +176,23 @@ def test_heads_and_neurons_are_populations_of_their_own(tiny: Any) -> None:
     assert len(places) == n_heads + n_neurons + 4 - 3
     with pytest.raises(LensSkillsError, match=r"layer 3: 1 of its units at hook_mlp_out"):
         matched_sets(candidates, people, n_sets=2)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ({"sets": -1}, r"controls\(sets=-1\): sets must be a whole number from 0 on\."),
+        ({"important": -2}, "important must be a whole number from 0 on, or None"),
+        ({"neurons": 0}, "neurons must be a whole number from 1 on, or None"),
+        ({"sets": True}, "sets must be a whole number"),
+    ],
+)
+def test_numbers_of_controls_that_cannot_be_are_refused(numbers: Any, text: str) -> None:
+    with pytest.raises(LensSkillsError, match=text):
+        Controls(**{"sets": 200, "important": None, "neurons": 1000} | numbers)
+
+
+def test_a_quarter_of_the_sets_are_of_important_neurons_unless_said() -> None:
+    assert controls() == Controls()
+    assert [controls(n).n_important for n in (0, 3, 200)] == [0, 0, 50]
+    assert controls(200, important=0).n_important == 0

@@ -15,7 +15,7 @@ from lens_skills.activations.components import parse_components
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import control_effects, effects
-from lens_skills.interventions.controls import component_table, peers
+from lens_skills.interventions.control_neurons import component_table, controls, peers
 from lens_skills.interventions.edits import Edit, ablate, clamp, scale, steer
 from lens_skills.interventions.effects import Effects
 from lens_skills.interventions.verdict import NO_EFFECT, SUPPORTS, Verdict
@@ -29,8 +29,8 @@ NOUNS = ("key", "keys", "girl", "girls", "boy", "boys", "author", "authors", "do
 FRAMES = ("{0} near the {1}", "the {0} to the {1}", "hello {0} and {1}", "when {0} or the {1} {2}")
 ANSWERS = (" it", " they")
 SKILLS, DECOYS, WRITER = ("L1N3", "L2N7"), ("L1N11", "L2N5"), "L2N20"
-FULL: dict[str, Any] = {"n_controls": 40, "n_peers": None, "also": (), "progress": False}
-FAST = FULL | {"n_controls": 0, "n_peers": 40, "pairs": False}
+FULL: dict[str, Any] = {"controls": controls(40, neurons=None), "also": (), "progress": False}
+FAST = FULL | {"controls": controls(0, neurons=40), "pairs": False}
 
 
 def part(number: int, n: int, *, name: str = "endings") -> Task:
@@ -243,7 +243,7 @@ def test_shares_are_ratios_of_means(case: Case) -> None:
         [*everything],
         do=ablate("zero"),
         delta=1.0,
-        **FAST | {"pairs": True, "n_peers": 20},
+        **FAST | {"pairs": True, "controls": controls(0, neurons=20)},
     )
     shares = found.table("pairs").set_index(["name", "what"])["share"]
     # The two prompts differ in their last token: only its embedding is left unpatched.
@@ -314,7 +314,7 @@ def test_the_same_seed_gives_the_same_verdict(case: Case, verdict: Verdict) -> N
         case.selection,
         do=case.mean,
         seed=1,
-        **FAST | {"n_controls": 40},
+        **FAST | {"controls": controls(40, neurons=40)},
     )
     assert not torch.equal(other.control_effect, verdict.control_effect)
 
@@ -341,7 +341,7 @@ def refused(case: Case, text: str, /, **changes: Any) -> None:
         "skills": case.selection,
         "do": ablate("zero"),
         **FAST,
-        "n_controls": 2,
+        "controls": controls(2, neurons=40),
     }
     values |= changes
     with pytest.raises(LensSkillsError, match=text):
@@ -406,7 +406,7 @@ def test_what_cannot_be_measured_is_refused(case: Case) -> None:
     refused(
         case, r"layer 3: 25 of its units .* 23 other", skills=[f"L3N{index}" for index in range(25)]
     )
-    refused(case, "20 at least. Declare it", n_peers=2, skills=["L2N1"])
+    refused(case, "20 at least. Declare it", controls=controls(2, neurons=2), skills=["L2N1"])
     refused(case, "by 'tense': some have none", by=["tense"])
 
 
@@ -444,21 +444,19 @@ def test_an_effect_that_is_not_finite_names_neuron_and_example(
 def test_ranks_stay_within_the_layer_where_it_is_wide_enough(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lens_skills.interventions.controls.FEW_PEERS", 10)
+    monkeypatch.setattr("lens_skills.interventions.control_neurons.FEW_PEERS", 10)
     adapter = as_adapter(case.model)
     units = parse_components(adapter, ["L1N3", "L2N7"])
     people = component_table(adapter, case.intervene, units)
     _, across = peers(units, people)
     assert not across
-    found = control_effects.compare(
+    found = control_effects.measure_controls(
         effects.Bench(adapter, logit_diff(), "last", 0),
         case.intervene,
         units,
         people,
         ablate("zero"),
-        n_sets=0,
-        n_important=0,
-        n_peers=None,
+        controls=controls(0, neurons=None),
         seed=0,
     )
     assert found.home.bincount().tolist() == [0, 47, 47]

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 import lens_skills as ls
-from lens_skills.interventions.controls import draw_controls
+from lens_skills.interventions.control_neurons import draw_controls
 from lens_skills.ranking import MethodComparison, compare_methods, rank
 from lens_skills.ranking.causal_hits import judge
 from lens_skills.stats.bootstrap import cluster_interval

@@ -9,7 +9,7 @@ import torch
 from lens_skills.activations import capture
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions import ablate, verify
+from lens_skills.interventions import ablate, controls, verify
 from lens_skills.models import prompted
 from lens_skills.plotting.gallery import draw_all
 from lens_skills.scoring import predictivity, score, select, skill_matrix, stability
@@ -89,8 +89,8 @@ def test_a_verdict_refuses_what_the_prompt_was_trained_on(
     tiny: Any, splits: tuple[Task, ...], prompts: tuple[Any, ...]
 ) -> None:
     options: dict[str, Any] = {
-        "do": ablate("zero"), "delta": 0.1, "prompt": prompts[0], "n_controls": 0, "n_peers": 40,
-        "also": (), **QUIET,
+        "do": ablate("zero"), "delta": 0.1, "prompt": prompts[0], 
+        "controls": controls(0, neurons=40),        "also": (), **QUIET,
     }  # fmt: skip
     with pytest.raises(LensSkillsError, match="soft prompt was trained on"):
         verify(tiny, splits[0], ["L1N3"], **options)

@@ -1,4 +1,4 @@
-"""`Controls`: random units and sets that are like the candidates in all but the skill.
+"""`ControlSets`: random units and sets that are like the candidates in all but the skill.
 
 `Population`: all units of the kinds on trial, and what a control is matched on.
 """
@@ -19,6 +19,55 @@ from lens_skills.activations.components import HEADS, MLP, Component
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the effects of a verdict are compared with; see `controls`."""
+
+    sets: int = 200
+    important: int | None = None
+    neurons: int | None = 1000
+
+    def __post_init__(self) -> None:
+        for name, fewest in (("sets", 0), ("important", 0), ("neurons", 1)):
+            value = getattr(self, name)
+            if value is None and name != "sets":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < fewest:
+                raise LensSkillsError(
+                    f"controls({name}={value!r}): {name} must be a whole number from {fewest} on"
+                    f"{'' if name == 'sets' else ', or None'}."
+                )
+
+    @property
+    def n_important(self) -> int:
+        """How many sets are drawn among the important neurons."""
+        return self.sets // 4 if self.important is None else self.important
+
+
+DEFAULT_CONTROLS = Controls()
+
+
+def controls(sets: int = 200, important: int | None = None, neurons: int | None = 1000) -> Controls:
+    """What the effects of a verdict are compared with: ``verify(…, controls=controls(sets=50))``.
+
+    Args:
+        sets: Random sets that match the neurons in number per layer, mean |a|, std and ‖W_out‖;
+            for all of them edited together. 0 for none.
+        important: Random sets among the neurons of largest effect; None for a quarter of ``sets``.
+        neurons: Other single neurons per layer that each neuron is compared with; None for all.
+            With k neurons and n of these, one neuron alone can pass only where
+            1 / (1 + n) <= 0.05 / k.
+
+    Raises:
+        LensSkillsError: A number that is not whole, or too small.
+
+    >>> controls(sets=50).n_important
+    12
+    """
+    return Controls(sets, important, neurons)
+
 
 FEATURES = ("mean |a|", "std", "‖W_out‖")
 
@@ -157,7 +206,7 @@ FEW_PEERS = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Controls:
+class ControlSets:
     """Random sets with as many units per layer as the candidates, matched one to one.
 
     Attributes:
@@ -185,7 +234,7 @@ def matched_sets(
     among: Bool[Tensor, " unit"] | None = None,
     drawn: int = DRAWN,
     seed: int = 0,
-) -> Controls:
+) -> ControlSets:
     """Random sets that match the candidates in number per layer and in `FEATURES`.
 
     For each candidate, ``drawn`` units of its kind and layer (a quarter of them, if that is less)
@@ -215,7 +264,7 @@ def matched_sets(
             raise LensSkillsError(
                 f"no control set is possible in layer {members[0].layer}: {len(members)} of its "
                 f"units at {members[0].site} are candidates and {len(free[stratum])} other {kind} "
-                "are left. Verify fewer units of that layer, or each alone (n_controls=0)."
+                "are left. Verify fewer units of that layer, or each alone (controls(sets=0))."
             )
     random = np.random.default_rng(seed)
     scaled = population.scaled.numpy()
@@ -231,7 +280,7 @@ def matched_sets(
             taken = some[far.argmin()]
             row[which] = pool[taken]
             left[home[which]] = np.delete(pool, taken)
-    return Controls(
+    return ControlSets(
         sets=tuple(tuple(population.units[at] for at in row) for row in chosen.tolist()),
         match=_match(places, torch.from_numpy(chosen), population),
         unmatchable=tuple(

@@ -45,7 +45,7 @@ from lens_skills.models import SoftPrompt, prompted
 from lens_skills.models.weights import ModelWeights
 from lens_skills.results import examples_hash, versions
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
-from lens_skills.stats.effect_tests import cluster_p
+from lens_skills.stats.effect_tests import beyond, cluster_p
 from lens_skills.stats.multiple_testing import false_discovery_q
 
 ALPHA = 0.05
@@ -356,7 +356,7 @@ def confirm(edges: Sequence[Edge], *, alpha: float = ALPHA) -> list[Edge]:
 def _beyond_zero(edge: Edge) -> bool:
     assert edge.low is not None
     assert edge.high is not None
-    return edge.low > 0 or edge.high < 0
+    return beyond(edge.low, edge.high, 0.0) != 0
 
 
 def _assemble(

@@ -22,7 +22,7 @@ from lens_skills.interventions import Edit
 from lens_skills.interventions.control_neurons import component_table, nearest
 from lens_skills.interventions.effects import Bench
 from lens_skills.models import ModelAdapter
-from lens_skills.stats.effect_tests import estimate
+from lens_skills.stats.effect_tests import delta_from_controls, estimate
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 FEWEST = 10
@@ -134,7 +134,7 @@ class ConditionalEffects:
         if not values:
             return {}
         if delta is None:
-            delta = float(torch.cat(null).quantile(0.95))
+            delta = delta_from_controls(torch.cat(null))
         found = estimate(torch.stack(values), self.groups)
         q = false_discovery_q(torch.cat(p))
         return {

@@ -17,6 +17,7 @@ from torch import Tensor
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.explanations import Explanations
 from lens_skills.results import read_folder, write_folder
+from lens_skills.stats.effect_tests import beyond, equivalent
 
 SHORTCUT = "shortcut"
 TIED = "tied to the feature, not causal"
@@ -50,12 +51,12 @@ class ControlledEffect:
     @property
     def matters(self) -> bool:
         """Whether the interval lies beyond delta, and few controls reach as much."""
-        return (self.low > self.delta or self.high < -self.delta) and self.q <= 0.05
+        return beyond(self.low, self.high, self.delta) != 0 and self.q <= 0.05
 
     @property
     def is_small(self) -> bool:
         """Whether the 90 % interval lies within delta (two one-sided tests)."""
-        return -self.delta <= self.low90 and self.high90 <= self.delta
+        return bool(equivalent(self.low90, self.high90, self.delta))
 
     def __repr__(self) -> str:
         return (

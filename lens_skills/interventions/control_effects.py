@@ -22,14 +22,11 @@ from lens_skills.interventions.control_neurons import (
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Bench, Effects
 from lens_skills.interventions.verdict import Ranks
-from lens_skills.stats.effect_tests import Classes, opposition
+from lens_skills.stats.effect_tests import Classes, delta_from_controls, opposition
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 CALIBRATED = 200
 """So many other units are measured on a separate split to declare delta."""
-
-
-_PERCENTILE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,10 +198,5 @@ def declare_delta(
             f"δ cannot be taken from {len(chosen)} other units; 20 at least. Declare it in the "
             "metric's unit: delta=…"
         )
-    delta = float(effect.abs().double().quantile(_PERCENTILE))
-    if delta == 0:
-        raise LensSkillsError(
-            "δ would be 0: the edit changes nothing in 95 % of the other units. Declare it in the "
-            "metric's unit: delta=…"
-        )
+    delta = delta_from_controls(effect)
     return delta, f"95th percentile of |effect| of {len(chosen)} other units, {where}"

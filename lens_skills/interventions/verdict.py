@@ -21,10 +21,12 @@ from lens_skills.scoring import EXPLORATORY
 from lens_skills.stats.effect_tests import (
     Classes,
     EffectEstimates,
+    beyond,
     equivalent,
     estimate,
     estimate_classes,
     examples_needed,
+    opposed,
 )
 
 SUPPORTS, OPPOSES, MIXED = "supports", "opposes", "mixed"
@@ -188,16 +190,16 @@ def _word(
     for column, members in by_class.items():
         sides = {value: _beyond(found, place, delta) for value, found in members.items()}
         q = ranks.mixed_q.get(column, [None] * (place + 1))[place]
-        if {-1, 1} <= set(sides.values()) and q is not None and q <= ALPHA:
+        if opposed(sides.values()) and q is not None and q <= ALPHA:
             parts = [
-                f"{SUPPORTS if (side < 0) == removes else OPPOSES} at {column} = {value}"
+                f"{signed_word(side, removes)} at {column} = {value}"
                 for value, side in sides.items()
                 if side
             ]
             return MIXED, ", ".join(parts)
     q, side = ranks.q[place], _beyond(total, place, delta)
     if side and q is not None and q <= ALPHA:
-        return (SUPPORTS if (side < 0) == removes else OPPOSES), ""
+        return signed_word(side, removes), ""
     if bool(equivalent(total.low90, total.high90, delta)[place]):
         if direct is None:
             return NO_EFFECT, "direct effect not known"
@@ -213,7 +215,12 @@ def _word(
 
 def _beyond(found: EffectEstimates, place: int, delta: float) -> int:
     """-1 or 1 where the whole interval is below -delta or above delta, else 0."""
-    return int(found.low[place] > delta) - int(found.high[place] < -delta)
+    return int(beyond(found.low[place], found.high[place], delta))
+
+
+def signed_word(side: int, removes: bool) -> str:
+    """*Supports* or *opposes*: whether taking the neuron's work away lowers the metric."""
+    return SUPPORTS if (side < 0) == removes else OPPOSES
 
 
 def _at(found: EffectEstimates | None, name: str, place: int) -> float | None:

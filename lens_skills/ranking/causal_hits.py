@@ -20,10 +20,10 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import draw_controls
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
-from lens_skills.interventions.verdict import ALPHA, OPPOSES, SUPPORTS
+from lens_skills.interventions.verdict import ALPHA, signed_word
 from lens_skills.models import ModelAdapter
 from lens_skills.stats.bootstrap import cluster_interval
-from lens_skills.stats.effect_tests import threshold
+from lens_skills.stats.effect_tests import beyond, delta_from_controls
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 NO_HIT = "-"
@@ -88,9 +88,9 @@ def judge(
     q = false_discovery_q(p)
     words = []
     for place in range(len(names)):
-        side = int(low[place] > delta) - int(high[place] < -delta)
-        beyond = side != 0 and float(q[place]) <= ALPHA
-        words.append((SUPPORTS if (side < 0) == removes else OPPOSES) if beyond else NO_HIT)
+        side = int(beyond(low[place], high[place], delta))
+        hit = side != 0 and float(q[place]) <= ALPHA
+        words.append(signed_word(side, removes) if hit else NO_HIT)
     return EffectTests(tuple(names), mean, low, high, p, q, tuple(words))
 
 
@@ -183,7 +183,7 @@ def hear(
     return AblationEffects(
         effects=effects,
         controls=among,
-        delta=threshold(among) if delta is None else delta,
+        delta=delta_from_controls(among) if delta is None else delta,
         declared=delta is not None,
         removes=removes,
         seed=seed,

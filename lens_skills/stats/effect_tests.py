@@ -1,11 +1,13 @@
-"""`Estimates`: mean effects with their intervals, over grouped examples.
+"""Whether an effect matters: mean effects with intervals, and the one rule they are held against.
 
-No effect larger than δ: two one-sided tests, and how many examples an answer would take.
+`estimate` gives means with cluster-bootstrap intervals; `delta_from_controls` the smallest effect
+that matters; `beyond`, `equivalent` and `opposed` say where an interval lies with respect to it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -128,13 +130,17 @@ def cluster_p(values: Float[Tensor, "set example"], groups: Sequence[str]) -> Fl
     return torch.from_numpy(2 * student.sf(ratio.numpy(), n_groups - 1)).reshape(mean.shape)
 
 
-def threshold(controls: Float[Tensor, " control"]) -> float:
-    """The 95th percentile of the controls' |mean effect|: the smallest effect that matters.
+Ends = Float[Tensor, "*set"] | float
+"""The lower or upper ends of intervals, or one of them."""
+
+
+def delta_from_controls(effects: Float[Tensor, " control"]) -> float:
+    """The smallest effect that matters: the 95th percentile of the controls' |mean effect|.
 
     Raises:
         LensSkillsError: It is 0: the edit changes nothing in 95 % of them.
     """
-    delta = float(controls.double().quantile(0.95))
+    delta = float(effects.abs().double().quantile(0.95))
     if delta == 0:
         raise LensSkillsError(
             "δ would be 0: the edit changes nothing in 95 % of the other neurons. Declare it in "
@@ -143,9 +149,16 @@ def threshold(controls: Float[Tensor, " control"]) -> float:
     return delta
 
 
-def equivalent(
-    low: Float[Tensor, "*set"], high: Float[Tensor, "*set"], delta: float
-) -> Bool[Tensor, "*set"]:
+def beyond(low: Ends, high: Ends, delta: float) -> Any:
+    """-1 or 1 where the whole interval [low, high] is below -delta or above delta, else 0.
+
+    >>> beyond(0.3, 0.4, 0.2), beyond(-0.4, -0.3, 0.2), beyond(0.1, 0.4, 0.2)
+    (1, -1, 0)
+    """
+    return (low > delta) * 1 - (high < -delta) * 1
+
+
+def equivalent(low: Ends, high: Ends, delta: float) -> Any:
     """Whether the 90 % interval [low, high] lies inside [-delta, delta].
 
     Two one-sided tests at 5 %: both "effect <= -delta" and "effect >= delta" are rejected.
@@ -156,6 +169,11 @@ def equivalent(
     [True, False]
     """
     return (low >= -delta) & (high <= delta)
+
+
+def opposed(sides: Iterable[int]) -> bool:
+    """Whether some intervals lie beyond delta on one side and some on the other; see `beyond`."""
+    return {-1, 1} <= set(sides)
 
 
 def examples_needed(

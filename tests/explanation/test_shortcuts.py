@@ -11,7 +11,7 @@ import lens_skills as ls
 from lens_skills.activations import evaluate
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Shortcuts, feature_bank, shortcuts
-from lens_skills.explanation.conditional_effects import condition_of, influence
+from lens_skills.explanation.conditional_effects import ConditionalEffects, condition_of, influence
 from lens_skills.explanation.features import Feature
 from lens_skills.explanation.shortcut_report import (
     EVERYWHERE,
@@ -232,3 +232,24 @@ def test_the_metric_in_disguise_is_left_out_with_a_warning(
             **OPTIONS,
         )
     assert found["L3N4"].feature != "told"
+
+
+def test_the_smallest_effect_does_not_matter_beside_controls_of_exactly_zero() -> None:
+    """δ is the controls' 95th percentile, as in `verify`, and 0 is no δ."""
+    n = 40
+    tiny = torch.full((1, n), 1e-7, dtype=torch.float64)
+    removed = ConditionalEffects(
+        total=tiny,
+        controls=(torch.zeros(60, n, dtype=torch.float64),),
+        groups=tuple(map(str, range(n))),
+        do="zero ablation",
+        unit="nats",
+    )
+    with pytest.raises(LensSkillsError, match="δ would be 0"):
+        removed.overall(None)
+    with pytest.raises(LensSkillsError, match="δ would be 0"):
+        removed.differences([torch.arange(n) < n // 2], None)
+    (effect,) = removed.overall(1e-3)
+    assert not effect.matters
+    assert effect.is_small
+    assert effect.q <= 0.05

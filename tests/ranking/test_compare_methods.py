@@ -14,7 +14,7 @@ from lens_skills.interventions.control_neurons import draw_controls
 from lens_skills.ranking import MethodComparison, compare_methods, rank
 from lens_skills.ranking.causal_hits import judge
 from lens_skills.stats.bootstrap import cluster_interval
-from lens_skills.stats.effect_tests import threshold
+from lens_skills.stats.effect_tests import delta_from_controls
 from tests.planted import plant
 from tests.ranking.conftest import WIDTH
 
@@ -207,7 +207,7 @@ def test_controls_are_others_of_the_same_layers() -> None:
 
 def test_the_word_needs_size_and_rarity() -> None:
     controls = torch.linspace(0, 1, 400, dtype=torch.float64)
-    delta = threshold(controls)
+    delta = delta_from_controls(controls)
     assert delta == pytest.approx(0.95)
     groups = [str(i) for i in range(40)]
     noise = torch.linspace(-0.1, 0.1, 40, dtype=torch.float64)
@@ -234,7 +234,8 @@ def test_random_neurons_are_rarely_hits() -> None:
         noise = random.normal(size=(20, 40)) * 0.3
         total = torch.from_numpy(size[:20, None] + noise)
         controls = torch.from_numpy(np.abs(size[20:] + random.normal(size=200) * 0.05))
-        trial = judge([""] * 20, total, groups, controls, delta=threshold(controls), removes=True,
+        delta = delta_from_controls(controls)
+        trial = judge([""] * 20, total, groups, controls, delta=delta, removes=True,
                       n_draws=200, seed=draw)  # fmt: skip
         hits, n = hits + trial.hits, n + 20
     assert hits / n <= 0.05

@@ -5,7 +5,14 @@ import pytest
 import torch
 from scipy import stats
 
-from lens_skills.stats.effect_tests import equivalent, examples_needed
+from lens_skills.errors import LensSkillsError
+from lens_skills.stats.effect_tests import (
+    beyond,
+    delta_from_controls,
+    equivalent,
+    examples_needed,
+    opposed,
+)
 
 
 def test_the_decision_is_that_of_two_one_sided_t_tests() -> None:
@@ -50,3 +57,23 @@ def test_no_number_settles_an_effect_as_large_as_delta() -> None:
 def test_the_sign_of_the_effect_does_not_matter_and_more_is_asked_for_than_there_is() -> None:
     assert examples_needed(-0.9, 0.4, 0.3, 20) == examples_needed(0.9, 0.4, 0.3, 20)
     assert examples_needed(0.9, 1e-6, 0.3, 20) == 21
+
+
+def test_beyond_delta_takes_the_whole_interval_and_both_signs() -> None:
+    low, high = torch.tensor([0.3, -0.5, -0.4, 0.2]), torch.tensor([0.4, -0.3, 0.4, 0.9])
+    assert beyond(low, high, 0.2).tolist() == [1, -1, 0, 0]
+    assert [beyond(float(a), float(b), 0.25) for a, b in zip(low, high, strict=True)] == [
+        1,
+        -1,
+        0,
+        0,
+    ]
+    assert opposed([0, 1, -1])
+    assert not opposed([0, 1, 1])
+
+
+def test_delta_is_the_controls_95th_percentile_and_never_zero() -> None:
+    effects = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    assert delta_from_controls(effects) == pytest.approx(np.quantile(effects.abs().numpy(), 0.95))
+    with pytest.raises(LensSkillsError, match="δ would be 0"):
+        delta_from_controls(torch.tensor([0.0] * 99 + [1.0]))

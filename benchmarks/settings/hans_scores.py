@@ -187,7 +187,7 @@ def by_class(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes:
     page.picture(
         ls.figures.activation_by_class(
             acts, [str(e.labels["heuristic"]) for e in part], name=f"L{layer}N{neuron}",
-            label="heuristic", site=found.site, position=str(at), groups=[e.group for e in part],
+            metric="heuristic", site=found.site, position=str(at), groups=[e.group for e in part],
         ),
         "classes",
         f"Activation of L{layer}N{neuron}, the strongest with {rows.rule}, under each rule "

@@ -1,19 +1,14 @@
-"""One neuron's activation against one metric, example by example.
-
-One neuron's activation in each class of examples, as histograms above one another.
-"""
+"""One neuron's activation, example by example: against a metric, and in each class."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from einops import einsum
-from jaxtyping import Real
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Column, Drawing, finite
+from lens_skills.plotting.drawing import MANY, Column, Drawing, finite
 from lens_skills.plotting.style import (
     BLUE,
     COLUMN,
@@ -23,15 +18,17 @@ from lens_skills.plotting.style import (
     VERMILION,
     count,
     halo,
+    joined,
     settle,
     sheet,
     style,
-    text_width,
+    widest,
     with_unit,
 )
 from lens_skills.results import file_name
 
-_MANY = 2_000  # points beyond which they are drawn as one picture in PDF and SVG
+_COLUMNS = ["what", "x", "metric", "activation", "low", "high", "share"]
+_CLASSES, _CLASS_ROW = 12, 0.36  # classes at most; inches of each
 
 
 @style()
@@ -81,24 +78,17 @@ def activation_scatter(
     20
     """
     y, x = finite(activation, "activation"), finite(values, "metric")
-    n_groups = None if groups is None else len(set(groups))
-    if len(x) != len(y) or (groups is not None and len(groups) != len(x)):
-        raise LensSkillsError(
-            f"{len(y)} activations, {len(x)} metric values"
-            + ("" if groups is None else f", {len(groups)} groups")
-            + ": one of each per example is needed."
-        )
+    n_groups = _count_groups(len(y), len(x), "metric values", groups)
     if len(x) < 3:
         raise LensSkillsError(f"{len(x)} examples are too few for a fit; 3 at least.")
     constant = x.std() == 0 or y.std() == 0
     r = 0.0 if constant else float(np.corrcoef(x, y)[0, 1])
     binary = bool(np.isin(x, (0, 1)).all())
-    where = " at ".join(part for part in (site, position) if part)
     figure = sheet(
         width,
         2.35,
         title=f"{name} against {metric}: " + ("constant" if constant else f"r = {r:+.2f}"),
-        lines=[" · ".join(part for part in (where, count(len(x), n_groups)) if part)],
+        lines=[joined(_where(site, position), count(len(x), n_groups))],
         exploratory=exploratory,
     )
     axis = figure.add_subplot()
@@ -113,7 +103,7 @@ def activation_scatter(
 
 
 def _fit(axis: Axes, x: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> pd.DataFrame:
-    axis.scatter(x, y, s=7, color=BLUE, alpha=0.45, linewidth=0, rasterized=len(x) > _MANY)
+    axis.scatter(x, y, s=7, color=BLUE, alpha=0.45, linewidth=0, rasterized=len(x) > MANY)
     parts = [pd.DataFrame({"what": "example", "x": x, "metric": x, "activation": y})]
     if x.std() > 0:
         line = fit_band(x, y, np.linspace(x.min(), x.max(), 61), groups)
@@ -179,17 +169,12 @@ def _strips(axis: Axes, x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
         shifted = side - 0.17 + aside[mine]
         share = np.histogram(y[mine], edges)[0] / mine.sum()
         axis.scatter(
-            shifted, y[mine], s=6, color=colour, alpha=0.4, linewidth=0, rasterized=len(x) > _MANY
+            shifted, y[mine], s=6, color=colour, alpha=0.4, linewidth=0, rasterized=len(x) > MANY
         )
         axis.stairs(
-            side + 0.04 + 0.36 * share / tallest,
-            edges,
-            baseline=side + 0.04,
-            orientation="horizontal",
-            fill=True,
-            color=colour,
-            alpha=0.55,
-        )
+            side + 0.04 + 0.36 * share / tallest, edges, baseline=side + 0.04,
+            orientation="horizontal", fill=True, color=colour, alpha=0.55,
+        )  # fmt: skip
         mean = float(y[mine].mean())
         axis.plot([side - 0.32, side + 0.42], [mean, mean], color="black", linewidth=1.1)
         halo(axis.annotate(f"{mean:.2f}", (side + 0.44, mean), size=SMALL, va="center", ha="left"))
@@ -208,27 +193,18 @@ def _strips(axis: Axes, x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
     return _whole(parts)
 
 
-_COLUMNS = ["what", "x", "metric", "activation", "low", "high", "share"]
-
-
 def _whole(parts: list[pd.DataFrame]) -> pd.DataFrame:
     """One table of all marks, with the same columns for every kind of metric."""
     return pd.concat([part.reindex(columns=_COLUMNS) for part in parts], ignore_index=True)
 
 
-_MOST = 12  # classes
-
-
-_TALL = 0.36  # inches of a class
-
-
 @style()
 def activation_by_class(
-    activation: Real[Tensor, " _"] | Real[np.ndarray, " _"] | Sequence[float],
+    activation: Column,
     classes: Sequence[str | int | bool] | np.ndarray,
     *,
     name: str,
-    label: str,
+    metric: str,
     site: str = "",
     position: str = "",
     groups: Sequence[str] | None = None,
@@ -246,7 +222,7 @@ def activation_by_class(
         activation: One number per example.
         classes: The class of each example: a name, or a number.
         name: Of the neuron, e.g. ``L17N635``.
-        label: What the classes are.
+        metric: What the classes are.
         site: Hook point, and ``position``: where in the prompt the activation was read.
         groups: The group of each example, counted in the caption.
         bins: Of equal width, over the range of all examples.
@@ -258,33 +234,22 @@ def activation_by_class(
     Raises:
         LensSkillsError: Columns of different length, not finite, or none or too many classes.
 
-    >>> drawing = activation_by_class([0.0, 1.0, 2.0], ["a", "a", "b"], name="L1N2", label="rule")
+    >>> drawing = activation_by_class([0.0, 1.0, 2.0], ["a", "a", "b"], name="L1N2", metric="rule")
     >>> drawing.frame.groupby("class")["count"].sum().tolist()
     [2, 1]
     """
-    numbers = activation.detach().cpu().numpy() if isinstance(activation, Tensor) else activation
-    y = np.asarray(numbers, dtype=np.float64)
+    y = finite(activation, "activation")
     names = [_name(value) for value in classes]
-    if len(names) != len(y) or (groups is not None and len(groups) != len(y)):
-        raise LensSkillsError(
-            f"{len(y)} activations, {len(names)} classes"
-            + ("" if groups is None else f", {len(groups)} groups")
-            + ": one of each per example is needed."
-        )
-    if not np.isfinite(y).all():
-        place = int(np.flatnonzero(~np.isfinite(y))[0])
-        raise LensSkillsError(f"the activation of example {place} is {y[place]}, not a number.")
+    n_groups = _count_groups(len(y), len(names), "classes", groups)
     distinct = sorted(set(names))
-    if not 1 <= len(distinct) <= _MOST:
-        raise LensSkillsError(f"{len(distinct)} classes: draw 1 to {_MOST} of them.")
+    if not 1 <= len(distinct) <= _CLASSES:
+        raise LensSkillsError(f"{len(distinct)} classes: draw 1 to {_CLASSES} of them.")
     frame = _frame(y, np.array(names, dtype=object), distinct, bins)
-    where = " at ".join(part for part in (site, position) if part)
-    n_groups = None if groups is None else len(set(groups))
     figure = sheet(
         width,
-        _TALL * len(distinct) + 0.45,
-        title=f"{name} by {label}",
-        lines=[" · ".join(part for part in (where, count(len(y), n_groups)) if part)],
+        _CLASS_ROW * len(distinct) + 0.45,
+        title=f"{name} by {metric}",
+        lines=[joined(_where(site, position), count(len(y), n_groups))],
         note="Bars: share of the class. Line: its mean. Dashed: mean of all examples.",
         exploratory=exploratory,
     )
@@ -292,7 +257,25 @@ def activation_by_class(
     _rows(axis, frame, distinct, float(y.mean()), width)
     axis.set_xlabel(f"activation of {name}")
     settle(figure)
-    return Drawing(figure, frame, file_name("activation_by_class", name, label))
+    return Drawing(figure, frame, file_name("activation_by_class", name, metric))
+
+
+def _count_groups(
+    n_activations: int, n_others: int, others: str, groups: Sequence[str] | None
+) -> int | None:
+    """How many groups there are; columns of different length are refused."""
+    lengths = {n_activations, n_others} | ({len(groups)} if groups is not None else set())
+    if len(lengths) > 1:
+        raise LensSkillsError(
+            f"{n_activations} activations, {n_others} {others}"
+            + ("" if groups is None else f", {len(groups)} groups")
+            + ": one of each per example is needed."
+        )
+    return None if groups is None else len(set(groups))
+
+
+def _where(site: str, position: str) -> str:
+    return " at ".join(part for part in (site, position) if part)
 
 
 def _name(value: object) -> str:
@@ -332,21 +315,15 @@ def _rows(
         rows = frame.loc[frame["class"] == one].to_dict("list")
         foot = len(distinct) - 1 - place
         edges = [*rows["low"], rows["high"][-1]]
-        axis.stairs(
-            foot + 0.88 * np.array(rows["share"]) / tallest,
-            edges,
-            baseline=foot,
-            fill=True,
-            color=BLUE,
-            alpha=0.7,
-        )
+        heights = foot + 0.88 * np.array(rows["share"]) / tallest
+        axis.stairs(heights, edges, baseline=foot, fill=True, color=BLUE, alpha=0.7)
         axis.plot([edges[0], edges[-1]], [foot, foot], color=GREY, linewidth=0.4)
         mean = rows["mean"][0]
         axis.plot([mean, mean], [foot, foot + 0.92], color="black", linewidth=1.2)
     axis.axvline(middle, color=GREY, linestyle=(0, (3, 2)), linewidth=0.7)
     sizes = dict(zip(frame["class"], frame["n"], strict=True))
     labels = [f"{one} (n = {sizes[one]:,})" for one in distinct]
-    if max(text_width(text, SMALL) for text in labels) > 0.4 * width:
+    if widest(labels) > 0.4 * width:
         labels = [f"{one}\nn = {sizes[one]:,}" for one in distinct]
     axis.set_yticks([len(distinct) - 1 - k + 0.4 for k in range(len(distinct))], labels)
     axis.tick_params(axis="y", length=0)

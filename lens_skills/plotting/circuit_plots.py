@@ -1,11 +1,4 @@
-"""A circuit as a picture: who writes to whom, with an error bar on every arrow.
-
-How much a circuit does alone, over its number of edges, with random circuits beside it.
-
-`graph_parts`: what a circuit's graph is made of, before anything is drawn.
-
-`graph_rows`: the boxes of a circuit's graph, row by row and position by position.
-"""
+"""A circuit as a graph with an interval on every arrow, and how faithful it is by its size."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,12 +24,26 @@ from lens_skills.plotting.style import (
     SMALL,
     VERMILION,
     count,
+    joined,
+    minus,
     settle,
     sheet,
+    signed,
+    source,
     style,
     text_width,
 )
 from lens_skills.results import file_name
+
+FINE = SMALL - 1
+LINE = 1.22 * FINE / 72  # inches from line to line of a label
+HIGH = 0.19  # inches of a box
+_WIDTH = 7.0  # inches: both columns of a paper
+_FEWEST = 4.9  # inches, below which an interval stands under its number
+_KEYWAY = 0.2  # inches under the boxes, for the positions
+_THIN, _THICK = 0.5, 3.0  # points of an arrow
+_PALE = "#BBBBBB"  # of one random circuit
+_LIMIT = 2.5  # what overshoots further runs out of the panel, and the note says so
 
 
 @dataclass(frozen=True)
@@ -58,55 +65,6 @@ class GraphRows:
     bands: tuple[int, ...]
     positions: tuple[str, ...]
     inner: tuple[tuple[int, int], ...]
-
-
-def graph_rows(edges: Sequence[Edge], start: Iterable[Node]) -> GraphRows:
-    """The rows and bands of the nodes that edges join, and of the start."""
-    found = {node for edge in edges for node in (edge.sender, edge.receiver)} | set(start)
-    nodes = sorted(found, key=lambda node: (_level(node), node.column, node.index or 0, node.width))
-    levels = sorted({_level(node) for node in nodes})
-    columns = sorted({node.column for node in nodes})
-    senders, receivers = {e.sender for e in edges}, {e.receiver for e in edges}
-    inner = [
-        (nodes.index(a), nodes.index(b))
-        for a in nodes
-        for b in nodes
-        if a != b and a in receivers and b in senders and _same(a, b)
-    ]
-    return GraphRows(
-        tuple(nodes),
-        tuple(levels.index(_level(node)) for node in nodes),
-        tuple(columns.index(node.column) for node in nodes),
-        tuple(str(column) for column in columns),
-        tuple(inner),
-    )
-
-
-def _level(node: Node) -> tuple[int, int]:
-    """Layer, and what comes first in it: what a head reads, heads, then MLPs."""
-    if node.kind in ("mlp", "neuron"):
-        return node.layer, 3
-    if node.kind == "head":
-        return node.layer, 2 if node.width == 1 else 1
-    return node.layer, 0
-
-
-def _same(reads: Node, writes: Node) -> bool:
-    if reads.layer != writes.layer:
-        return False
-    if reads.kind == writes.kind == "head":
-        first = reads.index or 0
-        return first <= (writes.index or 0) < first + reads.width and reads.column <= writes.column
-    return reads.position == writes.position and {reads.kind, writes.kind} == {"mlp", "neuron"}
-
-
-HIGH = 0.19  # inches, of a box
-
-
-FINE = SMALL - 1
-
-
-LINE = 1.22 * FINE / 72  # inches from line to line of a label
 
 
 @dataclass(frozen=True)
@@ -132,91 +90,6 @@ class Bundle:
         """Inches that the labels take."""
         lines = [line for label in self.labels for line in label.split("\n")]
         return max(text_width(line, FINE) for line in lines) + 0.06, len(lines) * LINE + 0.03
-
-
-def bundles_of(edges: Sequence[Edge], *, stacked: bool) -> list[Bundle]:
-    """The edges by the nodes they join; ``stacked``: intervals stand under their numbers."""
-    between: dict[tuple[Node, Node], list[Edge]] = {}
-    for edge in edges:
-        between.setdefault((edge.sender, edge.receiver), []).append(edge)
-    return [
-        Bundle(tuple(some), tuple(_label(edge, stacked=stacked) for edge in some))
-        for some in between.values()
-    ]
-
-
-def layout_of(
-    rows: GraphRows,
-    names: Sequence[str],
-    bundles: Sequence[Bundle],
-    unknown: Sequence[Unexplained],
-    room: float,
-) -> GraphLayout:
-    """Where everything goes in ``room`` inches: nodes first, then what is unexplained."""
-    lowest = min([0, *(one.row for one in unknown)])
-    places = [*zip(rows.rows, rows.bands, strict=True), *((o.row, o.band) for o in unknown)]
-    spots = [
-        NodePlace(row - lowest, band, text_width(name, SMALL, "bold") + 0.12, HIGH)
-        for (row, band), name in zip(places, names, strict=True)
-    ]
-    at = {node: place for place, node in enumerate(rows.nodes)}
-    arrows = [
-        Arrow(at[one.edges[0].sender], at[one.edges[0].receiver], *one.size) for one in bundles
-    ]
-    arrows += [Arrow(a, b) for a, b in rows.inner]
-    for place, one in enumerate(unknown, len(rows.nodes)):
-        arrows.append(Arrow(place, one.node) if one.upstream else Arrow(one.node, place))
-    return lay_out(spots, arrows, width=room)
-
-
-def unexplained_of(circuit: Circuit, rows: GraphRows) -> list[Unexplained]:
-    """A box below the start for what feeds it, and above it for what it feeds."""
-    places = [place for place, node in enumerate(rows.nodes) if node in circuit.start]
-    found = []
-    for totals in circuit.totals:
-        below = totals.part == "upstream"
-        node = (
-            min(places, key=lambda k: rows.rows[k])
-            if below
-            else max(places, key=lambda k: rows.rows[k])
-        )
-        text = f"unexplained {percent(totals.unexplained)}"
-        row = rows.rows[node] + (-1 if below else 1)
-        found.append(Unexplained(text, row, rows.bands[node], node, below))
-    return found
-
-
-def _label(edge: Edge, *, stacked: bool) -> str:
-    """``gate −0.42 [−0.50, −0.33]``, the interval on a line of its own where room is short."""
-    channel = "" if edge.channel in ("answer", "in") else f"{edge.channel} "
-    if edge.effect is None or edge.low is None or edge.high is None:
-        return channel.strip()
-    digits = 2 if abs(edge.effect) >= 0.095 else 3
-    low, high = (signed(end, digits) for end in (edge.low, edge.high))
-    gap = "\n" if stacked else " "
-    return f"{channel}{signed(edge.effect, digits)}{gap}[{low}, {high}]"
-
-
-def signed(value: float, digits: int) -> str:
-    """``+0.42`` or, with a true minus, ``−0.42``."""
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def percent(share: float) -> str:
-    """``8%``, with a true minus."""
-    return f"{share:.0%}".replace("-", "\N{MINUS SIGN}")
-
-
-_WIDTH = 7.0  # inches: both columns of a paper
-
-
-_KEYWAY = 0.2  # inches under the boxes, for the positions
-
-
-_THIN, _THICK = 0.5, 3.0  # points
-
-
-_FEWEST = 4.9  # inches, below which an interval stands under its number
 
 
 @style()
@@ -252,16 +125,20 @@ def circuit_graph(
         )
     rows = graph_rows(edges, circuit.start)
     names = [_name(node, circuit) for node in rows.nodes]
-    bundles = bundles_of(edges, stacked=width < _FEWEST)
+    bundles = _bundles(edges, stacked=width < _FEWEST)
     room = width - 0.1
-    unknown = unexplained_of(circuit, rows)
-    layout = layout_of(rows, [*names, *(one.text for one in unknown)], bundles, unknown, room)
+    unknown = _unexplained(circuit, rows)
+    layout = _layout(rows, [*names, *(one.text for one in unknown)], bundles, unknown, room)
     more = len(circuit.confirmed) - len(edges)
+    size = count(circuit.n_examples, circuit.n_groups)
     figure = sheet(
         width,
         layout.height + _KEYWAY,
         title=f"Circuit of {circuit.target}",
-        lines=[*(_totals(totals) for totals in circuit.totals), *_source(circuit)],
+        lines=[
+            *(_totals(totals) for totals in circuit.totals),
+            joined(*source(circuit.provenance), size),
+        ],
         note=f"{len(circuit.confirmed)} of {len(circuit.edges)} tested edges confirmed"
         + (f", the {len(edges)} strongest drawn ({more} more). " if more else ". ")
         + "Numbers: change of the target when the edge alone is corrupted, 95 % interval. Blue: "
@@ -330,13 +207,8 @@ def _totals(totals: Totals) -> str:
     return (
         f"{totals.part}: {totals.target} {signed(totals.clean, 2)} on clean prompts, "
         f"changed by {signed(totals.total, 2)} {totals.unit} when corrupted; "
-        f"unexplained {percent(totals.unexplained)}"
+        f"unexplained {minus(f'{totals.unexplained:.0%}')}"
     )
-
-
-def _source(circuit: Circuit) -> list[str]:
-    known = [str(circuit.provenance[k]) for k in ("model", "task") if circuit.provenance.get(k)]
-    return [" · ".join([*known, count(circuit.n_examples, circuit.n_groups)])]
 
 
 def _positions(axis: Axes, rows: GraphRows, layout: GraphLayout) -> None:
@@ -344,7 +216,7 @@ def _positions(axis: Axes, rows: GraphRows, layout: GraphLayout) -> None:
         left, right = layout.edges[place], layout.edges[place + 1]
         if place:
             axis.axvline(left, color=PALE, linewidth=0.8, zorder=0)
-        shown = "position " * (place == 0) + name.replace("-", "\N{MINUS SIGN}")
+        shown = "position " * (place == 0) + minus(name)
         axis.text(
             (left + right) / 2, -_KEYWAY + 0.03, shown,
             size=SMALL, color=GREY, ha="center", va="bottom",
@@ -418,15 +290,112 @@ def _boxes(
         )  # fmt: skip
 
 
-_PALE = "#BBBBBB"  # of one random circuit
+def graph_rows(edges: Sequence[Edge], start: Iterable[Node]) -> GraphRows:
+    """The rows and bands of the nodes that edges join, and of the start."""
+    found = {node for edge in edges for node in (edge.sender, edge.receiver)} | set(start)
+    nodes = sorted(found, key=lambda node: (_level(node), node.column, node.index or 0, node.width))
+    levels = sorted({_level(node) for node in nodes})
+    columns = sorted({node.column for node in nodes})
+    senders, receivers = {e.sender for e in edges}, {e.receiver for e in edges}
+    inner = [
+        (nodes.index(a), nodes.index(b))
+        for a in nodes
+        for b in nodes
+        if a != b and a in receivers and b in senders and _same(a, b)
+    ]
+    return GraphRows(
+        tuple(nodes),
+        tuple(levels.index(_level(node)) for node in nodes),
+        tuple(columns.index(node.column) for node in nodes),
+        tuple(str(column) for column in columns),
+        tuple(inner),
+    )
 
 
-_LIMIT = 2.5  # what overshoots further runs out of the panel, and the note says so
+def _level(node: Node) -> tuple[int, int]:
+    """Layer, and what comes first in it: what a head reads, heads, then MLPs."""
+    if node.kind in ("mlp", "neuron"):
+        return node.layer, 3
+    if node.kind == "head":
+        return node.layer, 2 if node.width == 1 else 1
+    return node.layer, 0
+
+
+def _same(reads: Node, writes: Node) -> bool:
+    if reads.layer != writes.layer:
+        return False
+    if reads.kind == writes.kind == "head":
+        first = reads.index or 0
+        return first <= (writes.index or 0) < first + reads.width and reads.column <= writes.column
+    return reads.position == writes.position and {reads.kind, writes.kind} == {"mlp", "neuron"}
+
+
+def _bundles(edges: Sequence[Edge], *, stacked: bool) -> list[Bundle]:
+    """The edges by the nodes they join; ``stacked``: intervals stand under their numbers."""
+    between: dict[tuple[Node, Node], list[Edge]] = {}
+    for edge in edges:
+        between.setdefault((edge.sender, edge.receiver), []).append(edge)
+    return [
+        Bundle(tuple(some), tuple(_label(edge, stacked=stacked) for edge in some))
+        for some in between.values()
+    ]
+
+
+def _layout(
+    rows: GraphRows,
+    names: Sequence[str],
+    bundles: Sequence[Bundle],
+    unknown: Sequence[Unexplained],
+    room: float,
+) -> GraphLayout:
+    """Where everything goes in ``room`` inches: nodes first, then what is unexplained."""
+    lowest = min([0, *(one.row for one in unknown)])
+    places = [*zip(rows.rows, rows.bands, strict=True), *((o.row, o.band) for o in unknown)]
+    spots = [
+        NodePlace(row - lowest, band, text_width(name, SMALL, "bold") + 0.12, HIGH)
+        for (row, band), name in zip(places, names, strict=True)
+    ]
+    at = {node: place for place, node in enumerate(rows.nodes)}
+    arrows = [
+        Arrow(at[one.edges[0].sender], at[one.edges[0].receiver], *one.size) for one in bundles
+    ]
+    arrows += [Arrow(a, b) for a, b in rows.inner]
+    for place, one in enumerate(unknown, len(rows.nodes)):
+        arrows.append(Arrow(place, one.node) if one.upstream else Arrow(one.node, place))
+    return lay_out(spots, arrows, width=room)
+
+
+def _unexplained(circuit: Circuit, rows: GraphRows) -> list[Unexplained]:
+    """A box below the start for what feeds it, and above it for what it feeds."""
+    places = [place for place, node in enumerate(rows.nodes) if node in circuit.start]
+    found = []
+    for totals in circuit.totals:
+        below = totals.part == "upstream"
+        node = (
+            min(places, key=lambda k: rows.rows[k])
+            if below
+            else max(places, key=lambda k: rows.rows[k])
+        )
+        text = f"unexplained {minus(f'{totals.unexplained:.0%}')}"
+        row = rows.rows[node] + (-1 if below else 1)
+        found.append(Unexplained(text, row, rows.bands[node], node, below))
+    return found
+
+
+def _label(edge: Edge, *, stacked: bool) -> str:
+    """``gate −0.42 [−0.50, −0.33]``, the interval on a line of its own where room is short."""
+    channel = "" if edge.channel in ("answer", "in") else f"{edge.channel} "
+    if edge.effect is None or edge.low is None or edge.high is None:
+        return channel.strip()
+    digits = 2 if abs(edge.effect) >= 0.095 else 3
+    low, high = (signed(end, digits) for end in (edge.low, edge.high))
+    gap = "\n" if stacked else " "
+    return f"{channel}{signed(edge.effect, digits)}{gap}[{low}, {high}]"
 
 
 @style()
 def faithfulness(
-    result: Faithfulness, *, exploratory: bool = False, width: float = COLUMN
+    faithfulness: Faithfulness, *, exploratory: bool = False, width: float = COLUMN
 ) -> Drawing:
     """Faithfulness against the number of edges, one panel per part of the circuit.
 
@@ -434,14 +403,15 @@ def faithfulness(
     whole model).
 
     Args:
-        result: From `lens_skills.faithfulness`.
+        faithfulness: From `lens_skills.faithfulness`.
         exploratory: Stamp it.
         width: Inches.
 
-    Frame: one row per part and size, as in ``result.frame()``.
+    Frame: one row per part and size, as in ``faithfulness.frame()``.
     """
-    curves = result.curves
-    known = [str(result.provenance[key]) for key in ("model", "task") if result.provenance.get(key)]
+    curves = faithfulness.curves
+    start = str(faithfulness.provenance.get("start", ""))
+    size = count(faithfulness.n_examples, faithfulness.n_groups)
     beyond = any(
         not -_LIMIT + 1 <= end <= _LIMIT
         for curve in curves
@@ -451,10 +421,10 @@ def faithfulness(
     figure = sheet(
         width,
         0.35 + 1.35 * len(curves),
-        title=f"Circuit of {result.provenance.get('start', 'a target')} alone: faithfulness",
+        title=f"Circuit of {start or 'a target'} alone: faithfulness",
         lines=[
             *(_caption(curve) for curve in curves),
-            " · ".join([*known, count(result.n_examples, result.n_groups)]),
+            joined(*source(faithfulness.provenance), size),
         ],
         note="Band: 95 % interval. 0: no edge; 1: the whole model."
         + (f" {len(curves[0].random)} random circuits of equal size." if curves[0].random else "")
@@ -467,8 +437,8 @@ def faithfulness(
     axes[-1].set_xlabel("edges, strongest first")
     figure.align_ylabels()
     settle(figure)
-    start = str(result.provenance.get("start", ""))
-    return Drawing(figure, result.frame(), file_name("faithfulness", *([start] if start else [])))
+    name = file_name("faithfulness", *([start] if start else []))
+    return Drawing(figure, faithfulness.frame(), name)
 
 
 def _caption(curve: Curve) -> str:

@@ -1,7 +1,6 @@
-"""Whether what the model is surer of is more often right, for any measure of sureness.
+"""Whether the model's confidence can be trusted: the reliability diagram, and any other measure."""
 
-Whether the model's confidence can be trusted: the reliability diagram.
-"""
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Column, Drawing, numbers
+from lens_skills.plotting.drawing import Column, Drawing, finite, numbers
 from lens_skills.plotting.style import (
     BLUE,
     COLUMN,
@@ -18,14 +17,109 @@ from lens_skills.plotting.style import (
     SIZE,
     SMALL,
     count,
+    joined,
+    legend_above,
     settle,
     sheet,
+    source,
     style,
     with_unit,
 )
 from lens_skills.scoring import Scores
 from lens_skills.stats.calibration import Calibration
 from lens_skills.stats.intervals import wilson_interval
+
+_CURVE: dict[str, Any] = {
+    "color": BLUE, "marker": "o", "markersize": 3.5, "linewidth": 1.0, "clip_on": False,
+    "zorder": 3,
+}  # fmt: skip
+
+
+@style()
+def reliability(
+    calibration: Calibration | Scores, *, about: str = "", width: float = COLUMN
+) -> Drawing:
+    """Share correct against confidence, bin by bin, with the count of examples below.
+
+    The closer to the diagonal, the more the confidence means what it says; ECE (the expected
+    calibration error, 0 to 1) is the count-weighted distance. Bars are Wilson's 95 % intervals.
+
+    Args:
+        calibration: ``scores.calibration()``, or the scores themselves, whose model and task are
+            then named and whose exploratory mark is kept.
+        about: A line to put under the title instead.
+        width: Inches.
+
+    Frame: one row per bin: low high confidence accuracy count, and the interval's accuracy_low
+    and accuracy_high (NaN in an empty bin, of which nothing but the count is drawn).
+
+    Raises:
+        LensSkillsError: Scores without both a confidence and a correctness.
+
+    Assumes: independent examples (for the intervals).
+    Source: Guo et al. 2017 (arXiv 1706.04599); Wilson 1927.
+    """
+    scores = calibration if isinstance(calibration, Scores) else None
+    table = calibration.calibration() if isinstance(calibration, Scores) else calibration
+    if table is None:
+        raise LensSkillsError(
+            "these scores hold no pair of confidence and correctness. Score both, e.g. "
+            'metrics=["confidence", "first_token_correct"].'
+        )
+    frame = _calibration_frame(table)
+    total = count(int(frame["count"].sum()), None if scores is None else scores.n_groups)
+    known = [] if scores is None else source(scores.provenance)
+    figure = sheet(
+        width,
+        2.9,
+        title="Reliability of the model's confidence",
+        lines=[about or joined(*known, total)],
+        exploratory=scores is not None and scores.exploratory,
+    )
+    curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
+    _curve(curve, frame, table.error)
+    _calibration_counts(counts, frame)
+    settle(figure)
+    return Drawing(figure, frame, "reliability")
+
+
+def _calibration_frame(table: Calibration) -> pd.DataFrame:
+    frame = table.frame()
+    ends = [_wilson(*row) for row in zip(frame["accuracy"], frame["count"], strict=True)]
+    frame[["accuracy_low", "accuracy_high"]] = np.array(ends, dtype=float).reshape(-1, 2)
+    frame.loc[frame["count"] == 0, ["confidence", "accuracy", "accuracy_low", "accuracy_high"]] = (
+        np.nan
+    )
+    return frame
+
+
+def _curve(axis: Axes, frame: pd.DataFrame, error: float) -> None:
+    seen = frame[frame["count"] > 0]
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
+    ends = [seen["accuracy"] - seen["accuracy_low"], seen["accuracy_high"] - seen["accuracy"]]
+    axis.errorbar(seen["confidence"], seen["accuracy"], yerr=ends, elinewidth=0.8, **_CURVE)
+    # One side of the diagonal is free: the upper where the model claims more than it knows.
+    gap = float(((seen["accuracy"] - seen["confidence"]) * seen["count"]).sum())
+    x, y, ha, va = (0.02, 0.98, "left", "top") if gap <= 0 else (0.98, 0.03, "right", "bottom")
+    side = "below the line: overconfident" if gap <= 0 else "above the line: underconfident"
+    axis.annotate(f"ECE {error:.3f}", (x, y), xycoords="axes fraction", ha=ha, va=va, weight="bold")
+    axis.annotate(
+        side, (x, y), xytext=(0, -1.4 * SIZE if gap <= 0 else 1.4 * SIZE), ha=ha, va=va,
+        xycoords="axes fraction", textcoords="offset points", size=SMALL, color=GREY,
+    )  # fmt: skip
+    axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="share correct")
+
+
+def _calibration_counts(axis: Axes, frame: pd.DataFrame) -> None:
+    wide = frame["high"] - frame["low"]
+    drawn = axis.bar(
+        frame["low"], frame["count"], wide * 0.94, align="edge", color=BLUE, alpha=0.75
+    )
+    labels = [f"{n:,}" if n else "" for n in frame["count"]]
+    axis.bar_label(drawn, labels, padding=1, size=SMALL - 0.5)
+    axis.set_ylim(0, 1.25 * max(1, frame["count"].max()))
+    axis.set(ylabel="examples", xlabel="confidence (probability)")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
 
 
 @style()
@@ -86,8 +180,7 @@ def confidence_against_correctness(
             )
         unit = unit or scores.provenance.get("units", {}).get(metric)
         x, y = scores.values[metric].numpy(), scores.values[truth].numpy()
-        source = [scores.provenance.get(key) for key in ("model", "task")]
-        lines = lines or [" · ".join(str(part) for part in source if part)]
+        lines = lines or [joined(*source(scores.provenance))]
     else:
         x, y = numbers(confidence), numbers([] if correct is None else correct)
     _check(x, y)
@@ -98,7 +191,7 @@ def confidence_against_correctness(
         2.7,
         title=f"Right answers by {metric}, "
         + ("one class only" if np.isnan(auroc) else f"AUROC {auroc:.2f}"),
-        lines=[line for line in lines if line] + [count(len(x), n_groups)],
+        lines=[*lines, count(len(x), n_groups)],
         note="Bins hold about as many examples each. Bars: 95 % of each share.",
         exploratory=exploratory,
     )
@@ -115,9 +208,7 @@ def _check(x: np.ndarray, y: np.ndarray) -> None:
         raise LensSkillsError(
             f"{len(x)} confidences and {len(y)} answers: one of each per example, 2 at least."
         )
-    if not np.isfinite(x).all():
-        place = int(np.flatnonzero(~np.isfinite(x))[0])
-        raise LensSkillsError(f"the confidence of example {place} is {x[place]}, not a number.")
+    finite(x, "confidence")
     if not np.isin(y, (0, 1)).all():
         place = int(np.flatnonzero(~np.isin(y, (0, 1)))[0])
         raise LensSkillsError(f"example {place} is {y[place]:g} correct; give 0 or 1.")
@@ -140,7 +231,7 @@ def _confidence_frame(x: np.ndarray, y: np.ndarray, bins: int) -> pd.DataFrame:
     for one in np.unique(place):
         mine = place == one
         hits, size = int(y[mine].sum()), int(mine.sum())
-        low, high = wilson_interval(hits / size, size)
+        low, high = _wilson(hits / size, size)
         rows.append(
             {
                 "low": x[mine].min(),
@@ -149,29 +240,26 @@ def _confidence_frame(x: np.ndarray, y: np.ndarray, bins: int) -> pd.DataFrame:
                 "right": hits,
                 "wrong": size - hits,
                 "share": hits / size,
-                "share_low": min(low, hits / size),
-                "share_high": max(high, hits / size),
+                "share_low": low,
+                "share_high": high,
                 "auroc": auroc,
             }
         )
     return pd.DataFrame(rows)
 
 
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval around a share, which rounding must not leave outside."""
+    low, high = wilson_interval(share, max(n, 1))
+    return min(low, share), max(high, share)
+
+
 def _share(axis: Axes, frame: pd.DataFrame, overall: float) -> None:
     axis.axhline(overall, color=GREY, linestyle=(0, (4, 2)), linewidth=0.8)
-    axis.errorbar(
-        frame["confidence"],
-        frame["share"],
-        yerr=[frame["share"] - frame["share_low"], frame["share_high"] - frame["share"]],
-        xerr=[frame["confidence"] - frame["low"], frame["high"] - frame["confidence"]],
-        color=BLUE,
-        marker="o",
-        markersize=3.5,
-        linewidth=1.0,
-        elinewidth=0.6,
-        clip_on=False,
-        zorder=3,
-    )
+    x, share = frame["confidence"], frame["share"]
+    sides = [x - frame["low"], frame["high"] - x]
+    ends = [share - frame["share_low"], frame["share_high"] - share]
+    axis.errorbar(x, share, yerr=ends, xerr=sides, elinewidth=0.6, **_CURVE)
     axis.annotate(
         f"all:\n{overall:.2f}",
         (1, overall),
@@ -193,125 +281,9 @@ def _confidence_counts(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
         mine = x[y == side]
         # Filled against outlined: told apart without colour, and both seen where they overlap.
         axis.stairs(
-            np.histogram(mine, edges)[0],
-            edges,
-            fill=side == 1,
-            color=colour,
-            alpha=0.6 if side == 1 else 1.0,
-            linewidth=1.2,
-            label=f"{words} (n = {len(mine):,})",
-        )
+            np.histogram(mine, edges)[0], edges, fill=side == 1, color=colour,
+            alpha=0.6 if side == 1 else 1.0, linewidth=1.2, label=f"{words} (n = {len(mine):,})",
+        )  # fmt: skip
     axis.set_ylabel("examples")
     axis.set_ylim(bottom=0)
-    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1)
-
-
-_Z = 1.959963984540054  # two-sided 95 % of the normal distribution
-
-
-@style()
-def reliability(
-    calibration: Calibration | Scores, *, about: str = "", width: float = COLUMN
-) -> Drawing:
-    """Share correct against confidence, bin by bin, with the count of examples below.
-
-    The closer to the diagonal, the more the confidence means what it says; ECE (the expected
-    calibration error, 0 to 1) is the count-weighted distance. Bars are Wilson's 95 % intervals.
-
-    Args:
-        calibration: ``scores.calibration()``, or the scores themselves, whose model and task are
-            then named and whose exploratory mark is kept.
-        about: A line to put under the title instead.
-        width: Inches.
-
-    Frame: one row per bin: low high confidence accuracy count, and the interval's accuracy_low
-    and accuracy_high (NaN in an empty bin, of which nothing but the count is drawn).
-
-    Raises:
-        LensSkillsError: Scores without both a confidence and a correctness.
-
-    Assumes: independent examples (for the intervals).
-    Source: Guo et al. 2017 (arXiv 1706.04599); Wilson 1927.
-    """
-    scores = calibration if isinstance(calibration, Scores) else None
-    table = calibration.calibration() if isinstance(calibration, Scores) else calibration
-    if table is None:
-        raise LensSkillsError(
-            "these scores hold no pair of confidence and correctness. Score both, e.g. "
-            'metrics=["confidence", "first_token_correct"].'
-        )
-    frame = _calibration_frame(table)
-    total = count(int(frame["count"].sum()), None if scores is None else scores.n_groups)
-    source = [] if scores is None else [scores.provenance.get(key) for key in ("model", "task")]
-    figure = sheet(
-        width,
-        2.9,
-        title="Reliability of the model's confidence",
-        lines=[" · ".join([about] if about else [*(str(s) for s in source if s), total])],
-        exploratory=scores is not None and scores.exploratory,
-    )
-    curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
-    _curve(curve, frame, table.error)
-    _calibration_counts(counts, frame)
-    settle(figure)
-    return Drawing(figure, frame, "reliability")
-
-
-def _calibration_frame(table: Calibration) -> pd.DataFrame:
-    frame = table.frame()
-    n = frame["count"].to_numpy(float)
-    empty = n == 0
-    n[empty] = 1
-    share = frame["accuracy"].to_numpy()
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    frame["accuracy_low"] = np.clip(np.minimum(centre - half, share), 0, 1)
-    frame["accuracy_high"] = np.clip(np.maximum(centre + half, share), 0, 1)
-    frame.loc[empty, ["confidence", "accuracy", "accuracy_low", "accuracy_high"]] = np.nan
-    return frame
-
-
-def _curve(axis: Axes, frame: pd.DataFrame, error: float) -> None:
-    seen = frame[frame["count"] > 0]
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
-    axis.errorbar(
-        seen["confidence"],
-        seen["accuracy"],
-        yerr=[seen["accuracy"] - seen["accuracy_low"], seen["accuracy_high"] - seen["accuracy"]],
-        color=BLUE,
-        marker="o",
-        markersize=3.5,
-        linewidth=1.0,
-        elinewidth=0.8,
-        clip_on=False,
-        zorder=3,
-    )
-    # One side of the diagonal is free: the upper where the model claims more than it knows.
-    gap = float(((seen["accuracy"] - seen["confidence"]) * seen["count"]).sum())
-    x, y, ha, va = (0.02, 0.98, "left", "top") if gap <= 0 else (0.98, 0.03, "right", "bottom")
-    side = "below the line: overconfident" if gap <= 0 else "above the line: underconfident"
-    axis.annotate(f"ECE {error:.3f}", (x, y), xycoords="axes fraction", ha=ha, va=va, weight="bold")
-    axis.annotate(
-        side,
-        (x, y),
-        xytext=(0, -1.4 * SIZE if gap <= 0 else 1.4 * SIZE),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        ha=ha,
-        va=va,
-        size=SMALL,
-        color=GREY,
-    )
-    axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="share correct")
-
-
-def _calibration_counts(axis: Axes, frame: pd.DataFrame) -> None:
-    wide = frame["high"] - frame["low"]
-    drawn = axis.bar(
-        frame["low"], frame["count"], wide * 0.94, align="edge", color=BLUE, alpha=0.75
-    )
-    labels = [f"{n:,}" if n else "" for n in frame["count"]]
-    axis.bar_label(drawn, labels, padding=1, size=SMALL - 0.5)
-    axis.set_ylim(0, 1.25 * max(1, frame["count"].max()))
-    axis.set(ylabel="examples", xlabel="confidence (probability)")
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    legend_above(axis)

@@ -1,9 +1,4 @@
-"""Where hits on confidence stand among all neurons: long writes that no token notices.
-
-How well a label is told, against how many neurons tell it.
-
-Which hits do the same: the tree of their correlations, cut into clusters.
-"""
+"""What selected neurons are: alike, enough of them to tell a label, or regulators of confidence."""
 
 import math
 
@@ -30,31 +25,40 @@ from lens_skills.plotting.style import (
     PALE,
     VERMILION,
     count,
+    joined,
+    legend_above,
+    legend_from_edge,
     settle,
     sheet,
+    source,
     style,
 )
 from lens_skills.results import file_name
 
+MOST = 120  # neurons beyond which their names are no longer read
 _ROW = 0.135  # inches of a neuron
-
-
-MOST = 120
-"""Neurons beyond which their names are no longer read."""
+_CONTROL = (0, (5, 1.5, 1, 1.5))
+_CLOUD, _LAYER = "#B5B5B5", "#7A7A7A"
+_LOWEST = -8.0  # what is written into an exact null space has a variance of rounding
+_LOOKS = {
+    SKILL: VerdictStyle(BLUE, "o"),
+    REGULATOR: VerdictStyle(VERMILION, "s"),
+    NEITHER: VerdictStyle(BLACK, "x"),
+}
 
 
 @style()
-def redundancy(found: Redundancy, *, width: float = COLUMN) -> Drawing:
+def redundancy(redundancy: Redundancy, *, width: float = COLUMN) -> Drawing:
     """The average-linkage tree on 1 - |r| of the neurons, one row each, and where it is cut.
 
     Clusters of two or more stand on grey; the representative of each is in bold, and a neuron that
     goes against it carries a minus sign.
 
     Args:
-        found: From `lens_skills.diagnostics.redundancy`.
+        redundancy: From `lens_skills.diagnostics.redundancy`.
         width: Inches.
 
-    Frame: one row per neuron from the top, as in ``found.frame()``, with ``row``.
+    Frame: one row per neuron from the top, as in ``redundancy.frame()``, with ``row``.
 
     Raises:
         LensSkillsError: More than `MOST` neurons.
@@ -62,67 +66,58 @@ def redundancy(found: Redundancy, *, width: float = COLUMN) -> Drawing:
     # Imported here: SciPy's clustering takes a while to load.
     from scipy.cluster.hierarchy import dendrogram
 
-    n = len(found.neurons)
+    n = len(redundancy.neurons)
     if n > MOST:
         raise LensSkillsError(
             f"{n} neurons cannot be told apart in one tree. Draw up to {MOST}: the strongest, or "
             "the representatives."
         )
-    drawn = dendrogram(found.linkage.numpy(), no_plot=True, color_threshold=0)
+    drawn = dendrogram(redundancy.linkage.numpy(), no_plot=True, color_threshold=0)
     order = [int(place) for place in drawn["leaves"]]
-    frame = found.frame().iloc[order].reset_index(drop=True)
+    frame = redundancy.frame().iloc[order].reset_index(drop=True)
     frame.insert(0, "row", range(n))
-    about = found.provenance
-    source = (about.get("model", ""), about.get("task", ""), count(found.n_examples))
-    noun = "cluster" if len(found) == 1 else "clusters"
+    noun = "cluster" if len(redundancy) == 1 else "clusters"
     figure = sheet(
         width,
         n * _ROW + 0.45,
-        title=f"{len(found)} {noun} of {n} neurons",
+        title=f"{len(redundancy)} {noun} of {n} neurons",
         lines=[
-            f"{found.site} at {found.position}",
-            " · ".join(str(part) for part in source if part),
+            f"{redundancy.site} at {redundancy.position}",
+            joined(*source(redundancy.provenance), count(redundancy.n_examples)),
         ],
         note="Bold: the representative. Minus: against it. Dashed: where the tree is cut. Alike on "
         "these examples, which does not prove that they do the same.",
     )
     axis = figure.add_subplot()
     for x, y in zip(drawn["icoord"], drawn["dcoord"], strict=True):
-        inside = max(y) <= found.threshold
+        inside = max(y) <= redundancy.threshold
         # A leaf is ten wide, the first in the middle of its ten.
         axis.plot(
             y, np.array(x) / 10 - 0.5, color=BLUE if inside else BLACK, linewidth=1.1 if inside
             else 0.8, solid_joinstyle="miter",
         )  # fmt: skip
-    axis.axvline(found.threshold, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)))
-    _clusters(axis, frame, found)
-    _names(axis, frame, found)
-    top = max(found.threshold, float(found.linkage[:, 2].max()))
+    axis.axvline(redundancy.threshold, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)))
+    _clusters(axis, frame, redundancy)
+    _names(axis, frame, redundancy)
+    top = max(redundancy.threshold, float(redundancy.linkage[:, 2].max()))
     axis.set(xlim=(1.04 * top, 0), ylim=(n - 0.5, -0.5), xlabel="1 − |r|, average linkage")
     axis.spines[["left"]].set_visible(False)
     settle(figure)
     return Drawing(figure, frame, "redundancy")
 
 
-def _clusters(axis: Axes, frame: pd.DataFrame, found: Redundancy) -> None:
+def _clusters(axis: Axes, frame: pd.DataFrame, redundancy: Redundancy) -> None:
     """A grey ground under every cluster of two or more."""
-    top = max(found.threshold, float(found.linkage[:, 2].max()))
+    top = max(redundancy.threshold, float(redundancy.linkage[:, 2].max()))
     for _, rows in frame.groupby("cluster"):
         if len(rows) > 1:
             first = int(rows["row"].min())
-            axis.add_patch(
-                Rectangle(
-                    (0, first - 0.42),
-                    min(found.threshold, top),
-                    len(rows) - 0.16,
-                    facecolor=PALE,
-                    linewidth=0,
-                    zorder=0,
-                )
-            )
+            size = min(redundancy.threshold, top), len(rows) - 0.16
+            look = {"facecolor": PALE, "linewidth": 0, "zorder": 0}
+            axis.add_patch(Rectangle((0, first - 0.42), *size, **look))  # type: ignore[arg-type]
 
 
-def _names(axis: Axes, frame: pd.DataFrame, found: Redundancy) -> None:
+def _names(axis: Axes, frame: pd.DataFrame, redundancy: Redundancy) -> None:
     texts = [
         f"{'−' if sign < 0 else ''}{name}"
         for name, sign in zip(frame["name"], frame["sign"], strict=True)
@@ -135,9 +130,6 @@ def _names(axis: Axes, frame: pd.DataFrame, found: Redundancy) -> None:
             label.set_fontweight("bold")
         if row["sign"] < 0:
             label.set_color(VERMILION)
-
-
-_CONTROL = (0, (5, 1.5, 1, 1.5))
 
 
 @style()
@@ -158,7 +150,7 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
     """
     frame = probe.frame()
     frame["chosen"] = frame["k"] == probe.chosen
-    about = probe.provenance
+    size = f"{probe.n_train:,} to train, {probe.n_test:,} to test in {probe.n_groups:,} groups"
     figure = sheet(
         width,
         3.1,
@@ -166,16 +158,7 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
         lines=[
             f"{probe.site} at {probe.position} · {probe.n_candidates:,} candidates, "
             f"{probe.order_from}",
-            " · ".join(
-                str(part)
-                for part in (
-                    about.get("model", ""),
-                    about.get("task", ""),
-                    f"{probe.n_train:,} to train, {probe.n_test:,} to test in "
-                    f"{probe.n_groups:,} groups",
-                )
-                if part
-            ),
+            joined(*source(probe.provenance), size),
         ],
         note="Band: 95 % over groups. The k is chosen by the shortest description of the training "
         "labels, not by the held-out accuracy.",
@@ -213,9 +196,7 @@ def _accuracy(axis: Axes, frame: pd.DataFrame) -> None:
     )  # fmt: skip
     least = min([0.5, *rows[["random_low", "control", "balanced_accuracy_low"]].min()])
     axis.set(ylabel="balanced accuracy", ylim=(least - 0.04, 1.04))
-    axis.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, handlelength=2.4
-    )
+    legend_above(axis, handlelength=2.4)
 
 
 def _description(axis: Axes, frame: pd.DataFrame) -> None:
@@ -233,27 +214,12 @@ def _description(axis: Axes, frame: pd.DataFrame) -> None:
     )
     axis.set_ylabel("bits")
     axis.set_ylim(bottom=0, top=1.12 * float(frame["description"].max()))
-    axis.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, handlelength=2.4
-    )
-
-
-_CLOUD, _LAYER = "#B5B5B5", "#7A7A7A"
-
-
-_LOOKS = {
-    SKILL: VerdictStyle(BLUE, "o"),
-    REGULATOR: VerdictStyle(VERMILION, "s"),
-    NEITHER: VerdictStyle(BLACK, "x"),
-}
-
-
-_LOWEST = -8.0  # what is written into an exact null space has a variance of rounding
+    legend_above(axis, handlelength=2.4)
 
 
 @style()
 def confidence_regulation(
-    found: Regulators, *, n_labels: int = 8, width: float = COLUMN
+    regulators: Regulators, *, n_labels: int = 8, width: float = COLUMN
 ) -> Drawing:
     """‖w_out‖ against the log variance over the vocabulary of cos(w_out, W), every neuron grey.
 
@@ -261,7 +227,7 @@ def confidence_regulation(
     all tokens. Darker grey: neurons of the hits' layers. Colour and marker are the flag.
 
     Args:
-        found: From `lens_skills.diagnostics.regulators.confidence_regulators`.
+        regulators: From `lens_skills.diagnostics.confidence_regulators`.
         n_labels: How many hits to name, as far as there is room.
         width: Inches.
 
@@ -269,19 +235,19 @@ def confidence_regulation(
     ``name`` (of hits), ``norm``, ``log_variance`` (of an exact null space it is drawn at -8),
     ``word``.
     """
-    frame = _frame(found)
-    about = found.provenance
+    frame = _regulator_points(regulators)
+    model = regulators.provenance.get("model")
     figure = sheet(
         width,
         2.6,
         title="Writing much, and to no token in particular?",
         lines=[
-            f"{about.get('model', '')} · {len(found.norms):,} neurons · hits on {found.metric}",
-            found.folded,
+            joined(model, f"{len(regulators.norms):,} neurons", f"hits on {regulators.metric}"),
+            regulators.folded,
         ],
-        note=f"The flag also asks for the null space (k = {found.k}), the final norm's part "
-        f"of the effect, and {found.n_controls} random neurons per layer, on the task and on "
-        "neutral text.",
+        note=f"The flag also asks for the null space (k = {regulators.k}), the final norm's "
+        f"part of the effect, and {regulators.n_controls} random neurons per layer, on the task "
+        "and on neutral text.",
     )
     axis = figure.add_subplot()
     for what, colour, size in (("neuron", _CLOUD, 1.2), ("of a hit's layer", _LAYER, 1.6)):
@@ -301,14 +267,9 @@ def confidence_regulation(
     for colour, words in ((_LAYER, "neurons beside them"), (_CLOUD, "other layers")):
         look = {"marker": ".", "color": colour, "markersize": 4}
         handles.append(Line2D([], [], linestyle="none", label=words, **look))
-    legend = axis.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(-0.16, 1.0), ncols=2,
-        borderaxespad=0.1, labelspacing=0.2, columnspacing=0.8, handlelength=1.0,
-    )  # fmt: skip
+    legend = legend_above(axis, left=-0.16, handles=handles, columnspacing=0.8, handlelength=1.0)
     settle(figure)
-    # From the left edge of the figure, so that long entries have its whole width.
-    place = axis.get_position()
-    legend.set_bbox_to_anchor((-place.x0 / place.width, 1.0), transform=axis.transAxes)
+    legend_from_edge(axis, legend)
     shown = hits.head(n_labels)
     name_points(
         axis,
@@ -320,20 +281,20 @@ def confidence_regulation(
     return Drawing(figure, frame, "confidence_regulation")
 
 
-def _frame(found: Regulators) -> pd.DataFrame:
-    here = set(found.neurons[:, 0].tolist())
-    layers = found.layers.tolist()
+def _regulator_points(regulators: Regulators) -> pd.DataFrame:
+    here = set(regulators.neurons[:, 0].tolist())
+    layers = regulators.layers.tolist()
     cloud = pd.DataFrame(
         {
             "what": ["of a hit's layer" if layer in here else "neuron" for layer in layers],
             "layer": layers,
             "name": "",
-            "norm": found.norms.numpy(),
-            "log_variance": found.log_variances.numpy(),
+            "norm": regulators.norms.numpy(),
+            "log_variance": regulators.log_variances.numpy(),
             "word": "",
         }
     )
-    hits = found.frame().loc[:, ["layer", "name", "norm", "log_variance", "word"]]
+    hits = regulators.frame().loc[:, ["layer", "name", "norm", "log_variance", "word"]]
     hits.insert(0, "what", "hit")
     frame = pd.concat([cloud, hits], ignore_index=True)
     frame["log_variance"] = np.maximum(frame["log_variance"], _LOWEST)

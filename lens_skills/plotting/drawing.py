@@ -1,4 +1,4 @@
-"""`Drawing`: a figure together with the numbers it draws.
+"""`Drawing`: a figure together with the numbers it draws, saved and shown.
 
 `Column`: one number per example, as a figure takes it.
 """
@@ -19,6 +19,12 @@ from torch import Tensor
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.style import style
 
+_KINDS = ("pdf", "svg", "png")
+_SCREEN, _PRINT = 200, 300  # dots per inch in a notebook and in a file
+MANY = 2_000  # points beyond which they are drawn as one picture in PDF and SVG
+# No time of day, so that the same numbers give the same bytes.
+_UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
 # Lengths are compared by hand, so that the message says which is short.
 Column = (
     Real[Tensor, " _"]
@@ -27,35 +33,6 @@ Column = (
     | Bool[np.ndarray, " _"]
     | Sequence[float]
 )
-
-
-def finite(column: Column, what: str) -> np.ndarray:
-    """A column as float64.
-
-    Raises:
-        LensSkillsError: A value that is not finite (whose).
-    """
-    found = numbers(column)
-    if not np.isfinite(found).all():
-        place = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise LensSkillsError(f"the {what} of example {place} is {found[place]}, not a number.")
-    return found
-
-
-def numbers(column: Column) -> np.ndarray:
-    """A column as float64, whatever its values."""
-    plain = column.detach().cpu().numpy() if isinstance(column, Tensor) else column
-    return np.asarray(plain, dtype=np.float64)
-
-
-_KINDS = ("pdf", "svg", "png")
-
-
-_SCREEN, _PRINT = 200, 300  # dots per inch in a notebook and in a file
-
-
-# No time of day, so that the same numbers give the same bytes.
-_UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,3 +143,22 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def finite(column: Column, what: str) -> np.ndarray:
+    """A column as float64.
+
+    Raises:
+        LensSkillsError: A value that is not finite (whose).
+    """
+    values = numbers(column)
+    if not np.isfinite(values).all():
+        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise LensSkillsError(f"the {what} of example {place} is {values[place]}, not a number.")
+    return values
+
+
+def numbers(column: Column) -> np.ndarray:
+    """A column as float64, whatever its values."""
+    plain = column.detach().cpu().numpy() if isinstance(column, Tensor) else column
+    return np.asarray(plain, dtype=np.float64)

@@ -1,7 +1,4 @@
-"""What neurons do, against how strongly they correlate: the picture that tells the two apart.
-
-`join_points`: each neuron's r beside its effect, by name.
-"""
+"""What neurons do, against how strongly they correlate: the picture that tells the two apart."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,112 +12,33 @@ from matplotlib.lines import Line2D
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.verdict import WORDS, Verdict
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import MANY, Drawing
 from lens_skills.plotting.intervention_plots import LOOKS, change, delta_band, note, verdict_lines
 from lens_skills.plotting.label_placement import name_points
-from lens_skills.plotting.style import BLACK, COLUMN, NULLS, correlation, settle, sheet, style
+from lens_skills.plotting.style import (
+    BLACK,
+    COLUMN,
+    NULLS,
+    correlation,
+    legend_above,
+    legend_from_edge,
+    settle,
+    sheet,
+    style,
+)
 from lens_skills.results import file_name
-from lens_skills.scoring import MetricScores
+from lens_skills.scoring import MetricScores, Scores
+from lens_skills.scoring.scores import one_metric
 
 _COLUMNS = ["what", "name", "r", "strength", "effect", "low", "high", "word", "mark"]
-
-
-def join_points(
-    found: MetricScores, verdict: Verdict, marked: Mapping[str, str]
-) -> tuple[pd.DataFrame, int]:
-    """The rows that `effect_against_r` draws, and how many neurons on trial have no r.
-
-    Raises:
-        LensSkillsError: Scores of another model or site, or of none of the neurons; a mark on a
-            neuron that is not in the verdict.
-    """
-    r = _signed_r(found, verdict)
-    unknown = set(marked) - {*verdict.peers, *(ruling.name for ruling in verdict.singles)}
-    if unknown:
-        raise LensSkillsError(
-            f"no neuron {min(unknown)!r} in this verdict to mark. It is about: "
-            + ", ".join(ruling.name for ruling in verdict.singles[:5])
-            + (", …." if len(verdict) > 5 else ".")
-        )
-    rows: list[dict[str, Any]] = []
-    peers = zip(verdict.peers, verdict.peer_effect.tolist(), strict=True)
-    for name, effect in peers:
-        if name in r:
-            rows.append({"what": "compared with", "name": name, "effect": effect})
-    on_trial = [ruling for ruling in verdict.singles if ruling.name in r]
-    if not on_trial:
-        raise LensSkillsError(
-            f"none of the {len(verdict)} units on trial was scored: the scores hold "
-            f"{found.scores.n_units:,} neurons at {found.scores.site}. Pass the scores of the "
-            "neurons on trial."
-        )
-    rows += [
-        {
-            "what": "on trial",
-            "name": ruling.name,
-            "effect": ruling.effect,
-            "low": ruling.low,
-            "high": ruling.high,
-            "word": ruling.word,
-        }
-        for ruling in on_trial
-    ]
-    for row in rows:
-        value = r[row["name"]]
-        row |= {"r": value, "strength": abs(value), "mark": marked.get(row["name"], "")}
-    rows.append({"what": "delta", "low": -verdict.delta, "high": verdict.delta})
-    bar = found.thresholds.permutation
-    if bar is not None:
-        rows.append({"what": "threshold", "name": "permutation", "strength": bar})
-    return pd.DataFrame(rows, columns=_COLUMNS), len(verdict) - len(on_trial)
-
-
-def _signed_r(found: MetricScores, verdict: Verdict) -> dict[str, float]:
-    """Signed r by name such as ``L17N635``, of neurons that vary."""
-    scores, effects = found.scores, verdict.effects
-    if scores.site not in effects.site.split(", "):
-        raise LensSkillsError(
-            f"the scores are of {scores.site}, the verdict of {effects.site}. Pass the scores of "
-            "the neurons on trial."
-        )
-    mine, theirs = (
-        about.get("model_fingerprint") for about in (scores.provenance, verdict.provenance)
-    )
-    if None not in (mine, theirs) and mine != theirs:
-        raise LensSkillsError(
-            "the scores and the verdict are of different models. Pass the scores the neurons were "
-            "selected from."
-        )
-    if effects.position in scores.positions:
-        r = found.r[scores.positions.index(effects.position)]
-    else:
-        strongest = found.r.abs().argmax(dim=0)
-        r = found.r[strongest, torch.arange(scores.n_units)]
-    places = zip(
-        scores.layer.tolist(),
-        scores.neuron.tolist(),
-        r.tolist(),
-        scores.excluded.tolist(),
-        strict=True,
-    )
-    return {f"L{layer}N{neuron}": value for layer, neuron, value, out in places if not out}
-
-
 _CLOUD = "#8A8A8A"
-
-
 _ASIDE = 0.6  # inches the labels of the y axis take, about
-
-
 _RINGS = ("o", "s", "D", "^")  # around marked neurons, one shape for each kind of mark
-
-
-_MANY = 2_000  # points beyond which they are drawn as one picture in PDF and SVG
 
 
 @style()
 def effect_against_r(
-    found: MetricScores,
+    scores: MetricScores | Scores,
     verdict: Verdict,
     *,
     marked: Mapping[str, str] | None = None,
@@ -134,37 +52,39 @@ def effect_against_r(
     the edit removes it.
 
     Args:
-        found: One metric's scores of the same neurons: ``scores["name"]``. At the verdict's
-            position where they hold it, else each neuron's largest |r|.
+        scores: Of one metric and the same neurons: ``scores["name"]``. At the verdict's position
+            where they hold it, else each neuron's largest |r|.
         verdict: Of those neurons.
         marked: Neurons to ring, with what they are: ``{"L1N2": "decoy"}``.
         n_labels: How many neurons of largest |effect| to name, as far as there is room.
         width: Inches.
 
-    Frame: one row per point: ``what`` (on trial, compared with), ``name``, ``r`` and its size
+    Frame: one row per point: ``what`` (edited, compared with), ``name``, ``r`` and its size
     ``strength``, ``effect`` with ``low`` and ``high`` (95 %), ``word``, ``mark``; and two rows
     ``delta`` (low, high) and ``threshold`` (strength), the latter with a null only.
 
     Raises:
-        LensSkillsError: Scores of another model or site, or of none of the neurons.
+        LensSkillsError: Scores of several metrics, of another model or site, or of none of the
+            neurons; a mark on a neuron that is not in the verdict.
 
     Does not show: that r and effect are of the same examples; they are of different splits.
     """
+    scores = one_metric(scores)
     kinds = dict.fromkeys((marked or {}).values())  # each once, in the order given
-    frame, left = join_points(found, verdict, dict(marked or {}))
-    trial = frame.loc[frame["what"] == "on trial"]
-    notes = [note(verdict, [verdict[name] for name in trial["name"]], "Bars")]
+    frame, left = join_points(scores, verdict, dict(marked or {}))
+    edited = frame.loc[frame["what"] == "edited"]
+    notes = [note(verdict, [verdict[name] for name in edited["name"]], "Bars")]
     if left:
-        notes.append(f"Not shown, for want of an r: {left} of {left + len(trial)}.")
+        notes.append(f"Not shown, for want of an r: {left} of {left + len(edited)}.")
     handles = _handles(frame, kinds)
     columns = max(2, int(width / 1.7))
     figure = sheet(
         width,
         2.45 + 0.13 * math.ceil(len(handles) / columns),
-        title=f"{_neurons(len(trial))}: correlation against causal effect",
+        title=f"{len(edited):,} neuron{'s' * (len(edited) > 1)}: correlation against causal effect",
         lines=verdict_lines(verdict),
         note=" ".join(notes),
-        exploratory=verdict.exploratory or found.scores.exploratory,
+        exploratory=verdict.exploratory or scores.scores.exploratory,
     )
     axis = figure.add_subplot()
     delta_band(axis, verdict, "y")
@@ -176,62 +96,40 @@ def effect_against_r(
     axis.set_xlim(0, min(1.02, 1.1 * max(0.05, float(frame["strength"].max()))))
     low, high = axis.get_ylim()
     axis.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-    axis.set(xlabel=f"|{correlation(found.scores)}| with {found.metric}", ylabel=change(verdict))
-    legend = axis.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(-_ASIDE / (width - _ASIDE), 1.0),
-        ncols=columns,
-        borderaxespad=0.1,
-        labelspacing=0.2,
-        handlelength=1.3,
-        columnspacing=0.8,
+    axis.set(xlabel=f"|{correlation(scores.scores)}| with {scores.metric}", ylabel=change(verdict))
+    left_edge = -_ASIDE / (width - _ASIDE)
+    legend = legend_above(
+        axis, columns, left=left_edge, handles=handles, handlelength=1.3, columnspacing=0.8
     )
     settle(figure)
-    # From the left edge of the figure, so that long entries have its whole width.
-    place = axis.get_position()
-    legend.set_bbox_to_anchor((-place.x0 / place.width, 1.0), transform=axis.transAxes)
-    _names(axis, trial, n_labels)
-    return Drawing(figure, frame, file_name("effect_against_r", found.metric))
+    legend_from_edge(axis, legend)
+    _names(axis, edited, n_labels)
+    return Drawing(figure, frame, file_name("effect_against_r", scores.metric))
 
 
 def _points(axis: Axes, frame: pd.DataFrame, kinds: Iterable[str]) -> None:
     cloud = frame[frame["what"] == "compared with"]
     axis.scatter(
-        cloud["strength"],
-        cloud["effect"],
-        s=3.5,
-        color=_CLOUD,
-        alpha=0.55,
-        linewidth=0,
-        zorder=1.5,
-        rasterized=len(cloud) > _MANY,
-    )
-    trial = frame[frame["what"] == "on trial"]
-    size = 4.6 if len(trial) <= 40 else 3.6
+        cloud["strength"], cloud["effect"], s=3.5, color=_CLOUD, alpha=0.55, linewidth=0,
+        zorder=1.5, rasterized=len(cloud) > MANY,
+    )  # fmt: skip
+    edited = frame[frame["what"] == "edited"]
+    size = 4.6 if len(edited) <= 40 else 3.6
     for kind, ring in zip(kinds, _RINGS, strict=False):
         here = frame[frame["mark"] == kind]
         axis.plot(here["strength"], here["effect"], **_ring(ring, size + 3.0), zorder=5)
     # What has an effect lies on top.
     for order, word in enumerate(reversed(WORDS)):
-        here = trial[trial["word"] == word]
+        here = edited[edited["word"] == word]
         sure = here[np.isfinite(here["low"]) & np.isfinite(here["high"])]
         axis.vlines(
-            sure["strength"],
-            sure["low"],
-            sure["high"],
-            color=LOOKS[word].colour,
-            linewidth=0.8,
-            alpha=0.75,
-            zorder=2 + order / 10,
-        )
+            sure["strength"], sure["low"], sure["high"], color=LOOKS[word].colour, linewidth=0.8,
+            alpha=0.75, zorder=2 + order / 10,
+        )  # fmt: skip
         axis.plot(
-            here["strength"],
-            here["effect"],
-            linestyle="none",
-            **LOOKS[word].mark(size),
+            here["strength"], here["effect"], linestyle="none", **LOOKS[word].mark(size),
             zorder=3 + order / 10,
-        )
+        )  # fmt: skip
 
 
 def _ring(marker: str, size: float) -> dict[str, Any]:
@@ -247,7 +145,7 @@ def _ring(marker: str, size: float) -> dict[str, Any]:
 
 def _handles(frame: pd.DataFrame, kinds: Iterable[str]) -> list[Line2D]:
     """The legend: words with how many neurons got them, then everything else."""
-    words = frame.loc[frame["what"] == "on trial", "word"].value_counts()
+    words = frame.loc[frame["what"] == "edited", "word"].value_counts()
     handles = [LOOKS[word].line(f"{word} ({words[word]})") for word in WORDS if word in words]
     n_cloud = int((frame["what"] == "compared with").sum())
     if n_cloud:
@@ -264,18 +162,95 @@ def _handles(frame: pd.DataFrame, kinds: Iterable[str]) -> list[Line2D]:
     return handles
 
 
-def _names(axis: Axes, trial: pd.DataFrame, n_labels: int) -> None:
-    order = trial["effect"].abs().sort_values(ascending=False, kind="stable").index[:n_labels]
-    named = trial.loc[order]
-    bars = trial.loc[np.isfinite(trial["low"]) & np.isfinite(trial["high"])]
+def _names(axis: Axes, edited: pd.DataFrame, n_labels: int) -> None:
+    order = edited["effect"].abs().sort_values(ascending=False, kind="stable").index[:n_labels]
+    named = edited.loc[order]
+    bars = edited.loc[np.isfinite(edited["low"]) & np.isfinite(edited["high"])]
     name_points(
         axis,
         named["name"].tolist(),
         named[["strength", "effect"]].to_numpy(float),
-        marks=trial[["strength", "effect"]].to_numpy(float),
+        marks=edited[["strength", "effect"]].to_numpy(float),
         bars=bars[["strength", "low", "high"]].to_numpy(float),
     )
 
 
-def _neurons(n: int) -> str:
-    return "1 neuron" if n == 1 else f"{n:,} neurons"
+def join_points(
+    scores: MetricScores, verdict: Verdict, marked: Mapping[str, str]
+) -> tuple[pd.DataFrame, int]:
+    """The rows that `effect_against_r` draws, and how many edited neurons have no r.
+
+    Raises:
+        LensSkillsError: Scores of another model or site, or of none of the neurons; a mark on a
+            neuron that is not in the verdict.
+    """
+    r = _signed_r(scores, verdict)
+    unknown = set(marked) - {*verdict.peers, *(ruling.name for ruling in verdict.singles)}
+    if unknown:
+        raise LensSkillsError(
+            f"no neuron {min(unknown)!r} in this verdict to mark. It is about: "
+            + ", ".join(ruling.name for ruling in verdict.singles[:5])
+            + (", …." if len(verdict) > 5 else ".")
+        )
+    rows: list[dict[str, Any]] = []
+    peers = zip(verdict.peers, verdict.peer_effect.tolist(), strict=True)
+    for name, effect in peers:
+        if name in r:
+            rows.append({"what": "compared with", "name": name, "effect": effect})
+    edited = [ruling for ruling in verdict.singles if ruling.name in r]
+    if not edited:
+        raise LensSkillsError(
+            f"none of the {len(verdict)} edited units was scored: the scores hold "
+            f"{scores.scores.n_units:,} neurons at {scores.scores.site}. Pass the scores of the "
+            "edited neurons."
+        )
+    rows += [
+        {
+            "what": "edited",
+            "name": ruling.name,
+            "effect": ruling.effect,
+            "low": ruling.low,
+            "high": ruling.high,
+            "word": ruling.word,
+        }
+        for ruling in edited
+    ]
+    for row in rows:
+        value = r[row["name"]]
+        row |= {"r": value, "strength": abs(value), "mark": marked.get(row["name"], "")}
+    rows.append({"what": "delta", "low": -verdict.delta, "high": verdict.delta})
+    bar = scores.thresholds.permutation
+    if bar is not None:
+        rows.append({"what": "threshold", "name": "permutation", "strength": bar})
+    return pd.DataFrame(rows, columns=_COLUMNS), len(verdict) - len(edited)
+
+
+def _signed_r(metric_scores: MetricScores, verdict: Verdict) -> dict[str, float]:
+    """Signed r by name such as ``L17N635``, of neurons that vary."""
+    scores, effects = metric_scores.scores, verdict.effects
+    if scores.site not in effects.site.split(", "):
+        raise LensSkillsError(
+            f"the scores are of {scores.site}, the verdict of {effects.site}. Pass the scores of "
+            "the edited neurons."
+        )
+    mine, theirs = (
+        about.get("model_fingerprint") for about in (scores.provenance, verdict.provenance)
+    )
+    if None not in (mine, theirs) and mine != theirs:
+        raise LensSkillsError(
+            "the scores and the verdict are of different models. Pass the scores the neurons were "
+            "selected from."
+        )
+    if effects.position in scores.positions:
+        r = metric_scores.r[scores.positions.index(effects.position)]
+    else:
+        strongest = metric_scores.r.abs().argmax(dim=0)
+        r = metric_scores.r[strongest, torch.arange(scores.n_units)]
+    places = zip(
+        scores.layer.tolist(),
+        scores.neuron.tolist(),
+        r.tolist(),
+        scores.excluded.tolist(),
+        strict=True,
+    )
+    return {f"L{layer}N{neuron}": value for layer, neuron, value, out in places if not out}

@@ -1,22 +1,25 @@
-"""One neuron's activation over two operands, and the feature that explains it drawn on top.
+"""What neurons fire for: features against neurons, a map of two numbers, shortcuts ablated."""
 
-Features in rows, neurons in columns: which feature explains how much of which neuron.
-
-What knocking each suspect out does where its feature is present, and where it is not.
-"""
-
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Explanation, Explanations, Shortcut, Shortcuts
 from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.heat_map import (
+    HATCHED,
+    colour_bar,
+    heat_map,
+    mark_cell,
+    name_rows,
+    round_limit,
+)
 from lens_skills.plotting.style import (
     BLACK,
     BLUE,
@@ -27,25 +30,107 @@ from lens_skills.plotting.style import (
     VERMILION,
     count,
     halo,
+    joined,
+    legend_above,
     settle,
     sheet,
+    source,
     style,
     text_width,
+    widest,
 )
 from lens_skills.results import file_name
 
-_MOST = 24  # distinct values of an axis beyond which they are put into bins
-
-
-_BINS = 18
-
-
+_FEATURE_ROW, _SHORTCUT_ROW = 0.155, 0.42  # inches
+_MOST, _BINS = 24, 18  # distinct values of an axis beyond which they are put into so many bins
 _CLIPPED = 0.98  # of the cells are within the colours
 
 
 @style()
+def feature_matrix(
+    explanations: Explanations, *, k: int = 24, n_neurons: int = 20, width: float = COLUMN
+) -> Drawing:
+    """Variance explained, held out, of every neuron by the features that explain any of them.
+
+    Rows are the best features of each neuron in turn, those on the surface above those that define
+    the task. Outlined: the neuron's best (ranked on the other half). Hatched: within the null
+    (family-wise p > 0.05).
+
+    Args:
+        explanations: From `explain`.
+        k: At most so many features.
+        n_neurons: At most so many neurons, in the order they were named.
+        width: Inches.
+
+    Frame: one row per cell drawn, as in ``explanations.frame()``.
+
+    Raises:
+        LensSkillsError: No neuron that could be explained.
+    """
+    shown = [one for one in explanations.neurons if one.rows][:n_neurons]
+    if not shown:
+        raise LensSkillsError(
+            "no neuron to draw: none was explained (they are never active on these examples)."
+        )
+    surface = {row["feature"]: row["surface"] for row in shown[0].rows}
+    features = _features(shown, k)
+    features.sort(key=lambda name: not surface[name])
+    names = [one.name for one in shown]
+    frame = explanations.frame().set_index(["feature", "name"])
+    frame = frame.loc[[(feature, name) for feature in features for name in names]].reset_index()
+    shape = len(features), len(shown)
+    explained = frame["variance_explained"].to_numpy(float).reshape(shape)
+    tested = frame["p"].notna().to_numpy().reshape(shape)
+    beyond = (frame["p"].astype(float) <= 0.05).to_numpy().reshape(shape)
+    figure = sheet(
+        min(max(width, widest(features) + 0.9 + 0.12 * len(shown)), 2 * COLUMN),
+        len(features) * _FEATURE_ROW + widest(names) + 0.25,
+        title=f"What drives {len(shown)} of {len(explanations)} neurons"
+        if len(shown) < len(explanations)
+        else f"What drives {len(shown)} neuron{'s' * (len(shown) > 1)}",
+        lines=[
+            joined(*source(explanations.provenance)),
+            f"{explanations.site} at {explanations.position} · measured on "
+            f"{count(explanations.n_held, explanations.n_groups)}",
+        ],
+        note="Outlined: the neuron's best feature. "
+        + ("Hatched: within the permutation null." if tested.any() else "No null was drawn."),
+    )
+    axis = figure.add_subplot()
+    limit = round_limit(explained)
+    image = heat_map(axis, explained, features, names, colours="Blues", low=0, high=limit, turn=90)
+    for column, one in enumerate(shown):
+        best = one.best
+        if best is not None and best["feature"] in features:
+            frame_look = {"edgecolor": BLACK, "linewidth": 1.0, "zorder": 3}
+            mark_cell(axis, features.index(best["feature"]), column, inset=0.04, **frame_look)
+    for row, column in np.argwhere(tested & ~beyond).tolist():
+        mark_cell(axis, row, column, inset=0.04, zorder=1.5, **HATCHED)
+    n_surface = sum(surface[name] for name in features)
+    if 0 < n_surface < len(features):
+        axis.axhline(n_surface, color=BLACK, linewidth=0.9)
+        name_rows(axis, "surface", 0, n_surface, len(shown), _FEATURE_ROW)
+        n_task = len(features) - n_surface
+        name_rows(axis, "task", n_surface, n_task, len(shown), _FEATURE_ROW)
+    ticks = [0, limit / 2, limit]
+    colour_bar(figure, image, axis, "variance explained", pad=0.1, ticks=ticks)
+    settle(figure)
+    return Drawing(figure, frame, "feature_matrix")
+
+
+def _features(shown: Sequence[Explanation], k: int) -> list[str]:
+    """The best of every neuron, then the second best of every one, until there are k."""
+    found: dict[str, None] = {}
+    for place in range(max(len(one.rows) for one in shown)):
+        for one in shown:
+            if len(found) < k and place < len(one.rows):
+                found.setdefault(one.rows[place]["feature"])
+    return list(found)
+
+
+@style()
 def activation_map(
-    one: Explanation,
+    explanation: Explanation,
     x: str = "a",
     y: str = "b",
     *,
@@ -58,7 +143,7 @@ def activation_map(
     ones are those where the feature holds for more than half of the examples.
 
     Args:
-        one: ``why["L17N635"]``.
+        explanation: ``explanations["L17N635"]``.
         x, y: Two number features of the bank, such as the operands.
         feature: The flag to outline; by default the flag that explains most.
         width: Inches.
@@ -68,34 +153,35 @@ def activation_map(
     Raises:
         LensSkillsError: No such number in the explanation, or no such flag.
     """
-    row = _flag(one, feature)
-    columns = {name: _numbers(one, name) for name in (x, y)}
-    edges = {name: _edges(values) for name, values in columns.items()}
-    holds = np.array(one.values[row["feature"]], dtype=float) if row else np.zeros(len(one.values))
+    row, name = _flag(explanation, feature), explanation.name
+    columns = {axis: _numbers(explanation, axis) for axis in (x, y)}
+    edges = {axis: _edges(values) for axis, values in columns.items()}
     places = {
-        name: np.clip(np.searchsorted(edges[name], values, side="right") - 1, 0, None)
-        for name, values in columns.items()
+        axis: np.clip(np.searchsorted(edges[axis], values, side="right") - 1, 0, None)
+        for axis, values in columns.items()
     }
-    cells = pd.DataFrame(
+    values = explanation.values
+    holds = np.array(values[row["feature"]], dtype=float) if row else np.zeros(len(values))
+    examples = pd.DataFrame(
         {
             "row": places[y],
             "column": places[x],
-            "activation": one.activation.numpy(),
+            "activation": explanation.activation.numpy(),
             "holds": holds,
         }
     )
-    found = cells.groupby(["row", "column"], as_index=False).agg(
+    cells = examples.groupby(["row", "column"], as_index=False).agg(
         activation=("activation", "mean"), n=("activation", "size"), holds=("holds", "mean")
     )
     shape = len(edges[y]) - 1, len(edges[x]) - 1
     grid, inside = np.full(shape, np.nan), np.zeros(shape)
-    at = found["row"].to_numpy(), found["column"].to_numpy()
-    grid[at], inside[at] = found["activation"], found["holds"]
+    at = cells["row"].to_numpy(), cells["column"].to_numpy()
+    grid[at], inside[at] = cells["activation"], cells["holds"]
     figure = sheet(
         width,
         0.82 * width,
-        title=f"{one.name} over {x} and {y}" + (f": {row['feature']}" if row else ""),
-        lines=[_line(row, len(cells))],
+        title=f"{name} over {x} and {y}" + (f": {row['feature']}" if row else ""),
+        lines=[_explained(row, len(examples))],
         note="Mean over the examples of a cell; white: none."
         + (" Outlined: the feature holds." if row else ""),
     )
@@ -111,54 +197,48 @@ def activation_map(
         low, high, colours = -limit, float(np.nanmax(grid)), "Blues_r"
     image = axis.pcolormesh(edges[x], edges[y], grid, cmap=colours, vmin=low, vmax=high)
     _outline(axis, edges[x], edges[y], inside > 0.5)
-    for name, side in ((x, axis.xaxis), (y, axis.yaxis)):
-        values = np.unique(columns[name])
-        if len(values) <= _MOST:
-            shown = values[:: max(1, -(-len(values) // 12))]
+    for column, side in ((x, axis.xaxis), (y, axis.yaxis)):
+        distinct = np.unique(columns[column])
+        if len(distinct) <= _MOST:
+            shown = distinct[:: max(1, -(-len(distinct) // 12))]
             side.set_ticks(shown, [f"{value:g}" for value in shown])
     axis.set(xlabel=x, ylabel=y)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    sides = (float(np.nanmin(grid)) < low, float(np.nanmax(grid)) > high)
-    beyond = {(1, 1): "both", (1, 0): "min", (0, 1): "max"}.get(sides, "neither")
-    bar = figure.colorbar(image, ax=axis, aspect=30, pad=0.02, extend=beyond)
-    bar.set_label(f"activation of {one.name}", labelpad=1)
-    bar.outline.set_visible(False)
+    ends = (float(np.nanmin(grid)) < low, float(np.nanmax(grid)) > high)
+    beyond = {(1, 1): "both", (1, 0): "min", (0, 1): "max"}.get(ends, "neither")
+    colour_bar(figure, image, axis, f"activation of {name}", pad=0.02, extend=beyond)
     settle(figure)
-    frame = pd.DataFrame(
-        {
-            x: _middle(edges[x])[found["column"]],
-            y: _middle(edges[y])[found["row"]],
-            "activation": found["activation"],
-            "n": found["n"],
-            "holds": found["holds"],
-        }
-    )
-    return Drawing(figure, frame, file_name("activation_map", one.name, x, y))
+    frame = cells.loc[:, ["activation", "n", "holds"]]
+    for place, (column, index) in enumerate(((x, "column"), (y, "row"))):
+        middle = (edges[column][1:] + edges[column][:-1]) / 2
+        frame.insert(place, column, middle[cells[index]])
+    return Drawing(figure, frame, file_name("activation_map", name, x, y))
 
 
-def _flag(one: Explanation, feature: str | None) -> Any:
+def _flag(explanation: Explanation, feature: str | None) -> Any:
     """The row of the flag to outline; None where there is none."""
-    if feature is not None:
-        row = one.feature(feature)
-        if row["kind"] != "flag":
-            raise LensSkillsError(
-                f"{feature!r} is a {row['kind']}, which holds nowhere in particular. Name a flag, "
-                f"such as {next((r['feature'] for r in one.rows if r['kind'] == 'flag'), 'none')!r}"
-            )
-        return row
-    return next((row for row in one.rows if row["kind"] == "flag"), None)
-
-
-def _numbers(one: Explanation, name: str) -> np.ndarray:
-    kinds = {row["feature"]: row["kind"] for row in one.rows}
-    known = [feature for feature, kind in kinds.items() if kind == "number"]
-    if name not in one.values or any(isinstance(value, str) for value in one.values[name]):
+    best = next((row for row in explanation.rows if row["kind"] == "flag"), None)
+    if feature is None:
+        return best
+    row = explanation.feature(feature)
+    if row["kind"] != "flag":
         raise LensSkillsError(
-            f"{name!r} is no number that {one.name} was held against. There are: "
+            f"{feature!r} is a {row['kind']}, which holds nowhere in particular. Name a flag, "
+            f"such as {best['feature'] if best else 'none'!r}"
+        )
+    return row
+
+
+def _numbers(explanation: Explanation, name: str) -> np.ndarray:
+    known = [row["feature"] for row in explanation.rows if row["kind"] == "number"]
+    values = explanation.values
+    if name not in values or any(isinstance(value, str) for value in values[name]):
+        raise LensSkillsError(
+            f"{name!r} is no number that {explanation.name} was held against. There are: "
             f"{', '.join(known) or 'none'}. Add one: feature_bank(task, extra={{…}})."
         )
-    return np.array(one.values[name], dtype=float)
+    return np.array(values[name], dtype=float)
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
@@ -169,15 +249,9 @@ def _edges(values: np.ndarray) -> np.ndarray:
     if len(distinct) == 1:
         return np.array([distinct[0] - 0.5, distinct[0] + 0.5])
     middle = (distinct[1:] + distinct[:-1]) / 2
-    first, last = (
-        distinct[0] - (middle[0] - distinct[0]),
-        distinct[-1] + (distinct[-1] - middle[-1]),
-    )
+    first = distinct[0] - (middle[0] - distinct[0])
+    last = distinct[-1] + (distinct[-1] - middle[-1])
     return np.concatenate([[first], middle, [last]])
-
-
-def _middle(edges: np.ndarray) -> np.ndarray:
-    return (edges[1:] + edges[:-1]) / 2
 
 
 def _outline(axis: Axes, x: np.ndarray, y: np.ndarray, inside: np.ndarray) -> None:
@@ -190,7 +264,7 @@ def _outline(axis: Axes, x: np.ndarray, y: np.ndarray, inside: np.ndarray) -> No
         axis.plot([x[column], x[column + 1]], [y[row]] * 2, **look)
 
 
-def _line(row: Any, n_examples: int) -> str:
+def _explained(row: Any, n_examples: int) -> str:
     if row is None:
         return count(n_examples)
     told = f"explains {row['variance_explained']:.0%} of the variance held out"
@@ -199,138 +273,8 @@ def _line(row: Any, n_examples: int) -> str:
     return f"{told} · {count(n_examples)}"
 
 
-_CELL = 0.155  # inches of a row
-
-
-_WIDEST = 0.26  # and of a column, at most
-
-
 @style()
-def feature_matrix(
-    why: Explanations, *, k: int = 24, n_neurons: int = 20, width: float = COLUMN
-) -> Drawing:
-    """Variance explained, held out, of every neuron by the features that explain any of them.
-
-    Rows are the best features of each neuron in turn, those on the surface above those that define
-    the task. Outlined: the neuron's best (ranked on the other half). Hatched: within the null
-    (family-wise p > 0.05).
-
-    Args:
-        why: From `explain`.
-        k: At most so many features.
-        n_neurons: At most so many neurons, in the order they were named.
-        width: Inches.
-
-    Frame: one row per cell drawn, as in ``why.frame()``.
-
-    Raises:
-        LensSkillsError: No neuron that could be explained.
-    """
-    shown = [one for one in why.neurons if one.rows][:n_neurons]
-    if not shown:
-        raise LensSkillsError(
-            "no neuron to draw: none was explained (they are never active on these examples)."
-        )
-    surface = {row["feature"]: row["surface"] for row in shown[0].rows}
-    features = _features(shown, k)
-    features.sort(key=lambda name: not surface[name])
-    frame = why.frame().set_index(["feature", "name"])
-    frame = frame.loc[[(name, one.name) for name in features for one in shown]].reset_index()
-    shape = len(features), len(shown)
-    explained = frame["variance_explained"].to_numpy(float).reshape(shape)
-    tested = frame["p"].notna().to_numpy().reshape(shape)
-    beyond = (frame["p"].astype(float) <= 0.05).to_numpy().reshape(shape)
-    longest = max(text_width(name, SMALL) for name in features)
-    tallest = max(text_width(one.name, SMALL) for one in shown)
-    sheet_width = max(width, longest + 0.9 + 0.12 * len(shown))
-    figure = sheet(
-        min(sheet_width, 2 * COLUMN),
-        len(features) * _CELL + tallest + 0.25,
-        title=f"What drives {len(shown)} of {len(why)} neurons"
-        if len(shown) < len(why)
-        else f"What drives {len(shown)} neuron{'s' * (len(shown) > 1)}",
-        lines=[
-            " · ".join(
-                str(part)
-                for part in (why.provenance.get("model"), why.provenance.get("task"))
-                if part
-            ),
-            f"{why.site} at {why.position} · measured on {count(why.n_held, why.n_groups)}",
-        ],
-        note="Outlined: the neuron's best feature. "
-        + ("Hatched: within the permutation null." if tested.any() else "No null was drawn."),
-    )
-    axis = figure.add_subplot()
-    limit = max(0.1, float(np.ceil(explained.max() * 10) / 10))
-    image = axis.pcolormesh(
-        explained, cmap="Blues", vmin=0, vmax=limit, edgecolors="white", linewidth=0.6
-    )
-    axis.invert_yaxis()
-    axis.set_yticks(np.arange(len(features)) + 0.5, features)
-    axis.set_xticks(np.arange(len(shown)) + 0.5, [one.name for one in shown], rotation=90)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    for column, one in enumerate(shown):
-        best = one.best
-        if best is not None and best["feature"] in features:
-            _box(axis, features.index(best["feature"]), column, edgecolor=BLACK, linewidth=1.0)
-    for row, column in np.argwhere(tested & ~beyond).tolist():
-        _box(axis, row, column, hatch="//////", edgecolor="#C4C4C4", linewidth=0, zorder=1.5)
-    n_surface = sum(surface[name] for name in features)
-    if 0 < n_surface < len(features):
-        axis.axhline(n_surface, color=BLACK, linewidth=0.9)
-        for text, start, size in (
-            ("surface", 0, n_surface),
-            ("task", n_surface, len(features) - n_surface),
-        ):
-            _beside(axis, text, start, size, len(shown))
-    bar = figure.colorbar(image, ax=axis, aspect=30, pad=0.1, ticks=[0, limit / 2, limit])
-    bar.set_label("variance explained", labelpad=1)
-    bar.outline.set_visible(False)
-    settle(figure)
-    return Drawing(figure, frame, "feature_matrix")
-
-
-def _features(shown: Any, k: int) -> list[str]:
-    """The best of every neuron, then the second best of every one, until there are k."""
-    found: dict[str, None] = {}
-    for place in range(max(len(one.rows) for one in shown)):
-        for one in shown:
-            if len(found) < k and place < len(one.rows):
-                found.setdefault(one.rows[place]["feature"])
-    return list(found)
-
-
-def _box(axis: Axes, row: int, column: int, **look: Any) -> None:
-    look = {"fill": False, "zorder": 3} | look
-    axis.add_patch(Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, **look))
-
-
-def _beside(axis: Axes, text: str, start: int, size: int, n_columns: int) -> None:
-    axis.plot(
-        [n_columns + 0.15] * 2, [start + 0.1, start + size - 0.1], color=GREY, linewidth=0.8,
-        clip_on=False,
-    )  # fmt: skip
-    upright = size * _CELL > text_width(text, SMALL) + 0.02
-    axis.annotate(
-        text if upright else text[:3] + ".",
-        (n_columns + 0.15, start + size / 2),
-        xytext=(3, 0),
-        textcoords="offset points",
-        rotation=90 if upright else 0,
-        size=SMALL,
-        color=GREY,
-        va="center",
-        annotation_clip=False,
-    )
-    axis.set_xlim(0, n_columns)
-
-
-_ROW = 0.42  # inches
-
-
-@style()
-def shortcut_effects(found: Shortcuts, *, width: float = COLUMN) -> Drawing:
+def shortcut_effects(shortcuts: Shortcuts, *, width: float = COLUMN) -> Drawing:
     """Ablating each neuron: the effect with the feature and without, and their difference.
 
     Dots are mean effects on the examples with the neuron's surface feature (full) and without
@@ -339,57 +283,51 @@ def shortcut_effects(found: Shortcuts, *, width: float = COLUMN) -> Drawing:
     examples.
 
     Args:
-        found: From `shortcuts`.
+        shortcuts: From `lens_skills.shortcuts`.
         width: Inches.
 
-    Frame: one row per neuron, as in ``found.frame()``.
+    Frame: one row per neuron, as in ``shortcuts.frame()``.
 
     Raises:
         LensSkillsError: No neuron was tested.
     """
-    if not found.neurons:
-        raise LensSkillsError("no neuron to draw: none was tested. " + " ".join(found.notes[:1]))
-    neurons = found.neurons
-    about = found.provenance
+    neurons = shortcuts.neurons
+    if not neurons:
+        raise LensSkillsError(
+            "no neuron to draw: none was tested. " + " ".join(shortcuts.notes[:1])
+        )
+    confirmed = f"{len(shortcuts.confirmed)} of {len(neurons)} neurons"
     figure = sheet(
         width,
-        _ROW * len(neurons) + 0.75,
-        title=f"Shortcuts behind {found.metric}: {len(found.confirmed)} of {len(neurons)} neurons",
-        lines=[
-            " · ".join(str(about[name]) for name in ("model", "task") if name in about),
-            found.do,
-        ],
+        _SHORTCUT_ROW * len(neurons) + 0.75,
+        title=f"Shortcuts behind {shortcuts.metric}: {confirmed}",
+        lines=[joined(*source(shortcuts.provenance)), shortcuts.do],
         note="Line: with the feature less without, with its 95 % interval (no feature: effect on "
         "all examples). Grey band: ± δ, what matched neurons reach in 95 %.",
     )
     axis = figure.add_subplot()
     for row, one in enumerate(neurons):
-        _row(axis, row, one)
-    unit = f" ({found.unit})" if found.unit else ""
-    axis.set_xlabel(f"change of {found.causal_metric} when ablated{unit}")
+        _shortcut(axis, row, one)
+    unit = f" ({shortcuts.unit})" if shortcuts.unit else ""
+    axis.set_xlabel(f"change of {shortcuts.causal_metric} when ablated{unit}")
     axis.axvline(0, color=BLACK, linewidth=0.6, zorder=1)
     axis.set_yticks(range(len(neurons)), [one.name for one in neurons])
     axis.set_ylim(len(neurons) - 0.45, -0.75)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
-    axis.legend(
-        handles=[
-            Line2D([], [], marker="o", color=BLUE, linewidth=0, markersize=4, label="with it"),
-            Line2D([], [], marker="o", color=BLUE, linewidth=0, markersize=4, mfc="white",
-                   label="without"),
-            Line2D([], [], color=BLACK, linewidth=1.2, marker="|", label="difference"),
-        ],
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=3,
-        borderaxespad=0.1,
-    )  # fmt: skip
+    dot: dict[str, Any] = {"marker": "o", "color": BLUE, "linewidth": 0, "markersize": 4}
+    handles = [
+        Line2D([], [], **dot, label="with it"),
+        Line2D([], [], **dot, mfc="white", label="without"),
+        Line2D([], [], color=BLACK, linewidth=1.2, marker="|", label="difference"),
+    ]
+    legend_above(axis, 3, handles=handles)
     settle(figure)
-    return Drawing(figure, found.frame(), file_name("shortcut_effects", found.metric))
+    return Drawing(figure, shortcuts.frame(), file_name("shortcut_effects", shortcuts.metric))
 
 
-def _row(axis: Axes, row: int, one: Shortcut) -> None:
+def _shortcut(axis: Axes, row: int, one: Shortcut) -> None:
     shown = one.difference or one.effect
     band = {"color": PALE, "linewidth": 0, "zorder": 0}
     axis.fill_between([-shown.delta, shown.delta], row - 0.16, row + 0.3, **band)
@@ -404,12 +342,9 @@ def _row(axis: Axes, row: int, one: Shortcut) -> None:
     text = one.word if not one.feature else f"{one.condition}: {one.word}"
     while text_width(text, SMALL) > COLUMN - 0.75 and len(text) > 8:
         text = text[:-2].rstrip() + "…"
-    label = axis.annotate(
-        text,
-        (0.0, row - 0.3),
-        xycoords=("axes fraction", "data"),
-        size=SMALL,
-        color=GREY,
-        va="center",
-    )
-    halo(label)
+    halo(
+        axis.annotate(
+            text, (0.0, row - 0.3), xycoords=("axes fraction", "data"), size=SMALL, color=GREY,
+            va="center",
+        )
+    )  # fmt: skip

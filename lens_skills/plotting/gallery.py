@@ -8,30 +8,31 @@ from lens_skills.interventions.verdict import Verdict
 from lens_skills.plotting import figures
 from lens_skills.plotting.drawing import Drawing
 from lens_skills.scoring import MetricScores, Scores, Selection, skill_matrix
+from lens_skills.scoring.scores import one_metric
 
 
 def draw_all(
-    found: Scores, selections: Sequence[Selection] = (), *, metrics: Sequence[str] | None = None
+    scores: Scores, selections: Sequence[Selection] = (), *, metrics: Sequence[str] | None = None
 ) -> Iterator[Drawing]:
     """All figures of one pass, one after another: per metric (default all), then of the whole."""
-    for metric in metrics or found.metrics:
-        yield figures.r_distribution(found[metric])
-        yield figures.layer_profile(found[metric])
-        if len(found.positions) > 1:
-            yield figures.correlation_by_position(found[metric])
-    if len(found.metrics) > 1:
-        yield figures.metric_heatmap(found)
-    if found.calibration() is not None:
-        yield figures.reliability(found)
+    for metric in metrics or scores.metrics:
+        yield figures.r_distribution(scores[metric])
+        yield figures.layer_profile(scores[metric])
+        if len(scores.positions) > 1:
+            yield figures.correlation_by_position(scores[metric])
+    if len(scores.metrics) > 1:
+        yield figures.metric_heatmap(scores)
+    if scores.calibration() is not None:
+        yield figures.reliability(scores)
     for selection in selections:
         yield figures.attrition(selection)
     if len(selections) > 1 and any(len(selection.neurons) for selection in selections):
-        yield figures.skill_matrix(skill_matrix(found, selections))
+        yield figures.skill_matrix(skill_matrix(scores, selections))
 
 
 def draw_verdict(
     verdict: Verdict,
-    found: MetricScores | None = None,
+    scores: MetricScores | Scores | None = None,
     *,
     marked: Mapping[str, str] | None = None,
     curve: DoseResponse | None = None,
@@ -41,15 +42,17 @@ def draw_verdict(
 
     Args:
         verdict: From `verify` or `audit`.
-        found: The scores its neurons were selected from; without them, or where they hold none of
+        scores: The scores its neurons were selected from; without them, or where they hold none of
             the units (heads, say), the picture of r against effect is left out.
         marked: For that picture: ``{"L1N2": "decoy"}``.
         curve: A dose-response of the same neurons.
         matrix: Of several skills.
     """
-    scored = set() if found is None else {f"L{layer}N{n}" for layer, n in found.scores.places}
-    if found is not None and any(ruling.name in scored for ruling in verdict.singles):
-        yield figures.effect_against_r(found, verdict, marked=marked)
+    if scores is not None:
+        scores = one_metric(scores)
+        scored = {f"L{layer}N{neuron}" for layer, neuron in scores.scores.places}
+        if any(ruling.name in scored for ruling in verdict.singles):
+            yield figures.effect_against_r(scores, verdict, marked=marked)
     yield figures.effect_against_controls(verdict)
     yield figures.effect_forest(verdict)
     if curve is not None:

@@ -1,10 +1,7 @@
-"""An effect among those of random controls that were never suspected.
+"""The figures of a verdict and of a dose-response, and how a verdict looks in every figure.
 
-The effects of neurons, one a row, and of their set below them.
-
-What a set does at every strength, over the damage it does elsewhere.
-
-What all figures of a verdict share: the look of each word, and what is said around them.
+`VerdictStyle`: the colour and marker of each word. `verdict_lines`, `change`, `note` and
+`delta_band`: what is said and drawn around effects wherever they stand.
 """
 
 import math
@@ -44,14 +41,25 @@ from lens_skills.plotting.style import (
     SMALL,
     VERMILION,
     count,
+    joined,
+    legend_above,
+    minus,
     settle,
     sheet,
+    source,
     style,
     with_unit,
 )
 from lens_skills.results import file_name
 
 PURPLE = "#A84D86"  # Okabe and Ito's, darker: thin marks on white must be seen
+_MATCHED = "#9A9A9A"
+_NAME = re.compile(r"L(\d+)([A-Z]+)\d*")
+_FULL = 0.8  # share of the panel the bars may fill; above stands the effect
+_ROW, _BELOW = 0.165, 0.27  # inches of a row; rows that the direct effect stands under the total
+_FAR = 3.0  # a set this many times wider than its neurons gets a scale of its own
+_SHORT = {NO_EFFECT: "none beyond δ"}
+_DIRECT: dict[str, Any] = {"marker": "|", "color": GREY, "markersize": 4.0, "markeredgewidth": 1.1}
 
 
 @dataclass(frozen=True)
@@ -86,62 +94,6 @@ LOOKS = {
     NO_EFFECT: VerdictStyle(BLACK, "x"),
     UNDECIDED: VerdictStyle(BLACK, "o", filled=False),
 }
-
-
-def verdict_lines(verdict: Verdict) -> list[str]:
-    """What was done, to which model where, and on how many examples."""
-    effects = verdict.effects
-    source = [
-        str(verdict.provenance[key]) for key in ("model", "task") if key in verdict.provenance
-    ]
-    size = count(len(effects.clean), len(set(effects.groups)))
-    where = f"{effects.site} at {effects.position}"
-    return [effects.do, " · ".join([*source, where]), size]
-
-
-def change(verdict: Verdict) -> str:
-    """Two lines for an axis of effects: which way is which, and the unit."""
-    what = "removing it" if verdict.removes else "the edit"
-    measured = with_unit(verdict.effects.metric, verdict.effects.unit)
-    return f"← lowers · {what} · raises →\nchange of {measured}"
-
-
-def note(verdict: Verdict, rulings: Sequence[Ruling], marks: str) -> str:
-    """What the band is, and the lines of the intervals where there are any."""
-    sure = [bounded(ruling) for ruling in rulings]
-    parts = [_band(verdict)]
-    if any(sure):
-        parts.append(f"{marks}: 95 % interval, by group of examples.")
-    if not all(sure):
-        parts.append("No interval: one group of examples.")
-    return " ".join(parts)
-
-
-def _band(verdict: Verdict) -> str:
-    unit = verdict.effects.unit
-    amount = f"{verdict.delta:.3g}" + (f" {unit}" if unit not in ("", "column", "0/1") else "")
-    return f"Band: ±δ = ±{amount} ({verdict.delta_from})."
-
-
-def delta_band(axis: Axes, verdict: Verdict, which: str) -> None:
-    """The effects too small to matter, and the line of no effect, across axis ``x`` or ``y``."""
-    span, line = (axis.axvspan, axis.axvline) if which == "x" else (axis.axhspan, axis.axhline)
-    span(-verdict.delta, verdict.delta, color=PALE, zorder=0, linewidth=0, gid="delta")
-    line(0, color=BLACK, linewidth=0.5, zorder=0.9)
-
-
-def bounded(ruling: Ruling) -> bool:
-    """Whether the effect has an interval: of a single group of examples it has none."""
-    return math.isfinite(ruling.low) and math.isfinite(ruling.high)
-
-
-_UNIT = re.compile(r"L(\d+)([A-Z]+)\d*")
-
-
-_MATCHED = "#9A9A9A"
-
-
-_HEAD = 0.8  # share of the panel the bars may fill; above stands the effect
 
 
 @style()
@@ -184,39 +136,23 @@ def effect_against_controls(
     delta_band(axis, verdict, "x")
     _histograms(axis, frame, list(controls))
     look = LOOKS[ruling.word]
-    axis.axvline(ruling.effect, ymax=0.9, color=look.colour, linewidth=1.0, zorder=3)
-    height = 0.9
+    height, across = 0.9, axis.get_xaxis_transform()
+    axis.axvline(ruling.effect, ymax=height, color=look.colour, linewidth=1.0, zorder=3)
     if bounded(ruling):
         axis.plot(
-            [ruling.low, ruling.high],
-            [height, height],
-            color=look.colour,
-            linewidth=1.3,
-            transform=axis.get_xaxis_transform(),
-            zorder=3,
-        )
+            [ruling.low, ruling.high], [height, height], color=look.colour, linewidth=1.3,
+            transform=across, zorder=3,
+        )  # fmt: skip
     axis.plot(
-        [ruling.effect],
-        [height],
-        linestyle="none",
-        transform=axis.get_xaxis_transform(),
-        **look.mark(5),
-        zorder=4,
+        [ruling.effect], [height], linestyle="none", transform=across, **look.mark(5), zorder=4
     )
     axis.set_xlabel(change(verdict))
     if controls:
         axis.set_ylabel("control sets" if whole else "single units")
         axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.margins(x=0.06)
-    axis.legend(
-        handles=[*_controls_handles(controls), look.line(f"{name}: {ruling.word}", size=5)],
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=2,
-        borderaxespad=0.1,
-        labelspacing=0.2,
-        handlelength=1.2,
-    )
+    own = look.line(f"{name}: {ruling.word}", size=5)
+    legend_above(axis, handles=[*_kinds(controls), own], handlelength=1.2)
     settle(figure)
     return Drawing(figure, frame, file_name("effect_against_controls", name))
 
@@ -229,11 +165,11 @@ def _controls(verdict: Verdict, ruling: Ruling) -> dict[str, np.ndarray]:
             "important sets": verdict.important_effect.numpy(),
         }
         return {kind: effects for kind, effects in kinds.items() if len(effects)}
-    mine = _UNIT.fullmatch(ruling.name)
+    mine = _NAME.fullmatch(ruling.name)
     across = verdict.provenance.get("peers") == "all layers"
     keep = []
     for peer in verdict.peers:
-        theirs = _UNIT.fullmatch(peer)
+        theirs = _NAME.fullmatch(peer)
         alike = mine is None or theirs is None or mine[2] == theirs[2]
         near = across or mine is None or theirs is None or mine[1] == theirs[1]
         keep.append(alike and near)
@@ -298,21 +234,16 @@ def _histograms(axis: Axes, frame: pd.DataFrame, kinds: list[str]) -> None:
             else {"color": _MATCHED, "fill": True, "zorder": 2}
         )
         axis.stairs(counts, edges, **look)
-    axis.set_ylim(0, tallest / _HEAD)
+    axis.set_ylim(0, tallest / _FULL)
     if not kinds:
         axis.set_yticks([])
         axis.text(
-            0.5,
-            0.35,
-            "no controls were measured",
-            transform=axis.transAxes,
-            size=SMALL,
-            color=GREY,
-            ha="center",
-        )
+            0.5, 0.35, "no controls were measured", transform=axis.transAxes, size=SMALL,
+            color=GREY, ha="center",
+        )  # fmt: skip
 
 
-def _controls_handles(controls: dict[str, np.ndarray]) -> list[Patch | Line2D]:
+def _kinds(controls: dict[str, np.ndarray]) -> list[Patch | Line2D]:
     labels = {kind: f"{kind} ({len(effects):,})" for kind, effects in controls.items()}
     return [
         Line2D([], [], color=ORANGE, linewidth=1.2, label=label)
@@ -320,111 +251,6 @@ def _controls_handles(controls: dict[str, np.ndarray]) -> list[Patch | Line2D]:
         else Patch(color=_MATCHED, label=label)
         for kind, label in labels.items()
     ]
-
-
-@style()
-def dose_response(
-    curve: DoseResponse, *, exploratory: bool = False, width: float = COLUMN
-) -> Drawing:
-    """Effect against dose with 95 % intervals and the fitted slope; below, the damage elsewhere.
-
-    Both panels share the dose and each has its own unit and its own line at 0.
-
-    Args:
-        curve: From `lens_skills.interventions.dose_response`.
-        exploratory: Stamp it.
-        width: Inches.
-
-    Frame: one row per dose: dose effect low high damage damage_low damage_high (an end is ±inf
-    where there is no interval), and the line's ``fit`` there.
-    """
-    frame = curve.frame()
-    doses, effects = frame["dose"], frame["effect"]
-    frame["fit"] = effects.mean() + curve.slope * (doses - doses.mean())
-    units = len(curve.names)
-    named = curve.names[0] if units == 1 else f"{units:,} units together"
-    source = [str(curve.provenance[key]) for key in ("model", "task") if key in curve.provenance]
-    unit = curve.unit if curve.unit not in ("", "column", "0/1") else "of the metric"
-    slope = f"slope {curve.slope:+.3g}"
-    if np.isfinite([curve.slope_low, curve.slope_high]).all():
-        slope += f" [{curve.slope_low:+.3g}, {curve.slope_high:+.3g}]"
-    texts = "1 neutral text" if curve.n_texts == 1 else f"{curve.n_texts:,} neutral texts"
-    figure = sheet(
-        width,
-        2.85,
-        title=f"{named}: dose and response",
-        lines=[
-            f"{slope} {unit} per std · monotonicity {curve.monotonicity:+.2f}",
-            f"steered at {curve.site} at {curve.position}, std over {curve.over}",
-            " · ".join([*source, count(len(curve.example_ids), len(set(curve.groups)))]),
-        ],
-        note=f"Bars: 95 % intervals. Damage: KL(clean ‖ steered) on {texts}, "
-        "steered at every token."
-        + ("" if _sure(frame, "").all() else " No interval: one group of examples."),
-        exploratory=exploratory,
-    )
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.75, 1])
-    _panel(above, frame, "effect", "", BLUE, "o")
-    above.plot(doses, frame["fit"], color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="slope")
-    above.set_ylabel(f"change of\n{with_unit(curve.metric, curve.unit)}", color=BLUE)
-    above.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, handlelength=2
-    )
-    _panel(below, frame, "damage", "damage_", VERMILION, "s")
-    below.set_ylabel("damage\n(nats per token)", color=VERMILION)
-    below.set_ylim(bottom=0, top=max(1e-6, 1.12 * _highest(frame)))
-    below.yaxis.set_major_locator(MaxNLocator(nbins=3))
-    below.set_xlabel("dose (each unit's own std)")
-    if np.diff(np.sort(doses)).min() > 0.07 * np.ptp(doses):
-        below.set_xticks(doses, [f"{dose:g}".replace("-", "\N{MINUS SIGN}") for dose in doses])
-    figure.align_ylabels()
-    settle(figure)
-    return Drawing(figure, frame, file_name("dose_response", curve.metric))
-
-
-def _sure(frame: pd.DataFrame, which: str) -> np.ndarray:
-    """Where there is an interval: one group, or one text, has none."""
-    ends = frame[[f"{which}low", f"{which}high"]].to_numpy(float)
-    return np.asarray(np.isfinite(ends).all(axis=1))
-
-
-def _highest(frame: pd.DataFrame) -> float:
-    ends = frame.loc[_sure(frame, "damage_"), "damage_high"]
-    return float(max([*frame["damage"], *ends]))
-
-
-def _panel(
-    axis: Axes, frame: pd.DataFrame, column: str, which: str, colour: str, marker: str
-) -> None:
-    sure = frame[_sure(frame, which)]
-    axis.axhline(0, color=BLACK, linewidth=0.5, zorder=1)
-    axis.axvline(0, color=BLACK, linewidth=0.5, linestyle=(0, (1, 2)), zorder=1)
-    axis.vlines(
-        sure["dose"], sure[f"{which}low"], sure[f"{which}high"], color=colour, linewidth=0.9
-    )
-    axis.plot(
-        frame["dose"],
-        frame[column],
-        color=colour,
-        marker=marker,
-        markersize=3.6,
-        clip_on=False,
-        zorder=3,
-        label=f"mean {column}",
-    )
-    axis.tick_params(axis="y", colors=colour)
-
-
-_ROW = 0.165  # inches
-
-
-_BELOW = 0.27  # rows: the direct effect stands under the total
-
-
-_FAR = 3.0  # a set this many times wider than its neurons gets a scale of its own
-
-
-_SHORT = {NO_EFFECT: "none beyond δ"}
 
 
 @style()
@@ -471,14 +297,11 @@ def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Dr
         _rows(axis, part)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes[-1].set_xlabel(change(verdict))
-    axes[0].legend(
-        handles=_forest_handles(rulings),
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=2,
-        borderaxespad=0.1,
-        handlelength=1.8,
-    )
+    total = {"marker": "o", "color": BLACK, "markersize": 4, "linewidth": 1.1}
+    handles = [Line2D([], [], **total, label="total effect")]
+    if any(one.direct is not None for one in rulings):
+        handles.append(Line2D([], [], **_DIRECT, linewidth=0.6, label="direct effect"))
+    legend_above(axes[0], handles=handles, handlelength=1.8)
     settle(figure)
     return Drawing(figure, frame, file_name("effect_forest", verdict.effects.metric))
 
@@ -511,13 +334,9 @@ def _rows(axis: Axes, rulings: list[Ruling]) -> None:
         if one.direct is not None:
             _direct(axis, one, one.direct, row + _BELOW)
         axis.text(
-            1.02,
-            row,
-            _SHORT.get(one.word, one.word),
-            transform=axis.get_yaxis_transform(),
-            size=SMALL,
-            va="center_baseline",
-        )
+            1.02, row, _SHORT.get(one.word, one.word), transform=axis.get_yaxis_transform(),
+            size=SMALL, va="center_baseline",
+        )  # fmt: skip
     axis.set_yticks(range(len(rulings)), [one.name for one in rulings])
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
@@ -527,14 +346,6 @@ def _rows(axis: Axes, rulings: list[Ruling]) -> None:
     axis.set_axisbelow(True)
 
 
-_DIRECT: dict[str, Any] = {
-    "marker": "|",
-    "color": GREY,
-    "markersize": 4.0,
-    "markeredgewidth": 1.1,
-}
-
-
 def _direct(axis: Axes, one: Ruling, direct: float, at: float) -> None:
     low, high = one.direct_low, one.direct_high
     if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
@@ -542,9 +353,130 @@ def _direct(axis: Axes, one: Ruling, direct: float, at: float) -> None:
     axis.plot([direct], [at], linestyle="none", **_DIRECT, zorder=2)
 
 
-def _forest_handles(rulings: list[Ruling]) -> list[Line2D]:
-    total = {"marker": "o", "color": BLACK, "markersize": 4, "linewidth": 1.1}
-    handles = [Line2D([], [], **total, label="total effect")]
-    if any(one.direct is not None for one in rulings):
-        handles.append(Line2D([], [], **_DIRECT, linewidth=0.6, label="direct effect"))
-    return handles
+@style()
+def dose_response(
+    curve: DoseResponse, *, exploratory: bool = False, width: float = COLUMN
+) -> Drawing:
+    """Effect against dose with 95 % intervals and the fitted slope; below, the damage elsewhere.
+
+    Both panels share the dose and each has its own unit and its own line at 0.
+
+    Args:
+        curve: From `lens_skills.interventions.dose_response`.
+        exploratory: Stamp it.
+        width: Inches.
+
+    Frame: one row per dose: dose effect low high damage damage_low damage_high (an end is ±inf
+    where there is no interval), and the line's ``fit`` there.
+    """
+    frame = curve.frame()
+    doses, effects = frame["dose"], frame["effect"]
+    frame["fit"] = effects.mean() + curve.slope * (doses - doses.mean())
+    units = len(curve.names)
+    named = curve.names[0] if units == 1 else f"{units:,} units together"
+    unit = curve.unit if curve.unit not in ("", "column", "0/1") else "of the metric"
+    slope = f"slope {curve.slope:+.3g}"
+    if np.isfinite([curve.slope_low, curve.slope_high]).all():
+        slope += f" [{curve.slope_low:+.3g}, {curve.slope_high:+.3g}]"
+    texts = "1 neutral text" if curve.n_texts == 1 else f"{curve.n_texts:,} neutral texts"
+    size = count(len(curve.example_ids), len(set(curve.groups)))
+    figure = sheet(
+        width,
+        2.85,
+        title=f"{named}: dose and response",
+        lines=[
+            f"{slope} {unit} per std · monotonicity {curve.monotonicity:+.2f}",
+            f"steered at {curve.site} at {curve.position}, std over {curve.over}",
+            joined(*source(curve.provenance), size),
+        ],
+        note=f"Bars: 95 % intervals. Damage: KL(clean ‖ steered) on {texts}, "
+        "steered at every token."
+        + ("" if _sure(frame, "").all() else " No interval: one group of examples."),
+        exploratory=exploratory,
+    )
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.75, 1])
+    _panel(above, frame, "effect", "", BLUE, "o")
+    above.plot(doses, frame["fit"], color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="slope")
+    above.set_ylabel(f"change of\n{with_unit(curve.metric, curve.unit)}", color=BLUE)
+    legend_above(above, handlelength=2)
+    _panel(below, frame, "damage", "damage_", VERMILION, "s")
+    below.set_ylabel("damage\n(nats per token)", color=VERMILION)
+    below.set_ylim(bottom=0, top=max(1e-6, 1.12 * _highest(frame)))
+    below.yaxis.set_major_locator(MaxNLocator(nbins=3))
+    below.set_xlabel("dose (each unit's own std)")
+    if np.diff(np.sort(doses)).min() > 0.07 * np.ptp(doses):
+        below.set_xticks(doses, [minus(f"{dose:g}") for dose in doses])
+    figure.align_ylabels()
+    settle(figure)
+    return Drawing(figure, frame, file_name("dose_response", curve.metric))
+
+
+def _sure(frame: pd.DataFrame, which: str) -> np.ndarray:
+    """Where there is an interval: one group, or one text, has none."""
+    ends = frame[[f"{which}low", f"{which}high"]].to_numpy(float)
+    return np.asarray(np.isfinite(ends).all(axis=1))
+
+
+def _highest(frame: pd.DataFrame) -> float:
+    ends = frame.loc[_sure(frame, "damage_"), "damage_high"]
+    return float(max([*frame["damage"], *ends]))
+
+
+def _panel(
+    axis: Axes, frame: pd.DataFrame, column: str, which: str, colour: str, marker: str
+) -> None:
+    sure = frame[_sure(frame, which)]
+    axis.axhline(0, color=BLACK, linewidth=0.5, zorder=1)
+    axis.axvline(0, color=BLACK, linewidth=0.5, linestyle=(0, (1, 2)), zorder=1)
+    axis.vlines(
+        sure["dose"], sure[f"{which}low"], sure[f"{which}high"], color=colour, linewidth=0.9
+    )
+    axis.plot(
+        frame["dose"], frame[column], color=colour, marker=marker, markersize=3.6, clip_on=False,
+        zorder=3, label=f"mean {column}",
+    )  # fmt: skip
+    axis.tick_params(axis="y", colors=colour)
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """What was done, to which model where, and on how many examples."""
+    effects = verdict.effects
+    size = count(len(effects.clean), len(set(effects.groups)))
+    where = f"{effects.site} at {effects.position}"
+    return [effects.do, joined(*source(verdict.provenance), where), size]
+
+
+def change(verdict: Verdict) -> str:
+    """Two lines for an axis of effects: which way is which, and the unit."""
+    what = "removing it" if verdict.removes else "the edit"
+    measured = with_unit(verdict.effects.metric, verdict.effects.unit)
+    return f"← lowers · {what} · raises →\nchange of {measured}"
+
+
+def note(verdict: Verdict, rulings: Sequence[Ruling], marks: str) -> str:
+    """What the band is, and the lines of the intervals where there are any."""
+    sure = [bounded(ruling) for ruling in rulings]
+    parts = [_band(verdict)]
+    if any(sure):
+        parts.append(f"{marks}: 95 % interval, by group of examples.")
+    if not all(sure):
+        parts.append("No interval: one group of examples.")
+    return " ".join(parts)
+
+
+def _band(verdict: Verdict) -> str:
+    unit = verdict.effects.unit
+    amount = f"{verdict.delta:.3g}" + (f" {unit}" if unit not in ("", "column", "0/1") else "")
+    return f"Band: ±δ = ±{amount} ({verdict.delta_from})."
+
+
+def delta_band(axis: Axes, verdict: Verdict, which: str) -> None:
+    """The effects too small to matter, and the line of no effect, across axis ``x`` or ``y``."""
+    span, line = (axis.axvspan, axis.axvline) if which == "x" else (axis.axhspan, axis.axhline)
+    span(-verdict.delta, verdict.delta, color=PALE, zorder=0, linewidth=0, gid="delta")
+    line(0, color=BLACK, linewidth=0.5, zorder=0.9)
+
+
+def bounded(ruling: Ruling) -> bool:
+    """Whether the effect has an interval: of a single group of examples it has none."""
+    return math.isfinite(ruling.low) and math.isfinite(ruling.high)

@@ -1,8 +1,7 @@
-"""`lay_out`: where the boxes, arrows and labels of a small layered graph go, without collisions.
+"""Where labels go so that none covers another, a point or a box.
 
-Names beside points, each where it covers neither another name nor a point.
-
-`place_labels`: each label on its own arrow, on nothing else.
+`name_points`: names beside points. `lay_out`: the boxes, arrows and labels of a small layered
+graph; `place_labels`: each label on its own arrow.
 """
 
 import math
@@ -17,98 +16,152 @@ from matplotlib.text import Annotation
 
 from lens_skills.plotting.style import BLACK, SMALL, inches, text_width
 
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, low, right, high
+
+# Of names beside points, in inches: a line of small text, distances from the point, tried in turn,
+# and the distance beyond which a line leads to the point.
+_HIGH = 0.125
+_AWAY = (0.07, 0.13, 0.2, 0.3, 0.42, 0.56, 0.72)
+_LEADER = 0.11
+_ANGLES = [turn * math.pi / 8 for turn in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 3, 13, 5, 11, 4, 12)]
+# Of graphs: inches between boxes, how often the rows are moved apart before a collision is
+# accepted, and where along its line a label is tried.
+_GAP = 0.06
+_TRIES = 4
+_ALONG = (0.5, 0.4, 0.6, 0.3, 0.7, 0.22, 0.78, 0.15, 0.85)
 _STEPS = np.linspace(0, 1, 40)
 
 
-_ALONG = (0.5, 0.4, 0.6, 0.3, 0.7, 0.22, 0.78, 0.15, 0.85)
-
-
-LabelBox = tuple[float, float, float, float]  # left, low, right, high
-
-
-Point = tuple[float, float]
-
-
-def place_labels(
-    sizes: Sequence[Point],
-    lines: Sequence[tuple[Point, Point]],
-    boxes: Sequence[LabelBox],
-    width: float,
-) -> tuple[tuple[Point | None, ...], float]:
-    """A place on each line for its label, and the area of labels that lie on something.
+def name_points(
+    axis: Axes,
+    names: Sequence[str],
+    points: Float[np.ndarray, "name 2"],
+    *,
+    marks: Float[np.ndarray, "mark 2"],
+    bars: Float[np.ndarray, "bar 3"],
+) -> list[Annotation]:
+    """The names put beside their points, the first given the best place; one without room is left.
 
     Args:
-        sizes: Width and height of each label; 0 where a line has none.
-        lines: Their lines.
-        boxes: What they must not cover.
-        width: Of the whole.
+        axis: Whose layout is settled.
+        names: What to write.
+        points: Where, in data units.
+        marks: What must stay uncovered: points in data units.
+        bars: What had better stay uncovered: vertical lines, as x, low, high.
     """
-    placed: list[Point | None] = [None] * len(sizes)
+    wide, high = inches(axis)
 
-    def taken(but: int) -> list[LabelBox]:
-        others = [
-            box_at(point, *sizes[k])
-            for k, point in enumerate(placed)
-            if point is not None and k != but
-        ]
-        return [*boxes, *others]
+    def place(rows: np.ndarray) -> np.ndarray:
+        return axis.transAxes.inverted().transform(axis.transData.transform(rows)) * [wide, high]
 
-    def unclear(box: LabelBox, own: int) -> float:
-        """Lines it lies on, and one that is nearer than its own."""
-        gaps = [_gap(line, box) for line in lines]
-        others = [gap for k, gap in enumerate(gaps) if k != own]
-        return 2.0 * sum(gap == 0 for gap in others) + 3.0 * any(gap < gaps[own] for gap in others)
+    marks = place(marks.reshape(-1, 2))
+    foot, head = place(bars[:, [0, 1]].reshape(-1, 2)), place(bars[:, [0, 2]].reshape(-1, 2))
+    dots = np.hstack([marks - 0.05, marks + 0.05])
+    lines = np.hstack([foot - np.array([0.01, 0]), head + np.array([0.01, 0])])
+    taken: list[Box] = []
+    leaders: list[Box] = []
+    written = []
+    for name, point, (x, y) in zip(
+        names, points.tolist(), place(points.reshape(-1, 2)).tolist(), strict=True
+    ):
+        best = _best(x, y, text_width(name, SMALL), wide, high, dots, lines, taken, leaders)
+        if best is None:
+            continue
+        box, away = best
+        taken.append(box)
+        if away > _LEADER:
+            leaders.append((x, y, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+        text = axis.annotate(
+            name,
+            xy=(point[0], point[1]),
+            xytext=((box[0] + box[2]) / 2 / wide, (box[1] + box[3]) / 2 / high),
+            textcoords="axes fraction",
+            size=SMALL,
+            ha="center",
+            va="center",
+            zorder=6,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2.5}
+            if away > _LEADER
+            else None,
+            path_effects=[withStroke(linewidth=1.6, foreground="white")],
+            color=BLACK,
+        )
+        text.set_in_layout(False)
+        written.append(text)
+    return written
 
-    for turn in range(2):
-        for k, (wide, high) in enumerate(sizes):
-            if not wide:
+
+def _best(
+    x: float,
+    y: float,
+    width: float,
+    wide: float,
+    high: float,
+    dots: np.ndarray,
+    lines: np.ndarray,
+    taken: list[Box],
+    leaders: list[Box],
+) -> tuple[Box, float] | None:
+    """The nearest place that covers no point and few lines; None where there is none."""
+    best, least = None, math.inf
+    for away in _AWAY:
+        for angle in _ANGLES:
+            across, up = math.cos(angle), math.sin(angle)
+            centre = x + across * (away + width / 2), y + up * (away + _HIGH / 2)
+            box = box_at(centre, width, _HIGH)
+            if min(box[0], box[1]) < 0.02 or box[2] > wide - 0.02 or box[3] > high - 0.02:
                 continue
-            (xa, ya), (xb, yb) = lines[k]
-            choices = []
-            for place, along in enumerate(_ALONG):
-                for aside in (0.0, -0.35, 0.35, -0.56, 0.56) if turn else (0.0,):
-                    x = xa + along * (xb - xa) + aside * wide
-                    x = float(np.clip(x, wide / 2, width - wide / 2))
-                    point = (x, ya + along * (yb - ya))
-                    box = box_at(point, wide, high)
-                    cost = 1000 * sum(_shared(box, other) for other in taken(k))
-                    cost += unclear(box, k) + 0.05 * place + abs(aside)
-                    choices.append((cost, point))
-            placed[k] = min(choices)[1]
-    covered = 0.0
-    for k, point in enumerate(placed):
-        if point is not None:
-            box = box_at(point, *sizes[k])
-            covered += sum(_shared(box, other) for other in taken(k))
-    return tuple(placed), covered
+            line = _points((x, y, *centre))
+            if any(_cut((x, y, *centre), other) for other in leaders):
+                continue
+            if any(_through(_points(other), box) for other in leaders):
+                continue
+            if _covered(box, dots) or any(
+                _meet(box, other) or _through(line, other) for other in taken
+            ):
+                continue
+            crossed = sum(_covered((*at, *at), dots) > 0 for at in line) if away > _LEADER else 0
+            cost = away + 0.2 * _covered(box, lines) + 0.2 * crossed
+            if cost < least:
+                best, least = (box, away), cost
+    return best
 
 
-def box_at(centre: Point, width: float, height: float) -> LabelBox:
-    """The box of this size around a point."""
-    x, y = centre
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+def _covered(box: Box, others: np.ndarray) -> int:
+    left, low, right, top = others.T
+    return int(((left < box[2]) & (right > box[0]) & (low < box[3]) & (top > box[1])).sum())
 
 
-def _shared(one: LabelBox, other: LabelBox) -> float:
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    return max(wide, 0.0) * max(high, 0.0)
+def _meet(box: Box, other: Box) -> bool:
+    gap = 0.025
+    return (
+        box[0] < other[2] + gap
+        and other[0] < box[2] + gap
+        and box[1] < other[3] + gap
+        and other[1] < box[3] + gap
+    )
 
 
-def _gap(line: tuple[Point, Point], box: LabelBox) -> float:
-    """How far a box is from a line; 0 where it lies on it."""
-    (xa, ya), (xb, yb) = line
-    along = _STEPS
-    x, y = xa + along * (xb - xa), ya + along * (yb - ya)
-    beside = np.maximum(np.maximum(box[0] - x, x - box[2]), 0)
-    above = np.maximum(np.maximum(box[1] - y, y - box[3]), 0)
-    return float(np.hypot(beside, above).min())
+def _points(line: Box) -> list[tuple[float, float]]:
+    """Some points along a line from its first end to its second."""
+    x, y, right, top = line
+    return [(x + (right - x) * part, y + (top - y) * part) for part in (0.2, 0.4, 0.6, 0.8)]
 
 
-_GAP = 0.06  # inches between boxes
+def _cut(one: Box, other: Box) -> bool:
+    """Whether two lines cross: the ends of each lie on both sides of the other."""
+
+    def side(line: Box, x: float, y: float) -> bool:
+        return (line[2] - line[0]) * (y - line[1]) > (line[3] - line[1]) * (x - line[0])
+
+    return side(one, *other[:2]) != side(one, *other[2:]) and side(other, *one[:2]) != side(
+        other, *one[2:]
+    )
 
 
-_TRIES = 4  # how often the rows are moved apart before a collision is accepted
+def _through(line: list[tuple[float, float]], box: Box) -> bool:
+    return any(box[0] <= x <= box[2] and box[1] <= y <= box[3] for x, y in line)
 
 
 @dataclass(frozen=True)
@@ -170,9 +223,8 @@ def lay_out(
         sizes = [(arrow.width, arrow.height) for arrow in arrows]
         labels, covered = place_labels(sizes, lines, boxes, width)
         height = gap * (n_rows - 1) + spots[0].height + 2 * _GAP
-        found = GraphLayout(height, edges, centres, lines, labels)
         if best is None or covered < best[0] - 1e-9:
-            best = covered, found
+            best = covered, GraphLayout(height, edges, centres, lines, labels)
         if covered == 0:
             break
         gap *= 1.18
@@ -328,152 +380,76 @@ def _lines(
     return tuple(lines)
 
 
-_HIGH = 0.125  # inches of a line of small text
-
-
-_AWAY = (0.07, 0.13, 0.2, 0.3, 0.42, 0.56, 0.72)  # inches from the point, tried in turn
-
-
-_LEADER = 0.11  # farther than this, a line leads to the point
-
-
-_ANGLES = [turn * math.pi / 8 for turn in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 3, 13, 5, 11, 4, 12)]
-
-
-Box = tuple[float, float, float, float]
-
-
-def name_points(
-    axis: Axes,
-    names: Sequence[str],
-    points: Float[np.ndarray, "name 2"],
-    *,
-    marks: Float[np.ndarray, "mark 2"],
-    bars: Float[np.ndarray, "bar 3"],
-) -> list[Annotation]:
-    """The names put beside their points, the first given the best place; one without room is left.
+def place_labels(
+    sizes: Sequence[Point],
+    lines: Sequence[tuple[Point, Point]],
+    boxes: Sequence[Box],
+    width: float,
+) -> tuple[tuple[Point | None, ...], float]:
+    """A place on each line for its label, and the area of labels that lie on something.
 
     Args:
-        axis: Whose layout is settled.
-        names: What to write.
-        points: Where, in data units.
-        marks: What must stay uncovered: points in data units.
-        bars: What had better stay uncovered: vertical lines, as x, low, high.
+        sizes: Width and height of each label; 0 where a line has none.
+        lines: Their lines.
+        boxes: What they must not cover.
+        width: Of the whole.
     """
-    wide, high = inches(axis)
+    placed: list[Point | None] = [None] * len(sizes)
 
-    def place(rows: np.ndarray) -> np.ndarray:
-        return axis.transAxes.inverted().transform(axis.transData.transform(rows)) * [wide, high]
+    def taken(but: int) -> list[Box]:
+        others = [
+            box_at(point, *sizes[k])
+            for k, point in enumerate(placed)
+            if point is not None and k != but
+        ]
+        return [*boxes, *others]
 
-    marks = place(marks.reshape(-1, 2))
-    foot, head = place(bars[:, [0, 1]].reshape(-1, 2)), place(bars[:, [0, 2]].reshape(-1, 2))
-    dots = np.hstack([marks - 0.05, marks + 0.05])
-    lines = np.hstack([foot - np.array([0.01, 0]), head + np.array([0.01, 0])])
-    taken: list[Box] = []
-    leaders: list[Box] = []
-    written = []
-    for name, point, (x, y) in zip(
-        names, points.tolist(), place(points.reshape(-1, 2)).tolist(), strict=True
-    ):
-        found = _best(x, y, text_width(name, SMALL), wide, high, dots, lines, taken, leaders)
-        if found is None:
-            continue
-        box, away = found
-        taken.append(box)
-        if away > _LEADER:
-            leaders.append((x, y, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
-        text = axis.annotate(
-            name,
-            xy=(point[0], point[1]),
-            xytext=((box[0] + box[2]) / 2 / wide, (box[1] + box[3]) / 2 / high),
-            textcoords="axes fraction",
-            size=SMALL,
-            ha="center",
-            va="center",
-            zorder=6,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2.5}
-            if away > _LEADER
-            else None,
-            path_effects=[withStroke(linewidth=1.6, foreground="white")],
-            color=BLACK,
-        )
-        text.set_in_layout(False)
-        written.append(text)
-    return written
+    def unclear(box: Box, own: int) -> float:
+        """Lines it lies on, and one that is nearer than its own."""
+        gaps = [_gap(line, box) for line in lines]
+        others = [gap for k, gap in enumerate(gaps) if k != own]
+        return 2.0 * sum(gap == 0 for gap in others) + 3.0 * any(gap < gaps[own] for gap in others)
 
-
-def _best(
-    x: float,
-    y: float,
-    width: float,
-    wide: float,
-    high: float,
-    dots: np.ndarray,
-    lines: np.ndarray,
-    taken: list[Box],
-    leaders: list[Box],
-) -> tuple[Box, float] | None:
-    """The nearest place that covers no point and few lines; None where there is none."""
-    best, least = None, math.inf
-    for away in _AWAY:
-        for angle in _ANGLES:
-            across, up = math.cos(angle), math.sin(angle)
-            centre = x + across * (away + width / 2), y + up * (away + _HIGH / 2)
-            box = (
-                centre[0] - width / 2,
-                centre[1] - _HIGH / 2,
-                centre[0] + width / 2,
-                centre[1] + _HIGH / 2,
-            )
-            if min(box[0], box[1]) < 0.02 or box[2] > wide - 0.02 or box[3] > high - 0.02:
+    for turn in range(2):
+        for k, (wide, high) in enumerate(sizes):
+            if not wide:
                 continue
-            line = _points((x, y, *centre))
-            if any(_cut((x, y, *centre), other) for other in leaders):
-                continue
-            if any(_through(_points(other), box) for other in leaders):
-                continue
-            if _covered(box, dots) or any(
-                _meet(box, other) or _through(line, other) for other in taken
-            ):
-                continue
-            crossed = sum(_covered((*at, *at), dots) > 0 for at in line) if away > _LEADER else 0
-            cost = away + 0.2 * _covered(box, lines) + 0.2 * crossed
-            if cost < least:
-                best, least = (box, away), cost
-    return best
+            (xa, ya), (xb, yb) = lines[k]
+            choices = []
+            for place, along in enumerate(_ALONG):
+                for aside in (0.0, -0.35, 0.35, -0.56, 0.56) if turn else (0.0,):
+                    x = xa + along * (xb - xa) + aside * wide
+                    x = float(np.clip(x, wide / 2, width - wide / 2))
+                    point = (x, ya + along * (yb - ya))
+                    box = box_at(point, wide, high)
+                    cost = 1000 * sum(_shared(box, other) for other in taken(k))
+                    cost += unclear(box, k) + 0.05 * place + abs(aside)
+                    choices.append((cost, point))
+            placed[k] = min(choices)[1]
+    covered = 0.0
+    for k, point in enumerate(placed):
+        if point is not None:
+            box = box_at(point, *sizes[k])
+            covered += sum(_shared(box, other) for other in taken(k))
+    return tuple(placed), covered
 
 
-def _covered(box: Box, others: np.ndarray) -> int:
-    left, low, right, top = others.T
-    return int(((left < box[2]) & (right > box[0]) & (low < box[3]) & (top > box[1])).sum())
+def box_at(centre: Point, width: float, height: float) -> Box:
+    """The box of this size around a point."""
+    x, y = centre
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def _meet(box: Box, other: Box) -> bool:
-    gap = 0.025
-    return (
-        box[0] < other[2] + gap
-        and other[0] < box[2] + gap
-        and box[1] < other[3] + gap
-        and other[1] < box[3] + gap
-    )
+def _shared(one: Box, other: Box) -> float:
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0.0) * max(high, 0.0)
 
 
-def _points(line: Box) -> list[tuple[float, float]]:
-    """Some points along a line from its first end to its second."""
-    x, y, right, top = line
-    return [(x + (right - x) * part, y + (top - y) * part) for part in (0.2, 0.4, 0.6, 0.8)]
-
-
-def _cut(one: Box, other: Box) -> bool:
-    """Whether two lines cross: the ends of each lie on both sides of the other."""
-
-    def side(line: Box, x: float, y: float) -> bool:
-        return (line[2] - line[0]) * (y - line[1]) > (line[3] - line[1]) * (x - line[0])
-
-    return side(one, *other[:2]) != side(one, *other[2:]) and side(other, *one[:2]) != side(
-        other, *one[2:]
-    )
-
-
-def _through(line: list[tuple[float, float]], box: Box) -> bool:
-    return any(box[0] <= x <= box[2] and box[1] <= y <= box[3] for x, y in line)
+def _gap(line: tuple[Point, Point], box: Box) -> float:
+    """How far a box is from a line; 0 where it lies on it."""
+    (xa, ya), (xb, yb) = line
+    x, y = xa + _STEPS * (xb - xa), ya + _STEPS * (yb - ya)
+    beside = np.maximum(np.maximum(box[0] - x, x - box[2]), 0)
+    above = np.maximum(np.maximum(box[1] - y, y - box[3]), 0)
+    return float(np.hypot(beside, above).min())

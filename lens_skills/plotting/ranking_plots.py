@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.heat_map import colour_bar
 from lens_skills.plotting.style import (
     BLACK,
     BLUE,
@@ -15,10 +17,13 @@ from lens_skills.plotting.style import (
     PALE,
     SMALL,
     count,
+    joined,
+    legend_above,
     settle,
     sheet,
+    signed,
     style,
-    text_width,
+    widest,
 )
 from lens_skills.ranking.compare_methods import BASELINES, MethodComparison
 from lens_skills.results import file_name
@@ -36,7 +41,7 @@ def method_comparison(comparison: MethodComparison, *, width: float = 2 * COLUMN
     of the k strongest.
 
     Args:
-        comparison: From `compare`.
+        comparison: From `compare_methods`.
         width: Inches.
 
     Frame: one row per method, as in ``comparison.frame()``.
@@ -44,23 +49,18 @@ def method_comparison(comparison: MethodComparison, *, width: float = 2 * COLUMN
     frame = comparison.frame()
     names = frame["method"].tolist()
     methods = [name for name in names if name not in BASELINES]
-    tallest = max(text_width(name, SMALL) for name in methods)
     below = _ROW * (len(names) - len(methods))
-    model = str(comparison.provenance.get("model", ""))
+    tried = count(comparison.n_examples, comparison.n_groups)
     figure = sheet(
         width,
-        _ROW * len(names) + max(tallest - below, 0) + 0.75,
+        _ROW * len(names) + max(widest(methods) - below, 0) + 0.75,
         title=f"{comparison.metric}: whose neurons have an effect on {comparison.causal}?",
         lines=[
-            " · ".join(
-                part
-                for part in (
-                    model,
-                    f"{comparison.site} at {comparison.position}",
-                    f"ranked on {comparison.n_explore:,} examples",
-                    f"tried on {count(comparison.n_examples, comparison.n_groups)}",
-                )
-                if part
+            joined(
+                comparison.provenance.get("model"),
+                f"{comparison.site} at {comparison.position}",
+                f"ranked on {comparison.n_explore:,} examples",
+                f"tried on {tried}",
             ),
             comparison.do,
         ],
@@ -113,7 +113,7 @@ def _shares(axis: Axes, frame: pd.DataFrame, comparison: MethodComparison) -> No
     axis.set_xlim(0, 1)
     axis.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axis.set_xlabel(f"of the {comparison.k} strongest with a causal effect")
-    axis.legend(loc="lower left", bbox_to_anchor=(-0.03, 1.0), ncols=2, borderaxespad=0.1)
+    legend_above(axis, left=-0.03)
 
 
 def _agreement(axis: Axes, comparison: MethodComparison, methods: list[str]) -> None:
@@ -128,8 +128,8 @@ def _agreement(axis: Axes, comparison: MethodComparison, methods: list[str]) -> 
     for (i, j), value in np.ndenumerate(shown):
         if np.isfinite(value):
             axis.text(
-                j, i, _signed(value), size=SMALL - 1.8, ha="center", va="center_baseline",
-                color="white" if abs(value) > 0.62 else BLACK, zorder=2,
+                j, i, signed(value, plus=False), size=SMALL - 1.8, ha="center",
+                va="center_baseline", color="white" if abs(value) > 0.62 else BLACK, zorder=2,
             )  # fmt: skip
     axis.set_xticks(np.arange(n), methods, rotation=90)
     axis.set_xlim(-0.5, n - 0.5)
@@ -146,12 +146,5 @@ def _agreement(axis: Axes, comparison: MethodComparison, methods: list[str]) -> 
         pad=4,
     )
     figure = axis.get_figure()
-    assert figure is not None
-    bar = figure.colorbar(image, ax=axis, aspect=28, pad=0.02, ticks=[-1, 0, 1])
-    bar.outline.set_visible(False)  # type: ignore[operator]
-
-
-def _signed(value: float) -> str:
-    """Two decimals, but no sign on 0.00."""
-    text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-    return text[1:] if text.endswith("0.00") and value < 0 else text
+    assert isinstance(figure, Figure)
+    colour_bar(figure, image, axis, aspect=28, pad=0.02, ticks=[-1, 0, 1])

@@ -1,10 +1,6 @@
-"""How r is spread over all neurons, against its three nulls.
+"""How neurons go with a metric: r against its nulls, by layer and position, and what is left.
 
-How strongly each layer's neurons go with a metric, and whether any other basis would do.
-
-Where a metric is read: the largest |r| in every layer at every position.
-
-How many neurons remain after each gate.
+Every figure of one metric's scores, and the attrition of a selection.
 """
 
 import math
@@ -15,15 +11,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.heat_map import colour_bar, heat_map, mark_cell, round_limit
 from lens_skills.plotting.style import (
     BLACK,
     BLUE,
     COLUMN,
+    COUNT_FLOOR,
     GATE_COLOURS,
     GREY,
     LATE_LAYERS,
@@ -39,127 +36,33 @@ from lens_skills.plotting.style import (
     count_axis,
     halo,
     inches,
+    joined,
+    legend_above,
     places,
     settle,
     sheet,
+    source,
     spread,
     style,
     text_width,
+    widest,
 )
 from lens_skills.results import file_name
-from lens_skills.scoring import MetricScores, Selection
+from lens_skills.scoring import MetricScores, Scores, Selection
+from lens_skills.scoring.scores import one_metric
 
-_MOST = 14  # letters of a position's name
-
-
-@style()
-def correlation_by_position(found: MetricScores, *, width: float = COLUMN) -> Drawing:
-    """Largest |r| of each layer's neurons at each position, as a map of layers and positions.
-
-    Outlined cells hold a neuron beyond the permutation threshold, which counts all neurons and all
-    positions as one family; the threshold is the line on the colour bar.
-
-    Args:
-        found: One metric's scores: ``scores["name"]``; best of several positions.
-        width: Inches.
-
-    Frame: one row per cell: layer position strongest neuron r threshold beyond n_beyond (None,
-    False and 0 where no null was drawn).
-
-    Does not show: where a skill is computed. Late layers write the answer itself.
-    """
-    scores, bar = found.scores, found.thresholds.permutation
-    frame = _position_frame(found)
-    layers, positions = frame["layer"].unique(), list(scores.positions)
-    shown = [name if len(name) <= _MOST else name[: _MOST - 1] + "…" for name in positions]
-    tall = max(1.2, min(4.5, 0.085 * len(layers) + 0.3))
-    room = (width - 1.1) / len(positions)
-    upright = max(text_width(name, SMALL) for name in shown) <= 0.95 * room
-    below = 0.25 if upright else max(text_width(name, SMALL) for name in shown) + 0.15
-    figure = sheet(
-        width,
-        tall + below + 0.25,
-        title=f"{found.metric} by layer and position",
-        lines=caption(scores, f"{len(positions)} positions"),
-        note=(
-            "Outlined: beyond the permutation null over all of them (5 % family-wise). "
-            + LATE_LAYERS
-        )
-        if bar is not None
-        else f"No null was drawn. {LATE_LAYERS}",
-        exploratory=scores.exploratory,
-    )
-    axis = figure.add_subplot()
-    values = frame["strongest"].to_numpy().reshape(len(layers), len(positions))
-    most = max(0.1, float(np.ceil(max(values.max(), bar or 0) * 10) / 10))
-    image = axis.pcolormesh(
-        values, cmap="cividis", vmin=0, vmax=most, edgecolors="white", linewidth=0.3
-    )
-    for row, column in zip(*np.nonzero(_grid(frame, values.shape)), strict=True):
-        axis.add_patch(
-            Rectangle(
-                (column + 0.06, row + 0.06), 0.88, 0.88, fill=False, edgecolor="#D55E00", lw=0.8
-            )
-        )
-    axis.set_xticks(np.arange(len(positions)) + 0.5, shown, rotation=0 if upright else 90)
-    step = max(1, len(layers) // 10)
-    axis.set_yticks(np.arange(0, len(layers), step) + 0.5, [str(n) for n in layers[::step]])
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set(xlabel="position", ylabel="layer")
-    side = figure.colorbar(image, ax=axis, pad=0.03, aspect=25)
-    side.set_label(f"largest |{correlation(scores)}|", labelpad=2)
-    side.ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    side.outline.set_visible(False)
-    if bar is not None:
-        side.ax.axhline(bar, color="white", linewidth=2.2)
-        side.ax.axhline(bar, color=BLACK, linewidth=1.0)
-    settle(figure)
-    return Drawing(figure, frame, file_name("correlation_by_position", found.metric))
-
-
-def _grid(frame: pd.DataFrame, shape: tuple[int, ...]) -> np.ndarray:
-    return frame["beyond"].to_numpy(bool).reshape(shape)
-
-
-def _position_frame(found: MetricScores) -> pd.DataFrame:
-    scores, bar = found.scores, found.thresholds.permutation
-    r, varies = found.r.numpy(), ~scores.excluded.numpy()
-    layer, neuron = scores.layer.numpy(), scores.neuron.numpy()
-    rows = []
-    for here in np.unique(layer):
-        inside = np.flatnonzero((layer == here) & varies)
-        for place, position in enumerate(scores.positions):
-            values = r[place, inside]
-            best = int(np.abs(values).argmax()) if len(inside) else -1
-            strongest = abs(float(values[best])) if len(inside) else 0.0
-            rows.append(
-                {
-                    "layer": int(here),
-                    "position": position,
-                    "strongest": strongest,
-                    "neuron": int(neuron[inside[best]]) if len(inside) else -1,
-                    "r": float(values[best]) if len(inside) else 0.0,
-                    "threshold": bar,
-                    "beyond": bar is not None and strongest > bar,
-                    "n_beyond": 0 if bar is None else int((np.abs(values) > bar).sum()),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-_CORRELATION_FLOOR = 0.6  # where the logarithmic count axis starts, so that a single neuron is seen
-
-
-_HEIGHT = 2.15  # inches
-
-
-_ROW = 0.125  # inches of a label
+_LINE = 0.125  # inches of a label
+_LETTERS = 14  # of a position's name
+_COLOURS = {"neurons": PALE, **GATE_COLOURS, "confirmed": BLUE}
 
 
 @style()
 def r_distribution(
-    found: MetricScores, *, position: str | None = None, n_labels: int = 3, width: float = COLUMN
+    scores: MetricScores | Scores,
+    *,
+    position: str | None = None,
+    n_labels: int = 3,
+    width: float = COLUMN,
 ) -> Drawing:
     """Histogram of r over all neurons (counts on a log axis), with what chance makes of it.
 
@@ -168,7 +71,7 @@ def r_distribution(
     outline (mean over rotations). The strongest neurons carry their names.
 
     Args:
-        found: One metric's scores: ``scores["name"]``.
+        scores: Of one metric: ``scores["name"]``.
         position: Only this one; by default all positions are pooled, as they are one family.
         n_labels: How many of the strongest neurons to name.
         width: Inches; 3.4 is one column of a paper, 7 is two.
@@ -177,13 +80,17 @@ def r_distribution(
     its ends ``low`` and ``high`` and its count as ``value``; for a threshold ±``value`` drawn at
     low and high; for a neuron its r as ``value``.
 
+    Raises:
+        LensSkillsError: Scores of several metrics, or no such position.
+
     Does not show: that a neuron beyond a line matters to the model.
     """
-    chosen = places(found.scores, position)
-    keep = ~found.scores.excluded
-    r = found.r[chosen][:, keep].numpy()
-    turned = _rotated(found, chosen)
-    lines = bars(found)
+    scores = one_metric(scores)
+    whole, metric = scores.scores, scores.metric
+    chosen = places(whole, position)
+    r = scores.r[chosen][:, ~whole.excluded].numpy()
+    turned = _rotated(scores, chosen)
+    lines = bars(scores)
     most = max([np.abs(r).max(initial=0.05), *lines.values()])
     if turned is not None:
         most = max(most, np.abs(turned).max(initial=0))
@@ -198,33 +105,32 @@ def r_distribution(
         {"what": "threshold", "name": name, "low": -bar, "high": bar, "value": bar}
         for name, bar in lines.items()
     ]
-    rows += _strongest(found, chosen, n_labels)
+    rows += _strongest(scores, chosen, n_labels)
     frame = pd.DataFrame(rows, columns=["what", "name", "position", "low", "high", "value"])
-
     figure = sheet(
         width,
-        _HEIGHT,
-        title=f"{r.size:,} correlations with {found.metric}",
-        lines=caption(found.scores, position),
+        2.15,
+        title=f"{r.size:,} correlations with {metric}",
+        lines=caption(whole, position),
         note="" if "permutation" in lines else "No null was drawn: a description, not a test.",
-        exploratory=found.scores.exploratory,
+        exploratory=whole.exploratory,
     )
     axis = figure.add_subplot()
     _histograms(axis, frame, edges)
-    axis.set(xlim=(-limit, limit), xlabel=f"{correlation(found.scores)} with {found.metric}")
+    axis.set(xlim=(-limit, limit), xlabel=f"{correlation(whole)} with {metric}")
     axis.set_ylabel(f"neurons per {step} of r")
     settle(figure)  # labels are placed in inches from here on
     _thresholds(axis, lines)
     _names(axis, frame, with_position=len(chosen) > 1)
-    return Drawing(figure, frame, file_name("r_distribution", found.metric))
+    return Drawing(figure, frame, file_name("r_distribution", metric))
 
 
-def _rotated(found: MetricScores, chosen: list[int]) -> Float[np.ndarray, "rotation flat"] | None:
-    turned = found.scores.rotated_r.get(found.metric)
+def _rotated(scores: MetricScores, chosen: list[int]) -> Float[np.ndarray, "rotation flat"] | None:
+    turned = scores.scores.rotated_r.get(scores.metric)
     if turned is None:
         return None
     # Flat over positions, then units, as the pass lays them out.
-    by_position = turned.reshape(len(turned), len(found.scores.positions), -1)
+    by_position = turned.reshape(len(turned), len(scores.scores.positions), -1)
     return by_position[:, chosen].reshape(len(turned), -1).numpy()
 
 
@@ -235,20 +141,20 @@ def _bins(what: str, edges: np.ndarray, counts: np.ndarray) -> list[dict[str, ob
     ]
 
 
-def _strongest(found: MetricScores, chosen: list[int], n: int) -> list[dict[str, object]]:
-    scores = found.scores
-    r = found.r[chosen].masked_fill(scores.excluded, 0)
+def _strongest(scores: MetricScores, chosen: list[int], n: int) -> list[dict[str, object]]:
+    whole = scores.scores
+    r = scores.r[chosen].masked_fill(whole.excluded, 0)
     best = r.abs().max(dim=0)
     order = best.values.argsort(descending=True, stable=True)[:n]
-    order = order[~scores.excluded[order]]
+    order = order[~whole.excluded[order]]
     rows = []
     for unit in order.tolist():
         place = int(best.indices[unit])
         rows.append(
             {
                 "what": "neuron",
-                "name": f"L{int(scores.layer[unit])}N{int(scores.neuron[unit])}",
-                "position": scores.positions[chosen[place]],
+                "name": f"L{int(whole.layer[unit])}N{int(whole.neuron[unit])}",
+                "position": whole.positions[chosen[place]],
                 "value": float(r[place, unit]),
             }
         )
@@ -265,15 +171,11 @@ def _histograms(axis: Axes, frame: pd.DataFrame, edges: np.ndarray) -> None:
         counts = frame.loc[frame["what"] == what, "value"].to_numpy(float)
         if len(counts):
             tallest = max(tallest, counts.max())
-            axis.stairs(
-                np.maximum(counts, _CORRELATION_FLOOR), edges, baseline=_CORRELATION_FLOOR, **look
-            )
+            axis.stairs(np.maximum(counts, COUNT_FLOOR), edges, baseline=COUNT_FLOOR, **look)
     count_axis(axis, "y", tallest)
     # The upper third is left to the labels.
-    axis.set_ylim(
-        _CORRELATION_FLOOR, _CORRELATION_FLOOR * (1.5 * tallest / _CORRELATION_FLOOR) ** (1 / 0.68)
-    )
-    axis.legend(loc="upper left", borderaxespad=0.1, labelspacing=0.2)
+    axis.set_ylim(COUNT_FLOOR, COUNT_FLOOR * (1.5 * tallest / COUNT_FLOOR) ** (1 / 0.68))
+    axis.legend(loc="upper left")
 
 
 def _thresholds(axis: Axes, lines: dict[str, float]) -> None:
@@ -286,19 +188,13 @@ def _thresholds(axis: Axes, lines: dict[str, float]) -> None:
         axis.axvspan(-bar, bar, ymax=free, color=PALE, zorder=0, linewidth=0)
     for row, (name, bar) in enumerate(sorted(lines.items(), key=lambda item: item[1])):
         colour, dashes, words = NULLS[name]
-        top = 1 - (row + 1) * _ROW / high
+        top = 1 - (row + 1) * _LINE / high
         for side, end in ((-bar, free), (bar, top)):
             axis.axvline(side, ymax=end, color=colour, linestyle=dashes, linewidth=0.9)
         label = axis.text(
-            bar,
-            top,
-            f"{words}: {bar:.2f}",
-            transform=axis.get_xaxis_transform(),
-            color=colour,
-            size=SMALL,
-            ha="left",
-            va="bottom",
-        )
+            bar, top, f"{words}: {bar:.2f}", transform=axis.get_xaxis_transform(), color=colour,
+            size=SMALL, ha="left", va="bottom",
+        )  # fmt: skip
         room = axis.get_xlim()[1] - text_width(label.get_text(), SMALL) * per_inch
         label.set_x(min(bar, room))
         halo(label).set_in_layout(False)
@@ -310,12 +206,8 @@ def _names(axis: Axes, frame: pd.DataFrame, *, with_position: bool) -> None:
     counted = frame[frame["what"] == "neurons"]
     left, right = axis.get_xlim()
     inch = (right - left) / inches(axis)[0]
-    wanted = named["value"].tolist()
-    for row, x in zip(
-        named.itertuples(),
-        spread(wanted, _ROW * inch, left + 0.06 * inch, right - 0.06 * inch),
-        strict=True,
-    ):
+    placed = spread(named["value"].tolist(), _LINE * inch, left + 0.06 * inch, right - 0.06 * inch)
+    for row, x in zip(named.itertuples(), placed, strict=True):
         inside = counted[(counted["low"] <= row.value) & (row.value <= counted["high"])]
         top = max(float(inside["value"].max()), 1.0)
         full = f"{row.name} {row.position}"
@@ -348,13 +240,236 @@ def _height(axis: Axes, count: float) -> float:
 
 def _free(axis: Axes) -> float:
     """Inches from the foot of the panel up to the legend and the labels of the lines."""
-    return inches(axis)[1] - len(NULLS) * _ROW
+    return inches(axis)[1] - len(NULLS) * _LINE
 
 
-_COLOURS = {"neurons": PALE, **GATE_COLOURS, "confirmed": BLUE}
+@style()
+def layer_profile(
+    scores: MetricScores | Scores, *, position: str | None = None, width: float = COLUMN
+) -> Drawing:
+    """Largest |r| and 99th percentile of |r| in each layer, and how many neurons pass each gate.
+
+    Beside the neurons' largest |r| stands that of a randomly rotated basis of the same layer: where
+    the two agree, the metric is written in that layer but not in single neurons.
+
+    Args:
+        scores: Of one metric: ``scores["name"]``.
+        position: Only this one; by default each neuron counts with its strongest position.
+        width: Inches.
+
+    Frame: one row per layer: layer, neurons (how many vary), largest, percentile_99,
+    rotated_largest, and a count per gate (each gate needs the one before); the thresholds are
+    repeated as columns ``bar_<null>``.
+
+    Raises:
+        LensSkillsError: Scores of several metrics, or no such position.
+
+    Does not show: where a skill is computed. Late layers write the answer itself, so r rises
+    there for any metric that the answer decides.
+    """
+    scores = one_metric(scores)
+    whole = scores.scores
+    lines = bars(scores)
+    frame = _layers(scores, places(whole, position), lines)
+    gates = [gate for gate in GATE_COLOURS if gate in frame]
+    figure = sheet(
+        width,
+        3.1 if gates else 1.95,
+        title=f"{scores.metric} by layer",
+        lines=caption(whole, position),
+        note=LATE_LAYERS if lines else f"{LATE_LAYERS} No null was drawn.",
+        exploratory=whole.exploratory,
+    )
+    axes = figure.subplots(
+        2 if gates else 1, 1, sharex=True, squeeze=False, height_ratios=[1.7, 1] if gates else [1]
+    )[:, 0]
+    labels = _strength(axes[0], frame, lines)
+    axes[0].set_ylabel("|r|" if correlation(whole) == "Pearson r" else "|partial r|")
+    if gates:
+        _counts(axes[1], frame, gates)
+    axes[-1].set_xlabel("layer")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes[-1].set_xlim(frame["layer"].min() - 0.7, frame["layer"].max() + 0.7)
+    settle(figure)
+    # The names at the right edge move up or down until they no longer touch.
+    low, high = axes[0].get_ylim()
+    gap = 0.125 / inches(axes[0])[1] * (high - low)
+    for label, y in zip(labels, spread(list(lines.values()), gap, low, high), strict=True):
+        label.set_position((1.02, y))
+    return Drawing(figure, frame, file_name("layer_profile", scores.metric))
 
 
-_FUNNEL_FLOOR = 0.7  # so that one neuron is still a bar
+def _layers(scores: MetricScores, chosen: list[int], lines: dict[str, float]) -> pd.DataFrame:
+    whole = scores.scores
+    strength = scores.r[chosen].abs().amax(dim=0).numpy()
+    passed = {gate: mask[chosen].any(dim=0).numpy() for gate, mask in scores.passing().items()}
+    turned = _rotated(scores, chosen)
+    layer, keep = whole.layer.numpy(), ~whole.excluded.numpy()
+    if turned is not None:
+        turned = np.abs(turned).reshape(-1, len(layer)).max(axis=0)
+    rows: list[dict[str, Any]] = []
+    for here in np.unique(layer):
+        inside = (layer == here) & keep
+        row: dict[str, Any] = {"layer": int(here), "neurons": int(inside.sum())}
+        row["largest"] = float(strength[inside].max(initial=0))
+        row["percentile_99"] = float(np.percentile(strength[inside], 99)) if inside.any() else 0.0
+        if turned is not None:
+            row["rotated_largest"] = float(turned[layer == here].max())
+        row |= {gate: int(mask[inside].sum()) for gate, mask in passed.items()}
+        row |= {f"bar_{name}": bar for name, bar in lines.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _strength(axis: Axes, frame: pd.DataFrame, lines: dict[str, float]) -> list[Any]:
+    """Draws |r| by layer with the thresholds, whose labels it hands back."""
+    looks = {
+        "largest": {"color": BLUE, "marker": "o", "label": "neurons: largest"},
+        "percentile_99": {"color": SKY, "linestyle": "-", "label": "neurons: 99th percentile"},
+        "rotated_largest": {
+            "color": VERMILION,
+            "marker": "s",
+            "markerfacecolor": "white",
+            "markeredgewidth": 0.7,
+            "linewidth": 0.7,
+            "label": "rotated basis: largest",
+        },
+    }
+    for column, look in looks.items():
+        if column in frame:
+            axis.plot(frame["layer"], frame[column], markersize=2.6, **look)
+    most = max([frame[c].max() for c in looks if c in frame] + list(lines.values()))
+    axis.set_ylim(0, min(1.0, 1.08 * most + 0.01))
+    legend_above(axis)
+    if "permutation" in lines:
+        axis.axhspan(0, lines["permutation"], color=PALE, zorder=0, linewidth=0)
+    labels = []
+    for name, bar in lines.items():
+        colour, dashes, words = NULLS[name]
+        axis.axhline(bar, color=colour, linestyle=dashes, linewidth=0.8, zorder=1)
+        labels.append(
+            axis.annotate(
+                words, xy=(1, bar), xytext=(1.02, bar), xycoords=("axes fraction", "data"),
+                size=SMALL, color=colour, va="center",
+            )
+        )  # fmt: skip
+    return labels
+
+
+def _counts(axis: Axes, frame: pd.DataFrame, gates: list[str]) -> None:
+    most = int(frame[gates].to_numpy().max())
+    count_axis(axis, "y", most)
+    # Each gate's neurons are among the gate's before, so the bars stand one in another, narrower
+    # each time: a gate that stops none is seen too.
+    for place, gate in enumerate(gates):
+        axis.bar(
+            frame["layer"],
+            np.maximum(frame[gate].to_numpy(float) - COUNT_FLOOR, 0),
+            bottom=COUNT_FLOOR,
+            width=0.84 - 0.22 * place,
+            color=GATE_COLOURS[gate],
+            label=gate,
+        )
+    axis.set_ylim(COUNT_FLOOR, max(2.0, 1.3 * most))
+    if most == 0:
+        axis.text(
+            0.5, 0.5, "no neuron passes a gate", transform=axis.transAxes, size=SMALL, color=GREY,
+            ha="center", va="center",
+        )  # fmt: skip
+    axis.set_ylabel("neurons")
+    legend_above(axis, handlelength=0.8)
+
+
+@style()
+def correlation_by_position(scores: MetricScores | Scores, *, width: float = COLUMN) -> Drawing:
+    """Largest |r| of each layer's neurons at each position, as a map of layers and positions.
+
+    Outlined cells hold a neuron beyond the permutation threshold, which counts all neurons and all
+    positions as one family; the threshold is the line on the colour bar.
+
+    Args:
+        scores: Of one metric, ``scores["name"]``; best of several positions.
+        width: Inches.
+
+    Frame: one row per cell: layer position strongest neuron r threshold beyond n_beyond (None,
+    False and 0 where no null was drawn).
+
+    Raises:
+        LensSkillsError: Scores of several metrics.
+
+    Does not show: where a skill is computed. Late layers write the answer itself.
+    """
+    scores = one_metric(scores)
+    whole, bar = scores.scores, scores.thresholds.permutation
+    frame = _positions(scores)
+    layers, positions = frame["layer"].unique(), list(whole.positions)
+    shown = [name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…" for name in positions]
+    upright = widest(shown) <= 0.95 * (width - 1.1) / len(positions)
+    figure = sheet(
+        width,
+        max(1.2, min(4.5, 0.085 * len(layers) + 0.3))
+        + (0.25 if upright else widest(shown) + 0.15)
+        + 0.25,
+        title=f"{scores.metric} by layer and position",
+        lines=caption(whole, f"{len(positions)} positions"),
+        note=f"No null was drawn. {LATE_LAYERS}"
+        if bar is None
+        else "Outlined: beyond the permutation null over all of them (5 % family-wise). "
+        + LATE_LAYERS,
+        exploratory=whole.exploratory,
+    )
+    axis = figure.add_subplot()
+    values = frame["strongest"].to_numpy().reshape(len(layers), len(positions))
+    step = max(1, len(layers) // 10)
+    image = heat_map(
+        axis,
+        values,
+        [str(layer) if row % step == 0 else "" for row, layer in enumerate(layers)],
+        shown,
+        colours="cividis",
+        low=0,
+        high=round_limit(np.append(values, bar or 0)),
+        turn=0 if upright else 90,
+        gap=0.3,
+    )
+    axis.invert_yaxis()  # the first layer is at the bottom
+    for row, column in np.argwhere(frame["beyond"].to_numpy(bool).reshape(values.shape)).tolist():
+        mark_cell(axis, row, column, inset=0.06, edgecolor=VERMILION, lw=0.8)
+    axis.set(xlabel="position", ylabel="layer")
+    label = f"largest |{correlation(whole)}|"
+    side = colour_bar(figure, image, axis, label, labelpad=2, aspect=25, pad=0.03)
+    side.ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if bar is not None:
+        side.ax.axhline(bar, color="white", linewidth=2.2)
+        side.ax.axhline(bar, color=BLACK, linewidth=1.0)
+    settle(figure)
+    return Drawing(figure, frame, file_name("correlation_by_position", scores.metric))
+
+
+def _positions(scores: MetricScores) -> pd.DataFrame:
+    whole, bar = scores.scores, scores.thresholds.permutation
+    r, varies = scores.r.numpy(), ~whole.excluded.numpy()
+    layer, neuron = whole.layer.numpy(), whole.neuron.numpy()
+    rows = []
+    for here in np.unique(layer):
+        inside = np.flatnonzero((layer == here) & varies)
+        for place, position in enumerate(whole.positions):
+            values = r[place, inside]
+            best = int(np.abs(values).argmax()) if len(inside) else -1
+            strongest = abs(float(values[best])) if len(inside) else 0.0
+            rows.append(
+                {
+                    "layer": int(here),
+                    "position": position,
+                    "strongest": strongest,
+                    "neuron": int(neuron[inside[best]]) if len(inside) else -1,
+                    "r": float(values[best]) if len(inside) else 0.0,
+                    "threshold": bar,
+                    "beyond": bar is not None and strongest > bar,
+                    "n_beyond": 0 if bar is None else int((np.abs(values) > bar).sum()),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 @style()
@@ -384,7 +499,7 @@ def attrition(
     lines = []
     if isinstance(steps, Selection):
         metric, exploratory = steps.metric, steps.exploratory or exploratory
-        lines = _lines(steps)
+        lines = _selected(steps)
         steps = steps.attrition
     if not steps:
         raise LensSkillsError(
@@ -406,15 +521,15 @@ def attrition(
     count_axis(axis, "x", first)
     drawn = axis.barh(
         frame["gate"],
-        (frame["count"] - _FUNNEL_FLOOR).clip(lower=0),
-        left=_FUNNEL_FLOOR,
+        (frame["count"] - COUNT_FLOOR).clip(lower=0),
+        left=COUNT_FLOOR,
         height=0.74,
         color=[_COLOURS.get(gate, SKY) for gate in frame["gate"]],
     )
     axis.bar_label(drawn, [f"{n:,}" for n in frame["count"]], padding=2, weight="bold")
     axis.invert_yaxis()
     # Room for the number beside the longest bar.
-    axis.set_xlim(_FUNNEL_FLOOR, first * (first / _FUNNEL_FLOOR) ** 0.22 * 1.5)
+    axis.set_xlim(COUNT_FLOOR, first * (first / COUNT_FLOOR) ** 0.22 * 1.5)
     axis.tick_params(axis="y", length=0, labelsize=8)
     axis.spines["left"].set_visible(False)
     axis.set_xlabel("neurons")
@@ -422,177 +537,12 @@ def attrition(
     return Drawing(figure, frame, file_name("attrition", *([metric] if metric else [])))
 
 
-def _lines(selection: Selection) -> list[str]:
+def _selected(selection: Selection) -> list[str]:
     explore = selection.provenance.get("explore", {})
-    source = [str(explore[key]) for key in ("model", "task") if key in explore]
     ids, groups = (selection.provenance.get(key, ()) for key in ("example_ids", "groups"))
-    if ids:
-        source.append(count(len(ids), len(groups)) + ", both splits")
-    lines = [f"{selection.site} at {', '.join(selection.positions)} · FDR {selection.fdr:.0%}"]
-    if source:
-        lines.append(" · ".join(source))
-    if explore.get("given"):
-        lines.append("partial r, given " + ", ".join(explore["given"]))
-    return lines
-
-
-_LAYER_FLOOR = 0.6
-
-
-@style()
-def layer_profile(
-    found: MetricScores, *, position: str | None = None, width: float = COLUMN
-) -> Drawing:
-    """Largest |r| and 99th percentile of |r| in each layer, and how many neurons pass each gate.
-
-    Beside the neurons' largest |r| stands that of a randomly rotated basis of the same layer: where
-    the two agree, the metric is written in that layer but not in single neurons.
-
-    Args:
-        found: One metric's scores: ``scores["name"]``.
-        position: Only this one; by default each neuron counts with its strongest position.
-        width: Inches.
-
-    Frame: one row per layer: layer, neurons (how many vary), largest, percentile_99,
-    rotated_largest, and a count per gate (each gate needs the one before); the thresholds are
-    repeated as columns ``bar_<null>``.
-
-    Does not show: where a skill is computed. Late layers write the answer itself, so r rises
-    there for any metric that the answer decides.
-    """
-    chosen = places(found.scores, position)
-    lines = bars(found)
-    frame = _layer_frame(found, chosen, lines)
-    gates = [gate for gate in GATE_COLOURS if gate in frame]
-
-    figure = sheet(
-        width,
-        3.1 if gates else 1.95,
-        title=f"{found.metric} by layer",
-        lines=caption(found.scores, position),
-        note=LATE_LAYERS if lines else f"{LATE_LAYERS} No null was drawn.",
-        exploratory=found.scores.exploratory,
-    )
-    axes = figure.subplots(
-        2 if gates else 1, 1, sharex=True, squeeze=False, height_ratios=[1.7, 1] if gates else [1]
-    )[:, 0]
-    labels = _strength(axes[0], frame, lines)
-    axes[0].set_ylabel("|r|" if correlation(found.scores) == "Pearson r" else "|partial r|")
-    if gates:
-        _counts(axes[1], frame, gates)
-    axes[-1].set_xlabel("layer")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes[-1].set_xlim(frame["layer"].min() - 0.7, frame["layer"].max() + 0.7)
-    settle(figure)
-    _apart(axes[0], labels, list(lines.values()))
-    return Drawing(figure, frame, file_name("layer_profile", found.metric))
-
-
-def _layer_frame(found: MetricScores, chosen: list[int], lines: dict[str, float]) -> pd.DataFrame:
-    scores = found.scores
-    strength = found.r[chosen].abs().amax(dim=0).numpy()
-    passed = {gate: mask[chosen].any(dim=0).numpy() for gate, mask in found.passing().items()}
-    turned = scores.rotated_r.get(found.metric)
-    if turned is not None:
-        by_position = turned.reshape(len(turned), len(scores.positions), -1)[:, chosen]
-        turned = by_position.abs().amax(dim=(0, 1)).numpy()
-    layer, keep = scores.layer.numpy(), ~scores.excluded.numpy()
-    rows: list[dict[str, Any]] = []
-    for here in np.unique(layer):
-        inside = (layer == here) & keep
-        row: dict[str, Any] = {"layer": int(here), "neurons": int(inside.sum())}
-        row["largest"] = float(strength[inside].max(initial=0))
-        row["percentile_99"] = float(np.percentile(strength[inside], 99)) if inside.any() else 0.0
-        if turned is not None:
-            row["rotated_largest"] = float(turned[layer == here].max())
-        row |= {gate: int(mask[inside].sum()) for gate, mask in passed.items()}
-        row |= {f"bar_{name}": bar for name, bar in lines.items()}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _strength(axis: Axes, frame: pd.DataFrame, lines: dict[str, float]) -> list[Any]:
-    looks = {
-        "largest": {"color": BLUE, "marker": "o", "label": "neurons: largest"},
-        "percentile_99": {"color": SKY, "linestyle": "-", "label": "neurons: 99th percentile"},
-        "rotated_largest": {
-            "color": VERMILION,
-            "marker": "s",
-            "markerfacecolor": "white",
-            "markeredgewidth": 0.7,
-            "linewidth": 0.7,
-            "label": "rotated basis: largest",
-        },
-    }
-    for column, look in looks.items():
-        if column in frame:
-            axis.plot(frame["layer"], frame[column], markersize=2.6, **look)
-    most = max([frame[c].max() for c in looks if c in frame] + list(lines.values()))
-    axis.set_ylim(0, min(1.0, 1.08 * most + 0.01))
-    axis.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, labelspacing=0.2
-    )
-    if "permutation" in lines:
-        axis.axhspan(0, lines["permutation"], color=PALE, zorder=0, linewidth=0)
-    labels = []
-    for name, bar in lines.items():
-        colour, dashes, words = NULLS[name]
-        axis.axhline(bar, color=colour, linestyle=dashes, linewidth=0.8, zorder=1)
-        labels.append(
-            axis.annotate(
-                words,
-                xy=(1, bar),
-                xytext=(1.02, bar),
-                xycoords=("axes fraction", "data"),
-                size=SMALL,
-                color=colour,
-                va="center",
-            )
-        )
-    return labels
-
-
-def _apart(axis: Axes, labels: list[Any], wanted: list[float]) -> None:
-    """Moves the names at the right edge up or down until they no longer touch."""
-    low, high = axis.get_ylim()
-    gap = 0.125 / inches(axis)[1] * (high - low)
-    for label, y in zip(labels, spread(wanted, gap, low, high), strict=True):
-        label.set_position((1.02, y))
-
-
-def _counts(axis: Axes, frame: pd.DataFrame, gates: list[str]) -> None:
-    most = int(frame[gates].to_numpy().max())
-    count_axis(axis, "y", most)
-    # Each gate's neurons are among the gate's before, so the bars stand one in another, narrower
-    # each time: a gate that stops none is seen too.
-    for place, gate in enumerate(gates):
-        counts = frame[gate].to_numpy(float)
-        axis.bar(
-            frame["layer"],
-            np.maximum(counts - _LAYER_FLOOR, 0),
-            bottom=_LAYER_FLOOR,
-            width=0.84 - 0.22 * place,
-            color=GATE_COLOURS[gate],
-            label=gate,
-        )
-    axis.set_ylim(_LAYER_FLOOR, max(2.0, 1.3 * most))
-    if most == 0:
-        axis.text(
-            0.5,
-            0.5,
-            "no neuron passes a gate",
-            transform=axis.transAxes,
-            size=SMALL,
-            color=GREY,
-            ha="center",
-            va="center",
-        )
-    axis.set_ylabel("neurons")
-    axis.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=2,
-        borderaxespad=0.1,
-        labelspacing=0.2,
-        handlelength=0.8,
-    )
+    size = count(len(ids), len(groups)) + ", both splits" if ids else ""
+    return [
+        f"{selection.site} at {', '.join(selection.positions)} · FDR {selection.fdr:.0%}",
+        joined(*source(explore), size),
+        "partial r, given " + ", ".join(explore["given"]) if explore.get("given") else "",
+    ]

@@ -18,6 +18,8 @@ from lens_skills.plotting.style import (
     ORANGE,
     SKY,
     VERMILION,
+    joined,
+    legend_above,
     settle,
     sheet,
     style,
@@ -32,8 +34,6 @@ _LOOKS = (
     (SKY, (0, (3, 1)), "v"),
     (BLACK, (0, (2, 2)), "P"),
 )
-
-
 _MARKS = 12  # marks of a line, at most
 
 
@@ -66,12 +66,11 @@ def learning_curves(
     frame = _frame(several)
     task = several[0].provenance.get("task", "")
     suffix = f"{len(several[0].suffix)} vectors after the input"
-    source = " · ".join(str(part) for part in (several[0].model, task, suffix) if part)
     figure = sheet(
         width,
         3.3,
         title="Learning curves of the soft prompts" if len(several) > 1 else "Learning curve",
-        lines=[source],
+        lines=[joined(several[0].model, task, suffix)],
         note="Thick: held-out examples. Thin: training batches. Ring: least held-out loss.",
     )
     loss, accuracy = figure.subplots(2, 1, sharex=True)
@@ -120,17 +119,11 @@ def _finish(loss: Axes, accuracy: Axes, frame: pd.DataFrame, baselines: dict[str
         accuracy.axhline(value, color=GREY, linestyle=(0, (1, 1)), linewidth=0.8)
         # The room above the highest point is free: the axis ends a little over it.
         accuracy.annotate(
-            name,
-            (1, value),
-            xytext=(-2, 1.5),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            color=GREY,
-            ha="right",
-            va="bottom",
-        )
+            name, (1, value), xytext=(-2, 1.5), xycoords=("axes fraction", "data"),
+            textcoords="offset points", color=GREY, ha="right", va="bottom",
+        )  # fmt: skip
     top = max([float(frame["held_out_accuracy"].max()), *baselines.values(), 0.05])
     accuracy.set_ylim(-0.03 * top, 1.15 * top)
     accuracy.set(ylabel="held-out accuracy", xlabel="training step")
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    loss.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.1)
+    legend_above(loss, 3)

@@ -1,17 +1,16 @@
-"""How every figure looks: paper widths, a colour-blind-safe palette, and the sheet it stands on.
-
-The words under a title: what was measured where, on how many examples.
-"""
+"""How every figure looks: paper widths, colours, the sheet with its caption, legends, signs."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -19,82 +18,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import EXPLORATORY, GATES, MetricScores, Scores
 
-LATE_LAYERS = (
-    "Late layers write the answer itself: a large r there may be the answer, not the skill."
-)
-
-
-def places(scores: Scores, position: str | None) -> list[int]:
-    """Indices of the positions to draw: one, or all of them where none is named."""
-    if position is None:
-        return list(range(len(scores.positions)))
-    if position not in scores.positions:
-        raise LensSkillsError(
-            f"no position {position!r} in these scores. They hold: {', '.join(scores.positions)}."
-        )
-    return [scores.positions.index(position)]
-
-
-def caption(scores: Scores, position: str | None = None) -> list[str]:
-    """Two lines: site and position; model, task, examples and groups."""
-    source = [str(scores.provenance[key]) for key in ("model", "task") if key in scores.provenance]
-    where = ", ".join(scores.positions) if position is None else position
-    return [f"{scores.site} at {where}", " · ".join([*source, size(scores)])]
-
-
-def size(scores: Scores) -> str:
-    """``576 examples in 48 groups``."""
-    return count(scores.n_examples, scores.n_groups)
-
-
-def count(n_examples: int, n_groups: int | None = None) -> str:
-    """How many examples, and in how many groups where that is known.
-
-    >>> count(1000, 24)
-    '1,000 examples in 24 groups'
-    """
-    groups = "" if n_groups is None else f" in {n_groups:,} groups"
-    return f"{n_examples:,} examples{groups}"
-
-
-def correlation(scores: Scores) -> str:
-    """The name of r: Pearson's, or partial given covariates."""
-    given = scores.provenance.get("given") or []
-    return f"partial r given {', '.join(given)}" if given else "Pearson r"
-
-
-def with_unit(metric: str, unit: str | None) -> str:
-    """A metric's name with its unit, where it has one.
-
-    >>> with_unit("logit_diff", "nats")
-    'logit_diff (nats)'
-    """
-    return f"{metric} ({unit})" if unit and unit not in ("column", "0/1") else metric
-
-
-def bars(found: MetricScores) -> dict[str, float]:
-    """The thresholds that were drawn, by null."""
-    return {name: bar for name, bar in vars(found.thresholds).items() if bar is not None}
-
-
 COLUMN = 3.4  # inches: one column of a two-column paper
-
-
 SIZE, SMALL = 8.0, 7.0  # points at printed size
-
+COUNT_FLOOR = 0.6  # where a logarithmic axis of counts starts, so that a single one is seen
 
 # Okabe and Ito's palette (2008), told apart with any colour vision.
 BLACK, GREY, PALE = "#000000", "#666666", "#E3E3E3"
-
-
 BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
-
-
 ORANGE, VERMILION = "#E69F00", "#D55E00"
-
-
 STAMP = "#A3004F"
-
 
 # The three nulls keep colour, line and name in every figure.
 NULLS = {
@@ -102,23 +34,12 @@ NULLS = {
     "control": (GREEN, (0, (5, 1.5, 1, 1.5)), "control task"),
     "rotated": (VERMILION, (0, (1, 1.2)), "rotated basis"),
 }
-
-
 # A neuron that passed a gate has the colour of the null it beat.
 _OF_NULL = {"permutation": "#999999", "control": GREEN, "rotated": VERMILION}
-
-
 GATE_COLOURS = {gate: _OF_NULL[null] for gate, null in GATES.items()}
 
-
-_EDGE = 0.05  # inches of white around everything
-
-
-_GAP = 0.06  # and between the caption and the panels
-
-
+_EDGE, _GAP = 0.05, 0.06  # inches of white around everything, and under the caption
 _LEAD = 1.3  # line height over text size
-
 
 _LOOK = {
     "font.size": SIZE,
@@ -131,6 +52,8 @@ _LOOK = {
     "legend.handlelength": 1.6,
     "legend.handletextpad": 0.5,
     "legend.columnspacing": 1.2,
+    "legend.labelspacing": 0.2,
+    "legend.borderaxespad": 0.1,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -147,6 +70,10 @@ _LOOK = {
     "svg.fonttype": "path",
     "svg.hashsalt": "lens_skills",
 }
+
+LATE_LAYERS = (
+    "Late layers write the answer itself: a large r there may be the answer, not the skill."
+)
 
 
 @contextmanager
@@ -184,7 +111,9 @@ def sheet(
         note: What a reader should not conclude.
         exploratory: Stamp it.
     """
-    texts = [(title, SIZE, "bold", BLACK)] + [(line, SMALL, "normal", GREY) for line in lines]
+    texts = [(title, SIZE, "bold", BLACK)] + [
+        (line, SMALL, "normal", GREY) for line in lines if line
+    ]
     if exploratory:
         texts.insert(0, (EXPLORATORY, SMALL, "bold", STAMP))
     room = width - 2 * _EDGE
@@ -245,6 +174,96 @@ def settle(figure: Figure) -> None:
             axes.set_position((left, low, width, height), which=which)
 
 
+def legend_above(axis: Axes, n_columns: int = 2, *, left: float = -0.02, **options: Any) -> Legend:
+    """A legend on the upper edge of the panel, from ``left`` of its width on."""
+    return axis.legend(loc="lower left", bbox_to_anchor=(left, 1.0), ncols=n_columns, **options)
+
+
+def legend_from_edge(axis: Axes, legend: Legend) -> None:
+    """Lets the legend start at the left edge of the figure, so that long entries have room."""
+    place = axis.get_position()
+    legend.set_bbox_to_anchor((-place.x0 / place.width, 1.0), transform=axis.transAxes)
+
+
+def places(scores: Scores, position: str | None) -> list[int]:
+    """Indices of the positions to draw: one, or all of them where none is named."""
+    if position is None:
+        return list(range(len(scores.positions)))
+    if position not in scores.positions:
+        raise LensSkillsError(
+            f"no position {position!r} in these scores. They hold: {', '.join(scores.positions)}."
+        )
+    return [scores.positions.index(position)]
+
+
+def caption(scores: Scores, position: str | None = None) -> list[str]:
+    """Two lines: site and position; model, task, examples and groups."""
+    where = ", ".join(scores.positions) if position is None else position
+    size = count(scores.n_examples, scores.n_groups)
+    return [f"{scores.site} at {where}", joined(*source(scores.provenance), size)]
+
+
+def source(provenance: Mapping[str, Any]) -> list[str]:
+    """Model and task, as far as they are known."""
+    return [str(provenance[key]) for key in ("model", "task") if provenance.get(key)]
+
+
+def joined(*parts: object) -> str:
+    """The parts of a line that are not empty, with dots between them.
+
+    >>> joined("tiny", "", "ioi")
+    'tiny · ioi'
+    """
+    return " · ".join(str(part) for part in parts if part)
+
+
+def count(n_examples: int, n_groups: int | None = None) -> str:
+    """How many examples, and in how many groups where that is known.
+
+    >>> count(1000, 24)
+    '1,000 examples in 24 groups'
+    """
+    groups = "" if n_groups is None else f" in {n_groups:,} groups"
+    return f"{n_examples:,} examples{groups}"
+
+
+def correlation(scores: Scores) -> str:
+    """The name of r: Pearson's, or partial given covariates."""
+    given = scores.provenance.get("given") or []
+    return f"partial r given {', '.join(given)}" if given else "Pearson r"
+
+
+def with_unit(metric: str, unit: str | None) -> str:
+    """A metric's name with its unit, where it has one.
+
+    >>> with_unit("logit_diff", "nats")
+    'logit_diff (nats)'
+    """
+    return f"{metric} ({unit})" if unit and unit not in ("column", "0/1") else metric
+
+
+def bars(scores: MetricScores) -> dict[str, float]:
+    """The thresholds that were drawn, by null."""
+    return {name: bar for name, bar in vars(scores.thresholds).items() if bar is not None}
+
+
+def signed(value: float, digits: int = 2, *, plus: bool = True) -> str:
+    """A number with a true minus, and without a sign where it rounds to 0.
+
+    >>> signed(0.421), signed(-0.5, 1), signed(-0.001)
+    ('+0.42', '\N{MINUS SIGN}0.5', '0.00')
+    """
+    text = f"{value:+.{digits}f}"
+    if not text.strip("+-0."):
+        return text[1:]
+    return minus(text if plus else text.removeprefix("+"))
+
+
+def minus(text: str) -> str:
+    """The text with true minus signs instead of hyphens."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def wrap(text: str, room: float, size: float, weight: str) -> list[str]:
     """The text in lines no wider than ``room`` inches; a longer word is cut.
 
@@ -275,6 +294,11 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Inches a line of text takes in the font of the current style."""
     font = FontProperties(size=size, weight=weight)
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+
+
+def widest(texts: Iterable[str], size: float = SMALL) -> float:
+    """Inches that the longest of some texts takes."""
+    return max(text_width(text, size) for text in texts)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -103,7 +103,7 @@ def draw_classes(names: tuple[str, ...], **options: Any) -> Drawing:
         random.gamma(2.0, size=400) + 0.5 * classes,
         [names[place] for place in classes],
         name="L17N635",
-        label="heuristic",
+        metric="heuristic",
         site="mlp.hook_post",
         position="-1",
         groups=[str(place % 30) for place in range(400)],

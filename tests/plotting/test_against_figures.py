@@ -24,7 +24,7 @@ def test_points_are_the_verdicts_effects_at_the_scores_r(scores: Scores) -> None
     drawing = figures.effect_against_r(found, verdict, marked={"L1N1": "decoy"})
     table = scores.frame(metric="confidence")
     r = {f"L{row.layer}N{row.neuron}": row.r for row in table.itertuples()}
-    trial = drawing.frame.query("what == 'on trial'")
+    trial = drawing.frame.query("what == 'edited'")
     assert trial["name"].tolist() == [ruling.name for ruling in verdict.singles]
     for row in trial.itertuples():
         ruling = verdict[str(row.name)]
@@ -66,7 +66,7 @@ def test_the_strongest_are_named_and_no_name_covers_a_point(scores: Scores) -> N
     drawing = figures.effect_against_r(scores["confidence"], make_verdict(60), n_labels=10)
     (axis,) = drawing.figure.axes
     named = [text.get_text() for text in axis.texts if isinstance(text, Annotation)]
-    trial = drawing.frame.query("what == 'on trial'")
+    trial = drawing.frame.query("what == 'edited'")
     order = trial["effect"].abs().sort_values(ascending=False, kind="stable").index[:10]
     strongest = trial.loc[order, "name"].tolist()
     assert named[:3] == strongest[:3]
@@ -132,8 +132,8 @@ def test_what_was_not_scored_is_left_out_and_said(scores: Scores) -> None:
     one = replace(verdict, rulings=(verdict.rulings[0], *heads[1:], verdict["set"]))
     drawing = figures.effect_against_r(scores["confidence"], one)
     assert "2 of 3" in words(drawing)
-    assert drawing.frame.query("what == 'on trial'")["name"].tolist() == ["L0N1"]
-    with pytest.raises(LensSkillsError, match="none of the 3 units on trial was scored"):
+    assert drawing.frame.query("what == 'edited'")["name"].tolist() == ["L0N1"]
+    with pytest.raises(LensSkillsError, match="none of the 3 edited units was scored"):
         figures.effect_against_r(scores["confidence"], replace(verdict, rulings=tuple(heads)))
 
 

@@ -88,7 +88,7 @@ def test_the_map_holds_the_largest_r_of_every_cell() -> None:
 def test_classes_are_counted_in_the_same_bins() -> None:
     random = np.random.default_rng(0)
     y, names = random.normal(size=90), np.array(RULES)[np.arange(90) % 3]
-    frame = figures.activation_by_class(y, names, name="L1N2", label="rule", bins=9).frame
+    frame = figures.activation_by_class(y, names, name="L1N2", metric="rule", bins=9).frame
     edges = np.histogram_bin_edges(y, bins=9)
     for one in RULES:
         rows = frame[frame["class"] == one]
@@ -97,10 +97,10 @@ def test_classes_are_counted_in_the_same_bins() -> None:
         assert rows["share"].sum() == pytest.approx(1)
         assert rows["mean"].iloc[0] == pytest.approx(mine.mean())
     numbers = figures.activation_by_class(
-        torch.tensor(y), names == RULES[0], name="L1N2", label="rule"
+        torch.tensor(y), names == RULES[0], name="L1N2", metric="rule"
     )
     assert set(numbers.frame["class"]) == {"0", "1"}
-    options = {"name": "L1N2", "label": "rule"}
+    options = {"name": "L1N2", "metric": "rule"}
     with pytest.raises(LensSkillsError, match="90 activations, 2 classes"):
         figures.activation_by_class(y, ["a", "b"], **options)
     with pytest.raises(LensSkillsError, match="activation of example 1 is nan"):

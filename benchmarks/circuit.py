@@ -1,7 +1,7 @@
 """Circuits of known neurons: how edges are proposed, how many of them hold, and how long it takes.
 
-    PYTHONPATH=. OMP_NUM_THREADS=2 python benchmarks/circuit.py
-    PYTHONPATH=. python benchmarks/circuit.py --starts L28N907 --pairs 32
+    OMP_NUM_THREADS=1 python benchmarks/circuit.py
+    python benchmarks/circuit.py --starts L28N907 --pairs 32
 
 ``attribution alone`` is what is claimed without a test: the same edges, first order only. Its
 share confirmed is what exact path patching on other examples leaves of such a list. ``ranks``:
@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 import torch
+from timing import arguments, run_parts
 
 import lens_skills as ls
-from benchmarks.timing import report
 from lens_skills.activations import logit_diff
 from lens_skills.circuits import PROPOSALS, Circuit, circuit, equal_length_pairs
 from lens_skills.circuits.edge_attribution import (
@@ -85,17 +85,26 @@ def row(found: Circuit, how: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """The table, and its figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--starts", nargs="+", default=list(STARTS))
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--edges", type=int, default=60)
-    parser.add_argument("--depth", type=int, default=2)
-    asked = parser.parse_args()
+def measured(asked: argparse.Namespace) -> dict[str, float]:
+    """Every way of proposing edges, for every start; prints the table as it grows."""
     model = ls.load_model()
     pairs = few(equal_length_pairs(model, ls.tasks.agreement(n=1000)), asked.pairs, seed=0)
-    rows, figures = [], {}
+    rows, agreements = [], list[float]()
+    figures: dict[str, float] = {"circuit_pairs": len(pairs)}
+
+    def add(start: str, how: str, found: Circuit, seconds: float, n_edges: int) -> None:
+        rows.append(row(found, how, seconds) | {"edges": n_edges})
+        counts = {
+            "edges": n_edges,
+            "confirmed": rows[-1]["confirmed"],
+            "unexplained": rows[-1]["unexplained"],
+            "wrong_sign": round((1 - rows[-1]["right sign"]) * rows[-1]["confirmed"]),
+            "seconds": seconds,
+        }
+        short = how.removeprefix("attribution ")
+        figures.update({f"circuit_{start}_{short}_{key}": value for key, value in counts.items()})
+        print(pd.DataFrame(rows).to_string(index=False), flush=True)
+
     for start in asked.starts:
         for how in PROPOSALS:
             begun = time.process_time()
@@ -103,22 +112,28 @@ def main() -> None:
                 model, pairs, start, proposals=how, n_edges=asked.edges, depth=asked.depth
             )
             seconds = time.process_time() - begun
-            rows.append(row(found, how, seconds))
-            figures[f"circuit_{start}_{how}_seconds"] = seconds
-            figures[f"circuit_{start}_{how}_confirmed"] = rows[-1]["share"]
+            add(start, how, found, seconds, len(found.frame()))
             if how == "attribution":
                 print(found)
+                agreements += ranks(found)
                 seconds, n_edges = alone(model, pairs, start, asked.edges)
                 first = circuit(model, pairs, start, n_edges=asked.edges, depth=1)
-                claimed = row(first, "attribution alone", seconds)
-                rows.append(claimed | {"edges": n_edges})
-            print(pd.DataFrame(rows).to_string(index=False), flush=True)
+                add(start, "attribution alone", first, seconds, n_edges)
     n_groups = len({example.group for example in pairs})
     print(f"\n{len(pairs)} pairs of agreement in {n_groups} groups, depth {asked.depth}")
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-    report(figures)
+    return figures | {
+        "circuit_ranks_lowest": min(agreements),
+        "circuit_ranks_highest": max(agreements),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__)
+    parser.add_argument("--starts", nargs="+", default=list(STARTS))
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--edges", type=int, default=60)
+    parser.add_argument("--depth", type=int, default=2)
+    given = parser.parse_args()
+    run_parts({"": lambda: measured(given)}, given)

@@ -1,21 +1,20 @@
 """What explaining neurons costs, and what explains the strongest confidence neurons.
 
-    PYTHONPATH=. python benchmarks/explaining.py time       # 100 neurons, 2,000 examples
-    PYTHONPATH=. python benchmarks/explaining.py shortcuts  # SmolLM2 and arithmetic-small
+    python benchmarks/explaining.py time       # 100 neurons, 2,000 examples
+    python benchmarks/explaining.py shortcuts  # SmolLM2 and arithmetic-small
 
 The time is that of ``explain`` less that of one pass that only captures the same activations: the
 bank, the fit, the nulls, and the tokens of the top and bottom examples. It is processor time on one
 thread, so that a busy machine does not count.
 """
 
-import argparse
 import time
 from typing import Any
 
 import torch
+from timing import arguments, run_parts, table
 
 import lens_skills as ls
-from benchmarks.timing import report, table
 from lens_skills.activations.activation_reader import read_neurons
 from lens_skills.activations.components import parse_components
 from lens_skills.explanation import explain, feature_bank, shortcuts
@@ -34,9 +33,9 @@ def timing(model_name: str | None, n_permutations: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     flat = torch.randperm(adapter.n_layers * adapter.d_mlp, generator=generator)[:NEURONS]
     rows = torch.stack([flat // adapter.d_mlp, flat % adapter.d_mlp], 1)
-    units = parse_components(adapter, rows)
+    components = parse_components(adapter, rows)
     start = time.process_time()
-    read_neurons(adapter, task, units, position="last")
+    read_neurons(adapter, task, components, position="last")
     capture = time.process_time() - start
     start = time.process_time()
     bank = feature_bank(task)
@@ -56,6 +55,7 @@ def timing(model_name: str | None, n_permutations: int) -> dict[str, float]:
         },
     )
     return {
+        "explain_features": len(why.features),
         "capture_seconds": capture,
         "explain_seconds": whole,
         "explain_beyond_capture_seconds": beyond,
@@ -76,7 +76,6 @@ def strongest(model_name: str | None) -> dict[str, float]:
         few(intervene, 150, seed=0),
         metric=ls.confidence(),
         k=STRONGEST,
-        progress=False,
     )
     print(f"\n{found}\n\n{found.explanations}")
     name = "small" if small else "smollm"
@@ -87,14 +86,16 @@ def strongest(model_name: str | None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("part", nargs="?", choices=["time", "shortcuts"])
     parser.add_argument("--permutations", type=int, default=999)
     asked = parser.parse_args()
-    figures: dict[str, float] = {}
-    if asked.part in (None, "time"):
-        figures |= timing(None, asked.permutations)
-    if asked.part in (None, "shortcuts"):
-        for name in ("arithmetic-small", None):
-            figures |= strongest(name)
-    report(figures)
+    ls.config(progress=False)
+    run_parts(
+        {
+            "time": lambda: timing(None, asked.permutations),
+            "shortcuts": lambda: strongest("arithmetic-small") | strongest(None),
+        },
+        asked,
+        only=asked.part,
+    )

@@ -1,6 +1,6 @@
 """The leaderboard of neuron-finding methods: whose neurons have a causal effect, on six tasks.
 
-    PYTHONPATH=. python benchmarks/leaderboard.py            # about 8 minutes on one core
+    python benchmarks/leaderboard.py            # about 8 minutes on one core
 
 On each task every method ranks all neurons on one split; the strongest of each are mean-ablated
 one by one on another, beside random other neurons of their layers. Writes ``figures/leaderboard``:
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from leaderboard_page import page, picture, pooled
 
 import lens_skills as ls
-from benchmarks.leaderboard_page import page, picture, pooled
 from lens_skills.plotting.ranking_plots import method_comparison
 from lens_skills.ranking import MethodComparison, compare_methods
 from lens_skills.tasks import Task
@@ -35,7 +35,7 @@ class Entry:
         task: Makes the examples.
         metric: What neurons are ranked by.
         split: How it is made two classes.
-        causal: What the neurons are tried on.
+        causal: What the effect of their ablation is measured on.
     """
 
     name: str
@@ -65,7 +65,7 @@ ENTRIES = (
 
 
 def splits(task: Task, n_explore: int, n_intervene: int) -> tuple[Task, Task]:
-    """A random part to rank on, and one example of each group of the rest to try neurons on."""
+    """A random part to rank on, and one example of each group of the rest to ablate neurons on."""
     explore, rest = task.split(0.5, 0.5, seed=0)
     order = np.random.default_rng(0).permutation(len(explore))[:n_explore]
     chosen = {explore[int(place)].id for place in order}
@@ -85,13 +85,12 @@ def run(entry: Entry, model: Any, options: argparse.Namespace) -> MethodComparis
     return compare_methods(
         model,
         explore,
-        entry.metric,
+        metric=entry.metric,
         intervene=intervene,
         split=entry.split,
-        causal=entry.causal,
+        causal_metric=entry.causal,
         k=options.k,
-        n_controls=options.controls,
-        progress=False,
+        controls=ls.controls(neurons=options.controls),
     )
 
 
@@ -100,7 +99,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--k", type=int, default=10, help="neurons each method may name")
     parser.add_argument("--explore", type=int, default=240, help="examples to rank on")
-    parser.add_argument("--intervene", type=int, default=64, help="examples to try neurons on")
+    parser.add_argument("--intervene", type=int, default=64, help="examples to ablate neurons on")
     parser.add_argument("--controls", type=int, default=200, help="other neurons of the layers")
     parser.add_argument("--out", type=Path, default=OUT, help="where the page goes")
     parser.add_argument("--only", nargs="*", help="names of tasks")
@@ -109,6 +108,7 @@ def arguments() -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> None:
     """Runs the tasks and writes the page."""
+    ls.config(progress=False)
     models: dict[Any, Any] = {}
     found: dict[str, MethodComparison] = {}
     for entry in ENTRIES:

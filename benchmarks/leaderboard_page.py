@@ -157,8 +157,8 @@ def page(
         "list. δ is the 95th percentile of those other neurons' |effect|. *random* is five lists "
         "of neurons drawn over all layers, *rotated basis* the directions of a random rotation of "
         "each layer that the metric explains best. `taylor` and `gradient` differentiate the very "
-        "quantity the neurons are tried on; the others never see it, except where the metric is "
-        "what the model says.",
+        "quantity that the ablations are measured on; the others never see it, except where the "
+        "metric is what the model says.",
         "**What it does not show.** It is two small models and one k; tasks differ by more than "
         "the intervals over neurons say. A neuron may be a hit on examples like these and idle on "
         "others, and one without an effect of its own may act together with others. Ablating one "
@@ -172,7 +172,7 @@ def page(
         about = one.provenance
         parts += [
             f"## {about['model']}, {about['task']}: {one.metric}",
-            f"Ranked on {one.n_explore:,} examples, tried on {one.n_examples:,} in "
+            f"Ranked on {one.n_explore:,} examples, ablated on {one.n_examples:,} in "
             f"{one.n_groups:,} groups, {one.n_controls:,} controls, effect on `{one.causal}`, "
             f"δ = {one.delta:.3g} {one.unit}.",
             f"![{one.metric}: share of hits and agreement of the methods]({name}.png)",

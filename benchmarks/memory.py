@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 from scoring import BATCH, METRICS, PERMUTATIONS, task_of
-from timing import report, table
+from timing import arguments, run_parts, table
 
 import lens_skills as ls
 
@@ -33,7 +33,7 @@ def peak_memory(n_examples: int, n_total: int) -> float:
 def measure_memory(n_examples: int, n_total: int) -> None:
     model = ls.load_model()
     task = task_of(model, n_total, 8)[:n_examples]
-    with ls.config(batch_size=BATCH):
+    with ls.config(batch_size=BATCH, progress=False):
         ls.score(model, task, metrics=METRICS, n_permutations=PERMUTATIONS)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
@@ -41,7 +41,7 @@ def measure_memory(n_examples: int, n_total: int) -> None:
 def growth(small: int, large: int, runs: int) -> dict[str, float]:
     """Peak memory of `score` on few and on many examples."""
     peaks = [(peak_memory(small, large), peak_memory(large, large)) for _ in range(runs)]
-    before, after = (statistics.median(side) for side in zip(*peaks, strict=True))
+    before, after = (statistics.median(column) for column in zip(*peaks, strict=True))
     per_example = (after - before) * 1024 / (large - small)
     matrix = 46_080 * 4 / 1024
     table(
@@ -52,21 +52,24 @@ def growth(small: int, large: int, runs: int) -> dict[str, float]:
         },
     )
     return {
+        "memory_small_mb": before,
+        "memory_large_mb": after,
+        "memory_matrix_kb_per_example": matrix,
         "memory_kb_per_example": per_example,
         "memory_matrix_vs_score": matrix / max(per_example, 0.1),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
+    parser = arguments(__doc__, quick="a smoke run, not a measurement")
     parser.add_argument("--runs", type=int, default=3, help="of each size; their median counts")
     parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
         measure_memory(*asked.one)
     else:
-        report(growth(*((64, 128) if asked.quick else (1000, 8000)), asked.runs))
+        sizes = (64, 128) if asked.quick else (1000, 8000)
+        run_parts({"": lambda: growth(*sizes, asked.runs)}, asked)
 
 
 if __name__ == "__main__":

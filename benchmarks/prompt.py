@@ -9,17 +9,16 @@ second of ours over those of the other way, from one run; what is computed once 
 inputs' keys and values, the checks, the held-out looks) is in the time.
 """
 
-import argparse
 import resource
 import sys
 from typing import Any
 
 import torch
-from timing import interleaved, report, table
+from timing import arguments, interleaved, run_parts, table
 
 import lens_skills as ls
 from lens_skills.activations.tokenization import encode_examples
-from lens_skills.models import as_adapter, prompted
+from lens_skills.models import as_adapter, with_soft_prompt
 from lens_skills.soft_prompts import fit_prompt, initial_prompt
 from lens_skills.soft_prompts.training_batches import training_batches
 
@@ -49,7 +48,7 @@ def obvious_losses(
     model: Any, task: ls.Task, start: torch.Tensor, epochs: int, seed: int, size: int
 ) -> list[float]:
     """The mean loss of each epoch: forward and backward over input and prompt at each step."""
-    spoken = prompted(model, initial_prompt(model, SOFT, seed=seed))
+    spoken = with_soft_prompt(model, initial_prompt(model, SOFT, seed=seed))
     batches = training_batches(spoken, encode_examples(spoken, task, answers=True), size)
     inputs = [(batch.tokens[:, :-SOFT], batch.targets[:, 0]) for batch in batches]
     vectors = start.clone().requires_grad_()
@@ -174,17 +173,16 @@ def scoring(model: Any, n_examples: int, rounds: int, size: int) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, quick="few examples and epochs: a smoke run, not a measurement")
     parser.add_argument("part", nargs="?", choices=["train", "score"])
-    parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     model = ls.load_model()
-    figures: dict[str, float] = {}
-    if asked.part != "score":
-        figures |= training(model, *((2, 1, 4) if asked.quick else (20, 3, 64)))
-    if asked.part != "train":
-        figures |= scoring(model, *((16, 1, 4) if asked.quick else (320, 3, 64)))
-    report(figures)
+    ls.config(progress=False)
+    parts = {
+        "train": lambda: training(model, *((2, 1, 4) if asked.quick else (20, 3, 64))),
+        "score": lambda: scoring(model, *((16, 1, 4) if asked.quick else (320, 3, 64))),
+    }
+    run_parts(parts, asked, only=asked.part)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ MEASUREMENTS = {
             "planted_planted",
         ),
         (
-            "random neurons called causal, of {random_tried:.0f}",
+            "random neurons called causal, of {random_tested:.0f}",
             "**{false_causal:.0f}** ({random_no_effect:.0f} *no effect beyond δ*, "
             "{random_undecided:.0f} *undecided*)",
             "planted_random",

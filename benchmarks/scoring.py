@@ -1,13 +1,12 @@
 """`score` against a bare forward pass, and against what a user would write.
 
     python benchmarks/scoring.py            # everything, about half an hour on two cores
-    python benchmarks/scoring.py forward    # one part: forward, recipes or peers
+    python benchmarks/scoring.py forward    # one part: forward, recipes or ranking
     python benchmarks/scoring.py --quick    # fewer examples: a smoke run, not a measurement
 
 Ratios are examples per second of `score` over those of the other way, from one run.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from timing import interleaved, report, table
+from timing import arguments, interleaved, run_parts, table
 
 import lens_skills as ls
 from lens_skills.models import as_adapter
@@ -120,7 +119,7 @@ def scipy_loop(activations: np.ndarray, metrics: np.ndarray) -> None:
             stats.pearsonr(neuron, metric)
 
 
-def peers(model: Any, n_examples: int) -> dict[str, float]:
+def ranking(model: Any, n_examples: int) -> dict[str, float]:
     """scikit-learn's F test and a SciPy loop on the same stored activations: same ranking?"""
     from sklearn.feature_selection import f_classif
 
@@ -128,8 +127,8 @@ def peers(model: Any, n_examples: int) -> dict[str, float]:
     names = ["label:plural"]
     ways = ways_to_score(model, task)
     activations, metrics = ways["cached"]()
-    found = ls.score(model, task, metrics=names, n_permutations=0)
-    strength = found["label:plural"].strength.numpy()
+    scores = ls.score(model, task, metrics=names, n_permutations=0)
+    strength = scores["label:plural"].strength.numpy()
     f, _ = f_classif(activations.astype(np.float64), metrics[:, 0])
     some = np.arange(0, len(strength), SHARE)
     r = np.array([stats.pearsonr(activations[:, k], metrics[:, 0])[0] for k in some])
@@ -140,7 +139,7 @@ def peers(model: Any, n_examples: int) -> dict[str, float]:
         {"f_classif": lambda: f_classif(activations.astype(np.float64), metrics[:, 0])}, rounds=3
     )["f_classif"]
     table(
-        "same ranking as peers on the same activations (Spearman)",
+        "same ranking as other libraries on the same activations (Spearman)",
         {
             "f_classif (F is a monotone function of r²)": f"{rank:.6f}",
             "scipy.stats.pearsonr": f"{rank_scipy:.6f}",
@@ -197,22 +196,18 @@ def against_recipes(n_examples: int, rounds: int, tokens: tuple[int, ...]) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", nargs="?", choices=["forward", "recipes", "peers"])
-    parser.add_argument("--quick", action="store_true")
+    parser = arguments(__doc__, quick="fewer examples: a smoke run, not a measurement")
+    parser.add_argument("part", nargs="?", choices=["forward", "recipes", "ranking"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[12, 25], help="of the recipes")
     asked = parser.parse_args()
     n_examples, rounds = (64, 1) if asked.quick else (320, 5)
+    ls.config(progress=False)
     parts: dict[str, Callable[[], dict[str, float]]] = {
         "forward": lambda: against_forward(n_examples, rounds, (25,)),
         "recipes": lambda: against_recipes(n_examples, rounds, tuple(asked.tokens)),
-        "peers": lambda: peers(ls.load_model(), min(n_examples, 160)),
+        "ranking": lambda: ranking(ls.load_model(), min(n_examples, 160)),
     }
-    figures: dict[str, float] = {}
-    for name, part in parts.items():
-        if asked.part in (None, name):
-            figures |= part()
-    report(figures)
+    run_parts(parts, asked, only=asked.part)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ Seconds are told because they are what is promised; the ratio beside them, from 
 what another machine can be held to.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
 
-from timing import interleaved, report, table
+from timing import arguments, interleaved, run_parts, table
 
 import lens_skills as ls
 
@@ -61,7 +60,10 @@ def help_pages(rounds: int) -> dict[str, float]:
 
     seconds = interleaved({name: lambda name=name: ask(name) for name in COMMANDS}, rounds=rounds)
     table("lens-skills --help", {name or "(all)": f"{s:.2f} s" for name, s in seconds.items()})
-    return {"help_slowest_seconds": max(seconds.values())}
+    return {
+        "help_fastest_seconds": min(seconds.values()),
+        "help_slowest_seconds": max(seconds.values()),
+    }
 
 
 def loads(rounds: int) -> dict[str, float]:
@@ -90,10 +92,9 @@ def loads(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    rounds = 1 if parser.parse_args().quick else 5
-    report(imports(rounds) | help_pages(rounds) | loads(rounds))
+    asked = arguments(__doc__, quick="one of each: a smoke run, not a measurement").parse_args()
+    rounds = 1 if asked.quick else 5
+    run_parts({"": lambda: imports(rounds) | help_pages(rounds) | loads(rounds)}, asked)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ Prompts of 24 tokens, the last position, zero ablation, neurons drawn uniformly 
 Ratios are neuron-examples per second of `sweep` over those of the other way, from one run.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import interleaved, report, table
+from timing import arguments, interleaved, run_parts, table
 
 import lens_skills as ls
 from lens_skills.activations.tokenization import encode_examples
@@ -93,7 +92,7 @@ def against_loops(implementation: str, per_layer: int, every: int, rounds: int) 
         by_layer.setdefault(layer, []).append(neuron)
 
     def swept() -> None:
-        sweep(model, task, neurons, do=ablate("zero"), metric="logit_diff", progress=False)
+        sweep(model, task, neurons, do=ablate("zero"), metric="logit_diff")
 
     def one_by_one() -> None:
         for layer, neuron in few:
@@ -141,15 +140,13 @@ def largest_difference(
     model: Any, task: ls.Task, tokens: torch.Tensor, neurons: list[Neuron]
 ) -> float:
     """Between `sweep` and hooks, in the log-probability of the answer."""
-    found = sweep(
-        model, task, neurons, do=ablate("zero"), metric=answer_log_probability, progress=False
-    )
+    effects = sweep(model, task, neurons, do=ablate("zero"), metric=answer_log_probability)
     encoded = encode_examples(as_adapter(model), task, answers=True)
     wanted = [
         answer_log_probability(last_logits(model, tokens, layer, [neuron]), encoded)
         for layer, neuron in neurons
     ]
-    return float((found.clean + found.total - torch.stack(wanted)).abs().max())
+    return float((effects.clean + effects.total - torch.stack(wanted)).abs().max())
 
 
 def whole(layers: list[int] | None) -> dict[str, float]:
@@ -159,38 +156,47 @@ def whole(layers: list[int] | None) -> dict[str, float]:
     shown = range(adapter.n_layers) if layers is None else layers
     rows = torch.cartesian_prod(torch.tensor(list(shown)), torch.arange(adapter.d_mlp))
     start = time.perf_counter()
-    found = sweep(model, task, rows, do=ablate("zero"), metric="logit_diff")
+    effects = sweep(model, task, rows, do=ablate("zero"), metric="logit_diff")
     seconds = time.perf_counter() - start
     table(
         f"all neurons of {len(shown)} layers, {EXAMPLES} prompts of {TOKENS} tokens",
         {
-            "neurons": f"{len(found.names):,}",
+            "neurons": f"{len(effects.names):,}",
             "seconds": f"{seconds:.0f}",
-            "ms per neuron and example": f"{1e3 * seconds / found.total.numel():.2f}",
+            "ms per neuron and example": f"{1e3 * seconds / effects.total.numel():.2f}",
         },
     )
-    return {"sweep_whole_neurons": float(len(found.names)), "sweep_whole_seconds": seconds}
+    return {"sweep_whole_neurons": float(len(effects.names)), "sweep_whole_seconds": seconds}
+
+
+def loops(per_layer: int, every: int, rounds: int) -> dict[str, float]:
+    """Against loops, on every implementation there is."""
+    figures: dict[str, float] = {}
+    for implementation in ("hooked", "bridge"):
+        try:
+            ls.load_model(implementation=implementation)
+        except ls.LensSkillsError as error:
+            print(f"{implementation}: not here ({error})")
+            continue
+        figures |= against_loops(implementation, per_layer, every, rounds)
+    return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, quick="few neurons: a smoke run, not a measurement")
     parser.add_argument("part", nargs="?", choices=["loops", "whole"])
-    parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
-    figures: dict[str, float] = {}
-    per_layer, every, rounds = (32, 10, 1) if asked.quick else (64, 2, 5)
-    if asked.part != "whole":
-        for implementation in ("hooked", "bridge"):
-            try:
-                ls.load_model(implementation=implementation)
-            except ls.LensSkillsError as error:
-                print(f"{implementation}: not here ({error})")
-                continue
-            figures |= against_loops(implementation, per_layer, every, rounds)
-    if asked.part != "loops":
-        # The layer in the middle costs what a layer costs on average.
-        figures |= whole([15] if asked.quick else None)
-    report(figures)
+    sizes = (32, 10, 1) if asked.quick else (64, 2, 5)
+    ls.config(progress=False)
+    run_parts(
+        {
+            "loops": lambda: loops(*sizes),
+            # The layer in the middle costs what a layer costs on average.
+            "whole": lambda: whole([15] if asked.quick else None),
+        },
+        asked,
+        only=asked.part,
+    )
 
 
 if __name__ == "__main__":

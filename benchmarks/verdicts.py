@@ -1,18 +1,20 @@
-"""The strongest correlates of a skill on trial, whether the nulls let them pass or not.
+"""Verdicts on the strongest correlates of a skill, whether the nulls let them pass or not.
 
-    PYTHONPATH=. python benchmarks/verdicts.py agreement
-    PYTHONPATH=. python benchmarks/verdicts.py carry --trials 60   # on a model that can add
-    PYTHONPATH=. python benchmarks/verdicts.py arithmetic          # on SmolLM2: long
+    python benchmarks/verdicts.py agreement
+    python benchmarks/verdicts.py carry --examples 60  # on a model that can add
+    python benchmarks/verdicts.py arithmetic          # on SmolLM2: long
 
 What a list of "skill neurons" by correlation alone is worth: the top neurons by |r| on one split
-are switched off on another, beside 200 other neurons of each layer.
+are ablated on another, beside 200 other neurons of each layer.
 """
 
-import argparse
+from functools import partial
 from typing import Any
 
+from timing import arguments, run_parts
+
 import lens_skills as ls
-from benchmarks.timing import report
+from lens_skills.interventions.verdict import NO_EFFECT, OPPOSES, SUPPORTS
 from lens_skills.tasks import few
 
 TOP = 8
@@ -25,38 +27,50 @@ TASKS: dict[str, tuple[Any, str, str | None]] = {
 }  # fmt: skip
 
 
-def trial(name: str, n_neurons: int, n_trials: int) -> dict[str, float]:
+def verdicts(name: str, n_neurons: int, n_examples: int) -> dict[str, float]:
     """The table of one task's strongest neurons."""
     make, metric, model_name = TASKS[name]
     model = ls.load_model(model_name)
     explore, intervene = make().split(0.5, 0.5, seed=0)
-    found = ls.score(model, explore, metrics=metric)[metric]
+    scores = ls.score(model, explore, metrics=metric)[metric]
     verdict = ls.verify(
         model,
-        few(intervene, n_trials, seed=0),
-        found.top(TOP),
-        do=ls.ablate("mean", over=found.scores),
-        controls=ls.controls(0, neurons=n_neurons),
+        few(intervene, n_examples, seed=0),
+        scores.top(TOP),
+        do=ls.ablate("mean", over=scores.scores),
+        controls=ls.controls(sets=0, neurons=n_neurons),
         also=(),
         pairs=False,
         by=(),
     )
-    r = found.frame().set_index(["layer", "neuron"])["r"]
+    r = scores.frame().set_index(["layer", "neuron"])["r"]
+    strongest = [float(r[tuple(neuron)]) for neuron in scores.top(TOP).tolist()]
     table = verdict.frame()
-    table.insert(1, "r", [*(r[tuple(unit)] for unit in found.top(TOP).tolist()), None])
+    table.insert(1, "r", [*strongest, None])
     print(f"\n{name}: the {TOP} neurons of largest |r| with {metric}, δ = {verdict.delta:.3g}")
     print(table.to_string(index=False))
     print("\n".join(verdict.notes))
-    return {f"{name}_{word}": float(count) for word, count in verdict.counts.items()}
+    sizes = [abs(value) for value in strongest]
+    words = {"supports": SUPPORTS, "opposes": OPPOSES, "no_effect": NO_EFFECT}
+    figures = {f"{name}_{key}": float(verdict.counts.get(word, 0)) for key, word in words.items()}
+    return figures | {
+        f"{name}_r_lowest": min(sizes),
+        f"{name}_r_highest": max(sizes),
+        f"{name}_effect_largest": max(abs(ruling.effect) for ruling in verdict.rulings),
+        f"{name}_delta": verdict.delta,
+        f"{name}_neurons": float(scores.strength.numel()),
+        f"{name}_associated": float((scores.strength > scores.thresholds.permutation).sum()),
+    }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("task", nargs="?", choices=list(TASKS))
-    parser.add_argument("--peers", type=int, default=200)
-    parser.add_argument("--trials", type=int, default=48)
+    parser.add_argument("--controls", type=int, default=200, help="other neurons per layer")
+    parser.add_argument("--examples", type=int, default=48)
     asked = parser.parse_args()
-    figures: dict[str, float] = {}
-    for task in [asked.task] if asked.task else TASKS:
-        figures |= trial(task, asked.peers, asked.trials)
-    report(figures)
+    run_parts(
+        {name: partial(verdicts, name, asked.controls, asked.examples) for name in TASKS},
+        asked,
+        only=asked.task,
+    )

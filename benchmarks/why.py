@@ -1,4 +1,4 @@
-"""The five strongest confidence neurons on arithmetic, each explained, tried and diagnosed.
+"""The five strongest confidence neurons on arithmetic, each explained, tested and diagnosed.
 
     python benchmarks/why.py
 
@@ -29,18 +29,18 @@ MOST_ROWS = 10_000
 INTRODUCTION = """# Five confidence neurons on arithmetic, and what they are
 
 The five neurons that go most with the model's confidence, whatever they turn out to be: explained
-by features of the problem, tried by ablation on a third split, and asked whether they regulate
+by features of the problem, tested by ablation on a third split, and asked whether they regulate
 confidence in general. `python benchmarks/why.py` writes this page and its pictures.
 
 Verdict and kind are two rulers. The verdict is about the mean effect, up or down, among 100
-peers; the kind asks whether the effect, whichever way it goes, is larger than that of 100 random
-neurons of the layer, adjusted over the five, and whether neutral text moves too. Near the line
-they may differ.
+other neurons; the kind asks whether the effect, whichever way it goes, is larger than that of 100
+random neurons of the layer, adjusted over the five, and whether neutral text moves too. Near the
+line they may differ.
 """
 
 
 @dataclass(frozen=True)
-class Case:
+class Setting:
     """One model with its problems.
 
     Attributes:
@@ -62,10 +62,10 @@ class Case:
     about_neutral: str
 
 
-def cases() -> list[Case]:
+def settings() -> list[Setting]:
     products = [example.prompt for example in ls.tasks.arithmetic("*", digits=(1,))]
     return [
-        Case(
+        Setting(
             name="smollm2",
             model=None,
             task=ls.tasks.arithmetic("+-*", digits=(1, 2), n=1000, seed=SEED),
@@ -74,7 +74,7 @@ def cases() -> list[Case]:
             neutral=None,
             about_neutral="sixty plain sentences",
         ),
-        Case(
+        Setting(
             name="arithmetic_small",
             model="arithmetic-small",
             task=ls.tasks.arithmetic("+-", digits=(2, 3), n=1000, seed=SEED),
@@ -98,7 +98,7 @@ class Page:
     def write(self, name: str) -> None:
         """The section as a file, and the page anew of all sections there are."""
         (self.out / f"{name}.md").write_text("\n\n".join(self.parts) + "\n", encoding="utf-8")
-        sections = [self.out / f"{case.name}.md" for case in cases()]
+        sections = [self.out / f"{setting.name}.md" for setting in settings()]
         texts = [path.read_text(encoding="utf-8") for path in sections if path.exists()]
         whole = "\n".join([INTRODUCTION, *texts])
         (self.out / "README.md").write_text(whole, encoding="utf-8")
@@ -122,67 +122,68 @@ class Page:
         self.say(f"![{caption}]({path.name})\n\n*{caption}*")
 
 
-def study(page: Page, case: Case, n_effects: int) -> dict[str, float]:
+def study(page: Page, setting: Setting, n_effects: int) -> dict[str, float]:
     """One model's section; what it took, in seconds."""
     clock = {"start": time.monotonic()}
-    model = ls.load_model(case.model)
-    explore, confirm, intervene = case.task.split(0.4, 0.3, 0.3, seed=SEED)
-    found = ls.score(model, explore, metrics=[case.metric, "correct"], seed=SEED)
-    scores = found[case.metric.name]
+    model = ls.load_model(setting.model)
+    explore, confirm, intervene = setting.task.split(0.4, 0.3, 0.3, seed=SEED)
+    everything = ls.score(model, explore, metrics=[setting.metric, "correct"], seed=SEED)
+    scores = everything[setting.metric.name]
     five = scores.top(5)
     names = [f"L{layer}N{neuron}" for layer, neuron in five.tolist()]
-    right = float(found.values["correct"].mean())
+    right = float(everything.values["correct"].mean())
     bars = {name: bar for name, bar in vars(scores.thresholds).items() if bar is not None}
     page.say(
-        f"## {case.name}\n\n{len(case.task):,} problems, of which {right:.0%} of those in explore "
-        f"are answered right. The five largest |r| with the model's confidence ({case.why}) on "
+        f"## {setting.name}\n\n{len(setting.task):,} problems, of which {right:.0%} of those in "
+        f"explore are answered right. The five largest |r| with the model's confidence "
+        f"({setting.why}) on "
         f"{len(explore)} problems; the bars of the nulls there: "
         + ", ".join(f"{name} {bar:.2f}" for name, bar in bars.items())
         + ". They are the strongest of all neurons, so their |r| is too large by selection; the "
         "r below is of other problems."
     )
     clock["scored"] = time.monotonic()
-    why = explain(model, confirm, names, n_permutations=199, seed=SEED, progress=False)
+    why = explain(model, confirm, names, n_permutations=199, seed=SEED)
     clock["explained"] = time.monotonic()
     kinds = confidence_regulators(
-        model, confirm, names, metric=case.metric, neutral=case.neutral, n_effects=n_effects,
-        seed=SEED, progress=False,
+        model, confirm, names, metric=setting.metric, neutral=setting.neutral, n_effects=n_effects,
+        seed=SEED,
     )  # fmt: skip
     clock["diagnosed"] = time.monotonic()
     verdict = ls.verify(
         model, intervene[:n_effects], names, do=ls.ablate("mean", over=explore),
-        metric=case.metric, controls=ls.controls(19, neurons=100), also=(), by=(),
-        pairs=False, seed=SEED, progress=False,
+        metric=setting.metric, controls=ls.controls(sets=19, neurons=100),
+        also=(), by=(), pairs=False, seed=SEED,
     )  # fmt: skip
-    clock["tried"] = time.monotonic()
+    clock["tested"] = time.monotonic()
     r = {name: float(scores.r[0, place]) for name, place in _places(scores, five).items()}
     page.table(summary(names, r, why, verdict, kinds), "What was found of each:")
     for name in names:
         page.say(f"**{name}**\n\n```\n{why[name]!r}\n```")
-    page.say(f"**Diagnostics** (neutral text: {case.about_neutral})\n\n```\n{kinds!r}\n```")
+    page.say(f"**Diagnostics** (neutral text: {setting.about_neutral})\n\n```\n{kinds!r}\n```")
     page.picture(
-        confidence_regulation(kinds), f"{case.name}_regulation",
+        confidence_regulation(kinds), f"{setting.name}_regulation",
         "Norm of what each neuron writes against the variance of its cosine with the vocabulary.",
     )  # fmt: skip
     page.say(f"**Verdict** on a third split\n\n```\n{verdict!r}\n```")
-    several = redundancy(model, confirm, scores.top(40), progress=False)
+    several = redundancy(model, confirm, scores.top(40))
     page.picture(
-        figures.redundancy(several), f"{case.name}_clusters",
+        figures.redundancy(several), f"{setting.name}_clusters",
         f"The 40 strongest: {len(several)} clusters at |r| of 0.5 on average.",
     )  # fmt: skip
     probe = sparse_probe(
-        model, explore, confirm, scores.top(500), metric=_label(case.task), by="difference",
-        seed=SEED, progress=False,
+        model, explore, confirm, scores.top(500), metric=_label(setting.task), by="difference",
+        seed=SEED,
     )  # fmt: skip
     page.say(f"```\n{several!r}\n\n{probe!r}\n```")
     page.picture(
-        figures.sparse_probe(probe), f"{case.name}_probe",
+        figures.sparse_probe(probe), f"{setting.name}_probe",
         f"How many of the 500 strongest confidence neurons tell {probe.metric}.",
     )  # fmt: skip
     clock["drawn"] = time.monotonic()
     steps = list(clock.items())
     return {
-        f"{case.name}_{name}_s": round(at - before, 1)
+        f"{setting.name}_{name}_s": round(at - before, 1)
         for (_, before), (name, at) in pairwise(steps)
     }
 
@@ -229,14 +230,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--effects", type=int, default=32, help="examples to ablate on")
-    parser.add_argument("--only", help="one case by name")
+    parser.add_argument("--only", help="one model by name")
     given = parser.parse_args()
+    ls.config(progress=False)
     took: dict[str, float] = {}
-    for case in cases():
-        if given.only in (None, case.name):
+    for setting in settings():
+        if given.only in (None, setting.name):
             page = Page(given.out)
-            took |= study(page, case, given.effects)
-            page.write(case.name)
+            took |= study(page, setting, given.effects)
+            page.write(setting.name)
     print(json.dumps(took))
 
 

@@ -27,7 +27,7 @@ BEATS = ("correct", "first_token", "log_probability", "over_foil")
 
 
 def one_digit(page: Page, model: Any, asked: Namespace) -> Any:
-    """Prompts trained on some pairs of operands, tried on others."""
+    """Prompts trained on some pairs of operands, tested on others."""
     learn, test = ls.tasks.arithmetic("+-").split(0.7, 0.3, seed=0)
     options: dict[str, Any] = {
         "text": TEXT, "n_tokens": 8, "ending": "\n", "lr": asked.lr, "epochs": asked.epochs,
@@ -53,7 +53,7 @@ def one_digit(page: Page, model: Any, asked: Namespace) -> Any:
     frame.insert(2, "its 95 % interval", ends)
     page.say(
         f"**Soft prompts.** {len(learn)} sums and differences of one digit to learn from (about "
-        f"one in seven of them only looked at, to stop), {len(test)} of other operands to be tried "
+        f"one in seven of them only looked at, to stop), {len(test)} of other operands to test "
         f"on, in {len(set(found.groups))} groups. {SEEDS} seeds; every prompt begins as the "
         f"embeddings of {TEXT!r}. `correct` asks for the whole answer and the end of the line."
     )
@@ -117,7 +117,9 @@ def neurons(page: Page, model: Any, prompt: Any, learn: Any, asked: Namespace) -
             row, selection = funnel(found, checked[metric])
             rows.append({"prompt": name, "metric": metric, **row})
             if name == "trained":
-                verdicts[metric] = trial(page, model, prompt, found, selection, intervene, asked)
+                verdicts[metric] = verdict_of(
+                    page, model, prompt, found, selection, intervene, asked
+                )
     page.table(pd.DataFrame(rows), "How many neurons are left after each gate:")
     page.say("\n".join(outcome(row, verdicts[row["metric"]]) for row in rows[: len(verdicts)]))
     found = scores["trained"]
@@ -144,20 +146,20 @@ def outcome(row: dict[str, Any], verdict: Any) -> str:
         if passed == 0
         else f"{passed} left that beat the rotated basis, {row['confirmed']} of them confirmed"
     )
-    trial = (
-        "none of those on trial changes the answer by more than δ for sure"
+    tested = (
+        "none of those tested changes the answer by more than δ for sure"
         if causal == 0
-        else f"{causal} of those on trial change the answer"
+        else f"{causal} of those tested change the answer"
     )
-    return f"- {row['metric']}: {row['associated']:,} neurons are associated; {basis}; {trial}."
+    return f"- {row['metric']}: {row['associated']:,} neurons are associated; {basis}; {tested}."
 
 
-def trial(
+def verdict_of(
     page: Page, model: Any, prompt: Any, found: Any, selection: Any, split: Any, asked: Namespace
 ) -> Any:
     """What the confirmed neurons do; where there are none, the strongest, and it is said so."""
     short = split.where(lambda example: len(example.answer) == 1)
-    short = ls.tasks.few(short, asked.trials, seed=0)
+    short = ls.tasks.few(short, asked.verdict, seed=0)
     confirmed = len(selection.neurons)
     which = selection if confirmed else found.top(asked.top)
     folder = asked.runs / "arithmetic" / f"verdict {found.metric}"
@@ -166,15 +168,16 @@ def trial(
         Verdict,
         lambda: ls.verify(
             model, short, which, do=ls.ablate("mean", over=found.scores), position="prompt",
-            prompt=prompt, controls=ls.controls(0, neurons=asked.peers), also=(), pairs=False,
-            by=(), checkpoint=folder.with_name(f"{folder.name} unfinished"), progress=False,
+            prompt=prompt,
+            controls=ls.controls(sets=0, neurons=asked.controls), also=(), pairs=False, by=(),
+            checkpoint=folder.with_name(f"{folder.name} unfinished"),
         ),
     )  # fmt: skip
     names = ", ".join(f"L{layer}N{neuron}" for layer, neuron in selection.neurons.tolist())
     chosen = (
         f"{confirmed} confirmed ({names})"
         if confirmed
-        else f"no neuron was confirmed; the {asked.top} of largest |r|, on trial all the same"
+        else f"no neuron was confirmed; the {asked.top} of largest |r|, tested all the same"
     )
     page.say(
         f"**Verdicts, {found.metric}**: {chosen}. Mean ablation at all eight positions, on "
@@ -190,7 +193,7 @@ def able(page: Page, asked: Namespace) -> None:
     task = ls.tasks.arithmetic("+", digits=2, n=asked.sums)
     explore, confirm, intervene = task.split(0.5, 0.25, 0.25, seed=0)
     rows, told = [], []
-    right = float(evaluate(model, explore, "correct", progress=False)["correct"].mean())
+    right = float(evaluate(model, explore, "correct")["correct"].mean())
     for metric in ("label:carry", "label:even", "confidence"):
         found = ls.score(model, explore, metrics=metric)[metric]
         checked = ls.score(model, confirm, metrics=metric)[metric]
@@ -198,11 +201,11 @@ def able(page: Page, asked: Namespace) -> None:
         rows.append({"metric": metric, **row})
         confirmed = len(selection.neurons)
         verdict = ls.verify(
-            model, ls.tasks.few(intervene, asked.trials, seed=0),
+            model, ls.tasks.few(intervene, asked.verdict, seed=0),
             selection if confirmed else found.top(asked.top),
             do=ls.ablate("mean", over=found.scores),
-            controls=ls.controls(0, neurons=asked.peers), also=(), pairs=False, by=(),
-            progress=False,
+            controls=ls.controls(sets=0, neurons=asked.controls), also=(),
+            pairs=False, by=(),
         )  # fmt: skip
         which = f"{confirmed} confirmed" if confirmed else f"none confirmed, {asked.top} strongest"
         effects = verdict.frame()["effect"].abs().max()
@@ -225,12 +228,12 @@ def main() -> None:
         lr={"type": float, "default": 3e-3},
         problems={"type": int, "default": 600},
         sums={"type": int, "default": 800},
-        trials={"type": int, "default": 24},
+        verdict={"type": int, "default": 24},
         top={"type": int, "default": 6},
-        peers={"type": int, "default": 120},
+        controls={"type": int, "default": 120},
     )
     if given.quick:
-        given.epochs, given.problems, given.sums, given.trials, given.peers = 1, 160, 160, 8, 24
+        given.epochs, given.problems, given.sums, given.verdict, given.controls = 1, 160, 160, 8, 24
         given.top = 2
     torch.manual_seed(0)
     page = Page(

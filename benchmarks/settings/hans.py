@@ -2,7 +2,7 @@
 
     python benchmarks/settings/hans.py --hans heuristics_evaluation_set.txt
 
-Prompts are trained on some sub-cases of one rule and tried on other rows of these, on the rule's
+Prompts are trained on some sub-cases of one rule and tested on other rows of these, on the rule's
 other sub-cases, and on the other rules. Then every row of the file is scored at every prompt
 position. Trained prompts, scores and verdict are kept under runs/settings/hans, and read back.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from hans_rows import Rows
 from hans_scores import by_class, described, scored
-from hans_trials import repeated, tried
+from hans_verdict import ablated, repeated
 from page import Page, asked, kept, minutes
 
 import lens_skills as ls
@@ -63,8 +63,8 @@ def learned(page: Page, model: Any, rows: Rows, sizes: Namespace) -> list[Any]:
         f"batches of 8, learning rate {sizes.lr:g}; {minutes(*folders):.0f} minutes for all "
         "of them on one core shared with other jobs. An answer counts as right where it is "
         f"likelier than the other one (`over_foil`; chance is 1/2). The question: {ASKED!r}. "
-        "Rule, number of vectors and learning rate were chosen by small trials on rows of this "
-        "file, some of which are tried again here: the gain on known sub-cases is a little "
+        "Rule, number of vectors and learning rate were chosen by small runs on rows of this "
+        "file, some of which are tested again here: the gain on known sub-cases is a little "
         "flattered by that."
     )
     for name, test in tests.items():
@@ -111,7 +111,7 @@ def each_its_own(task: Any) -> Any:
 
 def truth_told(model: Any, task: Any, prompt: Any) -> float:
     """The share of rows where the right answer is likelier than the wrong one."""
-    found = evaluate(model, task, "logit_diff", prompt=prompt, progress=False)["logit_diff"]
+    found = evaluate(model, task, "logit_diff", prompt=prompt)["logit_diff"]
     return float((found > 0).double().mean())
 
 
@@ -147,19 +147,20 @@ def main() -> None:
         stop={"type": int, "default": 5, "help": "rows of each sub-case to stop by"},
         epochs={"type": int, "default": 9, "help": "at most so many"},
         lr={"type": float, "default": 5e-3, "help": "Adam's learning rate"},
-        tested={"type": int, "default": 15, "help": "rows per sub-case to be tried on"},
+        tested={"type": int, "default": 15, "help": "rows per sub-case to test on"},
         wordings={"type": int, "default": 40, "help": "rows per other wording"},
         n={"type": int, "default": 3000, "help": "rows scored"},
         draws={"type": int, "default": 40, "help": "draws of the permutation null"},
         each={"type": int, "default": 6, "help": "rows per sub-case for each seed"},
         matrix={"type": int, "default": 6, "help": "neurons per metric in the matrix"},
-        top={"type": int, "default": 2, "help": "neurons on trial"},
-        trials={"type": int, "default": 48, "help": "rows of the trial"},
-        peers={"type": int, "default": 200, "help": "other neurons per layer beside them"},
+        top={"type": int, "default": 2, "help": "neurons tested"},
+        verdict={"type": int, "default": 48, "help": "rows of the verdict"},
+        controls={"type": int, "default": 200, "help": "other neurons per layer beside them"},
     )
     if sizes.quick:
         quick = {"tokens": 2, "rows": 2, "stop": 1, "epochs": 1, "tested": 1, "wordings": 8,
-                 "n": 300, "draws": 20, "each": 2, "top": 1, "trials": 12, "peers": 40}  # fmt: skip
+                 "n": 300, "draws": 20, "each": 2, "top": 1, "verdict": 12,
+                 "controls": 40}  # fmt: skip
         vars(sizes).update(quick)
     model = ls.load_model()
     rows = Rows(ls.tasks.hans(sizes.hans, n=sizes.n, wording=ASKED), sizes.rule)
@@ -174,7 +175,7 @@ def main() -> None:
     described(page, found, sizes)
     by_class(page, model, prompts[0], found, rows, sizes)
     repeated(page, model, prompts, rows, sizes)
-    tried(page, model, prompts[0], found, rows, sizes)
+    ablated(page, model, prompts[0], found, rows, sizes)
     page.say(
         "The minutes of training and scoring above were measured when these were made; what is "
         "kept under runs/ is read back, and the line below counts the last run alone."

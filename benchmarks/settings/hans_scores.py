@@ -81,11 +81,11 @@ def scored(page: Page, model: Any, prompt: Any, rows: Rows, sizes: Namespace) ->
         )
     for name, of in found.excluded_metrics.items():
         page.say(f"`{name}` was left out: {of}.")
-    by_case(page, found, rows, sizes)
+    by_subcase(page, found, rows, sizes)
     return found
 
 
-def by_case(page: Page, found: Any, rows: Rows, sizes: Namespace) -> None:
+def by_subcase(page: Page, found: Any, rows: Rows, sizes: Namespace) -> None:
     """Which sub-cases of the rule the first prompt answers."""
     if "correct" not in found.metrics:
         return
@@ -115,7 +115,7 @@ def by_case(page: Page, found: Any, rows: Rows, sizes: Namespace) -> None:
 def described(page: Page, found: Any, sizes: Namespace) -> None:
     """Truth against the model's answer, confidence given the truth, the matrix; pictures."""
     if "says yes" in found.metrics:
-        told = ls.profile(found[TRUTH], answer="says yes").frame()
+        told = ls.layer_profile(found[TRUTH], answer="says yes").frame()
         best = told.loc[told["strongest"].idxmax()]
         late = told.loc[told["answer_strongest"].idxmax()]
         r = float(
@@ -182,7 +182,7 @@ def by_class(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes:
     part = rows.part(sizes.rows + sizes.stop + sizes.tested, sizes.each)
     acts = torch.zeros(len(part))
     at = int(found.positions[place])
-    for batch in stream(model, part, layers=layer, position=at, prompt=prompt, progress=False):
+    for batch in stream(model, part, layers=layer, position=at, prompt=prompt):
         acts[batch.index] = batch.activations[:, 0, neuron].float()
     page.picture(
         ls.figures.activation_by_class(

@@ -86,6 +86,7 @@ def asked(description: str | None, **more: Mapping[str, Any]) -> argparse.Namesp
     for name, options in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     given = parser.parse_args()
+    ls.config(progress=False)
     if given.quick:
         given.runs = given.runs / "quick"
     return given
@@ -118,9 +119,9 @@ def _clock(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.seconds")
 
 
-def funnel(found: Any, checked: Any) -> tuple[dict[str, int], Any]:
+def funnel(scores: Any, confirm_scores: Any) -> tuple[dict[str, int], Any]:
     """How many neurons pass each gate and are confirmed, with the selection itself."""
-    selection = ls.select(found, checked)
+    selection = ls.select(scores, confirm_scores)
     return dict(selection.attrition), selection
 
 

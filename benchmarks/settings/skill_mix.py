@@ -36,17 +36,12 @@ def written(
     so_far = folder.with_name(f"{folder.name} so far")
     with ls.config(batch_size=given.batch):
         graded = kept(
-            folder,
-            Graded,
+            folder, Graded,
             lambda: ls.generate(
-                model,
-                task,
-                prompt=prompt,
-                max_new_tokens=given.tokens,
-                seed=seed,
+                model, task, prompt=prompt, max_new_tokens=given.tokens, seed=seed,
                 checkpoint=so_far,
             ),
-        )
+        )  # fmt: skip
     return ls.grade(graded, {"rules": rules})
 
 
@@ -85,7 +80,7 @@ def lessons(
 
 
 def sorted_topics(given: Namespace) -> tuple[tuple[str, ...], ...]:
-    """Topics to practise on and topics to be tried on, in an order drawn once."""
+    """Topics to practise on and topics to test on, in an order drawn once."""
     topics = own_topics() if given.topics is None else read_topics(given.topics)
     order = [topics[i] for i in np.random.default_rng(0).permutation(len(topics))]
     first, n = given.practice, len(order)
@@ -152,7 +147,7 @@ def main() -> None:
         skills={"type": Path, "help": "a CSV file of skills; default our own twenty"},
         topics={"type": Path, "help": "a file of topics, one a line; default our own 36"},
         practice={"type": int, "default": 8, "help": "topics to practise on"},
-        others={"type": int, "default": 28, "help": "topics to be tried on, at most"},
+        others={"type": int, "default": 28, "help": "topics to test on, at most"},
         ask={"type": int, "default": 6, "help": "skills asked for on those"},
         draws={"type": int, "default": 2, "help": "texts for each prompt"},
         tokens={"type": int, "default": 40, "help": "length of a text, at most"},
@@ -161,13 +156,13 @@ def main() -> None:
         lessons={"type": int, "default": 10, "help": "texts per skill, at most"},
         epochs={"type": int, "default": 12},
         lr={"type": float, "default": 0.02},
-        span={"type": int, "default": 10, "help": "tokens of a text that a trial reads"},
+        span={"type": int, "default": 10, "help": "tokens of a text that a verdict reads"},
         top={"type": int, "default": 2},
-        peers={"type": int, "default": 40},
+        controls={"type": int, "default": 40},
     )
     if given.quick:
         given.practice, given.others, given.ask, given.tokens, given.epochs = 4, 8, 4, 12, 1
-        given.peers, given.top, given.span = 48, 2, 6
+        given.controls, given.top, given.span = 48, 2, 6
     torch.manual_seed(0)
     page = Page(
         "skill_mix", "Skill-Mix: open-ended writing", asked=given,

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from page import Page, funnel, kept
 from skill_mix_texts import DONE
-from skill_mix_trials import CONFIDENCE, own_confidence, own_text
+from skill_mix_verdicts import CONFIDENCE, own_confidence, own_text
 
 import lens_skills as ls
 from lens_skills.activations import ActivationTable
 from lens_skills.generation import Graded, capture_text
-from lens_skills.models import prompted
+from lens_skills.models import with_soft_prompt
 from lens_skills.scoring import Scores
 
 LEAST = 10  # texts with and without a skill that it takes to look for its neurons
@@ -68,7 +68,7 @@ def before(
     position = list(range(-n_vectors, 0))
     task, path = graded.task(), folder / "activations before"
     table = (
-        ls.capture(prompted(model, prompt), task, path, position=position, progress=False)
+        ls.capture(with_soft_prompt(model, prompt), task, path, position=position)
         if not path.exists()
         else ActivationTable.load(path)
     )
@@ -94,7 +94,7 @@ def neurons(
     skills: Sequence[str],
     given: Namespace,
 ) -> None:
-    """Scores before the first word and on the words, the matrix of skills, and the trial."""
+    """Scores before the first word and on the words, the matrix of skills, and the verdicts."""
     runs = given.runs / "skill_mix"
     topics = list(dict.fromkeys(example.group for example in texts["trained"].examples))
     half = len(topics) // 2
@@ -200,8 +200,8 @@ def outcome(table: pd.DataFrame) -> str:
     if (table.loc[on_text, last] > 0).any() and not (table.loc[~on_text, last] > 0).any():
         lines.append(
             "\nWhat survives is read off the text when it is there; **nothing survives before the "
-            "first word**. Neurons on the text were not put on trial: the trials below "
-            "edit what stands before it."
+            "first word**. Neurons on the text were not tested: the edits below "
+            "change what stands before it."
         )
     return "\n".join(lines)
 

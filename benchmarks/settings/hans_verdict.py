@@ -1,4 +1,4 @@
-"""What holds up of `hans`: under other prompts, and when the neurons are switched off."""
+"""What holds up of `hans`: under other prompts, and when the neurons are ablated."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -42,13 +42,15 @@ def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Name
         f"**Seeds.** The search for the truth again, under every prompt, on the same {len(first)} "
         f"rows (none trained a prompt). Largest |r|: {largest}."
     )
-    agreed = ls.stability([one[f"seed {seed}"] for seed in range(len(prompts))], TRUTH, top=SHARED)
+    agreed = ls.stability(
+        [one[f"seed {seed}"] for seed in range(len(prompts))], metric=TRUTH, top=SHARED
+    )
     page.say(f"```\n{agreed!r}\n```")
     page.picture(
         ls.figures.stability(agreed), "stability",
         f"How many of the {SHARED} strongest neurons two prompts share, beside chance.",
     )  # fmt: skip
-    told = ls.predictivity_over_seeds(list(other.values()), TRUTH)
+    told = ls.predictivity(list(other.values()), metric=TRUTH)
     best = told.frame().head(3)
     page.table(
         best,
@@ -57,7 +59,7 @@ def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Name
     )
 
 
-def tried(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: Namespace) -> None:
+def ablated(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: Namespace) -> None:
     """What the survivors do, or the strongest where nothing survives."""
     alive: dict[str, str] = {}  # the strongest survivor of each metric
     for metric in found.metrics:
@@ -69,29 +71,29 @@ def tried(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: Na
     strongest = found[TRUTH].top(sizes.top).tolist()
     names = list(alive) or [f"L{layer}N{neuron}" for layer, neuron in strongest]
     spare = rows.part(sizes.rows + sizes.stop + sizes.tested, 100).where(heuristic=rows.rule)
-    trial = ls.tasks.few(spare, sizes.trials, seed=0)
+    few = ls.tasks.few(spare, sizes.verdict, seed=0)
     folder = sizes.runs / "hans" / "verdict"
     verdict = kept(
         folder,
         Verdict,
         lambda: ls.verify(
-            model, trial, names, do=ls.ablate("mean", over=found), position="prompt",
-            prompt=prompt, controls=ls.controls(0, neurons=sizes.peers), also=(), pairs=False,
-            by=(), exploratory=True, checkpoint=folder.with_name("verdict unfinished"),
-            progress=False,
+            model, few, names, do=ls.ablate("mean", over=found), position="prompt",
+            prompt=prompt,
+            controls=ls.controls(sets=0, neurons=sizes.controls), also=(), pairs=False, by=(),
+            exploratory=True, checkpoint=folder.with_name("verdict unfinished"),
         ),
     )  # fmt: skip
     chosen = (
         "the strongest neuron of each metric that is beyond all three nulls: "
         + ", ".join(f"{name} ({metric})" for name, metric in alive.items())
         if alive
-        else f"no neuron survived the nulls; the {len(names)} of largest |r| with the truth, on "
-        f"trial all the same: {', '.join(names)}"
+        else f"no neuron survived the nulls; the {len(names)} of largest |r| with the truth, "
+        f"tested all the same: {', '.join(names)}"
     )
     page.say(
         f"**Verdict, exploratory**: {chosen}. Mean ablation at all prompt "
-        f"positions on {len(trial)} rows of the rule that trained no prompt, each neuron beside "
-        f"{sizes.peers} others of its layer; effect on the log-odds of the right answer: "
+        f"positions on {len(few)} rows of the rule that trained no prompt, each neuron beside "
+        f"{sizes.controls} others of its layer; effect on the log-odds of the right answer: "
         f"{words(verdict)}."
     )
     if "word" in verdict.frame():

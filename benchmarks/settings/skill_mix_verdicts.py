@@ -1,4 +1,4 @@
-"""The neurons of `skill_mix` on trial: on the model's own texts, and on how sure it is."""
+"""Verdicts on the neurons of `skill_mix`: on the model's own texts, and on how sure it is."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from lens_skills.scoring import Scores
 CONFIDENCE = ("mean_log_probability", "first_probability", "mean_entropy")
 
 
-def suspects(found: dict[str, Scores], chosen: Any, name: str, given: Namespace):
+def neurons_of(found: dict[str, Scores], chosen: Any, name: str, given: Namespace):
     """The confirmed neurons, or the strongest where none was; and how to say so."""
     selection = chosen["trained prompt", name]
     if 0 < len(selection) <= 2 * given.top:
@@ -39,21 +39,21 @@ def own_text(
     best = sorted(pairs, key=lambda n: (-len(chosen["trained prompt", n]), -len(pairs[n])))
     if not best or len(pairs[best[0]]) < 6:
         page.say(
-            "**On trial, its own text**: two draws from one prompt, one with the skill and one "
+            "**Verdicts, its own text**: two draws from one prompt, one with the skill and one "
             f"without, were found for {max((len(p) for p in pairs.values()), default=0)} prompts "
-            "at most: too few for a trial."
+            "at most: too few for a verdict."
         )
         return
     name = best[0]
-    which, said = suspects(found, chosen, name, given)
+    which, said = neurons_of(found, chosen, name, given)
     task = ls.Task(graded.name, pairs[name], "two texts of one prompt")
-    verdict = tried(
+    verdict = ablated(
         given.runs / "skill_mix" / "verdict text", model, task, which, ls.logit_diff(),
         found["trained prompt"], prompt, given,
     )  # fmt: skip
     shows = name if name == DONE else f"shows {name}"
     show(
-        page, verdict, f"**On trial, its own text, {name}**: {said}. Mean ablation at all prompt "
+        page, verdict, f"**Verdicts, its own text, {name}**: {said}. Mean ablation at all prompt "
         f"vectors before the first word; effect on the log-odds (nats) of a text that {shows} "
         "against one that does not, both drawn by the model from the same prompt and cut to "
         f"{given.span} tokens: {len(task)} prompts on {len(task.groups)} topics",
@@ -72,7 +72,7 @@ def twins(model: Any, graded: Graded, part: set[str], skill: str, span: int) -> 
     for places in draws.values():
         if len(places) < 2:
             continue
-        shown, other = (graded.tokens[places[side]] for side in (True, False))
+        shown, other = (graded.tokens[places[shows]] for shows in (True, False))
         length = min(len(shown), len(other), span)
         answer, foil = (model.tokenizer.decode(list(t[:length])) for t in (shown, other))
         example = graded.examples[places[True]]
@@ -88,21 +88,21 @@ def own_confidence(
     """Whether the neurons that go with confidence move the entropy of the first word."""
     count = {name: len(chosen["trained prompt", name]) for name in CONFIDENCE}
     name = max(CONFIDENCE, key=lambda n: count[n])
-    which, said = suspects(found, chosen, name, given)
+    which, said = neurons_of(found, chosen, name, given)
     task = ls.tasks.few(read.intervene, 40, seed=0)
-    verdict = tried(
+    verdict = ablated(
         given.runs / "skill_mix" / "verdict confidence", model, task, which,
         ls.confidence("entropy"), found["trained prompt"], prompt, given,
     )  # fmt: skip
     show(
-        page, verdict, f"**On trial, confidence ({name})**: {said}. Effect on the entropy (nats) "
+        page, verdict, f"**Verdicts, confidence ({name})**: {said}. Effect on the entropy (nats) "
         f"of the first token's distribution, {len(task)} prompts on {len(task.groups)} topics "
         "(*supports* means that the entropy falls when the neuron is removed)",
         "confidence",
     )  # fmt: skip
 
 
-def tried(
+def ablated(
     folder: Path, model: Any, task: ls.Task, which: Any, metric: Any, found: Scores,
     prompt: Any, given: Namespace,
 ) -> Verdict:  # fmt: skip
@@ -112,8 +112,9 @@ def tried(
         folder, Verdict,
         lambda: ls.verify(
             model, task, which, do=ls.ablate("mean", over=found), metric=metric,
-            position="prompt", prompt=prompt, controls=ls.controls(0, neurons=given.peers), also=(),
-            pairs=False, by=(), at="mlp.hook_post", checkpoint=so_far, progress=False,
+            position="prompt", prompt=prompt,
+            controls=ls.controls(sets=0, neurons=given.controls), also=(),
+            pairs=False, by=(), at="mlp.hook_post", checkpoint=so_far,
         ),
     )  # fmt: skip
 
@@ -127,5 +128,5 @@ def show(page: Page, verdict: Any, said: str, name: str) -> None:
     page.table(frame[kept], "Effect of removing each neuron, with its 95 % interval:")
     page.picture(
         ls.figures.effect_forest(verdict), f"forest_{name}",
-        "Effect of removing each neuron on trial, with 95 % intervals.",
+        "Effect of removing each tested neuron, with 95 % intervals.",
     )  # fmt: skip

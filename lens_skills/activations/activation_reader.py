@@ -35,7 +35,7 @@ from lens_skills.activations.stream import Batch, PositionGather, batches, strea
 from lens_skills.activations.tokenization import Encoded, encode_examples, with_answers
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import ModelAdapter, SoftPrompt, as_adapter, prompted
+from lens_skills.models import ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.fingerprint import identity
 
 
@@ -272,7 +272,7 @@ def read(
     """
     if len(examples) == 0:
         raise LensSkillsError("no examples to read: the task is empty (after filtering?).")
-    adapter = model if isinstance(model, ActivationTable) else prompted(model, prompt)
+    adapter = model if isinstance(model, ActivationTable) else with_soft_prompt(model, prompt)
     soft = None if isinstance(adapter, ActivationTable) else adapter.soft
     if position is None:
         position = "last"  # with a soft prompt: its last vector
@@ -486,7 +486,7 @@ class LayerReader:
             self.site = _table_site(self.table, at, self.position, layers)
             self.width = int(self.table.activations().shape[-1])
             return
-        self.adapter = prompted(model, prompt)
+        self.adapter = with_soft_prompt(model, prompt)
         if position is None:
             position = "last"  # with a soft prompt, its last vector
         self.position = soft_position(self.adapter, position)

@@ -1,16 +1,12 @@
-"""One batch through the model: tokens padded, hooks fed, metrics computed.
+"""One batch through the model: tokens padded, hooks fed, answers scored, metrics computed.
 
-What the model says about a batch: logits at the first answer token, scores of whole answers.
-
-`Plan`: which parts of the model's output a pass must compute for its metrics.
-
-`TokenOdds`: the log-odds of single tokens, read without the rest of the vocabulary.
+`RequiredOutputs` says which parts of the model's output the metrics read, so that nothing else is
+computed; `TokenOdds` reads the log-odds of single tokens without the rest of the vocabulary.
 """
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import unwrap
 from typing import Any
 
 import numpy as np
@@ -18,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations.metrics import Continuation, Metric, Readout, logit_diff
+from lens_skills.activations.metrics import Continuation, Metric, Readout
 from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -124,6 +120,9 @@ def refuse_non_finite(name: str, numbers: Tensor, examples: Sequence[Any]) -> No
 MakeEditHooks = Callable[[Sequence[Encoded], Sequence[int]], Mapping[str, EditHook]]
 """From a batch and the padded column each prompt begins at: what replaces which activation."""
 
+ForwardPass = Callable[..., Any]
+"""Takes what `ModelAdapter.forward` takes, and gives what it gives."""
+
 
 def pad_left(
     rows: Sequence[Sequence[int]], pad: int, device: Any
@@ -180,6 +179,7 @@ def score_extra(
     continuations: Sequence[Sequence[int]],
     logits: Float[Tensor, "batch d_vocab"],
     editing: MakeEditHooks | None = None,
+    forward: ForwardPass | None = None,
 ) -> Continuation:
     """Continuations of the prompts that the batch's own forward pass did not contain.
 
@@ -193,9 +193,8 @@ def score_extra(
     ]
     tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
     places = answer_places([len(c) - 1 for c in continuations], tokens.shape[1]).to(adapter.device)
-    out = adapter.forward(
-        tokens, mask, readers={}, logits_at=places, editors=placed(editing, batch, rows)
-    )
+    run = adapter.forward if forward is None else forward
+    out = run(tokens, mask, readers={}, logits_at=places, editors=placed(editing, batch, rows))
     return score_continuation(adapter, out, continuations, stop=False)
 
 
@@ -230,16 +229,28 @@ def forward_batch(
     known: Mapping[str, Tensor],
     readers: Mapping[str, ReadHook],
     editing: MakeEditHooks | None = None,
+    *,
+    forward: ForwardPass | None = None,
 ) -> dict[str, Float[Tensor, " batch"]]:
     """The batch's metrics after one forward pass, which feeds the readers and is edited.
 
     Further passes that a metric needs (foils and options of several tokens) are edited alike.
+
+    Args:
+        adapter: The model.
+        batch: Examples in tokens.
+        plan, metrics: What to compute.
+        known: The metrics that need no model, over all examples.
+        readers: Hooks of the first pass.
+        editing: Makes the editing hooks of every pass.
+        forward: What runs the passes in place of the adapter's own ``forward``.
     """
     extra = [plan.extra(item) for item in batch]
     rows = [[*item.prompt_tokens.tolist(), *more] for item, more in zip(batch, extra, strict=True)]
     tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
     places = answer_places([len(more) for more in extra], tokens.shape[1]).to(adapter.device)
-    logits = adapter.forward(
+    run = adapter.forward if forward is None else forward
+    logits = run(
         tokens,
         mask,
         readers=readers,
@@ -250,7 +261,7 @@ def forward_batch(
     values = {name: numbers[index] for name, numbers in known.items()}
     if not plan.logits:
         return values
-    readout = _read_out(adapter, batch, plan, logits, editing)
+    readout = _read_out(adapter, batch, plan, logits, editing, forward)
     for metric in metrics:
         if not metric.known:
             numbers = metric.of(readout, batch).double().cpu()
@@ -265,6 +276,7 @@ def _read_out(
     plan: RequiredOutputs,
     logits: Float[Tensor, "batch k d_vocab"],
     editing: MakeEditHooks | None,
+    forward: ForwardPass | None,
 ) -> Readout:
     first = logits[:, 0]
     answer = foil = options = None
@@ -273,9 +285,9 @@ def _read_out(
         answer = score_continuation(adapter, logits, answers, stop=plan.stop)
     if plan.foil:
         foils = [item.foil_tokens or () for item in batch]
-        foil = score_extra(adapter, batch, foils, first, editing)
+        foil = score_extra(adapter, batch, foils, first, editing, forward)
     if plan.options:
-        options = _score_options(adapter, batch, first, editing)
+        options = _score_options(adapter, batch, first, editing, forward)
     return Readout(first, answer, foil, options)
 
 
@@ -284,6 +296,7 @@ def _score_options(
     batch: Sequence[Encoded],
     logits: Float[Tensor, "batch d_vocab"],
     editing: MakeEditHooks | None,
+    forward: ForwardPass | None,
 ) -> tuple[Continuation, ...]:
     """Every option of every example, in batches of the size the pass runs at."""
     pairs = [(row, option) for row, item in enumerate(batch) for option in item.option_tokens]
@@ -292,20 +305,14 @@ def _score_options(
         part = pairs[start : start + len(batch)]
         rows = [row for row, _ in part]
         options = [option for _, option in part]
-        scored = score_extra(adapter, [batch[row] for row in rows], options, logits[rows], editing)
+        items = [batch[row] for row in rows]
+        scored = score_extra(adapter, items, options, logits[rows], editing, forward)
         total[start : start + len(part)] = scored.log_probability
     sizes = [len(item.option_tokens) for item in batch]
     none = [torch.zeros(size, dtype=torch.bool) for size in sizes]
     return tuple(
         Continuation(part, no, None) for part, no in zip(total.split(sizes), none, strict=True)
     )
-
-
-def is_log_odds(metric: Metric) -> bool:
-    """Whether the metric is `logit_diff`, under whatever name."""
-    # Unwrapped: whatever checks shapes around every function shares one code among them all.
-    code, own = (getattr(unwrap(one.of), "__code__", None) for one in (metric, logit_diff()))
-    return code is not None and code is own
 
 
 class TokenOdds:
@@ -333,7 +340,7 @@ class TokenOdds:
         cls, adapter: Any, batch: Sequence[Encoded], plan: RequiredOutputs, metric: Metric
     ) -> Any:
         """The log-odds of a batch, or None where the metric or its tokens are others."""
-        if not is_log_odds(metric):
+        if not metric.is_log_odds:
             return None
         single = all(
             len(item.answer_tokens or ()) == 1

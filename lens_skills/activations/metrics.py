@@ -142,12 +142,15 @@ class Metric:
         of: From a batch's `Readout` and its examples to ``float[batch]``.
         reads: The parts of the readout it needs; empty for a column of the task.
         unit: What its numbers are measured in.
+        is_log_odds: Whether it is the log-odds of the answer against the foil, or against the best
+            other option: for single tokens, two columns of the unembedding then give it.
     """
 
     name: str
     of: Callable[[Readout, Sequence[Any]], Tensor]
     reads: frozenset[str]
     unit: str = ""
+    is_log_odds: bool = False
 
     @property
     def known(self) -> bool:
@@ -190,7 +193,8 @@ def logit_diff() -> Metric:
         ]
         return answer - torch.tensor(best, dtype=torch.float64)
 
-    return Metric("logit_diff", compute, frozenset({"answer", "contrast"}), "nats")
+    reads = frozenset({"answer", "contrast"})
+    return Metric("logit_diff", compute, reads, "nats", is_log_odds=True)
 
 
 def correct() -> Metric:
@@ -375,7 +379,9 @@ def model_answer(
 
 def column_metric(name: str, kind: str) -> Column:
     """A column of the labels or of the covariates."""
-    return Column(f"{kind[:-1]}:{name}", _reader(name, kind), frozenset(), "column", name, kind)
+    return Column(
+        f"{kind[:-1]}:{name}", _reader(name, kind), frozenset(), "column", column=name, kind=kind
+    )
 
 
 def column_values(

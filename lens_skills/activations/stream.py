@@ -30,7 +30,7 @@ from lens_skills.activations.metrics import Metric, parse_metrics
 from lens_skills.activations.tokenization import Encoded
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 
 
 class PositionGather:
@@ -169,7 +169,7 @@ def stream(
         LensSkillsError: Unknown hook point, position outside a prompt, prompt longer than the
             context, a metric the task cannot give, a metric that is not finite.
     """
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     return _stream(
         adapter,
         examples,
@@ -197,7 +197,7 @@ def evaluate(
     """Every metric of every example, in the order of the examples, reading no activations."""
     wanted = parse_metrics(metrics, examples)
     values = {metric.name: torch.zeros(len(examples), dtype=torch.float64) for metric in wanted}
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     if all(metric.known for metric in wanted):
         return known_values(wanted, examples)
     encoded, plan = prepare(adapter, examples, wanted, chat)

@@ -41,7 +41,7 @@ from lens_skills.circuits.path_patching import (
 from lens_skills.circuits.targets import AnswerTarget, StartNodes, Target, orient, parse_start
 from lens_skills.data import Example, halves
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
 from lens_skills.results import examples_hash, versions
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
@@ -116,7 +116,7 @@ def circuit(
             f"{', '.join(PROPOSALS)}."
         )
     check_twins(examples)
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     wanted = parse_metric(logit_diff() if metric is None else metric, examples, asked="circuit")
     nodes = parse_start(adapter, start, position)
     if n_edges < 1 or depth < 1:

@@ -20,6 +20,7 @@ from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.circuits.path_patching import Path, ReceiverInput
 from lens_skills.circuits.targets import AnswerTarget, Target, features, hook_of
 from lens_skills.errors import LensSkillsError
+from lens_skills.models import keep_activation
 from lens_skills.models.weights import ModelWeights
 
 HOOKS = {
@@ -89,22 +90,12 @@ def _pass(
     seen: dict[str, Tensor] = {}
     read: dict[str, Tensor] = {}
 
-    def keeper(name: str) -> Callable[[Tensor], Tensor]:
-        def keep(activation: Tensor) -> Tensor:
-            seen[name] = activation
-            return activation
+    def at(column: int) -> Callable[[Tensor], Tensor]:
+        return lambda activation: activation.flatten(2)[None, :, column]
 
-        return keep
-
-    def reader(name: str, column: int) -> Callable[[Tensor], Tensor]:
-        def keep(activation: Tensor) -> Tensor:
-            read[name] = activation.flatten(2)[None, :, column]
-            return activation
-
-        return keep
-
-    editors = {name: keeper(name) for name in names}
-    editors |= {n: reader(n, cache.column(node)) for n, node in target.reads.items()}
+    editors = {name: keep_activation(seen, name) for name in names}
+    for name, node in target.reads.items():
+        editors[name] = keep_activation(read, name, at(cache.column(node)))
     suffix = cache.clean.suffix
     with torch.enable_grad(), suffix.differentiable():
         residual = cache.clean.entering[0] + point * cache.moved(0)
@@ -366,14 +357,13 @@ def _patterns(cache: PairedCache, stop: int) -> list[Float[Tensor, "example head
     """Who looks at whom on the clean prompt, among the columns that can change."""
     seen: dict[int, Tensor] = {}
 
-    def keeper(layer: int):
-        def keep(activation: Tensor) -> Tensor:
-            seen[layer] = activation[..., -cache.n_columns :].clone()
-            return activation
+    def own(activation: Tensor) -> Tensor:
+        return activation[..., -cache.n_columns :].clone()
 
-        return keep
-
-    editors = {f"blocks.{layer}.attn.hook_pattern": keeper(layer) for layer in range(stop)}
+    editors = {
+        f"blocks.{layer}.attn.hook_pattern": keep_activation(seen, layer, own)
+        for layer in range(stop)
+    }
     suffix = cache.clean.suffix
     suffix.run(suffix.clean(0, 1), 0, stop=stop, editors=editors)
     return [seen[layer] for layer in range(stop)]

@@ -25,7 +25,7 @@ from lens_skills.circuits.run_circuit import CircuitRun, EdgeScheme
 from lens_skills.circuits.targets import AnswerTarget, Target, upstream_target
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
 from lens_skills.stats.bootstrap import ClusteredRatio, cluster_interval, ratio_interval
 from lens_skills.stats.effect_tests import cluster_p, equivalent
@@ -516,7 +516,7 @@ def faithfulness(
 
     Does not show: that the circuit is the only one; many circuits of a size may do as much.
     """
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     _same_model(adapter, circuit)
     asked = circuit.metric if metric is None else metric
     answer = AnswerTarget(parse_metric(asked, examples, asked="faithfulness"))

@@ -20,7 +20,7 @@ from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.circuits.graph import Node
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_adapter
+from lens_skills.models import as_adapter, keep_activation
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.unembedding import FrozenNorm
 from lens_skills.models.weights import ModelWeights
@@ -90,11 +90,8 @@ class PairedCache:
         adapter, weights = self.adapter, self.weights
         seen: dict[str, Tensor] = {}
 
-        def keeper(name: str) -> Any:
-            def keep(activation: Tensor) -> None:
-                seen[name] = activation[:, start:].flatten(2).clone()
-
-            return keep
+        def columns(activation: Tensor) -> Tensor:
+            return activation[:, start:].flatten(2).clone()
 
         names = {f"blocks.{layer}.attn.hook_z": layer for layer in range(adapter.n_layers)}
         checked = ("blocks.0.mlp.hook_post", *(f"blocks.0.attn.hook_{part}" for part in "qkv"))
@@ -103,7 +100,7 @@ class PairedCache:
             raise LensSkillsError(
                 f"{adapter.name} has no hook point {lacking[0]!r}, which circuits are read from."
             )
-        readers = {name: keeper(name) for name in (*names, *checked)}
+        readers = {name: keep_activation(seen, name, columns) for name in (*names, *checked)}
         tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
         try:
             suffix = prefill(adapter, tokens, mask, start=start, readers=readers, check=check)

@@ -19,7 +19,7 @@ from torch import Tensor
 from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.circuits.targets import AnswerTarget, Target, clean_seen, features, hook_of
-from lens_skills.models import EditHook
+from lens_skills.models import EditHook, keep_activation
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,16 +242,13 @@ def measure(
     if target.stop is not None and layer >= target.stop:
         return target.of(cache, seen, None)
 
-    def keeper(name: str, column: int) -> Callable[[Tensor], Tensor]:
-        def keep(activation: Tensor) -> Tensor:
-            values = activation.flatten(2)[:, column]
-            seen[name] = rearrange(values, "(set example) f -> set example f", set=n_sets)
-            return activation
-
-        return keep
+    def at(column: int) -> Callable[[Tensor], Tensor]:
+        return lambda activation: rearrange(
+            activation.flatten(2)[:, column], "(set example) f -> set example f", set=n_sets
+        )
 
     reading = {
-        name: keeper(name, cache.column(node))
+        name: keep_activation(seen, name, at(cache.column(node)))
         for name, node in target.reads.items()
         if node.layer >= layer
     }

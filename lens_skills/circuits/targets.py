@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lens_skills.activations import Metric, parse_metrics
 from lens_skills.activations.components import parse_components
-from lens_skills.activations.forward import TokenOdds, forward_batch
+from lens_skills.activations.forward import ForwardPass, TokenOdds, forward_batch
+from lens_skills.activations.tokenization import Encoded
 from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.data import Example
@@ -111,8 +112,7 @@ class AnswerTarget:
         if odds is not None:
             return odds(suffix.normalise(last)).to(torch.float64)
         rows = [replace(e, index=k) for k, e in enumerate(list(cache.batch) * len(last))]
-        final = _Final(cache, rearrange(last, "set example d -> (set example) 1 d"))
-        values = forward_batch(final, rows, cache.plan, [self.metric], {}, {})[self.metric.name]
+        values = self._read(cache, rows, rearrange(last, "set example d -> (set example) 1 d"))
         return rearrange(values, "(set example) -> set example", set=len(last))
 
     def odds(self, cache: PairedCache) -> TokenOdds | None:
@@ -128,10 +128,16 @@ class AnswerTarget:
         if odds is None:
             return None
         last, suffix = cache.clean.entering[-1][:, -1:], cache.clean.suffix
-        final = _Final(cache, last)
-        whole = forward_batch(final, cache.batch, cache.plan, [self.metric], {}, {})
-        near = (odds(suffix.normalise(last[None, :, 0]))[0].cpu() - whole[self.metric.name]).abs()
+        whole = self._read(cache, cache.batch, last)
+        near = (odds(suffix.normalise(last[None, :, 0]))[0].cpu() - whole).abs()
         return odds if bool((near <= _AGREE).all()) else None
+
+    def _read(
+        self, cache: PairedCache, rows: Sequence[Encoded], last: Float[Tensor, "row 1 d_model"]
+    ) -> Float[Tensor, " row"]:
+        adapter, plan, forward = cache.adapter, cache.plan, _reading(cache, last)
+        values = forward_batch(adapter, rows, plan, [self.metric], {}, {}, forward=forward)
+        return values[self.metric.name]
 
     def at_scale(
         self, cache: PairedCache, normal: Float[Tensor, "example d_model"]
@@ -176,31 +182,21 @@ class AnswerTarget:
 Target = ActivationTarget | AnswerTarget
 
 
-class _Final:
-    """What `forward_batch` takes for a model: the residual stream is already known."""
-
-    def __init__(self, cache: PairedCache, last: Float[Tensor, "row 1 d_model"]) -> None:
-        adapter = cache.adapter
-        self.cache, self.last = cache, last
-        self.pad_id, self.device, self.decode = adapter.pad_id, adapter.device, adapter.decode
+def _reading(cache: PairedCache, last: Float[Tensor, "row 1 d_model"]) -> ForwardPass:
+    """A forward pass in which the residual stream after the prompt is already known."""
 
     def forward(
-        self,
-        tokens: Tensor,
-        mask: Tensor,
-        *,
-        readers: Any,
-        logits_at: Int[Tensor, "row k"],
-        editors: Any,
+        tokens: Tensor, mask: Tensor, *, readers: Any, logits_at: Int[Tensor, "row k"], editors: Any
     ) -> Float[Tensor, "row k d_vocab"]:
-        """Logits after the prompt."""
-        if logits_at.shape[1] != 1 or len(tokens) != len(self.last):
+        if logits_at.shape[1] != 1 or len(tokens) != len(last):
             raise LensSkillsError(
                 "the metric reads answers of several tokens, or what follows the answer, and "
                 "circuits end at the last prompt token. Choose answers of one token, and "
                 "logit_diff() or a confidence."
             )
-        return self.cache.clean.suffix.logits(self.last)
+        return cache.clean.suffix.logits(last)
+
+    return forward
 
 
 def hook_of(node: Node) -> str:

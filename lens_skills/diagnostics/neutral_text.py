@@ -14,7 +14,7 @@ from lens_skills.activations.forward import pad_left
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import ModelAdapter, ReadHook
+from lens_skills.models import ModelAdapter, keep_activation
 
 _TEXTS_TOGETHER = 4  # texts whose logits, at every token, are held at once
 SHORTEST = 3  # words before a text may be cut: with fewer there is nothing to go on
@@ -70,7 +70,9 @@ def read_neutral_text(
         logits = adapter.forward(
             tokens,
             mask,
-            readers={f"blocks.{layer}.{DEFAULT_SITE}": _keeper(seen, layer) for layer in layers},
+            readers={
+                f"blocks.{layer}.{DEFAULT_SITE}": keep_activation(seen, layer) for layer in layers
+            },
             logits_at=repeat(torch.arange(width), "pos -> batch pos", batch=len(batch)),
         )
         assert logits is not None, "logits were asked for"

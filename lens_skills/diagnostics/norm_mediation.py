@@ -6,7 +6,6 @@ does goes through the scale of the final norm.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,7 +19,7 @@ from lens_skills.activations.stream import batches
 from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import ModelAdapter
+from lens_skills.models import ModelAdapter, keep_activation
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.unembedding import frozen_norm
 from lens_skills.models.weights import OutputWeights
@@ -135,14 +134,14 @@ class _MediationPass:
         self.adapter, self.writes = adapter, writes
         self.old: dict[int, Tensor] = {}
 
-        def reader(layer: int) -> Any:
-            def keep(activation: Tensor) -> None:
-                self.old[layer] = activation[:, -1].double()
-
-            return keep
+        def last(activation: Tensor) -> Tensor:
+            return activation[:, -1].double()
 
         layers = neurons[:, 0].unique().tolist()
-        readers = {f"blocks.{layer}.{DEFAULT_SITE}": reader(layer) for layer in layers}
+        readers = {
+            f"blocks.{layer}.{DEFAULT_SITE}": keep_activation(self.old, layer, last)
+            for layer in layers
+        }
         rows = [item.prompt_tokens.tolist() for item in batch]
         tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
         try:

@@ -23,7 +23,7 @@ from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_ne
 from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import random_neurons
-from lens_skills.models import ModelAdapter, SoftPrompt, prompted
+from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.unembedding import Unembedding, null_size
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval, ratio_interval
 from lens_skills.stats.correlation import GroupedCorrelation, correlate, percentiles
@@ -213,7 +213,7 @@ def confidence_regulators(
     """
     if isinstance(model, ActivationTable):
         raise LensSkillsError("the diagnostics need the model itself, not a table of activations.")
-    adapter, bare = prompted(model, prompt), prompted(model, None)
+    adapter, bare = with_soft_prompt(model, prompt), with_soft_prompt(model, None)
     wanted = _continuous(confidence() if metric is None else metric, examples)
     check_groups([example.group for example in examples])
     chosen = _rows(adapter, neurons)

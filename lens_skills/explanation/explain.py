@@ -26,7 +26,7 @@ from lens_skills.explanation.explanations import ALPHA, Explanation, Explanation
 from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, disguised, feature_bank
 from lens_skills.explanation.feature_tests import FeatureAssociation, associate, halves
 from lens_skills.explanation.token_logits import logits_of
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import examples_hash, versions
 from lens_skills.stats.bootstrap import FEW_GROUPS
 
@@ -226,7 +226,7 @@ def explain(
     """
     if len(task) == 0:
         raise LensSkillsError("no examples to explain neurons on: the task is empty.")
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     site = at or getattr(neurons, "site", DEFAULT_SITE)
     units = _single(parse_components(adapter, neurons, at=site))
     labels = getattr(neurons, "positions", ())

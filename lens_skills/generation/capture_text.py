@@ -18,7 +18,7 @@ from lens_skills.activations.stream import PositionGather
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import work_folder
 
 
@@ -53,7 +53,7 @@ def capture_text(
 
     Does not show: what made the model write a skill. On the text itself neurons see the skill.
     """
-    adapter, folder = prompted(model, prompt), Path(path)
+    adapter, folder = with_soft_prompt(model, prompt), Path(path)
     if adapter.fingerprint() != graded.provenance.get("model_fingerprint"):
         raise LensSkillsError(
             f"these texts were written by {graded.provenance.get('model')}, not by {adapter.name}. "

@@ -23,7 +23,7 @@ from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded, Written, grade, named_graders
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
 from lens_skills.results import Checkpoint, examples_hash, versions
 
@@ -228,7 +228,7 @@ def generate(
         twice = next(id for id in ids if ids.count(id) > 1)
         raise LensSkillsError(f"the id {twice!r} is used twice. Give each example its own.")
     named = named_graders(graders)
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     encoded = encode_examples(adapter, examples, answers=False, chat=chat)
     for item in encoded:
         if len(item.prompt_tokens) + max_new_tokens > adapter.n_ctx:

@@ -7,9 +7,9 @@ Activations at the edited positions and the metric's gradient by them, for one b
 `Slopes`: the metric's derivative by every neuron, from one pass with gradients.
 """
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -31,7 +31,7 @@ from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import PartialForwards
 from lens_skills.interventions.effects import Effects, one_metric
 from lens_skills.interventions.formulas import Change
-from lens_skills.models import EditHook, ModelAdapter, ReadHook, as_adapter
+from lens_skills.models import EditHook, ModelAdapter, ReadHook, as_adapter, keep_activation
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume
 from lens_skills.models.weights import LayerSite
@@ -74,51 +74,6 @@ class Gradient:
         return (ends[:, stop] - ends[:, start]).T
 
 
-class Differentiated:
-    """What `forward_batch` takes for a model: the last columns, with the graph of each pass kept.
-
-    The prefix is left out of it: no earlier column depends on what is edited.
-    """
-
-    def __init__(self, suffixes: PartialForwards, names: Sequence[str]) -> None:
-        self.suffixes, self.names = suffixes, names
-        adapter = suffixes.adapter
-        self.pad_id, self.device, self.decode = adapter.pad_id, adapter.device, adapter.decode
-        self.passes: list[tuple[dict[str, Tensor], EditRows]] = []
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "row pos"],
-        mask: Bool[Tensor, "row pos"],
-        *,
-        readers: Mapping[str, ReadHook],
-        logits_at: Int[Tensor, "row k"],
-        editors: Mapping[str, Any],
-    ) -> Float[Tensor, "row k d_vocab"]:
-        """Logits at the given positions, as a function of every activation on the way."""
-        if len(tokens) != len(self.suffixes.batch):
-            raise LensSkillsError(
-                "no gradient: the metric reads answer options of several tokens. Use sweep."
-            )
-        suffix = self.suffixes.of(tokens, mask, readers)
-        seen: dict[str, Tensor] = {}
-
-        def keeper(name: str) -> Callable[[Tensor], Tensor]:
-            def keep(activation: Tensor) -> Tensor:
-                seen[name] = activation
-                return activation
-
-            return keep
-
-        with suffix.differentiable():
-            residual = suffix.clean(0, 1).clone().requires_grad_()
-            out = suffix.run(residual, 0, editors={name: keeper(name) for name in self.names})
-            rows = rearrange(out, "1 example column d -> example column d")
-            logits = suffix.logits(rows_at(rows, logits_at - suffix.start))
-        self.passes.append((seen, self.suffixes.placement(mask).shifted(suffix.start)))
-        return logits
-
-
 def activations_and_gradients(
     adapter: Any,
     batch: Sequence[Encoded],
@@ -140,15 +95,43 @@ def activations_and_gradients(
         for site, layers in sites.items()
         for layer in layers
     }
-    model = Differentiated(PartialForwards(adapter, batch, places), list(names))
+    suffixes = PartialForwards(adapter, batch, places)
+    passes: list[tuple[dict[str, Tensor], EditRows]] = []
+
+    def forward(
+        tokens: Int[Tensor, "row pos"],
+        mask: Bool[Tensor, "row pos"],
+        *,
+        readers: Mapping[str, ReadHook],
+        logits_at: Int[Tensor, "row k"],
+        editors: Mapping[str, EditHook],
+    ) -> Float[Tensor, "row k d_vocab"]:
+        """Logits as a function of every activation of the last columns, whose graph is kept."""
+        if len(tokens) != len(batch):
+            raise LensSkillsError(
+                "no gradient: the metric reads answer options of several tokens. Use sweep."
+            )
+        suffix = suffixes.of(tokens, mask, readers)
+        seen: dict[str, Tensor] = {}
+        # The prefix is left out of the graph: no earlier column depends on what is edited.
+        with suffix.differentiable():
+            residual = suffix.clean(0, 1).clone().requires_grad_()
+            keep = {name: keep_activation(seen, name) for name in names}
+            out = suffix.run(residual, 0, editors=keep)
+            rows = rearrange(out, "1 example column d -> example column d")
+            logits = suffix.logits(rows_at(rows, logits_at - suffix.start))
+        passes.append((seen, suffixes.placement(mask).shifted(suffix.start)))
+        return logits
+
     with torch.enable_grad():
-        values = forward_batch(model, batch, plan, [metric], {}, {})[metric.name]
+        read = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
+        values = read[metric.name]
         if not values.requires_grad:
             raise LensSkillsError(
                 f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
                 "confidence('answer'), or sweep."
             )
-        wanted = [(name, seen[name], at) for seen, at in model.passes for name in names]
+        wanted = [(name, seen[name], at) for seen, at in passes for name in names]
         inputs = [activation for _, activation, _ in wanted]
         slopes = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
     found: dict[LayerSite, Gradient] = {}
@@ -330,21 +313,12 @@ def whole_gradients(
         at = EditRows.of(index, [places[item] for item in index], starts)
         passes.append((seen, at, torch.tensor([row_of[item] for item in index])))
 
-        def keeper(name: str) -> Callable[[Tensor], Tensor]:
-            def keep(activation: Tensor) -> Tensor:
-                # Where no weight asks for gradients, the graph begins here.
-                kept = activation if activation.requires_grad else activation.requires_grad_()
-                seen[name] = kept
-                return kept
+        return {name: keep_activation(seen, name, _beginning_of_graph) for name in names}
 
-            return keep
-
-        return {name: keeper(name) for name in names}
-
-    followed: Any = copy.copy(adapter)
-    followed.differentiable = True
+    forward = partial(adapter.forward, differentiable=True)
     with torch.enable_grad():
-        values = forward_batch(followed, batch, plan, [metric], {}, {}, editing)[metric.name]
+        read = forward_batch(adapter, batch, plan, [metric], {}, {}, editing, forward=forward)
+        values = read[metric.name]
         if not values.requires_grad:
             raise LensSkillsError(
                 f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
@@ -366,6 +340,11 @@ def whole_gradients(
                 total = before.slope.index_add(0, rows.to(here.device), here)
                 found[layer, site.name] = Gradient(before.old, total, before.examples)
     return found
+
+
+def _beginning_of_graph(activation: Tensor) -> Tensor:
+    """The activation itself; where no weight asks for gradients, the graph begins here."""
+    return activation if activation.requires_grad else activation.requires_grad_()
 
 
 def _taken(activation: Tensor, at: EditRows) -> Tensor:

@@ -1,8 +1,7 @@
-"""`Engine`: a batch of examples on which stacks of edited sets are measured.
+"""`EffectEngine`: one batch of examples, on which stacks of edited sets are measured.
 
-`Resumed`: what `forward_batch` takes for a model, but only the changed columns are run.
-
-`DirectPath`: what an edit writes straight to the answer, everything downstream frozen.
+Only the columns that change are run, from the block that changes on, where that is exact; else
+whole passes. `DirectPath` is what an edit writes straight to the answer, all else frozen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lens_skills.activations import Metric
 from lens_skills.activations.forward import (
+    ForwardPass,
     MakeEditHooks,
     RequiredOutputs,
     TokenOdds,
@@ -26,7 +26,7 @@ from lens_skills.activations.metrics import Readout
 from lens_skills.activations.tokenization import Encoded
 from lens_skills.interventions.batched_edits import EditRows, EditStack, check_width, stack_editors
 from lens_skills.interventions.formulas import Change
-from lens_skills.models import EditHook, ReadHook
+from lens_skills.models import EditHook, ReadHook, keep_activation
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.unembedding import frozen_norm
@@ -67,83 +67,6 @@ class PartialForwards:
         starts = (mask.shape[1] - mask.sum(1)).tolist()
         index = [item.index for item in self.batch]
         return EditRows.of(index, [self.places[item] for item in index], starts)
-
-
-class Listening:
-    """An adapter that remembers the logits of its passes."""
-
-    def __init__(self, adapter: Any) -> None:
-        self.adapter = adapter
-        self.heard: list[Float[Tensor, "row k d_vocab"]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.adapter, name)
-
-    def forward(self, *args: Any, **options: Any) -> Float[Tensor, "row k d_vocab"]:
-        """As the adapter's own."""
-        self.heard.append(self.adapter.forward(*args, **options))
-        return self.heard[-1]
-
-
-class Resumed:
-    """One stack of edited sets, run from the block that changes on.
-
-    Attributes:
-        moved: Which rows the edit changed at all; known after a pass.
-    """
-
-    def __init__(
-        self,
-        suffixes: PartialForwards,
-        setting: Any,
-        stack: EditStack,
-        draw: int,
-        added: Float[Tensor, "set example pos d_model"] | None,
-    ) -> None:
-        self.suffixes, self.setting, self.stack, self.draw = suffixes, setting, stack, draw
-        self.added = added
-        self.moved = torch.zeros(len(stack.places) * len(suffixes.batch), dtype=torch.bool)
-        # What forward_batch asks of an adapter beside its forward pass.
-        adapter = suffixes.adapter
-        self.pad_id, self.device, self.decode = adapter.pad_id, adapter.device, adapter.decode
-
-    def run(
-        self, suffix: PartialForward, at: EditRows
-    ) -> Float[Tensor, "set example column d_model"]:
-        """The residual stream after the last block under the edit, at the suffix's columns."""
-        n_sets, layer = len(self.stack.places), self.stack.bottom
-        at = at.shifted(suffix.start)
-        if self.added is None:
-            rows = at.repeated(n_sets)
-            editors, moved = stack_editors(self.setting.change, self.stack, rows, self.draw)
-            out = suffix.run(suffix.clean(layer, n_sets), layer, editors=editors)
-            self.moved |= moved
-            return out
-        # The block's own output is the clean one plus what the edited features write.
-        residual = suffix.clean(layer + 1, n_sets).clone()
-        columns = at.columns.to(residual.device)
-        for pos in range(columns.shape[1]):
-            examples = torch.arange(len(columns), device=residual.device)
-            residual[:, examples, columns[:, pos]] += self.added[:, :, pos].to(residual)
-        self.moved |= rearrange((self.added != 0).flatten(2).any(-1), "s e -> (s e)").cpu()
-        return suffix.run(residual, layer + 1)
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "row pos"],
-        mask: Bool[Tensor, "row pos"],
-        *,
-        readers: Mapping[str, ReadHook],
-        logits_at: Int[Tensor, "row k"],
-        editors: Mapping[str, Any],
-    ) -> Float[Tensor, "row k d_vocab"]:
-        """Logits at the given positions of rows that are the batch, once per set."""
-        n_examples = len(self.suffixes.batch)
-        assert len(tokens) == n_examples * len(self.stack.places), "rows are sets of whole batches"
-        suffix = self.suffixes.of(tokens[:n_examples], mask[:n_examples], readers)
-        out = self.run(suffix, self.suffixes.placement(mask[:n_examples]))
-        rows = rearrange(out, "set example column d -> (set example) column d")
-        return suffix.logits(rows_at(rows, logits_at - suffix.start))
 
 
 _AGREE = 1e-4  # nats: how near the fast clean metric must be to the whole model's
@@ -188,8 +111,14 @@ class EffectEngine:
     def __init__(self, setting: SweepSpec, batch: Sequence[Encoded]) -> None:
         self.setting, self.batch = setting, batch
         adapter, plan, metric = setting.adapter, setting.plan, setting.metric
-        adapter = Listening(adapter)
-        self.clean = forward_batch(adapter, batch, plan, [metric], {}, {})[metric.name]
+        heard: list[Float[Tensor, "example k d_vocab"]] = []
+
+        def forward(*args: Any, **options: Any) -> Tensor:
+            heard.append(adapter.forward(*args, **options))
+            return heard[-1]
+
+        values = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
+        self.clean = values[metric.name]
         self.at = self._placement()
         self.suffixes = PartialForwards(setting.adapter, batch, setting.places)
         self.old: dict[LayerSite, Tensor] = {}
@@ -197,7 +126,7 @@ class EffectEngine:
         self.whole = _needs_whole(plan, batch)
         if self.whole is None:
             try:
-                self._prefill(adapter.heard[0][:, -1])
+                self._prefill(heard[0][:, -1])
             except CannotResume as reason:
                 self.whole = str(reason)
 
@@ -214,17 +143,16 @@ class EffectEngine:
         setting = self.setting
         kept: dict[LayerSite, Tensor] = {}
 
-        def reader(spot: LayerSite) -> Any:
-            def read(activation: Tensor) -> None:
-                flat = activation.flatten(2)
-                rows = torch.arange(len(flat), device=flat.device)[:, None]
-                kept[spot] = flat[rows, self.at.columns.to(flat.device)]
-
-            return read
+        def edited(activation: Tensor) -> Tensor:
+            flat = activation.flatten(2)
+            rows = torch.arange(len(flat), device=flat.device)[:, None]
+            return flat[rows, self.at.columns.to(flat.device)]
 
         # Every token's activations are many: they are kept where something needs them.
         wanted = setting.spots if setting.direct or not setting.ragged else ()
-        readers = {f"blocks.{spot[0]}.{spot[1]}": reader(spot) for spot in wanted}
+        readers = {
+            f"blocks.{spot[0]}.{spot[1]}": keep_activation(kept, spot, edited) for spot in wanted
+        }
         tokens, mask = pad_left(self._rows(), setting.adapter.pad_id, setting.adapter.device)
         self.main = self.suffixes.of(tokens, mask, readers, clean)
         self.old = kept
@@ -254,13 +182,59 @@ class EffectEngine:
     def _measure_suffix(
         self, stack: EditStack, draw: int
     ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
-        resumed = Resumed(self.suffixes, self.setting, stack, draw, self._added(stack, draw))
+        added = self._added(stack, draw)
         if self.odds is not None:
-            out = resumed.run(self.main, self.at)[:, :, -1]
-            effects = (self.odds(self.main.normalise(out)) - self.clean_odds).cpu()
-            return rearrange(effects, "set example -> (set example)"), resumed.moved
+            out, moved = self._resume(self.main, self.at, stack, draw, added)
+            effects = (self.odds(self.main.normalise(out[:, :, -1])) - self.clean_odds).cpu()
+            return rearrange(effects, "set example -> (set example)"), moved
         rows = [item for _ in stack.places for item in self.batch]
-        return self._read(resumed, rows, None), resumed.moved
+        n_examples, moved = len(self.batch), torch.zeros(len(rows), dtype=torch.bool)
+
+        def forward(
+            tokens: Int[Tensor, "row pos"],
+            mask: Bool[Tensor, "row pos"],
+            *,
+            readers: Mapping[str, ReadHook],
+            logits_at: Int[Tensor, "row k"],
+            editors: Mapping[str, EditHook],
+        ) -> Float[Tensor, "row k d_vocab"]:
+            assert len(tokens) == len(rows), "rows are sets of whole batches"
+            suffix = self.suffixes.of(tokens[:n_examples], mask[:n_examples], readers)
+            at = self.suffixes.placement(mask[:n_examples])
+            out, here = self._resume(suffix, at, stack, draw, added)
+            moved.logical_or_(here)
+            each = rearrange(out, "set example column d -> (set example) column d")
+            return suffix.logits(rows_at(each, logits_at - suffix.start))
+
+        return self._read(rows, forward=forward), moved
+
+    def _resume(
+        self,
+        suffix: PartialForward,
+        at: EditRows,
+        stack: EditStack,
+        draw: int,
+        added: Float[Tensor, "set example pos d_model"] | None,
+    ) -> tuple[Float[Tensor, "set example column d_model"], Bool[Tensor, " row"]]:
+        """The residual stream after the last block under the edit, from the block that changes on.
+
+        At the suffix's columns; and which rows the edit changed at all.
+        """
+        n_sets, layer = len(stack.places), stack.bottom
+        at = at.shifted(suffix.start)
+        if added is None:
+            rows = at.repeated(n_sets)
+            editors, moved = stack_editors(self.setting.change, stack, rows, draw)
+            # Which rows moved is known once the editors have run.
+            return suffix.run(suffix.clean(layer, n_sets), layer, editors=editors), moved
+        # The block's own output is the clean one plus what the edited features write.
+        residual = suffix.clean(layer + 1, n_sets).clone()
+        columns = at.columns.to(residual.device)
+        for pos in range(columns.shape[1]):
+            examples = torch.arange(len(columns), device=residual.device)
+            residual[:, examples, columns[:, pos]] += added[:, :, pos].to(residual)
+        moved = rearrange((added != 0).flatten(2).any(-1), "s e -> (s e)").cpu()
+        return suffix.run(residual, layer + 1), moved
 
     def _measure_whole(
         self, stack: EditStack, draw: int
@@ -280,13 +254,17 @@ class EffectEngine:
             seen.append((number, found))
             return editors
 
-        effects = self._read(self.setting.adapter, rows, editing)
+        effects = self._read(rows, editing=editing)
         for number, found in seen:
             moved[number] |= found
         return effects, moved
 
     def _read(
-        self, adapter: Any, rows: Sequence[Encoded], editing: MakeEditHooks | None
+        self,
+        rows: Sequence[Encoded],
+        *,
+        editing: MakeEditHooks | None = None,
+        forward: ForwardPass | None = None,
     ) -> Float[Tensor, " row"]:
         """The metric of edited rows minus the clean one; what is not finite is kept as it is."""
         metric, kept = self.setting.metric, []
@@ -296,7 +274,8 @@ class EffectEngine:
             return torch.zeros(len(examples))
 
         watched = replace(metric, of=keep)
-        forward_batch(adapter, rows, self.setting.plan, [watched], {}, {}, editing)
+        adapter, plan = self.setting.adapter, self.setting.plan
+        forward_batch(adapter, rows, plan, [watched], {}, {}, editing, forward=forward)
         return kept[0] - self.clean.repeat(len(rows) // len(self.batch))
 
     def _added(self, stack: EditStack, draw: int) -> Tensor | None:

@@ -40,7 +40,7 @@ from lens_skills.interventions.baselines import Baseline, measure_baseline
 from lens_skills.interventions.batched_edits import EditStack, edited_places, stack_sets
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
-from lens_skills.models import ModelAdapter, SoftPrompt, prompted
+from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
 from lens_skills.results import Checkpoint, examples_hash, versions
 
@@ -492,7 +492,7 @@ def sweep(
         LensSkillsError: No examples, unknown neurons, a metric the task cannot give or that no
             model is needed for, an effect that is not finite (with its neuron and example).
     """
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     units = parse_components(adapter, neurons, at=at)
     return measure_effects(
         adapter,

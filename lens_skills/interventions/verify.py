@@ -43,7 +43,7 @@ from lens_skills.interventions.edits import Edit, ablate
 from lens_skills.interventions.effects import Bench, Effects
 from lens_skills.interventions.noising_denoising import pair_rows, preservation_row
 from lens_skills.interventions.verdict import ALPHA, Verdict, rule
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import examples_hash, versions
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.bootstrap import FEW_GROUPS
@@ -220,7 +220,7 @@ def verify(
 
     Does not show: what the neurons do at other positions, on other prompts, or for another metric.
     """
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     (wanted,) = parse_metrics(logit_diff() if metric is None else metric)
     waived = check_case(examples, skills, do, wanted, adapter.soft, exploratory=exploratory)
     if calibrate is not None:

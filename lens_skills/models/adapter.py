@@ -1,12 +1,10 @@
-"""`Reading`: what both adapters share, i.e. text to tokens, names, and hooks that leave no trace.
+"""`ModelAdapter`: what the other rooms ask of a model, whichever library holds it.
 
-`ModelAdapter`: what the rest of the house asks of a model, whichever library holds it.
-
-`Words`: a soft prompt's vectors as words of their own, with ids past the vocabulary.
-
-Which block a hook point belongs to, told by its name.
+`AdapterBase` is what both libraries share: text to tokens, a soft prompt's vectors among them, and
+hooks that leave no trace.
 """
 
+import copy
 import difflib
 import hashlib
 import re
@@ -45,12 +43,26 @@ def layer_of(name: str) -> int | None:
     return BEFORE_BLOCKS if embedding else None
 
 
-ReadHook = Callable[[Tensor], None]
+ReadHook = Callable[[Tensor], object]
 """Receives the activation at one hook point, ``[batch pos ...]``, and must not change it."""
 
 
 EditHook = Callable[[Tensor], Tensor]
 """Receives the activation at one hook point and returns a new one in its place."""
+
+
+def keep_activation(
+    kept: dict[Any, Tensor],
+    key: Any,
+    part: Callable[[Tensor], Tensor] = lambda activation: activation,
+) -> EditHook:
+    """A hook that changes nothing and puts the activation, or a part of it, into ``kept``."""
+
+    def keep(activation: Tensor) -> Tensor:
+        kept[key] = part(activation)
+        return activation
+
+    return keep
 
 
 @runtime_checkable
@@ -149,68 +161,30 @@ class ModelAdapter(Protocol):
         readers: Mapping[str, ReadHook],
         logits_at: Int[Tensor, "batch k"] | None,
         editors: Mapping[str, EditHook] = ...,
+        differentiable: bool = ...,
     ) -> Float[Tensor, "batch k d_vocab"] | None:
         """Logits at the given padded positions, or None; readers are called on the way.
 
         An editor's activation takes the place of the model's own from there on; a reader at the
-        same hook point sees the edited one.
+        same hook point sees the edited one. A differentiable pass can be differentiated by what
+        editors and the soft prompt put into it.
         """
         ...
 
+    def with_soft_prompt(self, prompt: SoftPrompt, *, name: str | None = ...) -> "ModelAdapter":
+        """The same model read with these very vectors; unchecked."""
+        ...
 
-class SoftPromptTokens:
-    """What an adapter with a soft prompt understands beside its vocabulary.
+
+class AdapterBase:
+    """What does not depend on the library; the two adapters complete it.
+
+    A soft prompt's vectors are tokens of their own here, with ids past the vocabulary.
 
     Attributes:
         soft: The soft prompt, if there is one.
         first_word: The id of its first vector: the first one no tokenizer gives.
-        differentiable: Whether a pass can be differentiated by the soft prompt's vectors.
     """
-
-    soft: SoftPrompt | None
-    first_word: int
-    differentiable: bool = False
-    device: torch.device
-    pad_id: int
-
-    @property
-    def words_before(self) -> list[int]:
-        """The ids of the soft prompt's part before the input."""
-        n_before = 0 if self.soft is None else len(self.soft.prefix)
-        return list(range(self.first_word, self.first_word + n_before))
-
-    @property
-    def words_after(self) -> list[int]:
-        """The ids of the soft prompt's part after the input."""
-        first = self.first_word + len(self.words_before)
-        n_after = 0 if self.soft is None else len(self.soft.suffix)
-        return list(range(first, first + n_after))
-
-    def _spoken(
-        self, tokens: Int[Tensor, "batch pos"], editors: Mapping[str, EditHook]
-    ) -> tuple[Int[Tensor, "batch pos"], Mapping[str, EditHook]]:
-        """Tokens of the vocabulary alone, and what puts the soft prompt's vectors in their place.
-
-        The vectors take the place of token embeddings: a learned position embedding is added to
-        them as to any token, and rotary positions turn their keys and queries.
-        """
-        places = (tokens >= self.first_word).to(self.device)
-        if self.soft is None or not bool(places.any()):
-            return tokens, editors
-        vectors = torch.cat([self.soft.prefix, self.soft.suffix]).to(self.device)
-        rows = (tokens.to(self.device) - self.first_word).clamp(min=0)
-        own = editors.get(EMBEDDING)
-
-        def put(embedded: Tensor) -> Tensor:
-            spoken = torch.where(places[..., None], vectors[rows].to(embedded), embedded)
-            return spoken if own is None else own(spoken)
-
-        plain = tokens.masked_fill(tokens >= self.first_word, self.pad_id)
-        return plain, {**editors, EMBEDDING: put}
-
-
-class AdapterBase(SoftPromptTokens):
-    """What does not depend on the library; the two adapters complete it."""
 
     implementation: Literal["hooked", "bridge"]
 
@@ -357,6 +331,49 @@ class AdapterBase(SoftPromptTokens):
             return text([token_id, token_id])[len(text([token_id])) :]
         return text([token_id])
 
+    # The soft prompt.
+
+    def with_soft_prompt(self, prompt: SoftPrompt, *, name: str | None = None) -> Any:
+        """The same model read with these very vectors, which may carry gradients and change."""
+        other = copy.copy(self)
+        other.soft, other.name = prompt, name or self.name
+        return other
+
+    @property
+    def words_before(self) -> list[int]:
+        """The ids of the soft prompt's part before the input."""
+        n_before = 0 if self.soft is None else len(self.soft.prefix)
+        return list(range(self.first_word, self.first_word + n_before))
+
+    @property
+    def words_after(self) -> list[int]:
+        """The ids of the soft prompt's part after the input."""
+        first = self.first_word + len(self.words_before)
+        n_after = 0 if self.soft is None else len(self.soft.suffix)
+        return list(range(first, first + n_after))
+
+    def _spoken(
+        self, tokens: Int[Tensor, "batch pos"], editors: Mapping[str, EditHook]
+    ) -> tuple[Int[Tensor, "batch pos"], Mapping[str, EditHook]]:
+        """Tokens of the vocabulary alone, and what puts the soft prompt's vectors in their place.
+
+        The vectors take the place of token embeddings: a learned position embedding is added to
+        them as to any token, and rotary positions turn their keys and queries.
+        """
+        places = (tokens >= self.first_word).to(self.device)
+        if self.soft is None or not bool(places.any()):
+            return tokens, editors
+        vectors = torch.cat([self.soft.prefix, self.soft.suffix]).to(self.device)
+        rows = (tokens.to(self.device) - self.first_word).clamp(min=0)
+        own = editors.get(EMBEDDING)
+
+        def put(embedded: Tensor) -> Tensor:
+            spoken = torch.where(places[..., None], vectors[rows].to(embedded), embedded)
+            return spoken if own is None else own(spoken)
+
+        plain = tokens.masked_fill(tokens >= self.first_word, self.pad_id)
+        return plain, {**editors, EMBEDDING: put}
+
     # Hooks.
 
     def hook_names(self) -> list[str]:
@@ -408,13 +425,13 @@ class AdapterBase(SoftPromptTokens):
                     point.fwd_hooks.remove(handle)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _evaluating(self, *, differentiable: bool = False) -> Iterator[None]:
         """No dropout, and gradients only where asked; training flags are put back as they were."""
         training = [module for module in self._parts if module.training]
         try:
             for module in training:
                 module.training = False
-            with torch.set_grad_enabled(self.differentiable):
+            with torch.set_grad_enabled(differentiable):
                 yield
         finally:
             for module in training:
@@ -434,7 +451,7 @@ def _hook(
     name: str, function: ReadHook | EditHook, called: set[str], *, edits: bool
 ) -> Callable[..., Tensor | None]:
     # One function per name: the bridge calls a hook with the name of the aliased hook point.
-    def call(activation: Tensor, hook: Any) -> Tensor | None:
+    def call(activation: Tensor, hook: Any) -> Any:
         called.add(name)
         out = function(activation)
         return out if edits else None

@@ -1,9 +1,8 @@
-"""`as_adapter`: any supported model as a `ModelAdapter`, and what stands behind it.
+"""`as_adapter`: any supported model as a `ModelAdapter`; `with_soft_prompt`: with a soft prompt.
 
-`prompted`: a model read with a soft prompt, for every verb.
+Two adapters stand behind both: one for HookedTransformer, one for TransformerBridge.
 """
 
-import copy
 import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -94,6 +93,7 @@ class HookedAdapter(AdapterBase):
         readers: Mapping[str, ReadHook],
         logits_at: Int[Tensor, "batch k"] | None,
         editors: Mapping[str, EditHook] = NO_EDITORS,
+        differentiable: bool = False,
     ) -> Float[Tensor, "batch k d_vocab"] | None:
         """Logits at the given padded positions, or None; see `ModelAdapter.forward`."""
         check_shapes(tokens, mask, logits_at)
@@ -103,7 +103,8 @@ class HookedAdapter(AdapterBase):
         top = self._top(readers)
         whole = top is None or (logits_at is not None and self._hooks_after_blocks(editors))
         stop = self.n_layers if logits_at is not None or top is None else top + 1
-        with self._evaluating(), self._attached(readers, editors) as called:
+        evaluating = self._evaluating(differentiable=differentiable)
+        with evaluating, self._attached(readers, editors) as called:
             out = self.model(
                 tokens.to(self.device),
                 attention_mask=mask.to(self.device, torch.long),
@@ -154,6 +155,7 @@ class BridgeAdapter(AdapterBase):
         readers: Mapping[str, ReadHook],
         logits_at: Int[Tensor, "batch k"] | None,
         editors: Mapping[str, EditHook] = NO_EDITORS,
+        differentiable: bool = False,
     ) -> Float[Tensor, "batch k d_vocab"] | None:
         """Logits at the given padded positions, or None; see `ModelAdapter.forward`."""
         check_shapes(tokens, mask, logits_at)
@@ -172,7 +174,8 @@ class BridgeAdapter(AdapterBase):
         if self._few_logits(readers, editors):
             kept = kept[-1:] if logits_at is None else logits_at.to(self.device).unique()
             options["logits_to_keep"] = kept
-        with self._evaluating(), self._attached(readers, editors) as called, ExitStack() as stack:
+        evaluating = self._evaluating(differentiable=differentiable)
+        with evaluating, self._attached(readers, editors) as called, ExitStack() as stack:
             if logits_at is None and top is not None:
                 stack.enter_context(self._attached({f"blocks.{max(top, 0)}.hook_out": _stop}))
             try:
@@ -216,7 +219,7 @@ def check_shapes(tokens: Tensor, mask: Tensor, logits_at: Tensor | None) -> None
         )
 
 
-def prompted(model: Any, prompt: SoftPrompt | None) -> ModelAdapter:
+def with_soft_prompt(model: Any, prompt: SoftPrompt | None) -> ModelAdapter:
     """The model as every verb takes it, read with a soft prompt around each example.
 
     The model itself stays as it is: the vectors are put in place of token embeddings during each
@@ -248,7 +251,5 @@ def prompted(model: Any, prompt: SoftPrompt | None) -> ModelAdapter:
             f"the soft prompt was made for other weights ({prompt.model}) than these of "
             f"{adapter.name}. Open the model it was trained on, or train one for this model."
         )
-    spoken: Any = copy.copy(adapter)
-    spoken.soft = prompt
-    spoken.name = f"{adapter.name} with soft prompt {prompt.digest[:8]}"
-    return spoken
+    name = f"{adapter.name} with soft prompt {prompt.digest[:8]}"
+    return adapter.with_soft_prompt(prompt, name=name)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.models.adapter import keep_activation
 from lens_skills.models.backends import as_adapter
 
 OUTPUT_PROJECTION = re.compile(r"\.(\d+)\.(?:mlp\.)?(?:down_proj|c_proj|dense_4h_to_h|fc2|fc_out)$")
@@ -90,15 +91,12 @@ def compare(model: Any, expected: Reference) -> Parity:
     tokens = expected.tokens.to(adapter.device)
     neurons: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable[[Tensor], None]:
-        def read(activation: Tensor) -> None:
-            neurons[layer] = activation.detach().clone()
-
-        return read
+    def copied(activation: Tensor) -> Tensor:
+        return activation.detach().clone()
 
     names = set(adapter.hook_names())
     readers = {
-        name: keep(layer)
+        name: keep_activation(neurons, layer, copied)
         for layer in expected.neurons
         if (name := f"blocks.{layer}.mlp.hook_post") in names
     }

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.models.adapter import keep_activation
 from lens_skills.models.partial_forward import PartialForward
 from lens_skills.models.unembedding import FrozenNorm, frozen_norm
 
@@ -98,16 +99,13 @@ class OutputWeights:
         direction = torch.randn(len(weight), generator=generator).to(weight)
         push = direction @ weight
         scale = suffix.entering[layer + 1].abs().amax() / push.abs().amax().clamp(min=1e-20)
-        seen: list[Tensor] = []
+        seen: dict[int, Tensor] = {}
 
         def disturb(activation: Tensor) -> Tensor:
             return activation + (scale * direction).reshape(activation.shape[2:])
 
-        def read(activation: Tensor) -> Tensor:
-            seen.append(activation)
-            return activation
-
-        for editors in ({target: read}, {source: disturb, target: read}):
+        for number, edit in enumerate(({}, {source: disturb})):
+            editors = edit | {target: keep_activation(seen, number)}
             suffix.run(suffix.clean(layer, 1), layer, stop=layer + 1, editors=editors)
         found = (seen[1] - seen[0]).double()
         error = (found - (scale * push).double()).abs().amax()

@@ -23,7 +23,7 @@ from lens_skills.interventions.edits import Edit, ablate
 from lens_skills.interventions.effects import one_metric
 from lens_skills.interventions.verdict import OPPOSES, SUPPORTS
 from lens_skills.interventions.verify import removes_work
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.ranking.causal_hits import (
     AblationEffects,
     EffectTests,
@@ -335,7 +335,7 @@ def compare_methods(
     """
     if k < 1 or n_random < 1:
         raise LensSkillsError(f"k={k}, n_random={n_random}: both must be 1 or more.")
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     waived = _check_splits(explore, intervene, exploratory)
     waived |= check_prompt(adapter.soft, intervene, exploratory)
     edited_positions("last" if position is None else position)

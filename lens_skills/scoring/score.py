@@ -25,7 +25,7 @@ from lens_skills.activations import (
 from lens_skills.activations.activation_reader import ScoredNeurons, SplitReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, prompted
+from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import Checkpoint, examples_hash, numbers_hash, versions
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.design_matrix import DesignMatrix
@@ -254,7 +254,7 @@ def score(
                 "Score it on examples that hold both."
             )
     if prompt is not None:
-        model = prompted(model, prompt)
+        model = with_soft_prompt(model, prompt)
     source = SplitReader(model, examples, wanted, at, position, layers, chat=chat)
     seen = check_prompt(source.soft, examples, exploratory)
     if baseline is not None:

@@ -21,7 +21,7 @@ from lens_skills import settings
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, as_adapter, prompted
+from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.adapter import EMBEDDING
 from lens_skills.results import versions
 from lens_skills.soft_prompts.training_batches import (
@@ -391,7 +391,7 @@ def fit_prompt(
         )
         for number in range(seeds)
     ]
-    spoken = prompted(adapter, starts[0])
+    spoken = with_soft_prompt(adapter, starts[0])
     both = encode_examples(
         spoken, [_ended(e, ending) for e in (*train, *looked_at)], answers=True, chat=chat
     )

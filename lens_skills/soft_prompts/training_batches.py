@@ -3,7 +3,6 @@
 `TrainingBatch`: examples as tokens, and where in them soft prompt and answer stand.
 """
 
-import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -126,7 +125,8 @@ class TrainingPasses:
         self.budget = memory_mb * 2**20
         self.n_bytes = 0
         # At the place of a zero vector, what enters the first block is the position's part alone.
-        self.silent = _spoken(adapter, replace(start, suffix=torch.zeros_like(start.suffix)))
+        silent = replace(start, suffix=torch.zeros_like(start.suffix))
+        self.silent = adapter.with_soft_prompt(silent)
         self.whole: str | None = None
         if len(start.prefix):
             self.whole = "the input is read after a part of the soft prompt"
@@ -198,15 +198,11 @@ def suffix_losses(suffix: PartialForward, batch: TrainingBatch, prompt: SoftProm
 
 def whole_losses(adapter: Any, batch: TrainingBatch, prompt: SoftPrompt) -> Losses:
     """The losses from a pass of the whole model."""
-    spoken = _spoken(adapter, prompt)
-    spoken.differentiable = torch.is_grad_enabled()
-    return batch.losses(
-        spoken.forward(batch.tokens, batch.mask, readers={}, logits_at=batch.predicting)
+    logits = adapter.with_soft_prompt(prompt).forward(
+        batch.tokens,
+        batch.mask,
+        readers={},
+        logits_at=batch.predicting,
+        differentiable=torch.is_grad_enabled(),
     )
-
-
-def _spoken(adapter: Any, prompt: SoftPrompt) -> Any:
-    """The adapter with these very vectors, which may carry gradients and change."""
-    spoken = copy.copy(adapter)
-    spoken.soft = prompt
-    return spoken
+    return batch.losses(logits)

@@ -15,7 +15,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.generation import Graded, capture_text, generate, grade
 from lens_skills.generation.generate import Continuer, chances, choose
 from lens_skills.generation.graded import Written
-from lens_skills.models import SoftPrompt, as_adapter, prompted
+from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.scoring import score
 from lens_skills.settings import config
 from lens_skills.tasks import Task
@@ -135,7 +135,7 @@ def test_a_text_stops_where_it_ends(tiny: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_soft_prompt_is_read_with_every_example(tiny: Any) -> None:
     prompt = soft(tiny)
-    adapter = prompted(tiny, prompt)
+    adapter = with_soft_prompt(tiny, prompt)
     graded = write(tiny, task(), prompt=prompt, temperature=0)
     same(graded, write(adapter, task(), temperature=0, batch_size=1))
     assert graded.tokens != write(tiny, task(), temperature=0).tokens
@@ -315,7 +315,7 @@ def test_scored_before_the_text_is_written(tiny: Any) -> None:
 
 def plain_mean(model: Any, prompt: SoftPrompt | None, graded: Graded, chat: bool) -> torch.Tensor:
     """Text by text, without padding: the mean over the written tokens, in one pass each."""
-    adapter = prompted(model, prompt)
+    adapter = with_soft_prompt(model, prompt)
     rows = []
     for example, written in zip(graded.examples, graded.tokens, strict=True):
         tokens = adapter.encode(example.prompt, chat=chat)

@@ -12,7 +12,7 @@ from lens_skills.activations.tokenization import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, sweep
-from lens_skills.models import SoftPrompt, as_adapter, prompted
+from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.partial_forward import prefill
 from lens_skills.scoring import score
 from tests.models.test_suffix import build
@@ -124,11 +124,11 @@ def test_a_span_is_found_beside_the_soft_tokens(tiny: Any) -> None:
 
 def test_a_prompted_model_is_another_one(tiny: Any) -> None:
     prompt, adapter = of_tokens(tiny), as_adapter(tiny)
-    spoken = prompted(tiny, prompt)
+    spoken = with_soft_prompt(tiny, prompt)
     assert spoken.fingerprint() != adapter.fingerprint()
     assert prompt.digest[:8] in spoken.name
     assert spoken.name != adapter.name
-    other = prompted(tiny, of_tokens(tiny, " no or yes"))
+    other = with_soft_prompt(tiny, of_tokens(tiny, " no or yes"))
     assert other.fingerprint() not in (spoken.fingerprint(), adapter.fingerprint())
     assert adapter.soft is None, "the bare adapter stays bare"
     # The same vectors on the other side are another prompt.
@@ -141,14 +141,14 @@ def test_what_does_not_fit_is_refused(tiny: Any) -> None:
         torch.zeros(2, 7), torch.zeros(0, 7), "big", adapter.fingerprint(), False, "normal", 0
     )
     with pytest.raises(LensSkillsError, match="width 7"):
-        prompted(tiny, wide)
+        with_soft_prompt(tiny, wide)
     stranger = SoftPrompt(prompt.suffix, prompt.prefix, "other", "f" * 64, False, "normal", 0)
     with pytest.raises(LensSkillsError, match="other weights"):
-        prompted(tiny, stranger)
-    spoken = prompted(tiny, prompt)
-    assert prompted(spoken, prompt) is spoken
+        with_soft_prompt(tiny, stranger)
+    spoken = with_soft_prompt(tiny, prompt)
+    assert with_soft_prompt(spoken, prompt) is spoken
     with pytest.raises(LensSkillsError, match="one at a time"):
-        prompted(spoken, of_tokens(tiny, " no"))
+        with_soft_prompt(spoken, of_tokens(tiny, " no"))
 
 
 def test_saved_and_loaded(tiny: Any, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_saved_and_loaded(tiny: Any, tmp_path: Path) -> None:
     assert again.provenance == prompt.provenance
     assert repr(again) == repr(prompt)
     assert again.frame()["held_out_loss"].tolist() == [1.5, 1.5]
-    prompted(tiny, again)
+    with_soft_prompt(tiny, again)
     with pytest.raises(LensSkillsError):
         SoftPrompt.load(tmp_path / "nothing")
 

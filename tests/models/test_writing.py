@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.models import SoftPrompt, as_adapter, prompted
+from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.text_writer import (
     BridgeWriter,
     HookedWriter,
@@ -49,7 +49,7 @@ def soft(adapter: Any) -> Any:
     suffix = torch.randn(3, adapter.d_model, generator=generator)
     prefix = torch.randn(2, adapter.d_model, generator=generator)
     prompt = SoftPrompt(suffix, prefix, adapter.name, adapter.fingerprint(), False, "random", 1)
-    return prompted(adapter, prompt)
+    return with_soft_prompt(adapter, prompt)
 
 
 def test_kept_keys_and_values_give_the_tokens_of_whole_passes(tiny: Any) -> None:

@@ -16,7 +16,7 @@ from lens_skills.activations import evaluate
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, as_adapter, prompted
+from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.partial_forward import prefill
 from lens_skills.settings import config
 from lens_skills.soft_prompts import fit_prompt, initial_prompt
@@ -171,7 +171,7 @@ def prepared(model: Any, examples: list[Example]) -> tuple[Any, SoftPrompt, Any]
     return (
         as_adapter(model),
         prompt,
-        encode_examples(prompted(model, prompt), examples, answers=True),
+        encode_examples(with_soft_prompt(model, prompt), examples, answers=True),
     )
 
 
@@ -186,7 +186,7 @@ def slopes(adapter: Any, batch: TrainingBatch, prompt: SoftPrompt, whole: bool) 
 def test_batched_is_one_by_one_and_fast_is_whole(exact: Any) -> None:
     """Rows of four lengths, answers of two: losses' slopes to the last digits of float64."""
     adapter, prompt, encoded = prepared(exact, alike(exact))
-    spoken = prompted(exact, prompt)
+    spoken = with_soft_prompt(exact, prompt)
     alone = sum(slopes(adapter, TrainingBatch.of(spoken, [e]), prompt, False) for e in encoded)
     batch = TrainingBatch.of(spoken, encoded)
     assert batch.ragged or adapter.implementation == "bridge"
@@ -310,7 +310,7 @@ def test_schedules_and_clipping(tiny: Any) -> None:
 def test_a_scaled_embedding_is_run_whole(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What some models do to every embedding must not be left out of the fast way."""
     adapter, prompt, encoded = prepared(tiny, SUMS)
-    batch = TrainingBatch.of(prompted(tiny, prompt), encoded)
+    batch = TrainingBatch.of(with_soft_prompt(tiny, prompt), encoded)
     passes = TrainingPasses(adapter, prompt, 100)
     with torch.no_grad():
         wanted, _ = whole_losses(adapter, batch, prompt)
@@ -374,7 +374,7 @@ def test_bad_input(tiny: Any) -> None:
     with pytest.raises(LensSkillsError, match="both trained on and held out"):
         fit_prompt(tiny, SUMS, held_out=SUMS[:1], **PLAIN)
     with pytest.raises(LensSkillsError, match="already"):
-        fit_prompt(prompted(tiny, initial_prompt(tiny, 2)), SUMS, **PLAIN)
+        fit_prompt(with_soft_prompt(tiny, initial_prompt(tiny, 2)), SUMS, **PLAIN)
     for name in ("seeds", "epochs", "batch_size"):
         with pytest.raises(LensSkillsError, match=f"{name}=0"):
             fit_prompt(tiny, SUMS, **{**PLAIN, name: 0})

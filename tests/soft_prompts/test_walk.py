@@ -10,7 +10,7 @@ from lens_skills.activations import capture
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, controls, verify
-from lens_skills.models import prompted
+from lens_skills.models import with_soft_prompt
 from lens_skills.plotting.gallery import draw_all
 from lens_skills.scoring import predictivity, score, select, skill_matrix, stability
 from lens_skills.soft_prompts import fit_prompt
@@ -102,7 +102,7 @@ def test_a_verdict_refuses_what_the_prompt_was_trained_on(
 def test_a_table_of_the_prompts_positions_scores_alike(
     tiny: Any, splits: tuple[Task, ...], prompts: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    spoken = prompted(tiny, prompts[0])
+    spoken = with_soft_prompt(tiny, prompts[0])
     table = capture(
         spoken, splits[1], tmp_path / "acts", position="prompt", dtype="float32", **QUIET
     )

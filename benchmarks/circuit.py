@@ -20,6 +20,7 @@ from timing import arguments, run_parts
 import lens_skills as ls
 from lens_skills.activations import logit_diff
 from lens_skills.circuits import PROPOSALS, Circuit, circuit, equal_length_pairs
+from lens_skills.circuits.discovery import proposing_and_testing
 from lens_skills.circuits.edge_attribution import (
     channels_of,
     edges_into,
@@ -28,7 +29,6 @@ from lens_skills.circuits.edge_attribution import (
 )
 from lens_skills.circuits.paired_cache import paired_caches
 from lens_skills.circuits.targets import AnswerTarget, orient, parse_start
-from lens_skills.data import halves
 from lens_skills.models import as_adapter
 from lens_skills.models.weights import ModelWeights
 from lens_skills.stats.correlation import rank_agreement
@@ -41,7 +41,7 @@ def alone(model: Any, pairs: Any, start: str, n_edges: int) -> tuple[float, int]
     """Processor seconds and edges of attribution patching by itself, into and out of the start."""
     begun = time.process_time()
     adapter, wanted = as_adapter(model), logit_diff()
-    caches = paired_caches(ModelWeights(adapter), halves(pairs, 0)[0], wanted)
+    caches = paired_caches(ModelWeights(adapter), proposing_and_testing(pairs, 0)[0], wanted)
     target = orient(parse_start(adapter, start, -1), caches, pairs, wanted).target
     ends = parse_start(adapter, start, -1)
     channels = channels_of(caches[0], ends[0])

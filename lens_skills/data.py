@@ -1,11 +1,16 @@
 """`Example`: one prompt and everything known about it before a model has seen it."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
-from lens_skills.errors import LensSkillsError
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from lens_skills.stats.permutation import signs
 
 Value = str | int | float | bool
@@ -92,22 +97,37 @@ class Example:
         return None
 
 
-def halves(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """The examples that propose and those that test: no group is in both.
+def halves(
+    groups: Sequence[str], *, seed: int, even: Literal["rows", "groups"] = "rows"
+) -> tuple[Int[Tensor, " first"], Int[Tensor, " second"]]:
+    """The rows of two random halves that share no group.
 
-    Raises:
-        LensSkillsError: Fewer than four groups.
+    Args:
+        groups: Of each row.
+        seed: Of the draw.
+        even: In what the halves are as even as can be: in rows (the largest groups go first, each
+            to the smaller half), or in groups (each draws a place of its own by its name).
+
+    >>> first, second = halves(["a", "a", "b", "b"], seed=0)
+    >>> len(first), len(second)
+    (2, 2)
     """
-    groups = sorted({example.group for example in examples})
-    if len(groups) < 4:
-        raise LensSkillsError(
-            f"{len(groups)} groups of examples, and edges are proposed on one half of them and "
-            "tested on the other: at least four are needed, 60 for honest intervals."
-        )
-    order = {
-        group: signs([group], 64, seed=seed, purpose="circuit")[0].tolist() for group in groups
-    }
-    shuffled = sorted(groups, key=lambda group: order[group])
-    chosen = set(shuffled[: len(groups) // 2])
-    first = [example for example in examples if example.group in chosen]
-    return first, [example for example in examples if example.group not in chosen]
+    sizes = Counter(groups)
+    names = sorted(sizes)
+    if even == "groups":
+        drawn = {
+            name: signs([name], 64, seed=seed, purpose="circuit")[0].tolist() for name in names
+        }
+        chosen = set(sorted(names, key=lambda name: drawn[name])[: len(names) // 2])
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        order = [names[place] for place in torch.randperm(len(names), generator=generator).tolist()]
+        # The order among groups of one size is the draw's.
+        order.sort(key=lambda name: -sizes[name])
+        chosen, lead = set[str](), 0
+        for name in order:
+            if lead <= 0:
+                chosen.add(name)
+            lead += sizes[name] if name in chosen else -sizes[name]
+    first = torch.tensor([name in chosen for name in groups], dtype=torch.bool)
+    return first.nonzero()[:, 0], (~first).nonzero()[:, 0]

@@ -121,7 +121,7 @@ def circuit(
     nodes = parse_start(adapter, start, position)
     if n_edges < 1 or depth < 1:
         raise LensSkillsError(f"n_edges={n_edges} and depth={depth} must be at least 1.")
-    first, second = halves(examples, seed)
+    first, second = proposing_and_testing(examples, seed)
     weights = ModelWeights(adapter)
     proposing, testing = (paired_caches(weights, half, wanted) for half in (first, second))
     search = CircuitSearch(
@@ -474,3 +474,22 @@ def _downstream(
             {"kind": "residual", "effect": totals.residual},
         ]
     return pd.DataFrame(rows)
+
+
+def proposing_and_testing(
+    examples: Sequence[Example], seed: int
+) -> tuple[list[Example], list[Example]]:
+    """The examples that propose edges and those that test them: no group is in both.
+
+    Raises:
+        LensSkillsError: Fewer than four groups.
+    """
+    groups = [example.group for example in examples]
+    n_groups = len(set(groups))
+    if n_groups < 4:
+        raise LensSkillsError(
+            f"{n_groups} groups of examples, and edges are proposed on one half of them and "
+            "tested on the other: at least four are needed, 60 for honest intervals."
+        )
+    first, second = halves(groups, seed=seed, even="groups")
+    return [examples[row] for row in first.tolist()], [examples[row] for row in second.tolist()]

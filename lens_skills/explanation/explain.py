@@ -20,11 +20,11 @@ from lens_skills.activations import DEFAULT_SITE, Position, soft_position
 from lens_skills.activations.activation_reader import read_neurons, read_tokens
 from lens_skills.activations.components import Component, parse_components
 from lens_skills.activations.locations import parse_position
-from lens_skills.data import Example
+from lens_skills.data import Example, halves
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.explanations import ALPHA, Explanation, Explanations
 from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, disguised, feature_bank
-from lens_skills.explanation.feature_tests import FeatureAssociation, associate, halves
+from lens_skills.explanation.feature_tests import FeatureAssociation, associate
 from lens_skills.explanation.token_logits import logits_of
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import examples_hash, versions

@@ -215,40 +215,12 @@ def predicted_square(
     return total
 
 
-def halves(groups: list[str], *, seed: int) -> tuple[Int[Tensor, " first"], Int[Tensor, " second"]]:
-    """The rows of two halves that share no group, as even as the groups allow.
-
-    >>> first, second = halves(["a", "a", "b", "b"], seed=0)
-    >>> len(first), len(second)
-    (2, 2)
-    """
-    generator = torch.Generator().manual_seed(seed)
-    names = sorted(set(groups))
-    order = [names[place] for place in torch.randperm(len(names), generator=generator).tolist()]
-    sizes = {name: groups.count(name) for name in names} if len(names) < 50 else _sizes(groups)
-    # The largest first, each to the smaller half: the order among equals is the draw's.
-    order.sort(key=lambda name: -sizes[name])
-    counts, home = [0, 0], {}
-    for name in order:
-        side = int(counts[1] < counts[0])
-        home[name] = side
-        counts[side] += sizes[name]
-    side = torch.tensor([home[name] for name in groups])
-    return (side == 0).nonzero()[:, 0], (side == 1).nonzero()[:, 0]
-
-
 def standardised(activations: Float[Tensor, "neuron row"]) -> Float[Tensor, "neuron row"]:
     """Rows less their mean, of length 1 (0 where they do not vary)."""
     centred = activations - activations.mean(1, keepdim=True)
     length = (centred**2).sum(1).sqrt()
     silent: Bool[Tensor, " neuron"] = length <= 1e-9 * activations.abs().amax(1)
     return centred * rearrange(torch.where(silent, 0.0, _inverse(length)), "neuron -> neuron 1")
-
-
-def _sizes(groups: list[str]) -> dict[str, int]:
-    from collections import Counter
-
-    return Counter(groups)
 
 
 def _single(design: FeatureMatrix) -> Bool[Tensor, " column"]:

@@ -12,11 +12,11 @@ import lens_skills as ls
 from lens_skills import LensSkillsError
 from lens_skills.activations import confidence, logit_diff
 from lens_skills.circuits import Circuit, Edge, Node, Totals, circuit
-from lens_skills.circuits.discovery import confirm, edge_statistics
+from lens_skills.circuits.discovery import confirm, edge_statistics, proposing_and_testing
 from lens_skills.circuits.paired_cache import paired_caches
 from lens_skills.circuits.path_patching import path_effects
 from lens_skills.circuits.targets import orient, parse_start, upstream_target
-from lens_skills.data import Example, halves
+from lens_skills.data import Example
 from lens_skills.models import as_adapter
 from lens_skills.models.weights import ModelWeights
 from lens_skills.stats.effect_tests import cluster_p
@@ -114,8 +114,8 @@ def test_a_deeper_edge_ends_where_an_edge_begins(found: Circuit) -> None:
 def test_a_seed_repeats_it_and_another_does_not(tiny: Any, task: Any, found: Circuit) -> None:
     again = circuit(tiny, task, "L2N2", **OPTIONS)
     assert again.edges == found.edges
-    first, _ = halves(list(task), 0)
-    other, _ = halves(list(task), 1)
+    first, _ = proposing_and_testing(list(task), 0)
+    other, _ = proposing_and_testing(list(task), 1)
     assert [e.id for e in first] != [e.id for e in other]
 
 

@@ -11,6 +11,7 @@ from scipy.stats import linregress
 from sklearn.metrics import mutual_info_score
 
 from lens_skills import tasks
+from lens_skills.data import halves
 from lens_skills.explanation import feature_bank
 from lens_skills.explanation.feature_bank import FeatureMatrix
 from lens_skills.explanation.feature_tests import (
@@ -19,7 +20,6 @@ from lens_skills.explanation.feature_tests import (
     Fit,
     associate,
     block_draws,
-    halves,
     highest,
 )
 from lens_skills.explanation.features import Feature
@@ -240,14 +240,6 @@ def test_features_that_go_with_the_size_of_their_group_are_rarely_found() -> Non
     design = FeatureMatrix.of(bank.features, bank.values(task))
     found = associate(noise, design, groups, halves(groups, seed=0), k=30, n_permutations=99)
     assert (found.p.amin(1) <= 0.05).double().mean() <= 0.09
-
-
-def test_halves_share_no_group() -> None:
-    groups = [str(n // 7) for n in range(100)]
-    first, second = halves(groups, seed=1)
-    assert not {groups[n] for n in first.tolist()} & {groups[n] for n in second.tolist()}
-    assert abs(len(first) - len(second)) <= 7
-    assert sorted([*first.tolist(), *second.tolist()]) == list(range(100))
 
 
 def test_blocks_of_one_size_trade_whole() -> None:

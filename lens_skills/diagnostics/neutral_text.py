@@ -94,13 +94,6 @@ def read_neutral_text(
     )
 
 
-def _keeper(seen: dict[int, Tensor], layer: int) -> ReadHook:
-    def keep(activation: Tensor) -> None:
-        seen[layer] = activation
-
-    return keep
-
-
 def cut_texts(texts: Sequence[str], *, per_text: int = 2, seed: int = 0) -> list[Example]:
     """Beginnings of the texts that break off after some word: places to predict the next one.
 

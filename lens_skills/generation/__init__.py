@@ -1,4 +1,4 @@
-"""WHAT IT WRITES: texts a model generates, its confidence in them, and what graders find."""
+"""Texts a model writes, its confidence in them, and what graders find."""
 
 from lens_skills.generation.capture_text import capture_text as capture_text
 from lens_skills.generation.generate import generate as generate

@@ -1,8 +1,6 @@
 """`Graded`: texts a model wrote, how sure it was of each, and what graders made of them.
 
-`grade`: texts judged by functions, whatever goes wrong with one of them.
-
-`labelled_task`: graded texts as a Task whose labels are the grades.
+`grade` asks the graders; `Graded.task` makes a task whose labels are the grades.
 """
 
 import math
@@ -197,8 +195,6 @@ class Graded:
             LensSkillsError: an unknown skill, no text that has all grades, ``written`` where text
                 alone cannot repeat what the model read.
         """
-        from lens_skills.generation.graded import labelled_task
-
         return labelled_task(self, skills, written)
 
     def save(self, folder: str | Path) -> Path:

@@ -2,9 +2,7 @@
 
 A rule sees form, not meaning: it says whether a text has what the skill's definition names, and
 neither whether it is done well nor what the text is about. Metaphor, irony, humour and fallacies
-have no such form; leave those to people or to a judge.
-
-Turns of phrase by which some skills are known, as patterns over a text.
+have no such form; leave those to people or to a language model (`judge`).
 """
 
 import re

@@ -1,8 +1,7 @@
-"""A text as its sentences, clauses and words, for rules that look for ways of writing.
+"""A text as sentences, clauses, words and sounds, for the rules that grade it.
 
-What a text copies from the prompt it was written for, and what it says itself.
-
-How words sound where they begin and where they end, as far as spelling tells.
+`own_words` and `copied` tell what a text says itself from what it copies from its prompt; sounds
+are told as far as spelling tells them.
 """
 
 import re

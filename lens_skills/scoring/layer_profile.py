@@ -1,4 +1,4 @@
-"""`Profile`: a metric layer by layer, beside the model's own answer."""
+"""`layer_profile`: a metric layer by layer, beside the model's own answer."""
 
 from dataclasses import dataclass
 
@@ -192,30 +192,29 @@ def _largest(
 
 
 def _on_errors(
-    found: MetricScores,
+    scores: MetricScores,
     errors: MetricScores,
     beyond: Bool[Tensor, " unit"] | None,
     layers: Int[Tensor, " layer"],
 ) -> Float[Tensor, " layer"]:
     """Per layer, how the neurons beyond the null on the right examples go on the wrong ones."""
-    check_match(found, errors)
-    shared = set(found.scores.example_ids) & set(errors.scores.example_ids)
+    check_match(scores, errors)
+    shared = set(scores.scores.example_ids) & set(errors.scores.example_ids)
     if shared:
         raise LensSkillsError(
             f"the errors share {len(shared)} examples with the scores the neurons are chosen on. "
             "Score the rightly answered examples and the wrongly answered ones apart."
         )
-    if not torch.equal(found.scores.layer, errors.scores.layer) or not torch.equal(
-        found.scores.neuron, errors.scores.neuron
+    if not torch.equal(scores.scores.layer, errors.scores.layer) or not torch.equal(
+        scores.scores.neuron, errors.scores.neuron
     ):
         raise LensSkillsError("the errors were scored on other neurons. Score the same ones.")
     if beyond is None:
         raise LensSkillsError(
             "no null was drawn, so no neurons are chosen to follow. Score with n_permutations > 0."
         )
-    place = found.r.abs().argmax(dim=0)[None]
-    here, there = found.r.gather(0, place)[0], errors.r.gather(0, place)[0]
+    here, there = scores.at_strongest(scores.r), scores.at_strongest(errors.r)
     agreement = here.sign() * there
     return torch.stack(
-        [agreement[beyond & (found.scores.layer == layer)].mean() for layer in layers]
+        [agreement[beyond & (scores.scores.layer == layer)].mean() for layer in layers]
     )

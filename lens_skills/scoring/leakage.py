@@ -1,7 +1,4 @@
-"""Whether the scores of two splits may be held against each other.
-
-`check_seeds`: whether scores under several prompts can be put side by side.
-"""
+"""What shares examples with what, and which scores fit together: leakage is refused here."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,61 +9,7 @@ from lens_skills.activations.activation_reader import SplitReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
-from lens_skills.scoring.scores import MetricScores, Scores
-
-
-def check_seeds(scores_by_seed: Sequence[Scores], metric: str, *, at_least: int = 1) -> None:
-    """Refuses too few scores, another metric, site, model or neurons, and the same pass twice."""
-    if len(scores_by_seed) < at_least:
-        raise LensSkillsError(
-            f"{len(scores_by_seed)} scores: give one per prompt, {at_least} at least."
-        )
-    first = scores_by_seed[0]
-    for place, scores in enumerate(scores_by_seed):
-        _ = scores[metric]  # raises where it is missing
-        pairs: dict[str, tuple[Any, Any]] = {"site": (first.site, scores.site)}
-        # The weights: with its prompt, a model's own fingerprint differs from seed to seed.
-        for key in ("weights", "task", "chat", "given"):
-            pairs[key] = (first.provenance.get(key), scores.provenance.get(key))
-        for what, (here, there) in pairs.items():
-            if here != there:
-                what = {"weights": "the model"}.get(what, what)
-                raise LensSkillsError(
-                    f"the scores do not fit together: {what} is {here!r} in #0 and {there!r} in "
-                    f"#{place}."
-                )
-        if not torch.equal(first.layer, scores.layer) or not torch.equal(
-            first.neuron, scores.neuron
-        ):
-            raise LensSkillsError(
-                f"the scores do not fit together: #0 and #{place} hold other neurons, or in "
-                "another order. Score the same layers and neurons under every prompt."
-            )
-        for earlier in range(place):
-            other = scores_by_seed[earlier]
-            if scores.r.shape == other.r.shape and torch.equal(scores.mean, other.mean):
-                raise LensSkillsError(
-                    f"#{earlier} and #{place} have the same activations: one prompt on one set of "
-                    "examples, given twice. Give one pass per prompt."
-                )
-
-
-def check_match(found: MetricScores, checked: MetricScores) -> None:
-    """Refuses scores of another metric, site, position, model, task or partialling."""
-    one, other = found.scores, checked.scores
-    pairs: dict[str, tuple[Any, Any]] = {
-        "metric": (found.metric, checked.metric),
-        "site": (one.site, other.site),
-        "positions": (one.positions, other.positions),
-    }
-    for key in ("model_fingerprint", "task", "given", "chat"):
-        pairs[key] = (one.provenance.get(key), other.provenance.get(key))
-    for what, (here, there) in pairs.items():
-        if here != there:
-            raise LensSkillsError(
-                f"the two scores do not fit together: {what} is {here!r} on explore and {there!r} "
-                "on confirm."
-            )
+from lens_skills.scoring.scores import MetricScores, Scores, one_metric
 
 
 def shared(
@@ -92,6 +35,19 @@ def known_to(examples: Sequence[Example], provenance: Mapping[str, Any]) -> str:
         provenance.get("example_ids", ()),
         provenance.get("groups", ()),
     )
+
+
+def check_prompt(prompt: SoftPrompt | None, examples: Sequence[Example], exploratory: bool) -> bool:
+    """Whether a soft prompt was trained on these examples; refused unless ``exploratory``."""
+    if prompt is None:
+        return False
+    what = known_to(examples, prompt.provenance)
+    if what and not exploratory:
+        raise LensSkillsError(
+            f"the soft prompt was trained on {what} of this split: it may have learned them by "
+            "heart. Use another split, or say exploratory=True to mark the result."
+        )
+    return bool(what)
 
 
 def check_reuse(explore: Scores, confirm: Scores, exploratory: bool) -> bool:
@@ -124,14 +80,62 @@ def check_baseline(
         )
 
 
-def check_prompt(prompt: SoftPrompt | None, examples: Sequence[Example], exploratory: bool) -> bool:
-    """Whether a soft prompt was trained on these examples; refused unless ``exploratory``."""
-    if prompt is None:
-        return False
-    what = known_to(examples, prompt.provenance)
-    if what and not exploratory:
+def check_match(explore: MetricScores, confirm: MetricScores) -> None:
+    """Refuses scores of another metric, site, position, model, task or partialling."""
+    one, other = explore.scores, confirm.scores
+    pairs: dict[str, tuple[Any, Any]] = {
+        "metric": (explore.metric, confirm.metric),
+        "site": (one.site, other.site),
+        "positions": (one.positions, other.positions),
+    }
+    for key in ("model_fingerprint", "task", "given", "chat"):
+        pairs[key] = (one.provenance.get(key), other.provenance.get(key))
+    for what, (here, there) in pairs.items():
+        if here != there:
+            raise LensSkillsError(
+                f"the two scores do not fit together: {what} is {here!r} on explore and {there!r} "
+                "on confirm."
+            )
+
+
+def check_seeds(
+    scores_by_seed: Sequence[Scores], metric: str | None, *, at_least: int = 1
+) -> list[MetricScores]:
+    """One metric of scores under several prompts; None for the only one there is.
+
+    Refuses too few scores, another metric, site, model or neurons, and the same pass twice.
+    """
+    if len(scores_by_seed) < at_least:
         raise LensSkillsError(
-            f"the soft prompt was trained on {what} of this split: it may have learned them by "
-            "heart. Use another split, or say exploratory=True to mark the result."
+            f"{len(scores_by_seed)} scores: give one per prompt, {at_least} at least."
         )
-    return bool(what)
+    first = scores_by_seed[0]
+    metric = one_metric(first).metric if metric is None else metric
+    for place, scores in enumerate(scores_by_seed):
+        _ = scores[metric]  # raises where it is missing
+        pairs: dict[str, tuple[Any, Any]] = {"site": (first.site, scores.site)}
+        # The weights: with its prompt, a model's own fingerprint differs from seed to seed.
+        for key in ("weights", "task", "chat", "given"):
+            pairs[key] = (first.provenance.get(key), scores.provenance.get(key))
+        for what, (here, there) in pairs.items():
+            if here != there:
+                what = {"weights": "the model"}.get(what, what)
+                raise LensSkillsError(
+                    f"the scores do not fit together: {what} is {here!r} in #0 and {there!r} in "
+                    f"#{place}."
+                )
+        if not torch.equal(first.layer, scores.layer) or not torch.equal(
+            first.neuron, scores.neuron
+        ):
+            raise LensSkillsError(
+                f"the scores do not fit together: #0 and #{place} hold other neurons, or in "
+                "another order. Score the same layers and neurons under every prompt."
+            )
+        for earlier in range(place):
+            other = scores_by_seed[earlier]
+            if scores.r.shape == other.r.shape and torch.equal(scores.mean, other.mean):
+                raise LensSkillsError(
+                    f"#{earlier} and #{place} have the same activations: one prompt on one set of "
+                    "examples, given twice. Give one pass per prompt."
+                )
+    return [scores[metric] for scores in scores_by_seed]

@@ -1,8 +1,7 @@
 """`score`: one streaming pass that correlates every neuron with every metric.
 
-How well a neuron's firing beyond a fixed threshold tells two classes apart.
-
-The running sums of a scoring pass, put into a checkpoint and taken out again.
+The pass itself is a sum (`stats.moments`); here are its checks, its checkpoints and what it counts
+beside the sums, and `correlations.collect` makes the result.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,133 +32,6 @@ from lens_skills.scoring.leakage import check_baseline, check_prompt
 from lens_skills.scoring.scores import Scores
 from lens_skills.stats.moments import RunningMoments, random_rotation
 from lens_skills.stats.permutation import check_scheme
-
-
-class FiringCounts:
-    """Counts, per class of each 0/1 metric, how often each unit exceeds its threshold.
-
-    Source: predictivity, Wang et al. 2022 (arXiv 2211.07349), section 3; strict ``>``. Classes
-    are weighted equally here: at 17 % correct a silent neuron would otherwise score 0.83.
-    """
-
-    def __init__(self, thresholds: Float[Tensor, " unit"], n_metrics: int) -> None:
-        self.thresholds = thresholds
-        self.fired = torch.zeros(2, n_metrics, len(thresholds), dtype=torch.float64)
-        self.count = torch.zeros(2, n_metrics, dtype=torch.float64)
-        self.binary = torch.ones(n_metrics, dtype=torch.bool)
-
-    def absorb(
-        self, units: Float[Tensor, "batch unit"], values: Float[Tensor, "batch metric"]
-    ) -> None:
-        """Add a batch of units and metric values."""
-        values = values.double()
-        self.binary &= ((values == 0) | (values == 1)).all(dim=0)
-        fires = (units.cpu().double() > self.thresholds).double()
-        for place, members in enumerate((1 - values, values)):
-            self.fired[place] += rearrange(members, "batch metric -> metric batch") @ fires
-            self.count[place] += members.sum(0)
-
-    def predictivity(self, names: Sequence[str]) -> dict[str, Float[Tensor, " unit"]]:
-        """max(accuracy, 1 - accuracy) per unit, for each 0/1 metric; 0.5 to 1."""
-        found = {}
-        for place, name in enumerate(names):
-            if bool(self.binary[place]) and bool((self.count[:, place] > 0).all()):
-                silent = 1 - self.fired[0, place] / self.count[0, place]
-                hits = self.fired[1, place] / self.count[1, place]
-                accuracy = (silent + hits) / 2
-                found[name] = torch.maximum(accuracy, 1 - accuracy)
-        return found
-
-
-def baseline_means(baseline: Scores, units: ScoredNeurons) -> Float[Tensor, " unit"]:
-    """The baseline's mean activation of each scored unit, positions outermost."""
-    wanted = zip(units.layer.tolist(), units.neuron.tolist(), strict=True)
-    try:
-        chosen = torch.tensor([baseline.places[pair] for pair in wanted])
-    except KeyError as error:
-        layer, neuron = error.args[0]
-        raise LensSkillsError(f"the baseline does not hold L{layer}N{neuron}.") from error
-    return rearrange(baseline.mean[:, chosen], "pos unit -> (pos unit)")
-
-
-def describe_pass(
-    source: Mapping[str, Any],
-    examples: Sequence[Example],
-    metrics: Sequence[Metric],
-    columns: DesignMatrix,
-    *,
-    n_rotations: int,
-    seed: int,
-    given: Sequence[str],
-) -> dict[str, Any]:
-    """The provenance of a scoring pass, as plain JSON values."""
-    return {
-        **source,
-        "task": getattr(examples, "name", "examples"),
-        "split": getattr(examples, "split_name", "all"),
-        "examples": examples_hash(examples),
-        "metrics": [metric.name for metric in metrics],
-        "units": {metric.name: metric.unit for metric in metrics},
-        "exchange": dict(columns.schemes),
-        "given": list(given),
-        "n_permutations": columns.layout.n_draws,
-        "n_controls": columns.layout.n_controls,
-        "n_rotations": n_rotations,
-        "seed": seed,
-        "versions": versions(),
-    }
-
-
-_SUMS = (
-    "column_mean",
-    "unit_mean",
-    "gram",
-    "column_square",
-    "cross",
-    "square",
-    "rotated_square",
-)
-
-
-_WAITING = ("waiting/weights", "waiting/columns", "waiting/units")
-
-
-def restore_sums(saved: Checkpoint, running: RunningMoments, values: dict[str, Tensor]) -> int:
-    """Puts back the sums and metric values; returns how many batches they hold (0: none).
-
-    Raises:
-        LensSkillsError: The folder holds another pass.
-    """
-    kept = saved.read()
-    if kept is None:
-        return 0
-    tensors, plain = kept
-    running.weight = float(tensors.pop("weight"))
-    for name in _SUMS:
-        setattr(running, name, tensors.pop(name).to(running.cross.device))
-    if _WAITING[0] in tensors:
-        weights, columns, units = (tensors.pop(name).to(running.cross.device) for name in _WAITING)
-        running.waiting = [(weights, columns, units)]
-    for name, numbers in tensors.items():
-        values[name.removeprefix("values/")] = numbers
-    return int(plain["batches"])
-
-
-def keep_sums(
-    saved: Checkpoint, running: RunningMoments, values: Mapping[str, Tensor], batches: int
-) -> None:
-    """Saves the sums if the last save is long enough ago."""
-    if not saved.due():
-        return
-    tensors = {name: getattr(running, name).cpu().contiguous() for name in _SUMS}
-    tensors["weight"] = torch.tensor(running.weight, dtype=torch.float64)
-    # Rows not yet summed are kept as they wait: summed from here, they would be added up in
-    # another order, and a resumed pass would not end in the same bits.
-    for name, parts in zip(_WAITING, zip(*running.waiting, strict=True), strict=False):
-        tensors[name] = torch.cat(parts).cpu()
-    tensors |= {f"values/{name}": numbers for name, numbers in values.items()}
-    saved.write(tensors, {"batches": batches})
-
 
 # Draws that fit a pass: all neurons of a model share 100, a few hundred neurons get 9,999.
 _MANY_DRAWS, _FEW_DRAWS, _DRAW_BUDGET = 9_999, 100, 4_608_000
@@ -361,3 +233,128 @@ def _n_rotations(asked: int | None, source: SplitReader, neurons: Any) -> int:
             "a rotated basis needs whole layers; leave out neurons=, or n_rotations=0."
         )
     return asked
+
+
+def describe_pass(
+    source: Mapping[str, Any],
+    examples: Sequence[Example],
+    metrics: Sequence[Metric],
+    columns: DesignMatrix,
+    *,
+    n_rotations: int,
+    seed: int,
+    given: Sequence[str],
+) -> dict[str, Any]:
+    """The provenance of a scoring pass, as plain JSON values."""
+    return {
+        **source,
+        "task": getattr(examples, "name", "examples"),
+        "split": getattr(examples, "split_name", "all"),
+        "examples": examples_hash(examples),
+        "metrics": [metric.name for metric in metrics],
+        "units": {metric.name: metric.unit for metric in metrics},
+        "exchange": dict(columns.schemes),
+        "given": list(given),
+        "n_permutations": columns.layout.n_draws,
+        "n_controls": columns.layout.n_controls,
+        "n_rotations": n_rotations,
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+_SUMS = (
+    "column_mean",
+    "unit_mean",
+    "gram",
+    "column_square",
+    "cross",
+    "square",
+    "rotated_square",
+)
+
+_WAITING = ("waiting/weights", "waiting/columns", "waiting/units")
+
+
+def restore_sums(saved: Checkpoint, running: RunningMoments, values: dict[str, Tensor]) -> int:
+    """Puts back the sums and metric values; returns how many batches they hold (0: none).
+
+    Raises:
+        LensSkillsError: The folder holds another pass.
+    """
+    kept = saved.read()
+    if kept is None:
+        return 0
+    tensors, plain = kept
+    running.weight = float(tensors.pop("weight"))
+    for name in _SUMS:
+        setattr(running, name, tensors.pop(name).to(running.cross.device))
+    if _WAITING[0] in tensors:
+        weights, columns, units = (tensors.pop(name).to(running.cross.device) for name in _WAITING)
+        running.waiting = [(weights, columns, units)]
+    for name, numbers in tensors.items():
+        values[name.removeprefix("values/")] = numbers
+    return int(plain["batches"])
+
+
+def keep_sums(
+    saved: Checkpoint, running: RunningMoments, values: Mapping[str, Tensor], batches: int
+) -> None:
+    """Saves the sums if the last save is long enough ago."""
+    if not saved.due():
+        return
+    tensors = {name: getattr(running, name).cpu().contiguous() for name in _SUMS}
+    tensors["weight"] = torch.tensor(running.weight, dtype=torch.float64)
+    # Rows not yet summed are kept as they wait: summed from here, they would be added up in
+    # another order, and a resumed pass would not end in the same bits.
+    for name, parts in zip(_WAITING, zip(*running.waiting, strict=True), strict=False):
+        tensors[name] = torch.cat(parts).cpu()
+    tensors |= {f"values/{name}": numbers for name, numbers in values.items()}
+    saved.write(tensors, {"batches": batches})
+
+
+class FiringCounts:
+    """Counts, per class of each 0/1 metric, how often each unit exceeds its threshold.
+
+    Source: predictivity, Wang et al. 2022 (arXiv 2211.07349), section 3; strict ``>``. Classes
+    are weighted equally here: at 17 % correct a silent neuron would otherwise score 0.83.
+    """
+
+    def __init__(self, thresholds: Float[Tensor, " unit"], n_metrics: int) -> None:
+        self.thresholds = thresholds
+        self.fired = torch.zeros(2, n_metrics, len(thresholds), dtype=torch.float64)
+        self.count = torch.zeros(2, n_metrics, dtype=torch.float64)
+        self.binary = torch.ones(n_metrics, dtype=torch.bool)
+
+    def absorb(
+        self, units: Float[Tensor, "batch unit"], values: Float[Tensor, "batch metric"]
+    ) -> None:
+        """Add a batch of units and metric values."""
+        values = values.double()
+        self.binary &= ((values == 0) | (values == 1)).all(dim=0)
+        fires = (units.cpu().double() > self.thresholds).double()
+        for place, members in enumerate((1 - values, values)):
+            self.fired[place] += rearrange(members, "batch metric -> metric batch") @ fires
+            self.count[place] += members.sum(0)
+
+    def predictivity(self, names: Sequence[str]) -> dict[str, Float[Tensor, " unit"]]:
+        """max(accuracy, 1 - accuracy) per unit, for each 0/1 metric; 0.5 to 1."""
+        found = {}
+        for place, name in enumerate(names):
+            if bool(self.binary[place]) and bool((self.count[:, place] > 0).all()):
+                silent = 1 - self.fired[0, place] / self.count[0, place]
+                hits = self.fired[1, place] / self.count[1, place]
+                accuracy = (silent + hits) / 2
+                found[name] = torch.maximum(accuracy, 1 - accuracy)
+        return found
+
+
+def baseline_means(baseline: Scores, units: ScoredNeurons) -> Float[Tensor, " unit"]:
+    """The baseline's mean activation of each scored unit, positions outermost."""
+    wanted = zip(units.layer.tolist(), units.neuron.tolist(), strict=True)
+    try:
+        chosen = torch.tensor([baseline.places[pair] for pair in wanted])
+    except KeyError as error:
+        layer, neuron = error.args[0]
+        raise LensSkillsError(f"the baseline does not hold L{layer}N{neuron}.") from error
+    return rearrange(baseline.mean[:, chosen], "pos unit -> (pos unit)")

@@ -1,8 +1,5 @@
-"""`Scores`: what one pass found, for every neuron, position and metric.
-
-How `Scores` read: as a table, and as a few lines about one metric.
-
-`Thresholds`: what |r| must exceed at each gate, and the gates' names in their order.
+"""`Scores`: the correlations of one pass, for every neuron, position and metric, and what chance
+makes of them; `MetricScores`: one metric of them; how both are printed, tabled and saved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
@@ -21,83 +19,14 @@ from lens_skills.results import read_folder, write_folder
 from lens_skills.stats.calibration import Calibration, calibrate
 from lens_skills.stats.intervals import chance_max_r
 
-EXPLORATORY = "EXPLORATORY: splits were reused or a gate was waived; not evidence"
-
-
-def metric_frame(scores: Any, name: str) -> pd.DataFrame:
-    """The rows of one metric of `Scores`, strongest |r| first; see `Scores.frame`."""
-    place = scores.metrics.index(name)
-    n_pos, n_units = scores.r.shape[1:]
-    columns: dict[str, Any] = {
-        "layer": scores.layer.repeat(n_pos).numpy(),
-        "neuron": scores.neuron.repeat(n_pos).numpy(),
-        "position": [label for label in scores.positions for _ in range(n_units)],
-        "metric": name,
-    }
-    named: dict[str, Tensor | None] = {
-        "r": scores.r[place],
-        "low": scores.low[place],
-        "high": scores.high[place],
-        "p": None if scores.p is None else scores.p[place],
-        "p_family": None if scores.p_family is None else scores.p_family[place],
-        "q": None if scores.q is None else scores.q[place],
-        "mean": scores.mean,
-        "std": scores.std,
-        "mean_0": scores.class_means[name][0] if name in scores.class_means else None,
-        "mean_1": scores.class_means[name][1] if name in scores.class_means else None,
-        "smd": scores.smd.get(name),
-        "predictivity": scores.predictivity.get(name),
-    }
-    for column, tensor in named.items():
-        if tensor is not None:
-            columns[column] = tensor.reshape(-1).numpy()
-    columns["excluded"] = scores.excluded.repeat(n_pos).numpy()
-    if scores.exploratory:
-        columns["exploratory"] = True
-    frame = pd.DataFrame(columns)
-    return frame.sort_values("r", key=abs, ascending=False, kind="stable", ignore_index=True)
-
-
-def summary(scores: Any, metric: str) -> str:
-    """A few lines about one metric: attrition through the nulls, and the strongest neurons."""
-    view = scores[metric]
-    bars = view.thresholds
-    lines = [
-        f"{metric} · {scores.site} at {', '.join(scores.positions)} · {scores.n_units:,} neurons · "
-        f"{scores.n_examples:,} examples in {scores.n_groups:,} groups"
-    ]
-    if scores.exploratory:
-        lines.insert(0, EXPLORATORY)
-    steps = [f"{scores.n_units:,} neurons"]
-    for gate, passed in view.passing().items():
-        bar = bars.bar(gate)
-        steps.append(f"{int(passed.any(0).sum()):,} {gate} (|r| > {bar:.2f})")
-    lines.append("  " + " → ".join(steps))
-    if bars.permutation is None:
-        lines.append("  no null was drawn: these are descriptions, without p-values")
-    chance = chance_max_r(scores.n_units * len(scores.positions), scores.n_examples)
-    lines.append(
-        f"  largest |r| {float(view.strength.max()):.2f}; independent neurons would reach "
-        f"about {chance:.2f} by chance; {int(scores.excluded.sum()):,} constant neurons left out"
-    )
-    for layer, neuron in view.top(3).tolist():
-        unit = scores.places[layer, neuron]
-        position = int(view.r[:, unit].abs().argmax())
-        place = scores.metrics.index(metric)
-        lines.append(
-            f"  L{layer}N{neuron}: r = {float(view.r[position, unit]):+.2f} "
-            f"[{float(scores.low[place, position, unit]):+.2f}, "
-            f"{float(scores.high[place, position, unit]):+.2f}]"
-        )
-    return "\n".join(lines)
-
+EXPLORATORY = "EXPLORATORY: examples were reused or a gate was left out; not confirmed"
 
 GATES = {
     "associated": "permutation",
     "beat the control task": "control",
     "beat the rotated basis": "rotated",
 }
-"""The null behind each gate, in the order the gates are passed."""
+"""The gates a neuron passes one after another, each with the null whose threshold |r| exceeds."""
 
 
 @dataclass(frozen=True)
@@ -121,73 +50,6 @@ class Thresholds:
         0.5
         """
         return getattr(self, GATES[gate])
-
-
-@dataclass(frozen=True, eq=False)
-class MetricScores:
-    """One metric's column of `Scores`; arrays are ``pos unit``.
-
-    ``scores["name"]`` makes one. Everything else about the pass is in ``scores``.
-    """
-
-    scores: "Scores"
-    metric: str
-
-    def _of(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[self.scores.metrics.index(self.metric)]
-
-    @property
-    def r(self) -> Float[Tensor, "pos unit"]:
-        return self.scores.r[self.scores.metrics.index(self.metric)]
-
-    @property
-    def p(self) -> Float[Tensor, "pos unit"] | None:
-        return self._of(self.scores.p)
-
-    @property
-    def p_family(self) -> Float[Tensor, "pos unit"] | None:
-        return self._of(self.scores.p_family)
-
-    @property
-    def q(self) -> Float[Tensor, "pos unit"] | None:
-        return self._of(self.scores.q)
-
-    @property
-    def thresholds(self) -> Thresholds:
-        return self.scores.thresholds[self.metric]
-
-    @property
-    def strength(self) -> Float[Tensor, " unit"]:
-        """Largest |r| of each unit over the positions."""
-        return self.r.abs().max(dim=0).values
-
-    def top(self, k: int) -> Int[Tensor, "k 2"]:
-        """The k neurons of largest |r| as (layer, neuron), strongest first."""
-        order = self.strength.argsort(descending=True, stable=True)
-        order = order[~self.scores.excluded[order]][:k]
-        return torch.stack([self.scores.layer[order], self.scores.neuron[order]], dim=1)
-
-    def passing(self, gates: Sequence[str] | None = None) -> dict[str, Bool[Tensor, "pos unit"]]:
-        """Which (position, unit) pass each gate, one after another: later gates need the earlier.
-
-        Keys: the gates asked for, or all of `GATES`: ``associated`` (beyond the permutation null),
-        ``beat the control task``, ``beat the rotated basis``; one without a null is missing.
-        """
-        passed: dict[str, Bool[Tensor, "pos unit"]] = {}
-        left = ~self.scores.excluded[None].expand_as(self.r)
-        for gate in GATES if gates is None else gates:
-            bar = self.thresholds.bar(gate)
-            if bar is not None:
-                left = left & (self.r.abs() > bar)
-                passed[gate] = left
-        return passed
-
-    def frame(self) -> pd.DataFrame:
-        """One row per neuron and position, strongest first; see `Scores.frame`."""
-        return self.scores.frame(metric=self.metric)
-
-    def __repr__(self) -> str:
-        return summary(self.scores, self.metric)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +77,7 @@ class Scores:
         values: The metrics of each example, in the order of ``example_ids``.
         excluded: Units left out because they do not vary.
         excluded_metrics: Metrics left out because they did not vary, with the reason.
-        exploratory: True where a rule against reuse was waived.
+        exploratory: True where the examples had been used before, for a baseline or a prompt.
         provenance: Model, task, split, site, seed and versions behind the numbers.
     """
 
@@ -249,7 +111,7 @@ class Scores:
     exploratory: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, metric: str) -> MetricScores:
+    def __getitem__(self, metric: str) -> "MetricScores":
         if metric in self.excluded_metrics:
             raise LensSkillsError(
                 f"the metric {metric!r} was left out: {self.excluded_metrics[metric]}"
@@ -310,6 +172,90 @@ class Scores:
         return cls(**_unpack(tensors, plain))
 
 
+@dataclass(frozen=True, eq=False)
+class MetricScores:
+    """One metric's column of `Scores`; arrays are ``pos unit``.
+
+    ``scores["name"]`` makes one. Everything else about the pass is in ``scores``.
+    """
+
+    scores: Scores
+    metric: str
+
+    def _of(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[self.scores.metrics.index(self.metric)]
+
+    @property
+    def r(self) -> Float[Tensor, "pos unit"]:
+        return self.scores.r[self.scores.metrics.index(self.metric)]
+
+    @property
+    def low(self) -> Float[Tensor, "pos unit"]:
+        return self.scores.low[self.scores.metrics.index(self.metric)]
+
+    @property
+    def high(self) -> Float[Tensor, "pos unit"]:
+        return self.scores.high[self.scores.metrics.index(self.metric)]
+
+    @property
+    def p(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.p)
+
+    @property
+    def p_family(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.p_family)
+
+    @property
+    def q(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.q)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return self.scores.thresholds[self.metric]
+
+    @property
+    def strength(self) -> Float[Tensor, " unit"]:
+        """Largest |r| of each unit over the positions."""
+        return self.r.abs().max(dim=0).values
+
+    @property
+    def strongest_position(self) -> Int[Tensor, " unit"]:
+        """The place of the position at which each unit's |r| is largest."""
+        return self.r.abs().argmax(dim=0)
+
+    def at_strongest(self, values: Shaped[Tensor, "pos unit"]) -> Shaped[Tensor, " unit"]:
+        """Of each unit the value at that position."""
+        return values.gather(0, rearrange(self.strongest_position, "unit -> 1 unit"))[0]
+
+    def top(self, k: int) -> Int[Tensor, "k 2"]:
+        """The k neurons of largest |r| as (layer, neuron), strongest first."""
+        order = self.strength.argsort(descending=True, stable=True)
+        order = order[~self.scores.excluded[order]][:k]
+        return torch.stack([self.scores.layer[order], self.scores.neuron[order]], dim=1)
+
+    def passing(self, gates: Sequence[str] | None = None) -> dict[str, Bool[Tensor, "pos unit"]]:
+        """Which (position, unit) pass each gate, one after another: later gates need the earlier.
+
+        Keys: the gates asked for, or all of `GATES`: ``associated`` (beyond the permutation null),
+        ``beat the control task``, ``beat the rotated basis``; one without a null is missing.
+        """
+        passed: dict[str, Bool[Tensor, "pos unit"]] = {}
+        left = ~self.scores.excluded[None].expand_as(self.r)
+        for gate in GATES if gates is None else gates:
+            bar = self.thresholds.bar(gate)
+            if bar is not None:
+                left = left & (self.r.abs() > bar)
+                passed[gate] = left
+        return passed
+
+    def frame(self) -> pd.DataFrame:
+        """One row per neuron and position, strongest first; see `Scores.frame`."""
+        return self.scores.frame(metric=self.metric)
+
+    def __repr__(self) -> str:
+        return summary(self.scores, self.metric)
+
+
 def one_metric(scores: Any) -> MetricScores:
     """A ``MetricScores`` as it is, or the only metric of ``Scores``.
 
@@ -328,6 +274,71 @@ def one_metric(scores: Any) -> MetricScores:
             f"Choose one: scores[{scores.metrics[0]!r}]."
         )
     return scores[scores.metrics[0]]
+
+
+def metric_frame(scores: Any, name: str) -> pd.DataFrame:
+    """The rows of one metric of `Scores`, strongest |r| first; see `Scores.frame`."""
+    place = scores.metrics.index(name)
+    n_pos, n_units = scores.r.shape[1:]
+    columns: dict[str, Any] = {
+        "layer": scores.layer.repeat(n_pos).numpy(),
+        "neuron": scores.neuron.repeat(n_pos).numpy(),
+        "position": [label for label in scores.positions for _ in range(n_units)],
+        "metric": name,
+    }
+    named: dict[str, Tensor | None] = {
+        "r": scores.r[place],
+        "low": scores.low[place],
+        "high": scores.high[place],
+        "p": None if scores.p is None else scores.p[place],
+        "p_family": None if scores.p_family is None else scores.p_family[place],
+        "q": None if scores.q is None else scores.q[place],
+        "mean": scores.mean,
+        "std": scores.std,
+        "mean_0": scores.class_means[name][0] if name in scores.class_means else None,
+        "mean_1": scores.class_means[name][1] if name in scores.class_means else None,
+        "smd": scores.smd.get(name),
+        "predictivity": scores.predictivity.get(name),
+    }
+    for column, tensor in named.items():
+        if tensor is not None:
+            columns[column] = tensor.reshape(-1).numpy()
+    columns["excluded"] = scores.excluded.repeat(n_pos).numpy()
+    if scores.exploratory:
+        columns["exploratory"] = True
+    frame = pd.DataFrame(columns)
+    return frame.sort_values("r", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def summary(scores: Any, metric: str) -> str:
+    """A few lines about one metric: attrition through the nulls, and the strongest neurons."""
+    view = scores[metric]
+    bars = view.thresholds
+    lines = [
+        f"{metric} · {scores.site} at {', '.join(scores.positions)} · {scores.n_units:,} neurons · "
+        f"{scores.n_examples:,} examples in {scores.n_groups:,} groups"
+    ]
+    if scores.exploratory:
+        lines.insert(0, EXPLORATORY)
+    steps = [f"{scores.n_units:,} neurons"]
+    for gate, passed in view.passing().items():
+        bar = bars.bar(gate)
+        steps.append(f"{int(passed.any(0).sum()):,} {gate} (|r| > {bar:.2f})")
+    lines.append("  " + " → ".join(steps))
+    if bars.permutation is None:
+        lines.append("  no null was drawn: these are descriptions, without p-values")
+    chance = chance_max_r(scores.n_units * len(scores.positions), scores.n_examples)
+    lines.append(
+        f"  largest |r| {float(view.strength.max()):.2f}; independent neurons would reach "
+        f"about {chance:.2f} by chance; {int(scores.excluded.sum()):,} constant neurons left out"
+    )
+    for layer, neuron in view.top(3).tolist():
+        unit = scores.places[layer, neuron]
+        r, low, high = (
+            float(view.at_strongest(part)[unit]) for part in (view.r, view.low, view.high)
+        )
+        lines.append(f"  L{layer}N{neuron}: r = {r:+.2f} [{low:+.2f}, {high:+.2f}]")
+    return "\n".join(lines)
 
 
 _TENSOR_MAPS = (

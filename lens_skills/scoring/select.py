@@ -1,4 +1,4 @@
-"""`Selection`: the few neurons that passed every gate and were confirmed on unseen examples."""
+"""`select`: the neurons that pass every gate on explore and are confirmed on unseen examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Selection:
         metric, site, positions: What was measured where.
         attrition: How many neurons remained after each gate, in order.
         fdr: The level of ``q``.
-        exploratory: True where a rule against reuse was waived.
+        exploratory: True where examples were reused or a gate was left out.
         provenance: Of both passes.
     """
 
@@ -61,7 +61,7 @@ class Selection:
     def frame(self) -> pd.DataFrame:
         """One row per neuron: name layer neuron position r_explore r_confirm p q.
 
-        With a column ``exploratory`` where a rule against reuse was waived.
+        With a column ``exploratory`` where the selection is.
         """
         frame = pd.DataFrame(
             {
@@ -126,10 +126,11 @@ def select(
 ) -> Selection:
     """The neurons that pass every gate on explore and hold up, with the same sign, on confirm.
 
-    Gates on explore, one after another: beyond the family-wise permutation threshold
-    (*associated*), beyond the control task, beyond the rotated basis. Those of the survivors that
-    ``confirm_scores`` holds are the declared family: among them Benjamini–Hochberg at ``fdr`` on
-    the confirm split's permutation p, and the same sign as on explore.
+    A gate is a threshold that |r| exceeds. On explore there are three, one after another: the
+    family-wise threshold of the permutation null (*associated*), of the control task, and of the
+    rotated basis. What passes and ``confirm_scores`` holds is the declared family: among it
+    Benjamini–Hochberg at ``fdr`` on the confirm split's permutation p, and the same sign as on
+    explore.
 
     Args:
         scores: Scores of the explore split: of one metric, or ``scores["metric"]``.

@@ -1,7 +1,4 @@
-"""`SkillMatrix`: neurons in rows, skills in columns; who is shared, and who goes with whom.
-
-`skill_matrix`: the neurons of several metrics, side by side.
-"""
+"""`skill_matrix`: the neurons of several skills side by side, shared and specific ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -62,7 +58,7 @@ class SkillMatrix:
         chosen: How the sets were made.
         site: Where.
         n_examples, n_groups, n_units: Behind the correlations.
-        exploratory: True where a rule against reuse was waived.
+        exploratory: True where the scores or a selection are.
         provenance: Of the scores.
     """
 
@@ -344,23 +340,20 @@ def _chosen(
 
 def _at_best(scores: Scores, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``unit skill``: r, its interval, its position, and whether it is beyond the null."""
-    parts: list[list[Tensor]] = [[], [], [], [], []]
-    for name in names:
-        column = scores.metrics.index(name)
-        place = scores.r[column].abs().argmax(dim=0)
-        at = rearrange(place, "unit -> 1 unit")
-        best = scores.r[column].gather(0, at)[0]
-        bar = scores.thresholds[name].permutation
-        values = (
-            best,
-            scores.low[column].gather(0, at)[0],
-            scores.high[column].gather(0, at)[0],
-            place,
-            best.abs() > (float("inf") if bar is None else bar),
+    rows = []
+    for view in (scores[name] for name in names):
+        bar = view.thresholds.permutation
+        best = view.at_strongest(view.r)
+        rows.append(
+            (
+                best,
+                view.at_strongest(view.low),
+                view.at_strongest(view.high),
+                view.strongest_position,
+                best.abs() > (float("inf") if bar is None else bar),
+            )
         )
-        for part, value in zip(parts, values, strict=True):
-            part.append(value)
-    r, low, high, place, beyond = (torch.stack(part, dim=1) for part in parts)
+    r, low, high, place, beyond = (torch.stack(part, dim=1) for part in zip(*rows, strict=True))
     return r, low, high, place, beyond
 
 

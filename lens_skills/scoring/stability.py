@@ -1,6 +1,7 @@
-"""`Stability`: whether prompts trained from several seeds find the same neurons.
+"""Several prompts, or seeds, of one metric: do they find the same neurons?
 
-`Predictivity`: how well one threshold per neuron tells two classes, over prompts.
+`stability` compares their correlations pair by pair; `predictivity` averages how well one
+threshold per neuron tells two classes.
 """
 
 from collections.abc import Sequence
@@ -10,13 +11,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.leakage import check_seeds
-from lens_skills.scoring.scores import Scores
+from lens_skills.scoring.scores import MetricScores, Scores
 from lens_skills.stats.correlation import spearman
 from lens_skills.stats.set_overlap import compare_sets
 
@@ -77,11 +77,13 @@ class Predictivity:
             f"[{row['lowest']:.3f}, {row['highest']:.3f}] over prompts"
             for row in self.frame().head(5).to_dict("records")
         ]
-        lines.append("  the best of several positions and neurons: without a null, no evidence")
+        lines.append(
+            "  the best of several positions and neurons: chance alone reaches some of this"
+        )
         return "\n".join(lines)
 
 
-def predictivity(scores_by_seed: Sequence[Scores], metric: str) -> Predictivity:
+def predictivity(scores_by_seed: Sequence[Scores], metric: str | None = None) -> Predictivity:
     """The predecessor's score of every neuron: mean over prompts of the maximum over positions.
 
     Pred(N) = mean_P max_p max(Acc, 1 - Acc), where Acc(N, p) is the share of examples told by
@@ -89,14 +91,14 @@ def predictivity(scores_by_seed: Sequence[Scores], metric: str) -> Predictivity:
 
     Args:
         scores_by_seed: One pass per prompt, each made with ``baseline=``.
-        metric: A 0/1 metric.
+        metric: A 0/1 metric; None for the only one in the scores.
 
     Raises:
         LensSkillsError: No scores, scores that do not fit together, or no predictivity in them.
 
     Source: Wang et al. 2022 (arXiv 2211.07349), section 3.
     """
-    check_seeds(scores_by_seed, metric)
+    metric = check_seeds(scores_by_seed, metric)[0].metric
     for place, scores in enumerate(scores_by_seed):
         if metric not in scores.predictivity:
             raise LensSkillsError(
@@ -197,7 +199,9 @@ class Stability:
         return "\n".join(lines)
 
 
-def stability(scores_by_seed: Sequence[Scores], metric: str, *, top: int = 200) -> Stability:
+def stability(
+    scores_by_seed: Sequence[Scores], metric: str | None = None, *, top: int = 200
+) -> Stability:
     """Whether several prompts find the same neurons: signs, ranks, and overlap against chance.
 
     Every neuron stands for its strongest position under each prompt, because the positions of two
@@ -205,7 +209,7 @@ def stability(scores_by_seed: Sequence[Scores], metric: str, *, top: int = 200) 
 
     Args:
         scores_by_seed: One pass per prompt, best on the same examples.
-        metric: The metric whose r are compared.
+        metric: The metric whose r are compared; None for the only one in the scores.
         top: How many of the strongest neurons are taken for a prompt's set.
 
     Raises:
@@ -214,7 +218,7 @@ def stability(scores_by_seed: Sequence[Scores], metric: str, *, top: int = 200) 
 
     Assumes: for p, neurons independent of each other: a bound for how surprising an overlap is.
     """
-    check_seeds(scores_by_seed, metric, at_least=2)
+    views = check_seeds(scores_by_seed, metric, at_least=2)
     first = scores_by_seed[0]
     varies = ~torch.stack([scores.excluded for scores in scores_by_seed]).any(dim=0)
     units = varies.nonzero()[:, 0]
@@ -223,7 +227,7 @@ def stability(scores_by_seed: Sequence[Scores], metric: str, *, top: int = 200) 
             f"top={top}: choose 1 to {len(units) // 2}, half of the {len(units):,} neurons that "
             "vary under every prompt."
         )
-    strength, sign, beyond = _per_neuron(scores_by_seed, metric, units)
+    strength, sign, beyond = _per_neuron(views, units)
     layers = first.layer[units]
     population = {int(layer): int((layers == layer).sum()) for layer in layers.unique()}
     members = torch.stack([layers, first.neuron[units]], dim=1)
@@ -269,7 +273,7 @@ def stability(scores_by_seed: Sequence[Scores], metric: str, *, top: int = 200) 
         kept = kept[strength[:, kept].mean(dim=0).argsort(descending=True, stable=True)]
         stable = members[kept]
     return Stability(
-        metric=metric,
+        metric=views[0].metric,
         site=first.site,
         n_prompts=len(scores_by_seed),
         n_units=len(units),
@@ -284,17 +288,15 @@ def stability(scores_by_seed: Sequence[Scores], metric: str, *, top: int = 200) 
 
 
 def _per_neuron(
-    scores_by_seed: Sequence[Scores], metric: str, units: Int[Tensor, " unit"]
+    views: Sequence[MetricScores], units: Int[Tensor, " unit"]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """|r| and sign at each neuron's strongest position, and whether it is beyond the null."""
     strength, sign, beyond = [], [], []
-    for scores in scores_by_seed:
-        r = scores[metric].r[:, units]
-        place = r.abs().argmax(dim=0)
-        best = r.gather(0, rearrange(place, "unit -> 1 unit"))[0]
+    for view in views:
+        best = view.at_strongest(view.r)[units]
         strength.append(best.abs())
         sign.append(best.sign())
-        bar = scores[metric].thresholds.permutation
+        bar = view.thresholds.permutation
         if bar is not None:
             beyond.append(best.abs() > bar)
     tested = len(beyond) == len(strength)

@@ -1,4 +1,4 @@
-"""WHAT WE TRAIN: soft prompts on a frozen model, and what they are to be held against."""
+"""Soft prompts trained on a frozen model, and the controls they are compared with."""
 
 from lens_skills.soft_prompts.compare_prompts import PromptComparison as PromptComparison
 from lens_skills.soft_prompts.compare_prompts import compare_prompts as compare_prompts

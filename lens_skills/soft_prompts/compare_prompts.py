@@ -1,6 +1,6 @@
-"""`compare_prompts`: what a soft prompt adds to the model, beside what it must be held against.
+"""`compare_prompts`: what a soft prompt adds to the model, beside its controls.
 
-Prompts that a trained one is held against: random, shuffled, and as it began.
+The controls: the prompt before training, random vectors, its own in another order, no prompt.
 """
 
 from collections.abc import Sequence
@@ -20,76 +20,6 @@ from lens_skills.scoring.leakage import check_prompt
 from lens_skills.soft_prompts.fit_prompt import initial_prompt
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
 from lens_skills.stats.intervals import share_interval
-
-
-def beginning_of(model: Any, prompt: SoftPrompt) -> SoftPrompt | None:
-    """The prompt as it was before training; None where its provenance does not tell."""
-    settings = prompt.provenance.get("settings", {})
-    if not prompt.trained or "init" not in settings:
-        return None
-    return initial_prompt(
-        model,
-        len(prompt.suffix),
-        n_prefix=len(prompt.prefix),
-        init=settings["init"],
-        text=settings.get("text"),
-        seed=prompt.seed,
-    )
-
-
-def random_like(prompt: SoftPrompt, seed: int) -> SoftPrompt:
-    """Random directions, each as long as the vector in its place."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(vectors: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        noise = torch.randn(vectors.shape, generator=generator, dtype=vectors.dtype)
-        return noise * vectors.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
-
-    return _control(prompt, drawn(prompt.suffix), drawn(prompt.prefix), "random", seed)
-
-
-def shuffled_like(prompt: SoftPrompt, seed: int) -> SoftPrompt | None:
-    """The same vectors in another order; None where there is no other."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def mixed(vectors: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        n_vectors = len(vectors)
-        if n_vectors < 2:
-            return vectors
-        order = torch.randperm(n_vectors, generator=generator)
-        while bool((order == torch.arange(n_vectors)).all()):
-            order = torch.randperm(n_vectors, generator=generator)
-        return vectors[order]
-
-    if max(len(prompt.suffix), len(prompt.prefix)) < 2:
-        return None
-    return _control(prompt, mixed(prompt.suffix), mixed(prompt.prefix), "shuffled", seed)
-
-
-def _control(
-    prompt: SoftPrompt,
-    suffix: Float[Tensor, "suffix d_model"],
-    prefix: Float[Tensor, "prefix d_model"],
-    init: str,
-    seed: int,
-) -> SoftPrompt:
-    # What a shuffled prompt was trained on, it may know by heart: the provenance stays.
-    return replace(
-        prompt, suffix=suffix, prefix=prefix, trained=False, init=init, seed=seed, curve=()
-    )
-
-
-def _answer(readout: Any) -> Any:
-    assert readout.answer is not None, "the plan reads the answer"
-    return readout.answer
-
-
-_LOG_PROBABILITY = Metric(
-    "log_probability", lambda r, _: _answer(r).log_probability, frozenset({"answer"})
-)
-
-
-_GREEDY = Metric("greedy", lambda r, _: _answer(r).greedy.double(), frozenset({"answer"}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +89,18 @@ class PromptComparison:
         if self.exploratory:
             lines.append("Exploratory: a prompt was trained on some of these examples.")
         return "\n".join(lines)
+
+
+def _answer(readout: Any) -> Any:
+    assert readout.answer is not None, "the plan reads the answer"
+    return readout.answer
+
+
+_LOG_PROBABILITY = Metric(
+    "log_probability", lambda r, _: _answer(r).log_probability, frozenset({"answer"})
+)
+
+_GREEDY = Metric("greedy", lambda r, _: _answer(r).greedy.double(), frozenset({"answer"}))
 
 
 def compare_prompts(
@@ -261,3 +203,60 @@ def _unused(name: str, ways: dict[str, Any]) -> str:
     while unique in ways:
         unique, count = f"{name} ({count})", count + 1
     return unique
+
+
+def beginning_of(model: Any, prompt: SoftPrompt) -> SoftPrompt | None:
+    """The prompt as it was before training; None where its provenance does not tell."""
+    settings = prompt.provenance.get("settings", {})
+    if not prompt.trained or "init" not in settings:
+        return None
+    return initial_prompt(
+        model,
+        len(prompt.suffix),
+        n_prefix=len(prompt.prefix),
+        init=settings["init"],
+        text=settings.get("text"),
+        seed=prompt.seed,
+    )
+
+
+def random_like(prompt: SoftPrompt, seed: int) -> SoftPrompt:
+    """Random directions, each as long as the vector in its place."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(vectors: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        noise = torch.randn(vectors.shape, generator=generator, dtype=vectors.dtype)
+        return noise * vectors.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+
+    return _control(prompt, drawn(prompt.suffix), drawn(prompt.prefix), "random", seed)
+
+
+def shuffled_like(prompt: SoftPrompt, seed: int) -> SoftPrompt | None:
+    """The same vectors in another order; None where there is no other."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def mixed(vectors: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        n_vectors = len(vectors)
+        if n_vectors < 2:
+            return vectors
+        order = torch.randperm(n_vectors, generator=generator)
+        while bool((order == torch.arange(n_vectors)).all()):
+            order = torch.randperm(n_vectors, generator=generator)
+        return vectors[order]
+
+    if max(len(prompt.suffix), len(prompt.prefix)) < 2:
+        return None
+    return _control(prompt, mixed(prompt.suffix), mixed(prompt.prefix), "shuffled", seed)
+
+
+def _control(
+    prompt: SoftPrompt,
+    suffix: Float[Tensor, "suffix d_model"],
+    prefix: Float[Tensor, "prefix d_model"],
+    init: str,
+    seed: int,
+) -> SoftPrompt:
+    # What a shuffled prompt was trained on, it may know by heart: the provenance stays.
+    return replace(
+        prompt, suffix=suffix, prefix=prefix, trained=False, init=init, seed=seed, curve=()
+    )

@@ -1,7 +1,4 @@
-"""`Passes`: the loss of a batch as a function of a soft prompt's vectors alone.
-
-`TrainingBatch`: examples as tokens, and where in them soft prompt and answer stand.
-"""
+"""The loss of a batch of examples as a function of a soft prompt's vectors alone."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -234,7 +234,7 @@ def test_reuse_is_allowed_where_it_is_said_and_stamped(
     assert loaded.exploratory
     assert repr(loaded) == repr(found)
     # The stamp is inherited from scores that were exploratory themselves, and put where a gate
-    # was waived; the order in which gates are named waives none.
+    # was left out; the order in which gates are named does not matter.
     marked = replace(explore, exploratory=True)
     assert select(marked["label:y"], confirm["label:y"]).exploratory
     assert select(explore["label:y"], confirm["label:y"], gates=("associated",)).exploratory

@@ -321,7 +321,7 @@ def test_a_scaled_embedding_is_run_whole(tiny: Any, monkeypatch: pytest.MonkeyPa
             suffix.entering[0] = suffix.entering[0] * 1.5
             return suffix
 
-        monkeypatch.setattr("lens_skills.models.partial_forward.prefill", off)
+        monkeypatch.setattr("lens_skills.soft_prompts.training_batches.prefill", off)
         found, _ = passes.losses(batch, prompt)
     assert passes.whole is not None
     assert "differs from the whole model" in passes.whole

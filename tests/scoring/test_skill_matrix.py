@@ -187,8 +187,8 @@ def test_what_does_not_fit_is_refused(case: tuple[list[Selection], Scores]) -> N
     )
     with pytest.raises(LensSkillsError, match="neither a selection nor a null"):
         skill_matrix(bare)
-    waived = skill_matrix(found, [replace(chosen[0], exploratory=True), *chosen[1:]])
-    assert waived.exploratory
-    assert repr(waived).startswith(EXPLORATORY)
+    marked = skill_matrix(found, [replace(chosen[0], exploratory=True), *chosen[1:]])
+    assert marked.exploratory
+    assert repr(marked).startswith(EXPLORATORY)
     # A skill without a null says nothing of what is specific.
     assert set(skill_matrix(bare, chosen).kinds) == {"shared", "unclear"}

@@ -1,4 +1,4 @@
-"""The walk a user takes: prompts from several seeds, scored, compared, selected, tried."""
+"""The steps a user takes: prompts from several seeds, scored, compared, selected, verified."""
 
 from pathlib import Path
 from typing import Any

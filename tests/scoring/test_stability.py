@@ -109,6 +109,8 @@ def test_predictivity_needs_a_baseline_and_two_classes(case: Case) -> None:
         predictivity(case.scores, "correct")
     with pytest.raises(LensSkillsError, match="0 scores"):
         predictivity([], "label:y")
+    with pytest.raises(LensSkillsError, match=r"these scores hold \d metrics"):
+        predictivity(case.scores)
 
 
 def test_stability_is_what_a_loop_counts(case: Case) -> None:
@@ -203,5 +205,5 @@ def test_what_does_not_fit_is_refused(case: Case) -> None:
         stability([one, replace(other, neuron=other.neuron.flip(0))], "label:y", top=5)
     elsewhere = replace(other, example_ids=tuple(reversed(other.example_ids)))
     assert "other examples per prompt" in repr(stability([one, elsewhere], "label:y", top=5))
-    waived: list[Scores] = [one, replace(other, exploratory=True)]
-    assert stability(waived, "label:y", top=5).exploratory
+    marked: list[Scores] = [one, replace(other, exploratory=True)]
+    assert stability(marked, "label:y", top=5).exploratory

@@ -128,7 +128,7 @@ MEASUREMENTS = {
             "`make demo` after installation; of that one verdict (4 neurons beside 3,000 others "
             "and 250 sets of controls, 64 examples, three ablations, both directions of patching)",
             "under {demo_minutes_at_most:.0f} minutes; {demo_verdict_minutes:.0f}",
-            "demo",
+            "demo_time",
         ),
     ),
     "truth": (
@@ -238,7 +238,7 @@ def attrition(path: str) -> str:
 
 def demo_attrition(results: Results) -> str:
     """What each gate of the demo's three studies leaves."""
-    demo = results["demo"]
+    demo = results["demo_numbers"]
     words = [row["word"] for row in rows_of("figures/agreement/effect_forest-logit_diff.csv")]
     support, oppose = (words[:-1].count(word) for word in ("supports", "opposes"))
     rows = [
@@ -276,7 +276,7 @@ def demo_neurons(results: Results) -> str:
             [
                 name if known else "all four",
                 f"{r[name]:+.2f}" if known else "",
-                f"{results['demo'][f'r_confirm_{name}']:+.2f}" if known else "",
+                f"{results['demo_numbers'][f'r_confirm_{name}']:+.2f}" if known else "",
                 f"{effect:+.2f} [{low:+.2f}, {high:+.2f}]",
                 f"{direct:+.2f}",
                 row["word"],
@@ -296,7 +296,7 @@ def demo_sets(results: Results) -> str:
     low, high = (float(filled[place][end]) for place, end in ((0, "low"), (-1, "high")))
     near = [row for row in filled if float(row["low"]) > -0.1]
     n_near = sum(float(row["value"]) for row in near)
-    demo = results["demo"]
+    demo = results["demo_numbers"]
     return typeset(
         f"Mean ablation at the last token, {demo['agreement_examples']} prompts of "
         f"{demo['agreement_groups']} nouns that had no part in the search, clean mean "

@@ -146,7 +146,7 @@ def shell_help(command: str) -> str:
 def test_what_a_page_types_in_the_shell_exists(page: Path) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     for block in SHELL.finditer(page.read_text(encoding="utf-8")):
-        for line in block["code"].splitlines():
+        for line in block["code"].replace("\\\n", " ").splitlines():
             words = line.partition("#")[0].split()
             if words[:1] == ["make"]:
                 assert words[1] in targets, line

@@ -277,8 +277,6 @@ def study(
                 delta=delta,
                 controls=controls,
                 seed=seed,
-                batch_size=batch_size,
-                progress=progress,
             )
         except LensSkillsError as error:
             # The search is done and worth its card; the card says why it ends here.

@@ -20,7 +20,7 @@ from lens_skills.explanation.features import Feature
 from lens_skills.explanation.shortcut_report import ControlledEffect
 from lens_skills.interventions import Edit
 from lens_skills.interventions.control_neurons import component_table, nearest
-from lens_skills.interventions.effects import Bench
+from lens_skills.interventions.effects import measure_effects
 from lens_skills.models import ModelAdapter
 from lens_skills.stats.effect_tests import delta_from_controls, estimate
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
@@ -190,13 +190,19 @@ def ablate_each(
     seed: int,
 ) -> ConditionalEffects:
     """Every unit ablated alone, and beside it the ``n_controls`` others that are most like it."""
-    bench = Bench(adapter, metric, position, seed, None, {})
     population = component_table(adapter, examples, units, position=position)
     drawn = nearest(units, population, n_controls)
     others = list(dict.fromkeys(unit for some in drawn for unit in some))
     tried = [*units, *others]
-    effects = bench.measure(
-        examples, [(unit,) for unit in tried], do, names=[u.name for u in tried], part="shortcuts"
+    effects = measure_effects(
+        adapter,
+        examples,
+        [(unit,) for unit in tried],
+        do,
+        metric=metric,
+        position=position,
+        names=[unit.name for unit in tried],
+        seed=seed,
     )
     place = {unit: len(units) + number for number, unit in enumerate(others)}
     return ConditionalEffects(

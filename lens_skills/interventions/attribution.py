@@ -22,14 +22,14 @@ from lens_skills.activations import DEFAULT_SITE, Metric, Position
 from lens_skills.activations.components import parse_components, sites_of
 from lens_skills.activations.forward import RequiredOutputs, forward_batch, prepare
 from lens_skills.activations.locations import Site
-from lens_skills.activations.stream import BATCH_SIZE, batches
+from lens_skills.activations.stream import batches
 from lens_skills.activations.tokenization import Encoded
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.batched_edits import EditRows, edited_places
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import PartialForwards
-from lens_skills.interventions.effects import Effects, one_metric
+from lens_skills.interventions.effects import Effects, effect_metric, reads_answers
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import EditHook, ModelAdapter, ReadHook, as_adapter, keep_activation
 from lens_skills.models.backends import rows_at
@@ -218,8 +218,6 @@ def prescreen(
     at: str = DEFAULT_SITE,
     position: Position = "last",
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    progress: bool | None = None,
 ) -> Prescreen:
     """What gradients expect of every neuron, from one forward and one backward pass per batch.
 
@@ -235,33 +233,32 @@ def prescreen(
         neurons: ``"all"`` at the site, names, rows, a `Selection`.
         metric: What to differentiate, e.g. ``logit_diff()`` or ``confidence("answer")``.
         do: An edit to predict; its expectation is averaged over random draws.
-        at, position, seed, batch_size, progress: As in `sweep`.
+        at, position, seed: As in `sweep`.
 
     Raises:
         LensSkillsError: A metric without a gradient (``correct``, functions of the user), a model
             whose last columns cannot be run alone, no examples.
     """
     adapter = as_adapter(model)
-    watched = one_metric(metric)
+    watched = effect_metric(metric)
     if len(examples) == 0:
         raise LensSkillsError("no examples to prescreen on: the task is empty (after filtering?).")
     units = parse_components(adapter, neurons, at=at)
     encoded, plan = prepare(adapter, examples, [watched], False)
-    sites, answers = sites_of(units), bool(watched.reads - {"logits"})
+    sites = sites_of(units)
     change = do and do.bind(
         adapter,
         examples,
         sites,
         position=position,
         seed=seed,
-        batch_size=batch_size,
-        answers=answers,
+        answers=reads_answers(watched),
     )
     n_draws = 0 if change is None else change.n_draws
     places = edited_places(adapter, encoded, position)
     taylor = torch.zeros(len(units), len(encoded), dtype=torch.float64)
     predicted = torch.zeros_like(taylor)
-    for batch in batches(encoded, plan, "prescreen", batch_size=batch_size, progress=progress):
+    for batch in batches(encoded, plan, "prescreen"):
         columns = torch.tensor([item.index for item in batch])
         try:
             found = activations_and_gradients(adapter, batch, plan, watched, places, sites)
@@ -376,8 +373,6 @@ def slopes_of(
     site: Site,
     *,
     position: Position,
-    batch_size: int,
-    progress: bool | None,
 ) -> ActivationGradients:
     """The slopes of a site's units at a position, from one forward and one backward pass each.
 
@@ -390,7 +385,7 @@ def slopes_of(
     places = edited_places(adapter, encoded, position)
     taylor: dict[int, Tensor] = {}
     slope: dict[int, Tensor] = {}
-    for batch in batches(encoded, plan, "gradients", batch_size=batch_size, progress=progress):
+    for batch in batches(encoded, plan, "gradients"):
         sites = {site.name: site.layers}
         try:
             found = activations_and_gradients(adapter, batch, plan, metric, places, sites)

@@ -1,4 +1,4 @@
-"""`audit`: anyone's neurons or heads on trial, from a bare model and a task."""
+"""`audit`: what is left of a claim about neurons or heads, from a bare model and a task."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lens_skills.activations import BATCH_SIZE, DEFAULT_SITE, Position, parse_metrics
+from lens_skills.activations import DEFAULT_SITE, Position, parse_metrics
 from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.metrics import causal_metric
 from lens_skills.data import Example
@@ -86,16 +86,14 @@ def audit(
     position: Position = "last",
     fractions: tuple[float, float] = (0.5, 0.5),
     controls: Controls = DEFAULT_CONTROLS,
-    delta: float | None = None,
+    delta: float | Sequence[Example] | None = None,
     by: Sequence[str] | None = None,
     unrelated: Sequence[Example] | None = None,
     pairs: bool | None = None,
     n_permutations: int | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    progress: bool | None = None,
 ) -> Audit:
-    """Named neurons, heads or MLPs against three nulls and in court: an `Audit`.
+    """Named neurons, heads or MLPs against three nulls and under intervention: an `Audit`.
 
     The task is split by group. On one part every unit's r with each claim is held against the
     nulls of `score`, over whole layers, as if the unit had been searched for there. On the other,
@@ -116,8 +114,6 @@ def audit(
         controls, delta, by, unrelated, pairs: As in `verify`.
         n_permutations: As in `score`.
         seed: Of the split and all draws.
-        batch_size: Examples per forward pass.
-        progress: Show progress (None: on a terminal only).
 
     Raises:
         LensSkillsError: As `score` and `verify`; a task without answers and no metric named.
@@ -131,7 +127,7 @@ def audit(
         asked = (*asked, wanted)
     rows: list[dict[str, Any]] = []
     for site, layers in sites_of(units).items():
-        found = score(
+        scores = score(
             model,
             explore,
             metrics=asked,
@@ -142,10 +138,10 @@ def audit(
             seed=seed,
         )
         rows += [
-            _claim(found, name, unit)
+            _claim(scores, name, unit)
             for unit in units
             if unit.site == site
-            for name in found.metrics
+            for name in scores.metrics
         ]
     verdict = verify(
         model,
@@ -161,20 +157,18 @@ def audit(
         unrelated=unrelated,
         pairs=pairs,
         seed=seed,
-        batch_size=batch_size,
-        progress=progress,
     )
     return Audit(tuple(rows), verdict, task.name, explore.split_name)
 
 
-def _claim(found: Scores, metric: str, unit: Component) -> dict[str, Any]:
+def _claim(scores: Scores, metric: str, unit: Component) -> dict[str, Any]:
     """One unit's strongest r with one metric, and the gates it passes one after another."""
-    view = found[metric]
-    features = (found.neuron >= unit.start) & (found.neuron < unit.stop)
-    inside = ((found.layer == unit.layer) & features).nonzero()[:, 0]
+    view = scores[metric]
+    features = (scores.neuron >= unit.start) & (scores.neuron < unit.stop)
+    inside = ((scores.layer == unit.layer) & features).nonzero()[:, 0]
     strongest = int(view.r[:, inside].abs().flatten().argmax())
     spot, feature = divmod(strongest, len(inside))
-    place = found.metrics.index(metric)
+    place = scores.metrics.index(metric)
     beaten = []
     for gate, passed in view.passing().items():
         if bool(passed[spot, inside[feature]]):
@@ -182,10 +176,10 @@ def _claim(found: Scores, metric: str, unit: Component) -> dict[str, Any]:
     return {
         "name": unit.name,
         "metric": metric,
-        "position": found.positions[spot],
+        "position": scores.positions[spot],
         "r": float(view.r[spot, inside[feature]]),
-        "low": float(found.low[place, spot, inside[feature]]),
-        "high": float(found.high[place, spot, inside[feature]]),
+        "low": float(scores.low[place, spot, inside[feature]]),
+        "high": float(scores.high[place, spot, inside[feature]]),
         "beats": ", ".join(beaten) or "no more than chance",
     } | vars(view.thresholds)
 

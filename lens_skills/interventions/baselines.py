@@ -20,10 +20,8 @@ from lens_skills.activations.components import site_width
 from lens_skills.activations.locations import _plain, edited_positions, position_labels
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
+from lens_skills.models.weights import LayerSite
 from lens_skills.stats.moments import RunningMoments
-
-Key = tuple[int, str]  # layer and site
-
 
 Sites = Mapping[str, Sequence[int]]  # the layers of each site
 
@@ -39,8 +37,8 @@ class Baseline:
         split_name: Where they were measured, in words.
     """
 
-    mean: Mapping[Key, Float[Tensor, "pos width"]]
-    std: Mapping[Key, Float[Tensor, "pos width"]]
+    mean: Mapping[LayerSite, Float[Tensor, "pos width"]]
+    std: Mapping[LayerSite, Float[Tensor, "pos width"]]
     split_name: str
 
 
@@ -51,7 +49,6 @@ def measure_baseline(
     *,
     position: Position,
     answers: bool | None = None,
-    batch_size: int = 32,
 ) -> Baseline:
     """Mean and standard deviation of every feature of the sites, from a split or from results.
 
@@ -63,7 +60,6 @@ def measure_baseline(
         position: The edited positions; the baseline is taken at the same ones.
         answers: Whether prompts are read as a metric with answers reads them (None: where every
             example has an answer); see `encode_examples` on spaces.
-        batch_size: Examples per forward pass.
 
     Raises:
         LensSkillsError: Results of another model, site or position.
@@ -76,7 +72,7 @@ def measure_baseline(
     for site, layers in sites.items():
         sums: RunningMoments | None = None
         for _, values, mask in read_batches(
-            adapter, over, site, layers, position=position, answers=answers, batch_size=batch_size
+            adapter, over, site, layers, position=position, answers=answers
         ):
             # "all" makes every token a row of its own; else a row is an example.
             rows = values[:, None] if mask is None else values[mask][:, None, None]
@@ -129,8 +125,8 @@ def _from_results(
                 f"at {missing[0]}. Give the split itself: over=task."
             )
     spots = [held.index(label) for label in labels]
-    mean: dict[Key, Tensor] = {}
-    std: dict[Key, Tensor] = {}
+    mean: dict[LayerSite, Tensor] = {}
+    std: dict[LayerSite, Tensor] = {}
     for site, layers in sites.items():
         width = site_width(adapter, site)
         for layer in layers:
@@ -182,7 +178,6 @@ class SourceReader:
     sites: Sites
     position: Position
     seed: int
-    batch_size: int
     answers: bool | None
 
     @property
@@ -197,18 +192,17 @@ class SourceReader:
             self.sites,
             position=self.position,
             answers=self.answers,
-            batch_size=self.batch_size,
         )
 
     def values(
         self, examples: Sequence[Any], *, one_token: bool = False
-    ) -> dict[Key, Float[Tensor, "example pos width"]]:
+    ) -> dict[LayerSite, Float[Tensor, "example pos width"]]:
         """Every example's own activations; with ``"all"``, padded at the end.
 
         With ``one_token`` a single token, drawn at random, stands for each example: all tokens of
         a split would fill the memory.
         """
-        found: dict[Key, Tensor] = {}
+        found: dict[LayerSite, Tensor] = {}
         for site, layers in self.sites.items():
             parts: list[tuple[list[int], Tensor]] = []
             for batch, values, mask in read_batches(
@@ -218,7 +212,6 @@ class SourceReader:
                 layers,
                 position=self.position,
                 answers=self.answers,
-                batch_size=self.batch_size,
             ):
                 index = [item.index for item in batch]
                 if one_token:

@@ -1,11 +1,10 @@
-"""`editing_of`: an edit placed at each example's own prompt tokens, whatever the padding.
+"""Where a bound edit acts: rows of a batch x columns x sets of neurons, whatever the padding.
 
-`Stack`: sets of units of one shape, edited side by side in one pass.
-
-`Placement`: where each row of a stacked pass is edited.
+`EditRows` says which columns of which rows are edited, `EditStack` which features of which sets;
+`stack_editors` puts both to work, for one set (`editing_of`, hooks) as for many side by side.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,101 +21,6 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import EditHook, ModelAdapter
 from lens_skills.models.weights import LayerSite
-
-Put = Callable[
-    [Tensor, Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"], Int[Tensor, " batch"], int],
-    Tensor,
-]
-"""From an activation, the padded columns to edit, which of them count, the examples and the draw:
-the edited activation, a new tensor of the same shape."""
-
-
-def editing_of(
-    change: Change,
-    units: Sequence[Component],
-    places: Mapping[int, Sequence[int]],
-    *,
-    draw: int = 0,
-) -> MakeEditHooks:
-    """What `forward_batch` needs to edit every pass of a metric at the prompts' own tokens.
-
-    Args:
-        change: The bound edit.
-        units: The set that is edited, the same for all examples; none changes nothing.
-        places: For each example (its place in the examples that were bound) the prompt tokens to
-            edit, counted from the prompt's start; see `edited_places`.
-        draw: Which random draw.
-    """
-    puts = puts_of(change, units)
-
-    def editing(batch: Sequence[Encoded], starts: Sequence[int]) -> Mapping[str, EditHook]:
-        spots = [
-            [start + place for place in places[item.index]]
-            for item, start in zip(batch, starts, strict=True)
-        ]
-        widest = max(len(row) for row in spots)
-        columns = torch.zeros(len(spots), widest, dtype=torch.long)
-        valid = torch.zeros(len(spots), widest, dtype=torch.bool)
-        for row, found in enumerate(spots):
-            columns[row, : len(found)] = torch.tensor(found, dtype=torch.long)
-            valid[row, : len(found)] = True
-        examples = torch.tensor([item.index for item in batch])
-
-        def editor(put: Put) -> EditHook:
-            return lambda activation: put(activation, columns, valid, examples, draw)
-
-        return {name: editor(put) for name, put in puts.items()}
-
-    return editing
-
-
-def edited_places(
-    adapter: ModelAdapter, encoded: Iterable[Encoded], position: Position
-) -> dict[int, list[int]]:
-    """The prompt tokens each example is edited at, by its place; for `editing_of`.
-
-    ``"all"`` are the prompt's tokens without the beginning-of-sequence one. What follows the
-    prompt (the answer that a metric scores) is never edited.
-    """
-    spots = edited_positions(position).spots
-    return {
-        item.index: [place for spot in spots for place in token_places(adapter, item, spot)]
-        for item in encoded
-    }
-
-
-def puts_of(change: Change, units: Sequence[Component]) -> dict[str, Put]:
-    """For each hook point the units stand in, what edits its activation out of place."""
-    grouped: dict[str, list[Component]] = {}
-    for unit in units:
-        grouped.setdefault(unit.hook_name, []).append(unit)
-    return {name: _put(change, found) for name, found in grouped.items()}
-
-
-def _put(change: Change, units: Sequence[Component]) -> Put:
-    layer, site = units[0].layer, units[0].site
-    # A feature in two units (a neuron and a slice that holds it) is edited once.
-    features = torch.cat([unit.features for unit in units]).unique()
-
-    def put(activation: Tensor, columns: Any, valid: Any, examples: Any, draw: int) -> Tensor:
-        flat = activation.flatten(2)
-        if int(features[-1]) >= flat.shape[-1]:
-            raise LensSkillsError(
-                f"{site!r} of layer {layer} has {flat.shape[-1]} features, but feature "
-                f"{int(features[-1])} was to be edited."
-            )
-        here = features.to(flat.device)
-        columns, valid = columns.to(flat.device), valid.to(flat.device)
-        rows = torch.arange(len(flat), device=flat.device)
-        old = flat[rows[:, None, None], columns[:, :, None], here]
-        new = change.new(layer, site, old, here.expand(len(flat), -1), examples, draw)
-        edited = flat.clone()
-        # Only columns that count are written: padding repeats a column that may count.
-        row, spot = valid.nonzero(as_tuple=True)
-        edited[row[:, None], columns[row, spot][:, None], here] = new[row, spot]
-        return edited.reshape(activation.shape)
-
-    return put
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,34 +136,98 @@ def stack_sets(sets: Sequence[tuple[Component, ...]]) -> list[EditStack]:
     return stacks
 
 
+def edit_activation(
+    change: Change,
+    spot: LayerSite,
+    features: Int[Tensor, "set feature"],
+    activation: Float[Tensor, "row column *width"],
+    at: EditRows,
+    draw: int,
+) -> tuple[Float[Tensor, "row column *width"], Bool[Tensor, " row"]]:
+    """A hook point's activation, edited out of place, and which rows changed at all.
+
+    Args:
+        change: The bound edit.
+        spot: Its layer and site.
+        features: Which features each set edits.
+        activation: Of the whole batch.
+        at: The set, example and columns of each row.
+        draw: Which random draw.
+    """
+    flat = activation.flatten(2)
+    check_width(spot, features, flat.shape[-1])
+    here = at.to(flat.device)
+    chosen = features.to(flat.device)[here.sets]
+    old = here.read(flat, chosen)
+    new = change.new(*spot, old, chosen, at.examples, draw)
+    moved = ((new != old) & here.valid[:, :, None]).flatten(1).any(1)
+    edited = flat.clone()
+    # Only columns that count are written: padding repeats a column that may count.
+    row, pos = here.valid.nonzero(as_tuple=True)
+    edited[row[:, None], here.columns[row, pos][:, None], chosen[row]] = new[row, pos]
+    return edited.reshape(activation.shape), moved
+
+
 def stack_editors(
     change: Change, stack: EditStack, at: EditRows, draw: int
 ) -> tuple[dict[str, EditHook], Bool[Tensor, " row"]]:
     """What edits each hook point, and which rows it changed at all (filled in on the way)."""
     moved = torch.zeros(len(at.examples), dtype=torch.bool)
 
-    def editor(spot: LayerSite, chosen: Int[Tensor, "set feature"]) -> EditHook:
+    def editor(spot: LayerSite, features: Int[Tensor, "set feature"]) -> EditHook:
         def edit(activation: Tensor) -> Tensor:
-            flat = activation.flatten(2)
-            check_width(spot, chosen, flat.shape[-1])
-            here = at.to(flat.device)
-            features = chosen.to(flat.device)[here.sets]
-            old = here.read(flat, features)
-            new = change.new(*spot, old, features, at.examples, draw)
-            row, pos = here.valid.nonzero(as_tuple=True)
-            moved.logical_or_(((new != old) & here.valid[:, :, None]).flatten(1).any(1).cpu())
-            edited = flat.clone()
-            # Only columns that count are written: padding repeats a column that may count.
-            edited[row[:, None], here.columns[row, pos][:, None], features[row]] = new[row, pos]
-            return edited.reshape(activation.shape)
+            edited, changed = edit_activation(change, spot, features, activation, at, draw)
+            moved.logical_or_(changed.cpu())
+            return edited
 
         return edit
 
     editors = {
-        f"blocks.{layer}.{site}": editor((layer, site), chosen)
-        for (layer, site), chosen in stack.features.items()
+        f"blocks.{layer}.{site}": editor((layer, site), features)
+        for (layer, site), features in stack.features.items()
     }
     return editors, moved
+
+
+def editing_of(
+    change: Change,
+    units: Sequence[Component],
+    places: Mapping[int, Sequence[int]],
+    *,
+    draw: int = 0,
+) -> MakeEditHooks:
+    """What `forward_batch` needs to edit every pass of a metric at the prompts' own tokens.
+
+    Args:
+        change: The bound edit.
+        units: The set that is edited, the same for all examples; none changes nothing.
+        places: For each example (its place in the examples that were bound) the prompt tokens to
+            edit, counted from the prompt's start; see `edited_places`.
+        draw: Which random draw.
+    """
+    stacks = stack_sets([tuple(units)])
+
+    def editing(batch: Sequence[Encoded], starts: Sequence[int]) -> Mapping[str, EditHook]:
+        index = [item.index for item in batch]
+        at = EditRows.of(index, [places[item] for item in index], starts)
+        return stack_editors(change, stacks[0], at, draw)[0] if stacks else {}
+
+    return editing
+
+
+def edited_places(
+    adapter: ModelAdapter, encoded: Iterable[Encoded], position: Position
+) -> dict[int, list[int]]:
+    """The prompt tokens each example is edited at, by its place; for `editing_of`.
+
+    ``"all"`` are the prompt's tokens without the beginning-of-sequence one. What follows the
+    prompt (the answer that a metric scores) is never edited.
+    """
+    spots = edited_positions(position).spots
+    return {
+        item.index: [place for spot in spots for place in token_places(adapter, item, spot)]
+        for item in encoded
+    }
 
 
 def check_width(spot: LayerSite, features: Tensor, width: int) -> None:

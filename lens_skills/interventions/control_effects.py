@@ -1,4 +1,4 @@
-"""`Comparison`: what the same edit does to units that were never suspected."""
+"""What the same edit does to other neurons: the controls of a verdict, and delta from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from lens_skills.interventions.control_neurons import (
     Controls,
     ControlSets,
     important,
+    layer_controls,
     matched_sets,
-    peers,
 )
 from lens_skills.interventions.edits import Edit
-from lens_skills.interventions.effects import Bench, Effects
+from lens_skills.interventions.effects import Effects, Measure
+from lens_skills.interventions.formulas import Change
 from lens_skills.interventions.verdict import Ranks
 from lens_skills.stats.effect_tests import Classes, delta_from_controls, opposition
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
@@ -31,7 +32,7 @@ CALIBRATED = 200
 
 @dataclass(frozen=True, eq=False)
 class ControlEffects:
-    """Effects of single units and of random sets, beside those on trial.
+    """Effects of other single units and of random sets.
 
     Attributes:
         units: The single units each candidate is compared with.
@@ -45,8 +46,8 @@ class ControlEffects:
     """
 
     units: tuple[Component, ...]
-    total: Float[Tensor, "peer example"]
-    home: Int[Tensor, " peer"]
+    total: Float[Tensor, "unit example"]
+    home: Int[Tensor, " unit"]
     candidate_home: Int[Tensor, " k"]
     across: bool
     sets: ControlSets | None
@@ -56,7 +57,7 @@ class ControlEffects:
     notes: tuple[str, ...]
 
     @property
-    def mean(self) -> Float[Tensor, " peer"]:
+    def mean(self) -> Float[Tensor, " unit"]:
         """Mean effect of each single unit."""
         return self.total.mean(dim=1)
 
@@ -66,7 +67,7 @@ class ControlEffects:
         return self.set_total.mean(dim=1)
 
     def ranks(self, effects: Effects, classes: Classes) -> Ranks:
-        """Where the candidates stand among their peers, and the set among its control sets."""
+        """Where the candidates stand among other units, and the set among its control sets."""
         k = len(self.candidate_home)
         means = effects.total.mean(dim=1)
         rank, count, p = self._ranked(means[:k].abs(), self.mean.abs())
@@ -97,9 +98,9 @@ class ControlEffects:
         return {column: [*row, *rest] for column, row, rest in zip(classes, q, whole, strict=True)}
 
     def _ranked(
-        self, statistic: Float[Tensor, " k"], null: Float[Tensor, " peer"]
+        self, statistic: Float[Tensor, " k"], null: Float[Tensor, " control"]
     ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
-        """Rank, number of controls and p of each candidate among the peers of its home."""
+        """Rank, number of controls and p of each candidate among the other units of its home."""
         p = torch.ones(len(statistic), dtype=torch.float64)
         count = torch.zeros(len(statistic), dtype=torch.long)
         for code in self.candidate_home.unique():
@@ -110,52 +111,52 @@ class ControlEffects:
 
 
 def measure_controls(
-    bench: Bench,
+    measure: Measure,
+    change: Change,
     examples: Sequence[Example],
     candidates: Sequence[Component],
-    population: ComponentTable,
-    do: Edit,
+    table: ComponentTable,
     *,
     controls: Controls,
     seed: int,
 ) -> ControlEffects:
-    """The comparison of some candidates: single units of their layers, and random sets.
+    """The controls of some candidates under an edit: units of their layers, and random sets.
 
     Sets are drawn where there are several candidates; the important neurons are the tenth of the
     single units measured here whose effect is largest, which makes the control stricter still.
     """
-    places, across = peers(candidates, population, n_peers=controls.neurons, seed=seed)
+    places, across = layer_controls(candidates, table, n=controls.neurons, seed=seed)
     several = len(candidates) > 1
     sets = (
-        matched_sets(candidates, population, n_sets=controls.sets, seed=seed)
+        matched_sets(candidates, table, n_sets=controls.sets, seed=seed)
         if several and controls.sets
         else None
     )
-    units = tuple(population.units[place] for place in places.tolist())
+    units = tuple(table.units[place] for place in places.tolist())
     tried = [*((unit,) for unit in units), *(sets.sets if sets else ())]
     names = [unit.name for unit in units] + [f"control {i}" for i in range(len(tried) - len(units))]
-    found = bench.measure(examples, tried, do, names=names, part="comparison").total
+    found = measure(examples, tried, change, names=names, part="controls").total
     strict, strict_effect, notes = None, torch.zeros(0, dtype=torch.float64), []
     if several and controls.n_important:
-        strength = torch.full((len(population.units),), torch.nan, dtype=torch.float64)
+        strength = torch.full((len(table.units),), torch.nan, dtype=torch.float64)
         strength[places] = found[: len(units)].mean(dim=1).abs().double()
-        among = important(candidates, population, strength)
+        among = important(candidates, table, strength)
         try:
             strict = matched_sets(
-                candidates, population, n_sets=controls.n_important, among=among, seed=seed + 1
+                candidates, table, n_sets=controls.n_important, among=among, seed=seed + 1
             )
         except LensSkillsError as error:
             notes.append(f"no control among important neurons: {error}")
     if strict is not None:
         labels = [f"important {i}" for i in range(len(strict.sets))]
-        measured = bench.measure(examples, strict.sets, do, names=labels, part="important")
+        measured = measure(examples, strict.sets, change, names=labels, part="important")
         strict_effect = measured.total.mean(dim=1)
-    codes = population.kind if across else population.stratum
+    codes = table.kind if across else table.stratum
     return ControlEffects(
         units=units,
         total=found[: len(units)],
         home=codes[places],
-        candidate_home=codes[population.places(candidates)],
+        candidate_home=codes[table.places(candidates)],
         across=across,
         sets=sets,
         set_total=found[len(units) :],
@@ -166,32 +167,32 @@ def measure_controls(
 
 
 def declare_delta(
-    bench: Bench,
-    comparison: ControlEffects,
+    measure: Measure,
+    controls: ControlEffects,
     do: Edit,
+    calibration: Sequence[Example] | None,
     *,
-    calibrate: Sequence[Example] | None,
     seed: int,
 ) -> tuple[float, str]:
     """The smallest effect that matters, and where the number is from.
 
-    The 95th percentile of single units' |mean effect|: of up to `CALIBRATED` of the comparison's
-    units on a separate split, else of a random half of them on this one.
+    The 95th percentile of single units' |mean effect|: of up to `CALIBRATED` of the control
+    neurons on a separate split, else of a random half of them on this one.
 
     Raises:
         LensSkillsError: Fewer than 20 units to take it from, or a percentile of 0.
     """
-    n_units = len(comparison.units)
+    n_units = len(controls.units)
     order = np.random.default_rng(seed).permutation(n_units)
-    if calibrate is not None:
+    if calibration is not None:
         chosen = order[:CALIBRATED]
-        units = [comparison.units[place] for place in chosen]
+        units = [controls.units[place] for place in chosen]
         names, sets = [unit.name for unit in units], [(unit,) for unit in units]
-        effect = bench.measure(calibrate, sets, do, names=names, part="delta").total.mean(dim=1)
-        where = f"on {getattr(calibrate, 'split_name', 'a separate split')}"
+        effect = measure(calibration, sets, do, names=names, part="delta").total.mean(dim=1)
+        where = f"on {getattr(calibration, 'split_name', 'a separate split')}"
     else:
         chosen = order[: (n_units + 1) // 2]
-        effect = comparison.mean[torch.from_numpy(chosen)]
+        effect = controls.mean[torch.from_numpy(chosen)]
         where = "half of those compared with"
     if len(chosen) < 20:
         raise LensSkillsError(

@@ -1,6 +1,6 @@
 """`ControlSets`: random units and sets that are like the candidates in all but the skill.
 
-`Population`: all units of the kinds on trial, and what a control is matched on.
+`Population`: all units of the candidates' kinds, and what a control is matched on.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations import BATCH_SIZE, Position
+from lens_skills.activations import Position
 from lens_skills.activations.activation_reader import read_batches
 from lens_skills.activations.components import HEADS, MLP, Component
 from lens_skills.data import Example
@@ -106,7 +106,7 @@ class ComponentTable:
         stratum: Int[Tensor, " unit"],
         raw: Float[Tensor, "unit feature"],
     ) -> "ComponentTable":
-        """The population with its features on the scale they are matched on."""
+        """The table with its features on the scale they are matched on."""
         scaled = torch.zeros_like(raw)
         for code in stratum.unique().tolist():
             inside = stratum == code
@@ -118,7 +118,7 @@ class ComponentTable:
         return cls(tuple(units), kind, stratum, raw, scaled, (raw == 0).any(dim=1))
 
     def places(self, units: Sequence[Component]) -> Int[Tensor, " k"]:
-        """Where some units stand in the population."""
+        """Where some units stand in the table."""
         index = {_key(unit): place for place, unit in enumerate(self.units)}
         return torch.tensor([index[_key(unit)] for unit in units], dtype=torch.long)
 
@@ -129,7 +129,6 @@ def component_table(
     candidates: Sequence[Component],
     *,
     position: Position = "last",
-    batch_size: int = BATCH_SIZE,
 ) -> ComponentTable:
     """All units of the candidates' kinds, measured on the examples at the positions.
 
@@ -139,7 +138,7 @@ def component_table(
     units: list[Component] = []
     kind, stratum, raw = [], [], []
     for code, (site, width) in enumerate(kinds):
-        level, spread = _moments(adapter, examples, site, width, position, batch_size)
+        level, spread = _moments(adapter, examples, site, width, position)
         n_layers, n_units = level.shape
         units += [
             Component(_name(site, width, layer, i), layer, site, i * width, (i + 1) * width)
@@ -163,14 +162,13 @@ def _moments(
     site: str,
     width: int,
     position: Position,
-    batch_size: int,
 ) -> tuple[Float[Tensor, "layer unit"], Float[Tensor, "layer unit"]]:
     """Mean |a| and standard deviation of each unit, over examples, positions and its features."""
     level = total = square = torch.zeros(1, dtype=torch.float64)
     count = 0
     layers = range(adapter.n_layers)
     for _, values, mask in read_batches(
-        adapter, examples, site, layers, position=position, answers=None, batch_size=batch_size
+        adapter, examples, site, layers, position=position, answers=None
     ):
         rows = rearrange(values.double(), "batch pos layer feature -> (batch pos) layer feature")
         if mask is not None:
@@ -201,7 +199,7 @@ DRAWN = 32
 """A control is the nearest of so many units drawn at random from the candidate's layer."""
 
 
-FEW_PEERS = 100
+FEW_OTHERS = 100
 """With fewer others of its kind in its layer, a unit is compared with those of all layers."""
 
 
@@ -228,7 +226,7 @@ class ControlSets:
 
 def matched_sets(
     candidates: Sequence[Component],
-    population: ComponentTable,
+    table: ComponentTable,
     *,
     n_sets: int = 200,
     among: Bool[Tensor, " unit"] | None = None,
@@ -243,7 +241,7 @@ def matched_sets(
 
     Args:
         candidates: What the sets stand for.
-        population: Where they come from; see `survey`.
+        table: Where they come from; see `survey`.
         n_sets: How many sets.
         among: Only these units may be controls (the *important* ones).
         drawn: More makes the match closer and the sets more alike.
@@ -254,9 +252,9 @@ def matched_sets(
 
     Source: nearest-neighbour matching within strata, Stuart 2010, sections 3.1 and 4.1.
     """
-    places = population.places(candidates)
-    free = _others(places, population, among)
-    home = population.stratum[places].tolist()
+    places = table.places(candidates)
+    free = _others(places, table, among)
+    home = table.stratum[places].tolist()
     for stratum in sorted(set(home)):
         members = [unit for unit, at in zip(candidates, home, strict=True) if at == stratum]
         if len(free[stratum]) < len(members):
@@ -267,7 +265,7 @@ def matched_sets(
                 "are left. Verify fewer units of that layer, or each alone (controls(sets=0))."
             )
     random = np.random.default_rng(seed)
-    scaled = population.scaled.numpy()
+    scaled = table.scaled.numpy()
     chosen = np.zeros((n_sets, len(candidates)), dtype=np.int64)
     for row in chosen:
         left = {stratum: members.copy() for stratum, members in free.items()}
@@ -281,45 +279,49 @@ def matched_sets(
             row[which] = pool[taken]
             left[home[which]] = np.delete(pool, taken)
     return ControlSets(
-        sets=tuple(tuple(population.units[at] for at in row) for row in chosen.tolist()),
-        match=_match(places, torch.from_numpy(chosen), population),
+        sets=tuple(tuple(table.units[at] for at in row) for row in chosen.tolist()),
+        match=_match(places, torch.from_numpy(chosen), table),
         unmatchable=tuple(
-            u.name for u, at in zip(candidates, places, strict=True) if population.unmatchable[at]
+            u.name for u, at in zip(candidates, places, strict=True) if table.unmatchable[at]
         ),
     )
 
 
-def peers(
+def across_layers(candidates: Sequence[Component], table: ComponentTable) -> bool:
+    """Whether controls come from all layers: one of the candidates' has fewer than `FEW_OTHERS`."""
+    free = _others(table.places(candidates), table, None)
+    return min(map(len, free.values())) < FEW_OTHERS
+
+
+def layer_controls(
     candidates: Sequence[Component],
-    population: ComponentTable,
+    table: ComponentTable,
     *,
-    n_peers: int | None = 1000,
+    n: int | None = 1000,
     seed: int = 0,
-) -> tuple[Int[Tensor, " peer"], bool]:
+) -> tuple[Int[Tensor, " control"], bool]:
     """Places of the single units each candidate is compared with, and whether across layers.
 
-    Every other unit of the candidates' kinds and layers, or a random ``n_peers`` per layer. Where
-    a layer has fewer than `FEW_PEERS` others (heads, whole MLPs, tiny models), units of all layers
+    Every other unit of the candidates' kinds and layers, or a random ``n`` per layer. Where a
+    layer has fewer than `FEW_OTHERS` others (heads, whole MLPs, tiny models), units of all layers
     serve instead, for all candidates alike.
     """
-    places = population.places(candidates)
-    strata = population.stratum[places].unique()
-    free = _others(places, population, None)
-    across = min(len(free[code]) for code in strata.tolist()) < FEW_PEERS
-    codes = population.kind if across else population.stratum
+    places = table.places(candidates)
+    across = across_layers(candidates, table)
+    codes = table.kind if across else table.stratum
     random = np.random.default_rng(seed)
     chosen = []
     for code in codes[places].unique().tolist():
         others = np.setdiff1d((codes == code).nonzero()[:, 0].numpy(), places.numpy())
-        if n_peers is not None and len(others) > n_peers:
-            others = np.sort(random.choice(others, size=n_peers, replace=False))
+        if n is not None and len(others) > n:
+            others = np.sort(random.choice(others, size=n, replace=False))
         chosen.append(torch.from_numpy(others))
     return torch.cat(chosen), across
 
 
 def important(
     candidates: Sequence[Component],
-    population: ComponentTable,
+    table: ComponentTable,
     strength: Float[Tensor, " unit"],
     *,
     share: float = 0.1,
@@ -329,10 +331,10 @@ def important(
     The top ``share`` of the units whose strength is known (not NaN), and at least three for each
     candidate of the layer.
     """
-    places = population.places(candidates)
-    chosen = torch.zeros(len(population.units), dtype=torch.bool)
-    for stratum, members in _others(places, population, ~strength.isnan()).items():
-        n_candidates = int((population.stratum[places] == stratum).sum())
+    places = table.places(candidates)
+    chosen = torch.zeros(len(table.units), dtype=torch.bool)
+    for stratum, members in _others(places, table, ~strength.isnan()).items():
+        n_candidates = int((table.stratum[places] == stratum).sum())
         n_top = max(round(share * len(members)), 3 * n_candidates)
         order = strength[torch.from_numpy(members)].argsort(descending=True, stable=True)
         chosen[torch.from_numpy(members)[order[:n_top]]] = True
@@ -340,32 +342,30 @@ def important(
 
 
 def _others(
-    places: Int[Tensor, " k"], population: ComponentTable, among: Bool[Tensor, " unit"] | None
+    places: Int[Tensor, " k"], table: ComponentTable, among: Bool[Tensor, " unit"] | None
 ) -> dict[int, np.ndarray]:
     """Per stratum of the candidates, the places of the units that are none."""
-    allowed = (
-        torch.ones(len(population.units), dtype=torch.bool) if among is None else among.clone()
-    )
+    allowed = torch.ones(len(table.units), dtype=torch.bool) if among is None else among.clone()
     allowed[places] = False
     return {
-        code: (allowed & (population.stratum == code)).nonzero()[:, 0].numpy()
-        for code in population.stratum[places].unique().tolist()
+        code: (allowed & (table.stratum == code)).nonzero()[:, 0].numpy()
+        for code in table.stratum[places].unique().tolist()
     }
 
 
 def _match(
-    places: Int[Tensor, " k"], chosen: Int[Tensor, "set k"], population: ComponentTable
+    places: Int[Tensor, " k"], chosen: Int[Tensor, "set k"], table: ComponentTable
 ) -> tuple[dict[str, float | str], ...]:
     if chosen.numel() == 0:
         return ()
     rows = []
     for place, feature in enumerate(FEATURES):
-        smd = population.scaled[places, place].mean() - population.scaled[chosen, place].mean()
+        smd = table.scaled[places, place].mean() - table.scaled[chosen, place].mean()
         rows.append(
             {
                 "feature": feature,
-                "candidates": float(population.raw[places, place].mean()),
-                "controls": float(population.raw[chosen, place].mean()),
+                "candidates": float(table.raw[places, place].mean()),
+                "controls": float(table.raw[chosen, place].mean()),
                 "smd": float(smd),
             }
         )
@@ -410,24 +410,24 @@ def random_neurons(
 
 
 def nearest(
-    units: Sequence[Component], population: ComponentTable, n_controls: int
+    units: Sequence[Component], table: ComponentTable, n_controls: int
 ) -> list[list[Component]]:
-    """For each unit those most like it in mean |a|, std and ‖W_out‖, none of them on trial.
+    """For each unit those most like it in mean |a|, std and ‖W_out‖, none of them one of these.
 
     Of its layer, or of all layers where its own has fewer than ``n_controls`` others.
     """
-    places = population.places(units)
-    free = torch.ones(len(population.units), dtype=torch.bool)
+    places = table.places(units)
+    free = torch.ones(len(table.units), dtype=torch.bool)
     free[places] = False
     found = []
     for place in places.tolist():
-        pool = free & (population.stratum == population.stratum[place])
+        pool = free & (table.stratum == table.stratum[place])
         if int(pool.sum()) < n_controls:
-            pool = free & (population.kind == population.kind[place])
+            pool = free & (table.kind == table.kind[place])
         others = pool.nonzero()[:, 0]
-        far = (population.scaled[others] - population.scaled[place]).square().sum(1)
+        far = (table.scaled[others] - table.scaled[place]).square().sum(1)
         chosen = others[far.argsort(stable=True)[:n_controls]]
-        found.append([population.units[other] for other in chosen.tolist()])
+        found.append([table.units[other] for other in chosen.tolist()])
     return found
 
 
@@ -461,7 +461,7 @@ def draw_controls(
                 found.append(left[layer].pop())
     if len(found) < FEWEST_CONTROLS:
         raise LensSkillsError(
-            f"{len(found)} other neurons are left in the layers of those on trial; "
+            f"{len(found)} other neurons are left in the layers of those tried; "
             f"{FEWEST_CONTROLS} at least are needed to compare with. Try fewer: k=…"
         )
     return torch.tensor(found)

@@ -232,9 +232,9 @@ MOST_PERMUTATIONS = 10_000
 def damage_matrix(
     model: Any,
     tasks: Mapping[str, Sequence[Example]],
-    units: Mapping[str, Any],
-    *,
+    neurons: Mapping[str, Any],
     do: Edit | Mapping[str, Edit],
+    *,
     metric: Any = "logit_diff",
     position: Position = "last",
     at: str = DEFAULT_SITE,
@@ -251,7 +251,7 @@ def damage_matrix(
     Args:
         model: A HookedTransformer or TransformerBridge.
         tasks: The examples of each skill.
-        units: The set of each skill, under the same names.
+        neurons: The set of each skill, under the same names.
         do: The intervention; or one per task, e.g. each with its own ``over=``.
         metric: A metric that is high where the model does well.
         position: Where to edit.
@@ -267,8 +267,8 @@ def damage_matrix(
             vary over a task.
     """
     adapter = as_adapter(model)
-    names = _check_names(tasks, units, do)
-    sets = [parse_components(adapter, units[name], at=at) for name in names]
+    names = _check_names(tasks, neurons, do)
+    sets = [parse_components(adapter, neurons[name], at=at) for name in names]
     measured = [
         measure_effects(
             adapter,
@@ -348,10 +348,10 @@ def dominance_p(damage: Float[Tensor, "skill task"], *, seed: int = 0) -> tuple[
 
 
 def _check_names(
-    tasks: Mapping[str, Any], units: Mapping[str, Any], do: Edit | Mapping[str, Edit]
+    tasks: Mapping[str, Any], neurons: Mapping[str, Any], do: Edit | Mapping[str, Edit]
 ) -> tuple[str, ...]:
     names = tuple(tasks)
-    others = {"units": units} | ({"do": do} if isinstance(do, Mapping) else {})
+    others = {"neurons": neurons} | ({"do": do} if isinstance(do, Mapping) else {})
     for what, other in others.items():
         if set(other) != set(names):
             raise LensSkillsError(

@@ -17,7 +17,7 @@ from einops import einsum, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_skills.activations import DEFAULT_SITE, Position, parse_metrics
+from lens_skills.activations import DEFAULT_SITE, Position
 from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.forward import pad_left, placed
 from lens_skills.activations.locations import edited_positions
@@ -27,7 +27,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import describe_source, measure_baseline
 from lens_skills.interventions.batched_edits import edited_places, editing_of
 from lens_skills.interventions.edits import steer
-from lens_skills.interventions.effects import measure_effects
+from lens_skills.interventions.effects import effect_metric, measure_effects, reads_answers
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import examples_hash, fields_of, read_folder, versions, write_folder
@@ -200,7 +200,7 @@ DOSES = (-4.0, -2.0, 0.0, 1.0, 2.0, 4.0)
 def dose_response(
     model: Any,
     examples: Sequence[Example],
-    units: Any,
+    neurons: Any,
     *,
     doses: Sequence[float] = DOSES,
     metric: Any = "logit_diff",
@@ -218,7 +218,7 @@ def dose_response(
     Args:
         model: A HookedTransformer or TransformerBridge.
         examples: What the effect is measured on.
-        units: The set: names, rows, or a `Selection`.
+        neurons: The set: names, rows, or a `Selection`.
         doses: In standard deviations; at least two different ones.
         metric: Any metric; see `parse_metrics`.
         position: One position, or ``"all"``.
@@ -240,15 +240,15 @@ def dose_response(
     amounts = _check_doses(doses)
     if len(edited_positions(position).labels) > 1:
         raise LensSkillsError("dose_response steers at one position, or at 'all'; not at a list.")
-    found = parse_components(adapter, units, at=at)
+    found = parse_components(adapter, neurons, at=at)
     if not found:
         raise LensSkillsError("no units to steer: the set is empty.")
     if over is None:
-        over = units if getattr(units, "std", None) is not None else examples
+        over = neurons if getattr(neurons, "std", None) is not None else examples
     sites = sites_of(found)
     # Measured once, for all doses.
     # Prompts end where they end in the pass that measures the effect.
-    answers = any(bool(watched.reads - {"logits"}) for watched in parse_metrics(metric))
+    answers = reads_answers(effect_metric(metric))
     baseline = measure_baseline(adapter, over, sites, position=position, answers=answers)
     # Dose 0 changes nothing and needs no pass.
     given = [place for place, dose in enumerate(amounts) if dose != 0]

@@ -19,10 +19,16 @@ from lens_skills.activations import DEFAULT_SITE, Position
 from lens_skills.activations.components import HEADS, MLP, Component, parse_components, sites_of
 from lens_skills.activations.locations import Span, edited_positions
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.baselines import Sites, SourceReader, describe_source
-from lens_skills.interventions.batched_edits import Put, puts_of
+from lens_skills.interventions.baselines import (
+    Sites,
+    SourceReader,
+    describe_source,
+    measure_baseline,
+)
+from lens_skills.interventions.batched_edits import EditRows, edit_activation, stack_sets
 from lens_skills.interventions.formulas import Change, formula_of
 from lens_skills.models import ModelAdapter, as_adapter
+from lens_skills.models.weights import LayerSite
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,19 @@ class Edit:
         needs = self.over is None and self.kind in ("mean", "noise", "steer")
         return replace(self, over=units) if carries and needs else self
 
+    def with_baseline(
+        self, adapter: ModelAdapter, sites: Sequence[str], *, position: Position, answers: bool
+    ) -> "Edit":
+        """The edit with the means and deviations of its split in place of the split.
+
+        They are read for all layers of the sites, so that one pass serves every binding.
+        """
+        if self.kind not in ("mean", "noise", "steer") or not isinstance(self.over, Sequence):
+            return self
+        layers = dict.fromkeys(sites, range(adapter.n_layers))
+        baseline = measure_baseline(adapter, self.over, layers, position=position, answers=answers)
+        return replace(self, over=baseline)
+
     def _source_words(self) -> str:
         if isinstance(self.source, str):
             return f"the {self.source} twin"
@@ -90,7 +109,6 @@ class Edit:
         *,
         position: Position,
         seed: int = 0,
-        batch_size: int = 32,
         answers: bool | None = None,
     ) -> Change:
         """The edit with everything it must know about a model and its examples.
@@ -102,7 +120,6 @@ class Edit:
             position: Where it will act: ``"last"``, an index, a span, a list, or ``"all"``.
             seed: Of the random draws, which belong to an example's id and do not depend on the
                 batch it is in or on the units beside it.
-            batch_size: Examples per forward pass over the source.
             answers: Whether prompts are read as a metric with answers reads them (None: where
                 every example has an answer).
 
@@ -111,21 +128,21 @@ class Edit:
                 examples.
         """
         edited_positions(position)
-        reader = SourceReader(adapter, examples, sites, position, seed, batch_size, answers)
+        reader = SourceReader(adapter, examples, sites, position, seed, answers)
         formula = formula_of(self.kind, self.amount, self.over, self.source, reader)
         return Change(self.name, self.draws, formula)
 
     def hooks(
-        self, model: Any, units: Any, *, position: Position = -1, **options: Any
+        self, model: Any, neurons: Any, *, position: Position = -1, **options: Any
     ) -> list[tuple[str, Callable[..., Tensor]]]:
         """Plain TransformerLens ``(name, function)`` pairs; options as in `hooks_of`."""
-        return hooks_of(self, model, units, position=position, **options)
+        return hooks_of(self, model, neurons, position=position, **options)
 
     def torch_hooks(
-        self, hf_model: Any, units: Any, *, adapter: Any, position: Position = -1, **options: Any
+        self, hf_model: Any, neurons: Any, *, adapter: Any, position: Position = -1, **options: Any
     ) -> AbstractContextManager[Any]:
         """The same edit on a plain Hugging Face model, inside ``with``; see `edited_torch`."""
-        return edited_torch(hf_model, units, self, adapter=adapter, position=position, **options)
+        return edited_torch(hf_model, neurons, self, adapter=adapter, position=position, **options)
 
 
 def ablate(
@@ -213,9 +230,9 @@ Hook = Callable[..., Tensor]
 
 
 def hooks_of(
-    edit: Edit,
+    do: Edit,
     model: Any,
-    units: Any,
+    neurons: Any,
     *,
     position: Position = -1,
     at: str = DEFAULT_SITE,
@@ -241,10 +258,10 @@ def hooks_of(
     new hooks begin anew.
 
     Args:
-        edit: `ablate`, `patch`, `steer`, `clamp` or `scale`. A patch pairs row i of the batch
+        do: `ablate`, `patch`, `steer`, `clamp` or `scale`. A patch pairs row i of the batch
             with example i of its source.
         model: A HookedTransformer or TransformerBridge.
-        units: Neurons, heads and MLPs, as names, rows or a `Selection`.
+        neurons: Neurons, heads and MLPs, as names, rows or a `Selection`.
         position: An index, ``"last"``, ``"all"`` or a list of indices.
         at: The site of what is named as a neuron.
         mask: Which tokens of the batch are real; then only batches of its shape are taken.
@@ -255,28 +272,28 @@ def hooks_of(
             span of text (hooks see no text), a position outside the pass.
     """
     adapter = as_adapter(model)
-    found = parse_components(adapter, units, at=at)
-    puts = bound_puts(edit.sourced(units), adapter, found, position, seed)
-    return [(name, _hook(put, position, mask)) for name, put in puts.items()]
+    found = parse_components(adapter, neurons, at=at)
+    edits = _bound(do.sourced(neurons), adapter, found, position, mask, seed)
+    return [(name, _hook(apply)) for name, apply in edits.items()]
 
 
 @contextmanager
 def edited(
     model: Any,
-    units: Any,
-    edit: Edit,
+    neurons: Any,
+    do: Edit,
     *,
     position: Position = -1,
     at: str = DEFAULT_SITE,
     mask: Bool[Tensor, "batch pos"] | None = None,
     seed: int = 0,
 ) -> Iterator[Any]:
-    """The model, edited inside the ``with``: ``with edited(model, units, scale(by=0)): …``.
+    """The model, edited inside the ``with``: ``with edited(model, neurons, scale(by=0)): …``.
 
     Works around anything that runs the model, ``model.generate`` included. Its own hooks are
     removed at the end, also after an exception; the user's stay. Arguments as in `hooks_of`.
     """
-    hooks = hooks_of(edit, model, units, position=position, at=at, mask=mask, seed=seed)
+    hooks = hooks_of(do, model, neurons, position=position, at=at, mask=mask, seed=seed)
     points = as_adapter(model).model.hook_dict
     attached: list[tuple[Any, Hook]] = []
     try:
@@ -292,9 +309,18 @@ def edited(
                 point.fwd_hooks.remove(handle)
 
 
-def bound_puts(
-    edit: Edit, adapter: ModelAdapter, units: tuple[Component, ...], position: Position, seed: int
-) -> dict[str, Put]:
+Apply = Callable[[Tensor], Tensor]
+"""From a hook point's activation to the edited one; each call takes the next random draw."""
+
+
+def _bound(
+    edit: Edit,
+    adapter: ModelAdapter,
+    units: tuple[Component, ...],
+    position: Position,
+    mask: Bool[Tensor, "batch pos"] | None,
+    seed: int,
+) -> dict[str, Apply]:
     """What edits each hook point, bound to rows of a batch instead of known examples."""
     reading = edited_positions(position)
     if any(isinstance(spot, Span) for spot in reading.spots):
@@ -308,7 +334,24 @@ def bound_puts(
             "single positions."
         )
     change = edit.bind(adapter, (), sites_of(units), position=position, seed=seed)
-    return puts_of(change, units)
+
+    def applied(spot: LayerSite, features: Int[Tensor, "1 feature"]) -> Apply:
+        draws = count()
+
+        def apply(activation: Tensor) -> Tensor:
+            n_rows, n_columns = activation.shape[:2]
+            columns, valid = columns_of(position, (n_rows, n_columns), mask)
+            rows = torch.arange(n_rows)
+            at = EditRows(torch.zeros_like(rows), rows, columns, valid)
+            return edit_activation(change, spot, features, activation, at, next(draws))[0]
+
+        return apply
+
+    return {
+        f"blocks.{layer}.{site}": applied((layer, site), features)
+        for stack in stack_sets([units])
+        for (layer, site), features in stack.features.items()
+    }
 
 
 def columns_of(
@@ -353,23 +396,9 @@ def columns_of(
     return chosen, torch.ones_like(chosen, dtype=torch.bool)
 
 
-def apply(
-    put: Put, activation: Tensor, position: Position, mask: Tensor | None, draw: int
-) -> Tensor:
-    """The activation of a whole batch, edited at the position; row i is example i."""
-    n_rows, n_columns = activation.shape[:2]
-    columns, valid = columns_of(position, (n_rows, n_columns), mask)
-    return put(activation, columns, valid, torch.arange(n_rows), draw)
-
-
-def _hook(put: Put, position: Position, mask: Tensor | None) -> Hook:
-    draws = count()
-
+def _hook(apply: Apply) -> Hook:
     # The layer is bound inside: a bridge hands hooks the name of an alias.
-    def replace(activation: Tensor, hook: Any = None) -> Tensor:
-        return apply(put, activation, position, mask, next(draws))
-
-    return replace
+    return lambda activation, hook=None: apply(activation)
 
 
 # What model families call the layers' parts; the first that a block has.
@@ -389,8 +418,8 @@ _ATTENTION_OUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 @contextmanager
 def edited_torch(
     hf_model: nn.Module,
-    units: Any,
-    edit: Edit,
+    neurons: Any,
+    do: Edit,
     *,
     adapter: Any,
     position: Position = -1,
@@ -406,7 +435,7 @@ def edited_torch(
 
     Args:
         hf_model: The Hugging Face model (Llama-, GPT-2- or NeoX-like), not one a bridge wraps.
-        units, edit, position, at, mask, seed: As in `hooks_of`.
+        neurons, do, position, at, mask, seed: As in `hooks_of`.
         adapter: The same model in TransformerLens: it names the units and reads the edit's source.
 
     Assumes: unprocessed weights or a processing that leaves the site as it is; folding value
@@ -416,14 +445,14 @@ def edited_torch(
         LensSkillsError: Another site, a model of another size or whose parts are not found.
     """
     reader = as_adapter(adapter)
-    found = parse_components(reader, units, at=at)
-    puts = bound_puts(edit.sourced(units), reader, found, position, seed)
+    found = parse_components(reader, neurons, at=at)
+    edits = _bound(do.sourced(neurons), reader, found, position, mask, seed)
     blocks = _blocks(hf_model, reader.n_layers)
     handles: list[Any] = []
     try:
         for unit in {unit.hook_name: unit for unit in found}.values():
             part = _part(blocks[unit.layer], unit.site, reader)
-            call = _counted(puts[unit.hook_name], position, mask)
+            call = edits[unit.hook_name]
             if unit.site == MLP:
                 handles.append(part.register_forward_hook(_on_output(call)))
             else:
@@ -434,16 +463,11 @@ def edited_torch(
             handle.remove()
 
 
-def _counted(put: Put, position: Position, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
-    draws = count()
-    return lambda activation: apply(put, activation, position, mask, next(draws))
-
-
-def _on_input(call: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _on_input(call: Apply) -> Callable[..., Any]:
     return lambda module, args: (call(args[0]), *args[1:])
 
 
-def _on_output(call: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _on_output(call: Apply) -> Callable[..., Any]:
     def hook(module: Any, args: Any, out: Any) -> Any:
         return (call(out[0]), *out[1:]) if isinstance(out, tuple) else call(out)
 

@@ -1,18 +1,13 @@
-"""`Effects`: what an intervention on each of many sets of units does to a metric, per example.
+"""`sweep`: what an edit of each neuron alone, or of each of many sets, does to a metric.
 
-`measure_effects`: the one engine behind every effect that is reported.
-
-`Bench`: one model, metric and position, on which every measurement of a verdict is taken.
-
-`sweep`: the exact effect of every neuron alone.
-
-`Sheet`: effects as they are filled in, in memory and, to resume from, on disk.
+`measure_effects` is the one engine behind every effect that is reported: it binds the edit, cuts
+examples and sets into parts that fit into memory, and hands an interrupted measurement on.
 """
 
 import hashlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from lens_skills import settings
 from lens_skills.activations import (
     DEFAULT_SITE,
     Metric,
@@ -32,14 +28,14 @@ from lens_skills.activations import (
 )
 from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.forward import prepare
-from lens_skills.activations.stream import BATCH_SIZE, batches
+from lens_skills.activations.stream import batches
 from lens_skills.activations.tokenization import Encoded
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.baselines import Baseline, measure_baseline
 from lens_skills.interventions.batched_edits import EditStack, edited_places, stack_sets
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
+from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
 from lens_skills.results import Checkpoint, examples_hash, versions
@@ -86,6 +82,160 @@ class Effects:
         if self.direct is not None:
             columns["direct"] = self.direct.mean(dim=1).numpy()
         return pd.DataFrame(columns)
+
+
+def sweep(
+    model: Any,
+    examples: Sequence[Example],
+    neurons: Any = "all",
+    *,
+    do: Edit,
+    metric: Any,
+    at: str = DEFAULT_SITE,
+    position: Position | None = None,
+    prompt: SoftPrompt | None = None,
+    direct: bool = False,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+) -> Effects:
+    """The effect of each neuron (or head, or MLP) alone, per example, exact.
+
+    Nothing below the edited layer or left of the edited position is computed again; many neurons
+    run side by side. The numbers are those of a full pass with hooks, to float rounding.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; it is left as it was.
+        examples: A `Task` or any sequence of `Example`; best a split that selected nothing.
+        neurons: What to edit, one at a time: ``"all"`` at the site, names, rows, a `Selection`.
+        do: The intervention, e.g. ``ablate("mean", over=explore)``.
+        metric: What to watch: a name, a `Metric` or a function.
+        at: The site of everything named as a neuron.
+        position: Where to edit: ``"last"`` (of the prompt), an index, a span, a list, ``"all"``,
+            or ``"prompt"``, the vectors of a soft prompt (the default where there is one).
+        prompt: A soft prompt to read every example with.
+        direct: Also the direct effect; see `Effects`.
+        seed: Of the edit's random draws.
+        checkpoint: A folder to resume from, written about once a minute.
+
+    ``config(batch_size=…)`` are the examples whose clean pass is held at once, ``edit_rows=…`` the
+    columns that are recomputed at once (neurons x examples x positions): both bound memory.
+
+    Raises:
+        LensSkillsError: No examples, unknown neurons, a metric the task cannot give or that no
+            model is needed for, an effect that is not finite (with its neuron and example).
+    """
+    adapter = with_soft_prompt(model, prompt)
+    units = parse_components(adapter, neurons, at=at)
+    return measure_effects(
+        adapter,
+        examples,
+        [(unit,) for unit in units],
+        do,
+        metric=metric,
+        position=soft_position(adapter, position),
+        names=[unit.name for unit in units],
+        direct=direct,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+
+
+def measure_effects(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    sets: Sequence[tuple[Component, ...]],
+    do: Edit | Change,
+    *,
+    metric: Any,
+    position: Position = "last",
+    names: Sequence[str] | None = None,
+    direct: bool = False,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    keep: bool = False,
+) -> Effects:
+    """The effect of each set of units, all edited together, per example; see `sweep`.
+
+    ``do`` may be bound already: to these examples, and to every layer the sets touch. An empty set
+    has no effect. Where an edit draws at random, the metric is averaged over its
+    draws. ``provenance["whole_passes"]`` says why full passes were run where they were. With
+    ``keep`` the checkpoint stays when all is done, and the next call reads it back.
+    """
+    measured = effect_metric(metric)
+    if len(examples) == 0:
+        raise LensSkillsError(
+            "no examples to measure effects on: the task is empty (after filtering?)."
+        )
+    labels = tuple(names) if names is not None else tuple(map(_name, sets))
+    if len(labels) != len(sets):
+        raise LensSkillsError(f"{len(labels)} names were given for {len(sets)} sets.")
+    encoded, plan = prepare(adapter, examples, [measured], False)
+    units = [unit for units in sets for unit in units]
+    sites = sites_of(units)
+    change = do
+    if isinstance(do, Edit):
+        answers = reads_answers(measured)
+        change = do.bind(adapter, examples, sites, position=position, seed=seed, answers=answers)
+    spots = parse_position(position)
+    spec = SweepSpec(
+        adapter=adapter,
+        plan=plan,
+        metric=measured,
+        change=change,
+        places=edited_places(adapter, encoded, position),
+        spots=frozenset((unit.layer, unit.site) for unit in units),
+        ragged=spots.ragged,
+        direct=direct,
+        rows=settings.edit_rows(),
+        writes=OutputWeights(adapter),
+    )
+    about = {
+        "model": adapter.name,
+        "model_fingerprint": adapter.fingerprint(),
+        "implementation": adapter.implementation,
+        "dtype": str(adapter.dtype),
+        "task": getattr(examples, "name", "examples"),
+        "split": getattr(examples, "split_name", "all"),
+        "examples": examples_hash(examples),
+        "metric": measured.name,
+        "do": change.name,
+        "n_draws": change.n_draws,
+        "sites": {site: list(layers) for site, layers in sites.items()},
+        "positions": list(spots.labels),
+        "seed": seed,
+        "versions": versions(),
+    }
+    asked = {
+        **about,
+        "sets": _sets_hash(sets),
+        "direct": direct,
+        "batch_size": settings.batch_size(),
+        "rows": settings.edit_rows(),
+    }
+    sheet = PartialEffects.blank(len(sets), len(examples), direct)
+    saved = Checkpoint.at(checkpoint, asked, name="sweep")
+    if saved is not None:
+        sheet = PartialEffects.restore(saved, sheet)
+    ordered = list(batches(encoded, plan, "sweep", progress=False))
+    _measure(spec, ordered, stack_sets(sets), sheet, labels, saved)
+    if saved is not None and keep:
+        sheet.keep(saved, now=True)
+    elif saved is not None:
+        saved.remove()
+    return Effects(
+        names=labels,
+        clean=sheet.clean,
+        total=sheet.total,
+        direct=sheet.direct,
+        example_ids=tuple(example.id for example in examples),
+        groups=tuple(example.group for example in examples),
+        metric=measured.name,
+        unit=measured.unit,
+        do=change.name,
+        site=", ".join(sites),
+        position=", ".join(spots.labels),
+        provenance={**about, "whole_passes": sheet.whole},
+    )
 
 
 @dataclass(eq=False)
@@ -135,130 +285,18 @@ class PartialEffects:
         saved.write(tensors, {"sheet": {"whole": self.whole, "done": self.done}})
 
 
-ROWS = 256
-
-
-def measure_effects(
-    adapter: ModelAdapter,
-    examples: Sequence[Example],
-    sets: Sequence[tuple[Component, ...]],
-    do: Edit,
-    *,
-    metric: Any,
-    position: Position = "last",
-    names: Sequence[str] | None = None,
-    direct: bool = False,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    rows: int = ROWS,
-    checkpoint: str | Path | None = None,
-    keep: bool = False,
-    progress: bool | None = None,
-) -> Effects:
-    """The effect of each set of units, all edited together, per example; see `sweep`.
-
-    An empty set has no effect. Where an edit draws at random, the metric is averaged over its
-    draws. ``provenance["whole_passes"]`` says why full passes were run where they were. With
-    ``keep`` the checkpoint stays when all is done, and the next call reads it back.
-    """
-    measured = one_metric(metric)
-    if len(examples) == 0:
-        raise LensSkillsError(
-            "no examples to measure effects on: the task is empty (after filtering?)."
-        )
-    if batch_size < 1 or rows < 1:
-        raise LensSkillsError(f"batch_size={batch_size} and rows={rows}: both must be 1 or more.")
-    labels = tuple(names) if names is not None else tuple(map(_name, sets))
-    if len(labels) != len(sets):
-        raise LensSkillsError(f"{len(labels)} names were given for {len(sets)} sets.")
-    encoded, plan = prepare(adapter, examples, [measured], False)
-    units = [unit for units in sets for unit in units]
-    sites = sites_of(units)
-    answers = bool(measured.reads - {"logits"})
-    change = do.bind(
-        adapter,
-        examples,
-        sites,
-        position=position,
-        seed=seed,
-        batch_size=batch_size,
-        answers=answers,
-    )
-    reading = parse_position(position)
-    setting = SweepSpec(
-        adapter=adapter,
-        plan=plan,
-        metric=measured,
-        change=change,
-        places=edited_places(adapter, encoded, position),
-        spots=frozenset((unit.layer, unit.site) for unit in units),
-        ragged=reading.ragged,
-        direct=direct,
-        rows=rows,
-        writes=OutputWeights(adapter),
-    )
-    about = {
-        "model": adapter.name,
-        "model_fingerprint": adapter.fingerprint(),
-        "implementation": adapter.implementation,
-        "dtype": str(adapter.dtype),
-        "task": getattr(examples, "name", "examples"),
-        "split": getattr(examples, "split_name", "all"),
-        "examples": examples_hash(examples),
-        "metric": measured.name,
-        "do": change.name,
-        "n_draws": change.n_draws,
-        "sites": {site: list(layers) for site, layers in sites.items()},
-        "positions": list(reading.labels),
-        "seed": seed,
-        "versions": versions(),
-    }
-    asked = {
-        **about,
-        "sets": _sets_hash(sets),
-        "direct": direct,
-        "batch_size": batch_size,
-        "rows": rows,
-    }
-    sheet = PartialEffects.blank(len(sets), len(examples), direct)
-    saved = Checkpoint.at(checkpoint, asked, name="sweep")
-    if saved is not None:
-        sheet = PartialEffects.restore(saved, sheet)
-    ordered = list(batches(encoded, plan, batch_size=batch_size, progress=False))
-    _measure(setting, ordered, stack_sets(sets), sheet, labels, saved, progress)
-    if saved is not None and keep:
-        sheet.keep(saved, now=True)
-    elif saved is not None:
-        saved.remove()
-    return Effects(
-        names=labels,
-        clean=sheet.clean,
-        total=sheet.total,
-        direct=sheet.direct,
-        example_ids=tuple(example.id for example in examples),
-        groups=tuple(example.group for example in examples),
-        metric=measured.name,
-        unit=measured.unit,
-        do=change.name,
-        site=", ".join(sites),
-        position=", ".join(reading.labels),
-        provenance={**about, "whole_passes": sheet.whole},
-    )
-
-
 def _measure(
-    setting: SweepSpec,
+    spec: SweepSpec,
     ordered: Sequence[list[Encoded]],
     stacks: Sequence[EditStack],
     sheet: PartialEffects,
     names: Sequence[str],
     saved: Checkpoint | None,
-    progress: bool | None,
 ) -> None:
     """Fills the sheet in, one batch after another and one stack of sets after another."""
     n_sets = sum(len(stack.places) for stack in stacks)
-    disable = None if progress is None else not progress
     total = n_sets * sum(map(len, ordered))
+    disable = settings.hides_progress()
     with tqdm(total=total, desc="sweep", unit=" effects", unit_scale=True, disable=disable) as bar:
         try:
             for place, batch in enumerate(ordered):
@@ -266,7 +304,7 @@ def _measure(
                 if finished >= len(stacks) > 0:
                     bar.update(n_sets * len(batch))
                     continue
-                engine = EffectEngine(setting, batch)
+                engine = EffectEngine(spec, batch)
                 sheet.clean[[item.index for item in batch]] = engine.clean
                 sheet.whole = sheet.whole or engine.whole
                 path = None if sheet.direct is None else DirectPath.of(engine)
@@ -326,17 +364,22 @@ def _refuse_non_finite(
         )
 
 
-def one_metric(metric: Any) -> Metric:
+def effect_metric(metric: Any) -> Metric:
+    """The one metric an effect is measured on.
+
+    Raises:
+        LensSkillsError: Several metrics, or one that is known before the model runs.
+    """
     found = parse_metrics(metric)
     if len(found) != 1:
         raise LensSkillsError(
-            f"one metric is watched at a time, not {len(found)}: "
-            f"{', '.join(each.name for each in found)}. Sweep once for each."
+            f"an effect is measured on one metric at a time, not {len(found)}: "
+            f"{', '.join(each.name for each in found)}. Call once for each."
         )
     if found[0].known:
         raise LensSkillsError(
-            f"the metric {found[0].name!r} is known before the model runs, so no edit can change "
-            "it. Choose one that reads the model's output, such as logit_diff()."
+            f"{found[0].name!r} is a column of the task, known before the model runs, so no "
+            "edit can change it. Choose what the model says: logit_diff(), correct(), …"
         )
     return found[0]
 
@@ -354,158 +397,56 @@ def _sets_hash(sets: Sequence[tuple[Component, ...]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_finite(total: Tensor, names: Sequence[str], examples: Sequence[Example]) -> None:
-    """Nothing; raises where an effect is not finite, naming the neuron and the example."""
-    wrong = (~total.isfinite()).nonzero()
-    if len(wrong):
-        name, example = (int(place) for place in wrong[0])
-        raise LensSkillsError(
-            f"the effect of {names[name]} on example {examples[example].id!r} is not finite "
-            f"({float(total[name, example])}; {len(wrong)} in all). Leave the example out, or "
-            "choose a gentler edit."
-        )
+def reads_answers(metric: Metric) -> bool:
+    """Whether a metric reads answers: then a prompt's trailing space belongs to the answer."""
+    return bool(metric.reads - {"logits"})
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all measurements of one verdict share.
+Measure = Callable[..., Effects]
+"""`measure_effects` with what all measurements of a verdict share filled in; see `measurer`."""
 
-    Attributes:
-        adapter, metric, position, seed: As in `measure_effects`.
-        checkpoint: A folder in which every measurement resumes under its own name; a finished one
-            is kept until the verdict is there.
-        options: Passed on: ``batch_size``, ``progress``.
-        baselines: Means and standard deviations of splits read so far: one pass over a split
-            serves every measurement.
+
+def measurer(
+    adapter: ModelAdapter, metric: Metric, position: Position, seed: int, folder: Path | None = None
+) -> Measure:
+    """``measure(examples, sets, do, names=…, part=…)`` for one model, metric and position.
+
+    Every part resumes in a checkpoint of its own in ``folder``; finished ones are kept until
+    `clear_parts`.
     """
 
-    adapter: ModelAdapter
-    metric: Metric
-    position: Position
-    seed: int
-    checkpoint: Path | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    baselines: dict[tuple[Any, ...], Baseline] = field(default_factory=dict)
-
     def measure(
-        self,
         examples: Sequence[Example],
         sets: Sequence[tuple[Component, ...]],
-        do: Edit,
+        do: Edit | Change,
         *,
         names: Sequence[str],
         part: str,
         direct: bool = False,
     ) -> Effects:
-        """The effects of the sets; ``part`` names this measurement in the checkpoint.
-
-        Raises:
-            LensSkillsError: An effect that is not finite (which neuron, which example).
-        """
-        effects = measure_effects(
-            self.adapter,
+        return measure_effects(
+            adapter,
             examples,
             sets,
-            self._informed(do, sets),
-            metric=self.metric,
-            position=self.position,
+            do,
+            metric=metric,
+            position=position,
             names=names,
             direct=direct,
-            seed=self.seed,
-            checkpoint=None if self.checkpoint is None else self.checkpoint / part,
+            seed=seed,
+            checkpoint=None if folder is None else folder / part,
             keep=True,
-            **self.options,
         )
-        check_finite(effects.total, effects.names, examples)
-        return effects
 
-    def _informed(self, do: Edit, sets: Sequence[tuple[Component, ...]]) -> Edit:
-        """The edit with the baseline of its split in place of the split."""
-        if do.kind not in ("mean", "noise", "steer") or not isinstance(do.over, Sequence):
-            return do
-        sites = sites_of([unit for units in sets for unit in units])
-        # All layers: controls of other layers ask for the same split again.
-        wanted = {site: range(self.adapter.n_layers) for site in sites}
-        key = id(do.over), *sorted(wanted)
-        if key not in self.baselines:
-            self.baselines[key] = measure_baseline(
-                self.adapter,
-                do.over,
-                wanted,
-                position=self.position,
-                answers=bool(self.metric.reads - {"logits"}),
-                batch_size=self.options.get("batch_size", BATCH_SIZE),
-            )
-        return replace(do, over=self.baselines[key])
-
-    def clear(self) -> None:
-        """Deletes the checkpoints of the measurements: the verdict is there."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        for part in self.checkpoint.iterdir():
-            if (part / "sweep.json").exists():
-                shutil.rmtree(part)
-        if not any(self.checkpoint.iterdir()):
-            self.checkpoint.rmdir()
+    return measure
 
 
-def sweep(
-    model: Any,
-    examples: Sequence[Example],
-    neurons: Any = "all",
-    *,
-    do: Edit,
-    metric: Any,
-    at: str = DEFAULT_SITE,
-    position: Position | None = None,
-    prompt: SoftPrompt | None = None,
-    direct: bool = False,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    rows: int = ROWS,
-    checkpoint: str | Path | None = None,
-    progress: bool | None = None,
-) -> Effects:
-    """The effect of each neuron (or head, or MLP) alone, per example, exact.
-
-    Nothing below the edited layer or left of the edited position is computed again; many neurons
-    run side by side. The numbers are those of a full pass with hooks, to float rounding.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge; it is left as it was.
-        examples: A `Task` or any sequence of `Example`; best a split that selected nothing.
-        neurons: What to edit, one at a time: ``"all"`` at the site, names, rows, a `Selection`.
-        do: The intervention, e.g. ``ablate("mean", over=explore)``.
-        metric: What to watch: a name, a `Metric` or a function.
-        at: The site of everything named as a neuron.
-        position: Where to edit: ``"last"`` (of the prompt), an index, a span, a list, ``"all"``,
-            or ``"prompt"``, the vectors of a soft prompt (the default where there is one).
-        prompt: A soft prompt to read every example with.
-        direct: Also the direct effect; see `Effects`.
-        seed: Of the edit's random draws.
-        batch_size: Examples whose clean pass is held at once.
-        rows: Columns that are recomputed at once (neurons x examples x positions): bounds memory.
-        checkpoint: A folder to resume from, written about once a minute.
-        progress: Show a progress bar (None: on a terminal only).
-
-    Raises:
-        LensSkillsError: No examples, unknown neurons, a metric the task cannot give or that no
-            model is needed for, an effect that is not finite (with its neuron and example).
-    """
-    adapter = with_soft_prompt(model, prompt)
-    units = parse_components(adapter, neurons, at=at)
-    return measure_effects(
-        adapter,
-        examples,
-        [(unit,) for unit in units],
-        do,
-        metric=metric,
-        position=soft_position(adapter, position),
-        names=[unit.name for unit in units],
-        direct=direct,
-        seed=seed,
-        batch_size=batch_size,
-        rows=rows,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+def clear_parts(folder: Path | None) -> None:
+    """Deletes the checkpoints of the measurements: what they were for is there."""
+    if folder is None or not folder.exists():
+        return
+    for part in folder.iterdir():
+        if (part / "sweep.json").exists():
+            shutil.rmtree(part)
+    if not any(folder.iterdir()):
+        folder.rmdir()

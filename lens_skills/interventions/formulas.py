@@ -21,10 +21,10 @@ from lens_skills.interventions.baselines import (
     Baseline,
     EditInput,
     Formula,
-    Key,
     SourceReader,
     generator_of,
 )
+from lens_skills.models.weights import LayerSite
 
 
 def patch_formula(source: Any, reader: SourceReader) -> Formula:
@@ -133,7 +133,7 @@ def formula_of(kind: str, amount: float, over: Any, source: Any, reader: SourceR
     return _noise(baseline, amount, reader)
 
 
-def _pick(table: Mapping[Key, Float[Tensor, "pos width"]], spot: EditInput) -> Tensor:
+def _pick(table: Mapping[LayerSite, Float[Tensor, "pos width"]], spot: EditInput) -> Tensor:
     """The table's numbers for the spot's features, ``row pos feature`` (pos may be 1)."""
     found = table[spot.layer, spot.site][:, spot.features.cpu()].transpose(0, 1)
     if found.isnan().any():

@@ -11,27 +11,26 @@ from lens_skills.activations.components import Component
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import ComponentTable
-from lens_skills.interventions.edits import Edit, patch
-from lens_skills.interventions.effects import Bench, Effects
+from lens_skills.interventions.edits import patch
+from lens_skills.interventions.effects import Effects, Measure
+from lens_skills.interventions.formulas import Change
+from lens_skills.interventions.verdict import Rows
 from lens_skills.stats.bootstrap import ClusteredRatio, ratio_interval
 from lens_skills.stats.effect_tests import estimate
-
-PairRow = dict[str, Any]
-
 
 SUFFICIENT = 0.5
 """A set is called sufficient where the interval of its denoised share lies above this."""
 
 
 def pair_rows(
-    bench: Bench,
+    measure: Measure,
     examples: Sequence[Example],
     sets: Sequence[tuple[Component, ...]],
     names: Sequence[str],
     *,
     n_draws: int = 2000,
     seed: int = 0,
-) -> tuple[PairRow, ...]:
+) -> Rows:
     """Shares of the clean–corrupted gap per set: name what share low high sufficient.
 
     ``"noising"``: the set's corrupted activations in the clean run, (clean - noised) / gap, the
@@ -56,12 +55,12 @@ def pair_rows(
         replace(example, prompt=str(example.corrupted), corrupted=example.prompt)
         for example in examples
     ]
-    noised = bench.measure(examples, sets, patch("corrupted"), names=names, part="noising")
-    denoised = bench.measure(twins, sets, patch("corrupted"), names=names, part="denoising")
+    noised = measure(examples, sets, patch("corrupted"), names=names, part="noising")
+    denoised = measure(twins, sets, patch("corrupted"), names=names, part="denoising")
     gap = noised.clean - denoised.clean
     _need_gap(gap, noised, n_draws, seed)
     shares = {"noising": -noised.total, "denoising": denoised.total}
-    rows: list[PairRow] = []
+    rows: list[dict[str, Any]] = []
     for what, change in shares.items():
         value, low, high = _shares(change, gap, noised.groups, n_draws, seed)
         rows += [
@@ -79,15 +78,15 @@ def pair_rows(
 
 
 def preservation_row(
-    bench: Bench,
+    measure: Measure,
+    change: Change,
     examples: Sequence[Example],
     candidates: Sequence[Component],
-    population: ComponentTable,
-    do: Edit,
+    table: ComponentTable,
     *,
     n_draws: int = 2000,
     seed: int = 0,
-) -> PairRow:
+) -> dict[str, Any]:
     """What of the metric is left when all other units of the candidates' kinds are edited.
 
     Mean edited metric over mean clean metric. This is *preservation*: it needs every other part of
@@ -96,9 +95,9 @@ def preservation_row(
     Raises:
         LensSkillsError: A clean metric whose interval includes 0.
     """
-    kept = set(population.places(candidates).tolist())
-    others = tuple(unit for place, unit in enumerate(population.units) if place not in kept)
-    found = bench.measure(examples, [others], do, names=["all others"], part="preservation")
+    kept = set(table.places(candidates).tolist())
+    others = tuple(unit for place, unit in enumerate(table.units) if place not in kept)
+    found = measure(examples, [others], change, names=["all others"], part="preservation")
     _need_gap(found.clean, found, n_draws, seed)
     value, low, high = _shares(
         found.clean[None] + found.total, found.clean, found.groups, n_draws, seed

@@ -1,8 +1,6 @@
-"""`Verdict`: what interventions say of each neuron on trial and of them together.
+"""`Verdict`: what interventions say of each neuron and of all together, in words with numbers.
 
-`Ruling`: what the evidence says of one neuron or one set, in one word with its reason.
-
-`card_lines`: a verdict as the lines of its card.
+`rule` gives every neuron or set its word (a `Ruling`); `card_lines` prints them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -252,7 +250,7 @@ def card_lines(verdict: Any) -> list[str]:
     if verdict.exploratory:
         lines.insert(0, EXPLORATORY)
     words = [f"{count} {word}" for word, count in verdict.counts.items() if count]
-    lines.append(f"{len(verdict)} on trial → {' · '.join(words)}")
+    lines.append(f"{len(verdict)} verified → {' · '.join(words)}")
     whole = [ruling for ruling in verdict.rulings if ruling.name == "set"]
     if whole:
         lines += ["", *_set(verdict, whole[0])]
@@ -353,22 +351,22 @@ class Verdict:
         rulings: One per neuron, in the order given, then one named ``"set"`` where there are
             several.
         effects: The per-example effects behind them, in the same order.
-        peers: Names and mean effects of the single units each neuron is compared with.
-        peer_effect: See ``peers``; removing the unit changes the metric by so much.
+        control_neurons: The single units each neuron is compared with.
+        control_neuron_effect: The mean effect of each.
         control_effect: Mean effect of every matched control set.
         important_effect: Of every control set drawn among important neurons (may be empty).
         delta: The smallest effect that matters, in the metric's unit, and where it is from.
         tables: Rows of further results by name; see `table`.
         notes: What a reader must know before quoting a number.
-        removes: Whether the edit took the neurons' work away; see `ruling.rule`.
-        exploratory: True where a rule against reuse was waived.
+        removes: Whether the edit took the neurons' work away; see `rule`.
+        exploratory: True where examples were used before, or are of another task.
         provenance: Model, task, split, seed and versions behind the numbers.
     """
 
     rulings: tuple[Ruling, ...]
     effects: Effects
-    peers: tuple[str, ...]
-    peer_effect: Float[Tensor, " peer"]
+    control_neurons: tuple[str, ...]
+    control_neuron_effect: Float[Tensor, " neuron"]
     control_effect: Float[Tensor, " control"]
     important_effect: Float[Tensor, " important"]
     delta: float
@@ -431,17 +429,20 @@ class Verdict:
         return pd.DataFrame(list(self.tables[name]))
 
     def cloud(self) -> pd.DataFrame:
-        """Every single unit measured, for a picture: name, effect, on_trial, word.
+        """Every single unit measured, for a picture: name, effect, verified, word.
 
         ``word`` is empty for the units that served as comparison.
         """
-        singles = self.singles
+        singles, n_controls = self.singles, len(self.control_neurons)
         return pd.DataFrame(
             {
-                "name": [*(ruling.name for ruling in singles), *self.peers],
-                "effect": [*(ruling.effect for ruling in singles), *self.peer_effect.tolist()],
-                "on_trial": [True] * len(singles) + [False] * len(self.peers),
-                "word": [*(ruling.word for ruling in singles), *[""] * len(self.peers)],
+                "name": [*(ruling.name for ruling in singles), *self.control_neurons],
+                "effect": [
+                    *(ruling.effect for ruling in singles),
+                    *self.control_neuron_effect.tolist(),
+                ],
+                "verified": [True] * len(singles) + [False] * n_controls,
+                "word": [*(ruling.word for ruling in singles), *[""] * n_controls],
             }
         )
 
@@ -490,6 +491,6 @@ def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Verdict:
         (values if part == name else effects)[part] = tensor
     values["rulings"] = tuple(Ruling(**ruling) for ruling in values["rulings"])
     values["tables"] = {name: tuple(rows) for name, rows in values["tables"].items()}
-    for name in ("peers", "notes"):
+    for name in ("control_neurons", "notes"):
         values[name] = tuple(values[name])
     return Verdict(effects=Effects(**effects), **values)

@@ -1,8 +1,7 @@
-"""`verify`: neurons on trial, with controls beside them, on examples nobody has looked at.
+"""`verify`: what an edit of some neurons shows, with controls beside them, on unseen examples.
 
-What cannot be tried: cases refused before anything is measured.
-
-The further tables of a verdict: classes, the sum of singles, choice of ablation, controls.
+First the verb, then what it refuses before anything is measured, then the tables of a verdict:
+classes, the set against the sum of its neurons, the choice of ablation, the controls.
 """
 
 import math
@@ -15,15 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations import (
-    BATCH_SIZE,
     DEFAULT_SITE,
-    Metric,
     Position,
     logit_diff,
-    parse_metrics,
     soft_position,
 )
-from lens_skills.activations.components import Component, parse_components
+from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.locations import edited_positions
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -35,14 +31,20 @@ from lens_skills.interventions.control_effects import (
 from lens_skills.interventions.control_neurons import (
     DEFAULT_CONTROLS,
     Controls,
-    ControlSets,
+    across_layers,
     component_table,
     matched_sets,
 )
 from lens_skills.interventions.edits import Edit, ablate
-from lens_skills.interventions.effects import Bench, Effects
+from lens_skills.interventions.effects import (
+    Effects,
+    clear_parts,
+    effect_metric,
+    measurer,
+    reads_answers,
+)
 from lens_skills.interventions.noising_denoising import pair_rows, preservation_row
-from lens_skills.interventions.verdict import ALPHA, Verdict, rule
+from lens_skills.interventions.verdict import ALPHA, Rows, Verdict, rule
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import examples_hash, versions
 from lens_skills.scoring.leakage import check_prompt, known_to
@@ -51,32 +53,190 @@ from lens_skills.stats.effect_tests import Classes, EffectEstimates, estimate, e
 from lens_skills.stats.multiple_testing import rank_p
 
 
-def check_case(
+def verify(
+    model: Any,
     examples: Sequence[Example],
-    skills: Any,
+    neurons: Any,
+    *,
+    do: Edit,
+    metric: Any = None,
+    at: str | None = None,
+    position: Position | None = None,
+    prompt: SoftPrompt | None = None,
+    controls: Controls = DEFAULT_CONTROLS,
+    delta: float | Sequence[Example] | None = None,
+    by: Sequence[str] | None = None,
+    also: Sequence[Edit] | None = None,
+    unrelated: Sequence[Example] | None = None,
+    pairs: bool | None = None,
+    preservation: bool = False,
+    removes: bool | None = None,
+    n_draws: int = 2000,
+    seed: int = 0,
+    exploratory: bool = False,
+    checkpoint: str | Path | None = None,
+) -> Verdict:
+    """What an intervention shows of each neuron and of all together: a `Verdict`.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        examples: A split that took no part in the selection, nor in training the prompt.
+        neurons: A `Selection`, names such as ``"L17N635"`` or ``"L9H3"``, or (layer, index) rows.
+        do: The edit, e.g. ``ablate("mean", over=explore)``.
+        metric: What the edit may change; default ``logit_diff()``.
+        at: The site of neurons named by hand; default the selection's, else ``mlp.hook_post``.
+        position: Where in the prompt; default where the selection was scored, else ``"last"``. In
+            generation with a cache, later tokens are left alone.
+        prompt: A soft prompt to read every example with: the one the selection was scored with.
+        controls: How many other neurons and random sets to compare with:
+            ``controls(sets=200, neurons=1000)``.
+        delta: The smallest effect that matters, in the metric's unit, declared beforehand; or a
+            split of its own to take it from. Default: from half of the control neurons.
+        by: Columns whose classes are told apart (default: labels of two to six values).
+        also: Further edits for the table over the choice of ablation (default: the other ones of
+            zero, mean and resample that ``do`` has the examples for).
+        unrelated: Examples of another skill, which the neurons should leave alone.
+        pairs: Noising and denoising with the corrupted twins (default: where all examples have
+            one and the gap is clear).
+        preservation: Also edit all other neurons at once and keep only the set.
+        removes: Whether the edit takes the neurons' work away (default: ablation, patching,
+            scaling down and steering down do; steering up does not).
+        n_draws: Bootstrap draws.
+        seed: Of controls, draws and random edits.
+        exploratory: Allow what is otherwise refused (a split used before, another task), and mark
+            the result.
+        checkpoint: A folder from which an interrupted verdict goes on: finished measurements are
+            read back, the one that was interrupted continues.
+
+    Raises:
+        LensSkillsError: No examples; a split already used for the selection; a selection of
+            another model, site or task; a metric the task cannot give or no edit can change; no
+            control set possible in a layer (which one); an effect that is not finite (whose).
+
+    Does not show: what the neurons do at other positions, on other prompts, or for another metric.
+    """
+    adapter = with_soft_prompt(model, prompt)
+    watched = effect_metric(logit_diff() if metric is None else metric)
+    reuse = check_request(examples, neurons, do, adapter.soft, exploratory=exploratory)
+    calibration, declared = (delta, None) if isinstance(delta, Sequence) else (None, delta)
+    if calibration is not None:
+        mine = {"example_ids": [e.id for e in examples], "groups": [e.group for e in examples]}
+        reuse |= reused(calibration, mine, "delta= shares its examples: the verdict", exploratory)
+    elif declared is not None and not 0 < declared < math.inf:
+        raise LensSkillsError(f"δ must be a positive number in the metric's unit, not {declared}.")
+    sign = removes_work(do, removes)
+    where = edited_where(neurons, None if position is None else soft_position(adapter, position))
+    units = parse_components(adapter, neurons, at=at or getattr(neurons, "site", DEFAULT_SITE))
+    if not units:
+        raise LensSkillsError("no neurons to verify: none were named.")
+    table = component_table(adapter, examples, units, position=where)
+    if len(units) > 1 and controls.sets:
+        # Said before anything is measured: the control sets themselves are drawn later.
+        matched_sets(units, table, n_sets=1, seed=seed)
+    answers, sites = reads_answers(watched), sites_of(units)
+    edits = other_ablations(do) if also is None else tuple(also)
+    do = do.with_baseline(adapter, list(sites), position=where, answers=answers)
+    everywhere = preservation or across_layers(units, table)
+    layers = dict.fromkeys(sites, range(adapter.n_layers)) if everywhere else sites
+    change = do.bind(adapter, examples, layers, position=where, seed=seed, answers=answers)
+    folder = None if checkpoint is None else Path(checkpoint)
+    measure = measurer(adapter, watched, where, seed, folder)
+    sets, names = _each_and_all(units)
+    effects = measure(examples, sets, change, names=names, part="candidates", direct=True)
+    compared = measure_controls(
+        measure, change, examples, units, table, controls=controls, seed=seed
+    )
+    smallest, delta_from = (
+        declare_delta(measure, compared, do, calibration, seed=seed)
+        if declared is None
+        else (declared, "declared")
+    )
+    classes = find_classes(examples, by)
+    draws = {"n_draws": n_draws, "seed": seed}
+    rulings = rule(
+        effects,
+        compared.ranks(effects, classes),
+        delta=smallest,
+        classes=classes,
+        removes=sign,
+        **draws,
+    )
+    tables = {"classes": class_rows(effects, classes, **draws)}
+    if len(units) > 1:
+        tables["set"] = set_rows(effects, **draws)
+        tables["controls"] = control_rows(effects, compared)
+        tables["match"] = () if compared.sets is None else compared.sets.match
+    if edits:
+        rows = list(effect_rows(effects, **draws))
+        for number, edit in enumerate(edits):
+            other = measure(examples, sets, edit, names=names, part=f"also {number}")
+            rows += effect_rows(other, **draws)
+        tables["ablations"] = tuple(rows)
+    if unrelated is not None:
+        other = measure(unrelated, sets, do, names=names, part="unrelated")
+        tables["unrelated"] = effect_rows(other, **draws)
+    notes = _notes(effects, compared, units)
+    if pairs or (pairs is None and all(example.corrupted for example in examples)):
+        try:
+            tables["pairs"] = pair_rows(measure, examples, sets, names, **draws)
+        except LensSkillsError as error:
+            if pairs:
+                raise
+            notes.append(f"neither noised nor denoised: {error}")
+    if preservation:
+        row = preservation_row(measure, change, examples, units, table, **draws)
+        tables["pairs"] = (*tables.get("pairs", ()), row)
+    clear_parts(folder)
+    return Verdict(
+        rulings=rulings,
+        effects=effects,
+        control_neurons=tuple(unit.name for unit in compared.units),
+        control_neuron_effect=compared.mean,
+        control_effect=compared.set_effect,
+        important_effect=compared.strict_effect,
+        delta=smallest,
+        delta_from=delta_from,
+        tables={name: rows for name, rows in tables.items() if rows},
+        notes=tuple(notes),
+        removes=sign,
+        exploratory=reuse,
+        provenance={
+            **effects.provenance,
+            "model": adapter.name,
+            "model_fingerprint": adapter.fingerprint(),
+            "task": getattr(examples, "name", "examples"),
+            "split": getattr(examples, "split_name", "all"),
+            "examples": examples_hash(examples),
+            "selection": dict(getattr(neurons, "attrition", {})),
+            "controls": vars(controls),
+            "control_neurons": "all layers" if compared.across else "own layer",
+            "n_draws": n_draws,
+            "seed": seed,
+            "versions": versions(),
+        },
+    )
+
+
+def check_request(
+    examples: Sequence[Example],
+    neurons: Any,
     do: Any,
-    metric: Metric,
     prompt: SoftPrompt | None,
     *,
     exploratory: bool,
 ) -> bool:
-    """Whether a rule against reuse was waived; raises where the case cannot be tried.
+    """Whether the result is exploratory; raises where a verdict would mean nothing.
 
     Raises:
-        LensSkillsError: No examples; a metric known before the model runs; an empty selection, or
-            one of another task; a split that took part in selecting, or in training the soft prompt
-            (unless ``exploratory``); a baseline that knows the selected neurons only.
+        LensSkillsError: No examples; an empty selection, or one of another task; a split that took
+            part in selecting, or in training the soft prompt (unless ``exploratory``); a baseline
+            that knows the selected neurons only.
     """
     if len(examples) == 0:
         raise LensSkillsError(
             "no examples to intervene on: the split is empty. Loosen the filter, or split anew."
         )
-    if metric.known:
-        raise LensSkillsError(
-            f"{metric.name!r} is a column of the task, so no intervention can change it. Choose "
-            "what the model says: logit_diff(), correct(), confidence(), …"
-        )
-    if hasattr(skills, "neurons") and len(skills.neurons) == 0:
+    if hasattr(neurons, "neurons") and len(neurons.neurons) == 0:
         raise LensSkillsError(
             "no neurons to verify: the selection is empty. Nothing was confirmed, and that is the "
             "result; other neurons can be named by hand."
@@ -86,7 +246,7 @@ def check_case(
             "over= is a Selection, which knows its own neurons only; controls need every neuron's "
             "mean. Give the split, or the Scores of explore."
         )
-    provenance = getattr(skills, "provenance", None) or {}
+    provenance = getattr(neurons, "provenance", None) or {}
     explored = provenance.get("explore", {}).get("task")
     task = getattr(examples, "name", None)
     elsewhere = explored is not None and task is not None and explored != task
@@ -98,25 +258,25 @@ def check_case(
         )
     again = reused(examples, provenance, "the selection", exploratory)
     again |= check_prompt(prompt, examples, exploratory)
-    return again or elsewhere or bool(getattr(skills, "exploratory", False))
+    return again or elsewhere or bool(getattr(neurons, "exploratory", False))
 
 
 def reused(
     examples: Sequence[Example], provenance: Any, what: str, exploratory: bool = False
 ) -> bool:
     """Whether examples or groups took part before; raises unless ``exploratory``."""
-    found = known_to(examples, provenance)
-    if found and not exploratory:
+    known = known_to(examples, provenance)
+    if known and not exploratory:
         raise LensSkillsError(
-            f"{what} was made with {found} of this split, so a verdict on it would repeat the "
+            f"{what} was made with {known} of this split, so a verdict on it would repeat the "
             "search. Use a split of its own (task.split(…)), or say exploratory=True to mark the "
             "result."
         )
-    return bool(found)
+    return bool(known)
 
 
 def removes_work(do: Any, removes: bool | None) -> bool:
-    """Whether the edit takes away what the units do: the sign of a word depends on it.
+    """Whether the edit takes away what the neurons do: the sign of a word depends on it.
 
     Raises:
         LensSkillsError: Clamping, which may do either: it must be said.
@@ -134,7 +294,7 @@ def removes_work(do: Any, removes: bool | None) -> bool:
     return not (kind == "scale" and amount > 1)
 
 
-def edited_where(skills: Any, position: Position | None) -> Position:
+def edited_where(neurons: Any, position: Position | None) -> Position:
     """The position to edit: the one asked for, else where the selection was scored, else last.
 
     Raises:
@@ -142,7 +302,7 @@ def edited_where(skills: Any, position: Position | None) -> Position:
             or at a pooled position, which cannot be edited.
     """
     if position is None:
-        labels = list(getattr(skills, "positions", ()) or ["last"])
+        labels = list(getattr(neurons, "positions", ()) or ["last"])
         if any(label.startswith("span(") for label in labels):
             raise LensSkillsError(
                 f"the selection was scored at {', '.join(labels)}. Say position=span(…) again: "
@@ -153,193 +313,22 @@ def edited_where(skills: Any, position: Position | None) -> Position:
     return position
 
 
-def verify(
-    model: Any,
-    examples: Sequence[Example],
-    skills: Any,
-    *,
-    do: Edit,
-    metric: Any = None,
-    at: str | None = None,
-    position: Position | None = None,
-    prompt: SoftPrompt | None = None,
-    controls: Controls = DEFAULT_CONTROLS,
-    delta: float | None = None,
-    calibrate: Sequence[Example] | None = None,
-    by: Sequence[str] | None = None,
-    also: Sequence[Edit] | None = None,
-    unrelated: Sequence[Example] | None = None,
-    pairs: bool | None = None,
-    preservation: bool = False,
-    removes: bool | None = None,
-    n_draws: int = 2000,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    exploratory: bool = False,
-    checkpoint: str | Path | None = None,
-    progress: bool | None = None,
-) -> Verdict:
-    """What an intervention shows of each neuron and of all together: a `Verdict`.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        examples: A split that took no part in the selection, nor in training the prompt.
-        skills: A `Selection`, names such as ``"L17N635"`` or ``"L9H3"``, or (layer, index) rows.
-        do: The edit, e.g. ``ablate("mean", over=explore)``.
-        metric: What the edit may change; default ``logit_diff()``.
-        at: The site of neurons named by hand; default the selection's, else ``mlp.hook_post``.
-        position: Where in the prompt; default where the selection was scored, else ``"last"``. In
-            generation with a cache, later tokens are left alone.
-        prompt: A soft prompt to read every example with: the one the selection was scored with.
-        controls: How many other neurons and random sets to compare with:
-            ``controls(sets=200, neurons=1000)``.
-        delta: The smallest effect that matters, in the metric's unit, declared beforehand.
-        calibrate: Instead, a split of its own to take it from; see `declare_delta` for the default.
-        by: Columns whose classes are told apart (default: labels of two to six values).
-        also: Further edits for the table over the choice of ablation (default: the other ones of
-            zero, mean and resample that ``do`` has the examples for).
-        unrelated: Examples of another skill, which the neurons should leave alone.
-        pairs: Noising and denoising with the corrupted twins (default: where all examples have
-            one and the gap is clear).
-        preservation: Also edit all other neurons at once and keep only the set.
-        removes: Whether the edit takes the neurons' work away (default: ablation, patching,
-            scaling down and steering down do; steering up does not).
-        n_draws: Bootstrap draws.
-        seed: Of controls, draws and random edits.
-        batch_size: Examples per forward pass.
-        exploratory: Allow what is otherwise refused (a split used before, another task), and mark
-            the result.
-        checkpoint: A folder from which an interrupted verdict goes on: finished measurements are
-            read back, the one that was interrupted continues.
-        progress: Show progress (None: on a terminal only).
-
-    Raises:
-        LensSkillsError: No examples; a split already used for the selection; a selection of
-            another model, site or task; a metric the task cannot give or no edit can change; no
-            control set possible in a layer (which one); an effect that is not finite (whose).
-
-    Does not show: what the neurons do at other positions, on other prompts, or for another metric.
-    """
-    adapter = with_soft_prompt(model, prompt)
-    (wanted,) = parse_metrics(logit_diff() if metric is None else metric)
-    waived = check_case(examples, skills, do, wanted, adapter.soft, exploratory=exploratory)
-    if calibrate is not None:
-        mine = {"example_ids": [e.id for e in examples], "groups": [e.group for e in examples]}
-        waived |= reused(
-            calibrate, mine, "calibrate= shares its examples: the verdict", exploratory
-        )
-    if delta is not None and not 0 < delta < float("inf"):
-        raise LensSkillsError(f"δ must be a positive number in the metric's unit, not {delta}.")
-    sign = removes_work(do, removes)
-    where = edited_where(skills, None if position is None else soft_position(adapter, position))
-    units = parse_components(adapter, skills, at=at or getattr(skills, "site", DEFAULT_SITE))
-    if not units:
-        raise LensSkillsError("no neurons to verify: none were named.")
-    folder = None if checkpoint is None else Path(checkpoint)
-    options = {"batch_size": batch_size, "progress": progress}
-    bench = Bench(adapter, wanted, where, seed, folder, options)
-    sets, names = _trials(units)
-    population = component_table(adapter, examples, units, position=where, batch_size=batch_size)
-    if len(units) > 1 and controls.sets:
-        # Said before anything is measured: the control sets themselves are drawn later.
-        matched_sets(units, population, n_sets=1, seed=seed)
-    effects = bench.measure(examples, sets, do, names=names, part="candidates", direct=True)
-    comparison = measure_controls(
-        bench,
-        examples,
-        units,
-        population,
-        do,
-        controls=controls,
-        seed=seed,
-    )
-    delta_from = "declared"
-    if delta is None:
-        delta, delta_from = declare_delta(bench, comparison, do, calibrate=calibrate, seed=seed)
-    classes = find_classes(examples, by)
-    draws = {"n_draws": n_draws, "seed": seed}
-    rulings = rule(
-        effects,
-        comparison.ranks(effects, classes),
-        delta=delta,
-        classes=classes,
-        removes=sign,
-        **draws,
-    )
-    tables = {"classes": class_rows(effects, classes, **draws)}
-    if len(units) > 1:
-        tables["set"] = set_rows(effects, **draws)
-        tables["controls"] = control_rows(effects, comparison)
-        tables["match"] = match_rows(comparison.sets)
-    edits = other_ablations(do) if also is None else tuple(also)
-    if edits:
-        rows = list(effect_rows(effects, **draws))
-        for number, edit in enumerate(edits):
-            found = bench.measure(examples, sets, edit, names=names, part=f"also {number}")
-            rows += effect_rows(found, **draws)
-        tables["ablations"] = tuple(rows)
-    if unrelated is not None:
-        found = bench.measure(unrelated, sets, do, names=names, part="unrelated")
-        tables["unrelated"] = effect_rows(found, **draws)
-    notes = _notes(effects, comparison, units)
-    if pairs or (pairs is None and all(example.corrupted for example in examples)):
-        try:
-            tables["pairs"] = pair_rows(bench, examples, sets, names, **draws)
-        except LensSkillsError as error:
-            if pairs:
-                raise
-            notes.append(f"neither noised nor denoised: {error}")
-    if preservation:
-        row = preservation_row(bench, examples, units, population, do, **draws)
-        tables["pairs"] = (*tables.get("pairs", ()), row)
-    bench.clear()
-    return Verdict(
-        rulings=rulings,
-        effects=effects,
-        peers=tuple(unit.name for unit in comparison.units),
-        peer_effect=comparison.mean,
-        control_effect=comparison.set_effect,
-        important_effect=comparison.strict_effect,
-        delta=delta,
-        delta_from=delta_from,
-        tables={name: rows for name, rows in tables.items() if rows},
-        notes=tuple(notes),
-        removes=sign,
-        exploratory=waived,
-        provenance={
-            **effects.provenance,
-            "model": adapter.name,
-            "model_fingerprint": adapter.fingerprint(),
-            "task": getattr(examples, "name", "examples"),
-            "split": getattr(examples, "split_name", "all"),
-            "examples": examples_hash(examples),
-            "selection": dict(getattr(skills, "attrition", {})),
-            "n_controls": controls.sets,
-            "n_peers": controls.neurons,
-            "peers": "all layers" if comparison.across else "own layer",
-            "n_draws": n_draws,
-            "seed": seed,
-            "versions": versions(),
-        },
-    )
-
-
-def _trials(units: Sequence[Component]) -> tuple[list[tuple[Component, ...]], list[str]]:
+def _each_and_all(units: Sequence[Component]) -> tuple[list[tuple[Component, ...]], list[str]]:
     """Each unit alone, then all together where there are several; and their names."""
     sets, names = [(unit,) for unit in units], [unit.name for unit in units]
     return (sets, names) if len(units) == 1 else ([*sets, tuple(units)], [*names, "set"])
 
 
-def _notes(effects: Effects, comparison: ControlEffects, units: Sequence[Component]) -> list[str]:
-    notes = list(comparison.notes)
+def _notes(effects: Effects, compared: ControlEffects, units: Sequence[Component]) -> list[str]:
+    notes = list(compared.notes)
     n_groups = len(set(effects.groups))
     if n_groups < FEW_GROUPS:
         notes.append(
             f"{n_groups} groups only: below {FEW_GROUPS}, intervals cover less than they say"
         )
-    if comparison.across:
+    if compared.across:
         notes.append("neurons are compared with those of all layers: their own has too few")
-    fewest = min(int((comparison.home == code).sum()) for code in comparison.candidate_home)
+    fewest = min(int((compared.home == code).sum()) for code in compared.candidate_home)
     # Benjamini–Hochberg lets j of k neurons pass at the smallest p where it is <= 0.05 j / k.
     needed = math.ceil(len(units) / (ALPHA * (1 + fewest)) - 1e-9)
     if needed > len(units):
@@ -349,7 +338,7 @@ def _notes(effects: Effects, comparison: ControlEffects, units: Sequence[Compone
             f"with {fewest} units to compare with, p is at least {1 / (1 + fewest):.2g}: fewer "
             f"than {needed} of {len(units)} neurons cannot pass together"
         )
-    unmatchable = comparison.sets.unmatchable if comparison.sets else ()
+    unmatchable = compared.sets.unmatchable if compared.sets else ()
     if unmatchable:
         notes.append(
             f"nothing matches {', '.join(unmatchable[:5])}"
@@ -360,9 +349,6 @@ def _notes(effects: Effects, comparison: ControlEffects, units: Sequence[Compone
             "direct effects are not known here: a neuron without effect may be made up for"
         )
     return notes
-
-
-TableRow = dict[str, Any]
 
 
 MOST_CLASSES = 6
@@ -401,7 +387,7 @@ def find_classes(examples: Sequence[Example], by: Sequence[str] | None) -> Class
     return found
 
 
-def class_rows(effects: Effects, classes: Classes, **draws: int) -> tuple[TableRow, ...]:
+def class_rows(effects: Effects, classes: Classes, **draws: int) -> Rows:
     """Effect of every set in every class: name column value n effect low high."""
     found = estimate_classes(effects.total, effects.groups, classes, **draws)
     return tuple(
@@ -413,7 +399,7 @@ def class_rows(effects: Effects, classes: Classes, **draws: int) -> tuple[TableR
     )
 
 
-def set_rows(effects: Effects, **draws: int) -> tuple[TableRow, ...]:
+def set_rows(effects: Effects, **draws: int) -> Rows:
     """The set, the sum of its neurons each alone, and their difference: name effect low high.
 
     A difference of the set's own sign says that the neurons back each other up.
@@ -425,7 +411,7 @@ def set_rows(effects: Effects, **draws: int) -> tuple[TableRow, ...]:
     return tuple({"name": name} | _effect(found, place) for place, name in enumerate(names))
 
 
-def effect_rows(effects: Effects, **draws: int) -> tuple[TableRow, ...]:
+def effect_rows(effects: Effects, **draws: int) -> Rows:
     """One row per set: name do n effect low high."""
     found = estimate(effects.total, effects.groups, **draws)
     return tuple(
@@ -434,19 +420,14 @@ def effect_rows(effects: Effects, **draws: int) -> tuple[TableRow, ...]:
     )
 
 
-def control_rows(effects: Effects, comparison: ControlEffects) -> tuple[TableRow, ...]:
+def control_rows(effects: Effects, compared: ControlEffects) -> Rows:
     """The set among each kind of control: kind controls mean low high p.
 
     ``low`` and ``high`` are the 5th and 95th percentile of the controls.
     """
     observed = effects.total[-1:].mean(dim=1).abs()
-    kinds = {"matched": comparison.set_effect, "important": comparison.strict_effect}
+    kinds = {"matched": compared.set_effect, "important": compared.strict_effect}
     return tuple(_control_row(kind, observed, found) for kind, found in kinds.items() if len(found))
-
-
-def match_rows(sets: ControlSets | None) -> tuple[TableRow, ...]:
-    """How alike controls and candidates are: feature candidates controls smd."""
-    return () if sets is None else sets.match
 
 
 def other_ablations(do: Edit) -> tuple[Edit, ...]:
@@ -467,7 +448,7 @@ def other_ablations(do: Edit) -> tuple[Edit, ...]:
 
 def _control_row(
     kind: str, observed: Float[Tensor, "1"], found: Float[Tensor, " control"]
-) -> TableRow:
+) -> dict[str, Any]:
     return {
         "kind": kind,
         "controls": len(found),
@@ -478,7 +459,7 @@ def _control_row(
     }
 
 
-def _effect(found: EffectEstimates, place: int) -> TableRow:
+def _effect(found: EffectEstimates, place: int) -> dict[str, Any]:
     return {
         "effect": float(found.mean[place]),
         "low": float(found.low[place]),

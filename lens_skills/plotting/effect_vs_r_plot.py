@@ -185,7 +185,7 @@ def join_points(
             neuron that is not in the verdict.
     """
     r = _signed_r(scores, verdict)
-    unknown = set(marked) - {*verdict.peers, *(ruling.name for ruling in verdict.singles)}
+    unknown = set(marked) - {*verdict.control_neurons, *(ruling.name for ruling in verdict.singles)}
     if unknown:
         raise LensSkillsError(
             f"no neuron {min(unknown)!r} in this verdict to mark. It is about: "
@@ -193,7 +193,7 @@ def join_points(
             + (", …." if len(verdict) > 5 else ".")
         )
     rows: list[dict[str, Any]] = []
-    peers = zip(verdict.peers, verdict.peer_effect.tolist(), strict=True)
+    peers = zip(verdict.control_neurons, verdict.control_neuron_effect.tolist(), strict=True)
     for name, effect in peers:
         if name in r:
             rows.append({"what": "compared with", "name": name, "effect": effect})

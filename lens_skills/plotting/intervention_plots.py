@@ -166,14 +166,14 @@ def _controls(verdict: Verdict, ruling: Ruling) -> dict[str, np.ndarray]:
         }
         return {kind: effects for kind, effects in kinds.items() if len(effects)}
     mine = _NAME.fullmatch(ruling.name)
-    across = verdict.provenance.get("peers") == "all layers"
+    across = verdict.provenance.get("control_neurons") == "all layers"
     keep = []
-    for peer in verdict.peers:
+    for peer in verdict.control_neurons:
         theirs = _NAME.fullmatch(peer)
         alike = mine is None or theirs is None or mine[2] == theirs[2]
         near = across or mine is None or theirs is None or mine[1] == theirs[1]
         keep.append(alike and near)
-    effects = verdict.peer_effect.numpy()[np.array(keep, dtype=bool)]
+    effects = verdict.control_neuron_effect.numpy()[np.array(keep, dtype=bool)]
     where = "other units" if across else "others of its layer"
     return {where: effects} if len(effects) else {}
 

@@ -176,8 +176,6 @@ def hear(
         position=position,
         names=[unit.name for unit in units],
         seed=seed,
-        batch_size=batch_size,
-        progress=progress,
     )
     among = effects.total[len(tried) :].mean(dim=1).abs()
     return AblationEffects(

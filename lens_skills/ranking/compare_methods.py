@@ -20,7 +20,7 @@ from lens_skills.activations.locations import edited_positions
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import Edit, ablate
-from lens_skills.interventions.effects import one_metric
+from lens_skills.interventions.effects import effect_metric
 from lens_skills.interventions.verdict import OPPOSES, SUPPORTS
 from lens_skills.interventions.verify import removes_work
 from lens_skills.models import SoftPrompt, with_soft_prompt
@@ -339,7 +339,7 @@ def compare_methods(
     waived = _check_splits(explore, intervene, exploratory)
     waived |= check_prompt(adapter.soft, intervene, exploratory)
     edited_positions("last" if position is None else position)
-    watched = one_metric(causal)
+    watched = effect_metric(causal)
     names = [name for name in (METHODS if methods is None else methods) if name != _RANDOM]
     wanted = find_methods([*names, _RANDOM])
     do = ablate("mean", over=explore) if do is None else do

@@ -477,8 +477,6 @@ def _slopes(reader: LayerReader, metric: Metric | None) -> tuple[ActivationGradi
         metric,
         reader.site,
         position=reader.position,
-        batch_size=reader.batch_size,
-        progress=reader.progress,
     )
     return found, time.perf_counter() - start
 

@@ -113,7 +113,6 @@ def _change(
             {site: sorted(by_layer)},
             position=position,
             answers=bool(metric.reads - {"logits"}),
-            batch_size=batch_size,
         )
 
     def formula(spot: EditInput) -> Tensor:

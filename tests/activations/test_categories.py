@@ -221,6 +221,6 @@ def test_describe_study_audit_and_verify(tiny: Any) -> None:
         verify(tiny, task, ["L0N1"], do=ablate("zero"), metric="label:rule=lexical_overlap")
     found = audit(
         tiny, task, neurons=["L0N1"], claims=["label:rule"], controls=controls(0, neurons=20),
-        n_permutations=19, delta=1.0, progress=False,
+        n_permutations=19, delta=1.0,
     )  # fmt: skip
     assert [row["metric"] for row in found.claims] == list(NAMES)

@@ -20,7 +20,6 @@ SKILL, DECOY, BYSTANDER = "L1N3", "L1N11", "L1N30"
 FAST: dict[str, Any] = {
     "controls": controls(20, neurons=None),
     "n_permutations": 100,
-    "progress": False,
 }
 
 

@@ -11,7 +11,7 @@ from lens_skills.activations import parse_metrics
 from lens_skills.activations.components import parse_components
 from lens_skills.data import Example
 from lens_skills.interventions import ablate, baselines, controls, verify
-from lens_skills.interventions.effects import Bench, measure_effects
+from lens_skills.interventions.effects import measure_effects, measurer
 from lens_skills.models import as_adapter
 from lens_skills.tasks import Task
 
@@ -20,7 +20,6 @@ OPTIONS: dict[str, Any] = {
     "delta": 0.01,
     "position": "last",
     "pairs": False,
-    "progress": False,
 }
 
 
@@ -47,14 +46,18 @@ def test_a_split_is_read_once_for_all_measurements(
     explore, intervene = task[:5], task[5:]
     adapter = as_adapter(tiny)
     metric = parse_metrics("logit_diff")[0]
-    bench = Bench(adapter, metric, "last", 0, None, {"progress": False})
     do, sets = (
         ablate("mean", over=explore),
         [(unit,) for unit in parse_components(adapter, ["L1N3"])],
     )
-    found = [bench.measure(intervene, sets, do, names=["L1N3"], part=str(k)) for k in range(3)]
+    read_once = do.with_baseline(adapter, ["mlp.hook_post"], position="last", answers=True)
     assert read == [5]
-    wanted = measure_effects(adapter, intervene, sets, do, metric=metric, progress=False)
+    measure = measurer(adapter, metric, "last", 0)
+    found = [measure(intervene, sets, read_once, names=["L1N3"], part=str(k)) for k in range(3)]
+    change = read_once.bind(adapter, intervene, {"mlp.hook_post": [1]}, position="last")
+    found.append(measure(intervene, sets, change, names=["L1N3"], part="bound"))
+    assert read == [5]
+    wanted = measure_effects(adapter, intervene, sets, do, metric=metric)
     for effects in found:
         torch.testing.assert_close(effects.total, wanted.total, rtol=0, atol=1e-12)
         assert effects.do == wanted.do
@@ -79,8 +82,8 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
         patched.setattr(room, "_fill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
-    # The candidates were measured when the comparison was interrupted.
-    assert sorted(path.name for path in folder.iterdir()) == ["candidates", "comparison"]
+    # The candidates were measured when the controls were interrupted.
+    assert sorted(path.name for path in folder.iterdir()) == ["candidates", "controls"]
     whole, rest = [], []
     with monkeypatch.context() as patched:
         patched.setattr(room, "_fill", lambda *args: (whole.append(1), fill(*args)))
@@ -89,6 +92,6 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
         found = verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
     assert len(rest) == len(whole) - 4
     assert torch.equal(found.effects.total, wanted.effects.total)
-    assert torch.equal(found.peer_effect, wanted.peer_effect)
+    assert torch.equal(found.control_neuron_effect, wanted.control_neuron_effect)
     assert found.rulings == wanted.rulings
     assert not folder.exists()

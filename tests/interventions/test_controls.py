@@ -12,14 +12,14 @@ from lens_skills.activations.components import Component, parse_components
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import (
-    FEW_PEERS,
+    FEW_OTHERS,
     ComponentTable,
     Controls,
     component_table,
     controls,
     important,
+    layer_controls,
     matched_sets,
-    peers,
 )
 from lens_skills.models import as_adapter
 
@@ -125,21 +125,21 @@ def test_important_controls_are_the_strongest_of_the_layer_without_candidates() 
 def test_peers_are_the_other_units_of_the_layer() -> None:
     people = population()
     candidates = [unit(1, 4), unit(1, 9), unit(3, 0)]
-    places, across = peers(candidates, people, n_peers=None)
+    places, across = layer_controls(candidates, people, n=None)
     chosen = {people.units[place] for place in places.tolist()}
     assert not across
     assert chosen == {unit(at, i) for at in (1, 3) for i in range(WIDTH)} - set(candidates)
-    some, _ = peers(candidates, people, n_peers=120)
+    some, _ = layer_controls(candidates, people, n=120)
     assert Counter(people.units[at].layer for at in some.tolist()) == {1: 120, 3: 120}
     assert not {people.units[at] for at in some.tolist()} & set(candidates)
 
 
 def test_where_a_layer_has_few_others_all_layers_serve() -> None:
-    people = population(width=FEW_PEERS)
-    places, across = peers([unit(1, 4)], people, n_peers=None)
+    people = population(width=FEW_OTHERS)
+    places, across = layer_controls([unit(1, 4)], people, n=None)
     assert across
-    assert len(places) == LAYERS * FEW_PEERS - 1
-    assert not peers([unit(1, 4)], population(width=FEW_PEERS + 1), n_peers=None)[1]
+    assert len(places) == LAYERS * FEW_OTHERS - 1
+    assert not layer_controls([unit(1, 4)], population(width=FEW_OTHERS + 1), n=None)[1]
 
 
 TEXTS = ("The key to the cabinets", "Hello", "When the girl and the boy")
@@ -172,7 +172,7 @@ def test_heads_and_neurons_are_populations_of_their_own(tiny: Any) -> None:
     n_heads, n_neurons = 4 * tiny.cfg.n_heads, 4 * tiny.cfg.d_mlp
     assert people.kind.bincount().tolist() == [n_heads, n_neurons, 4]
     assert [people.units[at].name for at in people.places(candidates)] == ["L1H2", "L1N2", "L3MLP"]
-    places, _ = peers(candidates, people, n_peers=None)
+    places, _ = layer_controls(candidates, people, n=None)
     assert len(places) == n_heads + n_neurons + 4 - 3
     with pytest.raises(LensSkillsError, match=r"layer 3: 1 of its units at hook_mlp_out"):
         matched_sets(candidates, people, n_sets=2)

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from lens_skills.activations import logit_diff
-from lens_skills.activations.components import parse_components
+from lens_skills.activations.components import parse_components, sites_of
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import control_effects, effects
-from lens_skills.interventions.control_neurons import component_table, controls, peers
+from lens_skills.interventions.control_neurons import component_table, controls, layer_controls
 from lens_skills.interventions.edits import Edit, ablate, clamp, scale, steer
 from lens_skills.interventions.effects import Effects
 from lens_skills.interventions.verdict import NO_EFFECT, SUPPORTS, Verdict
-from lens_skills.interventions.verify import check_case, verify
+from lens_skills.interventions.verify import check_request, verify
 from lens_skills.models import as_adapter
 from lens_skills.scoring import EXPLORATORY, Selection, score, select
 from lens_skills.tasks import Task
@@ -29,7 +29,7 @@ NOUNS = ("key", "keys", "girl", "girls", "boy", "boys", "author", "authors", "do
 FRAMES = ("{0} near the {1}", "the {0} to the {1}", "hello {0} and {1}", "when {0} or the {1} {2}")
 ANSWERS = (" it", " they")
 SKILLS, DECOYS, WRITER = ("L1N3", "L2N7"), ("L1N11", "L2N5"), "L2N20"
-FULL: dict[str, Any] = {"controls": controls(40, neurons=None), "also": (), "progress": False}
+FULL: dict[str, Any] = {"controls": controls(40, neurons=None), "also": ()}
 FAST = FULL | {"controls": controls(0, neurons=40), "pairs": False}
 
 
@@ -180,9 +180,9 @@ def test_effects_are_those_of_plain_hooks(case: Case, verdict: Verdict) -> None:
 
 
 def test_ranks_are_counted_among_the_others(verdict: Verdict) -> None:
-    others = verdict.peer_effect.abs()
-    assert not set(verdict.peers) & {ruling.name for ruling in verdict.singles}
-    assert len(verdict.peers) == 4 * 48 - len(verdict)
+    others = verdict.control_neuron_effect.abs()
+    assert not set(verdict.control_neurons) & {ruling.name for ruling in verdict.singles}
+    assert len(verdict.control_neurons) == 4 * 48 - len(verdict)
     for ruling in verdict.singles:
         at_least = int((others >= abs(ruling.effect)).sum())
         assert ruling.rank == 1 + at_least
@@ -194,13 +194,13 @@ def test_ranks_are_counted_among_the_others(verdict: Verdict) -> None:
 
 
 def test_delta_is_of_half_the_others_unless_declared(case: Case, verdict: Verdict) -> None:
-    half = np.random.default_rng(0).permutation(len(verdict.peers))
+    half = np.random.default_rng(0).permutation(len(verdict.control_neurons))
     half = half[: (len(half) + 1) // 2]
-    strength = verdict.peer_effect[torch.from_numpy(half)].abs()
+    strength = verdict.control_neuron_effect[torch.from_numpy(half)].abs()
     assert verdict.delta == pytest.approx(float(strength.quantile(0.95)))
     assert "half of those" in verdict.delta_from
     separate = part(7, 40)
-    found = verify(case.model, case.intervene, SKILLS, do=case.mean, calibrate=separate, **FAST)
+    found = verify(case.model, case.intervene, SKILLS, do=case.mean, delta=separate, **FAST)
     assert "part 7" in found.delta_from
     assert found.delta != verdict.delta
     declared = verify(case.model, case.intervene, SKILLS, do=case.mean, delta=50.0, **FAST)
@@ -338,14 +338,14 @@ def test_few_groups_are_said(case: Case) -> None:
 def refused(case: Case, text: str, /, **changes: Any) -> None:
     values: dict[str, Any] = {
         "examples": case.intervene,
-        "skills": case.selection,
+        "neurons": case.selection,
         "do": ablate("zero"),
         **FAST,
         "controls": controls(2, neurons=40),
     }
     values |= changes
     with pytest.raises(LensSkillsError, match=text):
-        verify(case.model, values.pop("examples"), values.pop("skills"), **values)
+        verify(case.model, values.pop("examples"), values.pop("neurons"), **values)
 
 
 def test_a_split_used_before_is_refused_and_waived_only_with_a_stamp(case: Case) -> None:
@@ -357,20 +357,20 @@ def test_a_split_used_before_is_refused_and_waived_only_with_a_stamp(case: Case)
     found = verify(case.model, used, case.selection, exploratory=True, **mine)
     assert found.exploratory
     assert repr(found).startswith(EXPLORATORY)
-    refused(case, "shares its examples", calibrate=case.intervene[:30])
+    refused(case, "shares its examples", delta=case.intervene[:30])
 
 
 def test_only_what_was_waived_is_stamped() -> None:
     """A plain list of examples has no task's name, and that is no rule waived."""
     about = {"explore": {"task": "endings"}, "example_ids": ["0/1"], "groups": ["0/1"]}
     chosen = SimpleNamespace(neurons=[1], provenance=about, exploratory=False)
-    case: tuple[Any, ...] = (chosen, ablate("zero"), logit_diff(), None)
-    assert not check_case(list(part(2, 4)), *case, exploratory=False)
-    assert not check_case(part(2, 4), *case, exploratory=True)
-    assert check_case(part(2, 4, name="other"), *case, exploratory=True)
-    assert check_case(part(0, 4), *case, exploratory=True)
+    case: tuple[Any, ...] = (chosen, ablate("zero"), None)
+    assert not check_request(list(part(2, 4)), *case, exploratory=False)
+    assert not check_request(part(2, 4), *case, exploratory=True)
+    assert check_request(part(2, 4, name="other"), *case, exploratory=True)
+    assert check_request(part(0, 4), *case, exploratory=True)
     chosen.exploratory = True
-    assert check_case(part(2, 4), *case, exploratory=False)
+    assert check_request(part(2, 4), *case, exploratory=False)
 
 
 def test_a_selection_of_something_else_is_refused(case: Case) -> None:
@@ -382,7 +382,7 @@ def test_a_selection_of_something_else_is_refused(case: Case) -> None:
     refused(case, "at 'mlp.hook_post', but 'mlp.hook_pre'", at="mlp.hook_pre")
     about = {**case.selection.provenance}
     about["explore"] = {**about["explore"], "model_fingerprint": "f" * 64}
-    refused(case, "another model", skills=replace(case.selection, provenance=about))
+    refused(case, "another model", neurons=replace(case.selection, provenance=about))
 
 
 def test_what_cannot_be_measured_is_refused(case: Case) -> None:
@@ -393,8 +393,8 @@ def test_what_cannot_be_measured_is_refused(case: Case) -> None:
         for name in ("r_explore", "r_confirm", "p", "q", "mean", "std")
     }
     empty = replace(case.selection, neurons=torch.zeros(0, 2).long(), position=(), **none)
-    refused(case, "the selection is empty", skills=empty)
-    refused(case, "none were named", skills=[])
+    refused(case, "the selection is empty", neurons=empty)
+    refused(case, "none were named", neurons=[])
     refused(case, "knows its own neurons only", do=ablate("mean", over=case.selection))
     refused(case, "positive number in the metric's unit", delta=-1.0)
     refused(
@@ -403,17 +403,16 @@ def test_what_cannot_be_measured_is_refused(case: Case) -> None:
         pairs=True,
         examples=Task("endings", [replace(e, corrupted=None) for e in case.intervene]),
     )
-    refused(
-        case, r"layer 3: 25 of its units .* 23 other", skills=[f"L3N{index}" for index in range(25)]
-    )
-    refused(case, "20 at least. Declare it", controls=controls(2, neurons=2), skills=["L2N1"])
+    many = [f"L3N{index}" for index in range(25)]
+    refused(case, r"layer 3: 25 of its units .* 23 other", neurons=many)
+    refused(case, "20 at least. Declare it", controls=controls(2, neurons=2), neurons=["L2N1"])
     refused(case, "by 'tense': some have none", by=["tense"])
 
 
 def test_the_position_is_that_of_the_selection(case: Case) -> None:
     at_span = replace(case.selection, positions=("span(are, last)",))
-    refused(case, r"Say position=span\(…\) again", skills=at_span)
-    refused(case, "pools tokens", skills=replace(case.selection, positions=("mean",)))
+    refused(case, r"Say position=span\(…\) again", neurons=at_span)
+    refused(case, "pools tokens", neurons=replace(case.selection, positions=("mean",)))
     second = replace(case.selection, positions=("-2",))
     found = verify(case.model, case.intervene, second, do=ablate("zero"), **FAST)
     assert found.effects.position == "-2"
@@ -426,36 +425,26 @@ def test_a_gap_within_noise_is_refused_or_noted(case: Case) -> None:
     assert any("neither noised nor denoised" in note for note in found.notes)
 
 
-def test_an_effect_that_is_not_finite_names_neuron_and_example(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measure = effects.measure_effects
-
-    def broken(*args: Any, **options: Any) -> Effects:
-        effects = measure(*args, **options)
-        total = effects.total.clone()
-        total[1, 4] = torch.nan
-        return replace(effects, total=total)
-
-    monkeypatch.setattr(effects, "measure_effects", broken)
-    refused(case, f"effect of {SKILLS[1]} on example '2/4' is not finite", skills=SKILLS)
+def test_an_effect_that_is_not_finite_names_neuron_and_example(case: Case) -> None:
+    text = rf"effect of {SKILLS[0]} on 'logit_diff' is \S+ for example '2/\d+'"
+    refused(case, text, neurons=SKILLS, do=scale(by=1e300), pairs=False)
 
 
 def test_ranks_stay_within_the_layer_where_it_is_wide_enough(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lens_skills.interventions.control_neurons.FEW_PEERS", 10)
+    monkeypatch.setattr("lens_skills.interventions.control_neurons.FEW_OTHERS", 10)
     adapter = as_adapter(case.model)
     units = parse_components(adapter, ["L1N3", "L2N7"])
     people = component_table(adapter, case.intervene, units)
-    _, across = peers(units, people)
+    _, across = layer_controls(units, people)
     assert not across
     found = control_effects.measure_controls(
-        effects.Bench(adapter, logit_diff(), "last", 0),
+        effects.measurer(adapter, logit_diff(), "last", 0),
+        ablate("zero").bind(adapter, case.intervene, sites_of(units), position="last"),
         case.intervene,
         units,
         people,
-        ablate("zero"),
         controls=controls(0, neurons=None),
         seed=0,
     )

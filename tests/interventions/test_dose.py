@@ -140,9 +140,9 @@ def test_the_shipped_texts_are_there_and_different() -> None:
         ({"doses": [1, 1]}, "two or more different"),
         ({"doses": [0, float("nan")]}, "two or more different"),
         ({"position": [0, -1]}, "not at a list"),
-        ({"units": []}, "the set is empty"),
+        ({"neurons": []}, "the set is empty"),
     ],
 )
 def test_what_makes_no_curve_is_refused(tiny: Any, options: Any, words: str) -> None:
     with pytest.raises(LensSkillsError, match=words):
-        dose_response(tiny, task(), **{"units": UNITS, **options})
+        dose_response(tiny, task(), **{"neurons": UNITS, **options})

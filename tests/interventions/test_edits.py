@@ -54,9 +54,7 @@ def changed(
     seed: int = 0,
     rows: Sequence[int] = (),
 ) -> Tensor:
-    change = edit.bind(
-        as_adapter(model), targets, {SITE: (0, layer)}, position=position, seed=seed, batch_size=2
-    )
+    change = edit.bind(as_adapter(model), targets, {SITE: (0, layer)}, position=position, seed=seed)
     places = torch.tensor(list(rows) or list(range(len(old))))
     index = torch.tensor(list(features)).expand(len(old), -1)
     return change.new(layer, SITE, old, index, places, draw)

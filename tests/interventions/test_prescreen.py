@@ -9,6 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 import lens_skills as ls
+from lens_skills import config
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import Prescreen, prescreen
@@ -54,7 +55,8 @@ def backward(model: Any, task: ls.Task, layer: int, site: str) -> tuple[Tensor, 
 
 
 def test_estimates_equal_a_plain_backward_pass(tiny: Any, task: ls.Task) -> None:
-    found = prescreen(tiny, task, NAMES, metric="logit_diff", do=clamp(to=0.3), batch_size=3)
+    with config(batch_size=3):
+        found = prescreen(tiny, task, NAMES, metric="logit_diff", do=clamp(to=0.3))
     assert found.predicted is not None
     for row, (layer, site, start, stop) in enumerate([
         (0, "mlp.hook_post", 5, 6), (1, "mlp.hook_post", 47, 48), (3, "mlp.hook_post", 11, 12),

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lens_skills as ls
-from lens_skills import results
+from lens_skills import config, results
 from lens_skills.activations import evaluate, parse_metrics, span
 from lens_skills.activations.components import parse_components, sites_of
 from lens_skills.activations.forward import forward_batch, prepare
@@ -80,7 +81,8 @@ def by_full_passes(
 
 
 def test_single_units_equal_a_loop_of_run_with_hooks(tiny: Any, task: ls.Task) -> None:
-    found = sweep(tiny, task, SKILLS, do=ablate("zero"), metric="logit_diff", batch_size=4, rows=7)
+    with config(batch_size=4, edit_rows=7):
+        found = sweep(tiny, task, SKILLS, do=ablate("zero"), metric="logit_diff")
     assert found.provenance["whole_passes"] is None
     assert list(found.names) == SKILLS
     for unit, row in zip(parse_components(as_adapter(tiny), SKILLS), found.total, strict=True):
@@ -116,9 +118,8 @@ def test_sets_and_positions_equal_full_passes(tiny: Any, position: Any) -> None:
     ]
     sets = [parse_components(adapter, names) for names in SETS]
     do = clamp(to=1.5)
-    found = measure_effects(
-        adapter, task, sets, do, metric="logit_diff", position=position, batch_size=3, rows=20
-    )
+    with config(batch_size=3, edit_rows=20):
+        found = measure_effects(adapter, task, sets, do, metric="logit_diff", position=position)
     assert found.provenance["whole_passes"] is None
     wanted = by_full_passes(tiny, task, sets, do, "logit_diff", position)
     torch.testing.assert_close(found.total, wanted, atol=1e-4, rtol=0)
@@ -147,7 +148,8 @@ def test_every_metric_equals_full_passes(tiny: Any, metric: Any) -> None:
         ]
     adapter = as_adapter(tiny)
     sets = [parse_components(adapter, names) for names in (["L0N5"], ["L2H1"], ["L1N3", "L3N4"])]
-    found = measure_effects(adapter, task, sets, clamp(to=3.0), metric=metric, batch_size=3)
+    with config(batch_size=3):
+        found = measure_effects(adapter, task, sets, clamp(to=3.0), metric=metric)
     wanted = by_full_passes(tiny, task, sets, clamp(to=3.0), metric, "last")
     torch.testing.assert_close(found.total, wanted, atol=1e-4, rtol=0)
     whole = found.provenance["whole_passes"]
@@ -259,18 +261,23 @@ def test_bad_input(tiny: Any, task: ls.Task) -> None:
         run(metric=["logit_diff", "entropy"])
     with pytest.raises(LensSkillsError, match="pools"):
         run(position="mean")
-    with pytest.raises(LensSkillsError, match="rows=0"):
-        run(rows=0)
     with pytest.raises(LensSkillsError, match="2 names"):
         measure_effects(
             as_adapter(tiny), task, [()], ablate("zero"), metric="logit_diff", names=["a", "b"]
         )
 
 
+@pytest.fixture
+def small_batches() -> Iterator[None]:
+    with config(batch_size=3):
+        yield
+
+
+@pytest.mark.usefixtures("small_batches")
 def test_an_interrupted_sweep_goes_on_where_it_stopped(
     tiny: Any, task: ls.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"do": ablate("zero"), "metric": "logit_diff", "batch_size": 3}
+    options: dict[str, Any] = {"do": ablate("zero"), "metric": "logit_diff"}
     names = ["L0N5", "L1N6", "L3N7"]  # three parts on each of two batches
     wanted = sweep(tiny, task, names, direct=True, **options)
     engine_room: Any = sys.modules[measure_effects.__module__]
@@ -305,7 +312,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
 
 
 def test_the_whole_site_is_swept(tiny: Any, task: ls.Task) -> None:
-    found = sweep(tiny, task[:2], do=ablate("zero"), metric="logit_diff", progress=False)
+    found = sweep(tiny, task[:2], do=ablate("zero"), metric="logit_diff")
     assert found.total.shape == (4 * 48, 2)
     assert found.names[48] == "L1N0"
     assert found.site == "mlp.hook_post"

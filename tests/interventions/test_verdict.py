@@ -185,8 +185,8 @@ def verdict(**options: Any) -> Verdict:
     values: dict[str, Any] = {
         "rulings": rule(found, ranks(0.01, 1.0, 0.005), delta=DELTA),
         "effects": found,
-        "peers": ("L0N7", "L0N8"),
-        "peer_effect": torch.tensor([0.1, -0.1], dtype=torch.float64),
+        "control_neurons": ("L0N7", "L0N8"),
+        "control_neuron_effect": torch.tensor([0.1, -0.1], dtype=torch.float64),
         "control_effect": torch.zeros(3, dtype=torch.float64),
         "important_effect": torch.zeros(0, dtype=torch.float64),
         "delta": DELTA,
@@ -205,7 +205,7 @@ def test_the_card_says_word_sign_interval_and_delta() -> None:
     assert f"{first.effect:+.3g} [{first.low:+.3g}, {first.high:+.3g}]" in card
     for text in (
         "δ = 0.2 nats (declared)",
-        "2 on trial → 1 supports · 1 no total effect",
+        "2 verified → 1 supports · 1 no total effect",
         "a note",
     ):
         assert text in card
@@ -225,7 +225,7 @@ def test_lookups() -> None:
     assert list(found.frame()["name"]) == ["L0N0", "L0N1", "set"]
     assert list(found.table("set")["effect"]) == [-1.0]
     cloud = found.cloud()
-    assert list(cloud.columns) == ["name", "effect", "on_trial", "word"]
+    assert list(cloud.columns) == ["name", "effect", "verified", "word"]
     assert list(cloud["name"]) == ["L0N0", "L0N1", "L0N7", "L0N8"]
     with pytest.raises(LensSkillsError, match=r"no ruling on 'L9N9'.*L0N0, L0N1, set"):
         found["L9N9"]
@@ -244,5 +244,5 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, direct: bool) -> None:
     assert torch.equal(again.effects.total, found.effects.total)
     assert (again.effects.direct is None) == (not direct)
     assert again.effects.groups == found.effects.groups
-    assert torch.equal(again.peer_effect, found.peer_effect)
+    assert torch.equal(again.control_neuron_effect, found.control_neuron_effect)
     assert again.provenance == found.provenance

@@ -221,7 +221,7 @@ def test_a_sweep_resumes_and_is_what_hooks_give(tiny: Any) -> None:
     units = [(0, 3), (2, 5), (3, 7)]
     found = sweep(
         tiny, EXAMPLES, units, do=ablate("zero"), metric="logit_diff", prompt=prompt,
-        position="last", progress=False,
+        position="last",
     )  # fmt: skip
     assert found.provenance["whole_passes"] is None
     encoded = encode_examples(adapter, EXAMPLES, answers=True)

@@ -26,7 +26,7 @@ from tests.plotting.conftest import LAYERS, WIDTH
 def make_verdict(
     n: int = 6,
     *,
-    n_peers: int = 110,
+    n_control_neurons: int = 110,
     direct: bool = True,
     together: bool = True,
     unbounded: bool = False,
@@ -37,7 +37,7 @@ def make_verdict(
     set_scale: float = 1.0,
     **changes: Any,
 ) -> Verdict:
-    """n neurons of `make_scores`, every word in turn; the peers are the other neurons."""
+    """n neurons of `make_scores`, every word in turn; its control neurons are the others."""
     generator = torch.Generator().manual_seed(seed)
     delta, examples = 0.2, 24
     names = [f"L{place % LAYERS}N{1 + place // LAYERS}" for place in range(n)]
@@ -48,7 +48,8 @@ def make_verdict(
         word = WORDS[place % len(WORDS)]
         effect = means.get(word, 0.25) * (1 + float(jitter[place]))
         half = 0.04 if word in (COMPENSATED, NO_EFFECT) else 0.15
-        rulings.append(make_ruling(name, word, effect, half, n_controls=n_peers if controls else 0))
+        n_others = n_control_neurons if controls else 0
+        rulings.append(make_ruling(name, word, effect, half, n_controls=n_others))
     if n > 1 and together:
         total = set_scale * sum(ruling.effect for ruling in rulings)
         rulings.append(make_ruling("set", SUPPORTS, total, 0.3, n_controls=80 if controls else 0))
@@ -61,7 +62,7 @@ def make_verdict(
         ends = {"low": -math.inf, "high": math.inf, "low90": -math.inf, "high90": math.inf}
         rulings = [replace(one, **ends) for one in rulings]
     units = [f"L{layer}N{index}" for layer in range(LAYERS) for index in range(WIDTH)]
-    peers = [unit for unit in units if unit not in names][:n_peers]
+    others = [unit for unit in units if unit not in names][:n_control_neurons]
 
     def normal(spread: float, size: int) -> torch.Tensor:
         return spread * torch.randn(size, generator=generator, dtype=torch.float64)
@@ -83,14 +84,14 @@ def make_verdict(
             site="mlp.hook_post",
             position="last",
         ),
-        peers=tuple(peers),
-        peer_effect=normal(0.08, len(peers)),
+        control_neurons=tuple(others),
+        control_neuron_effect=normal(0.08, len(others)),
         control_effect=normal(0.15, 80 if several else 0),
         important_effect=normal(0.3, 20 if several else 0),
         delta=delta,
         delta_from="declared",
         tables={"controls": ({"kind": "important", "p": 0.0476},)} if several else {},
-        provenance={"model": "tiny", "task": "agreement", "peers": "all layers"},
+        provenance={"model": "tiny", "task": "agreement", "control_neurons": "all layers"},
         **changes,
     )
 
@@ -188,7 +189,7 @@ def make_bare(n: int, *, exploratory: bool = False) -> Verdict:
     """Nothing to compare with, no direct effects, one group of examples, and a long name."""
     return make_verdict(
         n,
-        n_peers=0,
+        n_control_neurons=0,
         controls=False,
         direct=False,
         unbounded=True,

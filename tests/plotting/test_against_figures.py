@@ -32,9 +32,9 @@ def test_points_are_the_verdicts_effects_at_the_scores_r(scores: Scores) -> None
         assert (row.effect, row.low, row.high) == (ruling.effect, ruling.low, ruling.high)
         assert (row.word, row.mark) == (ruling.word, "decoy" if row.name == "L1N1" else "")
     cloud = drawing.frame.query("what == 'compared with'").set_index("name")
-    effect = dict(zip(verdict.peers, verdict.peer_effect.tolist(), strict=True))
+    effect = dict(zip(verdict.control_neurons, verdict.control_neuron_effect.tolist(), strict=True))
     # L0N0 does not vary, so it has no r.
-    assert set(cloud.index) == set(verdict.peers) - {"L0N0"}
+    assert set(cloud.index) == set(verdict.control_neurons) - {"L0N0"}
     assert cloud["effect"].to_dict() == {name: effect[name] for name in cloud.index}
     assert cloud["r"].to_dict() == {name: r[name] for name in cloud.index}
     (axis,) = drawing.figure.axes
@@ -91,7 +91,7 @@ def test_a_name_without_room_is_left_out(scores: Scores) -> None:
 
 def test_marks_are_ringed_and_counted(scores: Scores) -> None:
     view, verdict = scores["confidence"], make_verdict()
-    peer = verdict.peers[5]
+    peer = verdict.control_neurons[5]
     marked = {"L0N1": "decoy", peer: "decoy", "L1N1": "writer"}
     drawing = figures.effect_against_r(view, verdict, marked=marked)
     (axis,) = drawing.figure.axes
@@ -175,10 +175,10 @@ def test_the_histograms_are_the_control_sets() -> None:
 
 @pytest.mark.parametrize("across", [True, False])
 def test_a_neuron_is_held_against_the_units_it_is_compared_with(across: bool) -> None:
-    verdict = make_verdict(n_peers=LAYERS * WIDTH - 6)
-    verdict.provenance["peers"] = "all layers" if across else "own layer"
+    verdict = make_verdict(n_control_neurons=LAYERS * WIDTH - 6)
+    verdict.provenance["control_neurons"] = "all layers" if across else "own layer"
     drawing = figures.effect_against_controls(verdict, name="L2N1")
-    layer = [name.startswith("L2N") for name in verdict.peers]
+    layer = [name.startswith("L2N") for name in verdict.control_neurons]
     rows = drawing.frame[drawing.frame["what"].str.contains("other")]
     assert rows["value"].sum() == (len(layer) if across else sum(layer))
     row = drawing.frame.set_index("what").loc["L2N1"]

@@ -78,8 +78,8 @@ def crowded(exploratory: bool) -> Verdict:
     n = 12_000
     return replace(
         make_verdict(50, exploratory=exploratory),
-        peers=("L3N29",) * n,
-        peer_effect=torch.linspace(-1, 1, n, dtype=torch.float64),
+        control_neurons=("L3N29",) * n,
+        control_neuron_effect=torch.linspace(-1, 1, n, dtype=torch.float64),
         delta_from="95th percentile of |effect| of 200 other units, half of those compared with",
     )
 

@@ -89,8 +89,8 @@ def test_a_verdict_refuses_what_the_prompt_was_trained_on(
     tiny: Any, splits: tuple[Task, ...], prompts: tuple[Any, ...]
 ) -> None:
     options: dict[str, Any] = {
-        "do": ablate("zero"), "delta": 0.1, "prompt": prompts[0], 
-        "controls": controls(0, neurons=40),        "also": (), **QUIET,
+        "do": ablate("zero"), "delta": 0.1, "prompt": prompts[0], "also": (),
+        "controls": controls(0, neurons=40),
     }  # fmt: skip
     with pytest.raises(LensSkillsError, match="soft prompt was trained on"):
         verify(tiny, splits[0], ["L1N3"], **options)

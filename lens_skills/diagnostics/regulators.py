@@ -22,7 +22,7 @@ from lens_skills.data import Example
 from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_neutral_text
 from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.control_neurons import random_neurons
+from lens_skills.interventions.control_neurons import with_layer_controls
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.unembedding import Unembedding, null_size
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval, ratio_interval
@@ -221,7 +221,7 @@ def confidence_regulators(
     if n_controls is None:
         most = int(chosen[:, 0].bincount().max())
         n_controls = min(MOST_CONTROLS, adapter.d_mlp - most)
-    several = _with_controls(chosen, n_controls, adapter.d_mlp, seed)
+    several = with_layer_controls(chosen, n_controls, width=adapter.d_mlp, seed=seed)
     task = read(adapter, examples, several, at=DEFAULT_SITE, position="last", metrics=[wanted])
     refuse_constant(task, n)
     values = task.metrics[wanted.name]
@@ -321,21 +321,6 @@ def _rows(adapter: ModelAdapter, neurons: Any) -> Int[Tensor, "neuron 2"]:
                 f"{unit.name!r} is no neuron. Name neurons at {DEFAULT_SITE}, such as 'L17N635'."
             )
     return torch.tensor([[unit.layer, unit.start] for unit in units])
-
-
-def _with_controls(
-    neurons: Int[Tensor, "neuron 2"], n_controls: int, width: int, seed: int
-) -> Int[Tensor, "several 2"]:
-    """The neurons, then random others of each of their layers."""
-    if n_controls < round(1 / ALPHA) - 1:
-        raise LensSkillsError(
-            f"n_controls={n_controls}: p = {ALPHA} takes {round(1 / ALPHA) - 1} or more."
-        )
-    parts = [neurons]
-    for layer in neurons[:, 0].unique().tolist():
-        rows = neurons[neurons[:, 0] == layer]
-        parts.append(random_neurons(rows, n_controls, width=width, seed=seed))
-    return torch.cat(parts)
 
 
 def weight_columns(

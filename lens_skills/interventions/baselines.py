@@ -1,6 +1,7 @@
-"""`Baseline`: the mean and the standard deviation of every unit over a declared split.
+"""What a neuron is by default: means, standard deviations and donors of a declared split.
 
-`SourceReader`: the passes that hand an edit its means, donors and twins.
+`measure_baseline` reads them in one pass, or takes them from results; `SourceReader` hands an edit
+what it needs of its source.
 """
 
 import hashlib

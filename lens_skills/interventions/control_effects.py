@@ -12,6 +12,7 @@ from lens_skills.activations.components import Component
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import (
+    FEWEST_CONTROLS,
     ComponentTable,
     Controls,
     ControlSets,
@@ -194,10 +195,10 @@ def declare_delta(
         chosen = order[: (n_units + 1) // 2]
         effect = controls.mean[torch.from_numpy(chosen)]
         where = "half of those compared with"
-    if len(chosen) < 20:
+    if len(chosen) < FEWEST_CONTROLS:
         raise LensSkillsError(
-            f"δ cannot be taken from {len(chosen)} other units; 20 at least. Declare it in the "
-            "metric's unit: delta=…"
+            f"δ cannot be taken from {len(chosen)} other units; {FEWEST_CONTROLS} at least. "
+            "Declare it in the metric's unit: delta=…"
         )
     delta = delta_from_controls(effect)
     return delta, f"95th percentile of |effect| of {len(chosen)} other units, {where}"

@@ -1,6 +1,8 @@
-"""`ControlSets`: random units and sets that are like the candidates in all but the skill.
+"""Who a neuron is compared with: others like it, and of its layer, that were not chosen.
 
-`Population`: all units of the candidates' kinds, and what a control is matched on.
+`controls` says how many a verdict takes. `layer_controls` are the single neurons of a verdict,
+`matched_sets` its sets and `important` where its stricter ones are drawn from; `nearest` are the
+most alike; `draw_controls`, `random_neurons` and `with_layer_controls` are drawn at random.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,15 @@ from lens_skills.activations.components import HEADS, MLP, Component
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
+
+FEATURES = ("mean |a|", "std", "‖W_out‖")
+_WRITTEN = ("mlp.hook_post", "mlp.hook_pre", "mlp.hook_pre_linear")
+DRAWN = 32
+"""A control is the nearest of so many units drawn at random from the candidate's layer."""
+FEW_OTHERS = 100
+"""With fewer others of its kind in its layer, a unit is compared with those of all layers."""
+FEWEST_CONTROLS = 20
+"""Fewer cannot give p <= 0.05, nor a 95th percentile."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +78,6 @@ def controls(sets: int = 200, important: int | None = None, neurons: int | None 
     12
     """
     return Controls(sets, important, neurons)
-
-
-FEATURES = ("mean |a|", "std", "‖W_out‖")
-
-
-_WRITTEN = ("mlp.hook_post", "mlp.hook_pre", "mlp.hook_pre_linear")
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,12 +200,36 @@ def _key(unit: Component) -> tuple[int, str, int, int]:
     return unit.layer, unit.site, unit.start, unit.stop
 
 
-DRAWN = 32
-"""A control is the nearest of so many units drawn at random from the candidate's layer."""
+def across_layers(candidates: Sequence[Component], table: ComponentTable) -> bool:
+    """Whether controls come from all layers: one of the candidates' has fewer than `FEW_OTHERS`."""
+    free = _others(table.places(candidates), table, None)
+    return min(map(len, free.values())) < FEW_OTHERS
 
 
-FEW_OTHERS = 100
-"""With fewer others of its kind in its layer, a unit is compared with those of all layers."""
+def layer_controls(
+    candidates: Sequence[Component],
+    table: ComponentTable,
+    *,
+    n: int | None = 1000,
+    seed: int = 0,
+) -> tuple[Int[Tensor, " control"], bool]:
+    """Places of the single units each candidate is compared with, and whether across layers.
+
+    Every other unit of the candidates' kinds and layers, or a random ``n`` per layer. Where a
+    layer has fewer than `FEW_OTHERS` others (heads, whole MLPs, tiny models), units of all layers
+    serve instead, for all candidates alike.
+    """
+    places = table.places(candidates)
+    across = across_layers(candidates, table)
+    codes = table.kind if across else table.stratum
+    random = np.random.default_rng(seed)
+    chosen = []
+    for code in codes[places].unique().tolist():
+        others = np.setdiff1d((codes == code).nonzero()[:, 0].numpy(), places.numpy())
+        if n is not None and len(others) > n:
+            others = np.sort(random.choice(others, size=n, replace=False))
+        chosen.append(torch.from_numpy(others))
+    return torch.cat(chosen), across
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +270,7 @@ def matched_sets(
 
     Args:
         candidates: What the sets stand for.
-        table: Where they come from; see `survey`.
+        table: Where they come from; see `component_table`.
         n_sets: How many sets.
         among: Only these units may be controls (the *important* ones).
         drawn: More makes the match closer and the sets more alike.
@@ -287,38 +316,6 @@ def matched_sets(
     )
 
 
-def across_layers(candidates: Sequence[Component], table: ComponentTable) -> bool:
-    """Whether controls come from all layers: one of the candidates' has fewer than `FEW_OTHERS`."""
-    free = _others(table.places(candidates), table, None)
-    return min(map(len, free.values())) < FEW_OTHERS
-
-
-def layer_controls(
-    candidates: Sequence[Component],
-    table: ComponentTable,
-    *,
-    n: int | None = 1000,
-    seed: int = 0,
-) -> tuple[Int[Tensor, " control"], bool]:
-    """Places of the single units each candidate is compared with, and whether across layers.
-
-    Every other unit of the candidates' kinds and layers, or a random ``n`` per layer. Where a
-    layer has fewer than `FEW_OTHERS` others (heads, whole MLPs, tiny models), units of all layers
-    serve instead, for all candidates alike.
-    """
-    places = table.places(candidates)
-    across = across_layers(candidates, table)
-    codes = table.kind if across else table.stratum
-    random = np.random.default_rng(seed)
-    chosen = []
-    for code in codes[places].unique().tolist():
-        others = np.setdiff1d((codes == code).nonzero()[:, 0].numpy(), places.numpy())
-        if n is not None and len(others) > n:
-            others = np.sort(random.choice(others, size=n, replace=False))
-        chosen.append(torch.from_numpy(others))
-    return torch.cat(chosen), across
-
-
 def important(
     candidates: Sequence[Component],
     table: ComponentTable,
@@ -341,35 +338,59 @@ def important(
     return chosen
 
 
-def _others(
-    places: Int[Tensor, " k"], table: ComponentTable, among: Bool[Tensor, " unit"] | None
-) -> dict[int, np.ndarray]:
-    """Per stratum of the candidates, the places of the units that are none."""
-    allowed = torch.ones(len(table.units), dtype=torch.bool) if among is None else among.clone()
-    allowed[places] = False
-    return {
-        code: (allowed & (table.stratum == code)).nonzero()[:, 0].numpy()
-        for code in table.stratum[places].unique().tolist()
-    }
+def nearest(
+    units: Sequence[Component], table: ComponentTable, n_controls: int
+) -> list[list[Component]]:
+    """For each unit those most like it in mean |a|, std and ‖W_out‖, none of them one of these.
+
+    Of its layer, or of all layers where its own has fewer than ``n_controls`` others.
+    """
+    places = table.places(units)
+    free = torch.ones(len(table.units), dtype=torch.bool)
+    free[places] = False
+    found = []
+    for place in places.tolist():
+        pool = free & (table.stratum == table.stratum[place])
+        if int(pool.sum()) < n_controls:
+            pool = free & (table.kind == table.kind[place])
+        others = pool.nonzero()[:, 0]
+        far = (table.scaled[others] - table.scaled[place]).square().sum(1)
+        chosen = others[far.argsort(stable=True)[:n_controls]]
+        found.append([table.units[other] for other in chosen.tolist()])
+    return found
 
 
-def _match(
-    places: Int[Tensor, " k"], chosen: Int[Tensor, "set k"], table: ComponentTable
-) -> tuple[dict[str, float | str], ...]:
-    if chosen.numel() == 0:
-        return ()
-    rows = []
-    for place, feature in enumerate(FEATURES):
-        smd = table.scaled[places, place].mean() - table.scaled[chosen, place].mean()
-        rows.append(
-            {
-                "feature": feature,
-                "candidates": float(table.raw[places, place].mean()),
-                "controls": float(table.raw[chosen, place].mean()),
-                "smd": float(smd),
-            }
+def draw_controls(
+    tried: Int[Tensor, "neuron 2"], available: Int[Tensor, "unit 2"], n: int, *, seed: int
+) -> Int[Tensor, "control 2"]:
+    """Random neurons that are not tried, from the layers of those that are, as often as they are.
+
+    For one tried neuron after another, in a random order and again from the first, another of its
+    layer; fewer where the layers hold no more.
+
+    Raises:
+        LensSkillsError: Fewer than `FEWEST_CONTROLS` others.
+    """
+    random = np.random.default_rng(seed)
+    taken = {tuple(row) for row in tried.tolist()}
+    left: dict[int, list[tuple[int, int]]] = {}
+    for layer, neuron in available.tolist():
+        if (layer, neuron) not in taken:
+            left.setdefault(layer, []).append((layer, neuron))
+    for members in left.values():
+        random.shuffle(members)
+    order = random.permutation(tried[:, 0].numpy()).tolist()
+    found: list[tuple[int, int]] = []
+    while len(found) < n and any(left.get(layer) for layer in order):
+        for layer in order:
+            if left.get(layer) and len(found) < n:
+                found.append(left[layer].pop())
+    if len(found) < FEWEST_CONTROLS:
+        raise LensSkillsError(
+            f"{len(found)} other neurons are left in the layers of those tried; "
+            f"{FEWEST_CONTROLS} at least are needed to compare with. Try fewer: k=…"
         )
-    return tuple(rows)
+    return torch.tensor(found)
 
 
 def random_neurons(
@@ -409,59 +430,51 @@ def random_neurons(
     return torch.tensor(chosen)
 
 
-def nearest(
-    units: Sequence[Component], table: ComponentTable, n_controls: int
-) -> list[list[Component]]:
-    """For each unit those most like it in mean |a|, std and ‖W_out‖, none of them one of these.
-
-    Of its layer, or of all layers where its own has fewer than ``n_controls`` others.
-    """
-    places = table.places(units)
-    free = torch.ones(len(table.units), dtype=torch.bool)
-    free[places] = False
-    found = []
-    for place in places.tolist():
-        pool = free & (table.stratum == table.stratum[place])
-        if int(pool.sum()) < n_controls:
-            pool = free & (table.kind == table.kind[place])
-        others = pool.nonzero()[:, 0]
-        far = (table.scaled[others] - table.scaled[place]).square().sum(1)
-        chosen = others[far.argsort(stable=True)[:n_controls]]
-        found.append([table.units[other] for other in chosen.tolist()])
-    return found
-
-
-FEWEST_CONTROLS = 20
-
-
-def draw_controls(
-    tried: Int[Tensor, "neuron 2"], available: Int[Tensor, "unit 2"], n: int, *, seed: int
-) -> Int[Tensor, "control 2"]:
-    """Random neurons that are not tried, from the layers of those that are, as often as they are.
-
-    For one tried neuron after another, in a random order and again from the first, another of its
-    layer; fewer where the layers hold no more.
+def with_layer_controls(
+    neurons: Int[Tensor, "neuron 2"], n_controls: int, *, width: int, seed: int
+) -> Int[Tensor, "several 2"]:
+    """The neurons, then ``n_controls`` random others of each of their layers; see `random_neurons`.
 
     Raises:
-        LensSkillsError: Fewer than `FEWEST_CONTROLS` others.
+        LensSkillsError: Too few controls for p <= 0.05; a layer that holds too few others.
     """
-    random = np.random.default_rng(seed)
-    taken = {tuple(row) for row in tried.tolist()}
-    left: dict[int, list[tuple[int, int]]] = {}
-    for layer, neuron in available.tolist():
-        if (layer, neuron) not in taken:
-            left.setdefault(layer, []).append((layer, neuron))
-    for members in left.values():
-        random.shuffle(members)
-    order = random.permutation(tried[:, 0].numpy()).tolist()
-    found: list[tuple[int, int]] = []
-    while len(found) < n and any(left.get(layer) for layer in order):
-        for layer in order:
-            if left.get(layer) and len(found) < n:
-                found.append(left[layer].pop())
-    if len(found) < FEWEST_CONTROLS:
+    if n_controls < FEWEST_CONTROLS - 1:
         raise LensSkillsError(
-            f"{len(found)} other neurons are left in the layers of those tried; "
-            f"{FEWEST_CONTROLS} at least are needed to compare with. Try fewer: k=…"
+            f"n_controls={n_controls}: p = 0.05 takes {FEWEST_CONTROLS - 1} or more."
         )
-    return torch.tensor(found)
+    parts = [neurons]
+    for layer in neurons[:, 0].unique().tolist():
+        rows = neurons[neurons[:, 0] == layer]
+        parts.append(random_neurons(rows, n_controls, width=width, seed=seed))
+    return torch.cat(parts)
+
+
+def _others(
+    places: Int[Tensor, " k"], table: ComponentTable, among: Bool[Tensor, " unit"] | None
+) -> dict[int, np.ndarray]:
+    """Per stratum of the candidates, the places of the units that are none."""
+    allowed = torch.ones(len(table.units), dtype=torch.bool) if among is None else among.clone()
+    allowed[places] = False
+    return {
+        code: (allowed & (table.stratum == code)).nonzero()[:, 0].numpy()
+        for code in table.stratum[places].unique().tolist()
+    }
+
+
+def _match(
+    places: Int[Tensor, " k"], chosen: Int[Tensor, "set k"], table: ComponentTable
+) -> tuple[dict[str, float | str], ...]:
+    if chosen.numel() == 0:
+        return ()
+    rows = []
+    for place, feature in enumerate(FEATURES):
+        smd = table.scaled[places, place].mean() - table.scaled[chosen, place].mean()
+        rows.append(
+            {
+                "feature": feature,
+                "candidates": float(table.raw[places, place].mean()),
+                "controls": float(table.raw[chosen, place].mean()),
+                "smd": float(smd),
+            }
+        )
+    return tuple(rows)

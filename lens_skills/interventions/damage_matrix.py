@@ -1,8 +1,6 @@
 """`damage_matrix`: what editing the neurons of each skill does to every skill.
 
-`DamageMatrix`: the neurons of each skill against the performance of each skill.
-
-`Overlap`: how many units two sets share, against sets drawn at random.
+Beside it, how many neurons the sets of two skills share, against sets drawn at random.
 """
 
 from collections import Counter
@@ -169,9 +167,8 @@ class DamageMatrix:
         return cls(**tensors, **plain)
 
 
-ComponentKind = tuple[
-    int, str, int
-]  # layer, site and size: units of one kind may stand for one another
+ComponentKind = tuple[int, str, int]
+"""Layer, site and size: units of one kind may stand for one another."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,4 @@
-"""`dose_response`: what steering a set does, dose by dose, to a metric and to neutral text.
-
-`DoseResponse`: a set's effect at several strengths, with the damage done elsewhere.
-
-`text_damage`: what an edit does to text that has nothing to do with the task.
-"""
+"""`dose_response`: what steering a set does, dose by dose, to a metric and to neutral text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

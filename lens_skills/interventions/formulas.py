@@ -1,6 +1,6 @@
-"""`formula_of`: what each kind of edit computes, with the numbers it reads from its source.
+"""What each kind of edit puts in place of an activation.
 
-`patch_formula`: another prompt's activation at the same position, put in place.
+`formula_of` reads an edit's source once; a `Change` is the edit bound to a model and its examples.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Noising and denoising: what of the gap between clean and corrupted prompts a set carries."""
+"""What of the gap between clean and corrupted prompts a set carries: noising and denoising."""
 
 from collections.abc import Sequence
 from dataclasses import replace

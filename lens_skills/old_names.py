@@ -48,6 +48,7 @@ _SETTINGS = {
 }
 _CONTROLS = {"n_controls": "sets", "n_important": "important", "n_peers": "neurons"}
 _OPTIONS = {
+    "calibrate": "delta",
     "causal": "causal_metric",
     "checked": "confirm_scores",
     "found": "scores",

@@ -1,10 +1,7 @@
 """`prescreen`: what gradients expect of every neuron, to choose what to sweep.
 
-Activations at the edited positions and the metric's gradient by them, for one batch.
-
-`whole_gradients`: gradients through the whole model, where its last columns cannot run alone.
-
-`Slopes`: the metric's derivative by every neuron, from one pass with gradients.
+`activations_and_gradients` differentiates the last columns of a batch only, `whole_gradients` whole
+passes, where the last columns cannot run alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,119 +33,6 @@ from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume
 from lens_skills.models.weights import LayerSite
 from lens_skills.stats.correlation import rank_agreement
-
-
-@dataclass(frozen=True, eq=False)
-class Gradient:
-    """One hook point of a batch.
-
-    Attributes:
-        old: Activations at the edited positions.
-        slope: The metric's derivative by each, 0 at positions that do not count.
-        examples: Which example each row is.
-    """
-
-    old: Float[Tensor, "example pos feature"]
-    slope: Float[Tensor, "example pos feature"]
-    examples: Int[Tensor, " example"]
-
-    def new(
-        self, change: Change, layer: int, site: str, draw: int
-    ) -> Float[Tensor, "example pos feature"]:
-        """What an edit of every feature puts in place."""
-        features = torch.arange(self.old.shape[-1], device=self.old.device)
-        index = features.expand(len(self.old), -1)
-        return change.new(layer, site, self.old, index, self.examples, draw)
-
-    def summed(
-        self,
-        by: Float[Tensor, "example pos feature"],
-        start: Int[Tensor, " unit"],
-        stop: Int[Tensor, " unit"],
-    ) -> Float[Tensor, "unit example"]:
-        """Σ by · slope over the features of each unit and all positions (float64)."""
-        each = (by.double() * self.slope.double()).sum(1).cpu()
-        if bool((stop - start == 1).all()):
-            return each[:, start].T
-        ends = torch.cat([torch.zeros(len(each), 1, dtype=each.dtype), each.cumsum(1)], dim=1)
-        return (ends[:, stop] - ends[:, start]).T
-
-
-def activations_and_gradients(
-    adapter: Any,
-    batch: Sequence[Encoded],
-    plan: RequiredOutputs,
-    metric: Metric,
-    places: Mapping[int, Sequence[int]],
-    sites: Mapping[str, Sequence[int]],
-) -> dict[LayerSite, Gradient]:
-    """Each hook point's activations and gradients at the edited positions.
-
-    A metric that takes several passes (a foil of several tokens) is differentiated through all.
-
-    Raises:
-        CannotResume: See `lens_skills.models.partial_forward.prefill`.
-        LensSkillsError: The metric has no gradient.
-    """
-    names = {
-        f"blocks.{layer}.{site}": (layer, site)
-        for site, layers in sites.items()
-        for layer in layers
-    }
-    suffixes = PartialForwards(adapter, batch, places)
-    passes: list[tuple[dict[str, Tensor], EditRows]] = []
-
-    def forward(
-        tokens: Int[Tensor, "row pos"],
-        mask: Bool[Tensor, "row pos"],
-        *,
-        readers: Mapping[str, ReadHook],
-        logits_at: Int[Tensor, "row k"],
-        editors: Mapping[str, EditHook],
-    ) -> Float[Tensor, "row k d_vocab"]:
-        """Logits as a function of every activation of the last columns, whose graph is kept."""
-        if len(tokens) != len(batch):
-            raise LensSkillsError(
-                "no gradient: the metric reads answer options of several tokens. Use sweep."
-            )
-        suffix = suffixes.of(tokens, mask, readers)
-        seen: dict[str, Tensor] = {}
-        # The prefix is left out of the graph: no earlier column depends on what is edited.
-        with suffix.differentiable():
-            residual = suffix.clean(0, 1).clone().requires_grad_()
-            keep = {name: keep_activation(seen, name) for name in names}
-            out = suffix.run(residual, 0, editors=keep)
-            rows = rearrange(out, "1 example column d -> example column d")
-            logits = suffix.logits(rows_at(rows, logits_at - suffix.start))
-        passes.append((seen, suffixes.placement(mask).shifted(suffix.start)))
-        return logits
-
-    with torch.enable_grad():
-        read = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
-        values = read[metric.name]
-        if not values.requires_grad:
-            raise LensSkillsError(
-                f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
-                "confidence('answer'), or sweep."
-            )
-        wanted = [(name, seen[name], at) for seen, at in passes for name in names]
-        inputs = [activation for _, activation, _ in wanted]
-        slopes = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
-    found: dict[LayerSite, Gradient] = {}
-    for (name, activation, at), slope in zip(wanted, slopes, strict=True):
-        at = at.to(activation.device)
-        rows = torch.arange(len(batch), device=activation.device)[:, None]
-        old = activation.detach().flatten(2)[rows, at.columns]
-        here = torch.zeros_like(old)
-        if slope is not None:
-            here = slope.flatten(2)[rows, at.columns] * at.valid[:, :, None]
-        before = found.get(names[name])
-        found[names[name]] = Gradient(
-            old=old if before is None else before.old,
-            slope=here if before is None else before.slope + here,
-            examples=at.examples,
-        )
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,6 +166,119 @@ def prescreen(
         do=change.name if change else "",
         position=str(position),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """One hook point of a batch.
+
+    Attributes:
+        old: Activations at the edited positions.
+        slope: The metric's derivative by each, 0 at positions that do not count.
+        examples: Which example each row is.
+    """
+
+    old: Float[Tensor, "example pos feature"]
+    slope: Float[Tensor, "example pos feature"]
+    examples: Int[Tensor, " example"]
+
+    def new(
+        self, change: Change, layer: int, site: str, draw: int
+    ) -> Float[Tensor, "example pos feature"]:
+        """What an edit of every feature puts in place."""
+        features = torch.arange(self.old.shape[-1], device=self.old.device)
+        index = features.expand(len(self.old), -1)
+        return change.new(layer, site, self.old, index, self.examples, draw)
+
+    def summed(
+        self,
+        by: Float[Tensor, "example pos feature"],
+        start: Int[Tensor, " unit"],
+        stop: Int[Tensor, " unit"],
+    ) -> Float[Tensor, "unit example"]:
+        """Σ by · slope over the features of each unit and all positions (float64)."""
+        each = (by.double() * self.slope.double()).sum(1).cpu()
+        if bool((stop - start == 1).all()):
+            return each[:, start].T
+        ends = torch.cat([torch.zeros(len(each), 1, dtype=each.dtype), each.cumsum(1)], dim=1)
+        return (ends[:, stop] - ends[:, start]).T
+
+
+def activations_and_gradients(
+    adapter: Any,
+    batch: Sequence[Encoded],
+    plan: RequiredOutputs,
+    metric: Metric,
+    places: Mapping[int, Sequence[int]],
+    sites: Mapping[str, Sequence[int]],
+) -> dict[LayerSite, Gradient]:
+    """Each hook point's activations and gradients at the edited positions.
+
+    A metric that takes several passes (a foil of several tokens) is differentiated through all.
+
+    Raises:
+        CannotResume: See `lens_skills.models.partial_forward.prefill`.
+        LensSkillsError: The metric has no gradient.
+    """
+    names = {
+        f"blocks.{layer}.{site}": (layer, site)
+        for site, layers in sites.items()
+        for layer in layers
+    }
+    suffixes = PartialForwards(adapter, batch, places)
+    passes: list[tuple[dict[str, Tensor], EditRows]] = []
+
+    def forward(
+        tokens: Int[Tensor, "row pos"],
+        mask: Bool[Tensor, "row pos"],
+        *,
+        readers: Mapping[str, ReadHook],
+        logits_at: Int[Tensor, "row k"],
+        editors: Mapping[str, EditHook],
+    ) -> Float[Tensor, "row k d_vocab"]:
+        """Logits as a function of every activation of the last columns, whose graph is kept."""
+        if len(tokens) != len(batch):
+            raise LensSkillsError(
+                "no gradient: the metric reads answer options of several tokens. Use sweep."
+            )
+        suffix = suffixes.of(tokens, mask, readers)
+        seen: dict[str, Tensor] = {}
+        # The prefix is left out of the graph: no earlier column depends on what is edited.
+        with suffix.differentiable():
+            residual = suffix.clean(0, 1).clone().requires_grad_()
+            keep = {name: keep_activation(seen, name) for name in names}
+            out = suffix.run(residual, 0, editors=keep)
+            rows = rearrange(out, "1 example column d -> example column d")
+            logits = suffix.logits(rows_at(rows, logits_at - suffix.start))
+        passes.append((seen, suffixes.placement(mask).shifted(suffix.start)))
+        return logits
+
+    with torch.enable_grad():
+        read = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
+        values = read[metric.name]
+        if not values.requires_grad:
+            raise LensSkillsError(
+                f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
+                "confidence('answer'), or sweep."
+            )
+        wanted = [(name, seen[name], at) for seen, at in passes for name in names]
+        inputs = [activation for _, activation, _ in wanted]
+        slopes = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
+    found: dict[LayerSite, Gradient] = {}
+    for (name, activation, at), slope in zip(wanted, slopes, strict=True):
+        at = at.to(activation.device)
+        rows = torch.arange(len(batch), device=activation.device)[:, None]
+        old = activation.detach().flatten(2)[rows, at.columns]
+        here = torch.zeros_like(old)
+        if slope is not None:
+            here = slope.flatten(2)[rows, at.columns] * at.valid[:, :, None]
+        before = found.get(names[name])
+        found[names[name]] = Gradient(
+            old=old if before is None else before.old,
+            slope=here if before is None else before.slope + here,
+            examples=at.examples,
+        )
+    return found
 
 
 def whole_gradients(

@@ -108,9 +108,9 @@ class EffectEngine:
         whole: Why full passes are run (None: only the changed columns are).
     """
 
-    def __init__(self, setting: SweepSpec, batch: Sequence[Encoded]) -> None:
-        self.setting, self.batch = setting, batch
-        adapter, plan, metric = setting.adapter, setting.plan, setting.metric
+    def __init__(self, spec: SweepSpec, batch: Sequence[Encoded]) -> None:
+        self.spec, self.batch = spec, batch
+        adapter, plan, metric = spec.adapter, spec.plan, spec.metric
         heard: list[Float[Tensor, "example k d_vocab"]] = []
 
         def forward(*args: Any, **options: Any) -> Tensor:
@@ -120,7 +120,7 @@ class EffectEngine:
         values = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
         self.clean = values[metric.name]
         self.at = self._placement()
-        self.suffixes = PartialForwards(setting.adapter, batch, setting.places)
+        self.suffixes = PartialForwards(spec.adapter, batch, spec.places)
         self.old: dict[LayerSite, Tensor] = {}
         self.odds: TokenOdds | None = None
         self.whole = _needs_whole(plan, batch)
@@ -131,16 +131,16 @@ class EffectEngine:
                 self.whole = str(reason)
 
     def _rows(self) -> list[list[int]]:
-        return [[*e.prompt_tokens.tolist(), *self.setting.plan.extra(e)] for e in self.batch]
+        return [[*e.prompt_tokens.tolist(), *self.spec.plan.extra(e)] for e in self.batch]
 
     def _placement(self) -> EditRows:
         rows, items = self._rows(), [item.index for item in self.batch]
         self.width = max(map(len, rows))
         starts = [self.width - len(row) for row in rows]
-        return EditRows.of(items, [self.setting.places[item] for item in items], starts)
+        return EditRows.of(items, [self.spec.places[item] for item in items], starts)
 
     def _prefill(self, clean: Float[Tensor, "example d_vocab"]) -> None:
-        setting = self.setting
+        spec = self.spec
         kept: dict[LayerSite, Tensor] = {}
 
         def edited(activation: Tensor) -> Tensor:
@@ -149,14 +149,14 @@ class EffectEngine:
             return flat[rows, self.at.columns.to(flat.device)]
 
         # Every token's activations are many: they are kept where something needs them.
-        wanted = setting.spots if setting.direct or not setting.ragged else ()
+        wanted = spec.spots if spec.direct or not spec.ragged else ()
         readers = {
             f"blocks.{spot[0]}.{spot[1]}": keep_activation(kept, spot, edited) for spot in wanted
         }
-        tokens, mask = pad_left(self._rows(), setting.adapter.pad_id, setting.adapter.device)
+        tokens, mask = pad_left(self._rows(), spec.adapter.pad_id, spec.adapter.device)
         self.main = self.suffixes.of(tokens, mask, readers, clean)
         self.old = kept
-        odds = TokenOdds.of(setting.adapter, self.batch, setting.plan, setting.metric)
+        odds = TokenOdds.of(spec.adapter, self.batch, spec.plan, spec.metric)
         if odds is not None:
             normal = self.main.normalise(self.main.entering[-1][None, :, -1])
             # A model may bend its logits (soft caps): then the columns alone do not give them.
@@ -166,7 +166,7 @@ class EffectEngine:
     def n_sets(self) -> int:
         """How many sets fit into one pass."""
         columns = self.width if self.whole else self.main.width - self.main.start
-        rows = self.setting.rows
+        rows = self.spec.rows
         if self.odds is None and self.whole is None:
             rows = min(rows, _VOCABULARY_ROWS)
         return max(1, rows // (len(self.batch) * columns))
@@ -224,7 +224,7 @@ class EffectEngine:
         at = at.shifted(suffix.start)
         if added is None:
             rows = at.repeated(n_sets)
-            editors, moved = stack_editors(self.setting.change, stack, rows, draw)
+            editors, moved = stack_editors(self.spec.change, stack, rows, draw)
             # Which rows moved is known once the editors have run.
             return suffix.run(suffix.clean(layer, n_sets), layer, editors=editors), moved
         # The block's own output is the clean one plus what the edited features write.
@@ -239,7 +239,7 @@ class EffectEngine:
     def _measure_whole(
         self, stack: EditStack, draw: int
     ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
-        places, n_examples = self.setting.places, len(self.batch)
+        places, n_examples = self.spec.places, len(self.batch)
         # A row's own number tells its set where a metric reads some rows in another order.
         rows = [replace(e, index=k) for k, e in enumerate(list(self.batch) * len(stack.places))]
         moved = torch.zeros(len(rows), dtype=torch.bool)
@@ -250,7 +250,7 @@ class EffectEngine:
             index = [self.batch[row % n_examples].index for row in number.tolist()]
             at = EditRows.of(index, [places[item] for item in index], starts)
             at = replace(at, sets=number // n_examples)
-            editors, found = stack_editors(self.setting.change, stack, at, draw)
+            editors, found = stack_editors(self.spec.change, stack, at, draw)
             seen.append((number, found))
             return editors
 
@@ -267,23 +267,23 @@ class EffectEngine:
         forward: ForwardPass | None = None,
     ) -> Float[Tensor, " row"]:
         """The metric of edited rows minus the clean one; what is not finite is kept as it is."""
-        metric, kept = self.setting.metric, []
+        metric, kept = self.spec.metric, []
 
         def keep(readout: Readout, examples: Sequence[Any]) -> Tensor:
             kept.append(metric.of(readout, examples).double().cpu())
             return torch.zeros(len(examples))
 
         watched = replace(metric, of=keep)
-        adapter, plan = self.setting.adapter, self.setting.plan
+        adapter, plan = self.spec.adapter, self.spec.plan
         forward_batch(adapter, rows, plan, [watched], {}, {}, editing, forward=forward)
         return kept[0] - self.clean.repeat(len(rows) // len(self.batch))
 
     def _added(self, stack: EditStack, draw: int) -> Tensor | None:
         """What the stack adds to the residual stream after its only block, where it is a sum."""
-        if len(stack.features) != 1 or self.setting.ragged:
+        if len(stack.features) != 1 or self.spec.ragged:
             return None
         ((spot, features),) = stack.features.items()
-        weight = self.setting.writes.matrix(self.main, spot, "hook_resid_post")
+        weight = self.spec.writes.matrix(self.main, spot, "hook_resid_post")
         if weight is None:
             return None
         return written(self.difference(spot, features, draw), features, weight)
@@ -301,7 +301,7 @@ class EffectEngine:
         pos = torch.arange(values.shape[1], device=values.device)
         old = values[rows[:, None, None], pos[:, None], index[:, None]]
         examples = self.at.examples.repeat(n_sets)
-        new = self.setting.change.new(*spot, old, index, examples, draw)
+        new = self.spec.change.new(*spot, old, index, examples, draw)
         valid = self.at.valid.repeat(n_sets, 1).to(new.device)
         moved = (new - old) * valid[:, :, None]
         return rearrange(moved, "(set example) p f -> set example p f", set=n_sets)
@@ -359,7 +359,7 @@ class DirectPath:
         engine = self.engine
         total: Tensor | float = 0.0
         for spot, features in stack.features.items():
-            weight = engine.setting.writes.direct(engine.main, spot)
+            weight = engine.spec.writes.direct(engine.main, spot)
             if weight is None:
                 return None
             moved = engine.difference(spot, features, draw).double()

@@ -172,8 +172,9 @@ def measure_effects(
     encoded, plan = prepare(adapter, examples, [measured], False)
     units = [unit for units in sets for unit in units]
     sites = sites_of(units)
-    change = do
-    if isinstance(do, Edit):
+    if isinstance(do, Change):
+        change = do
+    else:
         answers = reads_answers(measured)
         change = do.bind(adapter, examples, sites, position=position, seed=seed, answers=answers)
     spots = parse_position(position)
@@ -330,7 +331,7 @@ def _fill(
     names: Sequence[str],
 ) -> None:
     """One stack of sets on one batch, in parts that fit into memory, averaged over draws."""
-    change, examples = engine.setting.change, [item.index for item in engine.batch]
+    change, examples = engine.spec.change, [item.index for item in engine.batch]
     size = engine.n_sets()
     for start in range(0, len(stack.places), size):
         part = stack.part(start, start + size)
@@ -358,7 +359,7 @@ def _refuse_non_finite(
     if len(wrong):
         row, column = wrong[0].tolist()
         raise LensSkillsError(
-            f"the effect of {names[stack.places[row]]} on {engine.setting.metric.name!r} is "
+            f"the effect of {names[stack.places[row]]} on {engine.spec.metric.name!r} is "
             f"{float(effects[row, column])} for example {engine.batch[column].id!r}. Leave the "
             "unit or the example out, or choose a milder edit."
         )

@@ -111,11 +111,6 @@ def file_name(*parts: str) -> str:
     return "-".join(kept)
 
 
-def run_file_name(metric: str) -> str:
-    """A metric's name as part of a file's."""
-    return metric.replace(":", "-").replace("/", "-")
-
-
 SECONDS_BETWEEN = 60.0
 
 

@@ -1,6 +1,7 @@
 """The shell does what the API does, prints it, and answers mistakes in one line."""
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,18 +12,20 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import lens_skills as ls
-from lens_skills.cli.app import app
+from lens_skills.cli import app
 from lens_skills.cli.runs import Run
 from lens_skills.models.convert import has_hooked
 from lens_skills.scoring import Scores
+from lens_skills.settings import batch_size, hides_progress
 from lens_skills.tasks import GENERATORS
 
-QUICK = ["--limit", "96", "--permutations", "39", "--batch-size", "64"]
+QUICK = ["--limit", "96", "--permutations", "39"]
 OPTIONS = ["--metric", "label:plural", "--given", "n_words"]
 
 
 def shell(*arguments: object) -> Result:
-    return CliRunner().invoke(app.app, [str(part) for part in arguments])
+    with ls.config():  # what a command sets ends with it
+        return CliRunner().invoke(app.app, [str(part) for part in arguments])
 
 
 def printed(*arguments: object) -> str:
@@ -76,7 +79,7 @@ def test_select_then_figures(run_folder: Path, tmp_path: Path) -> None:
     text = printed("select", run_folder, "--top", 10)
     assert text.startswith("192 neurons → ")
     assert "\nlabel:plural · mlp.hook_post\n" in text
-    assert (run_folder / "selection-label-plural").is_dir()
+    assert (run_folder / "selection-label_plural").is_dir()
 
     lines = printed("figures", run_folder, "--out", tmp_path).splitlines()
     drawn = {Path(line.split(".pdf")[0]).name for line in lines}
@@ -126,7 +129,7 @@ def test_the_list_of_tasks() -> None:
 
 
 def test_the_preflight_of_a_task(tiny_folder: Path) -> None:
-    text = printed("tasks", "agreement", "--describe", "--limit", 24, "--model", tiny_folder)
+    text = printed("tasks", "agreement", "--preflight", "--limit", 24, "--model", tiny_folder)
     assert f"agreement on {tiny_folder.name}: 24 examples, 2 groups" in text
     assert "answer over foil" in text
 
@@ -149,7 +152,7 @@ def test_the_hook_points_of_a_model(tiny_folder: Path, implementation: str) -> N
 
 def test_help_says_what_each_command_is_for() -> None:
     text = printed("--help")
-    for command in ("demo", "score", "select", "figures", "models", "tasks"):
+    for command in ("demo", "score", "select", "compare-methods", "figures", "models", "tasks"):
         assert command in text
         assert "Usage" in printed(command, "--help")
     assert shell().stdout.strip() == text.strip()  # nothing asked: the same
@@ -171,7 +174,7 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
 
     run = tmp_path / "run"
     command = [
-        "score", "agreement", "--limit", 192, "--permutations", 39, "--batch-size", 16,
+        "--batch-size", 16, "score", "agreement", "--limit", 192, "--permutations", 39,
         "--metric", "label:plural", "--out", run, "--model", tiny_folder,
     ]  # fmt: skip
     monkeypatch.setattr(room, "forward_batch", forward)
@@ -197,7 +200,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["lens-skills", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
+        with ls.config(), pytest.raises(SystemExit) as stopped:
             app.main()
         assert stopped.value.code == 2
         out, err = capsys.readouterr()
@@ -249,6 +252,41 @@ def test_an_option_that_cannot_be(
     quick = ["--limit", 96, "--out", tmp_path / "run", "--model", tiny_folder]
     assert message in refused("score", "agreement", *chosen, *quick)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+def test_an_unknown_command_brings_the_nearest(refused: Refuse) -> None:
+    for typed, nearest in (("compare", "compare-methods"), ("verfy", "verify")):
+        assert f"no command '{typed}'. Did you mean '{nearest}'?" in refused(typed, "run")
+    assert refused("zzz") == ("lens-skills: no command 'zzz'. `lens-skills --help` lists all 12.")
+
+
+def test_an_option_of_all_commands_is_a_setting(
+    refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "batch_size must be a whole number" in refused("--batch-size", 0, "tasks")
+    seen = []
+    monkeypatch.setattr(app, "show_table", lambda *_: seen.append((batch_size(), hides_progress())))
+    printed("--batch-size", 7, "--no-progress", "tasks")
+    printed("tasks")
+    assert seen == [(7, True), (32, None)]
+
+
+def test_a_run_of_an_older_layout_is_refused_with_what_to_do(
+    refused: Refuse, run_folder: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((run_folder / "run.json").read_text())
+    old = {name: value for name, value in manifest.items() if name != "format"}
+    for plain, what in (
+        (old, "no format"),
+        (manifest | {"format": 9}, "format 9"),
+        (manifest | {"judge": "x"}, "judge"),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps(plain))
+        for command in (("select",), ("figures",), ("compare-methods",)):
+            message = refused(*command, tmp_path)
+            assert f"{tmp_path / 'run.json'} is of another version of lens-skills (" in message
+            assert what in message
+            assert "lens-skills score TASK --out FOLDER" in message
 
 
 def test_a_folder_that_is_no_run(refused: Refuse, tmp_path: Path) -> None:

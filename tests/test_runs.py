@@ -15,12 +15,11 @@ from lens_skills import results
 from lens_skills.cli.runs import Run, RunRequest, main_metric
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, Selection, score, select
+from lens_skills.settings import config
 from lens_skills.tasks import GENERATORS, open_task
 
 OPTIONS = {"at": "mlp.hook_post", "position": "last", "n_permutations": 39}
-REQUEST = RunRequest(
-    "agreement", ("label:plural", "confidence"), options=OPTIONS, limit=96, batch_size=16
-)
+REQUEST = RunRequest("agreement", ("label:plural", "confidence"), options=OPTIONS, limit=96)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_the_splits_are_those_of_the_request() -> None:
 
 
 def test_explore_saves_what_it_finds(done: Run) -> None:
-    found = done.found()
+    found = done.scores()
     assert found.metrics == REQUEST.metrics
     assert set(found.example_ids) == {example.id for example in done.splits()[0]}
     assert sorted(path.name for path in done.folder.iterdir()) == ["explore", "run.json"]
@@ -83,20 +82,20 @@ def test_explore_saves_what_it_finds(done: Run) -> None:
 
 def test_confirm_tests_explores_strongest_on_the_other_split(done: Run, tiny_bridge: Any) -> None:
     selection = done.confirm(tiny_bridge, "label:plural", fdr=0.1, top=20)
-    checked = Scores.load(done.folder / "confirm-label-plural")
+    checked = Scores.load(done.folder / "confirm-label_plural")
     assert set(checked.example_ids) == {example.id for example in done.splits()[1]}
     tested = set(zip(checked.layer.tolist(), checked.neuron.tolist(), strict=True))
-    assert tested == {tuple(row) for row in done.found()["label:plural"].top(20).tolist()}
+    assert tested == {tuple(row) for row in done.scores()["label:plural"].top(20).tolist()}
     assert selection.fdr == 0.1
-    saved = Selection.load(done.folder / "selection-label-plural")
+    saved = Selection.load(done.folder / "selection-label_plural")
     assert repr(saved) == repr(selection)
     assert [repr(one) for one in done.selections()] == [repr(selection)]
-    neurons = pd.read_csv(done.folder / "neurons-label-plural.csv")
+    neurons = pd.read_csv(done.folder / "neurons-label_plural.csv")
     assert neurons["name"].tolist() == selection.names
 
 
 def test_verify_intervenes_on_the_third_split(done: Run, tiny_bridge: Any) -> None:
-    found = done.found()["label:plural"]
+    found = done.scores()["label:plural"]
     checked = score(
         tiny_bridge,
         done.splits()[1],
@@ -105,20 +104,20 @@ def test_verify_intervenes_on_the_third_split(done: Run, tiny_bridge: Any) -> No
     )
     chosen = select(found, checked["label:plural"], gates=(), fdr=0.999)
     assert len(chosen)
-    chosen.save(done.folder / "selection-label-plural")
-    verdict = done.verify(tiny_bridge, "label:plural", causal=None, delta=0.5, limit=16)
+    chosen.save(done.folder / "selection-label_plural")
+    verdict = done.verify(tiny_bridge, "label:plural", causal_metric=None, delta=0.5, limit=16)
     assert verdict.delta == 0.5
     assert {ruling.name for ruling in verdict.singles} == set(chosen.names)
     assert set(verdict.effects.example_ids) <= {e.id for e in done.splits()[2]}
     assert set(verdict.effects.groups) == set(done.splits()[2].groups)
     assert repr(done.verdicts()["label:plural"]) == repr(verdict)
-    table = pd.read_csv(done.folder / "verdict-label-plural.csv")
+    table = pd.read_csv(done.folder / "verdict-label_plural.csv")
     assert table["name"].tolist() == [ruling.name for ruling in verdict.rulings]
-    assert not (done.folder / "verdict-checkpoint-label-plural").exists()
+    assert not (done.folder / "verdict-checkpoint-label_plural").exists()
 
 
 def test_verify_asks_for_a_selection_and_a_third_split(done: Run, tiny_bridge: Any) -> None:
-    asked: dict[str, Any] = {"causal": None, "delta": None, "limit": 16}
+    asked: dict[str, Any] = {"causal_metric": None, "delta": None, "limit": 16}
     with pytest.raises(LensSkillsError, match="lens-skills select"):
         done.verify(tiny_bridge, "confidence", **asked)
     two = Run(done.folder, replace(REQUEST, fractions=(0.6, 0.4)))
@@ -169,19 +168,20 @@ def test_an_interrupted_pass_leaves_no_result_and_is_resumed(
 ) -> None:
     run = Run.create(tmp_path / "run", REQUEST)
     interruption.at = 3
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), config(batch_size=16):
         run.explore(tiny_bridge)
     assert sorted(path.name for path in run.folder.iterdir()) == ["explore-checkpoint", "run.json"]
     with pytest.raises(LensSkillsError, match="no saved scores"):
-        run.found()
+        run.scores()
     n_batches = -(-len(run.splits()[0]) // 16)
     interruption.calls, interruption.at = 0, 0
     again = Run.create(tmp_path / "run", REQUEST)  # the same command
-    found = again.explore(tiny_bridge)
+    with config(batch_size=16):
+        found = again.explore(tiny_bridge)
     assert interruption.calls == n_batches - 2
     assert sorted(path.name for path in run.folder.iterdir()) == ["explore", "run.json"]
-    torch.testing.assert_close(found.r, done.found().r, rtol=0, atol=1e-10)
-    assert found.thresholds.keys() == done.found().thresholds.keys()
+    torch.testing.assert_close(found.r, done.scores().r, rtol=0, atol=1e-10)
+    assert found.thresholds.keys() == done.scores().thresholds.keys()
 
 
 def test_an_interrupted_pass_is_not_taken_up_by_another_request(

@@ -1,4 +1,4 @@
-"""The shell's commands that ask why: explain neurons, compare methods, trace a circuit."""
+"""The shell's analyses of a run: explain neurons, compare methods, trace a circuit."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,19 +8,13 @@ import typer
 from lens_skills.cli.console import open_model
 
 Folder = Annotated[Path, typer.Argument(help="A run folder written by `lens-skills score`.")]
-
-
 Metric = Annotated[str | None, typer.Option(help="Which metric (default: the run's first).")]
-
-
-Causal = Annotated[
+CausalMetric = Annotated[
     str | None,
     typer.Option(
-        help="What the answer is judged by (default logit_diff, else answer_probability)."
+        help="What effects are measured by (default logit_diff, else answer_probability)."
     ),
 ]
-
-
 Limit = Annotated[int, typer.Option(help="Use at most so many examples of the third split.")]
 
 
@@ -38,58 +32,57 @@ def explain(
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.explanation import explain as explained
     from lens_skills.plotting import figures
-    from lens_skills.results import run_file_name as file_name
+    from lens_skills.results import file_name
 
     opened = Run.load(run)
-    name = main_metric(opened.found().metrics, metric)
-    neurons = neuron or _confirmed(opened, name, top)
-    found = explained(
+    name = main_metric(opened.scores().metrics, metric)
+    explanations = explained(
         _model(opened),
-        opened.third(limit),
-        neurons,
-        at=opened.found().site,
+        opened.intervene_split(limit),
+        neuron or _confirmed(opened, name, top),
+        at=opened.scores().site,
         position=_position(opened),
         prompt=opened.prompt(),
         seed=opened.request.seed,
     )
-    stem = f"explanations-{file_name(name)}"
-    found.save(run / stem)
-    _show(run, stem, found, figures.feature_matrix(found))
+    stem = file_name("explanations", name)
+    explanations.save(run / stem)
+    _show(run, stem, explanations, figures.feature_matrix(explanations))
 
 
-def compare(
+def compare_methods(
     run: Folder,
     metric: Metric = None,
     method: Annotated[
         list[str] | None, typer.Option(help="pearson, auroc, taylor … (may repeat; default all).")
     ] = None,
     k: Annotated[int, typer.Option(help="How many neurons each method may name.")] = 20,
-    causal: Causal = None,
+    causal_metric: CausalMetric = None,
     limit: Limit = 64,
 ) -> None:
-    """Which methods find neurons that matter: each ranks on explore, its strongest are tried."""
+    """Which methods find neurons that matter: each ranks on explore, its strongest are ablated."""
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.plotting import figures
     from lens_skills.ranking import compare_methods as compared
-    from lens_skills.results import run_file_name as file_name
+    from lens_skills.results import file_name
 
     opened = Run.load(run)
-    name = main_metric(opened.found().metrics, metric)
-    examples = opened.third(limit)
-    found = compared(
+    name = main_metric(opened.scores().metrics, metric)
+    examples = opened.intervene_split(limit)
+    comparison = compared(
         _model(opened),
         opened.splits()[0],
         name,
         intervene=examples,
         methods=method,
         k=k,
-        causal=opened.judge(examples, causal),
-        at=opened.found().site,
+        causal=opened.causal_metric(examples, causal_metric),
+        at=opened.scores().site,
         position=_position(opened),
         prompt=opened.prompt(),
         seed=opened.request.seed,
     )
-    _show(run, f"methods-{file_name(name)}", found, figures.method_comparison(found))
+    _show(run, file_name("methods", name), comparison, figures.method_comparison(comparison))
 
 
 def circuit(
@@ -98,7 +91,7 @@ def circuit(
         list[str] | None,
         typer.Option(help="L17N635 or L9H3 (may repeat: a set). Default: the answer itself."),
     ] = None,
-    causal: Causal = None,
+    causal_metric: CausalMetric = None,
     edges: Annotated[int, typer.Option(help="Edges to test per stage.")] = 60,
     depth: Annotated[int, typer.Option(help="1: edges into and out of it; 2: of those; …")] = 2,
     proposals: Annotated[
@@ -108,20 +101,20 @@ def circuit(
 ) -> None:
     """What sets a neuron, a head or the answer, and through what it acts: every edge tested."""
     from lens_skills.circuits import circuit as traced
-    from lens_skills.circuits import equal_length_pairs as equal_pairs
+    from lens_skills.circuits import equal_length_pairs
     from lens_skills.cli.runs import Run
     from lens_skills.plotting import figures
-    from lens_skills.results import run_file_name as file_name
+    from lens_skills.results import file_name
 
     opened = Run.load(run)
     model = _model(opened)
-    examples = equal_pairs(model, opened.third(limit))
+    examples = equal_length_pairs(model, opened.intervene_split(limit))
     start: Any = "answer" if not neuron else neuron[0] if len(neuron) == 1 else neuron
-    found = traced(
+    result = traced(
         model,
         examples,
         start,
-        metric=opened.judge(examples, causal),
+        metric=opened.causal_metric(examples, causal_metric),
         proposals=proposals,
         n_edges=edges,
         depth=depth,
@@ -129,16 +122,16 @@ def circuit(
         prompt=opened.prompt(),
         seed=opened.request.seed,
     )
-    stem = f"circuit-{file_name(found.target)}"
-    found.save(run / stem)
-    _show(run, stem, found, figures.circuit_graph(found))
+    stem = file_name("circuit", result.target)
+    result.save(run / stem)
+    _show(run, stem, result, figures.circuit_graph(result))
 
 
-def _show(run: Path, stem: str, found: Any, drawing: Any) -> None:
+def _show(run: Path, stem: str, result: Any, drawing: Any) -> None:
     """Prints a result, and writes its table and its figure into the run's folder."""
-    typer.echo(repr(found))
+    typer.echo(repr(result))
     table = run / f"{stem}.csv"
-    found.frame().to_csv(table, index=False)
+    result.frame().to_csv(table, index=False)
     figure = drawing.save(run / "figures")
     typer.echo(f"\nwritten to {table} and {figure}")
 
@@ -159,4 +152,4 @@ def _confirmed(run: Any, metric: str, top: int) -> Any:
         if selection.metric == metric and len(selection):
             return selection
     typer.echo(f"nothing of {metric!r} is confirmed: the {top} strongest of explore", err=True)
-    return run.found()[metric].top(top)
+    return run.scores()[metric].top(top)

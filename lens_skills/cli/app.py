@@ -1,78 +1,54 @@
-"""The shell: each command parses, calls the API and prints.
+"""The commands of the shell: each parses, calls the API and prints."""
 
-The shell's commands that show what there is: models that can be opened, tasks.
-"""
-
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from lens_skills.cli.analyses import circuit, compare, explain
+from lens_skills.cli.analyses import CausalMetric, circuit, compare_methods, explain
 from lens_skills.cli.console import Implementation, Model, Seed, named, open_model, show_table
 from lens_skills.cli.soft_prompts import Soft, generate, prompt
 from lens_skills.errors import LensSkillsError
+from lens_skills.settings import config
 
 
-def models(
-    hooks: Annotated[
-        bool, typer.Option("--hooks", help="List the hook points of a model's blocks.")
-    ] = False,
-    model: Model = None,
-    implementation: Implementation = None,
-) -> None:
-    """What can be opened here, and how."""
-    from lens_skills.models import as_adapter, describe_openable
+class Commands(TyperGroup):
+    """The commands; one that there is none of is answered with the nearest."""
 
-    if hooks:
-        from lens_skills.activations import site_names
-
-        names = site_names(as_adapter(open_model(model, implementation)).hook_names())
-        typer.echo("\n".join(names))
-        return
-    show_table(
-        ["", "name", "how", "here"],
-        [[row.what, row.name, row.how, row.state] for row in describe_openable()],
-    )
-
-
-def tasks(
-    task: Annotated[str | None, typer.Argument(help="Show this task instead of the list.")] = None,
-    describe: Annotated[
-        bool, typer.Option("--describe", help="Preflight: can the model do it at all?")
-    ] = False,
-    limit: Annotated[int, typer.Option(help="Examples of the preflight.")] = 200,
-    model: Model = None,
-    implementation: Implementation = None,
-) -> None:
-    """The tasks that come with the toolkit, or one task: its columns and first examples."""
-    from lens_skills.tasks import GENERATORS, open_task
-
-    if task is None:
-        rows = [[name, text] for name, text in GENERATORS.items()]
-        rows.append(
-            ["PATH", "a BIG-bench JSON file or folder, or a CSV, TSV, JSONL or Parquet file"]
-        )
-        show_table(["task", "what it asks"], rows)
-        return
-    opened = open_task(task)
-    typer.echo(repr(opened))
-    if describe:
-        if limit < len(opened):
-            (opened,) = opened.split(limit / len(opened), seed=0)
-        typer.echo(repr(opened.preflight(open_model(model, implementation))))
-        return
-    typer.echo("columns: " + ", ".join(opened.column_names))
-    for example in opened[:3]:
-        typer.echo(f"{example.prompt!r} → {example.answer!r}, not {example.foil!r}")
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is typed first, with what follows it."""
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            longer = [name for name in self.commands if name.startswith(args[0])]
+            nearest = [*longer, *get_close_matches(args[0], self.commands)][:1]
+            raise LensSkillsError(
+                f"no command {args[0]!r}. "
+                + "".join(f"Did you mean {name!r}? " for name in nearest)
+                + f"`lens-skills --help` lists all {len(self.commands)}."
+            )
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
-    help="Find, confirm, test and draw the neurons of a language model that carry a skill.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
+    cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
 )
+
+
+@app.callback()
+def options(
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per forward pass (default: each command's own).")
+    ] = None,
+    progress: Annotated[
+        bool | None, typer.Option(help="Show progress bars (default: on a terminal only).")
+    ] = None,
+) -> None:
+    """Find, confirm, test and draw the neurons of a language model that carry a skill.
+
+    These options change no result; they stand before the command.
+    """
+    config(batch_size=batch_size, progress=progress)
 
 
 @app.command()
@@ -120,9 +96,6 @@ def score(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most so many examples.")] = None,
     seed: Seed = 0,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples per forward pass (default 32).")
-    ] = None,
     chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
     text: Annotated[
         str | None,
@@ -142,12 +115,11 @@ def score(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from lens_skills.cli.runs import Run
-    from lens_skills.cli.runs import RunRequest as Request
+    from lens_skills.cli.runs import Run, RunRequest
 
     columns = {"prompt": text, "answer": answer, "foil": foil, "group": group}
     columns = {name: column for name, column in columns.items() if column is not None}
-    request = Request(
+    request = RunRequest(
         task=task,
         metrics=tuple(metric or ["confidence"]),
         model=model,
@@ -164,7 +136,6 @@ def score(
         seed=seed,
         limit=limit,
         prompt=None if prompt is None else str(prompt),
-        batch_size=batch_size,
     )
     run = Run.create(out, request)
     run.splits()  # a task that cannot be opened is refused before the model is loaded
@@ -185,7 +156,7 @@ def select(
     from lens_skills.cli.runs import Run, main_metric
 
     opened = Run.load(run)
-    name = main_metric(opened.found().metrics, metric)
+    name = main_metric(opened.scores().metrics, metric)
     model = open_model(opened.request.model, opened.request.implementation)
     selection = opened.confirm(model, name, fdr=fdr, top=top)
     typer.echo(repr(selection))
@@ -199,25 +170,23 @@ def verify(
     metric: Annotated[
         str | None, typer.Option(help="Whose neurons (default: the run's first metric).")
     ] = None,
-    causal: Annotated[
-        str | None,
-        typer.Option(help="What they are judged by (default logit_diff, else answer_probability)."),
-    ] = None,
+    causal_metric: CausalMetric = None,
     delta: Annotated[
         float | None, typer.Option(help="The smallest effect that matters, in that metric's unit.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Examples to intervene on.")] = 64,
 ) -> None:
-    """Ablate the selected neurons of RUN on its third split, beside matched controls.
+    """Ablate the selected neurons of RUN on its third split, beside control neurons.
 
     Interrupted, the same command goes on where it stopped.
     """
     from lens_skills.cli.runs import Run, main_metric
 
     opened = Run.load(run)
-    name = main_metric(opened.found().metrics, metric)
+    name = main_metric(opened.scores().metrics, metric)
     model = open_model(opened.request.model, opened.request.implementation)
-    typer.echo(repr(opened.verify(model, name, causal=causal, delta=delta, limit=limit)))
+    verdict = opened.verify(model, name, causal_metric=causal_metric, delta=delta, limit=limit)
+    typer.echo(repr(verdict))
 
 
 @app.command()
@@ -230,17 +199,72 @@ def figures(
     from lens_skills.plotting.gallery import draw_all, draw_verdict
 
     opened, target = Run.load(run), out or run / "figures"
-    found = opened.found()
+    scores = opened.scores()
     drawings = [
-        *draw_all(found, opened.selections()),
-        *(d for name, v in opened.verdicts().items() for d in draw_verdict(v, found[name])),
+        *draw_all(scores, opened.selections()),
+        *(d for name, v in opened.verdicts().items() for d in draw_verdict(v, scores[name])),
     ]
     for drawing in drawings:
         drawing.save(target)
         typer.echo(f"{target / drawing.name}.pdf .svg .png .csv")
 
 
-for command in (explain, compare, circuit, prompt, generate, models, tasks):
+@app.command()
+def models(
+    hooks: Annotated[
+        bool, typer.Option("--hooks", help="List the hook points of a model's blocks.")
+    ] = False,
+    model: Model = None,
+    implementation: Implementation = None,
+) -> None:
+    """What can be opened here, and how."""
+    from lens_skills.models import as_adapter, describe_openable
+
+    if hooks:
+        from lens_skills.activations import site_names
+
+        names = site_names(as_adapter(open_model(model, implementation)).hook_names())
+        typer.echo("\n".join(names))
+        return
+    show_table(
+        ["", "name", "how", "here"],
+        [[row.what, row.name, row.how, row.state] for row in describe_openable()],
+    )
+
+
+@app.command()
+def tasks(
+    task: Annotated[str | None, typer.Argument(help="Show this task instead of the list.")] = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Can the model do it at all?")
+    ] = False,
+    limit: Annotated[int, typer.Option(help="Examples of the preflight.")] = 200,
+    model: Model = None,
+    implementation: Implementation = None,
+) -> None:
+    """The tasks that come with the toolkit, or one task: its columns and first examples."""
+    from lens_skills.tasks import GENERATORS, open_task
+
+    if task is None:
+        rows = [[name, text] for name, text in GENERATORS.items()]
+        rows.append(
+            ["PATH", "a BIG-bench JSON file or folder, or a CSV, TSV, JSONL or Parquet file"]
+        )
+        show_table(["task", "what it asks"], rows)
+        return
+    opened = open_task(task)
+    typer.echo(repr(opened))
+    if preflight:
+        if limit < len(opened):
+            (opened,) = opened.split(limit / len(opened), seed=0)
+        typer.echo(repr(opened.preflight(open_model(model, implementation))))
+        return
+    typer.echo("columns: " + ", ".join(opened.column_names))
+    for example in opened[:3]:
+        typer.echo(f"{example.prompt!r} → {example.answer!r}, not {example.foil!r}")
+
+
+for command in (explain, compare_methods, circuit, prompt, generate):
     app.command()(command)
 
 

@@ -8,13 +8,9 @@ Model = Annotated[
     str | None,
     typer.Option(help="Hub name, local folder or .gguf file. Default: bundled SmolLM2-135M."),
 ]
-
-
 Implementation = Annotated[
     str | None, typer.Option(help="hooked (HookedTransformer) or bridge (TransformerBridge).")
 ]
-
-
 Seed = Annotated[int, typer.Option(help="Seed of the split and of all random draws.")]
 
 

@@ -11,15 +11,12 @@ from lens_skills.activations.metrics import causal_metric
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import Verdict, ablate, verify
 from lens_skills.models import SoftPrompt
-from lens_skills.results import run_file_name
+from lens_skills.results import file_name
 from lens_skills.scoring import Scores, Selection, score, select
-from lens_skills.settings import config
 from lens_skills.tasks import Task, few, open_task
 
-_MANIFEST = "run.json"
-
-
-_CHECKPOINT = "explore-checkpoint"
+_MANIFEST, _CHECKPOINT = "run.json", "explore-checkpoint"
+_FORMAT = 2  # of the folder, written into the manifest: another one is refused
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,6 @@ class RunRequest:
         seed: Of the split and all draws.
         limit: At most so many examples.
         prompt: The folder of a soft prompt; the groups it was trained on are left out.
-        batch_size: Examples per forward pass of `score`; None for its default.
     """
 
     task: str
@@ -49,7 +45,6 @@ class RunRequest:
     seed: int = 0
     limit: int | None = None
     prompt: str | None = None
-    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Run:
             )
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
-            manifest = asdict(request) | {"command": " ".join(sys.argv[1:])}
+            manifest = {"format": _FORMAT, "command": " ".join(sys.argv[1:])} | asdict(request)
             (run.folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         except OSError as error:
             raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
@@ -83,16 +78,31 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
-        """The run in a folder."""
+        """The run in a folder.
+
+        Raises:
+            LensSkillsError: There is none, or one that another version wrote.
+        """
+        path = Path(folder) / _MANIFEST
         try:
-            plain = json.loads((Path(folder) / _MANIFEST).read_text())
-            plain.pop("command", None)
+            plain = dict(json.loads(path.read_text()))
+            _ = plain["task"], plain["metrics"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise LensSkillsError(
+                f"no run in {folder}. Make one with `lens-skills score TASK --out {folder}`."
+            ) from error
+        plain.pop("command", None)
+        written = plain.pop("format", None)
+        try:
+            if written != _FORMAT:
+                raise ValueError("no format" if written is None else f"format {written}")
             for name in ("metrics", "fractions"):
                 plain[name] = tuple(plain[name])
             return cls(Path(folder), RunRequest(**plain))
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise LensSkillsError(
-                f"no run in {folder}. Make one with `lens-skills score TASK --out {folder}`."
+                f"{path} is of another version of lens-skills ({error}; this one reads format "
+                f"{_FORMAT}). Score again into another folder: lens-skills score TASK --out FOLDER."
             ) from error
 
     def splits(self) -> tuple[Task, ...]:
@@ -113,52 +123,50 @@ class Run:
 
     def explore(self, model: Any) -> Scores:
         """Scores all neurons on the explore split and saves them; resumes where it stopped."""
-        with config(batch_size=self.request.batch_size):
-            scores = score(
-                model,
-                self.splits()[0],
-                metrics=list(self.request.metrics),
-                seed=self.request.seed,
-                checkpoint=self.folder / _CHECKPOINT,
-                prompt=self.prompt(),
-                **self.request.options,
-            )
+        scores = score(
+            model,
+            self.splits()[0],
+            metrics=list(self.request.metrics),
+            seed=self.request.seed,
+            checkpoint=self.folder / _CHECKPOINT,
+            prompt=self.prompt(),
+            **self.request.options,
+        )
         scores.save(self.folder / "explore")
         return scores
 
-    def found(self) -> Scores:
+    def scores(self) -> Scores:
         """The saved scores of the explore split."""
         return Scores.load(self.folder / "explore")
 
     def confirm(self, model: Any, metric: str, *, fdr: float, top: int) -> Selection:
         """Tests explore's strongest neurons on the confirm split; saves what is confirmed."""
-        found = self.found()[metric]
+        explored = self.scores()[metric]
         options = {k: v for k, v in self.request.options.items() if k != "n_permutations"}
-        with config(batch_size=self.request.batch_size):
-            checked = score(
-                model,
-                self.splits()[1],
-                metrics=[metric],
-                neurons=found.top(top),
-                seed=self.request.seed,
-                prompt=self.prompt(),
-                **options,
-            )
-        if metric in checked.excluded_metrics:
+        confirmed = score(
+            model,
+            self.splits()[1],
+            metrics=[metric],
+            neurons=explored.top(top),
+            seed=self.request.seed,
+            prompt=self.prompt(),
+            **options,
+        )
+        if metric in confirmed.excluded_metrics:
             raise LensSkillsError(
-                f"{metric!r} cannot be confirmed: {checked.excluded_metrics[metric]}."
+                f"{metric!r} cannot be confirmed: {confirmed.excluded_metrics[metric]}."
             )
-        selection = select(found, checked[metric], fdr=fdr)
-        checked.save(self.folder / f"confirm-{run_file_name(metric)}")
-        selection.save(self.folder / f"selection-{run_file_name(metric)}")
-        selection.frame().to_csv(self.folder / f"neurons-{run_file_name(metric)}.csv", index=False)
+        selection = select(explored, confirmed[metric], fdr=fdr)
+        confirmed.save(self.path("confirm", metric))
+        selection.save(self.path("selection", metric))
+        selection.frame().to_csv(self.path("neurons", metric, ".csv"), index=False)
         return selection
 
     def verify(
-        self, model: Any, metric: str, *, causal: str | None, delta: float | None, limit: int
+        self, model: Any, metric: str, *, causal_metric: str | None, delta: float | None, limit: int
     ) -> Verdict:
         """Intervenes on the confirmed neurons on the intervene split; saves the verdict."""
-        folder = self.folder / f"selection-{run_file_name(metric)}"
+        folder = self.path("selection", metric)
         if not folder.exists():
             raise LensSkillsError(
                 f"nothing of {metric!r} was confirmed yet. Run `lens-skills select {self.folder} "
@@ -169,23 +177,27 @@ class Run:
             raise LensSkillsError(
                 f"no neuron was confirmed for {metric!r}: there is none to verify."
             )
-        task = self.third(limit)
+        task = self.intervene_split(limit)
         verdict = verify(
             model,
             task,
             selection,
-            do=ablate("mean", over=self.found()),
-            metric=self.judge(task, causal),
+            do=ablate("mean", over=self.scores()),
+            metric=self.causal_metric(task, causal_metric),
             delta=delta,
             seed=self.request.seed,
             prompt=self.prompt(),
-            checkpoint=self.folder / f"verdict-checkpoint-{run_file_name(metric)}",
+            checkpoint=self.path("verdict-checkpoint", metric),
         )
-        verdict.save(self.folder / f"verdict-{run_file_name(metric)}")
-        verdict.frame().to_csv(self.folder / f"verdict-{run_file_name(metric)}.csv", index=False)
+        verdict.save(self.path("verdict", metric))
+        verdict.frame().to_csv(self.path("verdict", metric, ".csv"), index=False)
         return verdict
 
-    def third(self, limit: int) -> Task:
+    def path(self, what: str, metric: str, suffix: str = "") -> Path:
+        """Where a result of one metric is kept."""
+        return self.folder / (file_name(what, metric) + suffix)
+
+    def intervene_split(self, limit: int) -> Task:
         """Examples of the split that is left to intervene on, at most about ``limit``."""
         if self.request.options.get("chat"):
             raise LensSkillsError("prompts in a chat template cannot be edited yet.")
@@ -196,18 +208,19 @@ class Run:
             )
         return few(self.splits()[2], limit, seed=self.request.seed)
 
-    def judge(self, task: Task, asked: str | None) -> str:
-        """The metric that interventions are judged by: the one asked for, or the task's usual."""
+    def causal_metric(self, task: Task, asked: str | None) -> str:
+        """The metric that effects are measured by: the one asked for, or the task's usual."""
         metric = asked or causal_metric(task)
         if metric is None:
-            raise LensSkillsError("the task has no answers to judge by. Name a metric: --causal.")
+            raise LensSkillsError(
+                "the task has no answers to measure effects by. Name a metric: --causal-metric."
+            )
         return metric
 
     def verdicts(self) -> dict[str, Verdict]:
         """The verdicts saved so far, by metric."""
         # Of the scores, not of the request: a label of several categories is several metrics.
-        names = self.found().metrics
-        folders = {name: self.folder / f"verdict-{run_file_name(name)}" for name in names}
+        folders = {name: self.path("verdict", name) for name in self.scores().metrics}
         return {name: Verdict.load(path) for name, path in folders.items() if path.exists()}
 
     def selections(self) -> list[Selection]:

@@ -1,4 +1,4 @@
-"""The shell's commands around soft prompts: train one, and let the model write."""
+"""The shell's commands around prompts: train a soft prompt, and let the model write."""
 
 from pathlib import Path
 from typing import Annotated
@@ -44,17 +44,17 @@ def prompt(
     if limit is not None and limit < len(opened):
         (opened,) = opened.split(limit / len(opened), seed=seed)
     train, rest = opened.split(share, 1 - share, seed=seed)
-    found = open_model(model, implementation)
+    opened_model = open_model(model, implementation)
     ending = ending.replace("\\n", "\n")
     fitted = fit_prompt(
-        found, train, n_tokens=tokens, n_prefix=prefix, seeds=seeds, epochs=epochs,
+        opened_model, train, n_tokens=tokens, n_prefix=prefix, seeds=seeds, epochs=epochs,
         ending=ending, seed=seed,
     )  # fmt: skip
     several = fitted if isinstance(fitted, tuple) else (fitted,)
     for number, one in enumerate(several):
         typer.echo(repr(one))
         one.save(out if len(several) == 1 else out / str(number))
-    typer.echo(repr(compare_prompts(found, few(rest, 200), fitted, hard=tuple(hard or ()))))
+    typer.echo(repr(compare_prompts(opened_model, few(rest, 200), fitted, hard=tuple(hard or ()))))
     typer.echo(f"\nwritten to {out}; next: lens-skills score {task} --prompt {out} --out …")
 
 

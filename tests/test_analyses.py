@@ -1,4 +1,4 @@
-"""The shell's commands that ask why say and write what the API finds."""
+"""The shell's analyses of a run print and write what the API finds."""
 
 from pathlib import Path
 
@@ -7,16 +7,18 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_skills.circuits import Circuit
-from lens_skills.cli.app import app
+from lens_skills.cli import app
 from lens_skills.cli.runs import Run, RunRequest
 from lens_skills.explanation import Explanations
 from lens_skills.scoring import Scores
+from lens_skills.settings import config
 
 SCORE = ["--metric", "label:plural", "--limit", "600", "--permutations", "39", "--seed", "0"]
 
 
 def shell(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app.app, [str(part) for part in arguments])
+    with config():  # what a command sets ends with it
+        result = CliRunner().invoke(app.app, [str(part) for part in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -25,7 +27,7 @@ def shell(*arguments: object) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scored run of which nothing was confirmed."""
-    folder = tmp_path_factory.mktemp("why") / "run"
+    folder = tmp_path_factory.mktemp("analyses") / "run"
     code, *_ = shell("score", "agreement", *SCORE, "--out", folder, "--model", tiny_folder)
     assert code == 0
     return folder
@@ -35,19 +37,19 @@ def test_explain_takes_the_strongest_where_nothing_is_confirmed(run: Path) -> No
     code, out, err = shell("explain", run, "--top", 2)
     assert code == 0
     assert "nothing of 'label:plural' is confirmed: the 2 strongest of explore" in err
-    kept = Explanations.load(run / "explanations-label-plural")
+    kept = Explanations.load(run / "explanations-label_plural")
     strongest = Scores.load(run / "explore")["label:plural"].top(2)
     assert list(kept) == [f"L{layer}N{neuron}" for layer, neuron in strongest.tolist()]
     assert next(iter(kept)) in out
-    assert (run / "explanations-label-plural.csv").exists()
+    assert (run / "explanations-label_plural.csv").exists()
     assert list((run / "figures").glob("feature_matrix*.csv"))
 
 
-def test_compare_writes_its_table(run: Path) -> None:
+def test_compare_methods_writes_its_table(run: Path) -> None:
     asked = ["--method", "pearson", "--method", "auroc", "--k", "3", "--limit", "24"]
-    code, out, _ = shell("compare", run, *asked)
+    code, out, _ = shell("compare-methods", run, *asked)
     assert code == 0
-    table = pd.read_csv(run / "methods-label-plural.csv")
+    table = pd.read_csv(run / "methods-label_plural.csv")
     assert set(table["method"]) == {"pearson", "auroc", "random", "rotated basis"}
     assert "rotated basis" in out
     assert list((run / "figures").glob("method_comparison*.csv"))

@@ -279,7 +279,7 @@ def test_a_run_of_an_older_layout_is_refused_with_what_to_do(
     for plain, what in (
         (old, "no format"),
         (manifest | {"format": 9}, "format 9"),
-        (manifest | {"judge": "x"}, "judge"),
+        (manifest | {"colour": "x"}, "colour"),
     ):
         (tmp_path / "run.json").write_text(json.dumps(plain))
         for command in (("select",), ("figures",), ("compare-methods",)):

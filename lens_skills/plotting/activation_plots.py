@@ -19,6 +19,7 @@ from lens_skills.plotting.style import (
     count,
     halo,
     joined,
+    name_lines,
     settle,
     sheet,
     style,
@@ -325,7 +326,5 @@ def _rows(
     labels = [f"{one} (n = {sizes[one]:,})" for one in distinct]
     if widest(labels) > 0.4 * width:
         labels = [f"{one}\nn = {sizes[one]:,}" for one in distinct]
-    axis.set_yticks([len(distinct) - 1 - k + 0.4 for k in range(len(distinct))], labels)
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
+    name_lines(axis, [len(distinct) - 1 - k + 0.4 for k in range(len(distinct))], labels)
     axis.set_ylim(-0.08, len(distinct) + 0.05)

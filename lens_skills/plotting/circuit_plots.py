@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lens_skills.circuits import Circuit, Edge, Node, Totals
 from lens_skills.circuits.faithfulness import Curve, Faithfulness
@@ -32,6 +31,7 @@ from lens_skills.plotting.style import (
     source,
     style,
     text_width,
+    ticks_at,
 )
 from lens_skills.results import file_name
 
@@ -467,9 +467,7 @@ def _panel(axis: Axes, curve: Curve) -> None:
     axis.set_xscale("log")
     axis.set_xlim(0.88, max(sizes[-1] * 1.12, 2.2))
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(sizes[-1], 2)]
-    axis.xaxis.set_major_locator(FixedLocator(ticks))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
-    axis.xaxis.set_minor_locator(NullLocator())
+    ticks_at(axis.xaxis, ticks)
     drawn = [*low, *high, *(number for row in curve.random for number in row), 0.0, 1.0]
     bottom, top = max(min(drawn), 1 - _LIMIT), min(max(drawn), _LIMIT)
     room = 0.06 * (top - bottom)

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from lens_skills.diagnostics import Redundancy, Regulators, SparseProbe
 from lens_skills.diagnostics.regulators import NEITHER, REGULATOR, SKILL, WORDS
@@ -32,6 +32,7 @@ from lens_skills.plotting.style import (
     sheet,
     source,
     style,
+    ticks_at,
 )
 from lens_skills.results import file_name
 
@@ -168,9 +169,7 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
     _description(bits, frame)
     ks = [int(k) for k in frame["k"]]
     bits.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
-    bits.xaxis.set_major_locator(FixedLocator(ks))
-    bits.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    bits.xaxis.set_minor_locator(NullLocator())
+    ticks_at(bits.xaxis, ks)
     bits.set(xlabel="neurons k", xlim=(-0.3, 1.15 * max(ks)))
     settle(figure)
     return Drawing(figure, frame, file_name("sparse_probe", probe.metric))
@@ -305,9 +304,7 @@ def _axes(axis: Axes, frame: pd.DataFrame) -> None:
     axis.set(xlabel="‖w_out‖", ylabel="variance of cos(w_out, W)")
     axis.set_xscale("log")
     low, high = frame["norm"].min(), frame["norm"].max()
-    axis.xaxis.set_major_locator(FixedLocator(_ticks(low, high)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_locator(NullLocator())
+    ticks_at(axis.xaxis, _ticks(low, high), "{:g}")
     axis.set_xlim(low / 1.08, high * 1.08)
     # The numbers are logarithms already; the ticks say what they are logarithms of.
     low, high = 10 ** frame["log_variance"].min(), 10 ** frame["log_variance"].max()

@@ -193,8 +193,8 @@ def join_points(
             + (", …." if len(verdict) > 5 else ".")
         )
     rows: list[dict[str, Any]] = []
-    peers = zip(verdict.control_neurons, verdict.control_neuron_effect.tolist(), strict=True)
-    for name, effect in peers:
+    controls = zip(verdict.control_neurons, verdict.control_neuron_effect.tolist(), strict=True)
+    for name, effect in controls:
         if name in r:
             rows.append({"what": "compared with", "name": name, "effect": effect})
     edited = [ruling for ruling in verdict.singles if ruling.name in r]

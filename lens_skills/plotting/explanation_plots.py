@@ -32,6 +32,7 @@ from lens_skills.plotting.style import (
     halo,
     joined,
     legend_above,
+    name_lines,
     settle,
     sheet,
     source,
@@ -311,10 +312,8 @@ def shortcut_effects(shortcuts: Shortcuts, *, width: float = COLUMN) -> Drawing:
     unit = f" ({shortcuts.unit})" if shortcuts.unit else ""
     axis.set_xlabel(f"change of {shortcuts.causal_metric} when ablated{unit}")
     axis.axvline(0, color=BLACK, linewidth=0.6, zorder=1)
-    axis.set_yticks(range(len(neurons)), [one.name for one in neurons])
+    name_lines(axis, range(len(neurons)), [one.name for one in neurons])
     axis.set_ylim(len(neurons) - 0.45, -0.75)
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     dot: dict[str, Any] = {"marker": "o", "color": BLUE, "linewidth": 0, "markersize": 4}
     handles = [

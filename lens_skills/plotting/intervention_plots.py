@@ -44,6 +44,7 @@ from lens_skills.plotting.style import (
     joined,
     legend_above,
     minus,
+    name_lines,
     settle,
     sheet,
     source,
@@ -168,8 +169,8 @@ def _controls(verdict: Verdict, ruling: Ruling) -> dict[str, np.ndarray]:
     mine = _NAME.fullmatch(ruling.name)
     across = verdict.provenance.get("control_neurons") == "all layers"
     keep = []
-    for peer in verdict.control_neurons:
-        theirs = _NAME.fullmatch(peer)
+    for other in verdict.control_neurons:
+        theirs = _NAME.fullmatch(other)
         alike = mine is None or theirs is None or mine[2] == theirs[2]
         near = across or mine is None or theirs is None or mine[1] == theirs[1]
         keep.append(alike and near)
@@ -337,9 +338,7 @@ def _rows(axis: Axes, rulings: list[Ruling]) -> None:
             1.02, row, _SHORT.get(one.word, one.word), transform=axis.get_yaxis_transform(),
             size=SMALL, va="center_baseline",
         )  # fmt: skip
-    axis.set_yticks(range(len(rulings)), [one.name for one in rulings])
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
+    name_lines(axis, range(len(rulings)), [one.name for one in rulings])
     axis.set_ylim(len(rulings) - 0.4, -0.6)
     axis.margins(x=0.06)
     axis.grid(axis="y", color=PALE, linewidth=0.4, zorder=0)

@@ -363,13 +363,9 @@ def _counts(axis: Axes, frame: pd.DataFrame, gates: list[str]) -> None:
     # each time: a gate that stops none is seen too.
     for place, gate in enumerate(gates):
         axis.bar(
-            frame["layer"],
-            np.maximum(frame[gate].to_numpy(float) - COUNT_FLOOR, 0),
-            bottom=COUNT_FLOOR,
-            width=0.84 - 0.22 * place,
-            color=GATE_COLOURS[gate],
-            label=gate,
-        )
+            frame["layer"], np.maximum(frame[gate].to_numpy(float) - COUNT_FLOOR, 0),
+            bottom=COUNT_FLOOR, width=0.84 - 0.22 * place, color=GATE_COLOURS[gate], label=gate,
+        )  # fmt: skip
     axis.set_ylim(COUNT_FLOOR, max(2.0, 1.3 * most))
     if most == 0:
         axis.text(

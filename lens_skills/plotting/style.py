@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -136,29 +137,16 @@ def sheet(
         for text, size, weight, colour in rows:
             top -= size * _LEAD / 72
             figure.text(
-                _EDGE / width,
-                top / total,
-                text,
-                size=size,
-                weight=weight,
-                color=colour,
+                _EDGE / width, top / total, text, size=size, weight=weight, color=colour,
                 va="baseline",
-            )
+            )  # fmt: skip
     if exploratory:
         # Over the panels too, so that it stays when the caption is cropped.
         figure.text(
-            0.5,
-            (foot + height / 2) / total,
-            "EXPLORATORY",
-            size=min(34.0, 7.8 * width),
-            weight="bold",
-            color=STAMP,
-            alpha=0.13,
-            rotation=25,
-            ha="center",
-            va="center",
+            0.5, (foot + height / 2) / total, "EXPLORATORY", size=min(34.0, 7.8 * width),
+            weight="bold", color=STAMP, alpha=0.13, rotation=25, ha="center", va="center",
             gid="exploratory",
-        )
+        )  # fmt: skip
     return figure
 
 
@@ -326,9 +314,21 @@ def count_axis(axis: Axes, which: str, most: float) -> None:
     side = axis.xaxis if which == "x" else axis.yaxis
     decades = int(math.log10(max(1.0, most)))
     step = 1 if decades < 4 or which == "y" else 2  # wide numbers beside each other
-    side.set_major_locator(FixedLocator([10.0**n for n in range(0, decades + 1, step)]))
-    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ticks_at(side, [10.0**n for n in range(0, decades + 1, step)])
+
+
+def ticks_at(side: Axis, places: Sequence[float], text: str = "{:,.0f}") -> None:
+    """Ticks at these places and no others, also where the axis is logarithmic."""
+    side.set_major_locator(FixedLocator(places))
+    side.set_major_formatter(FuncFormatter(lambda value, _: text.format(value)))
     side.set_minor_locator(NullLocator())
+
+
+def name_lines(axis: Axes, places: Sequence[float], names: Sequence[str]) -> None:
+    """Names at the left of a chart of lines one below the other, which needs no axis there."""
+    axis.set_yticks(places, names)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
 
 
 def inches(axis: Axes) -> tuple[float, float]:

@@ -24,7 +24,7 @@ WORDS = {
 }
 
 
-def make_trial(said: list[str], seed: int) -> EffectTests:
+def make_tests(said: list[str], seed: int) -> EffectTests:
     generator = torch.Generator().manual_seed(seed)
     size = torch.rand(len(said), generator=generator, dtype=torch.float64) - 0.5
     names = tuple(f"L{seed}N{place}" for place in range(len(said)))
@@ -34,10 +34,10 @@ def make_trial(said: list[str], seed: int) -> EffectTests:
 
 def make_comparison() -> MethodComparison:
     rows = [
-        MethodRow(name, (make_trial(said, place),), 1.5, 0.3 if name in METHODS else None)
+        MethodRow(name, (make_tests(said, place),), 1.5, 0.3 if name in METHODS else None)
         for place, (name, said) in enumerate(WORDS.items())
     ]
-    lists = tuple(make_trial(["supports"] * (place == 0) + ["-"] * 7, 9) for place in range(3))
+    lists = tuple(make_tests(["supports"] * (place == 0) + ["-"] * 7, 9) for place in range(3))
     rows.append(MethodRow("random", lists, 0.0, None))
     generator = torch.Generator().manual_seed(0)
     half = torch.rand(4, 4, generator=generator, dtype=torch.float64) * 2 - 1

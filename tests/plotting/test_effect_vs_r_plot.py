@@ -24,9 +24,9 @@ def test_points_are_the_verdicts_effects_at_the_scores_r(scores: Scores) -> None
     drawing = figures.effect_against_r(found, verdict, marked={"L1N1": "decoy"})
     table = scores.frame(metric="confidence")
     r = {f"L{row.layer}N{row.neuron}": row.r for row in table.itertuples()}
-    trial = drawing.frame.query("what == 'edited'")
-    assert trial["name"].tolist() == [ruling.name for ruling in verdict.singles]
-    for row in trial.itertuples():
+    edited = drawing.frame.query("what == 'edited'")
+    assert edited["name"].tolist() == [ruling.name for ruling in verdict.singles]
+    for row in edited.itertuples():
         ruling = verdict[str(row.name)]
         assert (row.r, row.strength) == (r[row.name], abs(r[row.name]))
         assert (row.effect, row.low, row.high) == (ruling.effect, ruling.low, ruling.high)
@@ -41,7 +41,7 @@ def test_points_are_the_verdicts_effects_at_the_scores_r(scores: Scores) -> None
     dots = axis.collections[0].get_offsets()
     np.testing.assert_array_equal(dots, cloud[["strength", "effect"]])
     for word in WORDS:
-        here = trial[trial["word"] == word]
+        here = edited[edited["word"] == word]
         (line,) = [line for line in axis.lines if line.get_label() and drawn(line, word)]
         np.testing.assert_array_equal(line.get_xydata(), here[["strength", "effect"]])
     assert band(axis) == [(-0.2, 0.2)]
@@ -66,13 +66,13 @@ def test_the_strongest_are_named_and_no_name_covers_a_point(scores: Scores) -> N
     drawing = figures.effect_against_r(scores["confidence"], make_verdict(60), n_labels=10)
     (axis,) = drawing.figure.axes
     named = [text.get_text() for text in axis.texts if isinstance(text, Annotation)]
-    trial = drawing.frame.query("what == 'edited'")
-    order = trial["effect"].abs().sort_values(ascending=False, kind="stable").index[:10]
-    strongest = trial.loc[order, "name"].tolist()
+    edited = drawing.frame.query("what == 'edited'")
+    order = edited["effect"].abs().sort_values(ascending=False, kind="stable").index[:10]
+    strongest = edited.loc[order, "name"].tolist()
     assert named[:3] == strongest[:3]
     assert set(named) <= set(strongest)
     assert len(named) >= 6
-    points = axis.transData.transform(trial[["strength", "effect"]].to_numpy(float))
+    points = axis.transData.transform(edited[["strength", "effect"]].to_numpy(float))
     drawing.figure.draw_without_rendering()
     for text in axis.texts:
         box = super(Annotation, text).get_window_extent()  # the letters without the leader
@@ -91,8 +91,8 @@ def test_a_name_without_room_is_left_out(scores: Scores) -> None:
 
 def test_marks_are_ringed_and_counted(scores: Scores) -> None:
     view, verdict = scores["confidence"], make_verdict()
-    peer = verdict.control_neurons[5]
-    marked = {"L0N1": "decoy", peer: "decoy", "L1N1": "writer"}
+    other = verdict.control_neurons[5]
+    marked = {"L0N1": "decoy", other: "decoy", "L1N1": "writer"}
     drawing = figures.effect_against_r(view, verdict, marked=marked)
     (axis,) = drawing.figure.axes
     assert {"decoy (2)", "writer (1)"} <= set(labels(axis))

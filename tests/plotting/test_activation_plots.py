@@ -45,7 +45,7 @@ def test_the_grouped_band_adds_up_residuals_by_group(line: tuple[np.ndarray, ...
 
 
 def test_copies_of_an_example_in_its_group_leave_the_band(line: tuple[np.ndarray, ...]) -> None:
-    """What is repeated within a group is not new evidence; taken as new, it narrows the band."""
+    """What is repeated within a group is not new information; taken as new, it narrows the band."""
     x, y = line
     at, names = np.linspace(-1, 1, 5), np.arange(len(x))
     once = fit_band(x, y, at, names)

@@ -13,7 +13,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.plotting import Drawing, figures
 from tests.plotting.conftest import make_scores
 from tests.plotting.probes import check_repeats, labels, words
-from tests.plotting.settings import CASES, RULES, make_prompt, make_seeds, make_skills
+from tests.plotting.prompts_and_skills import CASES, RULES, make_prompt, make_seeds, make_skills
 from tests.plotting.test_drawing import overlaps
 
 

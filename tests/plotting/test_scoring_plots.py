@@ -1,8 +1,12 @@
 """The numbers drawn are the numbers scored: distribution, layers, heat map."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.patches import Rectangle, StepPatch
@@ -11,6 +15,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.plotting import Drawing, figures
 from lens_skills.scoring import Scores
 from tests.plotting.conftest import LAYERS, METRICS, WIDTH, make_scores
+from tests.plotting.results import make_verdict
 
 TWO = ("subject", "last")
 
@@ -190,3 +195,35 @@ def test_the_caption_says_what_was_measured(scores: Scores) -> None:
     for part in ("confidence", "mlp.hook_post at last", "tiny", "60 examples in 12 groups"):
         assert part in words
     assert "partial r given carry" in drawing.figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        figures.r_distribution,
+        figures.layer_profile,
+        figures.correlation_by_position,
+        lambda scores: figures.effect_against_r(scores, make_verdict()),
+    ],
+    ids=["r_distribution", "layer_profile", "correlation_by_position", "effect_against_r"],
+)
+def test_scores_of_one_metric_are_taken_as_they_are(
+    draw: Callable[[Any], Drawing], scores: Scores
+) -> None:
+    chosen = METRICS[:1]
+    one = replace(
+        scores,
+        metrics=chosen,
+        r=scores.r[:1],
+        low=scores.low[:1],
+        high=scores.high[:1],
+        p=None,
+        p_family=None,
+        q=None,
+    )
+    drawn, named = draw(one), draw(one[chosen[0]])
+    pd.testing.assert_frame_equal(drawn.frame, named.frame)
+    assert drawn.name == named.name
+    several = f"hold 3 metrics: {', '.join(METRICS)}. Choose one: scores['{METRICS[0]}']"
+    with pytest.raises(LensSkillsError, match=re.escape(several)):
+        draw(scores)

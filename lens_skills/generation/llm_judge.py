@@ -1,7 +1,4 @@
-"""`judge`: a language model behind an OpenAI-compatible endpoint that grades texts.
-
-What a judge is asked about a text, and what its answer says.
-"""
+"""`judge`: a language model behind an OpenAI-compatible endpoint that grades texts."""
 
 import hashlib
 import json
@@ -9,10 +6,7 @@ import math
 import os
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -29,72 +23,94 @@ INSTRUCTIONS = (
     "nothing else."
 )
 
-
 AGAIN = (
     "That was not one JSON object with a grade (0, 0.5 or 1) for every skill. Answer with that "
     "object and nothing else."
 )
 
-
 WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0, "partly": 0.5}
-
-
-def question(text: str, example: Example, skills: Sequence[Skill]) -> str:
-    """What the judge reads about one text."""
-    listed = "\n".join(
-        f"- {skill.name}" + (f": {skill.definition}" if skill.definition else "")
-        for skill in skills
-    )
-    topic = example.column("topic")
-    about = f"Topic: {topic}\n" if topic is not None else ""
-    return f"{about}Skills:\n{listed}\n\nText, between the lines:\n-----\n{text.strip()}\n-----"
-
-
-def read_answer(content: str, names: Sequence[str]) -> tuple[dict[str, float], str]:
-    """The grades an answer gives, and what is wrong with it ("" for nothing).
-
-    >>> read_answer('Sure: {"simile": 1, "rhyme": "no"}', ["simile", "rhyme"])
-    ({'simile': 1.0, 'rhyme': 0.0}, '')
-    >>> read_answer("I cannot say.", ["simile"])
-    ({}, "no JSON object in 'I cannot say.'")
-    """
-    said = next((found for found in _objects(content) if set(found) & set(names)), None)
-    if said is None:
-        return {}, f"no JSON object in {content[:80]!r}"
-    grades, wrong = {}, []
-    for name in names:
-        value: Any = said.get(name)
-        value = WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = -1.0
-        if 0 <= number <= 1:
-            grades[name] = number
-        else:
-            wrong.append(f"{name!r} is {value!r}")
-    return grades, "; ".join(wrong)
-
-
-def _objects(content: str) -> list[dict[str, Any]]:
-    """Every JSON object in a text, outermost ones, in order."""
-    decoder, found, place = json.JSONDecoder(), [], 0
-    while (place := content.find("{", place)) >= 0:
-        try:
-            value, end = decoder.raw_decode(content, place)
-        except ValueError:
-            place += 1
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-        place = end
-    return found
-
 
 GIVE_UP = 3  # texts in a row that the endpoint did not answer for, before it is left alone
 
-
 LONGEST_WAIT = 60.0  # seconds, whatever the endpoint asks for
+
+
+def judge(
+    url: str,
+    *,
+    model: str,
+    skills: Sequence[str | Skill] | str | Path | None = None,
+    api_key_env: str | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
+    wait: float = 1.0,
+    cache: str | Path | None = None,
+    price_per_token: float | tuple[float, float] = 0.0,
+    temperature: float | None = 0.0,
+) -> "Judge":
+    """A grader that asks a language model which skills a text shows: 0, 0.5 or 1 each.
+
+    One request per text. Errors of the network, timeouts and the replies 408, 409, 425, 429 and
+    5xx are tried again after ``wait``, then twice as long, and so on (or as long as the endpoint
+    asks for, a minute at most); an answer that is no JSON with a grade per skill is asked for
+    again. What then is missing is recorded with the reason. After three texts in a row without any
+    reply the rest is not asked; ``grade(graded, judge)`` goes on later, and what is in the cache
+    costs nothing.
+
+    Args:
+        url: Of an OpenAI-compatible endpoint, up to and without ``/chat/completions``.
+        model: Its name there.
+        skills: What to grade, as in `tasks.skill_mix`; None takes each example's labels.
+        api_key_env: The environment variable that holds the key; the key is never saved.
+        timeout: Seconds for one reply.
+        retries: How often one text is asked about again.
+        wait: Seconds before the first retry.
+        cache: A folder for answers.
+        price_per_token: Of a token read, or of one read and one written; ``report()`` gives the
+            cost in the same currency.
+        temperature: None leaves it out, for endpoints that refuse it.
+
+    Raises:
+        LensSkillsError: No http address, a variable that is not set, a folder that cannot be
+            written, settings out of range, no openai client: ``pip install 'lens-skills[judge]'``.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise LensSkillsError(f"a judge's url begins with http:// or https://, not {url!r}.")
+    if not (timeout > 0 and retries >= 0 and wait >= 0):
+        raise LensSkillsError("timeout is above 0, retries and wait are 0 or more.")
+    try:
+        from openai import Omit, OpenAI
+    except ImportError as error:
+        raise LensSkillsError(
+            "judge asks through the openai client, which is not installed: "
+            "pip install 'lens-skills[judge]'."
+        ) from error
+    key = "" if api_key_env is None else os.environ.get(api_key_env, "")
+    if api_key_env is not None and not key:
+        raise LensSkillsError(f"the environment variable {api_key_env} is not set.")
+    folder = None if cache is None else Path(cache)
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
+    base = url.rstrip("/").removesuffix("/chat/completions")
+    # Its own retries are off: they would not share the budget with answers that are no grades.
+    client = OpenAI(
+        base_url=base,
+        api_key=key or "none",
+        timeout=timeout,
+        max_retries=0,
+    )
+    # Of what the client would take from the environment, nothing is sent to other endpoints.
+    unsaid = ("OpenAI-Organization", "OpenAI-Project", *(() if key else ("Authorization",)))
+    headers = {name: Omit() for name in unsaid}
+    body = {"model": model} | ({} if temperature is None else {"temperature": temperature})
+    price = price_per_token
+    prices = price if isinstance(price, tuple) else (price, price)
+    chosen = None if skills is None else chosen_skills(skills)
+    address = f"{base}/chat/completions"
+    return Judge(address, body, chosen, client, headers, retries, wait, folder, prices)
 
 
 class Unanswered(Exception):
@@ -113,15 +129,15 @@ class Judge:
         url: str,
         body: dict[str, Any],
         skills: tuple[Skill, ...] | None,
-        headers: dict[str, str],
-        timeout: float,
+        client: Any,
+        headers: dict[str, Any],
         retries: int,
         wait: float,
         cache: Path | None,
         prices: tuple[float, float],
     ) -> None:
-        self.url, self.body, self.skills, self.headers = url, body, skills, headers
-        self.timeout, self.retries, self.wait = timeout, retries, wait
+        self.url, self.body, self.skills, self.client = url, body, skills, client
+        self.headers, self.retries, self.wait = headers, retries, wait
         self.cache, self.prices = cache, prices
         self.__name__ = f"judge {body['model']}"
         self.counts = dict.fromkeys(
@@ -195,21 +211,19 @@ class Judge:
     def _ask(self, asked: Mapping[str, Any]) -> str:
         """The content of one reply."""
         self.counts["requests"] += 1
-        data = json.dumps(asked).encode()
-        request = urllib.request.Request(self.url, data, self.headers, method="POST")
+        from openai import APIConnectionError, APIStatusError
+
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                raw = reply.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                said = error.read(300).decode("utf-8", "replace").strip()
-            again = error.code in (408, 409, 425, 429) or error.code >= 500
-            wait = _seconds(error.headers.get("Retry-After"))
-            raise Unanswered(
-                f"HTTP {error.code} {said}".strip(), final=not again, wait=wait
-            ) from error
-        except (OSError, HTTPException) as error:  # refused, reset, timed out, cut short
-            raise Unanswered(f"{type(error).__name__}: {error}") from error
+            chat = self.client.chat.completions.with_raw_response
+            raw = chat.create(**asked, extra_headers=self.headers).content
+        except APIStatusError as error:
+            said, status = error.response.text[:300].strip(), error.status_code
+            again = status in (408, 409, 425, 429) or status >= 500
+            wait = _seconds(error.response.headers.get("Retry-After"))
+            raise Unanswered(f"HTTP {status} {said}".strip(), final=not again, wait=wait) from error
+        except APIConnectionError as error:  # refused, reset, timed out, cut short
+            cause = error.__cause__ or error
+            raise Unanswered(f"{type(cause).__name__}: {cause}") from error
         try:
             reply = json.loads(raw)
             usage = reply.get("usage") or {}
@@ -242,71 +256,6 @@ class Judge:
             os.replace(work, file)
 
 
-def judge(
-    url: str,
-    *,
-    model: str,
-    skills: Sequence[str | Skill] | str | Path | None = None,
-    api_key_env: str | None = None,
-    timeout: float = 60.0,
-    retries: int = 4,
-    wait: float = 1.0,
-    cache: str | Path | None = None,
-    price_per_token: float | tuple[float, float] = 0.0,
-    temperature: float | None = 0.0,
-) -> Judge:
-    """A grader that asks a language model which skills a text shows: 0, 0.5 or 1 each.
-
-    One request per text. Errors of the network, timeouts and the replies 408, 409, 425, 429 and
-    5xx are tried again after ``wait``, then twice as long, and so on (or as long as the endpoint
-    asks for, a minute at most); an answer that is no JSON with a grade per skill is asked for
-    again. What then is missing is recorded with the reason. After three texts in a row without any
-    reply the rest is not asked; ``grade(graded, judge)`` goes on later, and what is in the cache
-    costs nothing.
-
-    Args:
-        url: Of an OpenAI-compatible endpoint, up to and without ``/chat/completions``.
-        model: Its name there.
-        skills: What to grade, as in `tasks.skill_mix`; None takes each example's labels.
-        api_key_env: The environment variable that holds the key; the key is never saved.
-        timeout: Seconds for one reply.
-        retries: How often one text is asked about again.
-        wait: Seconds before the first retry.
-        cache: A folder for answers.
-        price_per_token: Of a token read, or of one read and one written; ``report()`` gives the
-            cost in the same currency.
-        temperature: None leaves it out, for endpoints that refuse it.
-
-    Raises:
-        LensSkillsError: No http address, a variable that is not set, a folder that cannot be
-            written, settings out of range.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise LensSkillsError(f"a judge's url begins with http:// or https://, not {url!r}.")
-    if not (timeout > 0 and retries >= 0 and wait >= 0):
-        raise LensSkillsError("timeout is above 0, retries and wait are 0 or more.")
-    headers = {"Content-Type": "application/json"}
-    if api_key_env is not None:
-        key = os.environ.get(api_key_env, "")
-        if not key:
-            raise LensSkillsError(f"the environment variable {api_key_env} is not set.")
-        headers["Authorization"] = f"Bearer {key}"
-    folder = None if cache is None else Path(cache)
-    try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
-    address = url.rstrip("/")
-    if not address.endswith("/chat/completions"):
-        address += "/chat/completions"
-    body = {"model": model} | ({} if temperature is None else {"temperature": temperature})
-    price = price_per_token
-    prices = price if isinstance(price, tuple) else (price, price)
-    chosen = None if skills is None else chosen_skills(skills)
-    return Judge(address, body, chosen, headers, timeout, retries, wait, folder, prices)
-
-
 def _seconds(said: str | None) -> float:
     """What a Retry-After header asks for; dates and nonsense count as nothing."""
     try:
@@ -314,3 +263,55 @@ def _seconds(said: str | None) -> float:
     except ValueError:
         return 0.0
     return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+
+
+def question(text: str, example: Example, skills: Sequence[Skill]) -> str:
+    """What the judge reads about one text."""
+    listed = "\n".join(
+        f"- {skill.name}" + (f": {skill.definition}" if skill.definition else "")
+        for skill in skills
+    )
+    topic = example.column("topic")
+    about = f"Topic: {topic}\n" if topic is not None else ""
+    return f"{about}Skills:\n{listed}\n\nText, between the lines:\n-----\n{text.strip()}\n-----"
+
+
+def read_answer(content: str, names: Sequence[str]) -> tuple[dict[str, float], str]:
+    """The grades an answer gives, and what is wrong with it ("" for nothing).
+
+    >>> read_answer('Sure: {"simile": 1, "rhyme": "no"}', ["simile", "rhyme"])
+    ({'simile': 1.0, 'rhyme': 0.0}, '')
+    >>> read_answer("I cannot say.", ["simile"])
+    ({}, "no JSON object in 'I cannot say.'")
+    """
+    said = next((found for found in _objects(content) if set(found) & set(names)), None)
+    if said is None:
+        return {}, f"no JSON object in {content[:80]!r}"
+    grades, wrong = {}, []
+    for name in names:
+        value: Any = said.get(name)
+        value = WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if 0 <= number <= 1:
+            grades[name] = number
+        else:
+            wrong.append(f"{name!r} is {value!r}")
+    return grades, "; ".join(wrong)
+
+
+def _objects(content: str) -> list[dict[str, Any]]:
+    """Every JSON object in a text, outermost ones, in order."""
+    decoder, found, place = json.JSONDecoder(), [], 0
+    while (place := content.find("{", place)) >= 0:
+        try:
+            value, end = decoder.raw_decode(content, place)
+        except ValueError:
+            place += 1
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+        place = end
+    return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ class Server:
             def do_POST(self) -> None:
                 size = int(self.headers["Content-Length"])
                 outer.seen.append(json.loads(self.rfile.read(size)))
-                outer.headers.append(dict(self.headers))
+                outer.headers.append({name.title(): said for name, said in self.headers.items()})
                 outer.paths.append(self.path)
                 said = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
                 if callable(said):
@@ -93,7 +94,11 @@ def texts(n: int = 3) -> Graded:
     return Graded.of(examples, written, {})
 
 
-def test_the_judge_reads_text_topic_and_definitions_and_grades(server: Server) -> None:
+def test_the_judge_reads_text_topic_and_definitions_and_grades(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "hush")  # of another endpoint
     graded = grade(texts(), ask(server))
     assert graded.grades["pun"].tolist() == [1, 1, 1]
     assert graded.grades["simile"].tolist() == [0.5] * 3
@@ -104,6 +109,7 @@ def test_the_judge_reads_text_topic_and_definitions_and_grades(server: Server) -
     for part in ("Text 1.", "Wool", "pun: Plays with two meanings.", "simile: One thing"):
         assert part in said
     assert "Authorization" not in server.headers[0]
+    assert "hush" not in server.headers[0].values()
 
 
 def test_without_skills_it_grades_each_examples_labels(server: Server) -> None:
@@ -264,6 +270,12 @@ def test_the_cost_is_reported_with_the_grades(server: Server) -> None:
     )
     assert report["cost"] == 300 * 0.5 + 21 * 10
     assert ask(server, price_per_token=2.0).prices == (2.0, 2.0)
+
+
+def test_without_the_client_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(LensSkillsError, match=r"pip install 'lens-skills\[judge\]'"):
+        judge("http://x", model="m")
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:

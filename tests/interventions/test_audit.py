@@ -13,10 +13,10 @@ from lens_skills.interventions.control_neurons import controls
 from lens_skills.interventions.verdict import NO_EFFECT, SUPPORTS
 from lens_skills.scoring import score
 from lens_skills.tasks import Task
-from tests.interventions.test_court import ANSWERS, part
+from tests.interventions.test_verify import ANSWERS, part
 from tests.planted import plant
 
-SKILL, DECOY, BYSTANDER = "L1N3", "L1N11", "L1N30"
+SKILL, DECOY, OTHER = "L1N3", "L1N11", "L1N30"
 FAST: dict[str, Any] = {
     "controls": controls(20, neurons=None),
     "n_permutations": 100,
@@ -42,7 +42,7 @@ def model(tiny_hooked: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def found(model: Any) -> Audit:
-    return audit(model, part(3, 240), neurons=[SKILL, DECOY, BYSTANDER], **FAST)
+    return audit(model, part(3, 240), neurons=[SKILL, DECOY, OTHER], **FAST)
 
 
 def test_what_a_neuron_carries_and_what_it_does_are_told_apart(found: Audit) -> None:
@@ -50,10 +50,10 @@ def test_what_a_neuron_carries_and_what_it_does_are_told_apart(found: Audit) -> 
     for name in (SKILL, DECOY):
         assert abs(claims[name]["r"]) > claims[name]["rotated"]
         assert claims[name]["beats"] == "associated, beat the control task, beat the rotated basis"
-    assert "rotated" not in claims[BYSTANDER]["beats"]
+    assert "rotated" not in claims[OTHER]["beats"]
     assert found.verdict[SKILL].word == SUPPORTS
     assert found.verdict[DECOY].word == NO_EFFECT
-    assert found.verdict[BYSTANDER].word not in (SUPPORTS,)
+    assert found.verdict[OTHER].word not in (SUPPORTS,)
 
 
 def test_the_card_holds_both_halves(found: Audit) -> None:

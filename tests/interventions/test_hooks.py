@@ -14,8 +14,8 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.batched_edits import edited_places, editing_of
 from lens_skills.interventions.edits import ablate, clamp, edited, patch, scale, steer
 from lens_skills.models import as_adapter
+from tests.activations.test_components import selection
 from tests.interventions.test_edits import examples, plain_cache, table
-from tests.interventions.test_units import selection
 
 POST = "mlp.hook_post"
 TEXT = "The keys to the cabinet"

@@ -1,4 +1,4 @@
-"""Planted neurons on trial: the skilled are convicted, decoys and bystanders are not."""
+"""Planted neurons verified: the skilled support their skill, decoys and others do not."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -348,7 +348,7 @@ def refused(case: Case, text: str, /, **changes: Any) -> None:
         verify(case.model, values.pop("examples"), values.pop("neurons"), **values)
 
 
-def test_a_split_used_before_is_refused_and_waived_only_with_a_stamp(case: Case) -> None:
+def test_a_split_used_before_is_refused_or_the_verdict_is_exploratory(case: Case) -> None:
     refused(case, r"made with 160 examples of this split", examples=case.explore)
     renamed = [replace(e, id=f"new {e.id}", group=e.group) for e in case.explore]
     refused(case, r"made with 160 groups of this split", examples=Task("endings", renamed))
@@ -360,8 +360,8 @@ def test_a_split_used_before_is_refused_and_waived_only_with_a_stamp(case: Case)
     refused(case, "shares its examples", delta=case.intervene[:30])
 
 
-def test_only_what_was_waived_is_stamped() -> None:
-    """A plain list of examples has no task's name, and that is no rule waived."""
+def test_only_what_was_used_before_is_exploratory() -> None:
+    """A plain list of examples has no task's name, which is no other task."""
     about = {"explore": {"task": "endings"}, "example_ids": ["0/1"], "groups": ["0/1"]}
     chosen = SimpleNamespace(neurons=[1], provenance=about, exploratory=False)
     case: tuple[Any, ...] = (chosen, ablate("zero"), None)
@@ -454,7 +454,7 @@ def test_ranks_stay_within_the_layer_where_it_is_wide_enough(
         (), case.intervene.groups, "m", "nats", "", "", "",
     )  # fmt: skip
     ranks = found.ranks(own, {})
-    for place, (peer, members) in enumerate(((0, slice(0, 47)), (50, slice(47, 94)))):
-        larger = int((found.mean[members].abs() >= found.mean[peer].abs()).sum())
+    for place, (other, members) in enumerate(((0, slice(0, 47)), (50, slice(47, 94)))):
+        larger = int((found.mean[members].abs() >= found.mean[other].abs()).sum())
         assert ranks.p[place] == pytest.approx((1 + larger) / 48)
         assert ranks.n_controls[place] == 47

@@ -122,7 +122,7 @@ def test_important_controls_are_the_strongest_of_the_layer_without_candidates() 
     assert int(few.sum()) == 6  # three for each candidate at least
 
 
-def test_peers_are_the_other_units_of_the_layer() -> None:
+def test_layer_controls_are_the_other_units_of_the_layer() -> None:
     people = population()
     candidates = [unit(1, 4), unit(1, 9), unit(3, 0)]
     places, across = layer_controls(candidates, people, n=None)

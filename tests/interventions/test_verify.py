@@ -386,7 +386,7 @@ def test_a_selection_of_something_else_is_refused(case: Case) -> None:
 
 
 def test_what_cannot_be_measured_is_refused(case: Case) -> None:
-    refused(case, "no intervention can change it", metric="label:plural")
+    refused(case, "no edit can change it", metric="label:plural")
     refused(case, "no examples to intervene on", examples=[])
     none = {
         name: torch.zeros(0, dtype=torch.float64)

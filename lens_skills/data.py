@@ -1,11 +1,11 @@
-"""`Example`: one prompt and everything known about it before a model has seen it."""
+"""`Example`: one prompt and all that is known of it before a model has seen it; draws by group."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -14,6 +14,7 @@ from torch import Tensor
 from lens_skills.stats.permutation import signs
 
 Value = str | int | float | bool
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,20 @@ class Example:
                 if isinstance(value, float) and not math.isfinite(value):
                     return f"{name!r} in {kind} is {value}. Drop the example or fill the value."
         return None
+
+
+def in_turns(items: Sequence[Item], group: Callable[[Item], Any]) -> list[Item]:
+    """The first item of every group, then the second of every one, and so on.
+
+    >>> in_turns(["a1", "a2", "b1", "a3"], lambda name: name[0])
+    ['a1', 'b1', 'a2', 'a3']
+    """
+    seen: Counter[Any] = Counter()
+    turns = []
+    for item in items:
+        turns.append(seen[group(item)])
+        seen[group(item)] += 1
+    return [items[place] for place in sorted(range(len(items)), key=turns.__getitem__)]
 
 
 def halves(

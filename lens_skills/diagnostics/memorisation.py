@@ -26,6 +26,7 @@ from lens_skills.stats.multiple_testing import rank_p
 
 MOST = 200
 """Neurons beyond which the pairs, whose number is the square of theirs, take too long."""
+
 FEWEST_EXAMPLES = 30
 N_BINS = 100
 PAIRS = 200  # of each random set, drawn; of the neurons asked about all are taken

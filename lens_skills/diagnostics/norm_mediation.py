@@ -25,8 +25,10 @@ from lens_skills.models.unembedding import frozen_norm
 from lens_skills.models.weights import OutputWeights
 
 PATHS = ("total", "direct", "frozen")
+
 Outcome = Callable[[Tensor, Sequence[Encoded]], Tensor]
 """From logits ``[row d_vocab]`` and the examples of the rows, one number per row."""
+
 _ROWS = 128  # rows whose logits over the whole vocabulary are held at once
 _AGREE = 1e-3  # nats: how near our own reading of the last residual must be to the model's
 

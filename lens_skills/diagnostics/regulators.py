@@ -18,7 +18,7 @@ from torch import Tensor
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, Metric, confidence, parse_metric
 from lens_skills.activations.activation_reader import read, refuse_constant
 from lens_skills.activations.components import parse_components
-from lens_skills.data import Example
+from lens_skills.data import Example, in_turns
 from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_neutral_text
 from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
 from lens_skills.errors import LensSkillsError
@@ -34,20 +34,26 @@ REGULATOR = "generic confidence regulator"
 SKILL = "skill neuron"
 NEITHER = "neither shown"
 WORDS = (SKILL, REGULATOR, NEITHER)
+
 FAR = 0.95
 """An outlier of its own layer: beyond 95 % of its neurons. The published entropy neurons are
 told by standing apart from their layer's cloud (in norm and in variance), not by a fixed value,
 which differs between models."""
+
 MOSTLY = 0.5
 """More than half: of the effect through the norm's scale (the lower end of its interval), or of
 the squared logit write along the frequency direction."""
+
 ALPHA = 0.05
 """An ablation matters where so few random neurons of the layer move as much: of the task's metric
 the share adjusted over all neurons diagnosed (Benjamini–Hochberg), since one hit in twenty would
 else be a skill neuron by chance."""
+
 FEWEST_GROUPS = 8
 """With fewer an interval over groups says nothing."""
+
 STAND_IN = "the frequency direction is from the model's own mean prediction on the neutral texts"
+
 MOST_CONTROLS = 100
 """Random neurons per layer, unless asked otherwise: p can be as small as 1/101."""
 
@@ -279,13 +285,7 @@ def draw_by_group(examples: Sequence[Example], count: int, seed: int) -> list[Ex
     """About ``count`` examples, as evenly from all groups as there are."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(examples), generator=generator).tolist()
-    turns: dict[str, int] = {}
-    ranked = []
-    for place in order:
-        group = examples[place].group
-        turns[group] = turns.get(group, 0) + 1
-        ranked.append((turns[group], len(ranked), place))
-    return [examples[place] for _, _, place in sorted(ranked)[:count]]
+    return in_turns([examples[place] for place in order], lambda example: example.group)[:count]
 
 
 def _continuous(metric: Any, examples: Sequence[Example]) -> Metric:

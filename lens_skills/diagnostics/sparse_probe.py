@@ -26,10 +26,13 @@ from lens_skills.stats.permutation import signs
 
 KS = (1, 2, 4, 8, 16, 32)
 N_FOLDS = 5
+
 FEWEST = 10
 """Examples of either class, in either split, that a probe takes at least."""
+
 FEW = 8
 """Up to so many neurons are few; a label that takes more is distributed over them."""
+
 Columns = Float[Tensor, "neuron example"]
 Truth = Bool[Tensor, " example"]
 

@@ -1,9 +1,4 @@
-"""`explain`: a bank of features held against the activations of some neurons.
-
-What of a task and a bank can be used to explain neurons, and what is to be said of the rest.
-
-Rows of a neuron's features, and of the features themselves, for tables.
-"""
+"""`explain`: which features of the input drive some neurons, measured on examples held out."""
 
 import math
 import warnings
@@ -33,153 +28,9 @@ from lens_skills.stats.bootstrap import FEW_GROUPS
 ACCEPTED = 0.6
 """Share of the top examples from which on a feature is accepted as a heuristic (2410.21272)."""
 
-
-_DIGITS = 6  # of a share or a p: more are noise
-
-
-def feature_rows(
-    found: FeatureAssociation, neuron: int, bank: FeatureBank, names: Sequence[str], *, gated: bool
-) -> tuple[Mapping[str, Any], ...]:
-    """One neuron's features, best on the fitted half first; None where a number is not defined."""
-    order = found.explained_fitted[neuron].argsort(descending=True, stable=True)
-    rows = []
-    for place in order.tolist():
-        feature = bank[names[int(place)]]
-
-        def number(name: str, place: int = place) -> float | None:
-            value = float(getattr(found, name)[neuron, place])
-            return None if math.isnan(value) else round(value, _DIGITS)
-
-        base = float(found.base[place])
-        top, p_top = number("overlap_top"), number("p_top")
-        bottom, p_bottom = number("overlap_bottom"), number("p_bottom")
-        sides = [(top, p_top), (bottom, p_bottom)] if gated else [(top, p_top)]
-        rows.append(
-            {
-                "feature": feature.name,
-                "kind": feature.kind,
-                "surface": feature.surface,
-                "family": feature.family,
-                "explained_fitted": number("explained_fitted"),
-                "variance_explained": number("explained"),
-                "direction": int(found.direction[neuron, place]),
-                "overlap_top": top,
-                "overlap_bottom": bottom,
-                "base": None if math.isnan(base) else round(base, _DIGITS),
-                "lift": None if top is None else round(top / base, _DIGITS),
-                "information": number("information"),
-                "p": number("p"),
-                "q": number("q"),
-                "p_top": p_top,
-                "p_bottom": p_bottom,
-                "p_information": number("p_information"),
-                "accepted": any(_accepted(share, p) for share, p in sides),
-            }
-        )
-    return tuple(rows)
-
-
-def feature_table(
-    bank: FeatureBank, names: Sequence[str], found: FeatureAssociation
-) -> pd.DataFrame:
-    """One row per feature: feature kind surface family exchange."""
-    frame = bank.only(*names).frame()
-    return frame.assign(exchange=list(found.schemes) or [""] * len(frame))
-
-
-def _accepted(share: float | None, p: float | None) -> bool:
-    """At least 60 % of the examples, and (where there is a null) more than chance gives."""
-    return share is not None and share >= ACCEPTED and (p is None or p <= ALPHA)
-
-
-_FEWEST_GROUPS = 8  # of the measured half: below it exchanging groups hardly gives p <= 0.05
-
-
 _FEWEST = 10  # examples per half
-
-
-def check_halves(
-    sides: tuple[Int[Tensor, " fitted"], Int[Tensor, " held"]], groups: Sequence[str], n_draws: int
-) -> tuple[Int[Tensor, " fitted"], Int[Tensor, " held"]]:
-    """The halves; raises where they are too small to measure on, or to draw a null from."""
-    n_groups = len({groups[row] for row in sides[1].tolist()})
-    if min(map(len, sides)) < _FEWEST or n_groups < 2:
-        raise LensSkillsError(
-            f"{len(groups)} examples in {len(set(groups))} groups leave {len(sides[0])} to fit "
-            f"features on and {len(sides[1])} to measure them on; {_FEWEST} of each are the least. "
-            "Give more examples."
-        )
-    if n_draws and n_groups < _FEWEST_GROUPS:
-        raise LensSkillsError(
-            f"{n_groups} groups in the half that is measured are too few for a null: exchanging "
-            f"whole groups needs {_FEWEST_GROUPS} at least. Give more groups, or say "
-            "n_permutations=0 and read no p."
-        )
-    return sides
-
-
-def usable(
-    bank: FeatureBank, values: pd.DataFrame, sides: tuple[Tensor, Tensor]
-) -> tuple[list[str], dict[str, str]]:
-    """The features that vary on both halves, and why the others do not serve."""
-    kept, left_out = [], {}
-    for name in bank.names:
-        column = values[name]
-        if column.isna().any():
-            left_out[name] = f"it has no value for {int(column.isna().sum())} examples"
-        elif any(column.iloc[side.numpy()].nunique() < 2 for side in sides):
-            whole = column.nunique() < 2
-            left_out[name] = f"it is constant on {'these examples' if whole else 'one half'}"
-        else:
-            kept.append(name)
-    return kept, left_out
-
-
-def remarks(
-    task: Sequence[Example],
-    bank: FeatureBank,
-    values: pd.DataFrame,
-    left_out: Mapping[str, str],
-    active: Bool[Tensor, " neuron"],
-    n_groups: int,
-    n_draws: int,
-    kept: Sequence[str],
-) -> list[str]:
-    """What a reader must know before quoting a number; warns of labels in disguise."""
-    notes = []
-    if silent := int((~active).sum()):
-        notes.append(f"{silent} of {len(active)} neurons are never active on these examples")
-    if left_out:
-        some = ", ".join(repr(name) for name in list(left_out)[:4])
-        notes.append(
-            f"{len(left_out)} features were left out, as they cannot be used here: {some}"
-            + (", …" if len(left_out) > 4 else "")
-            + " (see left_out)"
-        )
-    labels = {
-        f"label {name!r}": np.array([float(e.labels[name]) for e in task])
-        for name in {name for e in task for name in e.labels}
-        if all(not isinstance(e.labels.get(name), str | None) for e in task)
-    }
-    mine = [name for name in kept if bank[name].family == "yours" and bank[name].surface]
-    for name, (label, r) in disguised(labels, values, mine).items():
-        text = (
-            f"the feature {name!r} is the {label} in disguise (r = {r:+.2f}): what it explains is "
-            "the task. Mark it so: feature_bank(…, task_defining=[…])"
-        )
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
-        notes.append(text)
-    if n_draws and n_groups < FEW_GROUPS:
-        notes.append(f"{n_groups} groups on the measured half are few: p is coarse")
-    n_tests = int(active.sum()) * len(kept)
-    if n_draws:
-        needed = math.ceil(n_tests / (ALPHA * (1 + n_draws)) - 1e-9)
-        if needed > 1:
-            notes.append(
-                f"the smallest p is {1 / (1 + n_draws):.2g}: q <= {ALPHA} takes {needed:,} of "
-                f"{n_tests:,} tests at it"
-            )
-    return notes
+_FEWEST_GROUPS = 8  # of the measured half: below it exchanging groups hardly gives p <= 0.05
+_DIGITS = 6  # of a share or a p: more are noise
 
 
 def explain(
@@ -228,46 +79,46 @@ def explain(
         raise LensSkillsError("no examples to explain neurons on: the task is empty.")
     adapter = with_soft_prompt(model, prompt)
     site = at or getattr(neurons, "site", DEFAULT_SITE)
-    units = _single(parse_components(adapter, neurons, at=site))
+    components = _single(parse_components(adapter, neurons, at=site))
     labels = getattr(neurons, "positions", ())
     where = soft_position(adapter, labels[0] if position is None and len(labels) == 1 else position)
     if isinstance(where, list) and position is None:
         where = "last"  # of a soft prompt's vectors, the last
     bank = feature_bank(task) if features is None else features
     groups = [example.group for example in task]
-    sides = check_halves(halves(groups, seed=seed), groups, n_permutations)
-    activations = read_neurons(adapter, task, units, position=where)
+    parts = check_halves(halves(groups, seed=seed), groups, n_permutations)
+    activations = read_neurons(adapter, task, components, position=where)
     values = bank.values(task)
-    kept, left_out = usable(bank, values, sides)
+    kept, left_out = usable(bank, values, parts)
     if not kept:
         raise LensSkillsError(
             f"none of the {len(bank)} features can be used on these {len(task)} examples: "
             + "; ".join(f"{name!r}: {why}" for name, why in list(left_out.items())[:3])
             + ". Give examples that differ, or features of your own (feature_bank(extra=…))."
         )
-    active = _active(activations, sides)
+    active = _active(activations, parts)
     if not active.any():
         raise LensSkillsError(
-            f"{units[0].name} and all others named here are never active on these examples: "
+            f"{components[0].name} and all others named here are never active on these examples: "
             f"{site} at {parse_position(where).labels[0]} does not vary. Choose another position, "
             "other neurons, or examples they fire on."
         )
-    k = max(1, min(k, len(sides[1]) // 5))
+    k = max(1, min(k, len(parts[1]) // 5))
     design = FeatureMatrix.of([bank[name] for name in kept], values)
     found = associate(
-        activations[active], design, groups, sides, k=k, n_permutations=n_permutations, seed=seed
+        activations[active], design, groups, parts, k=k, n_permutations=n_permutations, seed=seed
     )
     extremes = _extremes(activations, n_examples)
-    tokens = read_tokens(adapter, task, units, extremes, activations)
-    writes = logits_of(adapter, units, k=n_tokens, over=task) if site == DEFAULT_SITE else None
+    tokens = read_tokens(adapter, task, components, extremes, activations)
+    writes = logits_of(adapter, components, k=n_tokens, over=task) if site == DEFAULT_SITE else None
     place = active.cumsum(0) - 1
     explained = []
-    for number, unit in enumerate(units):
+    for number, one in enumerate(components):
         is_active = bool(active[number])
         half = len(tokens[number]) // 2
         explained.append(
             Explanation(
-                name=unit.name,
+                name=one.name,
                 rows=feature_rows(found, int(place[number]), bank, kept, gated=adapter.gated)
                 if is_active
                 else (),
@@ -279,19 +130,19 @@ def explain(
                 note="" if is_active else "never active on these examples: it does not vary",
             )
         )
-    n_groups = len({groups[row] for row in sides[1].tolist()})
+    n_groups = len({groups[row] for row in parts[1].tolist()})
     return Explanations(
         neurons=tuple(explained),
         features=feature_table(bank, kept, found),
         site=site,
         position=parse_position(where).labels[0],
-        n_fitted=len(sides[0]),
-        n_held=len(sides[1]),
+        n_fitted=len(parts[0]),
+        n_held=len(parts[1]),
         n_groups=n_groups,
         k=k,
         n_permutations=n_permutations,
         left_out=left_out,
-        notes=tuple(remarks(task, bank, values, left_out, active, n_groups, n_permutations, kept)),
+        notes=tuple(notes_on(task, bank, values, left_out, active, n_groups, n_permutations, kept)),
         provenance={
             "model": adapter.name,
             "model_fingerprint": adapter.fingerprint(),
@@ -305,23 +156,60 @@ def explain(
     )
 
 
-def _single(units: Sequence[Component]) -> tuple[Component, ...]:
-    if not units:
+def _single(components: Sequence[Component]) -> tuple[Component, ...]:
+    if not components:
         raise LensSkillsError("no neurons to explain: none were named (an empty selection?).")
-    wide = [unit.name for unit in units if unit.stop - unit.start > 1]
+    wide = [one.name for one in components if one.stop - one.start > 1]
     if wide:
         raise LensSkillsError(
             f"{wide[0]} is more than one number per token. Name neurons, or single features of "
             "another site as (layer, index) with at=…."
         )
-    return tuple(units)
+    return tuple(components)
+
+
+def check_halves(
+    parts: tuple[Int[Tensor, " fitted"], Int[Tensor, " held"]], groups: Sequence[str], n_draws: int
+) -> tuple[Int[Tensor, " fitted"], Int[Tensor, " held"]]:
+    """The halves; raises where they are too small to measure on, or to draw a null from."""
+    n_groups = len({groups[row] for row in parts[1].tolist()})
+    if min(map(len, parts)) < _FEWEST or n_groups < 2:
+        raise LensSkillsError(
+            f"{len(groups)} examples in {len(set(groups))} groups leave {len(parts[0])} to fit "
+            f"features on and {len(parts[1])} to measure them on; {_FEWEST} of each are the least. "
+            "Give more examples."
+        )
+    if n_draws and n_groups < _FEWEST_GROUPS:
+        raise LensSkillsError(
+            f"{n_groups} groups in the half that is measured are too few for a null: exchanging "
+            f"whole groups needs {_FEWEST_GROUPS} at least. Give more groups, or say "
+            "n_permutations=0 and read no p."
+        )
+    return parts
+
+
+def usable(
+    bank: FeatureBank, values: pd.DataFrame, parts: tuple[Tensor, Tensor]
+) -> tuple[list[str], dict[str, str]]:
+    """The features that vary on both halves, and why the others do not serve."""
+    kept, left_out = [], {}
+    for name in bank.names:
+        column = values[name]
+        if column.isna().any():
+            left_out[name] = f"it has no value for {int(column.isna().sum())} examples"
+        elif any(column.iloc[part.numpy()].nunique() < 2 for part in parts):
+            whole = column.nunique() < 2
+            left_out[name] = f"it is constant on {'these examples' if whole else 'one half'}"
+        else:
+            kept.append(name)
+    return kept, left_out
 
 
 def _active(
-    activations: Float[Tensor, "neuron row"], sides: tuple[Tensor, Tensor]
+    activations: Float[Tensor, "neuron row"], parts: tuple[Tensor, Tensor]
 ) -> Bool[Tensor, " neuron"]:
     """Which neurons vary on both halves."""
-    varies = [activations[:, side].amax(1) > activations[:, side].amin(1) for side in sides]
+    varies = [activations[:, part].amax(1) > activations[:, part].amin(1) for part in parts]
     return varies[0] & varies[1]
 
 
@@ -330,3 +218,105 @@ def _extremes(activations: Float[Tensor, "neuron row"], n: int) -> list[list[int
     n = min(n, activations.shape[1] // 2)
     order = activations.argsort(dim=1, descending=True, stable=True)
     return torch.cat([order[:, :n], order.flip(1)[:, :n]], dim=1).tolist()
+
+
+def feature_rows(
+    found: FeatureAssociation, neuron: int, bank: FeatureBank, names: Sequence[str], *, gated: bool
+) -> tuple[Mapping[str, Any], ...]:
+    """One neuron's features, best on the fitted half first; None where a number is not defined."""
+    order = found.explained_fitted[neuron].argsort(descending=True, stable=True)
+    rows = []
+    for place in order.tolist():
+        feature = bank[names[int(place)]]
+
+        def number(name: str, place: int = place) -> float | None:
+            value = float(getattr(found, name)[neuron, place])
+            return None if math.isnan(value) else round(value, _DIGITS)
+
+        base = float(found.base[place])
+        top, p_top = number("overlap_top"), number("p_top")
+        bottom, p_bottom = number("overlap_bottom"), number("p_bottom")
+        ends = [(top, p_top), (bottom, p_bottom)] if gated else [(top, p_top)]
+        rows.append(
+            {
+                "feature": feature.name,
+                "kind": feature.kind,
+                "surface": feature.surface,
+                "family": feature.family,
+                "explained_fitted": number("explained_fitted"),
+                "variance_explained": number("explained"),
+                "direction": int(found.direction[neuron, place]),
+                "overlap_top": top,
+                "overlap_bottom": bottom,
+                "base": None if math.isnan(base) else round(base, _DIGITS),
+                "lift": None if top is None else round(top / base, _DIGITS),
+                "information": number("information"),
+                "p": number("p"),
+                "q": number("q"),
+                "p_top": p_top,
+                "p_bottom": p_bottom,
+                "p_information": number("p_information"),
+                "accepted": any(_accepted(share, p) for share, p in ends),
+            }
+        )
+    return tuple(rows)
+
+
+def _accepted(share: float | None, p: float | None) -> bool:
+    """At least 60 % of the examples, and (where there is a null) more than chance gives."""
+    return share is not None and share >= ACCEPTED and (p is None or p <= ALPHA)
+
+
+def feature_table(
+    bank: FeatureBank, names: Sequence[str], found: FeatureAssociation
+) -> pd.DataFrame:
+    """One row per feature: feature kind surface family exchange."""
+    frame = bank.only(*names).frame()
+    return frame.assign(exchange=list(found.schemes) or [""] * len(frame))
+
+
+def notes_on(
+    task: Sequence[Example],
+    bank: FeatureBank,
+    values: pd.DataFrame,
+    left_out: Mapping[str, str],
+    active: Bool[Tensor, " neuron"],
+    n_groups: int,
+    n_draws: int,
+    kept: Sequence[str],
+) -> list[str]:
+    """What a reader must know before quoting a number; warns of labels in disguise."""
+    notes = []
+    if silent := int((~active).sum()):
+        notes.append(f"{silent} of {len(active)} neurons are never active on these examples")
+    if left_out:
+        some = ", ".join(repr(name) for name in list(left_out)[:4])
+        notes.append(
+            f"{len(left_out)} features were left out, as they cannot be used here: {some}"
+            + (", …" if len(left_out) > 4 else "")
+            + " (see left_out)"
+        )
+    labels = {
+        f"label {name!r}": np.array([float(e.labels[name]) for e in task])
+        for name in {name for e in task for name in e.labels}
+        if all(not isinstance(e.labels.get(name), str | None) for e in task)
+    }
+    mine = [name for name in kept if bank[name].family == "yours" and bank[name].surface]
+    for name, (label, r) in disguised(labels, values, mine).items():
+        text = (
+            f"the feature {name!r} is the {label} in disguise (r = {r:+.2f}): what it explains is "
+            "the task. Mark it so: feature_bank(…, task_defining=[…])"
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        notes.append(text)
+    if n_draws and n_groups < FEW_GROUPS:
+        notes.append(f"{n_groups} groups on the measured half are few: p is coarse")
+    n_tests = int(active.sum()) * len(kept)
+    if n_draws:
+        needed = math.ceil(n_tests / (ALPHA * (1 + n_draws)) - 1e-9)
+        if needed > 1:
+            notes.append(
+                f"the smallest p is {1 / (1 + n_draws):.2g}: q <= {ALPHA} takes {needed:,} of "
+                f"{n_tests:,} tests at it"
+            )
+    return notes

@@ -1,7 +1,4 @@
-"""`Explanations`: some neurons of one task, each with the features that explain it.
-
-`Explanation`: what drives one neuron, what it writes, and where it is strongest.
-"""
+"""`Explanations`: what drives some neurons, what each writes, and where it is strongest."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +15,6 @@ from lens_skills.explanation.token_logits import TokenLogits, shown
 from lens_skills.results import read_folder, write_folder
 
 ALPHA = 0.05
-
-
 _EXAMPLES = 3  # so many are printed
 
 
@@ -75,7 +70,7 @@ class Explanation:
             if row["feature"] == name:
                 return row
         raise LensSkillsError(
-            f"{self.name} was not held against a feature {name!r}. It was against: "
+            f"{self.name} was not tested for a feature {name!r}. It was for: "
             + ", ".join(row["feature"] for row in self.rows[:8])
             + (", …" if len(self.rows) > 8 else "")
             + "."
@@ -102,13 +97,13 @@ class Explanation:
     def _driven(self) -> str:
         row = self.best
         if row is None:
-            return "held against no feature"
-        side = {1: "higher where ", -1: "lower where "}.get(row["direction"], "differs with ")
-        if row["kind"] != "flag":
-            side = {1: "rises with ", -1: "falls with "}.get(row["direction"], "differs with ")
+            return "tested for no feature"
+        is_flag = row["kind"] == "flag"
+        up, down = ("higher where ", "lower where ") if is_flag else ("rises with ", "falls with ")
+        verb = {1: up, -1: down}.get(row["direction"], "differs with ")
         known = row["p"] is not None
         sure = not known or (row["p"] <= ALPHA and row["variance_explained"] > 0)
-        text = f"{side}{row['feature']}: {_share(row)}, {row['information']:.2f} bits"
+        text = f"{verb}{row['feature']}: {_share(row)}, {row['information']:.2f} bits"
         if row["overlap_top"] is not None:
             text += f", {row['overlap_top']:.0%} of its top examples ({row['base']:.0%} of all)"
         if known:
@@ -252,8 +247,8 @@ def _unpack(
 
     writes = plain["writes"]
     if writes is not None:
-        sides = ("promoted", "suppressed")
-        writes = TokenLogits(**writes | {s: tuple(map(tuple, writes[s])) for s in sides})
+        parts = {name: tuple(map(tuple, writes[name])) for name in ("promoted", "suppressed")}
+        writes = TokenLogits(**writes | parts)
     return Explanation(
         name=plain["name"],
         rows=tuple(plain["rows"]),

@@ -1,6 +1,6 @@
-"""`FeatureBank`: the features a neuron's activation is held against.
+"""`feature_bank`: what can be said of a task's examples, to explain neurons with.
 
-`Design`: a bank's features on some examples as columns of numbers, side by side.
+`FeatureMatrix` lays a bank's features on some examples side by side as columns of numbers.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from lens_skills.explanation.features import (
     column_features,
     number_features,
     of_column,
-    premise_features,
+    pair_features,
     word_features,
 )
 from lens_skills.stats.information import N_BINS, equal_width_codes
@@ -140,7 +140,7 @@ def feature_bank(
     for name, source in (extra or {}).items():
         features += _yours(name, source, task)
     numbers = number_features(task)
-    features += numbers + premise_features(task)
+    features += numbers + pair_features(task)
     features += column_features(task, leave=READ if numbers else ())
     features += word_features(task)
     unknown = set(task_defining) - {feature.name for feature in features}
@@ -275,7 +275,7 @@ class FeatureMatrix:
 
     @classmethod
     def of(cls, features: Sequence[Feature], values: pd.DataFrame) -> "FeatureMatrix":
-        """The design of features whose values, none missing, stand in the table."""
+        """The columns of features whose values, none missing, stand in the table."""
         columns: list[np.ndarray] = []
         owner: list[int] = []
         classes: list[Tensor] = []

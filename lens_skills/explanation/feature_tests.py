@@ -1,14 +1,12 @@
-"""`associate`: how well each feature explains each neuron, on examples it was not fitted on.
+"""How well each feature explains each neuron, on examples it was not fitted on, with nulls.
 
-`Fit`: what each feature predicts of each neuron, from one half of the examples.
-
-`Exchange`: a bank's features with their examples traded, draw by draw, respecting groups.
+`associate` fits every feature on one half of the examples (`Fit`) and tests it on the other
+against permutations of its examples that respect groups (`FeaturePermutation`).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
@@ -21,10 +19,55 @@ from lens_skills.stats.information import (
     indicators,
     information_of_columns,
 )
-from lens_skills.stats.multiple_testing import false_discovery_q, family_p
-from lens_skills.stats.permutation import choose_scheme, group_codes, permutation_draws, signs
+from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
+from lens_skills.stats.permutation import block_draws, choose_scheme, permutation_draws, signs
 
+_TOGETHER = 128  # neurons measured at once
+_ROUNDING = 1e-6  # nulls are computed in float32
 SIGNS, WITHIN, BLOCKS = "signs", "within", "blocks"
+Table = Float[Tensor, "neuron feature"]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureAssociation:
+    """Every neuron against every feature, on the held-out half.
+
+    Attributes:
+        explained_fitted: Adjusted share of variance explained on the half the fit was made on:
+            what features are ranked by.
+        r: Correlation, on the other half, of the activation with what the feature predicts of it.
+        direction: Sign of a flag's or a number's slope on the fitted half; 0 of a category.
+        overlap_top, overlap_bottom: Share of the k most (least) activating examples that have a
+            flag; NaN for other features.
+        base: Share of all held-out examples that have it.
+        information: Mutual information in bits.
+        p: Family-wise over the features of a neuron (max-T), of r. NaN without a null.
+        q: Benjamini–Hochberg over all neurons and features, of the single p of r.
+        p_top, p_bottom, p_information: Family-wise over the features of a neuron, of the overlap
+            (NaN but for flags) and of the information.
+        schemes: How each feature was exchanged.
+        k: How many examples the overlap looked at.
+    """
+
+    explained_fitted: Table
+    r: Table
+    direction: Table
+    overlap_top: Table
+    overlap_bottom: Table
+    base: Float[Tensor, " feature"]
+    information: Table
+    p: Table
+    q: Table
+    p_top: Table
+    p_bottom: Table
+    p_information: Table
+    schemes: tuple[str, ...]
+    k: int
+
+    @property
+    def explained(self) -> Table:
+        """Share of the held-out variance explained: r², and 0 where the sign is the wrong one."""
+        return self.r.clamp(min=0) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,28 +155,6 @@ class FeaturePermutation:
             yield out
 
 
-def block_draws(groups: Sequence[str], n_draws: int, *, seed: int) -> Int[Tensor, "row draw"]:
-    """For each draw, which row every row's value comes from when groups of one size trade places.
-
-    The first example of a group goes to the place of another's first, and so on.
-
-    >>> draws = block_draws(["a", "a", "b", "b", "c"], 20, seed=0)
-    >>> sorted({tuple(draw) for draw in draws.T.tolist()})
-    [(0, 1, 2, 3, 4), (2, 3, 0, 1, 4)]
-    """
-    codes = group_codes(groups)
-    sizes = np.bincount(codes)
-    rows = np.argsort(codes, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    random = np.random.default_rng(seed)
-    draws = np.empty((len(codes), n_draws), dtype=np.int32)
-    for size in np.unique(sizes):
-        blocks = rows[starts[sizes == size][:, None] + np.arange(size)]
-        for draw in range(n_draws):
-            draws[blocks, draw] = blocks[random.permutation(len(blocks))]
-    return torch.from_numpy(draws)
-
-
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A neuron's activation as a function of one feature, for every neuron and feature.
@@ -199,90 +220,6 @@ class Fit:
         mean = design.per_feature(weights * columns.sum(0))
         varies = spread.to(columns) - mean**2 / len(columns)
         return product * _inverse(varies.clamp(min=0), floor=1e-9).sqrt()
-
-
-def predicted_square(
-    fit: Fit, design: FeatureMatrix, columns: Float[Tensor, "row column"]
-) -> Float[Tensor, "neuron feature"]:
-    """Σ over rows of the squared prediction, for centred columns that overlap within a feature."""
-    weights = fit.coefficients.to(columns)
-    total = weights.new_zeros(len(weights), len(design.features))
-    for feature in design.owner.unique().tolist():
-        mine = design.owner == feature
-        part = columns[:, mine]
-        gram = part.T @ part
-        total[:, feature] = ((weights[:, mine] @ gram) * weights[:, mine]).sum(1)
-    return total
-
-
-def standardised(activations: Float[Tensor, "neuron row"]) -> Float[Tensor, "neuron row"]:
-    """Rows less their mean, of length 1 (0 where they do not vary)."""
-    centred = activations - activations.mean(1, keepdim=True)
-    length = (centred**2).sum(1).sqrt()
-    silent: Bool[Tensor, " neuron"] = length <= 1e-9 * activations.abs().amax(1)
-    return centred * rearrange(torch.where(silent, 0.0, _inverse(length)), "neuron -> neuron 1")
-
-
-def _single(design: FeatureMatrix) -> Bool[Tensor, " column"]:
-    """Columns of flags and numbers, which stand alone."""
-    alone = torch.tensor([feature.kind != "category" for feature in design.features])
-    return alone[design.owner]
-
-
-def _inverse(x: Float[Tensor, "*x"], *, floor: float = 1e-30) -> Float[Tensor, "*x"]:
-    """1 / x, and 0 where x is 0."""
-    return torch.where(x > floor, 1 / x.clamp(min=floor), 0.0)
-
-
-_TOGETHER = 128  # neurons measured at once
-
-
-_ROUNDING = 1e-6  # nulls are computed in float32
-
-
-Table = Float[Tensor, "neuron feature"]
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureAssociation:
-    """Every neuron against every feature, on the held-out half.
-
-    Attributes:
-        explained_fitted: Adjusted share of variance explained on the half the fit was made on:
-            what features are ranked by.
-        r: Correlation, on the other half, of the activation with what the feature predicts of it.
-        direction: Sign of a flag's or a number's slope on the fitted half; 0 of a category.
-        overlap_top, overlap_bottom: Share of the k most (least) activating examples that have a
-            flag; NaN for other features.
-        base: Share of all held-out examples that have it.
-        information: Mutual information in bits.
-        p: Family-wise over the features of a neuron (max-T), of r. NaN without a null.
-        q: Benjamini–Hochberg over all neurons and features, of the single p of r.
-        p_top, p_bottom, p_information: Family-wise over the features of a neuron, of the overlap
-            (NaN but for flags) and of the information.
-        schemes: How each feature was exchanged.
-        k: How many examples the overlap looked at.
-    """
-
-    explained_fitted: Table
-    r: Table
-    direction: Table
-    overlap_top: Table
-    overlap_bottom: Table
-    base: Float[Tensor, " feature"]
-    information: Table
-    p: Table
-    q: Table
-    p_top: Table
-    p_bottom: Table
-    p_information: Table
-    schemes: tuple[str, ...]
-    k: int
-
-    @property
-    def explained(self) -> Table:
-        """Share of the held-out variance explained: r², and 0 where the sign is the wrong one."""
-        return self.r.clamp(min=0) ** 2
 
 
 def associate(
@@ -408,20 +345,20 @@ class _Part:
         An overlap's standard error is that of its base rate, information's that of its own null,
         the observation counted in, as it is one of the draws under the null.
         """
-        sides = {"p_top": self.top.float(), "p_bottom": self.bottom.float()}
+        ends = {"p_top": self.top.float(), "p_bottom": self.bottom.float()}
         spread = (self.base * (1 - self.base)).sqrt().float().clamp(min=1e-3)
         # The second class of a flag, which has two.
         place = (torch.tensor(self.design.n_classes).cumsum(0) - 1)[self.is_flag]
-        largest: dict[str, list[Tensor]] = {name: [] for name in sides}
+        largest: dict[str, list[Tensor]] = {name: [] for name in ends}
         null = [self.information.float()]
         for drawn in exchange.classes(self.design):
             null.append(information_of_columns(self.inside, drawn, self.design.n_classes).float())
-            for name, side in sides.items() if len(place) else ():
-                z = (side @ drawn[:, place] - self.base[self.is_flag]) / spread[self.is_flag]
+            for name, chosen in ends.items() if len(place) else ():
+                z = (chosen @ drawn[:, place] - self.base[self.is_flag]) / spread[self.is_flag]
                 largest[name].append(z.amax(1))
-        found = {name: torch.full_like(self.r, torch.nan) for name in sides}
-        for name, side in sides.items() if len(place) else ():
-            z = (self.overlap(side.double()) - self.base) / spread
+        found = {name: torch.full_like(self.r, torch.nan) for name in ends}
+        for name, chosen in ends.items() if len(place) else ():
+            z = (self.overlap(chosen.double()) - self.base) / spread
             p = _family(z[:, self.is_flag], torch.stack(largest[name]).double())
             found[name][:, self.is_flag] = p
         draws = torch.stack(null)
@@ -429,6 +366,28 @@ class _Part:
         scale = draws.std(0, correction=0).clamp(min=1e-5)
         scores = ((draws - draws.mean(0)) / scale).double()
         return found | {"p_information": _family(scores[0], scores[1:].amax(-1))}
+
+
+def predicted_square(
+    fit: Fit, design: FeatureMatrix, columns: Float[Tensor, "row column"]
+) -> Float[Tensor, "neuron feature"]:
+    """Σ over rows of the squared prediction, for centred columns that overlap within a feature."""
+    weights = fit.coefficients.to(columns)
+    total = weights.new_zeros(len(weights), len(design.features))
+    for feature in design.owner.unique().tolist():
+        mine = design.owner == feature
+        part = columns[:, mine]
+        gram = part.T @ part
+        total[:, feature] = ((weights[:, mine] @ gram) * weights[:, mine]).sum(1)
+    return total
+
+
+def standardised(activations: Float[Tensor, "neuron row"]) -> Float[Tensor, "neuron row"]:
+    """Rows less their mean, of length 1 (0 where they do not vary)."""
+    centred = activations - activations.mean(1, keepdim=True)
+    length = (centred**2).sum(1).sqrt()
+    silent: Bool[Tensor, " neuron"] = length <= 1e-9 * activations.abs().amax(1)
+    return centred * rearrange(torch.where(silent, 0.0, _inverse(length)), "neuron -> neuron 1")
 
 
 def highest(values: Float[Tensor, "neuron row"], k: int) -> Float[Tensor, "neuron row"]:
@@ -447,5 +406,16 @@ def _family(
     observed: Float[Tensor, "neuron feature"], largest: Float[Tensor, "draw neuron"]
 ) -> Float[Tensor, "neuron feature"]:
     """Each neuron's family-wise p: its observations among the largest of its draws."""
-    rows = [family_p(mine - _ROUNDING, largest[:, neuron]) for neuron, mine in enumerate(observed)]
+    rows = [rank_p(mine - _ROUNDING, largest[:, neuron]) for neuron, mine in enumerate(observed)]
     return torch.stack(rows)
+
+
+def _single(design: FeatureMatrix) -> Bool[Tensor, " column"]:
+    """Columns of flags and numbers, which stand alone."""
+    alone = torch.tensor([feature.kind != "category" for feature in design.features])
+    return alone[design.owner]
+
+
+def _inverse(x: Float[Tensor, "*x"], *, floor: float = 1e-30) -> Float[Tensor, "*x"]:
+    """1 / x, and 0 where x is 0."""
+    return torch.where(x > floor, 1 / x.clamp(min=floor), 0.0)

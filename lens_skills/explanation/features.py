@@ -1,12 +1,7 @@
-"""`number_features`: what can be said of an arithmetic problem.
+"""What can be said of an example before a model reads it: `Feature`, and the families of them.
 
-`column_features`: every label and covariate of a task as features.
-
-`Feature`: one thing that can be said of an example before a model reads it.
-
-`word_features`: what can be said of any text: length, words, and the kinds of its characters.
-
-`premise_features`: what a shallow reader sees in a premise and a hypothesis.
+`column_features` of labels and covariates, `number_features` of arithmetic problems,
+`pair_features` of a premise and a hypothesis, `word_features` of any text.
 """
 
 import re
@@ -18,8 +13,15 @@ from typing import Any, Literal
 
 from lens_skills.data import Example, Value
 from lens_skills.errors import LensSkillsError
+from lens_skills.tasks.word_lists import NEGATIONS, words
 
 FeatureKind = Literal["flag", "number", "category"]
+COLUMN_FAMILY = "columns"
+NUMBER_FAMILY = "arithmetic"
+PAIR_FAMILY = "premises"
+WORD_FAMILY = "text"
+Number = Callable[[Any], int]
+PairFeature = Callable[[list[str], list[str]], Any]
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,11 @@ def each_value(
     ]
 
 
-COLUMN_FAMILY = "columns"
-
-
 MOST_CATEGORIES = 24
 """A column of more categories is rather a name than a property."""
 
-
 # Labels that say how the input looks, not what is right.
 _SURFACE_LABELS = ("heuristic", "lexical_overlap", "subsequence", "constituent", "io_first")
-
 
 _FEW_VALUES = 12  # a number of so few values is also read value by value
 
@@ -166,17 +163,8 @@ READ = (
 )  # fmt: skip
 """The columns of an arithmetic task, which these features say in words."""
 
-
-NUMBER_FAMILY = "arithmetic"
-
-
 _OPERATIONS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
-
-
 _MOST_VALUES = 20  # beyond it, a number's values are looked at by digit, range and remainder only
-
-
-Number = Callable[[Any], int]
 
 
 def number_features(examples: Sequence[Example]) -> list[Feature]:
@@ -303,16 +291,7 @@ def _is_op(sign: str) -> Callable[[Any], bool]:
 _PAIR = re.compile(r"Premise: (.*)\n+Hypothesis: (.*)\n*")
 
 
-_NEGATIONS = frozenset({"no", "not", "never", "nobody", "none", "neither", "nor", "without"})
-
-
-PAIR_FAMILY = "premises"
-
-
-PairFeature = Callable[[list[str], list[str]], Any]
-
-
-def premise_features(examples: Sequence[Example]) -> list[Feature]:
+def pair_features(examples: Sequence[Example]) -> list[Feature]:
     """Overlap, order, length and negation; none where an example shows no premise and hypothesis.
 
     Read from the prompt's last "Premise: …" and "Hypothesis: …". All are on the surface.
@@ -332,8 +311,8 @@ def premise_features(examples: Sequence[Example]) -> list[Feature]:
         of("the hypothesis keeps the order of the premise", _in_order),
         of("the premise ends like the hypothesis", lambda p, h: p[-len(h) :] == h),
         of("both begin with the same two words", lambda p, h: p[:2] == h[:2]),
-        of("the premise has a negation", lambda p, h: bool(set(p) & _NEGATIONS)),
-        of("the hypothesis has a negation", lambda p, h: bool(set(h) & _NEGATIONS)),
+        of("the premise has a negation", lambda p, h: bool(set(p) & NEGATIONS)),
+        of("the hypothesis has a negation", lambda p, h: bool(set(h) & NEGATIONS)),
         number("words of the premise", lambda p, h: len(p)),
         number("words of the hypothesis", lambda p, h: len(h)),
         number("words that only the premise has", lambda p, h: len(set(p) - set(h))),
@@ -343,11 +322,7 @@ def premise_features(examples: Sequence[Example]) -> list[Feature]:
 
 def _pair_words(example: Any) -> tuple[list[str], list[str]]:
     premise, hypothesis = _PAIR.findall(example.prompt)[-1]
-    return _split(premise), _split(hypothesis)
-
-
-def _split(text: str) -> list[str]:
-    return re.findall(r"[\w'’-]+", text.lower())
+    return words(premise), words(hypothesis)
 
 
 def _stands_in(premise: list[str], hypothesis: list[str]) -> bool:
@@ -364,15 +339,8 @@ def _share(words: list[str], others: list[str]) -> float:
     return sum(word in others for word in words) / max(len(words), 1)
 
 
-WORD_FAMILY = "text"
-
-
 _MOST_WORDS = 16  # so many single words are looked for
-
-
 _MOST_ENDINGS = 24  # and so many different last words
-
-
 _RARE = 0.04  # a word of fewer prompts is no feature of the task
 
 
@@ -395,7 +363,7 @@ def word_features(examples: Sequence[Example]) -> list[Feature]:
     endings = {_last(example) for example in examples}
     if len(endings) <= _MOST_ENDINGS:
         found.append(Feature("the last word", "category", _last, True, WORD_FAMILY))
-    counts = Counter(word for example in examples for word in set(_words(example)))
+    counts = Counter(word for example in examples for word in set(words(example.prompt)))
     shares = {word: count / len(examples) for word, count in counts.items()}
     varied = sorted(
         (word for word, share in shares.items() if _RARE <= share <= 1 - _RARE),
@@ -405,20 +373,16 @@ def word_features(examples: Sequence[Example]) -> list[Feature]:
 
 
 def _says(word: str) -> Feature:
-    return flag(f"says {word!r}", lambda e: word in _words(e), family=WORD_FAMILY)
+    return flag(f"says {word!r}", lambda e: word in words(e.prompt), family=WORD_FAMILY)
 
 
 def _word_number(name: str, read: Any) -> Feature:
     return Feature(name, "number", read, True, WORD_FAMILY)
 
 
-def _words(example: Any) -> list[str]:
-    return re.findall(r"[\w'’-]+", example.prompt.lower())
-
-
 def _last(example: Any) -> str:
-    words = _words(example)
-    return words[-1] if words else ""
+    spoken = words(example.prompt)
+    return spoken[-1] if spoken else ""
 
 
 def _last_kind(example: Any) -> str:

@@ -43,7 +43,6 @@ from lens_skills.scoring import score, select
 from lens_skills.tasks import Task
 
 _NEARLY_BEST = 0.8  # a surface feature explains a neuron only where none explains much more
-
 _CONFIRMED_AMONG = 200  # the strongest on explore are looked at again on confirm
 
 

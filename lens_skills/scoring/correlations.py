@@ -22,9 +22,9 @@ from lens_skills.stats.moments import Moments, rotate
 from lens_skills.stats.multiple_testing import (
     TIE,
     false_discovery_q,
-    family_p,
     family_threshold,
     pooled_p,
+    rank_p,
 )
 
 # A unit whose standard deviation is below this share of its mean is constant to float32 rounding.
@@ -98,7 +98,7 @@ def collect(
             bar = family_threshold(null_max[name])
             p = _own_p(r.abs(), null, constant)
             chances["p"].append(p)
-            chances["p_family"].append(family_p(r.abs(), null_max[name]))
+            chances["p_family"].append(rank_p(r.abs(), null_max[name]))
             q = torch.ones_like(p)
             q[~constant] = false_discovery_q(p[~constant])
             chances["q"].append(q)

@@ -1,4 +1,7 @@
-"""`cluster_interval`: how far a mean over grouped examples may be from the truth."""
+"""How far a mean, or a ratio of means, over grouped examples may be from the truth.
+
+The studentised cluster bootstrap, and the cluster-robust standard error that it is measured in.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +17,8 @@ from lens_skills.stats.permutation import group_codes
 FEW_GROUPS = 30
 """Below this many groups an interval covers less than it says."""
 
-
 # Numbers that agree to this share of their size differ by rounding only.
 _ROUNDING = 1e-12
-
 
 _CHUNK = 1_000_000  # draws times sets held at once
 

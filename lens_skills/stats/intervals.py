@@ -1,7 +1,4 @@
-"""Intervals for a correlation, and what chance alone reaches.
-
-`share_interval`: the interval of a share of examples that come in groups.
-"""
+"""Intervals of correlations and of shares, and what chance alone reaches."""
 
 import math
 from collections.abc import Sequence

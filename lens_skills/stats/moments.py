@@ -2,9 +2,8 @@
 
 A *unit* is anything measured on every example and too numerous to store (a neuron at a position).
 A *column* is one number per example (a metric, a permuted metric, a covariate, a random sign).
-Everything the toolkit reports about a pass is a function of the centred sums kept here.
-
-A random rotation of each layer's units: is the neuron basis special, or any basis as good?
+Everything the toolkit reports about a pass is a function of the centred sums kept here; those of
+the units are also kept in a randomly rotated basis: is the neuron basis special, or any as good?
 
 Source: the excess over a rotated basis, Gurnee et al. 2024 (arXiv 2401.12181).
 """
@@ -56,7 +55,6 @@ def rotate(
 # Rows are multiplied this many at a time, or as soon as they hold so many numbers: every product
 # reads and writes all sums, which for one batch of 32 costs more than the arithmetic.
 _ROWS_TOGETHER, _NUMBERS_TOGETHER = 128, 1 << 23
-
 
 # Units summed together: at 128 float64 rows this is 3 MB, about one core's cache.
 _BLOCK = 3072

@@ -36,24 +36,15 @@ def family_threshold(null_max: Float[Tensor, " draw"], *, alpha: float = 0.05) -
     return bar + TIE * abs(bar)
 
 
-def family_p(
-    statistic: Float[Tensor, "*shape"], null_max: Float[Tensor, " draw"]
-) -> Float[Tensor, "*shape"]:
-    """Family-wise p of each statistic among the draws' largest ones: (1 + #{null >= t}) / (1 + n).
-
-    >>> family_p(torch.tensor([9.0, 0.0]), torch.tensor([1.0, 2.0, 3.0])).tolist()
-    [0.25, 1.0]
-    """
-    return rank_p(statistic, null_max)
-
-
 def rank_p(
     statistic: Float[Tensor, "*shape"], null: Float[Tensor, " draw"]
 ) -> Float[Tensor, "*shape"]:
-    """Share of null draws at least as large, counting the observation itself.
+    """p of each statistic among the draws: (1 + #{null >= t}) / (1 + n).
 
-    >>> rank_p(torch.tensor([2.0]), torch.tensor([1.0, 2.0, 3.0])).item()
-    0.75
+    Where the draws are the largest of a whole family (max-T), it is family-wise.
+
+    >>> rank_p(torch.tensor([9.0, 2.0]), torch.tensor([1.0, 2.0, 3.0])).tolist()
+    [0.25, 0.75]
     """
     ordered = null.sort().values.double()
     reached = statistic.double() - TIE * statistic.double().abs()

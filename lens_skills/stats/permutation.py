@@ -18,7 +18,6 @@ from lens_skills.errors import LensSkillsError
 
 Scheme = Literal["within", "between", "free", "signs"]
 
-
 # Groups whose sizes differ by no more than this may trade: at 1.25 a rare label of the larger
 # groups had a family-wise error of 0.09, sign flips of 0.06; at 2 it was 0.14 and 0.06.
 _ALIKE = 1.1
@@ -118,6 +117,28 @@ def permutation_draws(
             draws[:, draw] = representative[random.permutation(n_groups)[codes]]
     else:
         raise AssertionError(f"{scheme} is not a permutation")
+    return torch.from_numpy(draws)
+
+
+def block_draws(groups: Sequence[str], n_draws: int, *, seed: int) -> Int[Tensor, "row draw"]:
+    """For each draw, which row every row's value comes from when groups of one size trade places.
+
+    The first example of a group goes to the place of another's first, and so on.
+
+    >>> draws = block_draws(["a", "a", "b", "b", "c"], 20, seed=0)
+    >>> sorted({tuple(draw) for draw in draws.T.tolist()})
+    [(0, 1, 2, 3, 4), (2, 3, 0, 1, 4)]
+    """
+    codes = group_codes(groups)
+    sizes = np.bincount(codes)
+    rows = np.argsort(codes, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    random = np.random.default_rng(seed)
+    draws = np.empty((len(codes), n_draws), dtype=np.int32)
+    for size in np.unique(sizes):
+        blocks = rows[starts[sizes == size][:, None] + np.arange(size)]
+        for draw in range(n_draws):
+            draws[blocks, draw] = blocks[random.permutation(len(blocks))]
     return torch.from_numpy(draws)
 
 

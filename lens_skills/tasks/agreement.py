@@ -9,10 +9,7 @@ from lens_skills.tasks.task import Task
 from lens_skills.tasks.word_lists import PEOPLE, SUBJECTS, THINGS
 
 VERBS = {"be": (" is", " are"), "was": (" was", " were"), "have": (" has", " have")}
-
-
 DISTRACTORS = ("none", "same", "different")
-
 
 # Per template: the prompt with an attractor, the prompt without, and the words that fill their
 # slots. Both have the same number of words, so length tells nothing about the distractor; all
@@ -46,10 +43,7 @@ TEMPLATES = {
     ),
 }
 
-
 FILLS = 4
-
-
 UNITS_BY_DEFAULT = 2 * len(SUBJECTS)
 
 

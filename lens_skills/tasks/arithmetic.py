@@ -1,6 +1,7 @@
 """`arithmetic`: sums, differences, products and quotients in BIG-bench's words.
 
-`Problem`: one question of arithmetic, and all that is known of it before a model reads it.
+What is known of a problem before a model reads it, and the wrong answer beside it, serve
+`bigbench` too.
 """
 
 import hashlib
@@ -15,18 +16,26 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.tasks.task import Task
 
 WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
-
-
 QUESTION = re.compile(r"What is (\d+) (plus|minus|times|divided by) (\d+)\?")
-
-
 TARGETS = ("op", "carry", "even")
+
+# The prompt ends in a space, as BIG-bench's does, and the answer begins without one. With "A:" and
+# " 7" a model would read the same characters in other tokens: many tokenizers make " 7" one token,
+# and others make it a bare space, which every answer shares, and then "7". With the space in the
+# prompt the first token of the answer is its first digit or its sign.
+PROMPT = "\nQ: What is {a} {word} {b}?\nA: "
+
+# Examples per file of the original from two digits on; its one-digit files are exhaustive.
+ORIGINAL_SIZE = 1000
+
+ORIGINAL_QUOTIENTS = {2: 200, 3: 500}
+MOST_DIGITS = 9
 
 
 class ArithmeticProblem(NamedTuple):
     """Two operands and an operation with a whole-number result.
 
-    >>> Problem(3, "+", 4).result
+    >>> ArithmeticProblem(3, "+", 4).result
     7
     """
 
@@ -39,147 +48,6 @@ class ArithmeticProblem(NamedTuple):
         """The right answer; quotients are exact by construction."""
         a, op, b = self
         return a + b if op == "+" else a - b if op == "-" else a * b if op == "*" else a // b
-
-
-def columns(a: int, op: str, b: int) -> dict[str, Value]:
-    """What is known of a problem before it is asked; flags are 0 or 1.
-
-    ``op``, ``carry``, ``even``, ``digits`` (of the first operand), ``operand_a``, ``operand_b``,
-    ``result``, ``negative``, ``result_digits``, ``first_digit`` and ``last_digit`` (of the
-    result), ``ones_a``, ``ones_b``, ``same_operands``, ``answer_is_operand`` (what copying
-    gets right), ``foil_is_operand``, ``contains_zero`` (a digit of an operand). ``carry`` of a
-    quotient is that of the product that undoes it.
-
-    >>> columns(17, "+", 5)["carry"], columns(12, "+", 5)["carry"]
-    (1, 0)
-    """
-    result = ArithmeticProblem(a, op, b).result
-    text = str(abs(result))
-    # Digit sums add up exactly where nothing carries: s(x + y) = s(x) + s(y), s(xy) = s(x) s(y).
-    parts = {"+": (a, b), "-": (min(a, b), abs(result)), "*": (a, b), "/": (b, result)}[op]
-    whole = {"+": result, "-": max(a, b), "*": result, "/": a}[op]
-    sums = [_digit_sum(part) for part in parts]
-    plain = sums[0] + sums[1] if op in "+-" else sums[0] * sums[1]
-    return {
-        "op": op,
-        "carry": int(plain != _digit_sum(whole)),
-        "even": int(result % 2 == 0),
-        "digits": len(str(a)),
-        "operand_a": a,
-        "operand_b": b,
-        "result": result,
-        "negative": int(result < 0),
-        "result_digits": len(text),
-        "first_digit": int(text[0]),
-        "last_digit": int(text[-1]),
-        "ones_a": a % 10,
-        "ones_b": b % 10,
-        "same_operands": int(a == b),
-        "answer_is_operand": int(result in (a, b)),
-        "foil_is_operand": int(near_miss(ArithmeticProblem(a, op, b)) in (str(a), str(b))),
-        "contains_zero": int("0" in f"{a}{b}"),
-    }
-
-
-def parse(question: str, answer: str | None) -> ArithmeticProblem | None:
-    """The problem a BIG-bench question states, or None if it is not one with this answer.
-
-    >>> parse("What is 8 divided by 2?", "4")
-    Problem(a=8, op='/', b=2)
-    """
-    match = QUESTION.fullmatch(question)
-    if match is None:
-        return None
-    op = next(op for op, word in WORDS.items() if word == match[2])
-    problem = ArithmeticProblem(int(match[1]), op, int(match[3]))
-    if op == "/" and (problem.b == 0 or problem.a % problem.b):
-        return None
-    return problem if answer == str(problem.result) else None
-
-
-def varying(problems: Sequence[ArithmeticProblem]) -> tuple[str, ...]:
-    """Those of op, carry and even that differ between the problems: what can be a label.
-
-    >>> varying([Problem(1, "+", 1), Problem(9, "+", 1)])
-    ('carry',)
-    """
-    rows = [columns(*problem) for problem in problems]
-    return tuple(name for name in TARGETS if len({row[name] for row in rows}) > 1)
-
-
-def pose(
-    problem: ArithmeticProblem,
-    *,
-    id: str,
-    prompt: str,
-    targets: Sequence[str],
-    options: Sequence[str] = (),
-    group: str | None = None,
-) -> Example:
-    """The Example of a problem, its columns divided into labels (the targets) and covariates.
-
-    >>> pose(Problem(3, "+", 4), id="a", prompt="3+4=", targets=["even"]).labels["even"]
-    0
-    """
-    known = columns(*problem)
-    return Example(
-        id=id,
-        prompt=prompt,
-        answer=str(problem.result),
-        foil=near_miss(problem),
-        options=tuple(options),
-        labels={name: known.pop(name) for name in targets},
-        covariates=known,
-        group=pair(problem) if group is None else group,
-        kind=str(problem.a),
-    )
-
-
-def near_miss(problem: ArithmeticProblem) -> str:
-    """The result with its leading digit one off: as long, and never with a leading zero.
-
-    >>> near_miss(Problem(3, "+", 4)) in ("6", "8")
-    True
-    """
-    text = str(abs(problem.result))
-    lead = int(text[0])
-    # Up or down by a digest of the problem: by its parity, the foil would tell the label "even".
-    step = 1 if hashlib.sha256(repr(tuple(problem)).encode()).digest()[0] % 2 else -1
-    # 0 cannot go down nor 9 up; 1 may become 0 only as the single digit of a positive number.
-    lowest = 0 if len(text) == 1 and problem.result > 0 else 1
-    if not lowest <= lead + step <= 9:
-        step = -step
-    return ("-" if problem.result < 0 else "") + str(lead + step) + text[1:]
-
-
-def pair(problem: ArithmeticProblem) -> str:
-    """The operands in ascending order: the group of 3+4, 4+3 and 3*4.
-
-    >>> pair(Problem(4, "*", 3))
-    '3,4'
-    """
-    return "{},{}".format(*sorted((problem.a, problem.b)))
-
-
-def _digit_sum(number: int) -> int:
-    return sum(map(int, str(number)))
-
-
-# The prompt ends in a space, as BIG-bench's does, and the answer begins without one. With "A:" and
-# " 7" a model would read the same characters in other tokens: many tokenizers make " 7" one token,
-# and others make it a bare space, which every answer shares, and then "7". With the space in the
-# prompt the first token of the answer is its first digit or its sign.
-PROMPT = "\nQ: What is {a} {word} {b}?\nA: "
-
-
-# Examples per file of the original from two digits on; its one-digit files are exhaustive.
-ORIGINAL_SIZE = 1000
-
-
-ORIGINAL_QUOTIENTS = {2: 200, 3: 500}
-
-
-MOST_DIGITS = 9
 
 
 def arithmetic(
@@ -198,7 +66,7 @@ def arithmetic(
     a quotient the dividend, with a divisor of at most as many. Differences may be negative.
 
     Labels: ``op``, ``carry`` (1 where a column carries or borrows), ``even`` (the result), as far
-    as they vary over the task. Those that do not, and the rest of ``problem.columns`` (operands,
+    as they vary over the task. Those that do not, and the rest of `columns` (operands,
     result, digits, ...), are covariates.
     The foil is a slip in the leading digit (7 -> 6 or 8, 52 -> 42 or 62, -3 -> -2 or -4): as long
     as the answer, and different from it in the first digit, which may be all that a model's first
@@ -261,15 +129,6 @@ def arithmetic(
     return Task("arithmetic", examples)
 
 
-def _options(problem: ArithmeticProblem, seed: int) -> tuple[str, ...]:
-    """The answer, the foil and what the other operations give, in a seeded order."""
-    a, _, b = problem
-    others = [str(ArithmeticProblem(a, op, b).result) for op in "+-*"]
-    choices = list(dict.fromkeys([str(problem.result), near_miss(problem), *others]))
-    random.Random(f"{seed} {tuple(problem)}").shuffle(choices)
-    return tuple(choices)
-
-
 def _original_size(op: str, digits: int) -> int:
     if digits == 1:
         return _available(op, 1)
@@ -320,3 +179,136 @@ def _draw(op: str, digits: int, size: int, generator: random.Random) -> list[Ari
             a = b * generator.randint(-(-low // b), high // b)
         drawn[ArithmeticProblem(a, op, b)] = None
     return list(drawn)
+
+
+def _options(problem: ArithmeticProblem, seed: int) -> tuple[str, ...]:
+    """The answer, the foil and what the other operations give, in a seeded order."""
+    a, _, b = problem
+    others = [str(ArithmeticProblem(a, op, b).result) for op in "+-*"]
+    choices = list(dict.fromkeys([str(problem.result), near_miss(problem), *others]))
+    random.Random(f"{seed} {tuple(problem)}").shuffle(choices)
+    return tuple(choices)
+
+
+def parse(question: str, answer: str | None) -> ArithmeticProblem | None:
+    """The problem a BIG-bench question states, or None if it is not one with this answer.
+
+    >>> parse("What is 8 divided by 2?", "4")
+    ArithmeticProblem(a=8, op='/', b=2)
+    """
+    match = QUESTION.fullmatch(question)
+    if match is None:
+        return None
+    op = next(op for op, word in WORDS.items() if word == match[2])
+    problem = ArithmeticProblem(int(match[1]), op, int(match[3]))
+    if op == "/" and (problem.b == 0 or problem.a % problem.b):
+        return None
+    return problem if answer == str(problem.result) else None
+
+
+def varying(problems: Sequence[ArithmeticProblem]) -> tuple[str, ...]:
+    """Those of op, carry and even that differ between the problems: what can be a label.
+
+    >>> varying([ArithmeticProblem(1, "+", 1), ArithmeticProblem(9, "+", 1)])
+    ('carry',)
+    """
+    rows = [columns(*problem) for problem in problems]
+    return tuple(name for name in TARGETS if len({row[name] for row in rows}) > 1)
+
+
+def pose(
+    problem: ArithmeticProblem,
+    *,
+    id: str,
+    prompt: str,
+    targets: Sequence[str],
+    options: Sequence[str] = (),
+    group: str | None = None,
+) -> Example:
+    """The Example of a problem, its columns divided into labels (the targets) and covariates.
+
+    >>> pose(ArithmeticProblem(3, "+", 4), id="a", prompt="3+4=", targets=["even"]).labels["even"]
+    0
+    """
+    known = columns(*problem)
+    return Example(
+        id=id,
+        prompt=prompt,
+        answer=str(problem.result),
+        foil=near_miss(problem),
+        options=tuple(options),
+        labels={name: known.pop(name) for name in targets},
+        covariates=known,
+        group=pair(problem) if group is None else group,
+        kind=str(problem.a),
+    )
+
+
+def columns(a: int, op: str, b: int) -> dict[str, Value]:
+    """What is known of a problem before it is asked; flags are 0 or 1.
+
+    ``op``, ``carry``, ``even``, ``digits`` (of the first operand), ``operand_a``, ``operand_b``,
+    ``result``, ``negative``, ``result_digits``, ``first_digit`` and ``last_digit`` (of the
+    result), ``ones_a``, ``ones_b``, ``same_operands``, ``answer_is_operand`` (what copying
+    gets right), ``foil_is_operand``, ``contains_zero`` (a digit of an operand). ``carry`` of a
+    quotient is that of the product that undoes it.
+
+    >>> columns(17, "+", 5)["carry"], columns(12, "+", 5)["carry"]
+    (1, 0)
+    """
+    result = ArithmeticProblem(a, op, b).result
+    text = str(abs(result))
+    # Digit sums add up exactly where nothing carries: s(x + y) = s(x) + s(y), s(xy) = s(x) s(y).
+    parts = {"+": (a, b), "-": (min(a, b), abs(result)), "*": (a, b), "/": (b, result)}[op]
+    whole = {"+": result, "-": max(a, b), "*": result, "/": a}[op]
+    sums = [_digit_sum(part) for part in parts]
+    plain = sums[0] + sums[1] if op in "+-" else sums[0] * sums[1]
+    return {
+        "op": op,
+        "carry": int(plain != _digit_sum(whole)),
+        "even": int(result % 2 == 0),
+        "digits": len(str(a)),
+        "operand_a": a,
+        "operand_b": b,
+        "result": result,
+        "negative": int(result < 0),
+        "result_digits": len(text),
+        "first_digit": int(text[0]),
+        "last_digit": int(text[-1]),
+        "ones_a": a % 10,
+        "ones_b": b % 10,
+        "same_operands": int(a == b),
+        "answer_is_operand": int(result in (a, b)),
+        "foil_is_operand": int(near_miss(ArithmeticProblem(a, op, b)) in (str(a), str(b))),
+        "contains_zero": int("0" in f"{a}{b}"),
+    }
+
+
+def _digit_sum(number: int) -> int:
+    return sum(map(int, str(number)))
+
+
+def near_miss(problem: ArithmeticProblem) -> str:
+    """The result with its leading digit one off: as long, and never with a leading zero.
+
+    >>> near_miss(ArithmeticProblem(3, "+", 4)) in ("6", "8")
+    True
+    """
+    text = str(abs(problem.result))
+    lead = int(text[0])
+    # Up or down by a digest of the problem: by its parity, the foil would tell the label "even".
+    step = 1 if hashlib.sha256(repr(tuple(problem)).encode()).digest()[0] % 2 else -1
+    # 0 cannot go down nor 9 up; 1 may become 0 only as the single digit of a positive number.
+    lowest = 0 if len(text) == 1 and problem.result > 0 else 1
+    if not lowest <= lead + step <= 9:
+        step = -step
+    return ("-" if problem.result < 0 else "") + str(lead + step) + text[1:]
+
+
+def pair(problem: ArithmeticProblem) -> str:
+    """The operands in ascending order: the group of 3+4, 4+3 and 3*4.
+
+    >>> pair(ArithmeticProblem(4, "*", 3))
+    '3,4'
+    """
+    return "{},{}".format(*sorted((problem.a, problem.b)))

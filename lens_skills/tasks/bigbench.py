@@ -1,4 +1,4 @@
-"""`bigbench`: a Task from BIG-bench JSON files."""
+"""`bigbench`: a Task from BIG-bench's JSON files."""
 
 import json
 import random

@@ -1,11 +1,12 @@
 """`hans`: the evaluation set of HANS, or a file of the same columns, as a Task."""
 
 import json
-from collections import defaultdict
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lens_skills.data import in_turns
 from lens_skills.errors import LensSkillsError
 from lens_skills.tasks.nli import (
     ANSWERS,
@@ -16,11 +17,11 @@ from lens_skills.tasks.nli import (
     drawn,
     pose_pairs,
 )
+from lens_skills.tasks.table import read_text
 from lens_skills.tasks.task import Task
 
 COLUMNS = ("gold_label", "sentence1", "sentence2", "pairID", "heuristic", "subcase", "template")
 """The columns that are read; a file may have more."""
-
 
 GOLD = {"entailment": True, "non-entailment": False}
 
@@ -101,11 +102,8 @@ def _pairs(path: Path) -> Iterator[SentencePair]:
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line number and columns of each row."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LensSkillsError(f"cannot read {str(path)!r}: {error}.") from error
-    filled = ((at, line.rstrip("\r")) for at, line in enumerate(lines, 1) if line.strip())
+    lines = re.split(r"\r\n?|\n", read_text(path))
+    filled = ((at, line) for at, line in enumerate(lines, 1) if line.strip())
     if path.suffix == ".jsonl":
         for number, line in filled:
             try:
@@ -168,10 +166,6 @@ def _evenly(pairs: list[SentencePair], n: int | None, seed: int) -> list[Sentenc
         raise LensSkillsError(f"hans(n={n}): give at least 1, or None for all.")
     if n is None or n >= len(pairs):
         return pairs
-    turns: dict[str, int] = defaultdict(int)
-    ranked = []
-    for place, pair in enumerate(drawn(pairs, seed=str(seed))):
-        ranked.append((turns[pair.subcase], place, pair.id))
-        turns[pair.subcase] += 1
-    kept = {name for _, _, name in sorted(ranked)[:n]}
+    order = in_turns(drawn(pairs, seed=str(seed)), lambda pair: pair.subcase)
+    kept = {pair.id for pair in order[:n]}
     return [pair for pair in pairs if pair.id in kept]

@@ -17,10 +17,7 @@ TEMPLATES = {
     "afternoon": "One day {first} and {second} saw the {place}, and {giver} sent a {object} to",
 }
 
-
 PLACES = ("store", "school", "park", "station", "office", "garden", "beach", "market")
-
-
 OBJECTS = ("book", "drink", "ring", "bag", "letter", "ball", "hat", "phone")
 
 

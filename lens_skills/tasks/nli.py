@@ -1,24 +1,21 @@
 """`nli`: our own premises and hypotheses, three shallow rules crossed with what is true.
 
-`pose_pairs`: premises and hypotheses as a Task that asks whether the one follows.
-
-What `nli` fills in: sixty sub-cases, and the words for their slots.
+First how any pairs of sentences become a Task that asks whether the one follows (`pose_pairs`,
+which `hans` uses too), then the sixty sub-cases of our own and the words for their slots.
 """
 
 import hashlib
 import random
-import re
-import string
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lens_skills.data import Example, Value
+from lens_skills.data import Example, Value, in_turns
 from lens_skills.errors import LensSkillsError
+from lens_skills.tasks.table import template_slots
 from lens_skills.tasks.task import Task
+from lens_skills.tasks.word_lists import NEGATIONS, words
 
 HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
-
 
 # Ends in a word and not in a space: the answers begin with one, as tokenizers join it to the word.
 WORDING = (
@@ -27,20 +24,14 @@ WORDING = (
 )
 """The default prompt; another may use the slots {premise}, {hypothesis} and {claim}."""
 
-
 # Entailed first. With their space one token each in the tokenizers of GPT-2, Llama and SmolLM2.
 ANSWERS = (" Yes", " No")
 """The default verbaliser: the answer where the hypothesis follows, and where it does not."""
 
-
 BETWEEN = "\n\n"
 """What stands between two demonstrations, and between the last one and the question."""
 
-
 _SLOTS = ("premise", "hypothesis", "claim")
-
-
-_NEGATIONS = frozenset({"no", "not", "never", "nobody", "none", "neither", "nor", "without"})
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ def pose_pairs(
             column.
 
     >>> texts = "The cook slept soundly.", "The cook slept."
-    >>> pair = Pair("a", *texts, True, "subsequence", "adverb")
+    >>> pair = SentencePair("a", *texts, True, "subsequence", "adverb")
     >>> task = pose_pairs("one", [pair], wording="{premise} Is it true that {claim}?")
     >>> task[0].prompt, task[0].answer, task[0].foil
     ('The cook slept soundly. Is it true that the cook slept?', ' Yes', ' No')
@@ -143,15 +134,6 @@ def claim(hypothesis: str) -> str:
     return bare[:1].lower() + bare[1:]
 
 
-def words(sentence: str) -> list[str]:
-    """The words of a sentence in lower case, without punctuation.
-
-    >>> words("If it rains, the cook sleeps.")
-    ['if', 'it', 'rains', 'the', 'cook', 'sleeps']
-    """
-    return re.findall(r"[\w'’-]+", sentence.lower())
-
-
 def demonstrate(pairs: Sequence[SentencePair], shots: int, *, seed: int) -> list[SentencePair]:
     """Pairs to show with their answers: as many that follow as not, from different sub-cases.
 
@@ -163,19 +145,13 @@ def demonstrate(pairs: Sequence[SentencePair], shots: int, *, seed: int) -> list
     order = drawn(pairs, seed=f"{seed} shots")
     found: list[SentencePair] = []
     for entailed, wanted in ((True, -(-shots // 2)), (False, shots // 2)):
-        # The first of every sub-case, then the second of every one, and so on.
-        turns: dict[str, int] = defaultdict(int)
-        ranked: list[tuple[int, int, SentencePair]] = []
-        for place, pair in enumerate(order):
-            if pair.entailed == entailed:
-                ranked.append((turns[pair.subcase], place, pair))
-                turns[pair.subcase] += 1
-        if not 0 <= wanted <= len(ranked):
+        some = [pair for pair in order if pair.entailed == entailed]
+        if not 0 <= wanted <= len(some):
             raise LensSkillsError(
-                f"shots={shots}: there are {len(ranked)} pairs whose answer is "
+                f"shots={shots}: there are {len(some)} pairs whose answer is "
                 f"{'yes' if entailed else 'no'} to choose demonstrations from."
             )
-        found += [pair for _, _, pair in sorted(ranked, key=lambda row: row[:2])[:wanted]]
+        found += in_turns(some, lambda pair: pair.subcase)[:wanted]
     return drawn(found, seed=f"{seed} order")
 
 
@@ -193,15 +169,12 @@ def _covariates(pair: SentencePair) -> dict[str, Value]:
         "n_words_premise": len(premise),
         "n_words_hypothesis": len(hypothesis),
         "overlap": len(set(premise) & set(hypothesis)) / max(len(either), 1),
-        "negation": int(any(w in _NEGATIONS or w.endswith("n't") for w in either)),
+        "negation": int(any(w in NEGATIONS or w.endswith("n't") for w in either)),
     }
 
 
 def _check_wording(wording: str, answers: tuple[str, str]) -> None:
-    try:
-        slots = [slot for _, slot, _, _ in string.Formatter().parse(wording) if slot is not None]
-    except ValueError as error:
-        raise LensSkillsError(f"wording={wording!r} is no template: {error}.") from None
+    slots = template_slots(wording, f"wording={wording!r} is no template")
     unknown = [slot for slot in slots if slot not in _SLOTS]
     if unknown or "premise" not in slots or not {"hypothesis", "claim"} & set(slots):
         raise LensSkillsError(
@@ -229,18 +202,15 @@ NOUNS = (
     ("teacher", "driver", "gardener", "waiter", "soldier", "butler"),
 )
 
-
 # Past and participle are one form, and who does it to whom matters.
 TRANSITIVE = (
     "greeted", "praised", "warned", "teased", "hugged", "chased", "blamed", "ignored", "pushed",
     "annoyed",
 )  # fmt: skip
 
-
 INTRANSITIVE = (
     "laughed", "smiled", "sneezed", "danced", "sang", "yawned", "cried", "left", "arrived", "slept",
 )  # fmt: skip
-
 
 # Slots other than people and verbs.
 FILLS = {
@@ -256,7 +226,6 @@ FILLS = {
     "watched": ("watched", "washed", "answered", "followed", "taught"),
     "trained": ("trained", "washed", "dressed", "taught"),
 }
-
 
 # Slots: {a} {b} {c} people, {as} the first in the plural, {was} agrees with it; {v} {w} something
 # done to someone, {i} {j} something done alone; the others of FILLS. Every word of a hypothesis
@@ -343,13 +312,8 @@ PATTERNS: dict[str, dict[bool, dict[str, tuple[str, str]]]] = {
     },
 }
 
-
-SUBCASES = sum(len(cell) for sides in PATTERNS.values() for cell in sides.values())
-
-
+SUBCASES = sum(len(cell) for truths in PATTERNS.values() for cell in truths.values())
 EACH = 12  # examples of a sub-case by default
-
-
 MOST = 100  # that every sub-case has words for
 
 

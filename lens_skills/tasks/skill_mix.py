@@ -1,13 +1,12 @@
 """`skill_mix`: can it write a text about a topic that shows several skills at once?
 
-`Skill`: a way of writing that a text shows or does not, and files that list such skills.
+The skills and topics are ours (`skills.csv`, `topics.txt`) or a user's own files.
 """
 
 import csv
 import itertools
 import math
 import random
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,9 +15,17 @@ from pathlib import Path
 
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.tasks.table import read_text, template_slots
 from lens_skills.tasks.task import Task
 
 COLUMNS = ("skill", "definition", "example")
+FIELDS = ("topic", "skills", "definitions", "sentences")
+
+# It ends before a line end: tokenizers join a space to the word that follows.
+WORDING = (
+    "Write a short piece of text about {topic} that shows {skills}.\n\n{definitions}\n\n"
+    "Write at most {sentences} sentences, about {topic}, and nothing else.\n\nText:"
+)
 
 
 @dataclass(frozen=True)
@@ -36,144 +43,6 @@ class Skill:
     definition: str
     example: str
     category: str = ""
-
-
-def read_skills(path: str | Path) -> tuple[Skill, ...]:
-    """The skills of a CSV file with the columns skill, definition and example.
-
-    Other columns (category, comments, status, …) may stand beside them, as in the list that was
-    released with Skill-Mix.
-
-    Raises:
-        LensSkillsError: No such file, a missing column, or a row that is cut short, too long,
-            empty where it must not be, or repeats a skill; with its line number.
-    """
-    # Not by lines: a quoted cell may hold line ends, and these are part of its text.
-    rows = list(_rows(_text(Path(path)), str(path)))
-    if not rows:
-        raise LensSkillsError(f"{path} is empty. Its first line names the columns: {COLUMNS}.")
-    names = [name.strip().lower() for name in rows[0][1]]
-    if missing := [name for name in COLUMNS if name not in names]:
-        raise LensSkillsError(
-            f"{path}, line 1: no column {missing[0]!r}, only {', '.join(names)}. A list of skills "
-            f"has the columns {', '.join(COLUMNS)}."
-        )
-    found: dict[str, Skill] = {}
-    for line, cells in rows[1:]:
-        if len(cells) != len(names):
-            raise LensSkillsError(
-                f"{path}, line {line}: {len(cells)} cells in a table of {len(names)} columns. A "
-                "text that holds a comma stands in double quotes."
-            )
-        row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
-        if empty := [name for name in COLUMNS if not row[name]]:
-            raise LensSkillsError(f"{path}, line {line}: the {empty[0]} is empty.")
-        name = row["skill"]
-        if name in found:
-            raise LensSkillsError(f"{path}, line {line}: the skill {name!r} is there already.")
-        found[name] = Skill(name, row["definition"], row["example"], row.get("category", ""))
-    if not found:
-        raise LensSkillsError(f"{path} names columns and no skill.")
-    return tuple(found.values())
-
-
-def read_topics(path: str | Path) -> tuple[str, ...]:
-    """The topics of a text file, one a line, empty lines left out.
-
-    Raises:
-        LensSkillsError: No such file, no topic in it, or one that stands there twice.
-    """
-    lines = [line.strip() for line in _text(Path(path)).splitlines()]
-    for number, topic in enumerate(lines, start=1):
-        if topic and topic in lines[: number - 1]:
-            raise LensSkillsError(f"{path}, line {number}: the topic {topic!r} is there already.")
-    topics = tuple(topic for topic in lines if topic)
-    if not topics:
-        raise LensSkillsError(f"{path} holds no topic. One a line.")
-    return topics
-
-
-@cache
-def own_skills() -> tuple[Skill, ...]:
-    """Twenty skills, each with a rule that detects it in a text (`lens_skills.graders`).
-
-    >>> len(own_skills()), own_skills()[0].name
-    (20, 'alliteration')
-    """
-    return read_skills(_shipped("skills.csv"))
-
-
-@cache
-def own_topics() -> tuple[str, ...]:
-    """Thirty-six topics to write about.
-
-    >>> len(own_topics()), own_topics()[0]
-    (36, 'Baking bread')
-    """
-    return read_topics(_shipped("topics.txt"))
-
-
-def chosen_skills(skills: str | Path | Sequence[str | Skill] | None) -> tuple[Skill, ...]:
-    """Skills as a user may name them: a file, names of our own, `Skill` values; None for all.
-
-    >>> irony = Skill("irony", "Says the opposite of what is meant.", "Lovely weather, this hail.")
-    >>> [skill.name for skill in chosen_skills(["simile", irony])]
-    ['simile', 'irony']
-    """
-    if skills is None:
-        return own_skills()
-    if isinstance(skills, str | Path):
-        return read_skills(skills)
-    known = {skill.name: skill for skill in own_skills()}
-    unknown = [name for name in skills if isinstance(name, str) and name not in known]
-    if unknown:
-        raise LensSkillsError(
-            f"no skill {unknown[0]!r} among ours: {', '.join(known)}. Define it: "
-            "Skill(name, definition, example), or give a CSV file of skills."
-        )
-    chosen = tuple(known[skill] if isinstance(skill, str) else skill for skill in skills)
-    if len({skill.name for skill in chosen}) < len(chosen):
-        raise LensSkillsError(f"a skill is named twice: {', '.join(s.name for s in chosen)}.")
-    return chosen
-
-
-def _shipped(name: str) -> Path:
-    return Path(str(files("lens_skills.tasks").joinpath(name)))
-
-
-def _text(path: Path) -> str:
-    try:
-        # As written: a line end inside a quoted cell is part of it.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LensSkillsError(f"cannot read {str(path)!r}: {error}.") from error
-
-
-def _rows(text: str, path: str) -> list[tuple[int, list[str]]]:
-    """The line each row begins on, and its cells; blank lines left out."""
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    rows, begins = [], 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((begins, cells))
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise LensSkillsError(
-            f"{path}, line {begins}: {error}. A double quote inside a quoted text is written twice."
-        ) from error
-    return rows
-
-
-# It ends before a line end: tokenizers join a space to the word that follows.
-WORDING = (
-    "Write a short piece of text about {topic} that shows {skills}.\n\n{definitions}\n\n"
-    "Write at most {sentences} sentences, about {topic}, and nothing else.\n\nText:"
-)
-
-
-FIELDS = ("topic", "skills", "definitions", "sentences")
 
 
 def skill_mix(
@@ -238,10 +107,7 @@ def skill_mix(
 
 
 def _checked(template: str) -> str:
-    try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    except ValueError as error:
-        raise LensSkillsError(f"the wording {template!r} is no template: {error}.") from None
+    names = set(template_slots(template, f"the wording {template!r} is no template"))
     if unknown := sorted(names - set(FIELDS)):
         raise LensSkillsError(
             f"the wording names {{{unknown[0]}}}; it can name {', '.join(FIELDS)}."
@@ -308,3 +174,122 @@ def _example(
         group=topic,
         kind=asked,
     )
+
+
+def chosen_skills(skills: str | Path | Sequence[str | Skill] | None) -> tuple[Skill, ...]:
+    """Skills as a user may name them: a file, names of our own, `Skill` values; None for all.
+
+    >>> irony = Skill("irony", "Says the opposite of what is meant.", "Lovely weather, this hail.")
+    >>> [skill.name for skill in chosen_skills(["simile", irony])]
+    ['simile', 'irony']
+    """
+    if skills is None:
+        return own_skills()
+    if isinstance(skills, str | Path):
+        return read_skills(skills)
+    known = {skill.name: skill for skill in own_skills()}
+    unknown = [name for name in skills if isinstance(name, str) and name not in known]
+    if unknown:
+        raise LensSkillsError(
+            f"no skill {unknown[0]!r} among ours: {', '.join(known)}. Define it: "
+            "Skill(name, definition, example), or give a CSV file of skills."
+        )
+    chosen = tuple(known[skill] if isinstance(skill, str) else skill for skill in skills)
+    if len({skill.name for skill in chosen}) < len(chosen):
+        raise LensSkillsError(f"a skill is named twice: {', '.join(s.name for s in chosen)}.")
+    return chosen
+
+
+@cache
+def own_skills() -> tuple[Skill, ...]:
+    """Twenty skills, each with a rule that detects it in a text (`lens_skills.graders`).
+
+    >>> len(own_skills()), own_skills()[0].name
+    (20, 'alliteration')
+    """
+    return read_skills(_shipped("skills.csv"))
+
+
+@cache
+def own_topics() -> tuple[str, ...]:
+    """Thirty-six topics to write about.
+
+    >>> len(own_topics()), own_topics()[0]
+    (36, 'Baking bread')
+    """
+    return read_topics(_shipped("topics.txt"))
+
+
+def _shipped(name: str) -> Path:
+    return Path(str(files("lens_skills.tasks").joinpath(name)))
+
+
+def read_skills(path: str | Path) -> tuple[Skill, ...]:
+    """The skills of a CSV file with the columns skill, definition and example.
+
+    Other columns (category, comments, status, …) may stand beside them, as in the list that was
+    released with Skill-Mix.
+
+    Raises:
+        LensSkillsError: No such file, a missing column, or a row that is cut short, too long,
+            empty where it must not be, or repeats a skill; with its line number.
+    """
+    # Not by lines: a quoted cell may hold line ends, and these are part of its text.
+    rows = list(_rows(read_text(Path(path)), str(path)))
+    if not rows:
+        raise LensSkillsError(f"{path} is empty. Its first line names the columns: {COLUMNS}.")
+    names = [name.strip().lower() for name in rows[0][1]]
+    if missing := [name for name in COLUMNS if name not in names]:
+        raise LensSkillsError(
+            f"{path}, line 1: no column {missing[0]!r}, only {', '.join(names)}. A list of skills "
+            f"has the columns {', '.join(COLUMNS)}."
+        )
+    found: dict[str, Skill] = {}
+    for line, cells in rows[1:]:
+        if len(cells) != len(names):
+            raise LensSkillsError(
+                f"{path}, line {line}: {len(cells)} cells in a table of {len(names)} columns. A "
+                "text that holds a comma stands in double quotes."
+            )
+        row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
+        if empty := [name for name in COLUMNS if not row[name]]:
+            raise LensSkillsError(f"{path}, line {line}: the {empty[0]} is empty.")
+        name = row["skill"]
+        if name in found:
+            raise LensSkillsError(f"{path}, line {line}: the skill {name!r} is there already.")
+        found[name] = Skill(name, row["definition"], row["example"], row.get("category", ""))
+    if not found:
+        raise LensSkillsError(f"{path} names columns and no skill.")
+    return tuple(found.values())
+
+
+def _rows(text: str, path: str) -> list[tuple[int, list[str]]]:
+    """The line each row begins on, and its cells; blank lines left out."""
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    rows, begins = [], 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((begins, cells))
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise LensSkillsError(
+            f"{path}, line {begins}: {error}. A double quote inside a quoted text is written twice."
+        ) from error
+    return rows
+
+
+def read_topics(path: str | Path) -> tuple[str, ...]:
+    """The topics of a text file, one a line, empty lines left out.
+
+    Raises:
+        LensSkillsError: No such file, no topic in it, or one that stands there twice.
+    """
+    lines = [line.strip() for line in read_text(Path(path)).splitlines()]
+    for number, topic in enumerate(lines, start=1):
+        if topic and topic in lines[: number - 1]:
+            raise LensSkillsError(f"{path}, line {number}: the topic {topic!r} is there already.")
+    topics = tuple(topic for topic in lines if topic)
+    if not topics:
+        raise LensSkillsError(f"{path} holds no topic. One a line.")
+    return topics

@@ -1,8 +1,6 @@
-"""`table`: a Task from any table of prompts.
+"""`table` and `pairs`: a Task from any table of prompts, or of prompts and their corrupted twins.
 
-`read_frame`: the rows of a file, a DataFrame or a data set, texts left as they were written.
-
-`pairs`: a Task of prompts and their corrupted twins.
+A table is a file, a DataFrame or a data set; texts are left as they were written.
 """
 
 import difflib
@@ -44,6 +42,35 @@ def read_frame(source: Any, numbers: Collection[str]) -> tuple[pd.DataFrame, str
         f"a table is a {', '.join(SUFFIXES)} file, a DataFrame, a Hugging Face Dataset or a list "
         f"of dicts, not a {type(source).__name__}{splits}."
     )
+
+
+def read_text(path: Path) -> str:
+    """The text of a file as it was written, line ends within quotes included.
+
+    Raises:
+        LensSkillsError: It cannot be read as UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LensSkillsError(f"cannot read {str(path)!r}: {error}.") from error
+
+
+def template_slots(template: str, otherwise: str) -> list[str]:
+    """The names in braces.
+
+    Raises:
+        LensSkillsError: What ``otherwise`` says, where braces do not match.
+
+    >>> template_slots("{a} and {b}", "no template")
+    ['a', 'b']
+    """
+    try:
+        pieces = string.Formatter().parse(template)
+        return [name for _, name, _, _ in pieces if name is not None]
+    except ValueError as error:
+        raise LensSkillsError(f"{otherwise}: {error}.") from None
 
 
 def _read(path: Path, numbers: Collection[str]) -> pd.DataFrame:
@@ -197,20 +224,17 @@ def _texts(frame: pd.DataFrame, source: str, role: str) -> list[str | None]:
     """One text per row from a column or a template; None where a cell is missing."""
     if source in frame.columns:
         return [_text(value) for value in _column(frame, source, role)]
-    try:
-        pieces = list(string.Formatter().parse(source))
-    except ValueError as error:
-        raise LensSkillsError(f"{role}={source!r} is no column and no template: {error}.") from None
-    names = [name for _, name, _, _ in pieces if name is not None]
+    names = template_slots(source, f"{role}={source!r} is no column and no template")
     if not names:
         _column(frame, source, role)  # raises, naming the nearest column
     cells = {name: [_text(value) for value in _column(frame, name, role)] for name in names}
+    parsed = list(string.Formatter().parse(source))
 
     def fill(row: int) -> str | None:
-        filled = [(text, cells[name][row] if name else "") for text, name, _, _ in pieces]
-        if any(cell is None for _, cell in filled):
+        pieces = [(text, cells[name][row] if name else "") for text, name, _, _ in parsed]
+        if any(cell is None for _, cell in pieces):
             return None
-        return "".join(f"{text}{cell}" for text, cell in filled)
+        return "".join(f"{text}{cell}" for text, cell in pieces)
 
     return [fill(row) for row in range(len(frame))]
 

@@ -1,5 +1,6 @@
-"""Common English words the generated tasks are built from."""
+"""Common English words the generated tasks are built from, and the words of a sentence."""
 
+import re
 from functools import cache
 from importlib.resources import files
 
@@ -14,6 +15,17 @@ def neutral_texts() -> tuple[str, ...]:
     text = files("lens_skills.tasks").joinpath("neutral.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
+
+def words(sentence: str) -> list[str]:
+    """The words of a sentence in lower case, without punctuation.
+
+    >>> words("If it rains, the cook sleeps.")
+    ['if', 'it', 'rains', 'the', 'cook', 'sleeps']
+    """
+    return re.findall(r"[\w'’-]+", sentence.lower())
+
+
+NEGATIONS = frozenset({"no", "not", "never", "nobody", "none", "neither", "nor", "without"})
 
 # Singular and plural of the subjects: 80 concrete nouns, no plural that looks like its singular.
 SUBJECTS = (
@@ -39,7 +51,6 @@ SUBJECTS = (
     ("artist", "artists"), ("king", "kings"),
 )  # fmt: skip
 
-
 # The attractors share no noun with the subjects: else a subject of one split would be read as an
 # attractor in another.
 THINGS = (
@@ -49,14 +60,12 @@ THINGS = (
     ("cabin", "cabins"), ("barn", "barns"), ("pond", "ponds"),
 )  # fmt: skip
 
-
 PEOPLE = (
     ("boy", "boys"), ("girl", "girls"), ("teacher", "teachers"), ("student", "students"),
     ("doctor", "doctors"), ("lawyer", "lawyers"), ("friend", "friends"), ("guest", "guests"),
     ("player", "players"), ("worker", "workers"), ("tourist", "tourists"), ("judge", "judges"),
     ("actor", "actors"), ("visitor", "visitors"), ("neighbor", "neighbors"), ("queen", "queens"),
 )  # fmt: skip
-
 
 # First names that common tokenizers hold as one token after a space.
 NAMES = (

@@ -173,5 +173,5 @@ def test_refusals(tiny: Any) -> None:
     why = explain(tiny, task[::5], ["L0N1"], **WITHOUT)
     with pytest.raises(LensSkillsError, match="'L0N2' was not explained"):
         why["L0N2"]
-    with pytest.raises(LensSkillsError, match="not held against a feature 'x'"):
+    with pytest.raises(LensSkillsError, match="not tested for a feature 'x'"):
         why["L0N1"].feature("x")

@@ -19,7 +19,6 @@ from lens_skills.explanation.feature_tests import (
     FeaturePermutation,
     Fit,
     associate,
-    block_draws,
     highest,
 )
 from lens_skills.explanation.features import Feature
@@ -240,13 +239,3 @@ def test_features_that_go_with_the_size_of_their_group_are_rarely_found() -> Non
     design = FeatureMatrix.of(bank.features, bank.values(task))
     found = associate(noise, design, groups, halves(groups, seed=0), k=30, n_permutations=99)
     assert (found.p.amin(1) <= 0.05).double().mean() <= 0.09
-
-
-def test_blocks_of_one_size_trade_whole() -> None:
-    groups = ["a", "b", "b", "c", "c", "d"]
-    draws = block_draws(groups, 50, seed=0).T.tolist()
-    for draw in draws:
-        assert sorted(draw) == list(range(6))
-        assert {draw[0], draw[5]} == {0, 5}
-        assert (draw[1], draw[2]) in [(1, 2), (3, 4)]
-    assert len({tuple(draw) for draw in draws}) == 4

@@ -12,6 +12,7 @@ import torch
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.stats.permutation import (
+    block_draws,
     check_scheme,
     choose_scheme,
     group_codes,
@@ -159,3 +160,13 @@ def test_signs_are_the_same_in_every_process() -> None:
     ]
     for other in others:
         assert other.communicate(timeout=120)[0].strip() == expected
+
+
+def test_blocks_of_one_size_trade_whole() -> None:
+    groups = ["a", "b", "b", "c", "c", "d"]
+    draws = block_draws(groups, 50, seed=0).T.tolist()
+    for draw in draws:
+        assert sorted(draw) == list(range(6))
+        assert {draw[0], draw[5]} == {0, 5}
+        assert (draw[1], draw[2]) in [(1, 2), (3, 4)]
+    assert len({tuple(draw) for draw in draws}) == 4

@@ -186,10 +186,10 @@ def ablate_each(
     *,
     metric: Metric,
     position: Position,
-    n_controls: int,
+    n_controls: int | None,
     seed: int,
 ) -> ConditionalEffects:
-    """Every unit ablated alone, and beside it the ``n_controls`` others that are most like it."""
+    """Every unit ablated alone, beside the ``n_controls`` others most like it (None: all)."""
     population = component_table(adapter, examples, units, position=position)
     drawn = nearest(units, population, n_controls)
     others = list(dict.fromkeys(unit for some in drawn for unit in some))

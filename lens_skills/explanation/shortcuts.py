@@ -36,7 +36,7 @@ from lens_skills.explanation.shortcut_report import (
     no_shortcuts,
     word_for,
 )
-from lens_skills.interventions import Edit, ablate
+from lens_skills.interventions import Controls, Edit, ablate
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import examples_hash, versions
 from lens_skills.scoring import score, select
@@ -44,6 +44,7 @@ from lens_skills.tasks import Task
 
 _NEARLY_BEST = 0.8  # a surface feature explains a neuron only where none explains much more
 _CONFIRMED_AMONG = 200  # the strongest on explore are looked at again on confirm
+NEAREST = Controls(neurons=100)
 
 
 def shortcuts(
@@ -62,7 +63,7 @@ def shortcuts(
     causal_metric: Any = None,
     least: float = 0.1,
     delta: float | None = None,
-    n_controls: int = 100,
+    controls: Controls = NEAREST,
     n_permutations: int = 999,
     seed: int = 0,
 ) -> Shortcuts:
@@ -95,9 +96,9 @@ def shortcuts(
             or a column, ``logit_diff`` or ``answer_probability``.
         least: Share of variance from which a feature explains a neuron.
         delta: The smallest effect that matters, in the causal metric's unit.
-        n_controls: Neurons of the same layer for each, those nearest to it in mean |a|, std and
-            ‖W_out‖. With k neurons and n controls, one alone can pass only where
-            1 / (1 + n) <= 0.05 / k.
+        controls: As in `verify`, of which ``neurons`` is read: so many of the same layer for
+            each, those nearest to it in mean |a|, std and ‖W_out‖. With k neurons and n controls,
+            one alone can pass only where 1 / (1 + n) <= 0.05 / k.
         n_permutations: For the search and for the features.
         seed: Of all draws.
 
@@ -118,7 +119,7 @@ def shortcuts(
         "task": explore.name,
         "splits": [split.split_name for split in splits],
         "examples": [examples_hash(split) for split in splits],
-        "n_controls": n_controls,
+        "n_controls": controls.neurons,
         "seed": seed,
         "versions": versions(),
     }
@@ -140,7 +141,7 @@ def shortcuts(
         ablate("mean", over=explore) if do is None else do,
         metric=outcome,
         position=position,
-        n_controls=n_controls,
+        n_controls=controls.neurons,
         seed=seed,
     )
     tied = [tied_to(explained[one.name], least) for one in components]

@@ -339,11 +339,12 @@ def important(
 
 
 def nearest(
-    units: Sequence[Component], table: ComponentTable, n_controls: int
+    units: Sequence[Component], table: ComponentTable, n_controls: int | None
 ) -> list[list[Component]]:
     """For each unit those most like it in mean |a|, std and ‖W_out‖, none of them one of these.
 
-    Of its layer, or of all layers where its own has fewer than ``n_controls`` others.
+    Of its layer, or of all layers where its own has fewer than ``n_controls`` others; None for
+    all of its layer.
     """
     places = table.places(units)
     free = torch.ones(len(table.units), dtype=torch.bool)
@@ -351,7 +352,7 @@ def nearest(
     found = []
     for place in places.tolist():
         pool = free & (table.stratum == table.stratum[place])
-        if int(pool.sum()) < n_controls:
+        if n_controls is not None and int(pool.sum()) < n_controls:
             pool = free & (table.kind == table.kind[place])
         others = pool.nonzero()[:, 0]
         far = (table.scaled[others] - table.scaled[place]).square().sum(1)

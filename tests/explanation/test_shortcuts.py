@@ -46,7 +46,7 @@ def found(tiny: Any, splits: tuple[Any, ...]) -> Shortcuts:
             metric=ls.confidence(),
             features=bank,
             neurons=[plant.SHORTCUT, plant.DECOY],
-            n_controls=60,
+            controls=ls.controls(neurons=60),
             **OPTIONS,
         )
 
@@ -118,7 +118,7 @@ def test_the_search_finds_the_planted_neuron(tiny_bridge: Any, splits: tuple[Any
             *splits,
             metric=ls.confidence(),
             k=3,
-            n_controls=60,
+            controls=ls.controls(neurons=60),
             n_permutations=999,
         )
     assert plant.SHORTCUT in found.confirmed
@@ -134,7 +134,7 @@ def test_without_its_feature_it_is_causal_and_unexplained(tiny_bridge: Any, spli
             metric=ls.confidence(),
             neurons=plant.SHORTCUT,
             features=bank,
-            n_controls=60,
+            controls=ls.controls(neurons=60),
             **OPTIONS,
         )
     assert found[plant.SHORTCUT].word in (UNEXPLAINED, UNDECIDED)
@@ -228,7 +228,7 @@ def test_the_metric_in_disguise_is_left_out_with_a_warning(
             metric=ls.confidence(),
             features=bank.only("told", "a is odd", "an operand is 5"),
             neurons=["L3N4"],
-            n_controls=30,
+            controls=ls.controls(neurons=30),
             **OPTIONS,
         )
     assert found["L3N4"].feature != "told"

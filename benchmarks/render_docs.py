@@ -192,10 +192,11 @@ MEASUREMENTS = {
             "settings_skill_mix",
         ),
         (
-            "rules of `ls.graders.detectors` on {texts_that_show:.0f} texts with a skill and "
-            "{near_misses:.0f} near misses, none of which they had been tuned on (mended since)",
-            "{found:.0f} found; {false_alarms:.0f} false alarms",
-            "detectors",
+            "rules of `ls.graders.detectors` on {fresh_positives:.0f} texts with a skill and "
+            "{fresh_near_misses:.0f} near misses, none of which they had been tuned on (mended "
+            "since)",
+            "{fresh_found:.0f} found; {fresh_false_alarms:.0f} false alarms",
+            "settings_skill_mix",
         ),
         (
             "accuracy of SmolLM2 without and with a forced BOS: agreement; arithmetic",

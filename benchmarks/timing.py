@@ -81,26 +81,25 @@ def run_parts(
 def save(part: str, figures: Mapping[str, float], *, folder: Path = RESULTS) -> Path:
     """Keeps numbers as ``<script>_<part>.json`` (``<script>.json`` where the part is empty)."""
     script = Path(sys.argv[0]).resolve()
+    script = script.relative_to(RESULTS.parent) if RESULTS.parent in script.parents else script
     options = [word for word in sys.argv[1:] if word != "--save"]
-    place = (
-        script.relative_to(RESULTS.parents[1])
-        if RESULTS.parents[1] in script.parents
-        else script.name
-    )
     about = {
-        "command": " ".join(["python", str(place), *options]),
+        "command": " ".join(["python", f"benchmarks/{script}", *options]),
         "measured": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": versions(),
     }
-    path = folder / f"{'_'.join(filter(None, (script.stem, part)))}.json"
+    path = folder / f"{'_'.join(filter(None, (*script.with_suffix('').parts, part)))}.json"
     path.write_text(json.dumps(about | rounded(figures), indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    """To four significant digits."""
-    return {name: float(f"{value:.4g}") for name, value in figures.items()}
+    """Counts as they are, other numbers to four significant digits."""
+    return {
+        name: int(value) if float(value).is_integer() else float(f"{value:.4g}")
+        for name, value in figures.items()
+    }
 
 
 def machine() -> str:

@@ -6,8 +6,6 @@ Two models: SmolLM2-135M-Instruct, which mostly cannot calculate, and arithmetic
 Writes figures/why/README.md with its pictures and their numbers; prints one JSON object last.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from timing import arguments, run_parts
 
 import lens_skills as ls
 from lens_skills.diagnostics import Regulators, confidence_regulators, redundancy, sparse_probe
+from lens_skills.diagnostics.regulators import REGULATOR
 from lens_skills.explanation import Explanations, explain
+from lens_skills.interventions.verdict import NO_EFFECT, SUPPORTS, UNDECIDED
 from lens_skills.plotting import Drawing, figures
 from lens_skills.plotting.diagnostic_plots import confidence_regulation
 
@@ -123,7 +124,7 @@ class Page:
 
 
 def study(page: Page, setting: Setting, n_effects: int) -> dict[str, float]:
-    """One model's section; what it took, in seconds."""
+    """One model's section; its numbers, and the seconds of each step."""
     clock = {"start": time.monotonic()}
     model = ls.load_model(setting.model)
     explore, confirm, intervene = setting.task.split(0.4, 0.3, 0.3, seed=SEED)
@@ -182,10 +183,21 @@ def study(page: Page, setting: Setting, n_effects: int) -> dict[str, float]:
     )  # fmt: skip
     clock["drawn"] = time.monotonic()
     steps = list(clock.items())
-    return {
-        f"{setting.name}_{name}_s": round(at - before, 1)
-        for (_, before), (name, at) in pairwise(steps)
+    numbers = {f"{name}_s": at - before for (_, before), (name, at) in pairwise(steps)}
+    supporting = [name for name in names if verdict[name].word == SUPPORTS]
+    explained = [why[name].best["variance_explained"] for name in supporting if why[name].best]
+    numbers |= {
+        "right": right,
+        "supports": len(supporting),
+        "undecided": verdict.counts.get(UNDECIDED, 0),
+        "no_effect": verdict.counts.get(NO_EFFECT, 0),
+        "r_smallest": min(abs(value) for value in r.values()),
+        "r_largest": max(abs(value) for value in r.values()),
+        "regulators": sum(kinds[name]["word"] == REGULATOR for name in names),
     }
+    if explained:
+        numbers |= {"explained_lowest": min(explained), "explained_highest": max(explained)}
+    return {f"{setting.name}_{key}": float(value) for key, value in numbers.items()}
 
 
 def summary(
@@ -227,19 +239,23 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--effects", type=int, default=32, help="examples to ablate on")
     parser.add_argument("--only", help="one model by name")
     given = parser.parse_args()
     ls.config(progress=False)
-    took: dict[str, float] = {}
-    for setting in settings():
-        if given.only in (None, setting.name):
-            page = Page(given.out)
-            took |= study(page, setting, given.effects)
-            page.write(setting.name)
-    print(json.dumps(took))
+
+    def all_of_them() -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for setting in settings():
+            if given.only in (None, setting.name):
+                page = Page(given.out)
+                figures |= study(page, setting, given.effects)
+                page.write(setting.name)
+        return figures
+
+    run_parts({"": all_of_them}, given)
 
 
 if __name__ == "__main__":

@@ -72,10 +72,10 @@ def tree_paths(tree: str) -> list[str]:
     return paths
 
 
-def renderer() -> Any:
-    """The script that writes numbers into the pages, which is no part of the package."""
-    path = ROOT / "benchmarks" / "render_docs.py"
-    spec = importlib.util.spec_from_file_location("render_docs", path)
+def script(name: str) -> Any:
+    """A file of the benchmarks, which are no part of the package."""
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -170,32 +170,61 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_numbers_on_the_pages_are_those_of_the_results() -> None:
-    script = renderer()
-    stale = [str(path.relative_to(ROOT)) for path in script.stale(script.read_results())]
+    pages = script("render_docs")
+    stale = [str(path.relative_to(ROOT)) for path in pages.stale(pages.read_results())]
     assert stale == [], "run python benchmarks/render_docs.py"
 
 
 def test_a_changed_number_makes_a_page_stale() -> None:
-    script = renderer()
-    results = script.read_results()
+    pages = script("render_docs")
+    results = pages.read_results()
     for name, page in (("scoring_forward", "measurements"), ("settings_arithmetic", "results")):
-        key = next(key for key in results[name] if key not in script.ABOUT)
+        key = next(key for key in results[name] if key not in pages.ABOUT)
         changed = results | {name: results[name] | {key: results[name][key] + 1}}
-        assert page in {path.stem for path in script.stale(changed)}
+        assert page in {path.stem for path in pages.stale(changed)}
 
 
 def test_results_without_their_command_are_refused(tmp_path: Path) -> None:
-    script = renderer()
-    whole: dict[str, Any] = dict.fromkeys(script.ABOUT, "said") | {"x_vs_y": 2.0}
+    pages = script("render_docs")
+    whole: dict[str, Any] = dict.fromkeys(pages.ABOUT, "said") | {"x_vs_y": 2.0}
     (tmp_path / "one.json").write_text(json.dumps(whole))
-    assert script.read_results(tmp_path) == {"one": whole}
-    for key in script.ABOUT:
+    assert pages.read_results(tmp_path) == {"one": whole}
+    for key in pages.ABOUT:
         (tmp_path / "one.json").write_text(json.dumps(whole | {key: ""}))
         with pytest.raises(ValueError, match=f"one.json lacks {key}"):
-            script.read_results(tmp_path)
+            pages.read_results(tmp_path)
     (tmp_path / "one.json").write_text(json.dumps(whole | {"x_vs_y": "about two"}))
     with pytest.raises(ValueError, match="x_vs_y is no number"):
-        script.read_results(tmp_path)
+        pages.read_results(tmp_path)
+
+
+def test_what_a_benchmark_saves_is_what_the_pages_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, timing = script("render_docs"), script("timing")
+    figures = {"score_vs_forward": 1.23456, "neurons": 46080.0, "rows": 34468}
+    for argv, part, name, command in (
+        ("scoring.py forward --save", "forward", "scoring_forward", "scoring.py forward"),
+        ("settings/hans.py --hans F --save", "", "settings_hans", "settings/hans.py --hans F"),
+    ):
+        monkeypatch.setattr("sys.argv", f"{ROOT}/benchmarks/{argv}".split())
+        assert timing.save(part, figures, folder=tmp_path).stem == name
+        saved = pages.read_results(tmp_path)[name]
+        assert saved["command"] == f"python benchmarks/{command}"
+        assert "cores" in saved["machine"]
+        assert "torch" in saved["versions"]
+        kept = {key: value for key, value in saved.items() if key not in pages.ABOUT}
+        assert kept == {"score_vs_forward": 1.235, "neurons": 46080, "rows": 34468}
+
+
+def test_a_smoke_run_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    timing = script("timing")
+    asked = timing.arguments("", quick="few").parse_args(["--quick", "--save"])
+    with pytest.raises(SystemExit, match="no measurement"):
+        timing.run_parts({"a": lambda: {"x": 1.0}}, asked)
+    asked = timing.arguments("", quick="few").parse_args(["--quick"])
+    timing.run_parts({"a": lambda: {"x": 1.0}, "b": lambda: {"y": 0.5}}, asked, only="b")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"y": 0.5}
 
 
 def test_the_readers_of_this_file() -> None:

@@ -62,6 +62,12 @@ def one_digit(page: Page, model: Any, asked: Namespace) -> Any:
         "Means over the held-out problems (intervals over groups"
         + (", of which there are fewer than 30: too narrow):" if few else "):"),
     )
+    right = frame.set_index("prompt")["correct"]
+    page.figures |= {f"seed_{seed}": right[f"trained, seed {seed}"] for seed in range(SEEDS)}
+    written = max(share for name, share in right.items() if str(name).startswith("hard"))
+    page.figures |= {
+        "no_prompt": right["no prompt"], "best_written": written, "problems": len(test)
+    }  # fmt: skip
     for metric in ("correct", "first_token", "log_probability"):
         page.say(gain(frame.set_index("prompt")[metric], metric))
     page.picture(
@@ -116,6 +122,9 @@ def neurons(page: Page, model: Any, prompt: Any, learn: Any, asked: Namespace) -
             checked = ls.score(model, confirm, metrics=metric, prompt=vectors, neurons=top)
             row, selection = funnel(found, checked[metric])
             rows.append({"prompt": name, "metric": metric, **row})
+            short = metric.removeprefix("label:")
+            key = short if name == "trained" else f"{name}_{short}"
+            page.figures |= {f"{key}_{gate}": row[gate] for gate in ("associated", "confirmed")}
             if name == "trained":
                 verdicts[metric] = verdict_of(
                     page, model, prompt, found, selection, intervene, asked

@@ -67,7 +67,7 @@ def learned(page: Page, model: Any, rows: Rows, sizes: Namespace) -> list[Any]:
         "file, some of which are tested again here: the gain on known sub-cases is a little "
         "flattered by that."
     )
-    for name, test in tests.items():
+    for short, (name, test) in zip(("known", "new"), tests.items(), strict=True):
         path = sizes.runs / "hans" / f"{name}.csv"
         if not path.exists():
             compared = ls.compare_prompts(model, test, prompts, hard=HARD)
@@ -80,6 +80,9 @@ def learned(page: Page, model: Any, rows: Rows, sizes: Namespace) -> list[Any]:
             f"**{name}**: {len(test)} rows of {len(test.groups)} sub-cases, means:",
         )
         page.say(gain(frame["over_foil"], name))
+        share = frame["over_foil"]
+        page.figures |= {f"{short}_seed_{k}": share[f"trained, seed {k}"] for k in range(SEEDS)}
+        page.figures[f"{short}_no_prompt"] = share["no prompt"]
     page.say(
         f"Learned from: {', '.join(sorted(rows.known))}. New: {', '.join(sorted(rows.new))}. "
         "(The second letter of a name says whether it follows, *e*, or not, *n*.)"

@@ -36,6 +36,10 @@ def scored(page: Page, model: Any, prompt: Any, rows: Rows, sizes: Namespace) ->
             exploratory=True, checkpoint=folder.with_name("all rows unfinished"),
         ),
     )  # fmt: skip
+    page.figures |= {
+        "rows": found.n_examples, "positions": len(found.positions), "minutes": minutes(folder),
+        "truth_r_largest": float(found[TRUTH].strength.max()),
+    }  # fmt: skip
     trained = len(set(prompt.provenance["example_ids"]) & set(found.example_ids))
     page.say(
         f"**Neurons.** {found.n_examples:,} real rows end to end with the first prompt: "

@@ -46,6 +46,9 @@ def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Name
         [one[f"seed {seed}"] for seed in range(len(prompts))], metric=TRUTH, top=SHARED
     )
     page.say(f"```\n{agreed!r}\n```")
+    page.figures |= {
+        "shared_fewest": int(agreed.shared.min()), "shared_most": int(agreed.shared.max())
+    }  # fmt: skip
     page.picture(
         ls.figures.stability(agreed), "stability",
         f"How many of the {SHARED} strongest neurons two prompts share, beside chance.",

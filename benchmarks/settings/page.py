@@ -1,6 +1,7 @@
 """The results page of the three settings: one section per script, assembled into one page."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,9 @@ import pandas as pd
 
 import lens_skills as ls
 from lens_skills.plotting.drawing import Drawing
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from timing import save
 
 OUT, RUNS = Path("figures/settings"), Path("runs/settings")
 ORDER = ("arithmetic", "hans", "skill_mix")
@@ -29,12 +33,15 @@ class Page:
         name: Of the script; also the prefix of its pictures.
         title: The section's heading.
         command: What a reader types to make it anew.
-        asked: The script's arguments: its folder, and whether this is only a smoke run.
+        asked: The script's arguments: its folder, whether this is only a smoke run, and whether
+            ``figures``, numbers that other pages tell, are kept.
     """
 
     def __init__(self, name: str, title: str, *, command: str, asked: argparse.Namespace) -> None:
         self.name, self.out = name, Path(asked.out)
         self.start = time.monotonic()
+        self.figures: dict[str, float] = {}
+        self.save = asked.save and not asked.quick
         self.parts = [f"## {title}", f"`{command}`"]
         if asked.quick:
             self.parts.append("**A smoke run on a few examples: no result.**")
@@ -67,6 +74,8 @@ class Page:
         path = self.out / f"{self.name}.md"
         path.write_text("\n\n".join(self.parts) + "\n", encoding="utf-8")
         assemble(self.out)
+        if self.save:
+            save("", self.figures)
         return path
 
 
@@ -81,6 +90,7 @@ def asked(description: str | None, **more: Mapping[str, Any]) -> argparse.Namesp
     """The arguments the scripts share, and those of one: ``asked(doc, rows={"type": int})``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smoke run: few examples, no result")
+    parser.add_argument("--save", action="store_true", help="keep the numbers for other pages")
     parser.add_argument("--out", type=Path, default=OUT, help="where the page goes")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where checkpoints are kept")
     for name, options in more.items():

@@ -155,6 +155,13 @@ def neurons(
     table = pd.DataFrame(rows)
     page.table(table, "Largest |r|, what each null reaches, and how many neurons are left:")
     page.say(outcome(table))
+    confirmed = table.set_index(["where", "metric"])["confirmed"]
+    text = confirmed["on the text itself, given what was asked"]
+    page.figures |= {
+        "before_confirmed": int(confirmed["trained prompt"].sum()),
+        "text_confirmed": int(text[DONE]),
+        "confidence_confirmed": int(text["mean_log_probability"]),
+    }
     survivors = [
         f"- {where}, {name}: "
         + ", ".join(

@@ -43,6 +43,11 @@ def rates_of_the_rules(page: Page) -> None:
             | {f"false alarms, {c}": int(negative[c].sum()) for c in ("before", "mended", "now")}
         )
     held = rows[1]
+    page.figures |= {
+        "fresh_positives": held["positives"], "fresh_found": held["found, mended"],
+        "fresh_near_misses": held["near misses"],
+        "fresh_false_alarms": held["false alarms, mended"],
+    }  # fmt: skip
     page.table(
         pd.DataFrame(rows),
         "**The rules on fresh texts**: per skill two texts that show it and two that only look "
@@ -125,6 +130,11 @@ def rates(page: Page, first: Graded, second: Graded, skills: list[str]) -> None:
     gain = np.array([after - before for before, after in gains])
     reach = float(t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5)
     low, high = gain.mean() - reach, gain.mean() + reach
+    page.figures |= {
+        "texts": len(first) + len(second), "topics": len(gain), "untrained": wanted[0],
+        "trained": wanted[1], "difference": gain.mean(), "difference_low": low,
+        "difference_high": high,
+    }  # fmt: skip
     page.say(
         f"Trained against untrained, per topic: {gain.mean():+.1%} [{low:+.1%}, {high:+.1%}] "
         f"(95 %, t over {len(gain)} topics): "

@@ -173,7 +173,8 @@ def page(
         parts += [
             f"## {about['model']}, {about['task']}: {one.metric}",
             f"Ranked on {one.n_explore:,} examples, ablated on {one.n_examples:,} in "
-            f"{one.n_groups:,} groups, {one.n_controls:,} controls, effect on `{one.causal}`, "
+            f"{one.n_groups:,} groups, {one.n_controls:,} controls, effect on "
+            f"`{one.causal_metric}`, "
             f"δ = {one.delta:.3g} {one.unit}.",
             f"![{one.metric}: share of hits and agreement of the methods]({name}.png)",
             markdown(_short(one.frame())),

@@ -76,9 +76,8 @@ def run(n_words: int, k: int, n_neurons: int) -> dict[str, float]:
         metric="label:red",
         intervene=rest.where(frame=0),
         k=k,
-        truth=truth,
         controls=ls.controls(neurons=n_neurons),
-    )
+    ).against(truth)
     print(comparison)
     print(f"\n{time.process_time() - start:.0f} s of processor time")
     return measured(comparison, k)

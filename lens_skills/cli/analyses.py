@@ -76,7 +76,7 @@ def compare_methods(
         intervene=examples,
         methods=method,
         k=k,
-        causal=opened.causal_metric(examples, causal_metric),
+        causal_metric=opened.causal_metric(examples, causal_metric),
         at=opened.scores().site,
         position=_position(opened),
         prompt=opened.prompt(),

@@ -5,6 +5,7 @@ whole passes. `DirectPath` is what an edit writes straight to the answer, all el
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,6 +130,12 @@ class EffectEngine:
                 self._prefill(heard[0][:, -1])
             except CannotResume as reason:
                 self.whole = str(reason)
+
+    def under(self, change: Change) -> "EffectEngine":
+        """The same batch after the same clean pass, for another edit of the same hook points."""
+        other = copy(self)
+        other.spec = replace(self.spec, change=change)
+        return other
 
     def _rows(self) -> list[list[int]]:
         return [[*e.prompt_tokens.tolist(), *self.spec.plan.extra(e)] for e in self.batch]

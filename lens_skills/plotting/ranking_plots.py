@@ -54,7 +54,7 @@ def method_comparison(comparison: MethodComparison, *, width: float = 2 * COLUMN
     figure = sheet(
         width,
         _ROW * len(names) + max(widest(methods) - below, 0) + 0.75,
-        title=f"{comparison.metric}: whose neurons have an effect on {comparison.causal}?",
+        title=f"{comparison.metric}: whose neurons have an effect on {comparison.causal_metric}?",
         lines=[
             joined(
                 comparison.provenance.get("model"),

@@ -1,8 +1,8 @@
-"""`Hearing`: one sweep over all neurons on trial and the controls beside them.
+"""Causal hits: neurons whose effect is large, and rare among other neurons of their layers.
 
-`Trial`: the effects of single neurons beside those of other neurons of their layers.
-
-Neurons that are known beforehand: how many of each role a method found.
+`ablation_effects` edits every neuron alone, in one sweep, and random others of the same layers
+beside them; `effect_tests` says which effects of a list are hits. `parse_roles` and `count_known`
+are about neurons that are known beforehand.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,18 +27,18 @@ from lens_skills.stats.effect_tests import beyond, delta_from_controls
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 NO_HIT = "-"
-"""The word of what is no hit: not beyond delta, or not beyond the controls."""
+"""The verdict on what is no hit: not beyond delta, or not rare among the controls."""
 
 
 @dataclass(frozen=True, eq=False)
 class EffectTests:
-    """Mean effects with their intervals, and the word of each.
+    """Mean effects with their intervals, and the verdict on each.
 
     Attributes:
         names: Of the neurons or directions.
         effect, low, high: Mean effect over the examples and its 95 % interval, edited minus clean.
         p, q: Rank of |effect| among the controls, and Benjamini–Hochberg over this list.
-        words: ``"supports"`` or ``"opposes"`` for a hit, else ``"-"``.
+        verdicts: ``"supports"`` or ``"opposes"`` for a hit, else ``"-"``.
     """
 
     names: tuple[str, ...]
@@ -47,15 +47,15 @@ class EffectTests:
     high: Float[Tensor, " neuron"]
     p: Float[Tensor, " neuron"]
     q: Float[Tensor, " neuron"]
-    words: tuple[str, ...]
+    verdicts: tuple[str, ...]
 
     @property
     def hits(self) -> int:
         """How many have a causal effect."""
-        return sum(word != NO_HIT for word in self.words)
+        return sum(verdict != NO_HIT for verdict in self.verdicts)
 
 
-def judge(
+def effect_tests(
     names: Sequence[str],
     total: Float[Tensor, "neuron example"],
     groups: Sequence[str],
@@ -66,7 +66,7 @@ def judge(
     n_draws: int = 2000,
     seed: int = 0,
 ) -> EffectTests:
-    """The word of each neuron of one list.
+    """The verdict on each neuron of one list.
 
     A *hit*: the 95 % interval of its mean effect (studentised cluster bootstrap) lies outside
     [-delta, delta], and |effect| is so rare among the controls that q <= 0.05 (Benjamini–Hochberg
@@ -86,23 +86,22 @@ def judge(
     low, high = cluster_interval(total.double(), groups, n_draws=n_draws, seed=seed)
     p = rank_p(mean.abs(), controls)
     q = false_discovery_q(p)
-    words = []
+    verdicts = []
     for place in range(len(names)):
-        side = int(beyond(low[place], high[place], delta))
-        hit = side != 0 and float(q[place]) <= ALPHA
-        words.append(signed_word(side, removes) if hit else NO_HIT)
-    return EffectTests(tuple(names), mean, low, high, p, q, tuple(words))
+        sign = int(beyond(low[place], high[place], delta))
+        hit = sign != 0 and float(q[place]) <= ALPHA
+        verdicts.append(signed_word(sign, removes) if hit else NO_HIT)
+    return EffectTests(tuple(names), mean, low, high, p, q, tuple(verdicts))
 
 
 @dataclass(frozen=True, eq=False)
 class AblationEffects:
-    """The effects of the neurons on trial, and what is held against them.
+    """The effects of neurons edited alone, and what they are compared with.
 
     Attributes:
-        effects: Of each neuron on trial alone.
+        effects: Of each neuron.
         controls: |mean effect| of random other neurons of the same layers.
         delta: The smallest effect that counts.
-        declared: Whether the user chose it.
         removes: Whether the edit takes a neuron's work away.
         seed: Of the bootstrap.
     """
@@ -110,30 +109,22 @@ class AblationEffects:
     effects: Effects
     controls: Float[Tensor, " control"]
     delta: float
-    declared: bool
     removes: bool
     seed: int
 
     def of(self, neurons: Int[Tensor, "k 2"]) -> EffectTests:
-        """The words of one list of neurons, all of them swept."""
+        """The verdicts on one list of neurons, all of them swept."""
         place = {name: row for row, name in enumerate(self.effects.names)}
         names = [f"L{layer}N{neuron}" for layer, neuron in neurons.tolist()]
-        return self.judge(names, self.effects.total[[place[name] for name in names]])
+        return self.tests(names, self.effects.total[[place[name] for name in names]])
 
-    def judge(self, names: Sequence[str], total: Float[Tensor, "k example"]) -> EffectTests:
-        """The words of one list of anything whose effects are known."""
-        return judge(
-            names,
-            total,
-            self.effects.groups,
-            self.controls,
-            delta=self.delta,
-            removes=self.removes,
-            seed=self.seed,
-        )
+    def tests(self, names: Sequence[str], total: Float[Tensor, "k example"]) -> EffectTests:
+        """The verdicts on one list of anything whose effects are known."""
+        fixed = {"delta": self.delta, "removes": self.removes, "seed": self.seed}
+        return effect_tests(names, total, self.effects.groups, self.controls, **fixed)
 
 
-def hear(
+def ablation_effects(
     adapter: ModelAdapter,
     examples: Sequence[Example],
     tried: Int[Tensor, "neuron 2"],
@@ -147,15 +138,13 @@ def hear(
     n_controls: int,
     removes: bool,
     seed: int,
-    batch_size: int,
-    progress: bool | None,
 ) -> AblationEffects:
-    """The hearing of some neurons: each edited alone, and random others of their layers.
+    """Each neuron edited alone, and random others of the same layers.
 
     Args:
         adapter: The model.
         examples: The intervene split.
-        tried: (layer, neuron) of all on trial, each once.
+        tried: (layer, neuron) of all that are tried, each once.
         everyone: Of all there are.
         do: The edit.
         metric: What it may change.
@@ -163,29 +152,23 @@ def hear(
         delta: The smallest effect that counts (None: the controls' 95th percentile).
         n_controls: How many controls, at most.
         removes: Whether the edit takes a neuron's work away.
-        seed, batch_size, progress: As in `sweep`.
+        seed: As in `sweep`.
     """
     controls = draw_controls(tried, everyone, n_controls, seed=seed)
-    units = parse_components(adapter, torch.cat([tried, controls]), at=at)
+    components = parse_components(adapter, torch.cat([tried, controls]), at=at)
     effects = measure_effects(
         adapter,
         examples,
-        [(unit,) for unit in units],
+        [(component,) for component in components],
         do,
         metric=metric,
         position=position,
-        names=[unit.name for unit in units],
+        names=[component.name for component in components],
         seed=seed,
     )
     among = effects.total[len(tried) :].mean(dim=1).abs()
-    return AblationEffects(
-        effects=effects,
-        controls=among,
-        delta=delta_from_controls(among) if delta is None else delta,
-        declared=delta is not None,
-        removes=removes,
-        seed=seed,
-    )
+    smallest = delta_from_controls(among) if delta is None else delta
+    return AblationEffects(effects, among, smallest, removes, seed)
 
 
 def parse_roles(truth: Any) -> dict[str, tuple[str, ...]]:
@@ -197,8 +180,6 @@ def parse_roles(truth: Any) -> dict[str, tuple[str, ...]]:
     >>> parse_roles(["L1N2"])
     {'skill': ('L1N2',)}
     """
-    if truth is None:
-        return {}
     if not isinstance(truth, Mapping):
         truth = {"skill": truth}
     found = {role: tuple(names) for role, names in truth.items()}
@@ -208,9 +189,9 @@ def parse_roles(truth: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def known_among(
-    trials: Sequence[EffectTests], roles: Mapping[str, Sequence[str]]
+def count_known(
+    lists: Sequence[EffectTests], roles: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """How many neurons of each role the lists hold."""
-    named = [name for trial in trials for name in trial.names]
+    named = [name for tests in lists for name in tests.names]
     return {role: float(sum(name in set(names) for name in named)) for role, names in roles.items()}

@@ -1,32 +1,7 @@
-"""L1 logistic regression: the few neurons of a layer that together tell two classes apart.
+"""Every way of ranking neurons, side by side: what each computes, what it reads, where it is from.
 
-Predictivity: how well firing beyond the mean of other examples tells two classes apart.
-
-`Method`: one way of ranking neurons, and what it must have seen to do so.
-
-LAPE: in how few of the classes a neuron's gate opens at all.
-
-`METHODS`: every way of ranking neurons there is, by name.
-
-AUROC: how well a neuron's activation orders the two classes.
-
-Random: what any method must beat.
-
-`Values`: the stored activations of one layer, for methods that no sum can serve.
-
-The neuron's empirical gradient: which way the metric goes when the neuron fires more.
-
-Mutual information of a neuron's activation, in bins, with the classes.
-
-Taylor attribution: how much setting a neuron to zero would move the metric, to first order.
-
-The F statistic of a neuron's activation over the classes.
-
-The difference of the class means in standard deviations.
-
-Probeless: how far apart a neuron's class means are, without any probe.
-
-Pearson's r of each neuron's activation with the metric.
+`METHODS` holds them by name. A method takes the running sums of a pass (`ClassSums`), the stored
+activations of one layer (`LayerActivations`) or gradients, and gives one number per neuron.
 """
 
 import warnings
@@ -49,6 +24,20 @@ from lens_skills.stats.permutation import group_codes
 
 Reads = Literal["sums", "firing", "values", "gradient", "nothing"]
 
+ANY: frozenset[TargetKind] = frozenset({"binary", "categorical", "continuous"})
+NUMBERS: frozenset[TargetKind] = frozenset({"binary", "continuous"})
+TWO: frozenset[TargetKind] = frozenset({"binary"})
+CLASSES: frozenset[TargetKind] = frozenset({"binary", "categorical"})
+
+N_BINS = 10
+"""Equal-width bins of ``"information"``."""
+
+PENALTY = 0.02
+"""Of Σ |w| in ``"l1"``, for each example's mean loss in nats: at 0.5 a coin's probe is empty."""
+
+LARGE = 0.95
+"""Of all firing rates: ``"lape"`` ranks a neuron where one of its rates is above this share."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -56,27 +45,28 @@ class Method:
 
     Attributes:
         name: How it is asked for.
-        of: From what it reads (`Sums`, `Values`, `Slopes` or `Blank`) to one number per unit.
-        about: What the number is, in one line.
-        source: Where the method is from.
+        of: From what it reads (`ClassSums`, `LayerActivations`, `ActivationGradients`; or the
+            number of units and a seed) to one number per unit.
         takes: The kinds of metric it can rank by.
         reads: ``"sums"``: the running sums of one pass. ``"firing"``: the same pass, with the sign
             of the gate. ``"values"``: the same pass, with a layer's activations kept; 46,080
             neurons on 400 examples take 74 MB. ``"gradient"``: a pass with gradients of its own.
             ``"nothing"``: no pass.
         unit: What the number is measured in.
+        about: What the number is, in one line.
+        source: Where the method is from.
         signed: Whether its sign says which way the neuron goes.
         centre: The number of a neuron that tells nothing; strength is the distance from it.
         lowest: Whether the lowest number is the strongest.
     """
 
     name: str
-    of: Callable[[Any], Float[Tensor, " unit"]]
-    about: str
-    source: str
+    of: Callable[..., Float[Tensor, " unit"]]
     takes: frozenset[TargetKind]
     reads: Reads
     unit: str
+    about: str
+    source: str
     signed: bool = False
     centre: float = 0.0
     lowest: bool = False
@@ -85,36 +75,6 @@ class Method:
         """Larger is stronger, whatever the method's own number; NaN (not ranked) becomes -inf."""
         distance = -score if self.lowest else (score - self.centre).abs()
         return distance.nan_to_num(nan=-float("inf"), posinf=float("inf"), neginf=-float("inf"))
-
-
-ANY: frozenset[TargetKind] = frozenset({"binary", "categorical", "continuous"})
-
-
-NUMBERS: frozenset[TargetKind] = frozenset({"binary", "continuous"})
-
-
-TWO: frozenset[TargetKind] = frozenset({"binary"})
-
-
-CLASSES: frozenset[TargetKind] = frozenset({"binary", "categorical"})
-
-
-def f_statistic(sums: ClassSums) -> Float[Tensor, " unit"]:
-    """F = (Σ_c n_c (x̄_c - x̄)² / (K - 1)) / (Σ_c Σ (x - x̄_c)² / (n - K)), 0 and above."""
-    n_classes = len(sums.size)
-    between = sums.between / (n_classes - 1)
-    return between / (sums.within / (sums.n_rows - n_classes))
-
-
-F = Method(
-    name="f",
-    of=f_statistic,
-    about="variance between the classes over the variance within them",
-    source="Fisher 1925 (analysis of variance); of neurons: arXiv 2305.01610",
-    takes=CLASSES,
-    reads="sums",
-    unit="F",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,102 +96,32 @@ class LayerActivations:
     seed: int
 
 
-def auroc(values: LayerActivations) -> Float[Tensor, " unit"]:
-    """P(x of class 1 > x of class 0) + P(equal) / 2, in [0, 1]; 0.5 tells nothing.
-
-    From the rank sum R of class 1: (R - n_1 (n_1 + 1) / 2) / (n_1 n_0), ties given their mean rank.
-    """
-    member = values.target.values
-    n_high = float(member.sum())
-    n_low = len(member) - n_high
-    ranks = torch.from_numpy(rankdata(values.activations.numpy(), axis=0))
-    return (member @ ranks - n_high * (n_high + 1) / 2) / (n_high * n_low)
+# From sums.
 
 
-AUROC = Method(
-    name="auroc",
-    of=auroc,
-    about="chance that the activation is larger in class 1 than in class 0",
-    source="Mann & Whitney 1947; Hanley & McNeil 1982",
-    takes=TWO,
-    reads="values",
-    unit="probability",
-    signed=True,
-    centre=0.5,
-)
+def pearson(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """r = Σ (x - x̄)(y - ȳ) / sqrt(Σ (x - x̄)² Σ (y - ȳ)²), in [-1, 1]; what `score` reports."""
+    return (sums.cross / (sums.square * sums.target_square).sqrt()).clamp(-1, 1)
 
 
-@dataclass(frozen=True)
-class Blank:
-    """How many units there are, and a seed: all that chance needs to know."""
-
-    n_units: int
-    seed: int
+def mean_difference(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """Cohen's d = (x̄_1 - x̄_0) / s, with s² = Σ_c Σ (x - x̄_c)² / (n - 2)."""
+    low, high = sums.class_mean
+    return (high - low) / (sums.within / (sums.n_rows - 2)).sqrt()
 
 
-def random_order(blank: Blank) -> Float[Tensor, " unit"]:
-    """A number in (0, 1] per unit, the same for the same seed."""
-    generator = torch.Generator().manual_seed(blank.seed)
-    return 1 - torch.rand(blank.n_units, generator=generator, dtype=torch.float64)
+def f_statistic(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """F = (Σ_c n_c (x̄_c - x̄)² / (K - 1)) / (Σ_c Σ (x - x̄_c)² / (n - K)), 0 and above."""
+    n_classes = len(sums.size)
+    between = sums.between / (n_classes - 1)
+    return between / (sums.within / (sums.n_rows - n_classes))
 
 
-RANDOM = Method(
-    name="random",
-    of=random_order,
-    about="a random number",
-    source="the base rate",
-    takes=ANY,
-    reads="nothing",
-    unit="",
-)
-
-
-def gradient(slopes: ActivationGradients) -> Float[Tensor, " unit"]:
-    """Mean over the examples of ∂m/∂a, signed, in the metric's unit per unit of activation.
-
-    A neuron that hardly moves may have a large one: it says what the metric would do, not what
-    the neuron does.
-    """
-    return slopes.slope
-
-
-GRADIENT = Method(
-    name="gradient",
-    of=gradient,
-    about="mean gradient of the model's metric by the activation",
-    source="arXiv 2412.18053 (estimated by one backward pass)",
-    takes=ANY,
-    reads="gradient",
-    unit="the metric's per activation",
-    signed=True,
-)
-
-
-N_BINS = 10
-
-
-def information(values: LayerActivations) -> Float[Tensor, " unit"]:
-    """I(bin of x; class) in bits, from counts in `N_BINS` equal-width bins of each neuron's range.
-
-    Counts overstate it, by about (bins - 1)(classes - 1) / (2 n ln 2) bits: compare neurons, not
-    splits of different size.
-    """
-    rows = values.activations.double().T.contiguous()
-    return binned_information(rows, values.target.codes, n_bins=N_BINS)
-
-
-INFORMATION = Method(
-    name="information",
-    of=information,
-    about=f"mutual information of the activation in {N_BINS} bins with the class",
-    source="Shannon 1948; of neurons: arXiv 2305.01610",
-    takes=CLASSES,
-    reads="values",
-    unit="bits",
-)
-
-
-SHARE = 0.95
+def probeless(sums: ClassSums) -> Float[Tensor, " unit"]:
+    """Σ over pairs of classes of |x̄_z - x̄_z'|, in units of the activation (not standardised)."""
+    means = sums.class_mean
+    pairs = [(means[a] - means[b]).abs() for a, b in combinations(range(len(means)), 2)]
+    return torch.stack(pairs).sum(0)
 
 
 def lape(sums: ClassSums) -> Float[Tensor, " unit"]:
@@ -250,7 +140,7 @@ def lape(sums: ClassSums) -> Float[Tensor, " unit"]:
     share = rate / total.clamp(min=1e-300)
     entropy = -torch.special.xlogy(share, share).sum(0)
     # torch.quantile refuses more than 16 million numbers; the k-th value is what the paper takes.
-    place = max(1, round(rate.numel() * SHARE))
+    place = max(1, round(rate.numel() * LARGE))
     bar = rate.flatten().kthvalue(place).values
     active = (rate > bar).any(0)
     if not bool(active.any()):
@@ -258,20 +148,56 @@ def lape(sums: ClassSums) -> Float[Tensor, " unit"]:
     return torch.where(active, entropy, torch.nan)
 
 
-LAPE = Method(
-    name="lape",
-    of=lape,
-    about="entropy over the classes of how often the gate is open; lowest first",
-    source="Tang et al. 2024, arXiv 2402.16438, and its released code (the 95 % bar)",
-    takes=CLASSES,
-    reads="firing",
-    unit="nats",
-    lowest=True,
-)
+# From the stored activations of one layer.
 
 
-PENALTY = 0.02
-"""Of Σ |w|, for each example's mean loss in nats: at about 0.5 a coin's probe is empty."""
+def predictivity(values: LayerActivations) -> Float[Tensor, " unit"]:
+    """max(accuracy, 1 - accuracy) of "x > b", in [0.5, 1]; 0.5 tells nothing.
+
+    The threshold b of an example is the neuron's mean over the *other* half of the examples
+    (random halves that share no group), so none helps to set the threshold it is judged by. The
+    accuracy is the mean of both classes': at 17 % correct a silent neuron would else reach 0.83.
+    """
+    rows = values.activations.double()
+    first = _first_half(values.groups, seed=values.seed)
+    threshold = torch.where(first[:, None], rows[~first].mean(0), rows[first].mean(0))
+    fires = (rows > threshold).double()
+    high = values.target.values == 1
+    accuracy = (fires[high].mean(0) + 1 - fires[~high].mean(0)) / 2
+    return torch.maximum(accuracy, 1 - accuracy)
+
+
+def _first_half(groups: Sequence[str], *, seed: int) -> Bool[Tensor, " row"]:
+    """Which examples are in the first half; groups stay whole."""
+    codes = group_codes(groups)
+    n_groups = int(codes.max()) + 1
+    order = np.random.default_rng(seed).permutation(n_groups)
+    first = torch.from_numpy(order[codes] < (n_groups + 1) // 2)
+    if n_groups < 2:  # one group only: its examples are halved, since nothing else can be
+        first = torch.arange(len(codes)) % 2 == 0
+    return first
+
+
+def information(values: LayerActivations) -> Float[Tensor, " unit"]:
+    """I(bin of x; class) in bits, from counts in `N_BINS` equal-width bins of each neuron's range.
+
+    Counts overstate it, by about (bins - 1)(classes - 1) / (2 n ln 2) bits: compare neurons, not
+    splits of different size.
+    """
+    rows = values.activations.double().T.contiguous()
+    return binned_information(rows, values.target.codes, n_bins=N_BINS)
+
+
+def auroc(values: LayerActivations) -> Float[Tensor, " unit"]:
+    """P(x of class 1 > x of class 0) + P(equal) / 2, in [0, 1]; 0.5 tells nothing.
+
+    From the rank sum R of class 1: (R - n_1 (n_1 + 1) / 2) / (n_1 n_0), ties given their mean rank.
+    """
+    member = values.target.values
+    n_high = float(member.sum())
+    n_low = len(member) - n_high
+    ranks = torch.from_numpy(rankdata(values.activations.numpy(), axis=0))
+    return (member @ ranks - n_high * (n_high + 1) / 2) / (n_high * n_low)
 
 
 def l1_coefficients(values: LayerActivations) -> Float[Tensor, " unit"]:
@@ -309,151 +235,74 @@ def l1_coefficients(values: LayerActivations) -> Float[Tensor, " unit"]:
     return torch.from_numpy(found)
 
 
-L1 = Method(
-    name="l1",
-    of=l1_coefficients,
-    about="coefficient in its layer's sparse logistic probe; most neurons have none",
-    source="Tibshirani 1996 (L1); of neurons: arXiv 2305.01610 (scikit-learn's liblinear)",
-    takes=TWO,
-    reads="values",
-    unit="log-odds per standard deviation",
-    signed=True,
-)
+# From gradients, and from nothing.
 
 
-def mean_difference(sums: ClassSums) -> Float[Tensor, " unit"]:
-    """Cohen's d = (x̄_1 - x̄_0) / s, with s² = Σ_c Σ (x - x̄_c)² / (n - 2)."""
-    low, high = sums.class_mean
-    return (high - low) / (sums.within / (sums.n_rows - 2)).sqrt()
-
-
-SMD = Method(
-    name="smd",
-    of=mean_difference,
-    about="difference of the class means over the pooled standard deviation",
-    source="Cohen 1988; of neurons: arXiv 2305.01610 (mean difference)",
-    takes=TWO,
-    reads="sums",
-    unit="standard deviations",
-    signed=True,
-)
-
-
-def pearson(sums: ClassSums) -> Float[Tensor, " unit"]:
-    """r = Σ (x - x̄)(y - ȳ) / sqrt(Σ (x - x̄)² Σ (y - ȳ)²), in [-1, 1]; what `score` reports."""
-    return (sums.cross / (sums.square * sums.target_square).sqrt()).clamp(-1, 1)
-
-
-PEARSON = Method(
-    name="pearson",
-    of=pearson,
-    about="correlation of the activation with the metric",
-    source="Pearson 1895; of neurons and the model's own confidence: arXiv 2511.21610",
-    takes=NUMBERS,
-    reads="sums",
-    unit="r",
-    signed=True,
-)
-
-
-def predictivity(values: LayerActivations) -> Float[Tensor, " unit"]:
-    """max(accuracy, 1 - accuracy) of "x > b", in [0.5, 1]; 0.5 tells nothing.
-
-    The threshold b of an example is the neuron's mean over the *other* half of the examples
-    (random halves that share no group), so none helps to set the threshold it is judged by. The
-    accuracy is the mean of both classes': at 17 % correct a silent neuron would else reach 0.83.
-    """
-    rows = values.activations.double()
-    first = halves(values.groups, seed=values.seed)
-    threshold = torch.where(first[:, None], rows[~first].mean(0), rows[first].mean(0))
-    fires = (rows > threshold).double()
-    high = values.target.values == 1
-    accuracy = (fires[high].mean(0) + 1 - fires[~high].mean(0)) / 2
-    return torch.maximum(accuracy, 1 - accuracy)
-
-
-def halves(groups: Sequence[str], *, seed: int) -> Bool[Tensor, " row"]:
-    """Which examples are in the first half; groups stay whole.
-
-    >>> first = halves(["a", "a", "b", "b"], seed=0)
-    >>> int(first.sum()), bool(first[0] == first[1])
-    (2, True)
-    """
-    codes = group_codes(groups)
-    n_groups = int(codes.max()) + 1
-    order = np.random.default_rng(seed).permutation(n_groups)
-    first = torch.from_numpy(order[codes] < (n_groups + 1) // 2)
-    if n_groups < 2:  # one group only: its examples are halved, since nothing else can be
-        first = torch.arange(len(codes)) % 2 == 0
-    return first
-
-
-PREDICTIVITY = Method(
-    name="predictivity",
-    of=predictivity,
-    about="balanced accuracy of firing beyond the mean of other examples",
-    source="Wang et al. 2022, arXiv 2211.07349, section 3 (there unbalanced)",
-    takes=TWO,
-    reads="values",
-    unit="accuracy",
-    centre=0.5,
-)
-
-
-def probeless(sums: ClassSums) -> Float[Tensor, " unit"]:
-    """Σ over pairs of classes of |x̄_z - x̄_z'|, in units of the activation (not standardised)."""
-    means = sums.class_mean
-    pairs = [(means[a] - means[b]).abs() for a, b in combinations(range(len(means)), 2)]
-    return torch.stack(pairs).sum(0)
-
-
-PROBELESS = Method(
-    name="probeless",
-    of=probeless,
-    about="sum over pairs of classes of the distance of the class means",
-    source="arXiv 2305.00875 (NeuroX)",
-    takes=CLASSES,
-    reads="sums",
-    unit="activation",
-)
-
-
-def taylor(slopes: ActivationGradients) -> Float[Tensor, " unit"]:
+def taylor(gradients: ActivationGradients) -> Float[Tensor, " unit"]:
     """Mean over the examples of |a · ∂m/∂a|, in the metric's unit.
 
     Does not show: an effect. Saturated neurons, and those that others replace, are misjudged.
     """
-    return slopes.taylor
+    return gradients.taylor
 
 
-TAYLOR = Method(
-    name="taylor",
-    of=taylor,
-    about="mean |activation times gradient of the model's metric|",
-    source="arXiv 2407.06488",
-    takes=ANY,
-    reads="gradient",
-    unit="the metric's",
-)
+def gradient(gradients: ActivationGradients) -> Float[Tensor, " unit"]:
+    """Mean over the examples of ∂m/∂a, signed, in the metric's unit per unit of activation.
+
+    A neuron that hardly moves may have a large one: it says what the metric would do, not what
+    the neuron does.
+    """
+    return gradients.slope
 
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        PEARSON,
-        PREDICTIVITY,
-        SMD,
-        F,
-        INFORMATION,
-        AUROC,
-        L1,
-        PROBELESS,
-        LAPE,
-        TAYLOR,
-        GRADIENT,
-        RANDOM,
-    )
-}
+def random_order(n_units: int, seed: int) -> Float[Tensor, " unit"]:
+    """A number in (0, 1] per unit, the same for the same seed: what any method must beat."""
+    generator = torch.Generator().manual_seed(seed)
+    return 1 - torch.rand(n_units, generator=generator, dtype=torch.float64)
+
+
+_ALL = (
+    Method("pearson", pearson, NUMBERS, "sums", "r",
+           "correlation of the activation with the metric",
+           "Pearson 1895; of neurons and the model's own confidence: arXiv 2511.21610",
+           signed=True),
+    Method("predictivity", predictivity, TWO, "values", "accuracy",
+           "balanced accuracy of firing beyond the mean of other examples",
+           "Wang et al. 2022, arXiv 2211.07349, section 3 (there unbalanced)", centre=0.5),
+    Method("smd", mean_difference, TWO, "sums", "standard deviations",
+           "difference of the class means over the pooled standard deviation",
+           "Cohen 1988; of neurons: arXiv 2305.01610 (mean difference)", signed=True),
+    Method("f", f_statistic, CLASSES, "sums", "F",
+           "variance between the classes over the variance within them",
+           "Fisher 1925 (analysis of variance); of neurons: arXiv 2305.01610"),
+    Method("information", information, CLASSES, "values", "bits",
+           f"mutual information of the activation in {N_BINS} bins with the class",
+           "Shannon 1948; of neurons: arXiv 2305.01610"),
+    Method("auroc", auroc, TWO, "values", "probability",
+           "chance that the activation is larger in class 1 than in class 0",
+           "Mann & Whitney 1947; Hanley & McNeil 1982", signed=True, centre=0.5),
+    Method("l1", l1_coefficients, TWO, "values", "log-odds per standard deviation",
+           "coefficient in its layer's sparse logistic probe; most neurons have none",
+           "Tibshirani 1996 (L1); of neurons: arXiv 2305.01610 (scikit-learn's liblinear)",
+           signed=True),
+    Method("probeless", probeless, CLASSES, "sums", "activation",
+           "sum over pairs of classes of the distance of the class means",
+           "arXiv 2305.00875 (NeuroX)"),
+    Method("lape", lape, CLASSES, "firing", "nats",
+           "entropy over the classes of how often the gate is open; lowest first",
+           "Tang et al. 2024, arXiv 2402.16438, and its released code (the 95 % bar)", lowest=True),
+    Method("taylor", taylor, ANY, "gradient", "the metric's",
+           "mean |activation times gradient of the model's metric|",
+           "arXiv 2407.06488"),
+    Method("gradient", gradient, ANY, "gradient", "the metric's per activation",
+           "mean gradient of the model's metric by the activation",
+           "arXiv 2412.18053 (estimated by one backward pass)", signed=True),
+    Method("random", random_order, ANY, "nothing", "",
+           "a random number",
+           "the base rate"),
+)  # fmt: skip
+
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 """Every method by its name, each with what it is, its source, and the metrics it takes."""
 
 

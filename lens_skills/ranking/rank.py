@@ -1,12 +1,8 @@
-"""`rank_all`: every neuron ranked by many methods, from shared passes.
+"""`rank`: every neuron ranked by one method; `rank_all` by many, from shared passes.
 
-`observe`: everything methods ask of the activations, from as few passes as memory allows.
-
-`Ranking`: every neuron's number by one method.
-
-`rank`: every neuron ranked by one method.
-
-Which methods can rank by a metric, with this model; and for the others, the way out.
+A `Ranking` is one method's number for every neuron. `PassStatistics` are what the passes over the
+activations gave, as few of them as memory allows. `unfit` says which methods cannot rank by a
+metric, or in this model, and the way out.
 """
 
 import time
@@ -20,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills.activations import BATCH_SIZE, DEFAULT_SITE, Metric, Position, parse_metric
+from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
 from lens_skills.activations.activation_reader import LayerReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -28,209 +24,21 @@ from lens_skills.interventions.attribution import ActivationGradients, slopes_of
 from lens_skills.interventions.baselines import Baseline, describe_source
 from lens_skills.models import SoftPrompt
 from lens_skills.models.fingerprint import identity
-from lens_skills.ranking.methods import METHODS, Blank, LayerActivations, Method, find_methods
-from lens_skills.ranking.target_statistics import ClassSums, Target, joined, target_of
+from lens_skills.ranking.methods import METHODS, LayerActivations, Method, find_methods
+from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
 from lens_skills.results import examples_hash, versions
 from lens_skills.scoring.leakage import check_prompt
 from lens_skills.stats.moments import Moments, RunningMoments, random_rotation, rotate
-
-
-def unfit(
-    methods: Sequence[Method],
-    target: Target,
-    reader: LayerReader,
-    gate: bool,
-    differentiated: Metric | None,
-) -> dict[str, str]:
-    """Why some methods cannot rank here, each with the way out."""
-    found = {}
-    for method in methods:
-        why = misfit(method, target)
-        if method.reads == "gradient":
-            why = _no_gradient(method, reader, differentiated)
-        elif method.reads == "firing" and gate and not reader.gated:
-            where = "a table" if reader.adapter is None else reader.adapter.name
-            why = why or (
-                f"{method.name} counts how often a neuron's gate is open, but {where} has none at "
-                f"{reader.site.name}. Say gate=False to count how often the activation itself is "
-                "above 0 (for a plain MLP that is the sign of its pre-activation)."
-            )
-        if why:
-            found[method.name] = why
-    return found
-
-
-def _no_gradient(method: Method, reader: LayerReader, metric: Metric | None) -> str | None:
-    if reader.adapter is None:
-        return f"{method.name} differentiates the model, which a table is not. Give the model."
-    if reader.chat:
-        return f"{method.name} differentiates plain prompts only. Leave chat=, or another method."
-    if metric is None or metric.known:
-        name = "nothing" if metric is None else repr(metric.name)
-        return (
-            f"{method.name} differentiates what the model says, but {name} is a column of the "
-            "task. Rank by metric='logit_diff' or confidence('answer'), or choose a method that "
-            "reads activations."
-        )
-    return None
-
-
-def misfit(method: Method, target: Target) -> str | None:
-    """Why a method cannot rank by a metric of this kind, with the way out; None where it can.
-
-    A method of gradients is asked elsewhere, since it takes a metric of the model.
-    """
-    if target.kind in method.takes:
-        return None
-    if target.kind == "categorical":
-        able = [name for name, each in METHODS.items() if "categorical" in each.takes]
-        return (
-            f"{method.name} needs numbers in order, but {target.name!r} has "
-            f"{len(target.classes)} categories. Name one, against the rest: "
-            f"'{target.name}={target.classes[0]}'; or choose a method that takes categories: "
-            f"{', '.join(able)}."
-        )
-    return (
-        f"{method.name} needs classes, but {target.name!r} is continuous. Split it in two, "
-        "split='median'; or choose a method that takes numbers: "
-        f"{', '.join(name for name, each in METHODS.items() if 'continuous' in each.takes)}."
-    )
-
 
 STORED = 512 << 20
 """Bytes of activations kept at once; more layers than fit are read in further passes."""
 
 
 @dataclass(frozen=True, eq=False)
-class PassStatistics:
-    """What the passes over the activations gave.
-
-    Attributes:
-        sums: Of every unit.
-        scores: Of each method that needed stored values.
-        seconds: Of each of those, for its own arithmetic; ``"pass"`` for the forward passes.
-        rotated: How much of each direction of the rotated basis the target explains (r² or η²);
-            None without a rotation.
-        n_passes: How often the split was read.
-    """
-
-    sums: ClassSums
-    scores: dict[str, Float[Tensor, " unit"]]
-    seconds: dict[str, float]
-    rotated: Float[Tensor, " unit"] | None
-    n_passes: int
-
-
-def observe(
-    reader: LayerReader,
-    target: Target,
-    methods: Sequence[Method],
-    *,
-    fires: Callable[[Tensor], Tensor] | None = None,
-    gate: bool = False,
-    rotation: Float[Tensor, "width width"] | None = None,
-    seed: int = 0,
-) -> PassStatistics:
-    """The sums over a split, and the scores of the methods that need stored values.
-
-    Args:
-        reader: The split.
-        target: What is ranked by.
-        methods: All that were asked for.
-        fires: From the gate or the activation to whether the neuron fires.
-        gate: Whether it asks the gate.
-        rotation: A random rotation of every layer.
-        seed: Of the methods that draw.
-    """
-    stored = [method for method in methods if method.reads == "values"]
-    gate = gate and fires is not None
-    groups = [example.group for example in reader.examples]
-    parts: list[ClassSums] = []
-    turned: list[Tensor] = []
-    scores: dict[str, list[Tensor]] = {method.name: [] for method in stored}
-    seconds = {"pass": 0.0, **{method.name: 0.0 for method in stored}}
-    chunks = _chunks(reader, keep=bool(stored))
-    for layers in chunks:
-        start = time.perf_counter()
-        moments, fired, kept = _read(reader, target, layers, gate, fires, rotation, bool(stored))
-        sums = ClassSums.of(target, moments, fired, reader.width)
-        seconds["pass"] += time.perf_counter() - start
-        parts.append(sums)
-        if rotation is not None:
-            turned.append(_explained(sums, moments.rotated_square[0].cpu(), rotation))
-        for place in range(len(layers)):
-            here = slice(place * reader.width, (place + 1) * reader.width)
-            for method in stored:
-                assert kept is not None
-                start = time.perf_counter()
-                values = LayerActivations(kept[:, here], target, groups, sums.constant[here], seed)
-                scores[method.name].append(method.of(values))
-                seconds[method.name] += time.perf_counter() - start
-    return PassStatistics(
-        sums=joined(parts),
-        scores={name: torch.cat(found) for name, found in scores.items()},
-        seconds=seconds,
-        rotated=torch.cat(turned) if turned else None,
-        n_passes=len(chunks),
-    )
-
-
-def _chunks(reader: LayerReader, *, keep: bool) -> list[tuple[int, ...]]:
-    layers = reader.site.layers
-    if not keep:
-        return [layers]
-    per_layer = 4 * reader.width * len(reader.examples)
-    size = max(1, STORED // per_layer)
-    return [layers[start : start + size] for start in range(0, len(layers), size)]
-
-
-def _read(
-    reader: LayerReader,
-    target: Target,
-    layers: Sequence[int],
-    gate: bool,
-    fires: Callable[[Tensor], Tensor] | None,
-    rotation: Float[Tensor, "width width"] | None,
-    keep: bool,
-) -> tuple[Moments, Float[Tensor, "category unit"] | None, Float[Tensor, "row unit"] | None]:
-    """One pass over some layers: sums, firing counts and, where they are needed, the values."""
-    n_units, n_rows = reader.width * len(layers), len(target.values)
-    columns = torch.cat([target.values[:, None], target.membership], dim=1)
-    running = RunningMoments(
-        columns.shape[1], n_units, rotations=None if rotation is None else [rotation]
-    )
-    fired = torch.zeros(columns.shape[1] - 1, n_units, dtype=torch.float64)
-    kept = torch.zeros(n_rows, n_units) if keep else None
-    for read in reader.read(layers, gate=gate):
-        running.absorb(columns[read.index], read.units)
-        if fires is not None:
-            open_ = fires(read.units if read.gate is None else read.gate).double()
-            fired += target.membership[read.index].T @ open_
-        if kept is not None:
-            kept[read.index] = read.units.float()
-    return running.freeze(), fired if fires is not None else None, kept
-
-
-def _explained(
-    sums: ClassSums, square: Float[Tensor, " unit"], rotation: Float[Tensor, "width width"]
-) -> Float[Tensor, " unit"]:
-    """The share of each rotated direction's variance that the target explains.
-
-    η² over the classes, which for two of them is r²; r² for a continuous target.
-    """
-    rows, weights = sums.cross[None], torch.tensor([sums.target_square], dtype=torch.float64)
-    if sums.target.classes:
-        rows, weights = sums.class_cross, sums.size
-    turned = rotate(rows.float(), rotation).double()
-    explained = (turned**2 / rearrange(weights, "category -> category 1")).sum(0)
-    return (explained / square.clamp(min=1e-300)).clamp(max=1)
-
-
-@dataclass(frozen=True, eq=False)
 class Ranking:
     """Every neuron's number by one method; which are strongest, and in which direction.
 
-    Does not show: that a neuron causes anything. `compare` asks that.
+    Does not show: that a neuron causes anything. `compare_methods` asks that.
 
     Attributes:
         method, metric: What ranked, and by what.
@@ -310,8 +118,87 @@ class Ranking:
         for place in self.order(3).tolist() if self.n_ranked else []:
             name = f"L{int(self.layer[place])}N{int(self.neuron[place])}"
             lines.append(f"  {name}: {float(self.score[place]):.4g} {self.unit}".rstrip())
-        lines.append("  a ranking is no evidence of an effect; ls.compare(…) tries the strongest")
+        lines.append("  a ranking shows no effect; ls.compare_methods(…) tries the strongest")
         return "\n".join(lines)
+
+
+def rank(
+    model: Any,
+    examples: Sequence[Example],
+    metric: Any,
+    *,
+    method: str = "pearson",
+    at: str = DEFAULT_SITE,
+    position: Position | None = None,
+    layers: int | Iterable[int] | None = None,
+    prompt: SoftPrompt | None = None,
+    split: str | None = None,
+    gate: bool = True,
+    seed: int = 0,
+    chat: bool = False,
+    exploratory: bool = False,
+) -> Ranking:
+    """Every neuron's number by one method, as a `Ranking`.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; an `ActivationTable` for methods that read
+            activations only.
+        examples: A `Task` or any sequence of `Example`.
+        metric: What to rank by, as in `score`. Methods of gradients differentiate it, so for them
+            it is something the model says (``"logit_diff"``); the others take any.
+        method: One of `METHODS`.
+        at: Hook point within a block.
+        position: One position: ``"last"`` (default), an index, a span, ``"mean"`` or ``"max"``.
+        layers: Which layers (default all).
+        prompt: A soft prompt to read every example with.
+        split: ``"median"``: a continuous metric as above its median or not.
+        gate: Of ``"lape"``: whether a neuron fires is the sign of its MLP's gate. ``False``: of the
+            activation itself, for models without a gate.
+        seed: Of what is drawn at random.
+        chat: As in `score`.
+        exploratory: Allow a soft prompt trained on these very examples.
+
+    Raises:
+        LensSkillsError: An unknown method or hook point, several positions, a metric of a kind the
+            method does not take (with the way out), a method that needs a gate on a model without
+            one, a metric without a gradient for a method that needs it.
+    """
+    (wanted,) = find_methods([method])
+    differentiated = None
+    if wanted.reads == "gradient":
+        differentiated = parse_metric(metric, examples, asked=f"the method {method!r}")
+    target = target_of(model, examples, metric, split=split, prompt=prompt, chat=chat)
+    reader = LayerReader(
+        model, examples, at=at, position=position, layers=layers, prompt=prompt, chat=chat
+    )
+    if reader.adapter is not None:
+        check_prompt(reader.adapter.soft, examples, exploratory)
+    rankings = rank_all(
+        reader, target, [wanted], differentiated=differentiated, gate=gate, seed=seed
+    )
+    if method in rankings.left_out:
+        raise LensSkillsError(rankings.left_out[method])
+    return rankings.rankings[method]
+
+
+@dataclass(frozen=True, eq=False)
+class PassStatistics:
+    """What the passes over the activations gave.
+
+    Attributes:
+        sums: Of every unit.
+        scores: Of each method that needed stored values.
+        seconds: Of each of those, for its own arithmetic; ``"pass"`` for the forward passes.
+        rotated: How much of each direction of the rotated basis the target explains (r² or η²);
+            None without a rotation.
+        n_passes: How often the split was read.
+    """
+
+    sums: ClassSums
+    scores: dict[str, Float[Tensor, " unit"]]
+    seconds: dict[str, float]
+    rotated: Float[Tensor, " unit"] | None
+    n_passes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,23 +206,23 @@ class Rankings:
     """Several methods on one split.
 
     Attributes:
-        found: The rankings, in the order the methods were asked for.
+        rankings: By method, in the order the methods were asked for.
         left_out: Why a method could not rank by this metric, with the way out.
         target: What was ranked by.
-        seen: What the passes gave, the neurons' means among it.
+        statistics: What the passes gave, the neurons' means among it.
         reader: The split, as it was read.
     """
 
-    found: dict[str, Ranking]
+    rankings: dict[str, Ranking]
     left_out: dict[str, str]
     target: Target
-    seen: PassStatistics
+    statistics: PassStatistics
     reader: LayerReader
 
     @property
     def baseline(self) -> Baseline:
         """Mean and standard deviation of every neuron, as an edit takes them: no pass more."""
-        sums, site = self.seen.sums, self.reader.site
+        sums, site = self.statistics.sums, self.reader.site
         tables = []
         for numbers in (sums.mean, (sums.square / sums.n_rows).sqrt()):
             layers = rearrange(numbers, "(layer unit) -> layer 1 unit", unit=sums.width)
@@ -344,93 +231,56 @@ class Rankings:
 
 
 def rank_all(
-    model: Any,
-    examples: Sequence[Example],
-    metric: Any,
+    reader: LayerReader,
+    target: Target,
     methods: Sequence[Method],
     *,
-    differentiated: Metric | None,
-    at: str = DEFAULT_SITE,
-    position: Position | None = None,
-    layers: int | Iterable[int] | None = None,
-    prompt: SoftPrompt | None = None,
-    split: str | None = None,
+    differentiated: Metric | None = None,
     gate: bool = True,
     rotation_seed: int | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    chat: bool = False,
-    exploratory: bool = False,
-    progress: bool | None = None,
 ) -> Rankings:
     """The rankings of several methods: one pass over the activations, one with gradients.
 
     Args:
+        reader: The split.
+        target: What is ranked by.
+        methods: All that are wanted; those that cannot rank here are left out.
         differentiated: What methods of gradients differentiate.
+        gate: As in `rank`.
         rotation_seed: Of a rotated basis that is read beside the neurons (None: none).
-        at, position, layers, prompt, split, gate, seed: As in `rank`.
-        batch_size, chat, exploratory, progress: As there.
+        seed: Of the methods that draw.
     """
-    target = target_of(
-        model,
-        examples,
-        metric,
-        split=split,
-        prompt=prompt,
-        batch_size=batch_size,
-        chat=chat,
-        progress=progress,
-    )
-    reader = LayerReader(
-        model,
-        examples,
-        at=at,
-        position=position,
-        layers=layers,
-        prompt=prompt,
-        batch_size=batch_size,
-        chat=chat,
-        progress=progress,
-    )
-    if reader.adapter is not None:
-        check_prompt(reader.adapter.soft, examples, exploratory)
     left_out = unfit(methods, target, reader, gate, differentiated)
     able = [method for method in methods if method.name not in left_out]
-    seen = observe(
+    rotated = rotation_seed is not None
+    statistics = read_statistics(
         reader,
         target,
         able,
         fires=_open if any(method.reads == "firing" for method in able) else None,
         gate=gate and reader.gated,
-        rotation=None
-        if rotation_seed is None
-        else random_rotation(reader.width, seed=rotation_seed),
+        rotation=random_rotation(reader.width, seed=rotation_seed) if rotated else None,
         seed=seed,
     )
-    scores: dict[str, tuple[Tensor, float]] = {}
-    slopes: tuple[ActivationGradients, float] | None = None
-    for method in able:
-        if method.reads != "gradient":
-            scores[method.name] = _timed(method, seen, reader, seed)
-            continue
+    gradients: tuple[ActivationGradients, float] | None = None
+    differentiating = [method for method in able if method.reads == "gradient"]
+    if differentiating:
         try:
-            slopes = slopes or _slopes(reader, differentiated)
+            gradients = _gradients(reader, differentiated)
         except LensSkillsError as reason:
-            left_out[method.name] = f"{method.name}: {reason}"
-        else:
-            scores[method.name] = method.of(slopes[0]), slopes[1]
+            left_out |= {method.name: f"{method.name}: {reason}" for method in differentiating}
+            able = [method for method in able if method not in differentiating]
     about = _provenance(reader, target, differentiated, seed)
     layer = torch.tensor(reader.site.layers).repeat_interleave(reader.width)
     found = {}
     for method in able:
-        if method.name not in scores:
-            continue
-        score, seconds = scores[method.name]
-        # Chance ranks every neuron; all others leave those out that do not vary.
-        score = score if method.reads == "nothing" else score.masked_fill(seen.sums.constant, NAN)
+        score, seconds = _scored(method, statistics, gradients, seed)
+        if method.reads != "nothing":  # chance ranks every neuron, all others only what varies
+            score = score.masked_fill(statistics.sums.constant, torch.nan)
         found[method.name] = Ranking(
             method=method.name,
-            metric=slopes[0].metric if slopes and method.reads == "gradient" else target.name,
+            metric=gradients[0].metric if gradients and method.reads == "gradient" else target.name,
             layer=layer,
             neuron=torch.arange(reader.width).repeat(len(reader.site.layers)),
             score=score,
@@ -440,34 +290,38 @@ def rank_all(
             source=method.source,
             site=reader.site.name,
             position=reader.label,
-            n_examples=len(examples),
+            n_examples=len(reader.examples),
             seconds=seconds,
             provenance=about,
         )
-    return Rankings(found, left_out, target, seen, reader)
-
-
-NAN = float("nan")
+    return Rankings(found, left_out, target, statistics, reader)
 
 
 def _open(gate: Tensor) -> Tensor:
     return gate > 0
 
 
-def _timed(
-    method: Method, seen: PassStatistics, reader: LayerReader, seed: int
+def _scored(
+    method: Method,
+    statistics: PassStatistics,
+    gradients: tuple[ActivationGradients, float] | None,
+    seed: int,
 ) -> tuple[Tensor, float]:
     """A method's scores, and the seconds of its pass and its own arithmetic."""
-    start = time.perf_counter()
+    start, sums = time.perf_counter(), statistics.sums
+    if method.reads == "gradient":
+        assert gradients is not None
+        return method.of(gradients[0]), gradients[1]
     if method.reads == "nothing":
-        return method.of(Blank(len(seen.sums.mean), seed)), time.perf_counter() - start
+        return method.of(len(sums.mean), seed), time.perf_counter() - start
     if method.reads == "values":
-        return seen.scores[method.name], seen.seconds["pass"] + seen.seconds[method.name]
-    score = method.of(seen.sums)
-    return score, seen.seconds["pass"] + time.perf_counter() - start
+        seconds = statistics.seconds
+        return statistics.scores[method.name], seconds["pass"] + seconds[method.name]
+    score = method.of(sums)
+    return score, statistics.seconds["pass"] + time.perf_counter() - start
 
 
-def _slopes(reader: LayerReader, metric: Metric | None) -> tuple[ActivationGradients, float]:
+def _gradients(reader: LayerReader, metric: Metric | None) -> tuple[ActivationGradients, float]:
     assert reader.adapter is not None, "a table has no gradient"
     assert metric is not None, "a method of gradients without a metric"
     start = time.perf_counter()
@@ -511,71 +365,170 @@ def _provenance(
     }
 
 
-def rank(
-    model: Any,
-    examples: Sequence[Example],
-    metric: Any,
+def unfit(
+    methods: Sequence[Method],
+    target: Target,
+    reader: LayerReader,
+    gate: bool,
+    differentiated: Metric | None,
+) -> dict[str, str]:
+    """Why some methods cannot rank here, each with the way out."""
+    found = {}
+    for method in methods:
+        why = misfit(method, target)
+        if method.reads == "gradient":
+            why = _no_gradient(method, reader, differentiated)
+        elif method.reads == "firing" and gate and not reader.gated:
+            where = "a table" if reader.adapter is None else reader.adapter.name
+            why = why or (
+                f"{method.name} counts how often a neuron's gate is open, but {where} has none at "
+                f"{reader.site.name}. Say gate=False to count how often the activation itself is "
+                "above 0 (for a plain MLP that is the sign of its pre-activation)."
+            )
+        if why:
+            found[method.name] = why
+    return found
+
+
+def _no_gradient(method: Method, reader: LayerReader, metric: Metric | None) -> str | None:
+    if reader.adapter is None:
+        return f"{method.name} differentiates the model, which a table is not. Give the model."
+    if reader.chat:
+        return f"{method.name} differentiates plain prompts only. Leave chat=, or another method."
+    if metric is None or metric.known:
+        name = "nothing" if metric is None else repr(metric.name)
+        return (
+            f"{method.name} differentiates what the model says, but {name} is a column of the "
+            "task. Rank by metric='logit_diff' or confidence('answer'), or choose a method that "
+            "reads activations."
+        )
+    return None
+
+
+def misfit(method: Method, target: Target) -> str | None:
+    """Why a method cannot rank by a metric of this kind, with the way out; None where it can.
+
+    A method of gradients is asked elsewhere, since it takes a metric of the model.
+    """
+    if target.kind in method.takes:
+        return None
+    if target.kind == "categorical":
+        able = [name for name, each in METHODS.items() if "categorical" in each.takes]
+        return (
+            f"{method.name} needs numbers in order, but {target.name!r} has "
+            f"{len(target.classes)} categories. Name one, against the rest: "
+            f"'{target.name}={target.classes[0]}'; or choose a method that takes categories: "
+            f"{', '.join(able)}."
+        )
+    return (
+        f"{method.name} needs classes, but {target.name!r} is continuous. Split it in two, "
+        "split='median'; or choose a method that takes numbers: "
+        f"{', '.join(name for name, each in METHODS.items() if 'continuous' in each.takes)}."
+    )
+
+
+def read_statistics(
+    reader: LayerReader,
+    target: Target,
+    methods: Sequence[Method],
     *,
-    method: str = "pearson",
-    at: str = DEFAULT_SITE,
-    position: Position | None = None,
-    layers: int | Iterable[int] | None = None,
-    prompt: SoftPrompt | None = None,
-    split: str | None = None,
-    gate: bool = True,
+    fires: Callable[[Tensor], Tensor] | None = None,
+    gate: bool = False,
+    rotation: Float[Tensor, "width width"] | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    chat: bool = False,
-    exploratory: bool = False,
-    progress: bool | None = None,
-) -> Ranking:
-    """Every neuron's number by one method, as a `Ranking`.
+) -> PassStatistics:
+    """The sums over a split, and the scores of the methods that need stored values.
 
     Args:
-        model: A HookedTransformer or TransformerBridge; an `ActivationTable` for methods that read
-            activations only.
-        examples: A `Task` or any sequence of `Example`.
-        metric: What to rank by, as in `score`. Methods of gradients differentiate it, so for them
-            it is something the model says (``"logit_diff"``); the others take any.
-        method: One of `METHODS`.
-        at: Hook point within a block.
-        position: One position: ``"last"`` (default), an index, a span, ``"mean"`` or ``"max"``.
-        layers: Which layers (default all).
-        prompt: A soft prompt to read every example with.
-        split: ``"median"``: a continuous metric as above its median or not.
-        gate: Of ``"lape"``: whether a neuron fires is the sign of its MLP's gate. ``False``: of the
-            activation itself, for models without a gate.
-        seed: Of what is drawn at random.
-        batch_size, chat, progress: As in `score`.
-        exploratory: Allow a soft prompt trained on these very examples.
-
-    Raises:
-        LensSkillsError: An unknown method or hook point, several positions, a metric of a kind the
-            method does not take (with the way out), a method that needs a gate on a model without
-            one, a metric without a gradient for a method that needs it.
+        reader: The split.
+        target: What is ranked by.
+        methods: All that were asked for.
+        fires: From the gate or the activation to whether the neuron fires.
+        gate: Whether it asks the gate.
+        rotation: A random rotation of every layer.
+        seed: Of the methods that draw.
     """
-    methods = find_methods([method])
-    differentiated = None
-    if methods[0].reads == "gradient":
-        differentiated = parse_metric(metric, examples, asked=f"the method {method!r}")
-    rankings = rank_all(
-        model,
-        examples,
-        metric,
-        methods,
-        differentiated=differentiated,
-        at=at,
-        position=position,
-        layers=layers,
-        prompt=prompt,
-        split=split,
-        gate=gate,
-        seed=seed,
-        batch_size=batch_size,
-        chat=chat,
-        exploratory=exploratory,
-        progress=progress,
+    stored = [method for method in methods if method.reads == "values"]
+    gate = gate and fires is not None
+    groups = [example.group for example in reader.examples]
+    parts: list[Moments] = []
+    firing: list[Tensor] = []
+    rotated: list[Tensor] = []
+    scores: dict[str, list[Tensor]] = {method.name: [] for method in stored}
+    seconds = {"pass": 0.0, **{method.name: 0.0 for method in stored}}
+    chunks = _chunks(reader, keep=bool(stored))
+    for layers in chunks:
+        start = time.perf_counter()
+        moments, fired, kept = _read(reader, target, layers, gate, fires, rotation, bool(stored))
+        parts.append(moments)
+        firing += [] if fired is None else [fired]
+        sums = ClassSums.of(target, [moments], firing[-1:], reader.width)
+        seconds["pass"] += time.perf_counter() - start
+        if rotation is not None:
+            rotated.append(_explained(sums, moments.rotated_square[0].cpu(), rotation))
+        for place in range(len(layers)):
+            here = slice(place * reader.width, (place + 1) * reader.width)
+            for method in stored:
+                assert kept is not None
+                start = time.perf_counter()
+                values = LayerActivations(kept[:, here], target, groups, sums.constant[here], seed)
+                scores[method.name].append(method.of(values))
+                seconds[method.name] += time.perf_counter() - start
+    return PassStatistics(
+        sums=ClassSums.of(target, parts, firing, reader.width),
+        scores={name: torch.cat(found) for name, found in scores.items()},
+        seconds=seconds,
+        rotated=torch.cat(rotated) if rotated else None,
+        n_passes=len(chunks),
     )
-    if method in rankings.left_out:
-        raise LensSkillsError(rankings.left_out[method])
-    return rankings.found[method]
+
+
+def _chunks(reader: LayerReader, *, keep: bool) -> list[tuple[int, ...]]:
+    layers = reader.site.layers
+    if not keep:
+        return [layers]
+    per_layer = 4 * reader.width * len(reader.examples)
+    size = max(1, STORED // per_layer)
+    return [layers[start : start + size] for start in range(0, len(layers), size)]
+
+
+def _read(
+    reader: LayerReader,
+    target: Target,
+    layers: Sequence[int],
+    gate: bool,
+    fires: Callable[[Tensor], Tensor] | None,
+    rotation: Float[Tensor, "width width"] | None,
+    keep: bool,
+) -> tuple[Moments, Float[Tensor, "category unit"] | None, Float[Tensor, "row unit"] | None]:
+    """One pass over some layers: sums, firing counts and, where they are needed, the values."""
+    n_units, n_rows = reader.width * len(layers), len(target.values)
+    columns = torch.cat([target.values[:, None], target.membership], dim=1)
+    running = RunningMoments(
+        columns.shape[1], n_units, rotations=None if rotation is None else [rotation]
+    )
+    fired = torch.zeros(columns.shape[1] - 1, n_units, dtype=torch.float64)
+    kept = torch.zeros(n_rows, n_units) if keep else None
+    for read in reader.read(layers, gate=gate):
+        running.absorb(columns[read.index], read.units)
+        if fires is not None:
+            open_ = fires(read.units if read.gate is None else read.gate).double()
+            fired += target.membership[read.index].T @ open_
+        if kept is not None:
+            kept[read.index] = read.units.float()
+    return running.freeze(), fired if fires is not None else None, kept
+
+
+def _explained(
+    sums: ClassSums, square: Float[Tensor, " unit"], rotation: Float[Tensor, "width width"]
+) -> Float[Tensor, " unit"]:
+    """The share of each rotated direction's variance that the target explains.
+
+    η² over the classes, which for two of them is r²; r² for a continuous target.
+    """
+    rows, weights = sums.cross[None], torch.tensor([sums.target_square], dtype=torch.float64)
+    if sums.target.classes:
+        rows, weights = sums.class_cross, sums.size
+    turned = rotate(rows.float(), rotation).double()
+    explained = (turned**2 / rearrange(weights, "category -> category 1")).sum(0)
+    return (explained / square.clamp(min=1e-300)).clamp(max=1)

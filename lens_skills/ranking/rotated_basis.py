@@ -1,8 +1,6 @@
 """The rotated basis: directions no better than any other, ranked and ablated like neurons."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -13,13 +11,13 @@ from lens_skills.activations.forward import prepare
 from lens_skills.activations.locations import Site
 from lens_skills.activations.stream import batches
 from lens_skills.data import Example
-from lens_skills.interventions.baselines import Baseline, EditInput, measure_baseline
+from lens_skills.interventions.baselines import EditInput, measure_baseline
 from lens_skills.interventions.batched_edits import EditStack, edited_places
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import EffectEngine, SweepSpec
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter
-from lens_skills.models.weights import OutputWeights
+from lens_skills.models.weights import LayerSite, OutputWeights
 
 ABLATIONS = ("mean", "zero")
 """The edits that mean something for a direction."""
@@ -44,7 +42,6 @@ def direction_effects(
     metric: Metric,
     site: str,
     position: Position,
-    batch_size: int,
 ) -> Float[Tensor, "k example"]:
     """The effect of ablating each direction v of a layer: a becomes a - (a·v - (its mean)·v) v.
 
@@ -60,70 +57,50 @@ def direction_effects(
         metric: What to watch.
         site: Of the neurons.
         position: Where to edit.
-        batch_size: Examples whose clean pass is held at once.
     """
     assert do.kind in ABLATIONS, do.kind
-    by_layer: dict[int, list[int]] = {}
-    for place, layer in enumerate(directions[:, 0].tolist()):
-        by_layer.setdefault(layer, []).append(place)
+    layers = sorted(set(directions[:, 0].tolist()))
     encoded, plan = prepare(adapter, examples, [metric], False)
-    change = _change(
-        adapter, directions, by_layer, rotation, do, metric, site, position, batch_size
-    )
-    setting = SweepSpec(
+    means: Mapping[LayerSite, Tensor] = {}
+    if do.kind == "mean":
+        answers = bool(metric.reads - {"logits"})
+        sites = {site: layers}
+        means = measure_baseline(adapter, do.over, sites, position=position, answers=answers).mean
+    changes = [
+        _ablation(do.name, rotation[:, column], means.get((layer, site)))
+        for layer, column in directions.tolist()
+    ]
+    spec = SweepSpec(
         adapter=adapter,
         plan=plan,
         metric=metric,
-        change=change,
+        change=changes[0],
         places=edited_places(adapter, encoded, position),
-        spots=frozenset((layer, site) for layer in by_layer),
+        spots=frozenset((layer, site) for layer in layers),
         ragged=position == "all",
         direct=False,
         rows=1,
         writes=OutputWeights(adapter),
     )
-    width = len(rotation)
+    every = torch.arange(len(rotation))[None]
     total = torch.zeros(len(directions), len(examples), dtype=torch.float64)
-    for batch in batches(encoded, plan, batch_size=batch_size, progress=False):
-        engine = EffectEngine(setting, batch)
+    for batch in batches(encoded, plan, "rotated"):
+        engine = EffectEngine(spec, batch)
         columns = torch.tensor([item.index for item in batch])
-        for layer, places in by_layer.items():
-            whole = EditStack((0,), {(layer, site): torch.arange(width)[None]})
-            for draw, place in enumerate(places):
-                total[place, columns] = engine.measure(whole, draw)[0].double()
+        for place, layer in enumerate(directions[:, 0].tolist()):
+            whole = EditStack((0,), {(layer, site): every})
+            total[place, columns] = engine.under(changes[place]).measure(whole, 0)[0].double()
     return total
 
 
-def _change(
-    adapter: ModelAdapter,
-    directions: Int[Tensor, "k 2"],
-    by_layer: dict[int, list[int]],
-    rotation: Float[Tensor, "width width"],
-    do: Edit,
-    metric: Metric,
-    site: str,
-    position: Position,
-    batch_size: int,
+def _ablation(
+    name: str, direction: Float[Tensor, " width"], mean: Float[Tensor, "pos width"] | None
 ) -> Change:
-    baseline: Baseline | None = None
-    if do.kind == "mean":
-        baseline = measure_baseline(
-            adapter,
-            do.over,
-            {site: sorted(by_layer)},
-            position=position,
-            answers=bool(metric.reads - {"logits"}),
-        )
+    """A layer's activation with its part along a direction set to the mean's (None: to 0)."""
 
     def formula(spot: EditInput) -> Tensor:
-        # The draw says which of the layer's directions: one layer is edited as a whole.
-        column = int(directions[by_layer[spot.layer][spot.draw], 1])
-        direction = rotation[:, column].to(spot.old)
-        level: Any = 0.0
-        if baseline is not None:
-            mean = baseline.mean[spot.layer, spot.site].to(spot.old)
-            level = mean @ direction
-        return spot.old - ((spot.old @ direction) - level)[..., None] * direction
+        along = direction.to(spot.old)
+        level: Tensor | float = 0.0 if mean is None else mean.to(spot.old) @ along
+        return spot.old - ((spot.old @ along) - level)[..., None] * along
 
-    name = replace(do).name
     return Change(f"{name}, of directions", 1, formula)

@@ -1,6 +1,6 @@
-"""`Target`: the metric neurons are ranked by, and the kind it is of.
+"""`Target`, the metric neurons are ranked by, and `ClassSums`, what one pass adds up beside it.
 
-`Sums`: what one streamed pass adds up, enough for every method that needs no stored values.
+The sums are enough for every method that needs no stored activations.
 """
 
 from collections.abc import Sequence
@@ -69,9 +69,7 @@ def target_of(
     *,
     split: str | None = None,
     prompt: SoftPrompt | None = None,
-    batch_size: int = 32,
     chat: bool = False,
-    progress: bool | None = None,
 ) -> Target:
     """The metric of every example, with its kind.
 
@@ -82,7 +80,7 @@ def target_of(
         examples: The examples neurons are ranked on.
         metric: As in `score`. A label of three categories or more stays whole.
         split: ``"median"``: above the median or not, which makes a continuous metric binary.
-        prompt, batch_size, chat, progress: As in `evaluate`.
+        prompt, chat: As in `evaluate`.
 
     Raises:
         LensSkillsError: Several metrics, a metric with one value only or with a class of fewer
@@ -99,8 +97,7 @@ def target_of(
     if found.known:
         values = known_values([found], examples)[found.name]
     else:
-        options: dict[str, Any] = {"batch_size": batch_size, "chat": chat, "progress": progress}
-        values = evaluate(model, examples, found, prompt=prompt, **options)[found.name]
+        values = evaluate(model, examples, found, prompt=prompt, chat=chat)[found.name]
     distinct = values.unique()
     if len(distinct) < 2:
         raise LensSkillsError(
@@ -175,21 +172,24 @@ class ClassSums:
     def of(
         cls,
         target: Target,
-        moments: Moments,
-        fired: Float[Tensor, "category unit"] | None,
+        parts: Sequence[Moments],
+        fired: Sequence[Tensor],
         width: int,
     ) -> "ClassSums":
-        """The sums of a finished pass whose columns were the target and its classes."""
+        """The sums of finished passes whose columns were the target and its classes.
+
+        Each pass read some of the layers, one group after another.
+        """
         return cls(
             target=target,
-            mean=moments.unit_mean.cpu(),
-            square=moments.square.cpu(),
-            cross=moments.cross[0].cpu(),
-            class_cross=moments.cross[1:].cpu(),
-            target_square=float(moments.column_square[0]),
+            mean=torch.cat([part.unit_mean for part in parts]).cpu(),
+            square=torch.cat([part.square for part in parts]).cpu(),
+            cross=torch.cat([part.cross[0] for part in parts]).cpu(),
+            class_cross=torch.cat([part.cross[1:] for part in parts], dim=1).cpu(),
+            target_square=float(parts[0].column_square[0]),
             size=target.membership.sum(0),
             n_rows=len(target.values),
-            fired=fired,
+            fired=torch.cat(list(fired), dim=1) if fired else None,
             width=width,
         )
 
@@ -217,21 +217,3 @@ class ClassSums:
         floor = ROUNDING * layers.median(dim=1, keepdim=True).values.expand_as(layers)
         flat = spread <= rearrange(floor, "layer unit -> (layer unit)")
         return flat | (spread <= _CONSTANT * self.mean.abs())
-
-
-def joined(parts: list[ClassSums]) -> ClassSums:
-    """The sums of several groups of layers, read one after another, as one."""
-    fired = [part.fired for part in parts if part.fired is not None]
-    first = parts[0]
-    return ClassSums(
-        target=first.target,
-        mean=torch.cat([part.mean for part in parts]),
-        square=torch.cat([part.square for part in parts]),
-        cross=torch.cat([part.cross for part in parts]),
-        class_cross=torch.cat([part.class_cross for part in parts], dim=1),
-        target_square=first.target_square,
-        size=first.size,
-        n_rows=first.n_rows,
-        fired=torch.cat(fired, dim=1) if fired else None,
-        width=first.width,
-    )

@@ -12,7 +12,7 @@ from scipy import stats
 import lens_skills as ls
 from lens_skills.interventions.control_neurons import draw_controls
 from lens_skills.ranking import MethodComparison, compare_methods, rank
-from lens_skills.ranking.causal_hits import judge
+from lens_skills.ranking.causal_hits import effect_tests
 from lens_skills.stats.bootstrap import cluster_interval
 from lens_skills.stats.effect_tests import delta_from_controls
 from tests.planted import plant
@@ -56,9 +56,9 @@ def build(model: Any, undo: list[Callable[[], None]]) -> MethodComparison:
     aside = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(3)).double()
     undo.append(plant(model, 2, 20, direction=aside / 10, strength=1.0, writes=towards))
     return compare_methods(
-        model, part(0, 80), "label:plural", intervene=part(2, 40), k=4, truth=TRUTH, layers=LAYERS,
-        n_controls=80, n_random=3, progress=False,
-    )  # fmt: skip
+        model, part(0, 80), "label:plural", intervene=part(2, 40), k=4, layers=LAYERS,
+        controls=ls.controls(neurons=80), n_random=3,
+    ).against(TRUTH)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +83,16 @@ def found(
 
 
 def test_the_planted_are_found_and_decoys_are_no_hits(found: MethodComparison) -> None:
-    words = found.neurons().set_index(["method", "name"])["word"]
+    words = found.neurons().set_index(["method", "name"])["verdict"]
     for method in ("pearson", "smd", "f", "auroc"):
-        named = set(found[method].trials[0].names)
+        named = set(found[method].tests[0].names)
         assert named == {*TRUTH["skill"], *TRUTH["decoy"]}, method
         assert [words[method, name] for name in TRUTH["skill"]] == ["supports"] * 2
         assert [words[method, name] for name in TRUTH["decoy"]] == ["-"] * 2
         assert (found[method].hits, found[method].n) == (2, 4)
         row = found.frame().set_index("method").loc[method]
         assert (row.recall, row.precision, row.decoy, row.writer) == (1.0, 0.5, 2.0, 0.0)
-    taylor = set(found["taylor"].trials[0].names)
+    taylor = set(found["taylor"].tests[0].names)
     assert taylor >= set(TRUTH["skill"])
     assert not taylor & set(TRUTH["decoy"])
 
@@ -100,9 +100,9 @@ def test_the_planted_are_found_and_decoys_are_no_hits(found: MethodComparison) -
 def test_the_rows_to_beat_are_there(found: MethodComparison) -> None:
     assert [row.method for row in found.rows][-2:] == ["rotated basis", "random"]
     random = found["random"]
-    assert (len(random.trials), random.n) == (3, 12)
+    assert (len(random.tests), random.n) == (3, 12)
     assert random.share <= 0.25
-    assert all("R" in name for name in found["rotated basis"].trials[0].names)
+    assert all("R" in name for name in found["rotated basis"].tests[0].names)
     assert found["rotated basis"].n == 4
     assert len(found.methods) == 11
     shares = [row.share for row in found.rows[:-2]]
@@ -149,7 +149,7 @@ def test_hits_follow_the_rule(found: MethodComparison, request: pytest.FixtureRe
         np.testing.assert_allclose(part_["p"], p)
         np.testing.assert_allclose(part_["q"], stats.false_discovery_control(p))
         low, high = cluster_interval(total, groups, seed=0)
-        for i, word in enumerate(part_["word"]):
+        for i, word in enumerate(part_["verdict"]):
             sure = part_["q"].iloc[i] <= 0.05
             below, above = float(high[i]) < -found.delta, float(low[i]) > found.delta
             assert word == ("supports" if below and sure else "opposes" if above and sure else "-")
@@ -183,12 +183,12 @@ def test_a_method_s_result_does_not_depend_on_the_others(
     model = request.getfixturevalue(f"tiny_{found.provenance['implementation']}")
     alone = compare_methods(
         model, part(0, 80), "label:plural", intervene=part(2, 40), k=4, methods=["auroc"],
-        layers=LAYERS, n_controls=80, n_random=3, delta=found.delta, progress=False,
+        layers=LAYERS, controls=ls.controls(neurons=80), n_random=3, delta=found.delta,
     )  # fmt: skip
     assert alone.delta_from == "declared"
-    effects = [each["auroc"].trials[0].effect for each in (alone, found)]
+    effects = [each["auroc"].tests[0].effect for each in (alone, found)]
     torch.testing.assert_close(*effects, rtol=1e-4, atol=1e-6)
-    assert alone["auroc"].trials[0].names == found["auroc"].trials[0].names
+    assert alone["auroc"].tests[0].names == found["auroc"].tests[0].names
 
 
 def test_controls_are_others_of_the_same_layers() -> None:
@@ -205,7 +205,7 @@ def test_controls_are_others_of_the_same_layers() -> None:
     assert torch.bincount(draw_controls(tried, everyone, 96, seed=0)[:, 0]).tolist() == [49, 0, 47]
 
 
-def test_the_word_needs_size_and_rarity() -> None:
+def test_a_hit_needs_size_and_rarity() -> None:
     controls = torch.linspace(0, 1, 400, dtype=torch.float64)
     delta = delta_from_controls(controls)
     assert delta == pytest.approx(0.95)
@@ -213,15 +213,15 @@ def test_the_word_needs_size_and_rarity() -> None:
     noise = torch.linspace(-0.1, 0.1, 40, dtype=torch.float64)
     levels = torch.tensor([-2.0, 2.0, 0.96, -0.5], dtype=torch.float64)
     total = levels[:, None] + noise
-    trial = judge("abcd", total, groups, controls, delta=delta, removes=True)
-    assert trial.words == ("supports", "opposes", "-", "-")
-    assert trial.hits == 2
+    tests = effect_tests("abcd", total, groups, controls, delta=delta, removes=True)
+    assert tests.verdicts == ("supports", "opposes", "-", "-")
+    assert tests.hits == 2
     # Alone beyond delta, but as large as many controls: not rare enough.
-    alone = judge("a", torch.full((1, 40), 0.97).double(), groups, controls * 3, delta=0.5,
+    alone = effect_tests("a", torch.full((1, 40), 0.97).double(), groups, controls * 3, delta=0.5,
                   removes=True)  # fmt: skip
-    assert alone.words == ("-",)
-    added = judge("abcd", total, groups, controls, delta=delta, removes=False)
-    assert added.words == ("opposes", "supports", "-", "-")
+    assert alone.verdicts == ("-",)
+    added = effect_tests("abcd", total, groups, controls, delta=delta, removes=False)
+    assert added.verdicts == ("opposes", "supports", "-", "-")
 
 
 def test_random_neurons_are_rarely_hits() -> None:
@@ -235,7 +235,7 @@ def test_random_neurons_are_rarely_hits() -> None:
         total = torch.from_numpy(size[:20, None] + noise)
         controls = torch.from_numpy(np.abs(size[20:] + random.normal(size=200) * 0.05))
         delta = delta_from_controls(controls)
-        trial = judge([""] * 20, total, groups, controls, delta=delta, removes=True,
+        tests = effect_tests([""] * 20, total, groups, controls, delta=delta, removes=True,
                       n_draws=200, seed=draw)  # fmt: skip
-        hits, n = hits + trial.hits, n + 20
+        hits, n = hits + tests.hits, n + 20
     assert hits / n <= 0.05

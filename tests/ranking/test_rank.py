@@ -1,5 +1,6 @@
 """Every method equals what SciPy, scikit-learn or straight-line NumPy and PyTorch make of it."""
 
+from importlib import import_module
 from itertools import combinations
 from typing import Any
 
@@ -13,18 +14,27 @@ from sklearn.metrics import balanced_accuracy_score, mutual_info_score, roc_auc_
 
 import lens_skills as ls
 from lens_skills.activations import parse_metric, stream
+from lens_skills.activations.activation_reader import LayerReader
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import attribution
 from lens_skills.models.partial_forward import CannotResume
-from lens_skills.ranking import METHODS, rank
-from lens_skills.ranking import rank as observation_module
-from lens_skills.ranking.methods import LAPE, PENALTY, find_methods
-from lens_skills.ranking.rank import rank_all
+from lens_skills.ranking import rank
+from lens_skills.ranking.methods import METHODS, PENALTY, LayerActivations, find_methods
+from lens_skills.ranking.rank import Rankings, rank_all
+from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
 from lens_skills.soft_prompts import initial_prompt
 from tests.ranking.conftest import N_LAYERS, WIDTH, Plain
 
+# Its name in the package is the function's.
+rank_module = import_module("lens_skills.ranking.rank")
+
 GRADIENTS = ("taylor", "gradient")
 PLURAL, PLACE, DIGIT = "label:plural", "label:place", "covariate:digit"
+
+
+def all_of(model: Any, task: ls.Task, metric: Any, methods: Any, **options: Any) -> Rankings:
+    """The rankings of several methods."""
+    return rank_all(LayerReader(model, task), target_of(model, task, metric), methods, **options)
 
 
 def stored(model: Any, task: ls.Task, at: str = "mlp.hook_post") -> np.ndarray:
@@ -111,12 +121,10 @@ def test_auroc_counts_ties_half() -> None:
     rows = torch.tensor([[0.0], [1.0], [1.0], [2.0]])
     table = {"label:y": [0, 0, 1, 1]}["label:y"]
     assert roc_auc_score(table, rows[:, 0]) == 0.875
-    from lens_skills.ranking.methods import auroc
-    from lens_skills.ranking.target_statistics import Target
-
+    auroc = METHODS["auroc"].of
     y = torch.tensor(table, dtype=torch.float64)
     target = Target("y", "binary", y, ("0", "1"), True, None)
-    values = Values(rows, target, list("abcd"), torch.zeros(1, dtype=torch.bool), 0)
+    values = LayerActivations(rows, target, list("abcd"), torch.zeros(1, dtype=torch.bool), 0)
     assert auroc(values).tolist() == [0.875]
 
 
@@ -219,18 +227,18 @@ def test_all_methods_at_once_equal_each_alone_and_read_once(
     tiny: Any, nouns: ls.Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    real = observation_module._read
+    real = rank_module._read
 
     def counted(*args: Any) -> Any:
         passes.append(1)
         return real(*args)
 
-    monkeypatch.setattr(observation_module, "_read", counted)
+    monkeypatch.setattr(rank_module, "_read", counted)
     odds = parse_metric("logit_diff", nouns, asked="a test")
-    together = rank_all(tiny, nouns, PLURAL, find_methods(METHODS), differentiated=odds)
+    together = all_of(tiny, nouns, PLURAL, find_methods(METHODS), differentiated=odds)
     assert len(passes) == 1
-    assert list(together.found) == list(METHODS)
-    for name, ranking in together.found.items():
+    assert list(together.rankings) == list(METHODS)
+    for name, ranking in together.rankings.items():
         alone = rank(
             tiny, nouns, "logit_diff" if METHODS[name].reads == "gradient" else PLURAL, method=name
         )
@@ -241,12 +249,12 @@ def test_layers_that_do_not_fit_are_read_in_further_passes(
     tiny: Any, nouns: ls.Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = find_methods(["pearson", "auroc", "lape", "predictivity"])
-    whole = rank_all(tiny, nouns, PLURAL, chosen, differentiated=None)
-    monkeypatch.setattr(observation_module, "STORED", 4 * WIDTH * len(nouns) * 3)
-    parts = rank_all(tiny, nouns, PLURAL, chosen, differentiated=None, rotation_seed=0)
-    for name in whole.found:
-        check(parts.found[name].score, whole.found[name].score, 1e-12)
-    assert parts.seen.rotated is not None
+    whole = all_of(tiny, nouns, PLURAL, chosen)
+    monkeypatch.setattr(rank_module, "STORED", 4 * WIDTH * len(nouns) * 3)
+    parts = all_of(tiny, nouns, PLURAL, chosen, rotation_seed=0)
+    for name in whole.rankings:
+        check(parts.rankings[name].score, whole.rankings[name].score, 1e-12)
+    assert parts.statistics.rotated is not None
 
 
 def test_a_rotated_direction_explains_what_it_explains(
@@ -259,16 +267,14 @@ def test_a_rotated_direction_explains_what_it_explains(
          for k in range(N_LAYERS)], axis=1,
     )  # fmt: skip
     for metric, name in ((PLURAL, "plural"), (DIGIT, "digit")):
-        found = rank_all(
-            tiny, nouns, metric, find_methods(["pearson"]), differentiated=None, rotation_seed=5
-        )
+        found = all_of(tiny, nouns, metric, find_methods(["pearson"]), rotation_seed=5)
         r = np.array([stats.pearsonr(unit, column(nouns, name)).statistic for unit in turned.T])
-        assert found.seen.rotated is not None
-        check(found.seen.rotated, r**2, 1e-4)
-    found = rank_all(tiny, nouns, PLACE, find_methods(["f"]), differentiated=None, rotation_seed=5)
-    assert found.seen.rotated is not None
+        assert found.statistics.rotated is not None
+        check(found.statistics.rotated, r**2, 1e-4)
+    found = all_of(tiny, nouns, PLACE, find_methods(["f"]), rotation_seed=5)
+    assert found.statistics.rotated is not None
     f = f_classif(turned, column(nouns, "place"))[0]
-    check(found.seen.rotated, f * 2 / (f * 2 + len(x) - 3), 1e-4)
+    check(found.statistics.rotated, f * 2 / (f * 2 + len(x) - 3), 1e-4)
 
 
 def test_a_neuron_that_does_not_vary_is_ranked_by_no_method(nouns: ls.Task, tiny: Any) -> None:
@@ -284,8 +290,6 @@ def test_a_neuron_that_does_not_vary_is_ranked_by_no_method(nouns: ls.Task, tiny
 
 
 def test_lape_never_ranks_what_fires_once(nouns: ls.Task) -> None:
-    from lens_skills.ranking.target_statistics import Target
-
     y = torch.tensor([0.0, 1.0] * 50, dtype=torch.float64)
     target = Target("y", "binary", y, ("0", "1"), True, None)
     fired = torch.stack([torch.full((40,), 20.0), torch.full((40,), 25.0)]).double()
@@ -295,10 +299,12 @@ def test_lape_never_ranks_what_fires_once(nouns: ls.Task) -> None:
     fired[:, 3] = torch.tensor([49.0, 50.0])
     zeros = torch.zeros(40, dtype=torch.float64)
     size = torch.tensor([50.0, 50.0], dtype=torch.float64)
-    sums = Sums(target, zeros, zeros, zeros, torch.zeros(2, 40).double(), 1.0, size, 100, fired, 40)
-    score = LAPE.of(sums)
+    sums = ClassSums(
+        target, zeros, zeros, zeros, torch.zeros(2, 40).double(), 1.0, size, 100, fired, 40
+    )
+    score = METHODS["lape"].of(sums)
     assert score[0].isnan()
-    assert LAPE.strength(score).argmax().item() == 1
+    assert METHODS["lape"].strength(score).argmax().item() == 1
     assert score[1].item() == pytest.approx(stats.entropy([1.0, 0.04]))
 
 
@@ -319,7 +325,7 @@ def test_whole_passes_give_the_same_gradients(
 ) -> None:
     """Where the last columns cannot be run alone; with answers of one token, and of several."""
     some = ls.tasks.arithmetic("+", digits=(1, 1), n=40, seed=0)[:12] if long else nouns
-    usual = [rank(tiny, some, "logit_diff", method=m, batch_size=5) for m in GRADIENTS]
+    usual = [rank(tiny, some, "logit_diff", method=m) for m in GRADIENTS]
     asked: list[int] = []
 
     def cannot(*args: Any) -> Any:
@@ -328,7 +334,7 @@ def test_whole_passes_give_the_same_gradients(
 
     monkeypatch.setattr(attribution, "activations_and_gradients", cannot)
     for one in usual:
-        found = rank(tiny, some, "logit_diff", method=one.method, batch_size=5)
+        found = rank(tiny, some, "logit_diff", method=one.method)
         scale = float(one.score.abs().max())
         torch.testing.assert_close(found.score, one.score, rtol=1e-4, atol=1e-5 * scale)
     assert asked

@@ -124,12 +124,12 @@ def test_a_table_ranks_as_the_model_does(tiny: Any, nouns: ls.Task, tmp_path: Pa
 
 def test_what_cannot_rank_is_left_out_with_the_reason(tiny: Any, nouns: ls.Task) -> None:
     explore, intervene = nouns.split(0.5, 0.5, seed=0)
-    asked: dict[str, Any] = {"intervene": intervene, "k": 3, "progress": False}
+    asked: dict[str, Any] = {"intervene": intervene, "k": 3}
 
     def first_choice(logits: Any, examples: Any) -> Any:
         return (logits.argmax(-1) % 2).double()
 
-    found = compare_methods(tiny, explore, PLACE, causal=first_choice, delta=0.1, **asked)
+    found = compare_methods(tiny, explore, PLACE, causal_metric=first_choice, delta=0.1, **asked)
     assert set(found.left_out) == {"pearson", *TWO, "taylor", "gradient"}
     assert {row.method for row in found.rows} == {*CLASSES, "random", "rotated basis"}
     assert "left out: auroc needs numbers" in repr(found)
@@ -143,7 +143,7 @@ def test_what_cannot_rank_is_left_out_with_the_reason(tiny: Any, nouns: ls.Task)
 
 def test_a_comparison_refuses_what_would_mislead(tiny: Any, nouns: ls.Task) -> None:
     explore, intervene = nouns.split(0.5, 0.5, seed=0)
-    asked: dict[str, Any] = {"methods": ["pearson"], "k": 3, "progress": False}
+    asked: dict[str, Any] = {"methods": ["pearson"], "k": 3}
 
     def said(*splits: Any, **options: Any) -> str:
         first, second = splits or (explore, intervene)
@@ -152,13 +152,15 @@ def test_a_comparison_refuses_what_would_mislead(tiny: Any, nouns: ls.Task) -> N
 
     assert "explore and intervene share" in said(explore, explore)
     assert "no examples to intervene on" in said(explore, [])
-    assert "known before the model runs" in said(causal=PLURAL)
+    assert "known before the model runs" in said(causal_metric=PLURAL)
     assert "pools tokens" in said(position="mean")
     assert "no method 'smdd'" in said(methods=["smdd"])
     assert "named twice" in said(methods=["smd", "smd"])
     assert "both must be 1 or more" in said(k=0)
+    assert "compares with single neurons" in said(controls=ls.controls(sets=5))
     assert "other neurons are left" in said(k=60)
-    assert "names no neuron as 'decoy'" in said(truth={"skill": ["L1N1"], "decoy": []})
-    waived = compare_methods(tiny, explore, PLURAL, intervene=explore, exploratory=True, **asked)
-    assert waived.exploratory
-    assert repr(waived).startswith("EXPLORATORY")
+    again = compare_methods(tiny, explore, PLURAL, intervene=explore, exploratory=True, **asked)
+    assert again.exploratory
+    with pytest.raises(LensSkillsError, match="names no neuron as 'decoy'"):
+        again.against({"skill": ["L1N1"], "decoy": []})
+    assert repr(again).startswith("EXPLORATORY")

@@ -24,7 +24,7 @@ def test_a_direction_is_ablated_as_plain_pytorch_does_it(
     effects = direction_effects(
         as_adapter(tiny), some, directions, rotation,
         ls.ablate(kind, over=over if kind == "mean" else None),
-        metric=ls.logit_diff(), site="mlp.hook_post", position="last", batch_size=4,
+        metric=ls.logit_diff(), site="mlp.hook_post", position="last",
     )  # fmt: skip
     for row, (layer, column) in enumerate(directions.tolist()):
         direction = rotation[:, column]
@@ -51,7 +51,7 @@ def test_other_edits_have_no_rotated_row_and_need_not_be_ablations(
     explore, intervene = nouns.split(0.5, 0.5, seed=0)
     found = compare_methods(
         tiny, explore, "label:plural", intervene=intervene, methods=["pearson"], k=3,
-        do=ls.steer(by=2, over=explore), n_random=1, progress=False,
+        do=ls.steer(by=2, over=explore), n_random=1,
     )  # fmt: skip
     assert [row.method for row in found.rows] == ["pearson", "random"]
     assert "steering by 2 std" in found.do

@@ -32,7 +32,7 @@ class Example:
         options: All continuations a multiple-choice reading allows; contains the answer.
         corrupted: The twin prompt that asks for the foil (same length in words).
         labels: What is to be found in the neurons: one number or category per name.
-        covariates: What could explain a hit away: operands, length, template, frequency.
+        covariates: What could explain a neuron away: operands, length, template, frequency.
         group: Examples that must not be separated by a split (3+4 and 4+3; the same noun).
         kind: The input type a control task draws its random labels for (an operand, a noun);
             empty means the group.

@@ -15,7 +15,7 @@ from lens_skills.activations import (
     Metric,
     Position,
     evaluate,
-    parse_metrics,
+    parse_metric,
 )
 from lens_skills.activations.components import parse_components, parse_neurons
 from lens_skills.activations.metrics import causal_metric
@@ -37,6 +37,7 @@ from lens_skills.explanation.shortcut_report import (
     word_for,
 )
 from lens_skills.interventions import Controls, Edit, ablate
+from lens_skills.interventions.effects import effect_metric
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import examples_hash, versions
 from lens_skills.scoring import score, select
@@ -110,7 +111,7 @@ def shortcuts(
     """
     adapter = as_adapter(model)
     check_apart(explore, confirm, intervene)
-    (wanted,) = parse_metrics(metric)
+    wanted = parse_metric(metric, (), asked="shortcuts(metric=…)")
     outcome = parse_causal_metric(wanted, causal_metric, intervene)
     splits = (explore, confirm, intervene)
     about = {
@@ -209,13 +210,7 @@ def parse_causal_metric(metric: Metric, asked: Any, examples: Task) -> Metric:
                 f"{metric.name!r} cannot be measured while neurons are ablated, and the examples "
                 "have no answers. Say what should change: causal_metric='entropy', …"
             )
-    (found,) = parse_metrics(metric if asked is None else asked)
-    if found.known:
-        raise LensSkillsError(
-            f"causal_metric={found.name!r} is a column of the task, which no ablation changes. "
-            "Name what the model says: confidence(), logit_diff(), …"
-        )
-    return found
+    return effect_metric(metric if asked is None else asked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +258,7 @@ def find_candidates(
     if len(chosen) == 0:
         note = (
             f"no neuron is strong for {metric.name} here: {chosen.attrition_line()}. Give more "
-            "examples, or name neurons: neurons=found[metric].top(20)"
+            "examples, or name neurons: neurons=scores[metric].top(20)"
         )
         return ShortcutCandidates(chosen.neurons, chosen.r_confirm, (note,))
     line = f"{chosen.attrition_line()}; the {min(k, len(chosen))} strongest were tested"

@@ -1,4 +1,4 @@
-"""`TokenLogits`: which tokens a neuron makes more and less likely by itself."""
+"""`token_logits`: which tokens a neuron makes more and less likely by itself (logit lens)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,15 +42,15 @@ class TokenLogits:
     how: str
 
     def frame(self) -> pd.DataFrame:
-        """One row per token: token logit side."""
+        """One row per token: token logit direction (promoted, suppressed)."""
         rows = [(token, logit, "promoted") for token, logit in self.promoted]
         rows += [(token, logit, "suppressed") for token, logit in self.suppressed]
-        return pd.DataFrame(rows, columns=["token", "logit", "side"])
+        return pd.DataFrame(rows, columns=["token", "logit", "direction"])
 
     def __repr__(self) -> str:
-        sides = {"promotes": self.promoted, "suppresses": self.suppressed}
+        parts = {"promotes": self.promoted, "suppresses": self.suppressed}
         lines = [f"{self.name}, logits per unit of activation ({self.how})"]
-        lines += [f"  {verb:<10} {shown(tokens, len(tokens))}" for verb, tokens in sides.items()]
+        lines += [f"  {verb:<10} {shown(tokens, len(tokens))}" for verb, tokens in parts.items()]
         return "\n".join(lines)
 
 
@@ -76,7 +76,7 @@ def token_logits(
     Args:
         model: A HookedTransformer or TransformerBridge.
         neuron: ``"L17N635"`` or (layer, index), at ``mlp.hook_post``.
-        k: How many tokens on each side.
+        k: How many tokens of each kind.
         over: Examples that say how large the residual stream is where the answer is predicted;
             by default a few plain sentences.
 

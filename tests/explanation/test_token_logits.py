@@ -55,7 +55,7 @@ def test_without_examples_plain_sentences_say_how_large_the_residual_is(
     found = token_logits(tiny, "L1N2", k=1)
     assert found.promoted[0][1] == pytest.approx(wanted.max().item(), rel=1e-3)
     assert "RMSNorm at a frozen scale" in repr(found)
-    assert found.frame()["side"].tolist() == ["promoted", "suppressed"]
+    assert found.frame()["direction"].tolist() == ["promoted", "suppressed"]
 
 
 def test_refusals(tiny: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from lens_skills.activations import stream
 from lens_skills.plotting import figures
 from lens_skills.plotting.gallery import draw_all, draw_verdict
+from lens_skills.settings import config
 from lens_skills.studies import Study, study
 from lens_skills.tasks import agreement, arithmetic
 
@@ -58,23 +59,24 @@ def _keep(model: Any, result: Study, folder: Path) -> None:
 
 def draw(model: Any, result: Study, folder: Path) -> None:
     """Every figure of a study, the strongest neuron's activations among them."""
-    view = result.found[result.metric]
+    scores = result.found[result.metric]
     for drawing in draw_all(result.found, [result.selection], metrics=[result.metric]):
         drawing.save(folder)
     if result.verdict is not None:
-        for drawing in draw_verdict(result.verdict, view):
+        for drawing in draw_verdict(result.verdict, scores):
             drawing.save(folder)
-    layer, neuron = view.top(1)[0].tolist()
+    layer, neuron = scores.top(1)[0].tolist()
     order, activations = [], []
-    for batch in stream(model, result.explore, layers=layer, progress=False):
-        order += batch.index.tolist()
-        activations += batch.activations[:, 0, neuron].tolist()
+    with config(progress=False):
+        for batch in stream(model, result.explore, layers=layer):
+            order += batch.index.tolist()
+            activations += batch.activations[:, 0, neuron].tolist()
     figures.activation_scatter(
         activations,
-        result.found.values[result.metric][order],
+        scores.scores.values[result.metric][order],
         name=f"L{layer}N{neuron}",
         metric=result.metric,
-        site=result.found.site,
-        position=result.found.positions[0],
+        site=scores.scores.site,
+        position=scores.scores.positions[0],
         groups=[result.explore[place].group for place in order],
     ).save(folder)

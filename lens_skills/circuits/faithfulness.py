@@ -1,10 +1,8 @@
-"""`Faithfulness`: how much of what the whole model does a circuit does alone, and against what.
+"""`faithfulness`: how much of what the whole model does a circuit does alone, and against what.
 
-`Evaluation`: one part of a circuit, run at several sizes, without each edge, and against others.
-
-What is measured per example is turned into shares of the gap between no edge and all edges.
-
-`faithfulness`: how much of what the whole model does a circuit does alone.
+A `CircuitEvaluation` runs one part of a circuit at several sizes, without each edge and beside
+random circuits; what it measures per example becomes shares of the gap between no edge and all
+edges: a `Curve` per part, together a `Faithfulness`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +28,11 @@ from lens_skills.models.weights import ModelWeights
 from lens_skills.stats.bootstrap import ClusteredRatio, cluster_interval, ratio_interval
 from lens_skills.stats.effect_tests import cluster_p, equivalent
 from lens_skills.stats.multiple_testing import false_discovery_q
+
+ALPHA = 0.05
+EPSILON = 0.1
+
+_ROWS = 4096  # columns of all sets and examples that run at once
 
 
 @dataclass(frozen=True)
@@ -248,10 +251,116 @@ def area(x: Sequence[float] | np.ndarray, y: Sequence[float]) -> float:
     return float((np.diff(x) * heights).sum() / (x[-1] - x[0]))
 
 
-ALPHA = 0.05
+def faithfulness(
+    model: Any,
+    examples: Sequence[Example],
+    circuit: Circuit,
+    *,
+    metric: Any = None,
+    sizes: Sequence[int] | None = None,
+    n_random: int = 20,
+    removals: bool = True,
+    epsilon: float = EPSILON,
+    prompt: SoftPrompt | None = None,
+    seed: int = 0,
+) -> Faithfulness:
+    """What a circuit's confirmed edges do when every other edge carries the corrupted prompt.
 
+    Upstream (and for a behaviour): the corrupted prompt, with the clean one entering at the input
+    tokens and at senders whose own inputs were not tested, and travelling along the circuit only.
+    Downstream: the clean prompt, with the start's activation corrupted and sent along the circuit
+    only, until it has left the nodes whose out-edges were tested. Everything is computed anew;
+    nothing is linearised. With all edges the first is the clean prompt exactly, and the second
+    the start patched whole; with none both are the other end of the gap.
 
-_ROWS = 4096  # columns of all sets and examples that run at once
+    - **faithfulness** at each size, strongest edges first: (m(circuit) - m(empty)) / (m(whole) -
+      m(empty)), a ratio of means with a cluster-bootstrap interval.
+    - **completeness**: the share that is left with all edges *but* the circuit's.
+    - **minimality**: each edge removed from the circuit in turn.
+    - **equivalence**: random circuits of equal size on the same receivers (downstream: from the
+      same senders), their senders taken as they are on the clean prompt, which favours them; and
+      whether the circuit lies within ``epsilon`` of the whole.
+
+    An edge of a single neuron is left out where the circuit holds that of its whole MLP.
+
+    Args:
+        model: The model the circuit was found in.
+        examples: Pairs, best others than those the circuit was found on.
+        circuit: From `lens_skills.circuit`.
+        metric: Of the answer; None: the circuit's own, by its name.
+        sizes: Numbers of edges to run; None: about two per doubling.
+        n_random: Random circuits, each at every size.
+        removals: Whether to run the circuit without each of its edges.
+        epsilon: Of the equivalence test.
+        prompt: The soft prompt the circuit was found with.
+        seed: Of random circuits and bootstrap.
+
+    Raises:
+        LensSkillsError: Nothing confirmed that can run; another model; a gap that includes 0.
+
+    Source: faithfulness of edges against size, and the areas: Mueller et al. 2025
+    (arXiv 2504.13151), there over shares of all edges on a linear axis; faithfulness,
+    completeness, minimality: Wang et al. 2022 (arXiv 2211.00593); tests against random circuits:
+    Shi et al. 2024 (arXiv 2410.13032).
+
+    Does not show: that the circuit is the only one; many circuits of a size may do as much.
+    """
+    adapter = with_soft_prompt(model, prompt)
+    _same_model(adapter, circuit)
+    asked = circuit.metric if metric is None else metric
+    answer = AnswerTarget(parse_metric(asked, examples, asked="faithfulness"))
+    caches = paired_caches(ModelWeights(adapter), examples, answer.metric)
+    groups = [example.group for example in examples]
+    curves: list[Curve] = []
+    notes: list[str] = []
+    for totals in circuit.totals:
+        tested = [edge for edge in circuit.edges if edge.target == totals.target and _runs(edge)]
+        held = distinct([edge for edge in tested if edge.confirmed])
+        if not held:
+            notes.append(f"{totals.part}: no confirmed edge can run")
+            continue
+        ends_there = totals.part == "upstream" and circuit.start[0].kind != "answer"
+        target: Target = upstream_target(circuit, examples) if ends_there else answer
+        one = CircuitEvaluation(
+            totals.part, held, tuple(tested), circuit.start, target, caches, groups, seed
+        )
+        curves.append(
+            one.curve(
+                sizes=None if sizes is None else [k for k in sizes if k <= len(held)],
+                n_random=n_random,
+                removals=removals,
+                epsilon=epsilon,
+                n_edges=_count(one),
+            )
+        )
+    if not curves:
+        raise LensSkillsError(
+            f"no confirmed edge of the circuit of {circuit.target} can run, so there is nothing "
+            "to be faithful. Test more edges (n_edges=), or use more pairs."
+        )
+    halves = [circuit.provenance.get(half, {}) for half in ("proposed_on", "tested_on")]
+    seen = {one for half in halves for one in half.get("example_ids", ())}
+    again = sum(example.id in seen for example in examples)
+    if again:
+        notes.append(f"{again} of {len(examples)} pairs had part in finding the circuit")
+    return Faithfulness(
+        curves=tuple(curves),
+        n_examples=len(examples),
+        n_groups=len(set(groups)),
+        n_unrun=sum(not _runs(edge) for edge in circuit.confirmed),
+        epsilon=epsilon,
+        notes=tuple(notes),
+        provenance={
+            "model": adapter.name,
+            "model_fingerprint": adapter.fingerprint(),
+            "start": circuit.target,
+            "task": getattr(examples, "name", "examples"),
+            "split": getattr(examples, "split_name", "all"),
+            "metric": answer.name,
+            "seed": seed,
+            "example_ids": [example.id for example in examples],
+        },
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -457,121 +566,6 @@ def explored(sender: Node, reached: Iterable[tuple[Node, str]]) -> bool:
         elif node == sender or (sender.kind == "neuron" and node == mlp):
             return True
     return False
-
-
-EPSILON = 0.1
-
-
-def faithfulness(
-    model: Any,
-    examples: Sequence[Example],
-    circuit: Circuit,
-    *,
-    metric: Any = None,
-    sizes: Sequence[int] | None = None,
-    n_random: int = 20,
-    removals: bool = True,
-    epsilon: float = EPSILON,
-    prompt: SoftPrompt | None = None,
-    seed: int = 0,
-) -> Faithfulness:
-    """What a circuit's confirmed edges do when every other edge carries the corrupted prompt.
-
-    Upstream (and for a behaviour): the corrupted prompt, with the clean one entering at the input
-    tokens and at senders whose own inputs were not tested, and travelling along the circuit only.
-    Downstream: the clean prompt, with the start's activation corrupted and sent along the circuit
-    only, until it has left the nodes whose out-edges were tested. Everything is computed anew;
-    nothing is linearised. With all edges the first is the clean prompt exactly, and the second
-    the start patched whole; with none both are the other end of the gap.
-
-    - **faithfulness** at each size, strongest edges first: (m(circuit) - m(empty)) / (m(whole) -
-      m(empty)), a ratio of means with a cluster-bootstrap interval.
-    - **completeness**: the share that is left with all edges *but* the circuit's.
-    - **minimality**: each edge removed from the circuit in turn.
-    - **equivalence**: random circuits of equal size on the same receivers (downstream: from the
-      same senders), their senders taken as they are on the clean prompt, which favours them; and
-      whether the circuit lies within ``epsilon`` of the whole.
-
-    An edge of a single neuron is left out where the circuit holds that of its whole MLP.
-
-    Args:
-        model: The model the circuit was found in.
-        examples: Pairs, best others than those the circuit was found on.
-        circuit: From `lens_skills.circuit`.
-        metric: Of the answer; None: the circuit's own, by its name.
-        sizes: Numbers of edges to run; None: about two per doubling.
-        n_random: Random circuits, each at every size.
-        removals: Whether to run the circuit without each of its edges.
-        epsilon: Of the equivalence test.
-        prompt: The soft prompt the circuit was found with.
-        seed: Of random circuits and bootstrap.
-
-    Raises:
-        LensSkillsError: Nothing confirmed that can run; another model; a gap that includes 0.
-
-    Source: faithfulness of edges against size, and the areas: Mueller et al. 2025
-    (arXiv 2504.13151), there over shares of all edges on a linear axis; faithfulness,
-    completeness, minimality: Wang et al. 2022 (arXiv 2211.00593); tests against random circuits:
-    Shi et al. 2024 (arXiv 2410.13032).
-
-    Does not show: that the circuit is the only one; many circuits of a size may do as much.
-    """
-    adapter = with_soft_prompt(model, prompt)
-    _same_model(adapter, circuit)
-    asked = circuit.metric if metric is None else metric
-    answer = AnswerTarget(parse_metric(asked, examples, asked="faithfulness"))
-    caches = paired_caches(ModelWeights(adapter), examples, answer.metric)
-    groups = [example.group for example in examples]
-    curves: list[Curve] = []
-    notes: list[str] = []
-    for totals in circuit.totals:
-        tested = [edge for edge in circuit.edges if edge.target == totals.target and _runs(edge)]
-        held = distinct([edge for edge in tested if edge.confirmed])
-        if not held:
-            notes.append(f"{totals.part}: no confirmed edge can run")
-            continue
-        ends_there = totals.part == "upstream" and circuit.start[0].kind != "answer"
-        target: Target = upstream_target(circuit, examples) if ends_there else answer
-        one = CircuitEvaluation(
-            totals.part, held, tuple(tested), circuit.start, target, caches, groups, seed
-        )
-        curves.append(
-            one.curve(
-                sizes=None if sizes is None else [k for k in sizes if k <= len(held)],
-                n_random=n_random,
-                removals=removals,
-                epsilon=epsilon,
-                n_edges=_count(one),
-            )
-        )
-    if not curves:
-        raise LensSkillsError(
-            f"no confirmed edge of the circuit of {circuit.target} can run, so there is nothing "
-            "to be faithful. Test more edges (n_edges=), or use more pairs."
-        )
-    halves = [circuit.provenance.get(half, {}) for half in ("proposed_on", "tested_on")]
-    seen = {one for half in halves for one in half.get("example_ids", ())}
-    again = sum(example.id in seen for example in examples)
-    if again:
-        notes.append(f"{again} of {len(examples)} pairs had part in finding the circuit")
-    return Faithfulness(
-        curves=tuple(curves),
-        n_examples=len(examples),
-        n_groups=len(set(groups)),
-        n_unrun=sum(not _runs(edge) for edge in circuit.confirmed),
-        epsilon=epsilon,
-        notes=tuple(notes),
-        provenance={
-            "model": adapter.name,
-            "model_fingerprint": adapter.fingerprint(),
-            "start": circuit.target,
-            "task": getattr(examples, "name", "examples"),
-            "split": getattr(examples, "split_name", "all"),
-            "metric": answer.name,
-            "seed": seed,
-            "example_ids": [example.id for example in examples],
-        },
-    )
 
 
 def _runs(edge: Edge) -> bool:

@@ -155,7 +155,7 @@ def predictivity(values: LayerActivations) -> Float[Tensor, " unit"]:
     """max(accuracy, 1 - accuracy) of "x > b", in [0.5, 1]; 0.5 tells nothing.
 
     The threshold b of an example is the neuron's mean over the *other* half of the examples
-    (random halves that share no group), so none helps to set the threshold it is judged by. The
+    (random halves that share no group), so none helps to set the threshold it is held against. The
     accuracy is the mean of both classes': at 17 % correct a silent neuron would else reach 0.83.
     """
     rows = values.activations.double()

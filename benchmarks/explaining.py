@@ -16,7 +16,6 @@ from timing import arguments, run_parts, table
 
 import lens_skills as ls
 from lens_skills.activations.activation_reader import read_neurons
-from lens_skills.activations.components import parse_components
 from lens_skills.explanation import explain, feature_bank, shortcuts
 from lens_skills.models import as_adapter
 from lens_skills.tasks import few
@@ -33,9 +32,8 @@ def timing(model_name: str | None, n_permutations: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     flat = torch.randperm(adapter.n_layers * adapter.d_mlp, generator=generator)[:NEURONS]
     rows = torch.stack([flat // adapter.d_mlp, flat % adapter.d_mlp], 1)
-    components = parse_components(adapter, rows)
     start = time.process_time()
-    read_neurons(adapter, task, components, position="last")
+    read_neurons(adapter, task, rows, position="last")
     capture = time.process_time() - start
     start = time.process_time()
     bank = feature_bank(task)

@@ -1,14 +1,13 @@
-"""`Reader`: the pass over a split, with what the gate did beside what the neuron did.
+"""Activations of some or all neurons of a site, batch by batch, from a model or from a table.
 
-`Readings`: what chosen neurons did on each example, from a model or from a table on disk.
-
-`Source`: a model or a table, as a supplier of batches of one site and position.
-
-The activations of a few neurons: one number per example, or one per token of some examples.
+`ActivationReader` is what every room reads a split with. Below it: the values of chosen neurons on
+every example, their values at every token of a few, and a site at the positions that an edit
+changes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import Component, _find_units, parse_neurons
-from lens_skills.activations.forward import NOTHING, forward_batch, prepare
+from lens_skills.activations.forward import NOTHING, RequiredOutputs, known_values, prepare
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
     Position,
@@ -31,158 +30,177 @@ from lens_skills.activations.locations import (
     token_places,
 )
 from lens_skills.activations.metrics import Metric
-from lens_skills.activations.stream import Batch, PositionGather, batches, stream
+from lens_skills.activations.stream import Batch, read_sites, stream
 from lens_skills.activations.tokenization import Encoded, encode_examples, with_answers
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.fingerprint import identity
 
+GATE = "mlp.hook_pre"
+"""What goes into the activation function: a gated MLP's gate, a plain one's pre-activation."""
 
-def read_batches(
-    adapter: ModelAdapter,
-    examples: Sequence[Any],
-    site: str,
-    layers: Sequence[int],
-    *,
-    position: Position,
-    answers: bool | None,
-    batch_size: int | None = None,
-) -> Iterator[
-    tuple[list[Encoded], Float[Tensor, "batch pos layer width"], Bool[Tensor, "batch pos"] | None]
-]:
-    """Batches of one site's activations at the edited positions (layers in ascending order).
+SOFT = "⟨soft⟩"
+"""What is shown for a vector of a soft prompt."""
 
-    The mask says for ``"all"`` which positions are tokens of the prompt; rows end in padding.
+
+class ActivationReader:
+    """One split at one site and position, read as often as there are reasons to.
+
+    Args:
+        model: A model, or an `ActivationTable`.
+        examples: What is read.
+        at: Hook point within a block.
+        position: Which tokens. None: ``"last"``; for a soft prompt each of its vectors, or where a
+            ``purpose`` is given its last one.
+        layers: Which layers (default all; all of a table).
+        neurons: Names, rows or a `Selection`, in the order wanted; None: every neuron there is.
+        metrics: Read in the same pass, already parsed.
+        prompt: A soft prompt to read with.
+        chat: Put prompts through the tokenizer's chat template.
+        purpose: What is done with one number per example ("ranked"); several are then refused.
+
+    Attributes:
+        adapter, table: The model or the table; the other is None.
+        site: The site and its layers.
+        labels: The positions, as results name them.
+        ragged: Whether examples differ in how many tokens are read (position ``"all"``).
+        width: Neurons per layer.
+        layer, neuron: Of the units that are read.
+        soft: The soft prompt the model is read with.
+
+    Raises:
+        LensSkillsError: An unknown hook point, neuron or position; a table of another site or
+            position.
     """
-    where, reading = find_site(adapter, site, layers), edited_positions(position)
-    # Unlike a stream without metrics: a prompt must end where it ends in the pass that measures
-    # the effect, and that one may hand a trailing space to the answer.
-    encoded = encode_examples(adapter, examples, answers=with_answers(examples, answers))
-    for batch in batches(encoded, NOTHING, batch_size=batch_size, progress=False):
-        places = [[token_places(adapter, item, spot) for spot in reading.spots] for item in batch]
-        rows = PositionGather(where, reading, places, batch, NOTHING)
-        forward_batch(adapter, batch, NOTHING, (), {}, rows.readers())
-        values, mask = rows.result()
-        if values.ndim == 3:
-            values = rearrange(values, "batch layer width -> batch 1 layer width")
-        yield batch, values.cpu(), None if mask is None else mask.cpu()
-
-
-class SplitReader:
-    """A model or a table, as a supplier of batches of one site and position."""
 
     def __init__(
         self,
         model: Any,
         examples: Sequence[Example],
-        metrics: Sequence[Metric],
-        at: str,
-        position: Position | None,
-        layers: int | Iterable[int] | None,
-        batch_size: int | None = None,
+        *,
+        at: str = DEFAULT_SITE,
+        position: Position | None = None,
+        layers: int | Iterable[int] | None = None,
+        neurons: Any = None,
+        metrics: Sequence[Metric] = (),
+        prompt: SoftPrompt | None = None,
         chat: bool = False,
-        progress: bool | None = None,
+        purpose: str = "",
     ) -> None:
+        self.examples, self.metrics, self.chat = examples, metrics, chat
         self.table = model if isinstance(model, ActivationTable) else None
-        self.examples, self.metrics = examples, metrics
-        self.batch_size = settings.batch_size() if batch_size is None else batch_size
-        self.chat, self.progress = chat, progress
-        self.device: torch.device | str = "cpu"
-        self.soft: SoftPrompt | None = None
-        if self.table is not None:
-            self._read_table(self.table, at, position or "last", layers)
-            return
-        adapter = as_adapter(model)
-        position = soft_position(adapter, position)
-        found = find_site(adapter, at, layers)
-        reading = parse_position(position)
-        self.adapter, self.position, self.soft = adapter, position, adapter.soft
-        self.site, self.layers, self.labels = found.name, found.layers, reading.labels
-        self.ragged = reading.ragged
-        # MPS has no float64; the sums then live on the CPU.
-        self.device = "cpu" if adapter.device.type == "mps" else adapter.device
-        self.about = {
-            **identity(adapter),
-            "implementation": adapter.implementation,
-            "dtype": str(adapter.dtype),
-            "site": found.name,
-            "layers": list(found.layers),
-            "positions": list(reading.labels),
-            "chat": chat,
-        }
-        self.width = _width(adapter, examples[0], found.name, found.layers[0], chat)
-
-    def _read_table(
-        self,
-        table: ActivationTable,
-        at: str,
-        position: Position,
-        layers: int | Iterable[int] | None,
-    ) -> None:
-        about = table.manifest
-        asked = {"site": at, "positions": list(parse_position(position).labels)}
-        for name, value in asked.items():
-            if about[name] != value:
-                raise LensSkillsError(
-                    f"the table {table.path} holds {name} {about[name]}, not {value}."
-                )
-        if layers is not None:
-            raise LensSkillsError("a table is scored with all the layers it holds: leave layers=.")
-        self.site, self.layers, self.labels = at, table.layers, tuple(about["positions"])
-        self.ragged = False
-        self.width = table.activations().shape[-1]
-        self.about = {
-            name: about[name]
-            for name in ("model", "model_fingerprint", "site", "layers", "positions", "chat")
-        }
-        self.about["weights"] = about.get("weights", about["model_fingerprint"])
-
-    def batches(self, skip: int) -> Iterator[Batch]:
-        """The pass's batches from batch ``skip`` on."""
-        if self.table is not None:
-            found = self.table.stream(
-                self.examples,
-                metrics=self.metrics,
-                batch_size=self.batch_size,
+        self.adapter: ModelAdapter | None = None
+        if position is None and (purpose or self.table is not None):
+            position = "last"  # with a soft prompt: its last vector
+        if self.table is None:
+            self.adapter = with_soft_prompt(model, prompt)
+            position = soft_position(self.adapter, position)
+        assert position is not None
+        self.position, self.spec = position, parse_position(position)
+        self.labels, self.ragged = self.spec.labels, self.spec.ragged
+        if purpose and (len(self.labels) != 1 or self.ragged):
+            raise LensSkillsError(
+                f"position {position!r} gives several numbers per example, and neurons are "
+                f"{purpose} by one. Name one: 'last', an index, span('text'), 'mean' or 'max'."
             )
-            return (batch for place, batch in enumerate(found) if place >= skip)
-        return stream(
-            self.adapter,
-            self.examples,
-            at=self.site,
-            position=self.position,
-            layers=self.layers,
-            metrics=self.metrics,
-            batch_size=self.batch_size,
-            chat=self.chat,
-            skip=skip,
-            progress=self.progress,
-        )
-
-
-def _width(adapter: Any, example: Example, site: str, layer: int, chat: bool) -> int:
-    """How many neurons the site has, seen on one example."""
-    bare = Example(id=example.id, prompt=example.prompt)
-    only = {"at": site, "position": "last", "layers": layer, "chat": chat, "progress": False}
-    batch = next(stream(adapter, [bare], **only))
-    return batch.activations.shape[-1]
-
-
-class ScoredNeurons:
-    """Which neurons are scored, and a batch's activations as rows of units."""
-
-    def __init__(
-        self, source: SplitReader, neurons: Int[Tensor, "k 2"] | Sequence[Any] | None
-    ) -> None:
-        width = source.width
-        layer = torch.tensor(source.layers).repeat_interleave(width)
-        neuron = torch.arange(width).repeat(len(source.layers))
-        self.chosen: Tensor | None = None
+        if self.table is not None:
+            self.site = _table_site(self.table, at, list(self.labels), layers)
+            self.width = int(self.table.activations().shape[-1])
+        else:
+            self.site = find_site(self.adapter, at, layers)
+            self.width = _width(self.adapter, examples[0], self.site, chat)
+        layer = torch.tensor(self.site.layers).repeat_interleave(self.width)
+        neuron = torch.arange(self.width).repeat(len(self.site.layers))
+        self._chosen: Tensor | None = None
         if neurons is not None:
-            self.chosen = _find_units(neurons, source.layers, width)
-            layer, neuron = layer[self.chosen], neuron[self.chosen]
+            self._chosen = _find_units(neurons, self.site.layers, self.width)
+            layer, neuron = layer[self._chosen], neuron[self._chosen]
         self.layer, self.neuron = layer, neuron
+
+    @property
+    def soft(self) -> SoftPrompt | None:
+        """The soft prompt the model is read with."""
+        return None if self.adapter is None else self.adapter.soft
+
+    @property
+    def device(self) -> torch.device | str:
+        """Where sums are kept: on the model's device, unless it has no float64 (MPS)."""
+        if self.adapter is None or self.adapter.device.type == "mps":
+            return "cpu"
+        return self.adapter.device
+
+    @property
+    def gated(self) -> bool:
+        """Whether the gate's own sign can be read here."""
+        adapter = self.adapter
+        return adapter is not None and adapter.gated and self.site.name == DEFAULT_SITE
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Which model is read, and where."""
+        if self.table is not None:
+            names = ("model", "model_fingerprint", "site", "layers", "positions", "chat")
+            about = {name: self.table.manifest[name] for name in names}
+            return about | {"weights": self.table.manifest.get("weights", about[names[1]])}
+        assert self.adapter is not None
+        return {
+            **identity(self.adapter),
+            "implementation": self.adapter.implementation,
+            "dtype": str(self.adapter.dtype),
+            "site": self.site.name,
+            "layers": list(self.site.layers),
+            "positions": list(self.labels),
+            "chat": self.chat,
+        }
+
+    def batches(
+        self, *, skip: int = 0, layers: Sequence[int] | None = None, gate: bool = False
+    ) -> Iterator[Batch]:
+        """The pass's batches.
+
+        Args:
+            skip: Batches to leave out at the start.
+            layers: Only these of the site's layers.
+            gate: Whether to read the gates too, in the same pass.
+        """
+        here = self.site.layers if layers is None else tuple(layers)
+        if self.table is not None:
+            places = [self.site.layers.index(layer) for layer in here]
+            read = self.table.stream(self.examples, metrics=self.metrics)
+            for number, batch in enumerate(read):
+                if number >= skip:
+                    yield replace(batch, activations=batch.activations[..., places, :])
+            return
+        (encoded, plan), known, places = self._prepared
+        sites = [Site(name, here) for name in (self.site.name, GATE)[: 1 + gate]]
+        for batch, parts, values in read_sites(
+            self.adapter,
+            encoded,
+            plan,
+            sites,
+            self.spec,
+            places,
+            metrics=self.metrics,
+            known=known,
+            skip=skip,
+        ):
+            yield Batch(
+                index=torch.tensor([item.index for item in batch]),
+                examples=tuple(batch),
+                activations=parts[0][0],
+                mask=parts[0][1],
+                metrics=values,
+                gate=parts[1][0] if gate else None,
+            )
+
+    @cached_property
+    def _prepared(self) -> tuple[tuple[list[Encoded], RequiredOutputs], dict[str, Tensor], Any]:
+        """The examples in tokens, the metrics known beforehand, and the tokens that are read."""
+        encoded, plan = prepare(self.adapter, self.examples, self.metrics, self.chat)
+        spots = self.spec.spots
+        places = [[token_places(self.adapter, item, spot) for spot in spots] for item in encoded]
+        return (encoded, plan), known_values(self.metrics, encoded), places
 
     def rows(
         self, batch: Batch
@@ -193,14 +211,14 @@ class ScoredNeurons:
     ]:
         """Units of each example, how many tokens they average, and what the average leaves."""
         acts = batch.activations
+        if acts.ndim == 3:
+            acts = rearrange(acts, "batch layer neuron -> batch 1 layer neuron")
+        flat = rearrange(acts, "batch pos layer neuron -> batch pos (layer neuron)")
+        tokens: Float[Tensor, "batch pos unit"] = flat
+        if self._chosen is not None:
+            tokens = flat[..., self._chosen.to(flat.device)]
         if batch.mask is None:
-            if acts.ndim == 3:
-                acts = rearrange(acts, "batch layer neuron -> batch 1 layer neuron")
-            flat = self._choose(
-                rearrange(acts, "batch pos layer neuron -> batch pos (layer neuron)")
-            )
-            return rearrange(flat, "batch pos unit -> batch (pos unit)"), None, None
-        tokens = self._choose(rearrange(acts, "batch pos layer neuron -> batch pos (layer neuron)"))
+            return rearrange(tokens, "batch pos unit -> batch (pos unit)"), None, None
         mask: Bool[Tensor, "batch pos"] = batch.mask.to(tokens.device)
         weights = reduce(mask.double(), "batch pos -> batch", "sum")
         total = reduce(tokens.double() * mask[..., None], "batch pos unit -> batch unit", "sum")
@@ -208,8 +226,25 @@ class ScoredNeurons:
         residuals = (tokens - means[:, None])[mask]
         return means, weights, residuals
 
-    def _choose(self, flat: Float[Tensor, "batch pos all"]) -> Float[Tensor, "batch pos unit"]:
-        return flat if self.chosen is None else flat[..., self.chosen.to(flat.device)]
+
+def _table_site(table: ActivationTable, at: str, labels: list[str], layers: Any) -> Site:
+    """The site a table holds; raises where another one, or some of its layers, are asked for."""
+    for name, value in {"site": at, "positions": labels}.items():
+        if table.manifest[name] != value:
+            raise LensSkillsError(
+                f"the table {table.path} holds {name} {table.manifest[name]}, not {value}."
+            )
+    if layers is not None:
+        raise LensSkillsError("a table is read with all the layers it holds: leave layers=.")
+    return Site(at, table.layers)
+
+
+def _width(adapter: Any, example: Example, site: Site, chat: bool) -> int:
+    """How many neurons the site has, seen on one example."""
+    bare = Example(id=example.id, prompt=example.prompt)
+    one = {"at": site.name, "position": "last", "layers": site.layers[0], "chat": chat}
+    with settings.config(progress=False):
+        return next(stream(adapter, [bare], **one)).activations.shape[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,17 +278,16 @@ class NeuronValues:
         return [f"L{layer}N{neuron}" for layer, neuron in self.neurons.tolist()]
 
 
-def read(
+def read_neurons(
     model: Any,
     examples: Sequence[Example],
     neurons: Any,
     *,
-    at: str,
+    at: str = DEFAULT_SITE,
     position: Position | None,
     metrics: Any = (),
     prompt: SoftPrompt | None = None,
-    batch_size: int | None = None,
-    progress: bool | None = None,
+    purpose: str = "read",
 ) -> NeuronValues:
     """The neurons' activations at one position of every example.
 
@@ -264,50 +298,48 @@ def read(
         at, position: Where; one position only.
         metrics: Read in the same pass, already parsed.
         prompt: A soft prompt to read with.
-        batch_size: Examples per pass.
-        progress: Show a bar.
+        purpose: What is done with the neurons, for an error message.
 
     Raises:
         LensSkillsError: Several positions, an unknown neuron, no example.
     """
     if len(examples) == 0:
         raise LensSkillsError("no examples to read: the task is empty (after filtering?).")
-    adapter = model if isinstance(model, ActivationTable) else with_soft_prompt(model, prompt)
-    soft = None if isinstance(adapter, ActivationTable) else adapter.soft
-    if position is None:
-        position = "last"  # with a soft prompt: its last vector
-    reading = parse_position(position)
-    if len(reading.labels) != 1 or reading.ragged:
-        raise LensSkillsError(
-            f"these neurons are read at one position, not {', '.join(reading.labels)}. Give one "
-            "token, 'mean' or 'max'."
-        )
-    layers = None
-    rows = None if neurons is None else parse_neurons(neurons)
-    if rows is not None and soft is None and not isinstance(adapter, ActivationTable):
+    layers, rows = None, None if neurons is None else parse_neurons(neurons)
+    if rows is not None and prompt is None and not isinstance(model, ActivationTable):
+        model = as_adapter(model)
         named = rows[:, 0].unique().tolist()
-        layers = [layer for layer in named if 0 <= layer < adapter.n_layers] or None
-    source = SplitReader(
-        adapter, examples, metrics, at, position, layers, batch_size, False, progress
+        layers = [layer for layer in named if 0 <= layer < model.n_layers] or None
+        if model.soft is not None:
+            layers = None
+    reader = ActivationReader(
+        model,
+        examples,
+        at=at,
+        position=position,
+        layers=layers,
+        neurons=rows,
+        metrics=metrics,
+        prompt=prompt,
+        purpose=purpose,
     )
-    units = ScoredNeurons(source, rows)
-    values = torch.zeros(len(units.layer), len(examples), dtype=torch.float64)
+    values = torch.zeros(len(reader.layer), len(examples), dtype=torch.float64)
     numbers = {m.name: torch.zeros(len(examples), dtype=torch.float64) for m in metrics}
-    for batch in source.batches(0):
-        found = units.rows(batch)[0]
+    for batch in reader.batches():
+        found = reader.rows(batch)[0]
         values[:, batch.index] = rearrange(found.double().cpu(), "batch unit -> unit batch")
         for name in numbers:
             numbers[name][batch.index] = batch.metrics[name].double()
     return NeuronValues(
-        neurons=torch.stack([units.layer, units.neuron], dim=1),
+        neurons=torch.stack([reader.layer, reader.neuron], dim=1),
         values=values,
         metrics=numbers,
         groups=tuple(example.group for example in examples),
-        site=source.site,
-        position=source.labels[0],
-        about={**source.about, "task": getattr(examples, "name", "examples")},
-        width=source.width,
-        layers=tuple(source.layers),
+        site=reader.site.name,
+        position=reader.labels[0],
+        about={**reader.about, "task": getattr(examples, "name", "examples")},
+        width=reader.width,
+        layers=reader.site.layers,
     )
 
 
@@ -337,10 +369,6 @@ def refuse_constant(readings: NeuronValues, first: int | None = None) -> None:
     )
 
 
-SOFT = "⟨soft⟩"
-"""What is shown for a vector of a soft prompt."""
-
-
 @dataclass(frozen=True)
 class Excerpt:
     """An example as one neuron reads it.
@@ -362,38 +390,12 @@ class Excerpt:
         return f"{self.activation:+.2f}  {self.prompt!r}"
 
 
-def read_neurons(
-    adapter: ModelAdapter,
-    examples: Sequence[Example],
-    units: Sequence[Component],
-    *,
-    position: Position,
-    **how: Any,
-) -> Float[Tensor, "neuron row"]:
-    """Each neuron's activation at the position, in the order of the examples."""
-    reading = parse_position(position)
-    if reading.several or reading.ragged:
-        raise LensSkillsError(
-            f"position {position!r} gives several numbers per example, and one is explained at a "
-            "time. Choose 'last', an index, span('text'), 'mean' or 'max'."
-        )
-    layers = sorted({unit.layer for unit in units})
-    values = torch.zeros(len(units), len(examples), dtype=torch.float64)
-    layer, feature = _places(units, layers)
-    for batch in stream(
-        adapter, examples, at=units[0].site, position=position, layers=layers, **how
-    ):
-        values[:, batch.index] = batch.activations[:, layer, feature].double().T.cpu()
-    return values
-
-
 def read_tokens(
     adapter: ModelAdapter,
     examples: Sequence[Example],
     units: Sequence[Component],
     wanted: Sequence[Sequence[int]],
     activations: Float[Tensor, "neuron row"],
-    **how: Any,
 ) -> list[tuple[Excerpt, ...]]:
     """For every neuron the wanted examples, by place, with its activation at every token."""
     chosen = sorted({place for places in wanted for place in places})
@@ -401,10 +403,11 @@ def read_tokens(
         return [() for _ in units]
     some = [examples[place] for place in chosen]
     layers = sorted({unit.layer for unit in units})
-    layer, feature = _places(units, layers)
+    layer = torch.tensor([layers.index(unit.layer) for unit in units])
+    feature = torch.tensor([unit.start for unit in units])
     tokens: dict[int, tuple[str, ...]] = {}
     values: dict[int, Tensor] = {}
-    for batch in stream(adapter, some, at=units[0].site, position="all", layers=layers, **how):
+    for batch in stream(adapter, some, at=units[0].site, position="all", layers=layers):
         assert batch.mask is not None
         for row, index in enumerate(batch.index.tolist()):
             encoded: Any = batch.examples[row]
@@ -429,137 +432,37 @@ def read_tokens(
     ]
 
 
-def _places(units: Sequence[Component], layers: list[int]) -> tuple[Tensor, Tensor]:
-    layer = torch.tensor([layers.index(unit.layer) for unit in units])
-    return layer, torch.tensor([unit.start for unit in units])
+def read_batches(
+    adapter: ModelAdapter,
+    examples: Sequence[Any],
+    site: str,
+    layers: Sequence[int],
+    *,
+    position: Position,
+    answers: bool | None,
+    batch_size: int | None = None,
+) -> Iterator[
+    tuple[list[Encoded], Float[Tensor, "batch pos layer width"], Bool[Tensor, "batch pos"] | None]
+]:
+    """Batches of one site's activations at the edited positions (layers in ascending order).
 
-
-GATE = "mlp.hook_pre"
-"""What goes into the activation function: a gated MLP's gate, a plain one's pre-activation."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerBatch:
-    """Some examples, their neurons, and what went into their activation function.
-
-    Attributes:
-        index: Places of the examples.
-        units: Activations, one row per example.
-        gate: The gates' pre-activations, or None where they were not asked for.
+    The mask says for ``"all"`` which positions are tokens of the prompt; rows end in padding.
     """
-
-    index: Int[Tensor, " batch"]
-    units: Float[Tensor, "batch unit"]
-    gate: Float[Tensor, "batch unit"] | None
-
-
-class LayerReader:
-    """One split at one site and position, read as often as there are groups of layers.
-
-    Attributes:
-        adapter: The model; None for a table.
-        site: The site and its layers.
-        position: One position: a token, a span, or tokens pooled.
-        width: Units per layer.
-        chat: Whether prompts go through the chat template.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        examples: Sequence[Example],
-        *,
-        at: str = DEFAULT_SITE,
-        position: Position | None = None,
-        layers: Any = None,
-        prompt: SoftPrompt | None = None,
-        batch_size: int | None = None,
-        chat: bool = False,
-        progress: bool | None = None,
-    ) -> None:
-        self.batch_size = settings.batch_size() if batch_size is None else batch_size
-        self.examples, self.chat, self.progress = examples, chat, progress
-        self.table = model if isinstance(model, ActivationTable) else None
-        if self.table is not None:
-            self.adapter: ModelAdapter | None = None
-            self.position: Position = "last" if position is None else position
-            self.site = _table_site(self.table, at, self.position, layers)
-            self.width = int(self.table.activations().shape[-1])
-            return
-        self.adapter = with_soft_prompt(model, prompt)
-        if position is None:
-            position = "last"  # with a soft prompt, its last vector
-        self.position = soft_position(self.adapter, position)
-        self.reading = parse_position(self.position)
-        if self.reading.several or self.reading.ragged:
-            raise LensSkillsError(
-                f"neurons are ranked by one number per example, but position {position!r} is "
-                "several. Name one: 'last', an index, span('text'), or 'mean' and 'max' over all."
-            )
-        self.site = find_site(self.adapter, at, layers)
-        self.encoded, self.plan = prepare(self.adapter, examples, (), chat)
-        spots = self.reading.spots
-        self.places = [
-            [token_places(self.adapter, e, spot) for spot in spots] for e in self.encoded
-        ]
-        self.width = next(self.read(self.site.layers[:1], few=1)).units.shape[1]
-
-    @property
-    def label(self) -> str:
-        """The position in words."""
-        return parse_position(self.position).labels[0]
-
-    @property
-    def gated(self) -> bool:
-        """Whether the gate's own sign can be read here."""
-        adapter = self.adapter
-        return adapter is not None and adapter.gated and self.site.name == DEFAULT_SITE
-
-    def read(
-        self, layers: Sequence[int], *, gate: bool = False, few: int | None = None
-    ) -> Iterator[LayerBatch]:
-        """Batches of some layers' units, from one forward pass each.
-
-        Args:
-            layers: Which.
-            gate: Whether to read the gates too, in the same pass.
-            few: Stop after so many examples.
-        """
-        if self.table is not None:
-            yield from self._from_table(self.table, layers)
-            return
-        encoded = self.encoded if few is None else self.encoded[:few]
-        quiet = False if few is not None else self.progress
-        for batch in batches(encoded, self.plan, batch_size=self.batch_size, progress=quiet):
-            places = [self.places[item.index] for item in batch]
-            sites = [Site(name, tuple(layers)) for name in (self.site.name, GATE)[: 1 + gate]]
-            rows = [PositionGather(site, self.reading, places, batch, self.plan) for site in sites]
-            readers = {name: reader for part in rows for name, reader in part.readers().items()}
-            forward_batch(self.adapter, batch, self.plan, (), {}, readers)
-            units = [
-                rearrange(part.result()[0], "batch layer unit -> batch (layer unit)")
-                for part in rows
-            ]
-            index = torch.tensor([item.index for item in batch])
-            yield LayerBatch(index, units[0].cpu(), units[1].cpu() if gate else None)
-
-    def _from_table(self, table: ActivationTable, layers: Sequence[int]) -> Iterator[LayerBatch]:
-        chosen = [table.layers.index(layer) for layer in layers]
-        for batch in table.stream(self.examples):
-            acts = batch.activations[:, chosen]
-            yield LayerBatch(
-                batch.index, rearrange(acts, "batch layer unit -> batch (layer unit)"), None
-            )
-
-
-def _table_site(table: ActivationTable, at: str, position: Position, layers: Any) -> Site:
-    about = table.manifest
-    asked = {"site": at, "positions": list(parse_position(position).labels)}
-    for name, value in asked.items():
-        if about[name] != value:
-            raise LensSkillsError(
-                f"the table {table.path} holds {name} {about[name]}, not {value}."
-            )
-    if layers is not None:
-        raise LensSkillsError("a table is ranked with all the layers it holds: leave layers=.")
-    return Site(at, table.layers)
+    where, reading = find_site(adapter, site, layers), edited_positions(position)
+    # Unlike a stream without metrics: a prompt must end where it ends in the pass that measures
+    # the effect, and that one may hand a trailing space to the answer.
+    encoded = encode_examples(adapter, examples, answers=with_answers(examples, answers))
+    places = [[token_places(adapter, item, spot) for spot in reading.spots] for item in encoded]
+    for batch, [(values, mask)], _ in read_sites(
+        adapter,
+        encoded,
+        NOTHING,
+        [where],
+        reading,
+        places,
+        batch_size=batch_size,
+        progress=False,
+    ):
+        if values.ndim == 3:
+            values = rearrange(values, "batch layer width -> batch 1 layer width")
+        yield batch, values.cpu(), None if mask is None else mask.cpu()

@@ -81,15 +81,12 @@ class ActivationTable:
         except (OSError, ValueError) as error:
             raise LensSkillsError(f"the table {self.path} is damaged: {error}.") from error
 
-    def stream(
-        self, examples: Sequence[Example], *, metrics: Any = (), batch_size: int | None = None
-    ) -> Iterator[Batch]:
+    def stream(self, examples: Sequence[Example], *, metrics: Any = ()) -> Iterator[Batch]:
         """Batches like those of `stream`, read from disk.
 
         ``examples`` may be any part of the examples the table was written for.
         """
-        if batch_size is None:
-            batch_size = settings.batch_size(256)
+        batch_size = settings.batch_size()
         places = self._places(examples)
         wanted = parse_metrics(metrics, examples)
         known = known_values(wanted, examples)
@@ -139,9 +136,7 @@ def capture(
     layers: int | Iterable[int] | None = None,
     metrics: Any = (),
     dtype: Literal["float16", "float32"] = "float16",
-    batch_size: int | None = None,
     chat: bool = False,
-    progress: bool | None = None,
 ) -> ActivationTable:
     """Activations of the examples written to a folder, for scoring without the model.
 
@@ -171,9 +166,7 @@ def capture(
             position=position,
             layers=layers,
             metrics=wanted,
-            batch_size=batch_size,
             chat=chat,
-            progress=progress,
         ):
             numbers = _narrow(batch.activations, dtype)
             if table is None:

@@ -1,7 +1,4 @@
-"""One pass over a task: batches of activations and metrics, nothing of it kept.
-
-`Rows`: what one batch's hooks deliver, gathered at the positions that were asked for.
-"""
+"""One pass over a task: batches of activations and metrics, nothing of it kept."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +115,7 @@ class Batch:
             ``batch pos layer neuron``. Owned by the batch: no view of a larger tensor.
         mask: For ``"all"``: which positions are tokens of the prompt (rows are padded at the end).
         metrics: One number per example for each metric asked for.
+        gate: What went into the neurons' activation function, where it was read too.
     """
 
     index: Int[Tensor, " batch"]
@@ -125,6 +123,7 @@ class Batch:
     activations: Float[Tensor, "batch *pos layer neuron"]
     mask: Bool[Tensor, "batch pos"] | None
     metrics: Mapping[str, Float[Tensor, " batch"]]
+    gate: Float[Tensor, "batch layer neuron"] | None = None
 
 
 def stream(
@@ -136,10 +135,8 @@ def stream(
     layers: int | Iterable[int] | None = None,
     metrics: Any = (),
     prompt: SoftPrompt | None = None,
-    batch_size: int | None = None,
     chat: bool = False,
     skip: int = 0,
-    progress: bool | None = None,
 ) -> Iterator[Batch]:
     """Batches of activations at a site and position, with metrics, in one forward pass each.
 
@@ -160,28 +157,16 @@ def stream(
         layers: Which layers (default all).
         metrics: Names, `Metric` values or functions; see `lens_skills.activations.metrics`.
         prompt: A soft prompt to read every example with.
-        batch_size: Examples per forward pass.
         chat: Put prompts through the tokenizer's chat template.
         skip: Batches to leave out at the start (of a pass that is being resumed).
-        progress: Show a progress bar (None: on a terminal only).
 
     Raises:
         LensSkillsError: Unknown hook point, position outside a prompt, prompt longer than the
             context, a metric the task cannot give, a metric that is not finite.
     """
-    adapter = with_soft_prompt(model, prompt)
-    return _stream(
-        adapter,
-        examples,
-        at=at,
-        position=soft_position(adapter, position),
-        layers=layers,
-        metrics=parse_metrics(metrics, examples),
-        batch_size=batch_size,
-        chat=chat,
-        skip=skip,
-        progress=progress,
-    )
+    wanted, adapter = parse_metrics(metrics, examples), with_soft_prompt(model, prompt)
+    site, reading = find_site(adapter, at, layers), parse_position(soft_position(adapter, position))
+    return _stream(adapter, examples, site, reading, wanted, chat, skip)
 
 
 def evaluate(
@@ -190,9 +175,7 @@ def evaluate(
     metrics: Any,
     *,
     prompt: SoftPrompt | None = None,
-    batch_size: int | None = None,
     chat: bool = False,
-    progress: bool | None = None,
 ) -> dict[str, Float[Tensor, " row"]]:
     """Every metric of every example, in the order of the examples, reading no activations."""
     wanted = parse_metrics(metrics, examples)
@@ -202,7 +185,7 @@ def evaluate(
         return known_values(wanted, examples)
     encoded, plan = prepare(adapter, examples, wanted, chat)
     known = known_values(wanted, encoded)
-    for batch in batches(encoded, plan, "evaluate", batch_size=batch_size, progress=progress):
+    for batch in batches(encoded, plan, "evaluate"):
         found = forward_batch(adapter, batch, plan, wanted, known, {})
         for name, numbers in found.items():
             values[name][[encoded.index for encoded in batch]] = numbers
@@ -212,26 +195,26 @@ def evaluate(
 def _stream(
     adapter: Any,
     examples: Sequence[Example],
-    *,
-    at: str,
-    position: Position,
-    layers: int | Iterable[int] | None,
+    site: Site,
+    reading: PositionSpec,
     metrics: Sequence[Metric],
-    batch_size: int | None,
     chat: bool,
     skip: int,
-    progress: bool | None,
 ) -> Iterator[Batch]:
-    if batch_size is not None and batch_size < 1:
-        raise LensSkillsError(f"batch_size must be at least 1, not {batch_size}.")
-    site, reading = find_site(adapter, at, layers), parse_position(position)
     encoded, plan = prepare(adapter, examples, metrics, chat)
     known = known_values(metrics, encoded)
     places = [[token_places(adapter, item, spot) for spot in reading.spots] for item in encoded]
-    for batch in batches(encoded, plan, skip=skip, batch_size=batch_size, progress=progress):
-        rows = PositionGather(site, reading, [places[item.index] for item in batch], batch, plan)
-        values = forward_batch(adapter, batch, plan, metrics, known, rows.readers())
-        activations, mask = rows.result()
+    for batch, [(activations, mask)], values in read_sites(
+        adapter,
+        encoded,
+        plan,
+        [site],
+        reading,
+        places,
+        metrics=metrics,
+        known=known,
+        skip=skip,
+    ):
         yield Batch(
             index=torch.tensor([item.index for item in batch]),
             examples=tuple(batch),
@@ -239,6 +222,41 @@ def _stream(
             mask=mask,
             metrics=values,
         )
+
+
+Places = Mapping[int, Sequence[Sequence[int]]] | Sequence[Sequence[Sequence[int]]]
+"""By an example's index: the prompt tokens each spot covers."""
+
+
+def read_sites(
+    adapter: Any,
+    encoded: list[Encoded],
+    plan: RequiredOutputs,
+    sites: Sequence[Site],
+    reading: PositionSpec,
+    places: Places,
+    *,
+    metrics: Sequence[Metric] = (),
+    known: Mapping[str, Tensor] | None = None,
+    verb: str = "read",
+    skip: int = 0,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> Iterator[
+    tuple[list[Encoded], list[tuple[Tensor, Bool[Tensor, "batch pos"] | None]], dict[str, Tensor]]
+]:
+    """Batches, each with the activations of every site (and their mask) and its metrics.
+
+    One forward pass a batch. ``known`` are the metrics that need no model; the rest is as in
+    `batches`.
+    """
+    options: dict[str, Any] = {"skip": skip, "batch_size": batch_size, "progress": progress}
+    for batch in batches(encoded, plan, verb, **options):
+        here = [places[item.index] for item in batch]
+        parts = [PositionGather(site, reading, here, batch, plan) for site in sites]
+        readers = {name: reader for part in parts for name, reader in part.readers().items()}
+        values = forward_batch(adapter, batch, plan, metrics, known or {}, readers)
+        yield batch, [part.result() for part in parts], values
 
 
 def batches(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position
-from lens_skills.activations.activation_reader import read, refuse_constant
+from lens_skills.activations.activation_reader import read_neurons, refuse_constant
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import random_neurons
@@ -143,7 +143,7 @@ def memorisation(
     Source: Bansal et al. 2022 (arXiv 2210.09404); Kraskov et al. 2004.
     """
     where: dict[str, Any] = {"at": at, "position": position, "prompt": prompt}
-    found = read(model, examples, neurons, **where)
+    found = read_neurons(model, examples, neurons, **where)
     n = len(found.neurons)
     if not 2 <= n <= MOST:
         raise LensSkillsError(
@@ -161,7 +161,7 @@ def memorisation(
         for draw in range(n_draws)
     ]
     pool = torch.unique(torch.cat(drawn), dim=0) if drawn else found.neurons
-    others = read(model, examples, pool, **where)
+    others = read_neurons(model, examples, pool, **where)
     place = {tuple(row): spot for spot, row in enumerate(pool.tolist())}
     own_h = entropy(equal_width_codes(found.values, n_bins=n_bins))
     own_mi = pairwise(found.values, k)

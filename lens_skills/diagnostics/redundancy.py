@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position
-from lens_skills.activations.activation_reader import read, refuse_constant
+from lens_skills.activations.activation_reader import read_neurons, refuse_constant
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
@@ -141,7 +141,7 @@ def redundancy(
     """
     if not 0 < threshold < 1:
         raise LensSkillsError(f"threshold={threshold}: 1 - |r| lies between 0 and 1.")
-    found = read(model, examples, neurons, at=at, position=position, prompt=prompt)
+    found = read_neurons(model, examples, neurons, at=at, position=position, prompt=prompt)
     n = len(found.neurons)
     if not 2 <= n <= MOST:
         raise LensSkillsError(

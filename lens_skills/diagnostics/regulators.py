@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, Metric, confidence, parse_metric
-from lens_skills.activations.activation_reader import read, refuse_constant
+from lens_skills.activations.activation_reader import read_neurons, refuse_constant
 from lens_skills.activations.components import parse_components
 from lens_skills.data import Example, in_turns
 from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_neutral_text
@@ -228,7 +228,9 @@ def confidence_regulators(
         most = int(chosen[:, 0].bincount().max())
         n_controls = min(MOST_CONTROLS, adapter.d_mlp - most)
     several = with_layer_controls(chosen, n_controls, width=adapter.d_mlp, seed=seed)
-    task = read(adapter, examples, several, at=DEFAULT_SITE, position="last", metrics=[wanted])
+    task = read_neurons(
+        adapter, examples, several, at=DEFAULT_SITE, position="last", metrics=[wanted]
+    )
     refuse_constant(task, n)
     values = task.metrics[wanted.name]
     _refuse_two_values(wanted, values)

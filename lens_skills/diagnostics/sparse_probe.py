@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position, parse_metric
-from lens_skills.activations.activation_reader import read
+from lens_skills.activations.activation_reader import read_neurons
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
@@ -176,7 +176,9 @@ def sparse_probe(
     _refuse_shared(train, test, neurons)
     both = [*train, *test]
     wanted = parse_metric(metric, both, asked="sparse_probe(metric=…)")
-    found = read(model, both, neurons, at=at, position=position, metrics=[wanted], prompt=prompt)
+    found = read_neurons(
+        model, both, neurons, at=at, position=position, metrics=[wanted], prompt=prompt
+    )
     values, n = found.values, len(train)
     truth = _two_values(found.metrics[wanted.name], wanted.name, n)
     m = len(values)

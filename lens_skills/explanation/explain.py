@@ -87,7 +87,10 @@ def explain(
     bank = feature_bank(task) if features is None else features
     groups = [example.group for example in task]
     parts = check_halves(halves(groups, seed=seed), groups, n_permutations)
-    activations = read_neurons(adapter, task, components, position=where)
+    rows = torch.tensor([[one.layer, one.start] for one in components])
+    activations = read_neurons(
+        adapter, task, rows, at=components[0].site, position=where, purpose="explained"
+    ).values
     values = bank.values(task)
     kept, left_out = usable(bank, values, parts)
     if not kept:

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
 from lens_skills.activations.activation_table import ARRAY, MANIFEST, manifest_of
-from lens_skills.activations.forward import NOTHING, pad_left
-from lens_skills.activations.stream import PositionGather
+from lens_skills.activations.forward import NOTHING
+from lens_skills.activations.stream import read_sites
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded
@@ -69,28 +68,20 @@ def capture_text(
     if not kept:
         raise LensSkillsError("no text was written: there is nothing to read.")
     encoded = encode_examples(adapter, graded.examples, answers=False, chat=chat)
-    items, starts = [], {}
+    items, places = [], {}
     for place in kept:
         item, written = encoded[place], np.asarray(graded.tokens[place], dtype=np.int32)
-        starts[place] = len(item.prompt_tokens)
-        items.append(replace(item, prompt_tokens=np.concatenate([item.prompt_tokens, written])))
-    items.sort(key=lambda item: (len(item.prompt_tokens), item.index))
+        item = replace(item, prompt_tokens=np.concatenate([item.prompt_tokens, written]))
+        end = len(item.prompt_tokens)
+        places[place] = [[end - 1] if position == "last" else list(range(end - len(written), end))]
+        items.append(item)
     found: dict[int, np.ndarray] = {}
-    size, hidden = settings.batch_size(16), settings.hides_progress()
-    with tqdm(total=len(items), desc="read", unit=" texts", disable=hidden) as bar:
-        for first in range(0, len(items), size):
-            batch = items[first : first + size]
-            spans = [range(starts[item.index], len(item.prompt_tokens)) for item in batch]
-            places = [[list(span)[-1:] if position == "last" else list(span)] for span in spans]
-            rows = PositionGather(site, reading, places, batch, NOTHING)
-            tokens, mask = pad_left(
-                [item.prompt_tokens.tolist() for item in batch], adapter.pad_id, adapter.device
-            )
-            adapter.forward(tokens, mask, readers=rows.readers(), logits_at=None)
-            activations, _ = rows.result()
-            for item, numbers in zip(batch, activations.cpu().to(torch.float32), strict=True):
-                found[item.index] = numbers.numpy()
-            bar.update(len(batch))
+    size = settings.batch_size(16)
+    for batch, [(activations, _)], _ in read_sites(
+        adapter, items, NOTHING, [site], reading, places, batch_size=size
+    ):
+        for item, numbers in zip(batch, activations.cpu().to(torch.float32), strict=True):
+            found[item.index] = numbers.numpy()
     about = manifest_of(adapter, site, reading, [graded.examples[place] for place in kept], chat)
     with work_folder(folder) as work:
         np.save(work / ARRAY, np.stack([found[place] for place in kept]))

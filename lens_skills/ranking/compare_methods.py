@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
-from lens_skills.activations.activation_reader import LayerReader
+from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.activations.locations import edited_positions
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -344,7 +344,9 @@ def compare_methods(
     wanted = find_methods([*names, RANDOM])
     do = ablate("mean", over=explore) if do is None else do
     taken = removes_work(do, removes)
-    reader = LayerReader(adapter, explore, at=at, position=position, layers=layers)
+    reader = ActivationReader(
+        adapter, explore, at=at, position=position, layers=layers, purpose="ranked"
+    )
     ranked = rank_all(
         reader,
         target_of(adapter, explore, metric, split=split),
@@ -408,7 +410,7 @@ def compare_methods(
         jaccard=jaccard(list(rankings.values()), k),
         left_out=ranked.left_out,
         site=reader.site.name,
-        position=reader.label,
+        position=reader.labels[0],
         n_explore=len(explore),
         n_examples=len(intervene),
         n_groups=len(set(ablations.effects.groups)),

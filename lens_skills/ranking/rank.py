@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
-from lens_skills.activations.activation_reader import LayerReader
+from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients, slopes_of
@@ -168,11 +168,17 @@ def rank(
     if wanted.reads == "gradient":
         differentiated = parse_metric(metric, examples, asked=f"the method {method!r}")
     target = target_of(model, examples, metric, split=split, prompt=prompt, chat=chat)
-    reader = LayerReader(
-        model, examples, at=at, position=position, layers=layers, prompt=prompt, chat=chat
+    reader = ActivationReader(
+        model,
+        examples,
+        at=at,
+        position=position,
+        layers=layers,
+        prompt=prompt,
+        chat=chat,
+        purpose="ranked",
     )
-    if reader.adapter is not None:
-        check_prompt(reader.adapter.soft, examples, exploratory)
+    check_prompt(reader.soft, examples, exploratory)
     rankings = rank_all(
         reader, target, [wanted], differentiated=differentiated, gate=gate, seed=seed
     )
@@ -217,7 +223,7 @@ class Rankings:
     left_out: dict[str, str]
     target: Target
     statistics: PassStatistics
-    reader: LayerReader
+    reader: ActivationReader
 
     @property
     def baseline(self) -> Baseline:
@@ -231,7 +237,7 @@ class Rankings:
 
 
 def rank_all(
-    reader: LayerReader,
+    reader: ActivationReader,
     target: Target,
     methods: Sequence[Method],
     *,
@@ -289,7 +295,7 @@ def rank_all(
             about=method.about,
             source=method.source,
             site=reader.site.name,
-            position=reader.label,
+            position=reader.labels[0],
             n_examples=len(reader.examples),
             seconds=seconds,
             provenance=about,
@@ -321,7 +327,9 @@ def _scored(
     return score, statistics.seconds["pass"] + time.perf_counter() - start
 
 
-def _gradients(reader: LayerReader, metric: Metric | None) -> tuple[ActivationGradients, float]:
+def _gradients(
+    reader: ActivationReader, metric: Metric | None
+) -> tuple[ActivationGradients, float]:
     assert reader.adapter is not None, "a table has no gradient"
     assert metric is not None, "a method of gradients without a metric"
     start = time.perf_counter()
@@ -336,7 +344,7 @@ def _gradients(reader: LayerReader, metric: Metric | None) -> tuple[ActivationGr
 
 
 def _provenance(
-    reader: LayerReader, target: Target, differentiated: Metric | None, seed: int
+    reader: ActivationReader, target: Target, differentiated: Metric | None, seed: int
 ) -> dict[str, Any]:
     examples, adapter, table = reader.examples, reader.adapter, reader.table
     if adapter is not None:
@@ -359,7 +367,7 @@ def _provenance(
         "differentiated": None if differentiated is None else differentiated.name,
         "site": reader.site.name,
         "layers": list(reader.site.layers),
-        "position": reader.label,
+        "position": reader.labels[0],
         "seed": seed,
         "versions": versions(),
     }
@@ -368,7 +376,7 @@ def _provenance(
 def unfit(
     methods: Sequence[Method],
     target: Target,
-    reader: LayerReader,
+    reader: ActivationReader,
     gate: bool,
     differentiated: Metric | None,
 ) -> dict[str, str]:
@@ -390,7 +398,7 @@ def unfit(
     return found
 
 
-def _no_gradient(method: Method, reader: LayerReader, metric: Metric | None) -> str | None:
+def _no_gradient(method: Method, reader: ActivationReader, metric: Metric | None) -> str | None:
     if reader.adapter is None:
         return f"{method.name} differentiates the model, which a table is not. Give the model."
     if reader.chat:
@@ -428,7 +436,7 @@ def misfit(method: Method, target: Target) -> str | None:
 
 
 def read_statistics(
-    reader: LayerReader,
+    reader: ActivationReader,
     target: Target,
     methods: Sequence[Method],
     *,
@@ -483,7 +491,7 @@ def read_statistics(
     )
 
 
-def _chunks(reader: LayerReader, *, keep: bool) -> list[tuple[int, ...]]:
+def _chunks(reader: ActivationReader, *, keep: bool) -> list[tuple[int, ...]]:
     layers = reader.site.layers
     if not keep:
         return [layers]
@@ -493,7 +501,7 @@ def _chunks(reader: LayerReader, *, keep: bool) -> list[tuple[int, ...]]:
 
 
 def _read(
-    reader: LayerReader,
+    reader: ActivationReader,
     target: Target,
     layers: Sequence[int],
     gate: bool,
@@ -509,13 +517,14 @@ def _read(
     )
     fired = torch.zeros(columns.shape[1] - 1, n_units, dtype=torch.float64)
     kept = torch.zeros(n_rows, n_units) if keep else None
-    for read in reader.read(layers, gate=gate):
-        running.absorb(columns[read.index], read.units)
+    for batch in reader.batches(layers=layers, gate=gate):
+        units = reader.rows(batch)[0].cpu()
+        running.absorb(columns[batch.index], units)
         if fires is not None:
-            open_ = fires(read.units if read.gate is None else read.gate).double()
-            fired += target.membership[read.index].T @ open_
+            watched = units if batch.gate is None else batch.gate.cpu().flatten(1)
+            fired += target.membership[batch.index].T @ fires(watched).double()
         if kept is not None:
-            kept[read.index] = read.units.float()
+            kept[batch.index] = units.float()
     return running.freeze(), fired if fires is not None else None, kept
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lens_skills.activations.activation_reader import SplitReader
+from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
@@ -62,7 +62,7 @@ def check_reuse(explore: Scores, confirm: Scores, exploratory: bool) -> bool:
 
 
 def check_baseline(
-    baseline: Scores, examples: Sequence[Example], source: SplitReader, exploratory: bool
+    baseline: Scores, examples: Sequence[Example], source: ActivationReader, exploratory: bool
 ) -> None:
     """Refuses thresholds of the same examples, another model, site or position."""
     what = shared((example.id for example in examples), (), baseline.example_ids)
@@ -73,10 +73,10 @@ def check_baseline(
         )
     if baseline.provenance.get("model_fingerprint") != source.about["model_fingerprint"]:
         raise LensSkillsError("the baseline was measured on another model.")
-    if baseline.site != source.site or baseline.positions != source.labels:
+    if baseline.site != source.site.name or baseline.positions != source.labels:
         raise LensSkillsError(
-            f"the baseline is of {baseline.site} at {baseline.positions}, not {source.site} at "
-            f"{source.labels}."
+            f"the baseline is of {baseline.site} at {baseline.positions}, not "
+            f"{source.site.name} at {source.labels}."
         )
 
 

@@ -21,7 +21,7 @@ from lens_skills.activations import (
     known_values,
     parse_metrics,
 )
-from lens_skills.activations.activation_reader import ScoredNeurons, SplitReader
+from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
@@ -127,12 +127,20 @@ def score(
             )
     if prompt is not None:
         model = with_soft_prompt(model, prompt)
-    source = SplitReader(model, examples, wanted, at, position, layers, chat=chat)
+    source = ActivationReader(
+        model,
+        examples,
+        at=at,
+        position=position,
+        layers=layers,
+        neurons=neurons,
+        metrics=wanted,
+        chat=chat,
+    )
     seen = check_prompt(source.soft, examples, exploratory)
     if baseline is not None:
         check_baseline(baseline, examples, source, exploratory)
-    units = ScoredNeurons(source, neurons)
-    n_draws = _n_draws(n_permutations, len(units.layer) * len(source.labels), len(examples))
+    n_draws = _n_draws(n_permutations, len(source.layer) * len(source.labels), len(examples))
     n_rotations = _n_rotations(n_rotations, source, neurons)
     columns = DesignMatrix(
         wanted,
@@ -145,7 +153,7 @@ def score(
         seed=seed,
     )
     rotations = [random_rotation(source.width, seed=seed + k) for k in range(n_rotations)]
-    n_units = len(source.labels) * len(units.layer)
+    n_units = len(source.labels) * len(source.layer)
     running = RunningMoments(
         columns.layout.n_columns,
         n_units,
@@ -158,7 +166,7 @@ def score(
         for metric in wanted
     }
     firing = (
-        None if baseline is None else FiringCounts(baseline_means(baseline, units), len(wanted))
+        None if baseline is None else FiringCounts(baseline_means(baseline, source), len(wanted))
     )
     provenance = describe_pass(
         source.about, examples, wanted, columns, n_rotations=n_rotations, seed=seed, given=given
@@ -168,7 +176,7 @@ def score(
         provenance
         | {
             "batch_size": settings.batch_size(),
-            "neurons": numbers_hash(units.layer, units.neuron),
+            "neurons": numbers_hash(source.layer, source.neuron),
             "values": numbers_hash(*known.values(), columns.given),
         },
     )
@@ -176,11 +184,11 @@ def score(
         raise LensSkillsError("checkpoint= and baseline= do not go together: confirm in one go.")
     skip = 0 if saved is None else restore_sums(saved, running, values)
     done = skip
-    for batch in source.batches(skip):
+    for batch in source.batches(skip=skip):
         index = batch.index
         for name, numbers in batch.metrics.items():
             values[name][index] = numbers
-        means, weights, residuals = units.rows(batch)
+        means, weights, residuals = source.rows(batch)
         running.absorb(
             columns.of(index, batch.metrics),
             means,
@@ -196,11 +204,11 @@ def score(
         running.freeze(),
         columns,
         values=values,
-        units=(units.layer, units.neuron),
+        units=(source.layer, source.neuron),
         whole_layers=neurons is None,
         positions=source.labels,
         rotations=rotations,
-        site=source.site,
+        site=source.site.name,
         examples=examples,
         predictivity={} if firing is None else firing.predictivity([m.name for m in wanted]),
         exploratory=exploratory or seen,
@@ -224,7 +232,7 @@ def _n_draws(asked: int | None, n_units: int, n_examples: int) -> int:
     return max(_FEW_DRAWS, min(_MANY_DRAWS, _DRAW_BUDGET // n_units, 20_000_000 // n_examples))
 
 
-def _n_rotations(asked: int | None, source: SplitReader, neurons: Any) -> int:
+def _n_rotations(asked: int | None, source: ActivationReader, neurons: Any) -> int:
     possible = neurons is None
     if asked is None:
         return 1 if possible and not source.ragged else 0
@@ -349,9 +357,9 @@ class FiringCounts:
         return found
 
 
-def baseline_means(baseline: Scores, units: ScoredNeurons) -> Float[Tensor, " unit"]:
+def baseline_means(baseline: Scores, source: ActivationReader) -> Float[Tensor, " unit"]:
     """The baseline's mean activation of each scored unit, positions outermost."""
-    wanted = zip(units.layer.tolist(), units.neuron.tolist(), strict=True)
+    wanted = zip(source.layer.tolist(), source.neuron.tolist(), strict=True)
     try:
         chosen = torch.tensor([baseline.places[pair] for pair in wanted])
     except KeyError as error:

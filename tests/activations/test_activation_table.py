@@ -14,6 +14,7 @@ from lens_skills.activations import ActivationTable, capture, stream
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import score
+from lens_skills.settings import config
 
 WORDS = ("keys", "key", "boys", "girl", "author", "doctor", "cabinet", "table")
 EXAMPLES = [
@@ -32,7 +33,7 @@ EXAMPLES = [
 def activations(model: Any, **options: Any) -> np.ndarray:
     """All activations by the stream, in the order of the examples."""
     found: dict[int, np.ndarray] = {}
-    for batch in stream(model, EXAMPLES, progress=False, **options):
+    for batch in stream(model, EXAMPLES, **options):
         found |= dict(zip(batch.index.tolist(), batch.activations.numpy(), strict=True))
     return np.stack([found[place] for place in range(len(EXAMPLES))])
 
@@ -40,7 +41,8 @@ def activations(model: Any, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize("position", ["last", "mean", [1, "last"]])
 def test_a_table_holds_the_activations_to_float16(tiny: Any, tmp_path: Path, position: Any) -> None:
     options = {"at": "hook_resid_post", "layers": [0, 3], "position": position}
-    table = capture(tiny, EXAMPLES, tmp_path / "t", batch_size=5, progress=False, **options)
+    with config(batch_size=5):
+        table = capture(tiny, EXAMPLES, tmp_path / "t", **options)
     expected = activations(tiny, **options)
     stored = table.activations()
     assert stored.dtype == np.float16
@@ -53,30 +55,31 @@ def test_a_table_holds_the_activations_to_float16(tiny: Any, tmp_path: Path, pos
 
 
 def test_float32_is_exact(tiny: Any, tmp_path: Path) -> None:
-    table = capture(tiny, EXAMPLES, tmp_path / "t", dtype="float32", progress=False)
+    table = capture(tiny, EXAMPLES, tmp_path / "t", dtype="float32")
     assert np.array_equal(table.activations(), activations(tiny))
 
 
 def test_a_table_streams_what_the_model_streams(tiny: Any, tmp_path: Path) -> None:
     names = ["label:plural", "confidence", "logit_diff"]
-    table = capture(
-        tiny, EXAMPLES, tmp_path / "t", metrics=names[1:], dtype="float32", progress=False
-    )
+    table = capture(tiny, EXAMPLES, tmp_path / "t", metrics=names[1:], dtype="float32")
     expected = activations(tiny)
     values = {name: torch.zeros(len(EXAMPLES), dtype=torch.float64) for name in names}
-    for batch in stream(tiny, EXAMPLES, metrics=names, progress=False):
+    for batch in stream(tiny, EXAMPLES, metrics=names):
         for name in names:
             values[name][batch.index] = batch.metrics[name]
     part = EXAMPLES[40:10:-1]  # some of them, in another order
     places = list(range(40, 10, -1))
     start = 0
-    for batch in table.stream(part, metrics=names, batch_size=7):
-        here = places[start : start + len(batch.index)]
-        assert batch.index.tolist() == list(range(start, start + len(here)))
-        np.testing.assert_array_equal(batch.activations, expected[here])
-        for name in names:
-            torch.testing.assert_close(batch.metrics[name], values[name][here], rtol=0, atol=1e-9)
-        start += len(here)
+    with config(batch_size=7):
+        for batch in table.stream(part, metrics=names):
+            here = places[start : start + len(batch.index)]
+            assert batch.index.tolist() == list(range(start, start + len(here)))
+            np.testing.assert_array_equal(batch.activations, expected[here])
+            for name in names:
+                torch.testing.assert_close(
+                    batch.metrics[name], values[name][here], rtol=0, atol=1e-9
+                )
+            start += len(here)
     assert start == len(part)
 
 
@@ -86,9 +89,7 @@ def test_scores_from_a_table_are_those_from_the_model(
 ) -> None:
     options = {"position": position, "seed": 3, "n_permutations": 39}
     metrics = ["label:plural", "confidence"]
-    table = capture(
-        tiny, EXAMPLES, tmp_path / "t", metrics=metrics[1:], position=position, progress=False
-    )
+    table = capture(tiny, EXAMPLES, tmp_path / "t", metrics=metrics[1:], position=position)
     exact = score(tiny, EXAMPLES, metrics=metrics, **options)
     tabled = score(table, EXAMPLES, metrics=metrics, **options)
     torch.testing.assert_close(tabled.r, exact.r, rtol=0, atol=2e-3)
@@ -101,7 +102,7 @@ def test_scores_from_a_table_are_those_from_the_model(
 
 
 def test_a_new_column_needs_no_forward_pass(tiny: Any, tmp_path: Path) -> None:
-    table = capture(tiny, EXAMPLES, tmp_path / "t", dtype="float32", progress=False)
+    table = capture(tiny, EXAMPLES, tmp_path / "t", dtype="float32")
     numbers = np.sin(np.arange(len(EXAMPLES)))
     metrics = {"mine": numbers, "number": "label:number"}
     tabled = score(table, EXAMPLES, metrics=metrics, n_permutations=0)
@@ -110,13 +111,13 @@ def test_a_new_column_needs_no_forward_pass(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_a_new_metric_of_the_model_is_refused(tiny: Any, tmp_path: Path) -> None:
-    table = capture(tiny, EXAMPLES, tmp_path / "t", metrics="entropy", progress=False)
+    table = capture(tiny, EXAMPLES, tmp_path / "t", metrics="entropy")
     with pytest.raises(LensSkillsError, match=r"'confidence' reads .* \(stored metrics: entropy\)"):
         score(table, EXAMPLES, metrics=["entropy", "confidence"])
 
 
 def test_what_does_not_fit_the_table_is_refused(tiny: Any, tmp_path: Path) -> None:
-    table = capture(tiny, EXAMPLES, tmp_path / "t", layers=1, progress=False)
+    table = capture(tiny, EXAMPLES, tmp_path / "t", layers=1)
     asked = {"metrics": "label:plural"}
     with pytest.raises(LensSkillsError, match=r"holds site mlp\.hook_post, not hook_resid_post"):
         score(table, EXAMPLES, at="hook_resid_post", **asked)
@@ -138,18 +139,18 @@ def test_an_interrupted_capture_leaves_nothing(tiny: Any, tmp_path: Path) -> Non
             raise KeyboardInterrupt
         return logits[:, 0]
 
-    with pytest.raises(KeyboardInterrupt):
-        capture(tiny, EXAMPLES, tmp_path / "t", metrics=fails, batch_size=8, progress=False)
+    with pytest.raises(KeyboardInterrupt), config(batch_size=8):
+        capture(tiny, EXAMPLES, tmp_path / "t", metrics=fails)
     assert len(calls) == 3
     assert list(tmp_path.iterdir()) == []
-    capture(tiny, EXAMPLES, tmp_path / "t", progress=False)  # and the way is free
+    capture(tiny, EXAMPLES, tmp_path / "t")  # and the way is free
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 
 def test_an_existing_folder_is_not_touched(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(LensSkillsError, match="exists already"):
-        capture(tiny, EXAMPLES, tmp_path, progress=False)
+        capture(tiny, EXAMPLES, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -162,12 +163,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_runs(
         raise AssertionError("the model ran")
 
     with pytest.raises(LensSkillsError, match="cannot be written"):
-        capture(tiny, EXAMPLES, tmp_path / "file" / "t", metrics=never, progress=False)
+        capture(tiny, EXAMPLES, tmp_path / "file" / "t", metrics=never)
 
 
 def test_every_token_cannot_be_tabled(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(LensSkillsError, match="'all' keeps every token"):
-        capture(tiny, EXAMPLES, tmp_path / "t", position="all", progress=False)
+        capture(tiny, EXAMPLES, tmp_path / "t", position="all")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,7 +177,7 @@ def test_values_beyond_float16_are_refused(tiny: Any, tmp_path: Path) -> None:
     point.add_hook(lambda activation, hook: activation * 1e8)
     try:
         with pytest.raises(LensSkillsError, match=r"does not fit float16.*dtype='float32'"):
-            capture(tiny, EXAMPLES, tmp_path / "t", progress=False)
+            capture(tiny, EXAMPLES, tmp_path / "t")
     finally:
         tiny.reset_hooks()
     assert list(tmp_path.iterdir()) == []
@@ -186,7 +187,7 @@ def test_values_beyond_float16_are_refused(tiny: Any, tmp_path: Path) -> None:
 def test_what_is_no_table_is_refused(tiny: Any, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "t"
     if damage != "nothing there":
-        capture(tiny, EXAMPLES[:4], folder, progress=False)
+        capture(tiny, EXAMPLES[:4], folder)
         manifest = folder / "manifest.json"
         text = manifest.read_text()
         assert json.loads(text)["example_ids"] == [example.id for example in EXAMPLES[:4]]
@@ -198,7 +199,7 @@ def test_what_is_no_table_is_refused(tiny: Any, tmp_path: Path, damage: str) -> 
 
 
 def test_a_table_without_its_activations_is_refused(tiny: Any, tmp_path: Path) -> None:
-    table = capture(tiny, EXAMPLES[:4], tmp_path / "t", progress=False)
+    table = capture(tiny, EXAMPLES[:4], tmp_path / "t")
     (table.path / "activations.npy").unlink()
     with pytest.raises(LensSkillsError, match=r"activations\.npy"):
         table.activations()

@@ -13,7 +13,7 @@ from lens_skills.errors import LensSkillsError
 def encoded(model: Any, examples: Sequence[Example], metrics: Any, **options: Any) -> list[Any]:
     items = [
         item
-        for batch in stream(model, examples, metrics=metrics, progress=False, **options)
+        for batch in stream(model, examples, metrics=metrics, **options)
         for item in batch.examples
     ]
     return sorted(items, key=lambda item: item.index)

@@ -22,6 +22,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, audit, controls, verify
 from lens_skills.scoring import score
+from lens_skills.settings import config
 from lens_skills.studies import study
 from lens_skills.tasks import Task, preflight
 
@@ -151,7 +152,7 @@ def test_the_same_metric_twice_is_refused() -> None:
 
 
 def test_a_metric_outside_a_pass_says_how_to_name_one(tiny: Any) -> None:
-    batch = next(stream(tiny, EXAMPLES[:4], progress=False))
+    batch = next(stream(tiny, EXAMPLES[:4]))
     logits = torch.zeros(4, tiny.cfg.d_vocab)
     with pytest.raises(
         LensSkillsError, match=r"'rule' has 3 categories .*'label:rule=constituent'"
@@ -174,7 +175,7 @@ def test_score_as_the_issue_types_it(tiny: Any) -> None:
     assert found.metrics == (*NAMES, "confidence")
     assert set(found.excluded_metrics) == {"correct"}
     units = np.zeros((len(EXAMPLES), found.n_units))
-    for batch in stream(tiny, EXAMPLES, progress=False):
+    for batch in stream(tiny, EXAMPLES):
         units[batch.index] = batch.activations.flatten(1)
     for rule in RULES:
         truth = np.array(one_against_the_rest(rule))
@@ -188,19 +189,20 @@ def test_score_as_the_issue_types_it(tiny: Any) -> None:
 
 
 def test_evaluate_and_stream(tiny: Any) -> None:
-    found = evaluate(tiny, EXAMPLES, ["label:rule", "entropy"], progress=False)
+    found = evaluate(tiny, EXAMPLES, ["label:rule", "entropy"])
     assert list(found) == [*NAMES, "entropy"]
     assert found[NAMES[0]].tolist() == one_against_the_rest("constituent")
     assert list(evaluate(tiny, EXAMPLES, "label:rule")) == list(NAMES)
-    batch = next(stream(tiny, EXAMPLES, metrics="label:rule", batch_size=2, progress=False))
+    with config(batch_size=2):
+        batch = next(stream(tiny, EXAMPLES, metrics="label:rule"))
     # Two examples of a batch do not decide how many categories there are.
     assert list(batch.metrics) == list(NAMES)
 
 
 def test_a_table_holds_and_computes_them(tiny: Any, tmp_path: Path) -> None:
-    table = capture(tiny, EXAMPLES, tmp_path / "t", metrics="label:rule", progress=False)
+    table = capture(tiny, EXAMPLES, tmp_path / "t", metrics="label:rule")
     assert list(table.manifest["metrics"]) == list(NAMES)
-    bare = capture(tiny, EXAMPLES, tmp_path / "bare", dtype="float32", progress=False)
+    bare = capture(tiny, EXAMPLES, tmp_path / "bare", dtype="float32")
     options = {"metrics": ["label:rule", "covariate:place=here"], "n_permutations": 0}
     tabled, exact = score(bare, EXAMPLES, **options), score(tiny, EXAMPLES, **options)
     assert tabled.metrics == (*NAMES, "covariate:place=here")

@@ -24,6 +24,7 @@ from lens_skills.activations import (
 )
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.settings import config
 
 # Ragged prompts; answers of one, two and three tokens ("12" is two digits to this tokenizer).
 EXAMPLES = [
@@ -70,8 +71,11 @@ def plain(model: Any, prompt: str, answer: str) -> Plain:
     return Plain(total, greedy, model.tokenizer.decode([following]))
 
 
-def evaluated(model: Any, examples: Sequence[Example], metrics: Any, **options: Any) -> Any:
-    return evaluate(model, examples, metrics, progress=False, **options)
+def evaluated(
+    model: Any, examples: Sequence[Example], metrics: Any, batch_size: int = 32, **options: Any
+) -> Any:
+    with config(batch_size=batch_size):
+        return evaluate(model, examples, metrics, **options)
 
 
 def test_the_tiny_tokenizer_makes_answers_of_several_tokens(tiny: Any) -> None:
@@ -238,11 +242,12 @@ def test_streamed_metrics_are_the_evaluated_ones(tiny: Any) -> None:
     names = ["correct", "logit_diff", "confidence"]
     expected = evaluated(tiny, EXAMPLES, names)
     seen = 0
-    for batch in stream(tiny, EXAMPLES, metrics=names, batch_size=2, progress=False):
-        for name in names:
-            values = expected[name][batch.index]
-            torch.testing.assert_close(batch.metrics[name], values, rtol=0, atol=2e-4)
-        seen += len(batch.index)
+    with config(batch_size=2):
+        for batch in stream(tiny, EXAMPLES, metrics=names):
+            for name in names:
+                values = expected[name][batch.index]
+                torch.testing.assert_close(batch.metrics[name], values, rtol=0, atol=2e-4)
+            seen += len(batch.index)
     assert seen == len(EXAMPLES)
 
 
@@ -268,7 +273,7 @@ def test_a_user_function_reads_logits_and_examples(tiny: Any) -> None:
 
 def encoded(model: Any, examples: Sequence[Example]) -> Sequence[Any]:
     """The examples with their tokens, as a pass hands them to a metric."""
-    (batch,) = stream(model, examples, metrics=["logit_diff", "answer_probability"], progress=False)
+    (batch,) = stream(model, examples, metrics=["logit_diff", "answer_probability"])
     order = batch.index.argsort().tolist()
     return [batch.examples[place] for place in order]
 

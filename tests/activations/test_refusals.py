@@ -23,6 +23,7 @@ from lens_skills.activations import (
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
+from lens_skills.settings import config
 
 # As they are where no shape check runs: these calls break the declared types on purpose.
 confidence = inspect.unwrap(confidence)
@@ -36,7 +37,7 @@ EXAMPLES = [
 
 
 def run(model: Any, **options: Any) -> list[Any]:
-    return list(stream(model, options.pop("examples", EXAMPLES), progress=False, **options))
+    return list(stream(model, options.pop("examples", EXAMPLES), **options))
 
 
 def test_an_unknown_hook_point_brings_the_nearest_names(tiny: Any) -> None:
@@ -97,8 +98,9 @@ def test_a_span_takes_one_of_text_and_column() -> None:
 
 
 def test_a_batch_size_below_one(tiny: Any) -> None:
-    with pytest.raises(LensSkillsError, match="batch_size must be at least 1"):
-        run(tiny, batch_size=0)
+    with pytest.raises(LensSkillsError, match="batch_size must be a whole number from 1 on"):
+        config(batch_size=0)
+    assert run(tiny)
 
 
 @pytest.mark.parametrize(
@@ -119,18 +121,18 @@ def test_what_a_metric_needs_and_an_example_lacks(tiny: Any, metric: str, lackin
         "options": Example("bare", "The boys", " are"),
     }
     with pytest.raises(LensSkillsError, match=f"'bare' has no {lacking}.*{metric}"):
-        evaluate(tiny, [whole, missing[lacking]], metric, progress=False)
+        evaluate(tiny, [whole, missing[lacking]], metric)
 
 
 def test_logit_diff_without_foil_and_options(tiny: Any) -> None:
     with pytest.raises(LensSkillsError, match="'short' has no foil and no options"):
-        evaluate(tiny, EXAMPLES, "logit_diff", progress=False)
+        evaluate(tiny, EXAMPLES, "logit_diff")
 
 
 def test_the_answer_must_be_among_the_options(tiny: Any) -> None:
     examples = [Example("odd", "The keys", " was", options=(" are", " is"))]
     with pytest.raises(LensSkillsError, match="'odd'"):
-        evaluate(tiny, examples, "answer_probability:options", progress=False)
+        evaluate(tiny, examples, "answer_probability:options")
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
@@ -142,7 +144,7 @@ def test_a_metric_that_is_not_finite_names_metric_and_example(tiny: Any, wrong: 
     with pytest.raises(LensSkillsError, match=message):
         run(tiny, metrics=mine)
     with pytest.raises(LensSkillsError, match=message):
-        evaluate(tiny, EXAMPLES, {"mine": mine}, progress=False)
+        evaluate(tiny, EXAMPLES, {"mine": mine})
     with pytest.raises(LensSkillsError, match=message):
         known_values(parse_metrics({"mine": [0.0, wrong]}), EXAMPLES)
 

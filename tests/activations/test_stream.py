@@ -10,6 +10,7 @@ from torch import Tensor
 from lens_skills.activations import Batch, span, stream
 from lens_skills.data import Example
 from lens_skills.models.backends import BridgeAdapter, HookedAdapter
+from lens_skills.settings import config
 
 PROMPTS = (
     "The keys",
@@ -115,14 +116,8 @@ def test_batched_equals_one_by_one_by_transformer_lens(tiny: Any, name: str) -> 
     assert len(examples) >= 3
     for batch_size in (1, 3):
         # Answer metrics make the model read the answers too; they must not be read out as prompt.
-        batches = stream(
-            tiny,
-            examples,
-            position=position,
-            batch_size=batch_size,
-            metrics=["correct"],
-            progress=False,
-        )
+        with config(batch_size=batch_size):
+            batches = list(stream(tiny, examples, position=position, metrics=["correct"]))
         for example, found in zip(examples, gathered(batches, len(examples)), strict=True):
             expected = expect(posts(tiny, example.prompt), tiny, example.prompt)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
@@ -132,39 +127,39 @@ def test_batched_equals_one_by_one_by_transformer_lens(tiny: Any, name: str) -> 
     "at", ["mlp.hook_post", "mlp.hook_pre", "mlp.hook_pre_linear", "hook_resid_post", "attn.hook_z"]
 )
 def test_every_site_and_some_layers(tiny: Any, at: str) -> None:
-    batches = stream(tiny, EXAMPLES, at=at, layers=[-1, 1], batch_size=3, progress=False)
+    with config(batch_size=3):
+        batches = list(stream(tiny, EXAMPLES, at=at, layers=[-1, 1]))
     for example, found in zip(EXAMPLES, gathered(batches, len(EXAMPLES)), strict=True):
         expected = plain(tiny, example.prompt, [f"blocks.1.{at}", f"blocks.3.{at}"])[:, -1]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
 
 
 def test_a_full_name_is_one_layer(tiny: Any) -> None:
-    full = next(stream(tiny, EXAMPLES, at="blocks.2.mlp.hook_post", progress=False))
-    short = next(stream(tiny, EXAMPLES, layers=2, progress=False))
+    full = next(stream(tiny, EXAMPLES, at="blocks.2.mlp.hook_post"))
+    short = next(stream(tiny, EXAMPLES, layers=2))
     torch.testing.assert_close(full.activations, short.activations, rtol=0, atol=0)
     assert full.activations.shape[1:] == (1, 48)
 
 
 def test_a_span_may_differ_per_example(tiny: Any) -> None:
-    by_column = stream(tiny, EXAMPLES, position=span(column="piece"), progress=False)
+    by_column = stream(tiny, EXAMPLES, position=span(column="piece"))
     for example, found in zip(EXAMPLES, gathered(by_column, len(EXAMPLES)), strict=True):
-        alone = gathered(
-            stream(tiny, [example], position=span(example.prompt.split()[1]), progress=False), 1
-        )[0]
+        alone = gathered(stream(tiny, [example], position=span(example.prompt.split()[1])), 1)[0]
         torch.testing.assert_close(found, alone, rtol=1e-4, atol=2e-5)
 
 
 def test_the_last_occurrence_of_a_span_counts(tiny: Any) -> None:
     prompt = "The keys and the keys and the boys"
     example = Example(id="a", prompt=prompt)
-    (found,) = gathered(stream(tiny, [example], position=span("keys"), progress=False), 1)
+    (found,) = gathered(stream(tiny, [example], position=span("keys")), 1)
     places = [place for place, text in enumerate(pieces(tiny, prompt)) if text == " keys"]
     assert len(places) == 2
     torch.testing.assert_close(found, posts(tiny, prompt)[:, places[1]], rtol=1e-4, atol=2e-5)
 
 
 def test_every_example_comes_once_in_batches_of_like_length(tiny: Any) -> None:
-    batches = list(stream(tiny, EXAMPLES, batch_size=3, progress=False))
+    with config(batch_size=3):
+        batches = list(stream(tiny, EXAMPLES))
     assert [len(batch.index) for batch in batches] == [3, 3, 2]
     order = torch.cat([batch.index for batch in batches]).tolist()
     assert sorted(order) == list(range(len(EXAMPLES)))
@@ -177,8 +172,10 @@ def test_every_example_comes_once_in_batches_of_like_length(tiny: Any) -> None:
 
 
 def test_skipping_batches_leaves_the_rest_as_it_was(tiny: Any) -> None:
-    whole = list(stream(tiny, EXAMPLES, batch_size=3, progress=False))
-    rest = list(stream(tiny, EXAMPLES, batch_size=3, skip=1, progress=False))
+    with config(batch_size=3):
+        whole = list(stream(tiny, EXAMPLES))
+    with config(batch_size=3):
+        rest = list(stream(tiny, EXAMPLES, skip=1))
     assert len(rest) == len(whole) - 1
     for a, b in zip(whole[1:], rest, strict=True):
         assert torch.equal(a.index, b.index)
@@ -188,17 +185,19 @@ def test_skipping_batches_leaves_the_rest_as_it_was(tiny: Any) -> None:
 @pytest.mark.parametrize("position", ["last", "mean", "all", [1, "last"]])
 def test_activations_own_their_memory(tiny: Any, position: Any) -> None:
     """No view keeps a whole layer's activations of the batch alive."""
-    for batch in stream(tiny, EXAMPLES, position=position, batch_size=3, progress=False):
-        acts = batch.activations
-        assert acts.untyped_storage().nbytes() == acts.numel() * acts.element_size()
-        assert not acts.requires_grad
+    with config(batch_size=3):
+        for batch in stream(tiny, EXAMPLES, position=position):
+            acts = batch.activations
+            assert acts.untyped_storage().nbytes() == acts.numel() * acts.element_size()
+            assert not acts.requires_grad
 
 
 def test_a_kept_batch_does_not_change_as_the_pass_goes_on(tiny: Any) -> None:
     kept, copies = [], []
-    for batch in stream(tiny, EXAMPLES, batch_size=3, progress=False):
-        kept.append(batch.activations)
-        copies.append(batch.activations.clone())
+    with config(batch_size=3):
+        for batch in stream(tiny, EXAMPLES):
+            kept.append(batch.activations)
+            copies.append(batch.activations.clone())
     for one, other in zip(kept, copies, strict=True):
         assert torch.equal(one, other)
 
@@ -231,13 +230,15 @@ def spy(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
 
 
 def test_no_logits_where_no_metric_reads_them(tiny: Any, spy: Spy) -> None:
-    list(stream(tiny, EXAMPLES, metrics="label:odd", batch_size=3, progress=False))
+    with config(batch_size=3):
+        list(stream(tiny, EXAMPLES, metrics="label:odd"))
     assert spy.asked == [None] * 3
     assert spy.rows == 0
 
 
 def test_logits_only_at_the_positions_a_metric_reads(tiny: Any, spy: Spy) -> None:
-    list(stream(tiny, EXAMPLES, metrics="confidence", batch_size=3, progress=False))
+    with config(batch_size=3):
+        list(stream(tiny, EXAMPLES, metrics="confidence"))
     assert [tuple(at.shape) for at in spy.asked if at is not None] == [(3, 1), (3, 1), (2, 1)]
     assert spy.rows == len(EXAMPLES)
 
@@ -255,12 +256,13 @@ def test_the_model_is_left_as_it_was(tiny: Any) -> None:
         raise KeyboardInterrupt
 
     try:
-        running = stream(tiny, EXAMPLES, batch_size=3, progress=False)
-        next(running)
+        running = stream(tiny, EXAMPLES)
+        with config(batch_size=3):
+            next(running)
         assert len(point.fwd_hooks) == hooks
         running.close()
         with pytest.raises(KeyboardInterrupt):
-            list(stream(tiny, EXAMPLES, metrics=interrupt, progress=False))
+            list(stream(tiny, EXAMPLES, metrics=interrupt))
         assert len(point.fwd_hooks) == hooks
         assert seen == [3, 8]
         others = [p.fwd_hooks for p in tiny.hook_dict.values() if p is not point]

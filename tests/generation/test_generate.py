@@ -369,7 +369,8 @@ def test_prompts_that_hold_their_texts_are_read_there(tiny: Any, tmp_path: Path)
     graded = write(tiny, task(), temperature=0, graders=long)
     at = span(column="text", take="mean")
     with_text = graded.task(written=True)
-    batches = list(stream(tiny, with_text, position=at, batch_size=1, progress=False))
+    with config(batch_size=1):
+        batches = list(stream(tiny, with_text, position=at))
     rows = {int(batch.index): batch.activations[0] for batch in batches}
     wanted = plain_mean(tiny, None, graded, False)
     adapter = as_adapter(tiny)

@@ -63,7 +63,7 @@ def logits_of(model: Any, prompt: SoftPrompt, examples: list[Example]) -> Tensor
         found.append(logits)
         return logits[:, 0]
 
-    evaluate(model, examples, {"keep": keep}, prompt=prompt, progress=False)
+    evaluate(model, examples, {"keep": keep}, prompt=prompt)
     (logits,) = found
     return logits.double().log_softmax(-1)
 
@@ -98,7 +98,7 @@ def test_learned_positions_are_added(
 def test_activations_at_the_vectors_are_those_of_the_tokens(tiny: Any) -> None:
     prompt, adapter = of_tokens(tiny), as_adapter(tiny)
     n_after = len(prompt.suffix)
-    for batch in stream(tiny, EXAMPLES, prompt=prompt, layers=[2], progress=False):
+    for batch in stream(tiny, EXAMPLES, prompt=prompt, layers=[2]):
         for row, example in enumerate(batch.examples):
             ids = [*tiny.to_tokens(example.prompt)[0].tolist(), *adapter.encode_plain(AFTER)]
             with torch.no_grad():
@@ -110,9 +110,7 @@ def test_activations_at_the_vectors_are_those_of_the_tokens(tiny: Any) -> None:
 def test_a_span_is_found_beside_the_soft_tokens(tiny: Any) -> None:
     prompt = of_tokens(tiny, AFTER, BEFORE)
     for given, before in ((None, ""), (prompt, BEFORE)):
-        (batch,) = stream(
-            tiny, EXAMPLES[:1], position=span("keys"), prompt=given, layers=[1], progress=False
-        )
+        (batch,) = stream(tiny, EXAMPLES[:1], position=span("keys"), prompt=given, layers=[1])
         bos, *ids = tiny.to_tokens(EXAMPLES[0].prompt)[0].tolist()
         adapter = as_adapter(tiny)
         front = [bos, *(adapter.encode_plain(before) if before else []), *ids]
@@ -201,9 +199,9 @@ def test_positions_of_a_prompt(tiny: Any) -> None:
     found = score(tiny, EXAMPLES, metrics="label:size", prompt=suffix, layers=[1], n_permutations=0)
     assert found.positions == tuple(str(-k) for k in range(len(suffix.suffix), 0, -1))
     with pytest.raises(LensSkillsError, match="same for every example"):
-        next(stream(tiny, EXAMPLES, prompt=of_tokens(tiny, "", BEFORE), progress=False))
+        next(stream(tiny, EXAMPLES, prompt=of_tokens(tiny, "", BEFORE)))
     with pytest.raises(LensSkillsError, match="none was given"):
-        next(stream(tiny, EXAMPLES, position="prompt", progress=False))
+        next(stream(tiny, EXAMPLES, position="prompt"))
 
 
 def test_beyond_the_context(tiny: Any) -> None:

@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, mutual_info_score, roc_auc_
 
 import lens_skills as ls
 from lens_skills.activations import parse_metric, stream
-from lens_skills.activations.activation_reader import LayerReader
+from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import attribution
 from lens_skills.models.partial_forward import CannotResume
@@ -34,7 +34,12 @@ PLURAL, PLACE, DIGIT = "label:plural", "label:place", "covariate:digit"
 
 def all_of(model: Any, task: ls.Task, metric: Any, methods: Any, **options: Any) -> Rankings:
     """The rankings of several methods."""
-    return rank_all(LayerReader(model, task), target_of(model, task, metric), methods, **options)
+    return rank_all(
+        ActivationReader(model, task, purpose="ranked"),
+        target_of(model, task, metric),
+        methods,
+        **options,
+    )
 
 
 def stored(model: Any, task: ls.Task, at: str = "mlp.hook_post") -> np.ndarray:

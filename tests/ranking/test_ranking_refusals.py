@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lens_skills as ls
-from lens_skills.activations.activation_reader import LayerReader
+from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.errors import LensSkillsError
 from lens_skills.ranking import METHODS, compare_methods, rank
 
@@ -50,7 +50,7 @@ def test_numbers_where_classes_are_needed(tiny: Any, nouns: ls.Task, method: str
 def test_a_method_that_needs_a_gate(
     tiny: Any, nouns: ls.Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LayerReader, "gated", property(lambda self: False))
+    monkeypatch.setattr(ActivationReader, "gated", property(lambda self: False))
     said = refusal(tiny, nouns, PLURAL, method="lape")
     assert "gate=False" in said
     assert rank(tiny, nouns, PLURAL, method="lape", gate=False).n_ranked > 0

@@ -293,7 +293,7 @@ def test_position_all_is_token_level_pearson_with_the_metric_repeated(tiny: Any)
         for i, p in enumerate(PROMPTS)
     ]
     tokens: dict[int, np.ndarray] = {}
-    for batch in stream(tiny, examples, position="all", progress=False):
+    for batch in stream(tiny, examples, position="all"):
         assert batch.mask is not None
         for row, place in enumerate(batch.index.tolist()):
             tokens[place] = batch.activations[row][batch.mask[row]].double().flatten(1).numpy()

@@ -15,6 +15,7 @@ import torch
 from lens_skills.activations import ActivationTable, Metric
 from lens_skills.data import Example
 from lens_skills.scoring import score
+from lens_skills.settings import config
 
 
 def examples_with(
@@ -118,5 +119,6 @@ def test_a_table_may_hold_several_positions(tmp_path: Path, batch_size: int) -> 
     acts = np.random.default_rng(1).normal(size=(12, 3, 2, 4)).astype(np.float32)
     examples = examples_with(12)
     table = handmade(tmp_path / "t", acts, examples)
-    batches = list(table.stream(examples, batch_size=batch_size))
+    with config(batch_size=batch_size):
+        batches = list(table.stream(examples))
     np.testing.assert_array_equal(torch.cat([b.activations for b in batches]), acts)

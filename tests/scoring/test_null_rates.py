@@ -178,7 +178,7 @@ def test_the_level_holds_on_the_activations_of_the_default_model(
     texts += [f"The {a}s to the {b}" for a in nouns for b in nouns if a != b]
     n, runs = len(texts), 200
     prompts = [Example(f"e{i}", text) for i, text in enumerate(texts)]
-    read = capture(smollm, prompts, tmp_path / "read", layers=[2, 15, 27], progress=False)
+    read = capture(smollm, prompts, tmp_path / "read", layers=[2, 15, 27])
     acts = read.activations().astype(np.float32)
     # Near-constant neurons among them: most of what moves them is one example.
     share = 1e-4 * random.normal(size=(n, 1, 20))

@@ -328,7 +328,7 @@ def at_every_token(model: Any) -> tuple[Scores, np.ndarray]:
     options = {"position": "all", "exchange": "signs", "n_permutations": 40, "seed": SEED}
     found = score(model, examples, metrics=metrics, **options)
     tokens: dict[int, np.ndarray] = {}
-    for batch in stream(model, examples, position="all", progress=False):
+    for batch in stream(model, examples, position="all"):
         assert batch.mask is not None
         for row, place in enumerate(batch.index.tolist()):
             tokens[place] = batch.activations[row][batch.mask[row]].double().flatten(1).numpy()

@@ -42,7 +42,7 @@ def test_rows_are_what_evaluate_gives(tiny: Any, trained: Any) -> None:
     assert found.names == tuple(ways)
     assert found.metrics == ("correct", "greedy", "first_token", "log_probability", "over_foil")
     for row, (examples, prompt) in zip(found.values, ways.values(), strict=True):
-        wanted = evaluate(tiny, examples, metrics, prompt=prompt, progress=False)
+        wanted = evaluate(tiny, examples, metrics, prompt=prompt)
         assert torch.equal(row[0], wanted["correct"])
         assert bool((row[1] >= row[0]).all())
         assert torch.equal(row[2], wanted["first_token_correct"])

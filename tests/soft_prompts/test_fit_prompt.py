@@ -162,7 +162,7 @@ def test_vectors_before_the_input_are_trained_along(tiny: Any) -> None:
 
 
 def mean_loss(model: Any, examples: list[Example], prompt: SoftPrompt) -> float:
-    found = evaluate(model, examples, "answer_probability", prompt=prompt, progress=False)
+    found = evaluate(model, examples, "answer_probability", prompt=prompt)
     return float(-found["answer_probability"].log().mean())
 
 

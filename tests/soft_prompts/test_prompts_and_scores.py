@@ -103,9 +103,7 @@ def test_a_table_of_the_prompts_positions_scores_alike(
     tiny: Any, splits: tuple[Task, ...], prompts: tuple[Any, ...], tmp_path: Path
 ) -> None:
     spoken = with_soft_prompt(tiny, prompts[0])
-    table = capture(
-        spoken, splits[1], tmp_path / "acts", position="prompt", dtype="float32", **QUIET
-    )
+    table = capture(spoken, splits[1], tmp_path / "acts", position="prompt", dtype="float32")
     options: dict[str, Any] = {"metrics": "label:plural", "n_permutations": 0}
     direct = score(spoken, splits[1], **options)
     found = score(table, splits[1], position=[-2, -1], **options)

@@ -2,6 +2,9 @@
 
 from lens_skills.activations.activation_table import ActivationTable as ActivationTable
 from lens_skills.activations.activation_table import capture as capture
+from lens_skills.activations.components import Component as Component
+from lens_skills.activations.components import parse_components as parse_components
+from lens_skills.activations.components import parse_neurons as parse_neurons
 from lens_skills.activations.forward import known_values as known_values
 from lens_skills.activations.locations import DEFAULT_SITE as DEFAULT_SITE
 from lens_skills.activations.locations import Position as Position

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
-from lens_skills.activations.components import Component, _find_units, parse_neurons
+from lens_skills.activations.components import Component, find_places, parse_neurons
 from lens_skills.activations.forward import NOTHING, RequiredOutputs, known_values, prepare
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
@@ -114,7 +114,7 @@ class ActivationReader:
         neuron = torch.arange(self.width).repeat(len(self.site.layers))
         self._chosen: Tensor | None = None
         if neurons is not None:
-            self._chosen = _find_units(neurons, self.site.layers, self.width)
+            self._chosen = find_places(neurons, self.site.layers, self.width)
             layer, neuron = layer[self._chosen], neuron[self._chosen]
         self.layer, self.neuron = layer, neuron
 

@@ -1,7 +1,4 @@
-"""`Unit`: what an intervention changes: a neuron, an attention head or a whole MLP.
-
-`Units`: which neurons a pass scores, and a batch's activations as rows of them.
-"""
+"""Neurons, attention heads and whole MLPs by name: ``L17N635``, ``L9H3``, ``L5MLP``."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -44,7 +41,7 @@ def parse_neurons(neurons: Any) -> Int[Tensor, "k 2"]:
     return rows.long()
 
 
-def _find_units(neurons: Any, layers: Sequence[int], width: int) -> Int[Tensor, " unit"]:
+def find_places(neurons: Any, layers: Sequence[int], width: int) -> Int[Tensor, " unit"]:
     rows = parse_neurons(neurons)
     if len(rows) == 0:
         raise LensSkillsError("no neurons to score: the selection is empty.")
@@ -92,7 +89,7 @@ class Component:
     def hook_name(self) -> str:
         """The full name of its hook point.
 
-        >>> Unit("L1N2", 1, "mlp.hook_post", 2, 3).hook_name
+        >>> Component("L1N2", 1, "mlp.hook_post", 2, 3).hook_name
         'blocks.1.mlp.hook_post'
         """
         return f"blocks.{self.layer}.{self.site}"
@@ -110,9 +107,9 @@ def parse_components(
 
     Args:
         adapter: The model.
-        units: Names, (layer, index) rows, an ``Int[k 2]`` tensor, `Unit` values, a `Selection`, or
-            a list that mixes them; ``"all"`` is every neuron at ``at``. A name alone is a set of
-            one.
+        units: Names, (layer, index) rows, an ``Int[k 2]`` tensor, `Component` values, a
+            `Selection`, or a list that mixes them; ``"all"`` is every neuron at ``at``. A name
+            alone is a set of one.
         at: The site of everything named as a neuron. Heads are the whole slice of
             ``attn.hook_z``, a whole MLP is ``hook_mlp_out``.
 
@@ -133,9 +130,9 @@ def parse_components(
     if isinstance(units, Tensor):
         found = _neurons(adapter, units, at, width)
     elif isinstance(units, str | Component):
-        found = [_parse_unit(adapter, units, at, width)]
+        found = [_parse_component(adapter, units, at, width)]
     elif isinstance(units, Sequence):
-        found = [_parse_unit(adapter, unit, at, width) for unit in units]
+        found = [_parse_component(adapter, unit, at, width) for unit in units]
     else:
         raise LensSkillsError(
             f"a {type(units).__name__} names no units. Give names, (layer, index) rows or a "
@@ -151,7 +148,7 @@ def parse_components(
 def sites_of(units: Iterable[Component]) -> dict[str, tuple[int, ...]]:
     """The layers of each site that the units stand in: what `Edit.bind` must know about.
 
-    >>> sites_of([Unit("L1N2", 1, "mlp.hook_post", 2, 3), Unit("L0N2", 0, "mlp.hook_post", 2, 3)])
+    >>> sites_of(Component(f"L{n}N2", n, "mlp.hook_post", 2, 3) for n in (1, 0))
     {'mlp.hook_post': (0, 1)}
     """
     layers: dict[str, set[int]] = {}
@@ -196,7 +193,7 @@ def _neurons(adapter: ModelAdapter, rows: Tensor, at: str, width: Width) -> list
     return found
 
 
-def _parse_unit(adapter: ModelAdapter, unit: Any, at: str, width: Width) -> Component:
+def _parse_component(adapter: ModelAdapter, unit: Any, at: str, width: Width) -> Component:
     if isinstance(unit, Component):
         n_features = width(unit.site)
         _check(

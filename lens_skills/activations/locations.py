@@ -1,6 +1,7 @@
-"""Where in the prompt to read: one token, several, a span of text, or all of them pooled.
+"""Where to read: a hook point in some layers, at tokens of the prompt.
 
-Where in the network to read: one kind of hook point, in some or all layers.
+A `Site` is a hook point and its layers; a `Position` is one token, several, a span of text, or all
+of them, pooled or not.
 """
 
 import difflib

@@ -1,8 +1,7 @@
-"""One number per example: correctness, and the model's confidence in its usual forms.
+"""Metrics, one number per example: correctness, the model's confidence, columns of the task.
 
-Metrics as the user may write them: names, functions, numbers, lists and dicts of those.
-
-Columns of the task as metrics: numbers as they are, categories one against the rest.
+`parse_metrics` reads them as a user writes them: names, functions, numbers, and lists and dicts of
+those. A column of numbers stays as it is; categories become one 0/1 metric each.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""WHAT WE OPEN: any language model, and the one adapter through which every other room reads it.
+"""Any language model, and the one adapter through which every other room reads it.
 
 The only room that knows TransformerLens and transformers; both are imported where they are used,
 so that importing this room stays cheap.

@@ -1,6 +1,6 @@
-"""Models that come with an installed package: found by path, opened with no network.
+"""Models that come with the package: found by path, opened with no network.
 
-Which pairs of operands `arithmetic-small` never saw in training.
+And the pairs of operands that ``arithmetic-small`` never saw in training.
 """
 
 import hashlib

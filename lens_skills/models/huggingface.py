@@ -1,7 +1,4 @@
-"""`Source`: a Hugging Face model with its tokenizer, from a folder, a hub name or memory.
-
-Quiet: no chatter from the libraries while a model is opened.
-"""
+"""A Hugging Face model with its tokenizer, from a folder, a hub name or memory, opened quietly."""
 
 import contextlib
 import copy

@@ -1,7 +1,4 @@
-"""`load_model`: one call that opens whatever holds a model.
-
-`Openable`: what `load_model` can open on this machine, and how.
-"""
+"""`load_model` opens whatever holds a model; `describe_openable` says what can be opened here."""
 
 import os
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""`Suffix`: the last columns of a batch, run again from any layer, many versions at once.
+"""`PartialForward`: the last columns of a batch, run again from any layer, many versions at once.
 
-The suffix of a TransformerBridge: its blocks called as the Hugging Face model calls them.
-
-The suffix of a HookedTransformer: its own blocks, their attention laid out as a tree.
+The prefix stays as it was; only from the first changed column and block on is anything computed. A
+HookedTransformer's own blocks run with their attention laid out as a tree; a TransformerBridge's
+are called as the Hugging Face model calls them.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""`Writer`: a model that writes one token after another, with or without keys and values."""
+"""`Writer`: a model that writes one token after another, with or without kept keys and values."""
 
 from abc import ABC, abstractmethod
 from typing import Any

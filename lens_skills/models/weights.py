@@ -1,6 +1,7 @@
-"""`Anatomy`: a model's own matrices, by which what a part writes and reads can be told apart.
+"""A model's own matrices: what each part reads and writes.
 
-`Writes`: what a hook point adds to the residual stream, where that is a matrix; checked.
+`OutputWeights` are what a hook point adds to the residual stream, where that is a matrix (checked
+on the model); `ModelWeights` are all matrices of every block in one layout.
 """
 
 from collections.abc import Callable, Mapping

@@ -23,11 +23,12 @@ _MOVED = {
     "initial_prompt": "soft_prompts",
     "partial_r": "scoring",
     "stream": "activations",
-    "prompted": "models",
+    "with_soft_prompt": "models",
 }
 _MOVED_AND_RENAMED = {
     "as_lens": "lens_skills.models.as_adapter",
     "own_answer": "ls.metrics.model_answer",
+    "prompted": "lens_skills.models.with_soft_prompt",
 }
 _RESULTS = {
     **dict.fromkeys(("Circuit", "Edge", "Faithfulness", "Node"), "circuits"),

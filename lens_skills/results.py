@@ -1,8 +1,10 @@
-"""What an interrupted pass has done so far, on disk, so that it goes on where it stopped.
+"""Results on disk: saved and read back as they were, whole or not at all; and where they come from.
 
-A result in a folder of its own: safetensors and JSON, whole or not there.
-
-Where a result comes from: enough to repeat it and to refuse what does not fit.
+Every result is a frozen dataclass and a `Result`, and is saved by the same rule: its tensors as
+safetensors, all else as JSON, which begins with the kind of the result and the number of the
+format. A `Checkpoint` keeps what an interrupted pass has done so far. `provenance` says which
+model, examples, seed and versions made the numbers: enough to repeat them and to refuse what does
+not fit.
 """
 
 import hashlib
@@ -13,26 +15,240 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 
+FORMAT = 2
+"""Of saved results. Those of format 1, which had no number, are not read."""
+
+_NAME, _TENSOR, _TABLE = "result", "$tensor", "$table"
+_R = TypeVar("_R", bound="Result")
+
+
+class Result:
+    """What a verb hands back: a frozen dataclass that is saved to a folder and read back."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the result into a folder of its own, in place of one of its kind saved before.
+
+        ``lens_skills.load(folder)`` reads it. The folder appears whole or not at all.
+
+        Raises:
+            LensSkillsError: The folder cannot be written, or holds something else.
+        """
+        place, kind, texts, packer = (
+            Path(folder),
+            type(self).__name__,
+            self.readable_files(),
+            _Packer(),
+        )
+        check_replaceable(place, _NAME, kind)
+        plain = {"kind": kind, "format": FORMAT, "values": packer.fields(self, "")}
+        texts = self.readable_files()
+        plain |= {"tables": packer.tables, "texts": list(texts)}
+        return write_folder(place, _NAME, packer.tensors, plain, texts)
+
+    @classmethod
+    def load(cls: type[_R], folder: str | Path) -> _R:
+        """What `save` wrote.
+
+        Raises:
+            LensSkillsError: Nothing saved there, a result of another kind, or a damaged one.
+        """
+        kind = kind_of(folder, cls.__name__)
+        if kind != cls.__name__:
+            raise LensSkillsError(
+                f"{folder} holds a saved {kind}, no {cls.__name__}. lens_skills.load(folder) opens "
+                "either."
+            )
+        tensors, plain = read_folder(Path(folder), _NAME)
+        try:
+            return _Unpacker(tensors, plain["tables"]).fields(plain["values"], cls)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LensSkillsError(
+                f"the {kind} in {folder} is damaged, or was saved by another version of "
+                f"lens-skills ({error!r}). Run the command that made it again."
+            ) from error
+
+    def readable_files(self) -> Mapping[str, str]:
+        """Files to read without this package, which are saved beside: name and content."""
+        return {}
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is a saved result."""
+    return (folder / f"{_NAME}.json").exists()
+
+
+def kind_of(folder: str | Path, wanted: str = "result") -> str:
+    """The kind of the result in a folder, such as ``"Scores"``.
+
+    Raises:
+        LensSkillsError: No folder, nothing saved in it (what it holds instead), a result of an
+            older or of a newer format.
+    """
+    place = Path(folder)
+    if not is_saved(place):
+        raise LensSkillsError(f"no saved {wanted} in {place}: {_what_is_there(place)}")
+    try:
+        plain = json.loads((place / f"{_NAME}.json").read_text(encoding="utf-8"))
+        kind, number = str(plain["kind"]), int(plain["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LensSkillsError(f"{place / _NAME}.json is damaged ({error!r}).") from error
+    if number != FORMAT:
+        newer = number > FORMAT
+        raise LensSkillsError(
+            f"the {kind} in {place} has format {number}; this version of lens-skills reads "
+            f"{FORMAT}. {'Update it' if newer else 'Run the command that made it again'}."
+        )
+    return kind
+
+
+def _what_is_there(folder: Path) -> str:
+    if not folder.is_dir():
+        return "it is a file." if folder.exists() else "there is no such folder."
+    holds = sorted(path.name for path in folder.iterdir())
+    for name in holds:
+        stem, _, ending = name.rpartition(".")
+        if ending == "json" and f"{stem}.safetensors" in holds:
+            if "asked" in _json(folder / name):
+                return (
+                    "it holds a pass that was interrupted. Run the command that began it again, "
+                    "with the same checkpoint: it goes on where it stopped."
+                )
+            return (
+                f"{name} was saved by an older version of lens-skills (format 1; this one reads "
+                f"{FORMAT}). Run the command that made it again."
+            )
+    inside = [name for name in holds if is_saved(folder / name)]
+    if inside:
+        return f"it holds the results {', '.join(inside)}. Open one: {str(folder / inside[0])!r}."
+    return f"it holds {', '.join(holds[:8]) or 'nothing'}{', …' if len(holds) > 8 else ''}."
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+class _Packer:
+    """A result as plain JSON values, its tensors and tables apart; one that occurs twice is one."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.tables: dict[str, Any] = {}
+        self.seen: dict[int, tuple[Any, dict[str, str]]] = {}
+
+    def fields(self, value: Any, place: str) -> dict[str, Any]:
+        names = [item.name for item in fields(value) if item.init]
+        return {name: self.plain(getattr(value, name), f"{place}{name}") for name in names}
+
+    def plain(self, value: Any, place: str) -> Any:
+        if isinstance(value, Tensor | pd.DataFrame):
+            if id(value) not in self.seen:
+                self._put(value, place)
+            return self.seen[id(value)][1]
+        if is_dataclass(value):
+            return self.fields(value, f"{place}/")
+        if isinstance(value, Mapping):
+            return {key: self.plain(part, f"{place}/{key}") for key, part in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self.plain(part, f"{place}/{n}") for n, part in enumerate(value)]
+        return value.item() if isinstance(value, np.generic) else value
+
+    def _put(self, value: Tensor | pd.DataFrame, place: str) -> None:
+        if isinstance(value, Tensor):
+            # Cloned: views of one storage cannot be written.
+            self.tensors[place] = value.detach().cpu().clone().contiguous()
+            self.seen[id(value)] = value, {_TENSOR: place}
+            return
+        columns = {str(name): self.plain(value[name].tolist(), place) for name in value}
+        types = {str(name): str(value[name].dtype) for name in value}
+        self.tables[place] = {"columns": columns, "types": types, "index": value.index.tolist()}
+        self.seen[id(value)] = value, {_TABLE: place}
+
+
+class _Unpacker:
+    """Plain JSON values as the fields of a result say."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], tables: Mapping[str, Any]) -> None:
+        self.tensors = tensors
+        self.tables = {place: _table(**table) for place, table in tables.items()}
+
+    def fields(self, values: Mapping[str, Any], kind: Any) -> Any:
+        hints = _hints(kind)
+        unknown = values.keys() - hints.keys()
+        if unknown:
+            raise KeyError(f"unknown {', '.join(sorted(unknown))}")
+        return kind(**{name: self.value(part, hints[name]) for name, part in values.items()})
+
+    def value(self, value: Any, hint: Any) -> Any:
+        if isinstance(value, dict) and len(value) == 1:
+            if _TENSOR in value:
+                return self.tensors[value[_TENSOR]]
+            if _TABLE in value:
+                return self.tables[value[_TABLE]]
+        kind, parts = get_origin(hint), get_args(hint)
+        if kind in (Union, UnionType):
+            parts = [part for part in parts if part is not type(None)]
+            # Where several kinds are possible they are plain values.
+            return value if value is None or len(parts) > 1 else self.value(value, parts[0])
+        if is_dataclass(hint):
+            return self.fields(value, hint)
+        if isinstance(value, dict):
+            inner = parts[1] if parts else Any
+            return {key: self.value(part, inner) for key, part in value.items()}
+        if isinstance(value, list):
+            inner = parts[0] if parts else Any
+            made = [self.value(part, inner) for part in value]
+            return tuple(made) if kind in (tuple, Sequence) else made
+        return value
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind) if item.init}
+
+
+def _table(columns: dict[str, Any], types: dict[str, str], index: list[Any]) -> pd.DataFrame:
+    series = {name: pd.Series(part, dtype=types[name]) for name, part in columns.items()}
+    table = pd.DataFrame(series, columns=pd.Index(list(columns)))
+    return table if index == list(range(len(table))) else table.set_axis(index)
+
 
 def write_folder(
-    folder: Path, name: str, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
-    """A result as safetensors and JSON in a folder that replaces an older one at once."""
+    """Tensors and plain values in a folder that replaces an older one at once.
+
+    ``texts`` are files for people, written beside.
+    """
     from safetensors.torch import save_file
 
     with work_folder(folder) as work:
         save_file(dict(tensors), work / f"{name}.safetensors")
-        (work / f"{name}.json").write_text(json.dumps(plain, indent=1))
+        (work / f"{name}.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        for file, text in (texts or {}).items():
+            (work / file).write_text(text, encoding="utf-8")
         check_replaceable(folder, name)
         if folder.exists():
             # Moved aside first: an interruption in between loses neither the old nor the new.
@@ -63,25 +279,56 @@ def work_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def fields_of(result: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A frozen result's tensors and its plain values, by field."""
-    values = {item.name: getattr(result, item.name) for item in fields(result)}
-    tensors = {name: v.contiguous() for name, v in values.items() if isinstance(v, Tensor)}
-    return tensors, {name: value for name, value in values.items() if name not in tensors}
+def write_file(path: Path, content: bytes) -> Path:
+    """One file, whole or not at all, with the permissions any new file here would have.
+
+    Raises:
+        LensSkillsError: The folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, work = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(work, 0o666 & ~_umask())  # a temporary file is private
+            os.replace(work, path)
+        finally:
+            Path(work).unlink(missing_ok=True)
+    except OSError as error:
+        raise LensSkillsError(
+            f"{path} cannot be written: {error.strerror or error}. Choose another folder."
+        ) from error
+    return path
 
 
-def check_replaceable(folder: Path, name: str) -> None:
-    """Refuses a folder that holds anything but a saved ``name``."""
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_replaceable(folder: Path, name: str, kind: str | None = None) -> None:
+    """Refuses a folder that holds anything but a saved ``name`` (of this kind, if one is given)."""
     if not folder.exists():
         return
-    own = {f"{name}.json", f"{name}.safetensors"}
+    plain = folder / f"{name}.json"
+    if not plain.exists():
+        raise LensSkillsError(
+            f"{folder} exists and holds no saved {kind or name}. Choose another folder."
+        )
+    saved = _json(plain)
+    if kind is not None and saved.get("kind") != kind:
+        raise LensSkillsError(
+            f"{folder} holds a saved {saved.get('kind')}, which saving a {kind} there would lose. "
+            "Choose another folder."
+        )
+    own = {f"{name}.json", f"{name}.safetensors", *saved.get("texts", ())}
     others = sorted(path.name for path in folder.iterdir() if path.name not in own)
-    if not (folder / f"{name}.json").exists():
-        raise LensSkillsError(f"{folder} exists and holds no saved {name}. Choose another folder.")
     if others:
         raise LensSkillsError(
-            f"{folder} holds {others[0]!r} beside the saved {name}, which replacing it would lose. "
-            "Choose another folder."
+            f"{folder} holds {others[0]!r} beside the saved {kind or name}, which replacing it "
+            "would lose. Choose another folder."
         )
 
 
@@ -91,24 +338,10 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, A
     from safetensors.torch import load_file
 
     try:
-        plain = json.loads((folder / f"{name}.json").read_text())
+        plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         return load_file(folder / f"{name}.safetensors"), plain
     except (OSError, ValueError, SafetensorError) as error:
-        raise LensSkillsError(
-            f"no saved {name} in {folder} ({error}). Save one with .save({str(folder)!r})."
-        ) from error
-
-
-def file_name(*parts: str) -> str:
-    """A name for files: letters, digits, ``-`` and ``_`` only.
-
-    >>> file_name("layer_profile", "label:plural")
-    'layer_profile-label_plural'
-    """
-    kept: Sequence[str] = [
-        "".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts
-    ]
-    return "-".join(kept)
+        raise LensSkillsError(f"the saved {name} in {folder} is damaged ({error}).") from error
 
 
 SECONDS_BETWEEN = 60.0
@@ -179,6 +412,24 @@ class Checkpoint:
             shutil.rmtree(retired)
 
 
+def provenance(
+    examples: Sequence[Example], adapter: Any = None, *, seed: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """Where numbers come from: model, task, split, examples, what ``more`` adds, seed, versions."""
+    about: dict[str, Any] = {}
+    if adapter is not None:
+        about |= {"model": adapter.name, "model_fingerprint": adapter.fingerprint()}
+    about |= {
+        "task": getattr(examples, "name", "examples"),
+        "split": getattr(examples, "split_name", "all"),
+        "examples": examples_hash(examples),
+        **more,
+    }
+    if seed is not None:
+        about["seed"] = seed
+    return about | {"versions": versions()}
+
+
 _PACKAGES = ("lens-skills", "transformer-lens", "torch", "transformers", "numpy", "scipy")
 
 
@@ -208,3 +459,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def file_name(*parts: str) -> str:
+    """A name for files: letters, digits, ``-`` and ``_`` only.
+
+    >>> file_name("layer_profile", "label:plural")
+    'layer_profile-label_plural'
+    """
+    kept: Sequence[str] = [
+        "".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts
+    ]
+    return "-".join(kept)

@@ -1,11 +1,7 @@
-"""`study`: every step from a task to a verdict on its neurons, on one card.
-
-`Study`: what every step found, and the card it prints.
-"""
+"""`study`: every step from a task to a verdict on its neurons, on one card."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lens_skills.activations import (
@@ -16,10 +12,11 @@ from lens_skills.activations import (
     parse_metrics,
     parse_position,
 )
-from lens_skills.activations.metrics import causal_metric
+from lens_skills.activations.metrics import causal_metric as usual_causal_metric
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import DEFAULT_CONTROLS, Controls, Edit, Verdict, ablate, verify
 from lens_skills.models import as_adapter
+from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
 from lens_skills.stats.permutation import check_scheme
 from lens_skills.tasks import Preflight, Task, few, require_examples
@@ -30,35 +27,35 @@ _EXPLAINED = {False: 0.25, True: 0.75}
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class Study(Result):
     """What every step found; printing it shows one card.
 
     Attributes:
         preflight: Whether there is a skill, and what would explain it away.
-        found: Scores of all neurons on the explore split.
-        checked: Scores of explore's strongest on the confirm split.
+        scores: Of all neurons, on the explore split.
+        confirm_scores: Of explore's strongest, on the confirm split.
         selection: What passed every gate and was confirmed.
         metric: The metric the selection is about.
         explore, confirm, intervene: The splits, none sharing a group; the last may be missing.
         verdict: What interventions show of the confirmed neurons, on ``intervene``. None where
             there is none.
-        untried: Why there is none.
+        no_verdict: Why there is none.
     """
 
     preflight: Preflight
-    found: Scores
-    checked: Scores
+    scores: Scores
+    confirm_scores: Scores
     selection: Selection
     metric: str
     explore: Task
     confirm: Task
     intervene: Task | None
     verdict: Verdict | None
-    untried: str = ""
+    no_verdict: str = ""
 
     def __repr__(self) -> str:
         return "\n".join(
-            [self.attrition_line(), *self._findings(), *self._court(), *self._preflight()]
+            [self.attrition_line(), *self._findings(), *self._verdict_lines(), *self._preflight()]
         )
 
     def attrition_line(self) -> str:
@@ -69,23 +66,23 @@ class Study:
         words = [f"{count:,} {word}" for word, count in self.verdict.counts.items() if count]
         return f"{line} → {' · '.join(words)}"
 
-    def _court(self) -> list[str]:
+    def _verdict_lines(self) -> list[str]:
         if self.verdict is None:
-            return ["", f"No verdict: {self.untried}."]
+            return ["", f"No verdict: {self.no_verdict}."]
         return ["", "Verdict (on a third split)", *repr(self.verdict).splitlines()]
 
     def _preflight(self) -> list[str]:
         return ["", "Preflight", *repr(self.preflight).splitlines()]
 
     def _findings(self) -> list[str]:
-        found, bars = self.found, self.found[self.metric].thresholds
+        scores, bars = self.scores, self.scores[self.metric].thresholds
         lines = [
-            f"{self.metric} · {found.site} at {', '.join(found.positions)} · explore "
-            f"{found.n_examples} examples in {found.n_groups} groups, confirm "
-            f"{self.checked.n_examples} in {self.checked.n_groups}"
+            f"{self.metric} · {scores.site} at {', '.join(scores.positions)} · explore "
+            f"{scores.n_examples} examples in {scores.n_groups} groups, confirm "
+            f"{self.confirm_scores.n_examples} in {self.confirm_scores.n_groups}"
         ]
-        if found.provenance["given"]:
-            lines.append(f"partial r, given {', '.join(found.provenance['given'])}")
+        if scores.provenance["given"]:
+            lines.append(f"partial r, given {', '.join(scores.provenance['given'])}")
         if self.selection.exploratory:
             lines.append(EXPLORATORY)
         nulls = {
@@ -95,19 +92,19 @@ class Study:
         }
         drawn = [f"{name} {bar:.2f}" for name, bar in nulls.items() if bar is not None]
         lines.append(f"|r| to beat: {', '.join(drawn)}")
-        lines += ["", *self._table(), "", self._verdict()]
+        lines += ["", *self._table(), "", self._conclusion()]
         return lines
 
     def _table(self) -> list[str]:
         frame = self.selection.frame()
         if frame.empty:
-            best = self.found[self.metric].frame().head(3)
+            best = self.scores[self.metric].frame().head(3)
             names = [f"L{row.layer}N{row.neuron} ({row.r:+.2f})" for row in best.itertuples()]
             return [f"no neuron passed every gate; the strongest were {', '.join(names)}"]
         shown = frame.head(10)[["name", "r_explore", "r_confirm", "p", "q"]]
         return shown.to_string(index=False, float_format=lambda x: f"{x:.3g}").splitlines()
 
-    def _verdict(self) -> str:
+    def _conclusion(self) -> str:
         if self.preflight.skill is False:
             return (
                 "no skill to explain: whatever these neurons track, the model does not do the task."
@@ -121,7 +118,7 @@ class Study:
             text += "Whether the model uses them is for the verdict below."
         quality = self.preflight.predicted.get(self.metric, 0.0)
         if (
-            not self.found.provenance["given"]
+            not self.scores.provenance["given"]
             and quality > _EXPLAINED[self.metric in self.preflight.binary]
         ):
             text += (
@@ -130,19 +127,15 @@ class Study:
             )
         return text
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes explore, confirm, selection, verdict and the preflight under one folder."""
-        target = Path(folder)
-        self.found.save(target / "explore")
-        self.checked.save(target / "confirm")
-        self.selection.save(target / "selection")
-        self.preflight.save(target / "preflight.json")
+    def readable_files(self) -> dict[str, str]:
+        """The card, and the neurons and their verdicts as tables, to read without this package."""
+        texts = {
+            "card.txt": f"{self!r}\n",
+            "neurons.csv": self.selection.frame().to_csv(index=False),
+        }
         if self.verdict is not None:
-            self.verdict.save(target / "verdict")
-            self.verdict.frame().to_csv(target / "verdict.csv", index=False)
-        (target / "card.txt").write_text(repr(self) + "\n")
-        self.selection.frame().to_csv(target / "neurons.csv", index=False)
-        return target
+            texts["verdict.csv"] = self.verdict.frame().to_csv(index=False)
+        return texts
 
 
 # How many of explore's strongest neurons are tested on confirm.
@@ -163,19 +156,17 @@ def study(
     position: Position = "last",
     given: Sequence[str] = (),
     fractions: Sequence[float] = (0.4, 0.2, 0.4),
-    causal: Any = None,
+    causal_metric: Any = None,
     do: Edit | None = None,
     delta: float | None = None,
-    n_trials: int = 64,
+    n_intervene: int = 64,
     controls: Controls = DEFAULT_CONTROLS,
     fdr: float = 0.05,
     exchange: str = "auto",
     n_permutations: int | None = None,
     seed: int = 0,
-    batch_size: int = 32,
     chat: bool = False,
     preflight: Preflight | None = None,
-    progress: bool | None = None,
 ) -> Study:
     """Preflight, split, score, confirm, select, verify: every step there is, on one card.
 
@@ -189,17 +180,17 @@ def study(
         also: Further metrics of the same pass, for the heat map.
         at, position, given, exchange, n_permutations: As in `score`.
         fractions: Shares of explore, confirm and intervene; without the third, no verdict.
-        causal: The metric interventions are judged by. Default: ``logit_diff`` where the task has
-            foils or options, else ``answer_probability``.
+        causal_metric: The metric that interventions are measured by. Default: ``logit_diff``
+            where the task has foils or options, else ``answer_probability``.
         do: The edit of the verdict; default mean ablation, means from explore.
-        delta: The smallest effect that matters, in the unit of ``causal``; see `verify`.
-        n_trials: Examples of intervene that are edited, spread over its groups.
+        delta: The smallest effect that matters, in the unit of ``causal_metric``; see `verify`.
+        n_intervene: Examples of intervene that are edited, spread over its groups.
         controls: As in `verify`, whose time is about that of ``controls.neurons`` single-neuron
-            effects per layer. Fewer of them and fewer trials shorten a verdict on neurons of many
-            layers.
+            effects per layer. Fewer of them, and fewer examples, shorten a verdict on neurons of
+            many layers.
         fdr: Of `select`.
         seed: Of the split and all draws.
-        batch_size, chat, progress: As in `score`.
+        chat: As in `score`.
         preflight: Of an earlier study of the same split, to be shown again instead of measured.
 
     Returns:
@@ -226,7 +217,8 @@ def study(
             "intervene."
         )
     explore, confirm, *rest = task.split(*fractions, seed=seed)
-    judge = causal_metric(task) if causal is None else causal
+    if causal_metric is None:
+        causal_metric = usual_causal_metric(task)
     common: dict[str, Any] = {
         "at": at,
         "position": position,
@@ -238,16 +230,9 @@ def study(
     sample = explore
     if len(explore) > _PREFLIGHT:
         (sample,) = explore.split(_PREFLIGHT / len(explore), seed=seed)
-    preflight = preflight or run_preflight(
-        model,
-        sample,
-        metrics=[main, *others],
-        chat=chat,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    preflight = preflight or run_preflight(model, sample, metrics=[main, *others], chat=chat)
     try:
-        found = score(
+        scores = score(
             model, explore, metrics=[main, *others], n_permutations=n_permutations, **common
         )
     except LensSkillsError as error:
@@ -256,48 +241,57 @@ def study(
         raise LensSkillsError(
             f"{main.name!r} cannot be studied here: {error}\n{preflight}"
         ) from error
-    if main.name not in found.metrics:
+    if main.name not in scores.metrics:
         raise LensSkillsError(
-            f"{main.name!r} cannot be studied here: {found.excluded_metrics[main.name]}.\n"
+            f"{main.name!r} cannot be studied here: {scores.excluded_metrics[main.name]}.\n"
             f"{preflight}"
         )
-    neurons = found[main.name].top(TESTED)
-    checked = score(model, confirm, metrics=[main], neurons=neurons, **common)
-    chosen = select(found[main.name], checked[main.name], fdr=fdr)
-    trial = few(rest[0], n_trials, seed=seed) if rest else None
-    verdict, untried = None, _no_trial(chosen, trial, judge, chat)
-    if trial is not None and not untried:
+    neurons = scores[main.name].top(TESTED)
+    confirm_scores = score(model, confirm, metrics=[main], neurons=neurons, **common)
+    chosen = select(scores[main.name], confirm_scores[main.name], fdr=fdr)
+    intervene = few(rest[0], n_intervene, seed=seed) if rest else None
+    verdict, no_verdict = None, _no_verdict(chosen, intervene, causal_metric, chat)
+    if intervene is not None and not no_verdict:
         try:
             verdict = verify(
                 model,
-                trial,
+                intervene,
                 chosen,
-                do=ablate("mean", over=found) if do is None else do,
-                metric=judge,
+                do=ablate("mean", over=scores) if do is None else do,
+                metric=causal_metric,
                 delta=delta,
                 controls=controls,
                 seed=seed,
             )
         except LensSkillsError as error:
             # The search is done and worth its card; the card says why it ends here.
-            untried = str(error)
+            no_verdict = str(error)
     return Study(
-        preflight, found, checked, chosen, main.name, explore, confirm, trial, verdict, untried
+        preflight,
+        scores,
+        confirm_scores,
+        chosen,
+        main.name,
+        explore,
+        confirm,
+        intervene,
+        verdict,
+        no_verdict,
     )
 
 
-def _no_trial(chosen: Selection, trial: Task | None, judge: Any, chat: bool) -> str:
-    if trial is None:
+def _no_verdict(chosen: Selection, intervene: Task | None, causal_metric: Any, chat: bool) -> str:
+    if intervene is None:
         return "no third split was asked for; fractions=(0.4, 0.2, 0.4) makes one"
     if len(chosen) == 0:
         return "nothing was confirmed"
-    if judge is None:
-        return "the task has no answers to judge by; name a metric: causal=…"
+    if causal_metric is None:
+        return "the task has no answers to measure effects by; name a metric: causal_metric=…"
     return "prompts in a chat template cannot be edited yet" if chat else ""
 
 
 def _default_metric(task: Task) -> str:
-    metric = causal_metric(task)
+    metric = usual_causal_metric(task)
     if metric is not None:
         return metric if metric == "logit_diff" else "correct"
     labels = sorted({name for example in task for name in example.labels})

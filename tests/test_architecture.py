@@ -32,6 +32,7 @@ FLOORS = (
     ("explanation", "diagnostics", "ranking", "circuits"),
     ("plotting",),
     ("studies",),
+    ("saved",),
     ("cli",),
     ("__init__",),
 )

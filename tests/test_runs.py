@@ -171,7 +171,7 @@ def test_an_interrupted_pass_leaves_no_result_and_is_resumed(
     with pytest.raises(KeyboardInterrupt), config(batch_size=16):
         run.explore(tiny_bridge)
     assert sorted(path.name for path in run.folder.iterdir()) == ["explore-checkpoint", "run.json"]
-    with pytest.raises(LensSkillsError, match="no saved scores"):
+    with pytest.raises(LensSkillsError, match="no saved Scores"):
         run.scores()
     n_batches = -(-len(run.splits()[0]) // 16)
     interruption.calls, interruption.at = 0, 0

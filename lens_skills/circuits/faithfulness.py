@@ -25,6 +25,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
+from lens_skills.results import Result
 from lens_skills.stats.bootstrap import ClusteredRatio, cluster_interval, ratio_interval
 from lens_skills.stats.effect_tests import cluster_p, equivalent
 from lens_skills.stats.multiple_testing import false_discovery_q
@@ -129,7 +130,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Faithfulness:
+class Faithfulness(Result):
     """A circuit run alone, on examples that need not be those it was found on.
 
     f = (m(circuit) - m(empty)) / (m(whole) - m(empty)): 0 is what the graph does without an edge,

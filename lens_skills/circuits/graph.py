@@ -5,14 +5,13 @@ channel of another, with its error bar; `Totals` say how far all that feeds a ta
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pandas as pd
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.results import read_folder, write_folder
+from lens_skills.results import Result
 
 NodeKind = Literal["token", "head", "mlp", "neuron", "norm", "answer"]
 
@@ -190,7 +189,7 @@ class Totals:
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Result):
     """The edges through which a neuron, a set or a head is moved and moves the answer.
 
     Printing it shows one card. Effects are exact path patching on examples that took no part in
@@ -296,19 +295,6 @@ class Circuit:
     def __repr__(self) -> str:
         return "\n".join(_card_lines(self))
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``circuit.json`` into a folder that appears whole or not."""
-        return write_folder(Path(folder), "circuit", {}, _pack(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Circuit":
-        """The circuit that `save` wrote."""
-        plain = read_folder(Path(folder), "circuit")[1]
-        try:
-            return _unpack(plain)
-        except (KeyError, TypeError) as error:
-            raise LensSkillsError(f"{folder} holds no circuit this version can read.") from error
-
 
 _SHOWN = 20
 
@@ -340,30 +326,3 @@ def _card_lines(circuit: Circuit) -> list[str]:
     if len(confirmed) > _SHOWN:
         lines.append(f"and {len(confirmed) - _SHOWN} more: .frame()")
     return [*lines, *(f"note: {note}" for note in circuit.notes)]
-
-
-def _pack(circuit: Circuit) -> dict[str, Any]:
-    plain = {item.name: getattr(circuit, item.name) for item in fields(circuit)}
-    for part in ("start", "edges", "totals"):
-        plain[part] = [asdict(value) for value in plain[part]]
-    for table in ("upstream", "downstream"):
-        plain[table] = plain[table].to_dict(orient="list")
-    return plain
-
-
-def _unpack(plain: dict[str, Any]) -> Circuit:
-    edges = (
-        Edge(**{**edge, "sender": Node(**edge["sender"]), "receiver": Node(**edge["receiver"])})
-        for edge in plain["edges"]
-    )
-    return Circuit(
-        **{
-            **plain,
-            "start": tuple(Node(**node) for node in plain["start"]),
-            "edges": tuple(edges),
-            "totals": tuple(Totals(**totals) for totals in plain["totals"]),
-            "upstream": pd.DataFrame(plain["upstream"]),
-            "downstream": pd.DataFrame(plain["downstream"]),
-            "notes": tuple(plain["notes"]),
-        }
-    )

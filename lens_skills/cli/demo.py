@@ -53,14 +53,14 @@ def _say(title: str) -> None:
 
 def _keep(model: Any, result: Study, folder: Path) -> None:
     print(result, flush=True)
-    result.save(folder)
+    result.save(folder / "study")
     draw(model, result, folder)
 
 
 def draw(model: Any, result: Study, folder: Path) -> None:
     """Every figure of a study, the strongest neuron's activations among them."""
-    scores = result.found[result.metric]
-    for drawing in draw_all(result.found, [result.selection], metrics=[result.metric]):
+    scores = result.scores[result.metric]
+    for drawing in draw_all(result.scores, [result.selection], metrics=[result.metric]):
         drawing.save(folder)
     if result.verdict is not None:
         for drawing in draw_verdict(result.verdict, scores):

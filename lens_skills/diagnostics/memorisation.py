@@ -21,6 +21,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import random_neurons
 from lens_skills.models import SoftPrompt
+from lens_skills.results import Result
 from lens_skills.stats.information import entropy, equal_width_codes, kraskov_information
 from lens_skills.stats.multiple_testing import rank_p
 
@@ -33,7 +34,7 @@ PAIRS = 200  # of each random set, drawn; of the neurons asked about all are tak
 
 
 @dataclass(frozen=True, eq=False)
-class Memorisation:
+class Memorisation(Result):
     """Entropy and mutual information of a set of neurons, beside random ones of the same layers.
 
     Attributes:

@@ -15,6 +15,7 @@ from lens_skills.activations.activation_reader import read_neurons, refuse_const
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
+from lens_skills.results import Result
 from lens_skills.stats.correlation import standardise
 
 MOST = 2_000
@@ -22,7 +23,7 @@ MOST = 2_000
 
 
 @dataclass(frozen=True, eq=False)
-class Redundancy:
+class Redundancy(Result):
     """Neurons grouped by how alike their activations are.
 
     Attributes:

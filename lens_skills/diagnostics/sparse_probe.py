@@ -20,6 +20,7 @@ from lens_skills.activations.activation_reader import read_neurons
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
+from lens_skills.results import Result
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_error
 from lens_skills.stats.intervals import share_interval
 from lens_skills.stats.permutation import signs
@@ -38,7 +39,7 @@ Truth = Bool[Tensor, " example"]
 
 
 @dataclass(frozen=True, eq=False)
-class SparseProbe:
+class SparseProbe(Result):
     """Held-out scores of logistic probes on the k best neurons.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ from torch import Tensor
 from lens_skills.activations.activation_reader import Excerpt
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.token_logits import TokenLogits, shown
-from lens_skills.results import read_folder, write_folder
+from lens_skills.results import Result
 
 ALPHA = 0.05
 _EXAMPLES = 3  # so many are printed
@@ -115,20 +114,8 @@ def _share(row: Mapping[str, Any]) -> str:
     return f"{row['variance_explained']:.0%} of its variance held out"
 
 
-_PLAIN = (
-    "site",
-    "position",
-    "n_fitted",
-    "n_held",
-    "n_groups",
-    "k",
-    "n_permutations",
-    "notes",
-)
-
-
 @dataclass(frozen=True, eq=False)
-class Explanations(Mapping[str, Explanation]):
+class Explanations(Result, Mapping[str, Explanation]):
     """Why some neurons fire; ``why["L17N635"]`` is one of them, and printing shows each.
 
     Attributes:
@@ -198,64 +185,3 @@ class Explanations(Mapping[str, Explanation]):
         if len(self) > 20:
             lines.append(f"… and {len(self) - 20} more: why['{self.neurons[20].name}'], .frame()")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``explanations.safetensors`` and ``.json``; the folder appears whole or not."""
-        tensors: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
-        plain |= {
-            "left_out": dict(self.left_out),
-            "provenance": dict(self.provenance),
-            "features": self.features.to_dict("list"),
-            "values": self.neurons[0].values.to_dict("list") if self.neurons else {},
-            "neurons": [_pack(one) for one in self.neurons],
-        }
-        for one in self.neurons:
-            tensors[one.name] = one.activation.contiguous()
-        return write_folder(Path(folder), "explanations", tensors, plain)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Explanations":
-        """The explanations that `save` wrote."""
-        tensors, plain = read_folder(Path(folder), "explanations")
-        values = pd.DataFrame(plain.pop("values"))
-        features = pd.DataFrame(plain.pop("features"))
-        neurons = tuple(_unpack(one, tensors[one["name"]], values) for one in plain.pop("neurons"))
-        plain["notes"] = tuple(plain["notes"])
-        return cls(neurons, features, **plain)
-
-
-def _pack(one: Explanation) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "rows": [dict(row) for row in one.rows],
-        "top": [vars(excerpt) for excerpt in one.top],
-        "bottom": [vars(excerpt) for excerpt in one.bottom],
-        "writes": None if one.writes is None else vars(one.writes),
-        "note": one.note,
-    }
-
-
-def _unpack(
-    plain: Mapping[str, Any], activation: Float[Tensor, " row"], values: pd.DataFrame
-) -> Explanation:
-    def excerpts(rows: Any) -> tuple[Excerpt, ...]:
-        return tuple(
-            Excerpt(**row | {name: tuple(row[name]) for name in ("tokens", "values")})
-            for row in rows
-        )
-
-    writes = plain["writes"]
-    if writes is not None:
-        parts = {name: tuple(map(tuple, writes[name])) for name in ("promoted", "suppressed")}
-        writes = TokenLogits(**writes | parts)
-    return Explanation(
-        name=plain["name"],
-        rows=tuple(plain["rows"]),
-        top=excerpts(plain["top"]),
-        bottom=excerpts(plain["bottom"]),
-        writes=writes,
-        activation=activation,
-        values=values,
-        note=plain["note"],
-    )

@@ -5,8 +5,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.explanations import Explanations
-from lens_skills.results import read_folder, write_folder
+from lens_skills.results import Result
 from lens_skills.stats.effect_tests import beyond, equivalent
 
 SHORTCUT = "shortcut"
@@ -154,15 +153,6 @@ class Shortcut:
             found.append(f"  ablated: {self.effect} against {self.n_controls} matched neurons")
         return found
 
-    @classmethod
-    def of_plain(cls, plain: Mapping[str, Any]) -> "Shortcut":
-        """From plain values, the effects as mappings."""
-        effects = {
-            name: ControlledEffect(**plain[name]) if plain[name] is not None else None
-            for name in ("difference", "effect")
-        }
-        return cls(**{**plain, **effects})  # type: ignore[arg-type]
-
 
 def word_for(
     tied: bool,
@@ -197,7 +187,7 @@ def word_for(
 
 
 @dataclass(frozen=True, eq=False)
-class Shortcuts:
+class Shortcuts(Result):
     """What is behind some neurons that are strong for a metric; printing it shows each.
 
     Attributes:
@@ -276,27 +266,6 @@ class Shortcuts:
         for one in self.neurons:
             lines += one.lines(self.metric)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``shortcuts.safetensors`` and ``shortcuts.json``; whole or not at all."""
-        plain = {
-            name: getattr(self, name)
-            for name in ("example_ids", "metric", "causal_metric", "unit", "do", "notes")
-        }
-        plain |= {
-            "neurons": [asdict(one) for one in self.neurons],
-            "provenance": {**self.provenance},
-        }
-        tensors = {"effects": self.effects.contiguous(), "present": self.present.contiguous()}
-        return write_folder(Path(folder), "shortcuts", tensors, plain)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Shortcuts":
-        """The shortcuts that `save` wrote, without their explanations."""
-        tensors, plain = read_folder(Path(folder), "shortcuts")
-        neurons = tuple(Shortcut.of_plain(one) for one in plain.pop("neurons"))
-        plain |= {name: tuple(plain[name]) for name in ("example_ids", "notes")}
-        return cls(neurons=neurons, explanations=None, **tensors, **plain)
 
 
 def no_shortcuts(metric: str, note: str, provenance: Mapping[str, Any]) -> Shortcuts:

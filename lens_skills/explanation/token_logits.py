@@ -19,13 +19,14 @@ from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.unembedding import frozen_norm
 from lens_skills.models.weights import OutputWeights
+from lens_skills.results import Result
 from lens_skills.tasks.word_lists import neutral_texts
 
 _TEXTS = 16  # so many texts say how large the residual stream is
 
 
 @dataclass(frozen=True)
-class TokenLogits:
+class TokenLogits(Result):
     """What one unit of a neuron's activation adds to the logits, nothing in between.
 
     Attributes:

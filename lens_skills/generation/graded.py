@@ -5,9 +5,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,7 +19,7 @@ from lens_skills import settings
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.text_features import copied
-from lens_skills.results import read_folder, write_folder
+from lens_skills.results import Result
 from lens_skills.tasks import Task
 
 
@@ -67,7 +66,7 @@ class GradingProblem:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Graded:
+class Graded(Result):
     """Texts a model wrote, how sure it was of each, and what graders made of them.
 
     Attributes:
@@ -197,50 +196,6 @@ class Graded:
         """
         return labelled_task(self, skills, written)
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``graded.safetensors`` and ``graded.json``."""
-        tensors = {name: getattr(self, name).contiguous() for name in CONFIDENCE}
-        columns = [(grader, skill) for grader, g in self.by_grader.items() for skill in g]
-        for number, (grader, skill) in enumerate(columns):
-            tensors[f"grades/{number}"] = self.by_grader[grader][skill].contiguous()
-        plain: dict[str, Any] = {"name": self.name, "texts": self.texts, "tokens": self.tokens}
-        plain |= {"ended": self.ended, "provenance": self.provenance, "columns": columns}
-        plain["graders"] = list(self.by_grader)
-        plain["examples"] = [_plain_example(example) for example in self.examples]
-        plain["problems"] = [asdict(problem) for problem in self.problems]
-        return write_folder(Path(folder), "graded", tensors, plain)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Graded":
-        """What `save` wrote.
-
-        Raises:
-            LensSkillsError: No graded texts there, or damaged ones.
-        """
-        tensors, plain = read_folder(Path(folder), "graded")
-        try:
-            by_grader: dict[str, dict[str, Tensor]] = {name: {} for name in plain["graders"]}
-            for number, (grader, skill) in enumerate(plain["columns"]):
-                by_grader[grader][skill] = tensors[f"grades/{number}"]
-            return cls(
-                name=plain["name"],
-                examples=tuple(
-                    Example(**{**row, "options": tuple(row["options"])})
-                    for row in plain["examples"]
-                ),
-                texts=tuple(plain["texts"]),
-                tokens=tuple(tuple(row) for row in plain["tokens"]),
-                ended=tuple(plain["ended"]),
-                by_grader=by_grader,
-                problems=tuple(GradingProblem(**row) for row in plain["problems"]),
-                provenance=plain["provenance"],
-                **{name: tensors[name] for name in CONFIDENCE},
-            )
-        except (KeyError, TypeError) as error:
-            raise LensSkillsError(
-                f"{folder} holds no graded texts that this version can read ({error!r})."
-            ) from error
-
     def __repr__(self) -> str:
         n, ended = len(self), sum(self.ended)
         lines = [
@@ -269,11 +224,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _free(skill: str, columns: Mapping[str, Any]) -> str:
     return f"grade:{skill}" if skill in columns else skill
-
-
-def _plain_example(example: Example) -> dict[str, Any]:
-    values = {item.name: getattr(example, item.name) for item in fields(example)}
-    return values | {"labels": dict(example.labels), "covariates": dict(example.covariates)}
 
 
 Grader = Callable[[str, Example], Mapping[str, float]]

@@ -32,11 +32,12 @@ from lens_skills.models import EditHook, ModelAdapter, ReadHook, as_adapter, kee
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume
 from lens_skills.models.weights import LayerSite
+from lens_skills.results import Result
 from lens_skills.stats.correlation import rank_agreement
 
 
 @dataclass(frozen=True, eq=False)
-class Prescreen:
+class Prescreen(Result):
     """What the gradient of a metric expects of each unit; an estimate, not an effect.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,16 +13,16 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import DEFAULT_CONTROLS, Controls
 from lens_skills.interventions.edits import Edit, ablate
-from lens_skills.interventions.verdict import Verdict, pack, unpack
+from lens_skills.interventions.verdict import Verdict
 from lens_skills.interventions.verify import verify
 from lens_skills.models import as_adapter
-from lens_skills.results import read_folder, write_folder
+from lens_skills.results import Result
 from lens_skills.scoring import GATES, Scores, score
 from lens_skills.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
-class Audit:
+class Audit(Result):
     """What is left of a claim about some neurons; printing it shows one card.
 
     Attributes:
@@ -58,20 +57,6 @@ class Audit:
                 f"{row['high']:+.2f}] · {row['beats']} (|r| to beat: {bars})"
             )
         return "\n".join([*lines, "", "what they do", repr(self.verdict)])
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``audit.safetensors`` and ``audit.json``; the folder appears whole or not."""
-        tensors, plain = pack(self.verdict)
-        own = {"claims": self.claims, "task": self.task, "explored": self.explored}
-        return write_folder(Path(folder), "audit", tensors, own | {"verdict": plain})
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Audit":
-        """The audit that `save` wrote."""
-        tensors, plain = read_folder(Path(folder), "audit")
-        verdict = unpack(tensors, plain.pop("verdict"))
-        plain["claims"] = tuple(plain["claims"])
-        return cls(verdict=verdict, **plain)
 
 
 def audit(

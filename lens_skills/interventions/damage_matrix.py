@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from math import factorial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,13 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
 from lens_skills.models import ModelAdapter, as_adapter
-from lens_skills.results import fields_of, read_folder, write_folder
+from lens_skills.results import Result
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
 from lens_skills.stats.set_overlap import shared_by_chance
 
-_TUPLES = ("skills", "n_units", "n_examples", "n_groups", "clean", "do")
-
 
 @dataclass(frozen=True, eq=False)
-class DamageMatrix:
+class DamageMatrix(Result):
     """Rows are the edited sets, columns the tasks, both named by skill and in the same order.
 
     Attributes:
@@ -153,18 +150,6 @@ class DamageMatrix:
                 "they say"
             )
         return "\n".join(lines)
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``damage.safetensors`` and ``damage.json``."""
-        return write_folder(Path(folder), "damage", *fields_of(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "DamageMatrix":
-        """The matrix that `save` wrote."""
-        tensors, plain = read_folder(Path(folder), "damage")
-        for name in _TUPLES:
-            plain[name] = tuple(plain[name])
-        return cls(**tensors, **plain)
 
 
 ComponentKind = tuple[int, str, int]

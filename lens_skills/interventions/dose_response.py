@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,14 +24,14 @@ from lens_skills.interventions.edits import steer
 from lens_skills.interventions.effects import effect_metric, measure_effects, reads_answers
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, as_adapter
-from lens_skills.results import examples_hash, fields_of, read_folder, versions, write_folder
+from lens_skills.results import Result, examples_hash, versions
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
 from lens_skills.stats.correlation import spearman
 from lens_skills.tasks.word_lists import neutral_texts
 
 
 @dataclass(frozen=True, eq=False)
-class DoseResponse:
+class DoseResponse(Result):
     """What steering a set by each dose does to a metric, and to text that is none of its business.
 
     Attributes:
@@ -109,18 +108,6 @@ class DoseResponse:
         if len(set(self.groups)) < FEW_GROUPS:
             lines.append(f"  fewer than {FEW_GROUPS} groups: the intervals cover less than 95 %")
         return "\n".join(lines)
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``dose_response.safetensors`` and ``dose_response.json``."""
-        return write_folder(Path(folder), "dose_response", *fields_of(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "DoseResponse":
-        """The curve that `save` wrote."""
-        tensors, plain = read_folder(Path(folder), "dose_response")
-        for name in ("names", "example_ids", "groups"):
-            plain[name] = tuple(plain[name])
-        return cls(**tensors, **plain)
 
 
 BATCH_SIZE = 4  # texts whose logits over the whole vocabulary, at every token, are held at once

@@ -38,11 +38,11 @@ from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, Sw
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
-from lens_skills.results import Checkpoint, examples_hash, versions
+from lens_skills.results import Checkpoint, Result, examples_hash, versions
 
 
 @dataclass(frozen=True, eq=False)
-class Effects:
+class Effects(Result):
     """Change of a metric under an intervention: edited minus clean, in the metric's unit.
 
     Attributes:

@@ -4,8 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.effects import Effects
-from lens_skills.results import read_folder, write_folder
+from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY
 from lens_skills.stats.effect_tests import (
     Classes,
@@ -342,7 +341,7 @@ Rows = tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Verdict(Result):
     """Signed effects with intervals, their place among controls, and a word for each neuron.
 
     Printing it shows one card.
@@ -448,49 +447,3 @@ class Verdict:
 
     def __repr__(self) -> str:
         return "\n".join(card_lines(self))
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``verdict.safetensors`` and ``verdict.json``; the folder appears whole or not."""
-        return write_folder(Path(folder), "verdict", *pack(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Verdict":
-        """The verdict that `save` wrote."""
-        return unpack(*read_folder(Path(folder), "verdict"))
-
-
-def pack(verdict: Verdict) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A verdict as tensors and plain JSON values."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {"effects": {}}
-    for item in fields(verdict):
-        value = getattr(verdict, item.name)
-        if isinstance(value, Tensor):
-            tensors[item.name] = value.contiguous()
-        elif item.name == "rulings":
-            plain["rulings"] = [vars(ruling) for ruling in value]
-        elif item.name != "effects":
-            plain[item.name] = value
-    for item in fields(verdict.effects):
-        value = getattr(verdict.effects, item.name)
-        if isinstance(value, Tensor):
-            tensors[f"effects/{item.name}"] = value.contiguous()
-        else:
-            plain["effects"][item.name] = value
-    return tensors, plain
-
-
-def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Verdict:
-    """The verdict that `pack` took apart."""
-    values = dict(plain)
-    effects: dict[str, Any] = {"direct": None} | values.pop("effects")
-    for name in ("names", "example_ids", "groups"):
-        effects[name] = tuple(effects[name])
-    for name, tensor in tensors.items():
-        part = name.removeprefix("effects/")
-        (values if part == name else effects)[part] = tensor
-    values["rulings"] = tuple(Ruling(**ruling) for ruling in values["rulings"])
-    values["tables"] = {name: tuple(rows) for name, rows in values["tables"].items()}
-    for name in ("control_neurons", "notes"):
-        values[name] = tuple(values[name])
-    return Verdict(effects=Effects(**effects), **values)

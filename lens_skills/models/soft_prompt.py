@@ -1,8 +1,7 @@
 """`SoftPrompt`: trained vectors that stand among a frozen model's token embeddings."""
 
 import hashlib
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -10,12 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.errors import LensSkillsError
-from lens_skills.results import fields_of, read_folder, write_folder
+from lens_skills.results import Result
 
 
 @dataclass(frozen=True, eq=False)
-class SoftPrompt:
+class SoftPrompt(Result):
     """Vectors read before and after every input, in place of token embeddings.
 
     Attributes:
@@ -59,24 +57,6 @@ class SoftPrompt:
         """The learning curve: step epoch train_loss held_out_loss held_out_accuracy."""
         names = ["step", "epoch", "train_loss", "held_out_loss", "held_out_accuracy"]
         return pd.DataFrame(list(self.curve), columns=pd.Index(names))
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``soft_prompt.safetensors`` and ``soft_prompt.json``."""
-        return write_folder(Path(folder), "soft_prompt", *fields_of(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "SoftPrompt":
-        """The prompt that `save` wrote.
-
-        Raises:
-            LensSkillsError: No soft prompt there, or a damaged one.
-        """
-        tensors, plain = read_folder(Path(folder), "soft_prompt")
-        known = {item.name for item in fields(cls)}
-        if not {"suffix", "prefix"} <= set(tensors) or not set(plain) <= known:
-            raise LensSkillsError(f"{folder} holds no soft prompt that this version can read.")
-        plain["curve"] = tuple(plain["curve"])
-        return cls(**tensors, **plain)
 
     def __repr__(self) -> str:
         kind = "trained" if self.trained else "untrained"

@@ -37,6 +37,7 @@ from lens_skills.ranking.methods import METHODS, find_methods
 from lens_skills.ranking.rank import Ranking, Rankings, rank_all
 from lens_skills.ranking.rotated_basis import ABLATIONS, direction_effects, strongest_directions
 from lens_skills.ranking.target_statistics import target_of
+from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY
 from lens_skills.scoring.leakage import check_prompt, shared
 from lens_skills.stats.correlation import spearman
@@ -100,7 +101,7 @@ class MethodRow:
 
 
 @dataclass(frozen=True, eq=False)
-class MethodComparison:
+class MethodComparison(Result):
     """Several methods' strongest neurons, all tried on the same examples.
 
     Does not show: that a method is better in general. It is one model, one task and one k, and

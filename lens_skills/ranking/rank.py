@@ -26,7 +26,7 @@ from lens_skills.models import SoftPrompt
 from lens_skills.models.fingerprint import identity
 from lens_skills.ranking.methods import METHODS, LayerActivations, Method, find_methods
 from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
-from lens_skills.results import examples_hash, versions
+from lens_skills.results import Result, examples_hash, versions
 from lens_skills.scoring.leakage import check_prompt
 from lens_skills.stats.moments import Moments, RunningMoments, random_rotation, rotate
 
@@ -35,7 +35,7 @@ STORED = 512 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Ranking:
+class Ranking(Result):
     """Every neuron's number by one method; which are strongest, and in which direction.
 
     Does not show: that a neuron causes anything. `compare_methods` asks that.

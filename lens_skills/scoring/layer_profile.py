@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.results import Result
 from lens_skills.scoring.correlations import partial_r
 from lens_skills.scoring.leakage import check_match
 from lens_skills.scoring.scores import EXPLORATORY, MetricScores, Scores, one_metric
@@ -28,7 +29,7 @@ FEW = 20  # examples on which label and answer differ, below which r cannot tell
 
 
 @dataclass(frozen=True, eq=False)
-class LayerProfile:
+class LayerProfile(Result):
     """Per layer: how strongly neurons go with a metric, and whether it is the answer they go with.
 
     Attributes:

@@ -2,10 +2,9 @@
 makes of them; `MetricScores`: one metric of them; how both are printed, tabled and saved.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.results import read_folder, write_folder
+from lens_skills.results import Result
 from lens_skills.stats.calibration import Calibration, calibrate
 from lens_skills.stats.intervals import chance_max_r
 
@@ -53,7 +52,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(Result):
     """Correlations of every neuron with every metric, and what chance makes of them.
 
     Attributes:
@@ -159,17 +158,6 @@ class Scores:
         if table is not None:
             parts.append(f"calibration error of the confidence: {table.error:.2f}")
         return "\n".join(parts)
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``scores.safetensors`` and ``scores.json``; the folder appears whole or not."""
-        tensors, plain = _pack(self)
-        return write_folder(Path(folder), "scores", tensors, plain)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Scores":
-        """The scores that `save` wrote."""
-        tensors, plain = read_folder(Path(folder), "scores")
-        return cls(**_unpack(tensors, plain))
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,46 +327,3 @@ def summary(scores: Any, metric: str) -> str:
         )
         lines.append(f"  L{layer}N{neuron}: r = {r:+.2f} [{low:+.2f}, {high:+.2f}]")
     return "\n".join(lines)
-
-
-_TENSOR_MAPS = (
-    "null_max",
-    "control_max",
-    "rotated_r",
-    "class_means",
-    "smd",
-    "predictivity",
-    "values",
-)
-
-
-def _pack(scores: Scores) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for item in fields(scores):
-        value = getattr(scores, item.name)
-        if isinstance(value, Tensor):
-            tensors[item.name] = value.contiguous()
-        elif item.name in _TENSOR_MAPS:
-            # Cloned: metrics may share one tensor (the control task is theirs together).
-            tensors |= {f"{item.name}/{key}": part.clone() for key, part in value.items()}
-        elif item.name == "thresholds":
-            plain["thresholds"] = {key: vars(bars) for key, bars in value.items()}
-        else:
-            plain[item.name] = value
-    return tensors, plain
-
-
-def _unpack(tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = dict(plain)
-    values["thresholds"] = {key: Thresholds(**bars) for key, bars in plain["thresholds"].items()}
-    for name in ("metrics", "positions", "example_ids", "groups"):
-        values[name] = tuple(plain[name])
-    values |= {name: {} for name in _TENSOR_MAPS}
-    for key, tensor in tensors.items():
-        name, _, part = key.partition("/")
-        if part:
-            values[name][part] = tensor
-        else:
-            values[key] = tensor
-    return values

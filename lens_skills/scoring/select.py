@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.results import fields_of, read_folder, write_folder
+from lens_skills.results import Result
 from lens_skills.scoring.leakage import check_match, check_reuse
 from lens_skills.scoring.scores import EXPLORATORY, GATES, MetricScores, Scores, one_metric
 from lens_skills.stats.multiple_testing import false_discovery_q
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class Selection(Result):
     """Neurons of one metric at one site, with what remained at each gate.
 
     Attributes:
@@ -102,18 +101,6 @@ class Selection:
             lines.append("  no neuron passed every gate")
         lines.append("  correlates, not causes: ablate before you call one a skill neuron")
         return "\n".join(lines)
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``selection.safetensors`` and ``selection.json``."""
-        return write_folder(Path(folder), "selection", *fields_of(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Selection":
-        """The selection that `save` wrote."""
-        tensors, plain = read_folder(Path(folder), "selection")
-        for name in ("position", "positions"):
-            plain[name] = tuple(plain[name])
-        return cls(**tensors, **plain)
 
 
 def select(

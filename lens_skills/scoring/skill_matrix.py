@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.results import fields_of, read_folder, write_folder
+from lens_skills.results import Result
 from lens_skills.scoring.scores import EXPLORATORY, Scores
 from lens_skills.scoring.select import Selection
 from lens_skills.stats.set_overlap import compare_sets
-
-_TUPLES = ("skills", "position", "tested")
-
 
 _COLUMNS = (
     "name",
@@ -37,7 +33,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False)
-class SkillMatrix:
+class SkillMatrix(Result):
     """The neurons of several skills, and what the skills have in common.
 
     Attributes:
@@ -184,22 +180,6 @@ class SkillMatrix:
         lines.append("  groups: " + "; ".join(" + ".join(group) for group in self.groups()))
         lines.append("  correlates, not causes; metrics that go together share neurons for that")
         return "\n".join(lines)
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``skills.safetensors`` and ``skills.json``."""
-        return write_folder(Path(folder), "skills", *fields_of(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "SkillMatrix":
-        """The matrix that `save` wrote.
-
-        Raises:
-            LensSkillsError: None was saved there.
-        """
-        tensors, plain = read_folder(Path(folder), "skills")
-        for name in _TUPLES:
-            plain[name] = tuple(plain[name])
-        return cls(**tensors, **plain)
 
 
 def skill_matrix(

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.results import Result
 from lens_skills.scoring.leakage import check_seeds
 from lens_skills.scoring.scores import MetricScores, Scores
 from lens_skills.stats.correlation import spearman
@@ -22,7 +23,7 @@ from lens_skills.stats.set_overlap import compare_sets
 
 
 @dataclass(frozen=True, eq=False)
-class Predictivity:
+class Predictivity(Result):
     """Of every neuron, the mean over prompts of its best position.
 
     Attributes:
@@ -116,7 +117,7 @@ def predictivity(scores_by_seed: Sequence[Scores], metric: str | None = None) ->
 
 
 @dataclass(frozen=True, eq=False)
-class Stability:
+class Stability(Result):
     """Every pair of prompts, compared neuron by neuron.
 
     Attributes:

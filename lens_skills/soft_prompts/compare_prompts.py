@@ -16,6 +16,7 @@ from lens_skills.activations import Metric, correct, evaluate, first_token_corre
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, as_adapter
+from lens_skills.results import Result
 from lens_skills.scoring.leakage import check_prompt
 from lens_skills.soft_prompts.fit_prompt import initial_prompt
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
@@ -23,7 +24,7 @@ from lens_skills.stats.intervals import share_interval
 
 
 @dataclass(frozen=True, eq=False)
-class PromptComparison:
+class PromptComparison(Result):
     """Every way of asking, measured on the same examples.
 
     Attributes:

@@ -4,11 +4,9 @@ Is there a skill here to explain, and what would explain it away? Competence bes
 trivial rules, what the covariates alone predict, saturation and calibration.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from lens_skills.activations import Metric, column_values, evaluate, parse_metri
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
+from lens_skills.results import Result
 from lens_skills.stats.calibration import Calibration, calibrate
 from lens_skills.stats.intervals import chance_max_r, wilson_interval
 
@@ -48,7 +47,7 @@ class Competence:
 
 
 @dataclass(frozen=True, eq=False)
-class Preflight:
+class Preflight(Result):
     """What a task is to a model, before any neuron is looked at.
 
     Attributes:
@@ -125,15 +124,6 @@ class Preflight:
             )
         lines.append(f"  chance alone reaches |r| ≈ {self.chance_r:.2f} among all MLP neurons")
         return "\n".join(lines)
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the numbers as JSON."""
-        plain = {k: v for k, v in vars(self).items() if k not in ("competences", "calibration")}
-        plain["competences"] = self.frame().to_dict(orient="records")
-        plain["skill"] = self.skill
-        plain["calibration_error"] = None if self.calibration is None else self.calibration.error
-        Path(path).write_text(json.dumps(plain, indent=1))
-        return Path(path)
 
 
 # Beyond these a probability says little more than "yes" or "no", and its differences are noise.

@@ -127,7 +127,7 @@ def test_it_comes_back_from_a_folder(found: Circuit, tmp_path: Any) -> None:
     assert repr(back) == repr(found)
     pd.testing.assert_frame_equal(back.frame(), found.frame())
     pd.testing.assert_frame_equal(back.upstream, found.upstream)
-    with pytest.raises(LensSkillsError, match="no saved circuit"):
+    with pytest.raises(LensSkillsError, match="no saved Circuit"):
         Circuit.load(tmp_path)
 
 

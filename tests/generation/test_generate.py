@@ -405,10 +405,10 @@ def test_saved_and_loaded_it_is_the_same(tiny: Any, tmp_path: Path) -> None:
     assert again.problems == graded.problems
     assert again.task("long").fingerprint() == graded.task("long").fingerprint()
     assert list(graded.frame())[-1] == "grade:n_tokens"  # a skill called like a column
-    (tmp_path / "graded" / "graded.json").write_text('{"name": "x"}')
-    with pytest.raises(LensSkillsError, match="no graded texts"):
+    (tmp_path / "graded" / "result.json").write_text('{"kind": "Graded", "format": 2}')
+    with pytest.raises(LensSkillsError, match=r"the Graded in .* is damaged"):
         Graded.load(tmp_path / "graded")
-    with pytest.raises(LensSkillsError, match="no saved graded"):
+    with pytest.raises(LensSkillsError, match="no saved Graded"):
         Graded.load(tmp_path / "nothing")
 
 

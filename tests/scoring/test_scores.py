@@ -70,7 +70,7 @@ def test_scores_without_a_null_come_back_too(found: Scores, tmp_path: Path) -> N
 
 def test_the_files_hold_no_code(found: Scores, tmp_path: Path) -> None:
     folder = found.save(tmp_path / "s")
-    assert sorted(path.name for path in folder.iterdir()) == ["scores.json", "scores.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["result.json", "result.safetensors"]
 
 
 def test_a_folder_is_replaced_whole_or_left_alone(found: Scores, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_folder_is_replaced_whole_or_left_alone(found: Scores, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("notes")
-    with pytest.raises(LensSkillsError, match="exists and holds no saved scores"):
+    with pytest.raises(LensSkillsError, match="exists and holds no saved Scores"):
         found.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "notes"
 
@@ -88,7 +88,7 @@ def test_a_folder_is_replaced_whole_or_left_alone(found: Scores, tmp_path: Path)
 def test_other_files_beside_saved_scores_are_not_lost(found: Scores, tmp_path: Path) -> None:
     folder = found.save(tmp_path / "s")
     (folder / "notes.txt").write_text("notes")
-    with pytest.raises(LensSkillsError, match=r"'notes\.txt' beside the saved scores"):
+    with pytest.raises(LensSkillsError, match=r"'notes\.txt' beside the saved Scores"):
         found.save(folder)
     assert (folder / "notes.txt").read_text() == "notes"
 
@@ -97,12 +97,12 @@ def test_what_cannot_be_written_or_read_is_named(found: Scores, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(LensSkillsError, match="cannot be written"):
         found.save(tmp_path / "file" / "s")
-    with pytest.raises(LensSkillsError, match="no saved scores in"):
+    with pytest.raises(LensSkillsError, match="no saved Scores in"):
         Scores.load(tmp_path)
     folder = found.save(tmp_path / "s")
-    cut = (folder / "scores.safetensors").read_bytes()[:100]
-    (folder / "scores.safetensors").write_bytes(cut)
-    with pytest.raises(LensSkillsError, match="no saved scores in"):
+    cut = (folder / "result.safetensors").read_bytes()[:100]
+    (folder / "result.safetensors").write_bytes(cut)
+    with pytest.raises(LensSkillsError, match="is damaged"):
         Scores.load(folder)
 
 

@@ -258,5 +258,5 @@ def test_a_selection_comes_back_as_it_was_saved(
         ".safetensors",
         ".json",
     }
-    with pytest.raises(LensSkillsError, match="no saved selection in"):
+    with pytest.raises(LensSkillsError, match="no saved Selection in"):
         Selection.load(tmp_path)

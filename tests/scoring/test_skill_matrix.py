@@ -164,7 +164,7 @@ def test_saved_and_loaded(matrix: SkillMatrix, tmp_path: Path) -> None:
         same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
         assert same, name
     assert repr(again) == repr(matrix)
-    with pytest.raises(LensSkillsError, match="no saved skills"):
+    with pytest.raises(LensSkillsError, match="no saved SkillMatrix"):
         SkillMatrix.load(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """Whether there is a skill, counted straight, and what would explain it away."""
 
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -275,17 +274,17 @@ def test_more_examples_leave_less_to_chance(measured: Measured) -> None:
     assert large.chance_r == pytest.approx(np.mean(drawn), rel=0.25)
 
 
-def test_it_is_saved_as_plain_numbers(measured: Measured, tmp_path: Path) -> None:
+def test_it_comes_back_as_it_was_saved(measured: Measured, tmp_path: Path) -> None:
     found = measured(asked(foil=["no"] * N), correct=np.arange(N) % 2, logit_diff=np.ones(N))
-    plain = json.loads(found.save(tmp_path / "preflight.json").read_text())
-    assert plain["skill"] is True
-    assert plain["n_examples"] == N
-    frame = pd.DataFrame(plain["competences"])
-    pd.testing.assert_frame_equal(frame, found.frame())
-    assert frame.columns.tolist() == [
+    again = Preflight.load(found.save(tmp_path / "preflight"))
+    assert again.skill is True
+    assert again.n_examples == N
+    pd.testing.assert_frame_equal(again.frame(), found.frame())
+    assert repr(again) == repr(found)
+    assert found.frame().columns.tolist() == [
         "name", "rate", "low", "high", "chance", "rule", "above_chance",
     ]  # fmt: skip
-    assert plain["baselines"] == found.baselines
+    assert again.baselines == found.baselines
 
 
 def test_too_few_examples_are_refused() -> None:

@@ -1,6 +1,5 @@
 """Every step in one call: a planted neuron is found, and the card says what was asked and left."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import lens_skills as ls
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring import Scores, Selection
 from lens_skills.studies import Study, study
 from lens_skills.tasks import Task, pairs
 from tests.planted import planted
@@ -75,10 +73,10 @@ def knowing(tiny_bridge: Any) -> Iterator[Any]:
 
 
 def run(model: Any, task: Task | None = None, **options: Any) -> Study:
-    defaults = {"metric": "label:plural", "n_permutations": 100, "batch_size": 80}
+    defaults = {"metric": "label:plural", "n_permutations": 100}
     defaults |= {"fractions": (0.6, 0.4)}  # no third split, no verdict
-    options = defaults | {"progress": False} | options
-    return study(model, number_task() if task is None else task, **options)
+    with ls.config(batch_size=80, progress=False):
+        return study(model, number_task() if task is None else task, **defaults | options)
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +88,15 @@ def test_the_planted_neuron_is_confirmed_and_first(found: Study) -> None:
     assert found.selection.names[0] == NAME
     assert float(found.selection.r_confirm[0]) > 0.8
     assert found.metric == "label:plural"
-    assert found.checked.metrics == ("label:plural",)
-    assert found.found.metrics == ("label:plural", "label:coin", "confidence")
+    assert found.confirm_scores.metrics == ("label:plural",)
+    assert found.scores.metrics == ("label:plural", "label:coin", "confidence")
 
 
 def test_the_splits_are_disjoint_and_as_asked(found: Study) -> None:
-    assert (found.found.n_examples, found.checked.n_examples) == SPLIT
-    assert not set(found.found.groups) & set(found.checked.groups)
+    assert (found.scores.n_examples, found.confirm_scores.n_examples) == SPLIT
+    assert not set(found.scores.groups) & set(found.confirm_scores.groups)
     # Twins stand or fall together.
-    assert (found.found.n_groups, found.checked.n_groups) == (48, 32)
+    assert (found.scores.n_groups, found.confirm_scores.n_groups) == (48, 32)
 
 
 def test_the_card_opens_with_the_attrition(found: Study) -> None:
@@ -115,7 +113,7 @@ def test_the_card_opens_with_the_attrition(found: Study) -> None:
     assert counts == sorted(counts, reverse=True)
     assert second.startswith("label:plural · mlp.hook_post at last · explore 96 examples in 48")
     assert "confirm 64 in 32" in second
-    bars = found.found["label:plural"].thresholds
+    bars = found.scores["label:plural"].thresholds
     assert (
         f"|r| to beat: permutation {bars.permutation:.2f}, control task {bars.control:.2f}, "
         f"rotated basis {bars.rotated:.2f}" in rest
@@ -135,7 +133,7 @@ def test_a_random_label_confirms_nothing(knowing: Any) -> None:
     assert len(result.selection) == 0
     card = repr(result)
     assert card.splitlines()[0].endswith("0 confirmed")
-    best = result.found["label:coin"].frame().iloc[0]
+    best = result.scores["label:coin"].frame().iloc[0]
     strongest = f"L{best.layer}N{best.neuron} ({best.r:+.2f})"
     assert f"no neuron passed every gate; the strongest were {strongest}" in card
 
@@ -165,7 +163,7 @@ def partial(knowing: Any) -> Study:
 
 def test_what_was_partialled_out_is_shown(partial: Study) -> None:
     assert "partial r, given frame, length" in repr(partial).splitlines()
-    for scores in (partial.found, partial.checked):
+    for scores in (partial.scores, partial.confirm_scores):
         assert list(scores.provenance["given"]) == ["frame", "length"]
 
 
@@ -229,7 +227,7 @@ def test_nothing_to_study(knowing: Any) -> None:
 def test_too_few_examples(knowing: Any) -> None:
     with pytest.raises(LensSkillsError, match="39 examples are too few"):
         run(knowing, number_task()[:39])
-    assert run(knowing, number_task(40)).found.n_examples == 24
+    assert run(knowing, number_task(40)).scores.n_examples == 24
 
 
 def test_a_preflight_is_shown_again_and_not_measured_again(
@@ -241,7 +239,7 @@ def test_a_preflight_is_shown_again_and_not_measured_again(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(sys.modules["lens_skills.studies"], "describe", refuse)
+    monkeypatch.setattr(sys.modules["lens_skills.studies"], "run_preflight", refuse)
     assert run(knowing, number_task(40), preflight=found.preflight).preflight is found.preflight
     with pytest.raises(AssertionError, match="measured again"):
         run(knowing, number_task(40))
@@ -250,29 +248,27 @@ def test_a_preflight_is_shown_again_and_not_measured_again(
 def test_the_seed_decides_the_split_and_all_draws(knowing: Any, partial: Study) -> None:
     again = run(knowing, disguised(), given=["frame", "length"])
     assert repr(again) == repr(partial)
-    few = [run(knowing, number_task(40), seed=seed).found.example_ids for seed in (0, 1)]
+    few = [run(knowing, number_task(40), seed=seed).scores.example_ids for seed in (0, 1)]
     assert few[0] != few[1]
 
 
-def test_saving_writes_every_step(found: Study, tmp_path: Path) -> None:
+def test_a_saved_study_is_opened_again(found: Study, tmp_path: Path) -> None:
     folder = found.save(tmp_path / "new" / "study")
     assert sorted(path.name for path in folder.iterdir()) == [
         "card.txt",
-        "confirm",
-        "explore",
         "neurons.csv",
-        "preflight.json",
-        "selection",
+        "result.json",
+        "result.safetensors",
     ]
     assert (folder / "card.txt").read_text() == repr(found) + "\n"
-    assert repr(Scores.load(folder / "explore")) == repr(found.found)
-    assert repr(Scores.load(folder / "confirm")) == repr(found.checked)
-    assert repr(Selection.load(folder / "selection")) == repr(found.selection)
     neurons = pd.read_csv(folder / "neurons.csv")
     assert neurons["name"].tolist() == found.selection.names
-    preflight = json.loads((folder / "preflight.json").read_text())
-    assert preflight["n_examples"] == found.preflight.n_examples
-    assert preflight["skill"] is False
+    again = ls.load(folder)
+    assert repr(again) == repr(found)
+    for part in ("scores", "confirm_scores", "selection", "preflight"):
+        assert repr(getattr(again, part)) == repr(getattr(found, part))
+    assert again.explore.fingerprint() == found.explore.fingerprint()
+    assert again.preflight.skill is False
     found.save(folder)  # the same place again
 
 
@@ -288,7 +284,7 @@ def test_the_card_ends_in_a_verdict(tiny_bridge: Any, strength: float, word: str
     writes = strength * (tiny_bridge.W_U[:, right] - tiny_bridge.W_U[:, wrong]).detach()
     with planted(tiny_bridge, LAYER, NEURON, plural, singular, writes=writes):
         result = run(
-            tiny_bridge, number_task(240, answers=True), fractions=(0.4, 0.2, 0.4), n_trials=80
+            tiny_bridge, number_task(240, answers=True), fractions=(0.4, 0.2, 0.4), n_intervene=80
         )
     assert result.verdict is not None
     assert result.intervene is not None
@@ -301,7 +297,7 @@ def test_the_card_ends_in_a_verdict(tiny_bridge: Any, strength: float, word: str
     )
 
 
-def test_a_study_without_a_trial_says_why(knowing: Any) -> None:
+def test_a_study_without_a_verdict_says_why(knowing: Any) -> None:
     assert "no third split" in repr(run(knowing))
     bare = run(knowing, fractions=(0.4, 0.2, 0.4))
     assert bare.verdict is None

@@ -24,7 +24,6 @@ from lens_skills.activations.metrics import logit_diff as logit_diff
 from lens_skills.activations.metrics import model_answer as model_answer
 from lens_skills.activations.metrics import parse_metric as parse_metric
 from lens_skills.activations.metrics import parse_metrics as parse_metrics
-from lens_skills.activations.stream import BATCH_SIZE as BATCH_SIZE
 from lens_skills.activations.stream import Batch as Batch
 from lens_skills.activations.stream import evaluate as evaluate
 from lens_skills.activations.stream import stream as stream

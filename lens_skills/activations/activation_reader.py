@@ -440,7 +440,6 @@ def read_batches(
     *,
     position: Position,
     answers: bool | None,
-    batch_size: int | None = None,
 ) -> Iterator[
     tuple[list[Encoded], Float[Tensor, "batch pos layer width"], Bool[Tensor, "batch pos"] | None]
 ]:
@@ -460,7 +459,6 @@ def read_batches(
         [where],
         reading,
         places,
-        batch_size=batch_size,
         progress=False,
     ):
         if values.ndim == 3:

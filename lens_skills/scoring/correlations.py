@@ -79,8 +79,8 @@ def collect(
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise LensSkillsError(f"no metric varies, so nothing can be correlated ({reasons}).")
     control_max = _control_max(association)
-    found: dict[str, list[Tensor]] = {"r": [], "low": [], "high": []}
-    chances: dict[str, list[Tensor]] = {"p": [], "p_family": [], "q": []}
+    names = ("r", "low", "high", "p", "p_family", "q")
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
     thresholds, null_max, rotated = {}, {}, {}
     n_groups = len({example.group for example in examples})
     for name in kept:
@@ -89,20 +89,19 @@ def collect(
         scheme = columns.schemes[name]
         n_rows = n_groups if scheme == "between" else len(examples)
         low, high = fisher_interval(r, n_rows, n_given=layout.n_given)
-        for key, tensor in {"r": r, "low": low, "high": high}.items():
-            found[key].append(tensor)
+        of_metric = {"r": r, "low": low, "high": high}
         bar = None
         if layout.n_draws:
             null = association.null(name).abs_()
             null_max[name] = null.max(dim=1).values
             bar = family_threshold(null_max[name])
             p = _own_p(r.abs(), null, constant)
-            chances["p"].append(p)
-            chances["p_family"].append(rank_p(r.abs(), null_max[name]))
             q = torch.ones_like(p)
             q[~constant] = false_discovery_q(p[~constant])
-            chances["q"].append(q)
+            of_metric |= {"p": p, "p_family": rank_p(r.abs(), null_max[name]), "q": q}
             del null
+        for key, tensor in of_metric.items():
+            parts[key].append(tensor)
         if rotations:
             turned = [association.rotated(place, q, k) for k, q in enumerate(rotations)]
             rotated[name] = torch.stack(turned)
@@ -121,18 +120,15 @@ def collect(
         return rearrange(flat, "(pos unit) -> pos unit", pos=n_pos).contiguous()
 
     class_means, smd = _by_class(moments, kept, layout.metrics, values)
-    drawn = {key: shaped(parts) if parts else None for key, parts in chances.items()}
+    arrays: dict[str, Any] = {
+        key: shaped(tensors) if tensors else None for key, tensors in parts.items()
+    }
     return Scores(
         metrics=tuple(kept),
         layer=units[0],
         neuron=units[1],
         positions=positions,
-        r=shaped(found["r"]),
-        low=shaped(found["low"]),
-        high=shaped(found["high"]),
-        p=drawn["p"],
-        p_family=drawn["p_family"],
-        q=drawn["q"],
+        **arrays,
         thresholds=thresholds,
         null_max=null_max,
         control_max={} if control_max is None else dict.fromkeys(kept, control_max),
@@ -140,7 +136,7 @@ def collect(
         mean=by_position(moments.unit_mean),
         std=by_position((moments.square / moments.weight).sqrt()),
         class_means={
-            name: rearrange(m, "side (pos unit) -> side pos unit", pos=n_pos).contiguous()
+            name: rearrange(m, "value (pos unit) -> value pos unit", pos=n_pos).contiguous()
             for name, m in class_means.items()
         },
         smd={name: by_position(flat) for name, flat in smd.items()},
@@ -186,7 +182,7 @@ def _by_class(
     names: Sequence[str],
     order: tuple[str, ...],
     values: Mapping[str, Float[Tensor, " row"]],
-) -> tuple[dict[str, Float[Tensor, "side unit"]], dict[str, Float[Tensor, " unit"]]]:
+) -> tuple[dict[str, Float[Tensor, "value unit"]], dict[str, Float[Tensor, " unit"]]]:
     """Class means and standardised mean difference of 0/1 metrics, out of the same sums.
 
     With a share s of ones, mean_1 - mean_0 = S_mx / (W s (1 - s)); the within-class sum of squares

@@ -90,12 +90,7 @@ def check_match(explore: MetricScores, confirm: MetricScores) -> None:
     }
     for key in ("model_fingerprint", "task", "given", "chat"):
         pairs[key] = (one.provenance.get(key), other.provenance.get(key))
-    for what, (here, there) in pairs.items():
-        if here != there:
-            raise LensSkillsError(
-                f"the two scores do not fit together: {what} is {here!r} on explore and {there!r} "
-                "on confirm."
-            )
+    _check_same(pairs, "the two scores", "on explore", "on confirm")
 
 
 def check_seeds(
@@ -117,13 +112,8 @@ def check_seeds(
         # The weights: with its prompt, a model's own fingerprint differs from seed to seed.
         for key in ("weights", "task", "chat", "given"):
             pairs[key] = (first.provenance.get(key), scores.provenance.get(key))
-        for what, (here, there) in pairs.items():
-            if here != there:
-                what = {"weights": "the model"}.get(what, what)
-                raise LensSkillsError(
-                    f"the scores do not fit together: {what} is {here!r} in #0 and {there!r} in "
-                    f"#{place}."
-                )
+        pairs["the model"] = pairs.pop("weights")
+        _check_same(pairs, "the scores", "in #0", f"in #{place}")
         if not torch.equal(first.layer, scores.layer) or not torch.equal(
             first.neuron, scores.neuron
         ):
@@ -139,3 +129,11 @@ def check_seeds(
                     "examples, given twice. Give one pass per prompt."
                 )
     return [scores[metric] for scores in scores_by_seed]
+
+
+def _check_same(pairs: Mapping[str, tuple[Any, Any]], scores: str, one: str, other: str) -> None:
+    for what, (here, there) in pairs.items():
+        if here != there:
+            raise LensSkillsError(
+                f"{scores} do not fit together: {what} is {here!r} {one} and {there!r} {other}."
+            )

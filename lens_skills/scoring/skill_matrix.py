@@ -17,20 +17,6 @@ from lens_skills.scoring.scores import EXPLORATORY, Scores
 from lens_skills.scoring.select import Selection
 from lens_skills.stats.set_overlap import compare_sets
 
-_COLUMNS = (
-    "name",
-    "layer",
-    "neuron",
-    "kind",
-    "skill",
-    "position",
-    "r",
-    "low",
-    "high",
-    "beyond",
-    "selected",
-)
-
 
 @dataclass(frozen=True, eq=False)
 class SkillMatrix(Result):
@@ -126,25 +112,22 @@ class SkillMatrix(Result):
     def frame(self) -> pd.DataFrame:
         """One row per cell: name layer neuron kind skill position r low high beyond selected."""
         size = len(self.skills)
-        kinds = self.kinds
-        rows = [
-            {
-                "name": name,
-                "layer": int(self.neurons[i, 0]),
-                "neuron": int(self.neurons[i, 1]),
-                "kind": kinds[i],
-                "skill": skill,
-                "position": self.position[i * size + j],
-                "r": float(self.r[i, j]),
-                "low": float(self.low[i, j]),
-                "high": float(self.high[i, j]),
-                "beyond": bool(self.beyond[i, j]),
-                "selected": bool(self.selected[i, j]),
-            }
-            for i, name in enumerate(self.names)
-            for j, skill in enumerate(self.skills)
-        ]
-        return pd.DataFrame(rows, columns=pd.Index(_COLUMNS))
+        per_neuron = {
+            "name": self.names,
+            "layer": self.neurons[:, 0].tolist(),
+            "neuron": self.neurons[:, 1].tolist(),
+            "kind": self.kinds,
+        }
+        columns: dict[str, Any] = {
+            name: [value for value in values for _ in range(size)]
+            for name, values in per_neuron.items()
+        }
+        columns |= {"skill": [*self.skills] * len(self.neurons), "position": list(self.position)}
+        columns |= {
+            name: getattr(self, name).flatten().tolist()
+            for name in ("r", "low", "high", "beyond", "selected")
+        }
+        return pd.DataFrame(columns)
 
     def overlaps(self) -> pd.DataFrame:
         """One row per pair: skill other shared jaccard expected p likeness metric_r."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -267,11 +267,7 @@ def _tokens(adapter: Any, n: int, generator: torch.Generator) -> list[int]:
     n_words = min(adapter.d_vocab, len(adapter.tokenizer)) if adapter.tokenizer else adapter.d_vocab
     special = set(adapter.tokenizer.all_special_ids) if adapter.tokenizer else set()
     words = torch.tensor([word for word in range(n_words) if word not in special])
-    return _drawn(words, n, generator).tolist()
-
-
-def _drawn(words: Int[Tensor, " word"], n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
-    return words[torch.randint(len(words), (n,), generator=generator)]
+    return words[torch.randint(len(words), (n,), generator=generator)].tolist()
 
 
 def _repeated(ids: list[int], n: int) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 
 from lens_skills.data import Example
 from lens_skills.scoring import score, select
+from lens_skills.stats.moments import RunningMoments
 from tests.planted import planted
 
 LAYER, NEURON = 1, 7
@@ -109,18 +110,16 @@ def test_no_tensor_of_examples_by_neurons_is_kept(
     tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a pass keeps does not grow with its examples, but for one number per metric."""
-    from lens_skills.scoring import score
-
     sizes = {}
     for n in (64, 512):
         kept: list[int] = []
 
-        def freeze(running: Any, real: Any = scan.RunningMoments.freeze, to: Any = kept) -> Any:
+        def freeze(running: Any, real: Any = RunningMoments.freeze, to: Any = kept) -> Any:
             tensors = [v for v in vars(running).values() if isinstance(v, torch.Tensor)]
             to.append(sum(v.untyped_storage().nbytes() for v in tensors))
             return real(running)
 
-        monkeypatch.setattr(scan.RunningMoments, "freeze", freeze)
+        monkeypatch.setattr(RunningMoments, "freeze", freeze)
         numbers = {"n": np.sin(np.arange(n))}
         score(
             tiny_bridge,

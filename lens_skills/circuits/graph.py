@@ -235,33 +235,13 @@ class Circuit(Result):
         return tuple(edge for edge in self.edges if edge.confirmed)
 
     @property
-    def clean(self) -> float:
-        """Mean target on the clean prompts."""
-        return self.totals[0].clean
-
-    @property
-    def corrupted(self) -> float:
-        """Mean target when its whole input is corrupted."""
-        return self.totals[0].corrupted
-
-    @property
     def total(self) -> float:
-        """Corrupted minus clean."""
+        """Mean change of the target when its whole input is corrupted."""
         return self.totals[0].total
 
     @property
-    def explained(self) -> float:
-        """The sum of the confirmed edges at the target."""
-        return self.totals[0].explained
-
-    @property
-    def residual(self) -> float:
-        """Total minus explained."""
-        return self.totals[0].residual
-
-    @property
     def unexplained(self) -> float:
-        """The residual as a share of the total."""
+        """The share of it that the confirmed edges at the target leave."""
         return self.totals[0].unexplained
 
     def part(self, name: str) -> Totals:

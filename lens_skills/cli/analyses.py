@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lens_skills.cli.console import open_model
+from lens_skills.cli.console import open_run_model
 
 Folder = Annotated[Path, typer.Argument(help="A run folder written by `lens-skills score`.")]
 Metric = Annotated[str | None, typer.Option(help="Which metric (default: the run's first).")]
@@ -37,13 +37,11 @@ def explain(
     opened = Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
     explanations = explained(
-        _model(opened),
+        open_run_model(opened),
         opened.intervene_split(limit),
         neuron or _confirmed(opened, name, top),
         at=opened.scores().site,
-        position=_position(opened),
-        prompt=opened.prompt(),
-        seed=opened.request.seed,
+        **_as_scored(opened),
     )
     stem = file_name("explanations", name)
     explanations.save(run / stem)
@@ -70,7 +68,7 @@ def compare_methods(
     name = main_metric(opened.scores().metrics, metric)
     examples = opened.intervene_split(limit)
     comparison = compared(
-        _model(opened),
+        open_run_model(opened),
         opened.splits()[0],
         name,
         intervene=examples,
@@ -78,9 +76,7 @@ def compare_methods(
         k=k,
         causal_metric=opened.causal_metric(examples, causal_metric),
         at=opened.scores().site,
-        position=_position(opened),
-        prompt=opened.prompt(),
-        seed=opened.request.seed,
+        **_as_scored(opened),
     )
     _show(run, file_name("methods", name), comparison, figures.method_comparison(comparison))
 
@@ -107,7 +103,7 @@ def circuit(
     from lens_skills.results import file_name
 
     opened = Run.load(run)
-    model = _model(opened)
+    model = open_run_model(opened)
     examples = equal_length_pairs(model, opened.intervene_split(limit))
     start: Any = "answer" if not neuron else neuron[0] if len(neuron) == 1 else neuron
     result = traced(
@@ -118,9 +114,7 @@ def circuit(
         proposals=proposals,
         n_edges=edges,
         depth=depth,
-        position=_position(opened),
-        prompt=opened.prompt(),
-        seed=opened.request.seed,
+        **_as_scored(opened),
     )
     stem = file_name("circuit", result.target)
     result.save(run / stem)
@@ -136,14 +130,11 @@ def _show(run: Path, stem: str, result: Any, drawing: Any) -> None:
     typer.echo(f"\nwritten to {table} and {figure}")
 
 
-def _model(run: Any) -> Any:
-    return open_model(run.request.model, run.request.implementation)
-
-
-def _position(run: Any) -> str:
-    """Where the run's neurons were read; of a soft prompt's vectors, the last."""
+def _as_scored(run: Any) -> dict[str, Any]:
+    """Position, prompt and seed of the run's scores; of a soft prompt's vectors, the last."""
     position = str(run.request.options.get("position", "last"))
-    return "last" if position == "prompt" else position
+    position = "last" if position == "prompt" else position
+    return {"position": position, "prompt": run.prompt(), "seed": run.request.seed}
 
 
 def _confirmed(run: Any, metric: str, top: int) -> Any:

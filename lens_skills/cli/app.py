@@ -8,7 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from lens_skills.cli.analyses import CausalMetric, circuit, compare_methods, explain
-from lens_skills.cli.console import Implementation, Model, Seed, named, open_model, show_table
+from lens_skills.cli.console import (
+    Implementation,
+    Model,
+    Seed,
+    limited,
+    named,
+    open_model,
+    open_run_model,
+    show_table,
+)
 from lens_skills.cli.soft_prompts import Soft, generate, prompt
 from lens_skills.errors import LensSkillsError
 from lens_skills.settings import config
@@ -157,7 +166,7 @@ def select(
 
     opened = Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
-    model = open_model(opened.request.model, opened.request.implementation)
+    model = open_run_model(opened)
     selection = opened.confirm(model, name, fdr=fdr, top=top)
     typer.echo(repr(selection))
     if len(selection):
@@ -184,7 +193,7 @@ def verify(
 
     opened = Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
-    model = open_model(opened.request.model, opened.request.implementation)
+    model = open_run_model(opened)
     verdict = opened.verify(model, name, causal_metric=causal_metric, delta=delta, limit=limit)
     typer.echo(repr(verdict))
 
@@ -255,8 +264,7 @@ def tasks(
     opened = open_task(task)
     typer.echo(repr(opened))
     if preflight:
-        if limit < len(opened):
-            (opened,) = opened.split(limit / len(opened), seed=0)
+        opened = limited(opened, limit, seed=0)
         typer.echo(repr(opened.preflight(open_model(model, implementation))))
         return
     typer.echo("columns: " + ", ".join(opened.column_names))

@@ -22,6 +22,18 @@ def open_model(model: str | None, implementation: str | None) -> Any:
     return load_model(model, implementation=implementation)
 
 
+def open_run_model(run: Any) -> Any:
+    """The model a run was scored with."""
+    return open_model(run.request.model, run.request.implementation)
+
+
+def limited(task: Any, limit: int | None, seed: int) -> Any:
+    """The task, or at most about ``limit`` examples of it in whole groups."""
+    if limit is None or limit >= len(task):
+        return task
+    return task.split(limit / len(task), seed=seed)[0]
+
+
 def named(name: str, values: list[str] | None) -> dict[str, Any]:
     """An option that may be repeated, as a keyword argument where it was given."""
     return {name: tuple(values)} if values else {}

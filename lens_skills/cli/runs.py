@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_skills.activations.metrics import causal_metric
+from lens_skills.cli.console import limited
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import Verdict, ablate, verify
 from lens_skills.models import SoftPrompt
@@ -112,9 +113,7 @@ class Run:
         if soft is not None:
             known = set(soft.provenance.get("groups", ()))
             task = task.where(lambda example: example.group not in known)
-        if request.limit is not None and request.limit < len(task):
-            share = request.limit / len(task)
-            (task,) = task.split(share, seed=request.seed)
+        task = limited(task, request.limit, request.seed)
         return task.split(*request.fractions, seed=request.seed)
 
     def prompt(self) -> SoftPrompt | None:

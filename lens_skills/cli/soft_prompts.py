@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lens_skills.cli.console import Implementation, Model, Seed, open_model
+from lens_skills.cli.console import Implementation, Model, Seed, limited, open_model
 
 Soft = Annotated[
     Path | None, typer.Option(help="A soft prompt's folder, written by `lens-skills prompt`.")
@@ -40,9 +40,7 @@ def prompt(
     from lens_skills.soft_prompts import compare_prompts, fit_prompt
     from lens_skills.tasks import few, open_task
 
-    opened = open_task(task)
-    if limit is not None and limit < len(opened):
-        (opened,) = opened.split(limit / len(opened), seed=seed)
+    opened = limited(open_task(task), limit, seed)
     train, rest = opened.split(share, 1 - share, seed=seed)
     opened_model = open_model(model, implementation)
     ending = ending.replace("\\n", "\n")
@@ -82,9 +80,7 @@ def generate(
     from lens_skills.models import SoftPrompt
     from lens_skills.tasks import open_task
 
-    opened = open_task(task)
-    if limit is not None and limit < len(opened):
-        (opened,) = opened.split(limit / len(opened), seed=seed)
+    opened = limited(open_task(task), limit, seed)
     soft = None if prompt is None else SoftPrompt.load(prompt)
     graded = write(
         open_model(model, implementation),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
-from lens_skills.activations.components import Component, find_places, parse_neurons
+from lens_skills.activations.components import Component, find_places, neuron_names, parse_neurons
 from lens_skills.activations.forward import NOTHING, RequiredOutputs, known_values, prepare
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
@@ -275,7 +275,7 @@ class NeuronValues:
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``."""
-        return [f"L{layer}N{neuron}" for layer, neuron in self.neurons.tolist()]
+        return neuron_names(self.neurons)
 
 
 def read_neurons(

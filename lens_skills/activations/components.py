@@ -15,6 +15,15 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
 
 
+def neuron_names(neurons: Int[Tensor, "neuron 2"]) -> list[str]:
+    """The names of (layer, index) rows.
+
+    >>> neuron_names(torch.tensor([[17, 635]]))
+    ['L17N635']
+    """
+    return [f"L{layer}N{index}" for layer, index in neurons.tolist()]
+
+
 def parse_neurons(neurons: Any) -> Int[Tensor, "k 2"]:
     """Neurons as (layer, index) rows, from rows, names such as ``"L17N635"``, or a `Selection`.
 

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, confidence
-from lens_skills.activations.forward import pad_left
+from lens_skills.activations.forward import NOTHING, pad_left
+from lens_skills.activations.stream import batches
 from lens_skills.activations.tokenization import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -56,12 +57,10 @@ def read_neutral_text(
     chosen = metric if own else confidence("entropy")
     examples = [Example(id=f"text {place}", prompt=text) for place, text in enumerate(texts)]
     encoded = encode_examples(adapter, examples, answers=False)
-    ordered = sorted(encoded, key=lambda item: (len(item.prompt_tokens), item.index))
     values, numbers, groups = [], [], []
     total = torch.zeros(adapter.d_vocab, dtype=torch.float64)
     layers = neurons[:, 0].unique().tolist()
-    for start in range(0, len(ordered), _TEXTS_TOGETHER):
-        batch = ordered[start : start + _TEXTS_TOGETHER]
+    for batch in batches(encoded, NOTHING, batch_size=_TEXTS_TOGETHER, progress=False):
         tokens, mask = pad_left(
             [item.prompt_tokens.tolist() for item in batch], adapter.pad_id, adapter.device
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE
+from lens_skills.activations.components import neuron_names
 from lens_skills.activations.forward import NOTHING, pad_left
 from lens_skills.activations.stream import batches
 from lens_skills.activations.tokenization import Encoded, encode_examples
@@ -104,7 +105,7 @@ def mediate(
                     after = of(logits, rows).double().cpu()
                     after = rearrange(after, "(set example) -> set example", set=len(part))
                     change[path][name][part[:, None], index] = after - clean[name][index]
-    names = tuple(f"L{layer}N{neuron}" for layer, neuron in neurons.tolist())
+    names = tuple(neuron_names(neurons))
     return Mediation(names, change, clean, tuple(example.group for example in examples))
 
 

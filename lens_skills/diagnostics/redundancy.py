@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position
 from lens_skills.activations.activation_reader import read_neurons, refuse_constant
+from lens_skills.activations.components import neuron_names
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
@@ -57,7 +58,7 @@ class Redundancy(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``."""
-        return [f"L{layer}N{neuron}" for layer, neuron in self.neurons.tolist()]
+        return neuron_names(self.neurons)
 
     @property
     def representatives(self) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, Metric, confidence, parse_metric
 from lens_skills.activations.activation_reader import read_neurons, refuse_constant
-from lens_skills.activations.components import parse_components
+from lens_skills.activations.components import neuron_names, parse_components
 from lens_skills.data import Example, in_turns
 from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_neutral_text
 from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
@@ -112,7 +112,7 @@ class Regulators(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``."""
-        return [f"L{layer}N{neuron}" for layer, neuron in self.neurons.tolist()]
+        return neuron_names(self.neurons)
 
     def frame(self) -> pd.DataFrame:
         """One row per neuron, every number and the word; see the attributes."""
@@ -334,7 +334,7 @@ def weight_columns(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The weight columns of the chosen, and norm and variance of every neuron of the model."""
     unembedding = Unembedding.of(adapter)
-    names = [f"L{layer}N{neuron}" for layer, neuron in neurons.tolist()]
+    names = neuron_names(neurons)
     table = pd.DataFrame({"name": names, "layer": neurons[:, 0], "neuron": neurons[:, 1]})
     norms, variances, layers = [], [], []
     for layer in range(adapter.n_layers):

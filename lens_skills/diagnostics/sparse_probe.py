@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position, parse_metric
 from lens_skills.activations.activation_reader import read_neurons
+from lens_skills.activations.components import neuron_names
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
@@ -78,7 +79,7 @@ class SparseProbe(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``, in the probes' order."""
-        return [f"L{layer}N{neuron}" for layer, neuron in self.neurons.tolist()]
+        return neuron_names(self.neurons)
 
     @property
     def word(self) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import Metric, Position
-from lens_skills.activations.components import parse_components
+from lens_skills.activations.components import neuron_names, parse_components
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import draw_controls
@@ -115,7 +115,7 @@ class AblationEffects:
     def of(self, neurons: Int[Tensor, "k 2"]) -> EffectTests:
         """The verdicts on one list of neurons, all of them swept."""
         place = {name: row for row, name in enumerate(self.effects.names)}
-        names = [f"L{layer}N{neuron}" for layer, neuron in neurons.tolist()]
+        names = neuron_names(neurons)
         return self.tests(names, self.effects.total[[place[name] for name in names]])
 
     def tests(self, names: Sequence[str], total: Float[Tensor, "k example"]) -> EffectTests:

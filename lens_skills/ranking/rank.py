@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
 from lens_skills.activations.activation_reader import ActivationReader
+from lens_skills.activations.components import neuron_names
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients, slopes_of
@@ -89,7 +90,7 @@ class Ranking(Result):
 
     def names(self, k: int) -> list[str]:
         """The k strongest neurons' names, such as ``"L17N635"``."""
-        return [f"L{layer}N{neuron}" for layer, neuron in self.top(k).tolist()]
+        return neuron_names(self.top(k))
 
     def frame(self) -> pd.DataFrame:
         """One row per neuron, the strongest first: layer neuron name score strength rank."""

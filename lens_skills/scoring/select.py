@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_skills.activations.components import neuron_names
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import Result
 from lens_skills.scoring.leakage import check_match, check_reuse
@@ -55,7 +56,7 @@ class Selection(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``."""
-        return [f"L{layer}N{neuron}" for layer, neuron in self.neurons.tolist()]
+        return neuron_names(self.neurons)
 
     def frame(self) -> pd.DataFrame:
         """One row per neuron: name layer neuron position r_explore r_confirm p q.

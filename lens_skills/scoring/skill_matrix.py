@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_skills.activations.components import neuron_names
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import Result
 from lens_skills.scoring.scores import EXPLORATORY, Scores
@@ -71,7 +72,7 @@ class SkillMatrix(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``."""
-        return [f"L{layer}N{neuron}" for layer, neuron in self.neurons.tolist()]
+        return neuron_names(self.neurons)
 
     @property
     def kinds(self) -> list[str]:

@@ -268,11 +268,10 @@ def activations_and_gradients(
     found: dict[LayerSite, Gradient] = {}
     for (name, activation, at), slope in zip(wanted, slopes, strict=True):
         at = at.to(activation.device)
-        rows = torch.arange(len(batch), device=activation.device)[:, None]
-        old = activation.detach().flatten(2)[rows, at.columns]
+        old = at.taken(activation.detach())
         here = torch.zeros_like(old)
         if slope is not None:
-            here = slope.flatten(2)[rows, at.columns] * at.valid[:, :, None]
+            here = at.taken(slope) * at.valid[:, :, None]
         before = found.get(names[name])
         found[names[name]] = Gradient(
             old=old if before is None else before.old,
@@ -325,8 +324,8 @@ def whole_gradients(
     for seen, at, rows in passes:
         for layer, name in zip(site.layers, names, strict=True):
             slope = next(slopes)
-            old = _taken(seen[name].detach(), at)
-            here = torch.zeros_like(old) if slope is None else _taken(slope, at)
+            old = at.taken(seen[name].detach())
+            here = torch.zeros_like(old) if slope is None else at.taken(slope)
             here = here * at.valid[:, :, None].to(here)
             before = found.get((layer, site.name))
             if before is None:  # the first pass holds the whole batch, in its order
@@ -340,13 +339,6 @@ def whole_gradients(
 def _beginning_of_graph(activation: Tensor) -> Tensor:
     """The activation itself; where no weight asks for gradients, the graph begins here."""
     return activation if activation.requires_grad else activation.requires_grad_()
-
-
-def _taken(activation: Tensor, at: EditRows) -> Tensor:
-    """The edited columns of each row, ``row pos feature``."""
-    flat = activation.flatten(2)
-    rows = torch.arange(len(flat), device=flat.device)[:, None]
-    return flat[rows, at.columns.to(flat.device)]
 
 
 @dataclass(frozen=True, eq=False)

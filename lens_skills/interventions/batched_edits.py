@@ -74,6 +74,14 @@ class EditRows:
         parts = (self.sets, self.examples, self.columns, self.valid)
         return EditRows(*(part.to(device) for part in parts))
 
+    def taken(
+        self, activation: Float[Tensor, "row column *width"]
+    ) -> Float[Tensor, "row pos feature"]:
+        """A hook point's values at the edited columns."""
+        flat = activation.flatten(2)
+        rows = torch.arange(len(flat), device=flat.device)[:, None]
+        return flat[rows, self.columns.to(flat.device)]
+
     def read(
         self, flat: Float[Tensor, "row column width"], features: Int[Tensor, "row feature"]
     ) -> Float[Tensor, "row pos feature"]:

@@ -150,15 +150,11 @@ class EffectEngine:
         spec = self.spec
         kept: dict[LayerSite, Tensor] = {}
 
-        def edited(activation: Tensor) -> Tensor:
-            flat = activation.flatten(2)
-            rows = torch.arange(len(flat), device=flat.device)[:, None]
-            return flat[rows, self.at.columns.to(flat.device)]
-
         # Every token's activations are many: they are kept where something needs them.
         wanted = spec.spots if spec.direct or not spec.ragged else ()
         readers = {
-            f"blocks.{spot[0]}.{spot[1]}": keep_activation(kept, spot, edited) for spot in wanted
+            f"blocks.{spot[0]}.{spot[1]}": keep_activation(kept, spot, self.at.taken)
+            for spot in wanted
         }
         tokens, mask = pad_left(self._rows(), spec.adapter.pad_id, spec.adapter.device)
         self.main = self.suffixes.of(tokens, mask, readers, clean)

@@ -5,7 +5,7 @@ passes, where the last columns cannot run alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -257,28 +257,7 @@ def activations_and_gradients(
     with torch.enable_grad():
         read = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
         values = read[metric.name]
-        if not values.requires_grad:
-            raise LensSkillsError(
-                f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
-                "confidence('answer'), or sweep."
-            )
-        wanted = [(name, seen[name], at) for seen, at in passes for name in names]
-        inputs = [activation for _, activation, _ in wanted]
-        slopes = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
-    found: dict[LayerSite, Gradient] = {}
-    for (name, activation, at), slope in zip(wanted, slopes, strict=True):
-        at = at.to(activation.device)
-        old = at.taken(activation.detach())
-        here = torch.zeros_like(old)
-        if slope is not None:
-            here = at.taken(slope) * at.valid[:, :, None]
-        before = found.get(names[name])
-        found[names[name]] = Gradient(
-            old=old if before is None else before.old,
-            slope=here if before is None else before.slope + here,
-            examples=at.examples,
-        )
-    return found
+        return _by_place(values, metric, passes, names)
 
 
 def whole_gradients(
@@ -297,42 +276,56 @@ def whole_gradients(
     Raises:
         LensSkillsError: The metric has no gradient.
     """
-    names = [site.hook_name(layer) for layer in site.layers]
-    row_of = {item.index: row for row, item in enumerate(batch)}
-    passes: list[tuple[dict[str, Tensor], EditRows, Tensor]] = []
+    names = {site.hook_name(layer): (layer, site.name) for layer in site.layers}
+    passes: list[tuple[dict[str, Tensor], EditRows]] = []
 
     def editing(part: Sequence[Encoded], starts: Sequence[int]) -> Mapping[str, EditHook]:
         seen: dict[str, Tensor] = {}
         index = [item.index for item in part]
         at = EditRows.of(index, [places[item] for item in index], starts)
-        passes.append((seen, at, torch.tensor([row_of[item] for item in index])))
-
+        passes.append((seen, at))
         return {name: keep_activation(seen, name, _beginning_of_graph) for name in names}
 
     forward = partial(adapter.forward, differentiable=True)
     with torch.enable_grad():
         read = forward_batch(adapter, batch, plan, [metric], {}, {}, editing, forward=forward)
         values = read[metric.name]
-        if not values.requires_grad:
-            raise LensSkillsError(
-                f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
-                "confidence('answer'), or a method that reads activations."
-            )
-        inputs = [seen[name] for seen, _, _ in passes for name in names]
-        slopes = iter(torch.autograd.grad(values.sum(), inputs, allow_unused=True))
+        return _by_place(values, metric, passes, names)
+
+
+def _by_place(
+    values: Float[Tensor, " example"],
+    metric: Metric,
+    passes: Sequence[tuple[Mapping[str, Tensor], EditRows]],
+    names: Mapping[str, LayerSite],
+) -> dict[LayerSite, Gradient]:
+    """The gradients of a metric's values by what its passes kept, added up over the passes.
+
+    The first pass holds the whole batch, later ones some of its rows.
+    """
+    if not values.requires_grad:
+        raise LensSkillsError(
+            f"the metric {metric.name!r} has no gradient. Choose logit_diff() or "
+            "confidence('answer'), or what needs none: sweep, methods that read activations."
+        )
+    inputs = [kept[name] for kept, _ in passes for name in names]
+    slopes = iter(torch.autograd.grad(values.sum(), inputs, allow_unused=True))
+    row_of = {example: row for row, example in enumerate(passes[0][1].examples.tolist())}
     found: dict[LayerSite, Gradient] = {}
-    for seen, at, rows in passes:
-        for layer, name in zip(site.layers, names, strict=True):
+    for kept, at in passes:
+        rows = torch.tensor([row_of[example] for example in at.examples.tolist()])
+        for name, spot in names.items():
             slope = next(slopes)
-            old = at.taken(seen[name].detach())
-            here = torch.zeros_like(old) if slope is None else at.taken(slope)
-            here = here * at.valid[:, :, None].to(here)
-            before = found.get((layer, site.name))
-            if before is None:  # the first pass holds the whole batch, in its order
-                found[layer, site.name] = Gradient(old, here, at.examples)
+            old = at.taken(kept[name].detach())
+            here = torch.zeros_like(old)
+            if slope is not None:
+                here = at.taken(slope) * at.valid[:, :, None].to(old)
+            before = found.get(spot)
+            if before is None:
+                found[spot] = Gradient(old, here, at.examples)
             else:
                 total = before.slope.index_add(0, rows.to(here.device), here)
-                found[layer, site.name] = Gradient(before.old, total, before.examples)
+                found[spot] = replace(before, slope=total)
     return found
 
 

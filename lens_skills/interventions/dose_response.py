@@ -110,72 +110,6 @@ class DoseResponse(Result):
         return "\n".join(lines)
 
 
-BATCH_SIZE = 4  # texts whose logits over the whole vocabulary, at every token, are held at once
-
-
-def text_damage(
-    adapter: ModelAdapter,
-    texts: Sequence[str],
-    units: Sequence[Component],
-    changes: Sequence[Change],
-    *,
-    batch_size: int = BATCH_SIZE,
-) -> Float[Tensor, "change text"]:
-    """How far each change, made at every token, moves the model's predictions; nats per token.
-
-    For each text the mean over its tokens of KL(clean ‖ edited) = Σ_v p_v (ln p_v − ln q_v) of the
-    next-token distributions, ≥ 0. The beginning-of-sequence token is neither edited nor counted.
-
-    Args:
-        adapter: The model.
-        texts: What to read.
-        units: The set that is edited.
-        changes: Bound edits that are the same for every example (steering, a clamp, a mean).
-        batch_size: Texts per forward pass.
-    """
-    examples = [Example(id=f"text {place}", prompt=text) for place, text in enumerate(texts)]
-    encoded = encode_examples(adapter, examples, answers=False)
-    places = edited_places(adapter, encoded, "all")
-    damage = torch.zeros(len(changes), len(texts), dtype=torch.float64)
-    ordered = sorted(encoded, key=lambda item: len(item.prompt_tokens))
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        index = [item.index for item in batch]
-        clean, counted = _log_probabilities(adapter, batch, None, units, places)
-        for row, change in enumerate(changes):
-            other, _ = _log_probabilities(adapter, batch, change, units, places)
-            divergence = (clean.exp() * (clean - other)).sum(-1).double().clamp(min=0)
-            total = (divergence * counted).sum(1) / counted.sum(1)
-            damage[row, index] = total.cpu()
-    return damage
-
-
-def _log_probabilities(
-    adapter: ModelAdapter,
-    batch: Sequence[Encoded],
-    change: Change | None,
-    units: Sequence[Component],
-    places: dict[int, list[int]],
-) -> tuple[Float[Tensor, "batch pos d_vocab"], Bool[Tensor, "batch pos"]]:
-    """Of the next token at every column, and which columns count."""
-    rows = [item.prompt_tokens.tolist() for item in batch]
-    tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
-    width = tokens.shape[1]
-    logits = adapter.forward(
-        tokens,
-        mask,
-        readers={},
-        logits_at=repeat(torch.arange(width), "pos -> batch pos", batch=len(batch)),
-        editors=placed(None if change is None else editing_of(change, units, places), batch, rows),
-    )
-    assert logits is not None, "logits were asked for"
-    counted = torch.zeros_like(mask)
-    for row, item in enumerate(batch):
-        start = width - len(rows[row])
-        counted[row, [start + place for place in places[item.index]]] = True
-    return logits.float().log_softmax(-1), counted
-
-
 DOSES = (-4.0, -2.0, 0.0, 1.0, 2.0, 4.0)
 
 
@@ -309,3 +243,66 @@ def _monotonicity(doses: Sequence[float], means: Sequence[float]) -> float:
     if max(means) == min(means):
         return 0.0
     return float(spearman(torch.tensor([doses, means], dtype=torch.float64))[0, 1])
+
+
+TEXTS = 4  # texts whose logits over the whole vocabulary, at every token, are held at once
+
+
+def text_damage(
+    adapter: ModelAdapter,
+    texts: Sequence[str],
+    units: Sequence[Component],
+    changes: Sequence[Change],
+) -> Float[Tensor, "change text"]:
+    """How far each change, made at every token, moves the model's predictions; nats per token.
+
+    For each text the mean over its tokens of KL(clean ‖ edited) = Σ_v p_v (ln p_v − ln q_v) of the
+    next-token distributions, ≥ 0. The beginning-of-sequence token is neither edited nor counted.
+
+    Args:
+        adapter: The model.
+        texts: What to read.
+        units: The set that is edited.
+        changes: Bound edits that are the same for every example (steering, a clamp, a mean).
+    """
+    examples = [Example(id=f"text {place}", prompt=text) for place, text in enumerate(texts)]
+    encoded = encode_examples(adapter, examples, answers=False)
+    places = edited_places(adapter, encoded, "all")
+    damage = torch.zeros(len(changes), len(texts), dtype=torch.float64)
+    ordered = sorted(encoded, key=lambda item: len(item.prompt_tokens))
+    for start in range(0, len(ordered), TEXTS):
+        batch = ordered[start : start + TEXTS]
+        index = [item.index for item in batch]
+        clean, counted = _log_probabilities(adapter, batch, None, units, places)
+        for row, change in enumerate(changes):
+            other, _ = _log_probabilities(adapter, batch, change, units, places)
+            divergence = (clean.exp() * (clean - other)).sum(-1).double().clamp(min=0)
+            total = (divergence * counted).sum(1) / counted.sum(1)
+            damage[row, index] = total.cpu()
+    return damage
+
+
+def _log_probabilities(
+    adapter: ModelAdapter,
+    batch: Sequence[Encoded],
+    change: Change | None,
+    units: Sequence[Component],
+    places: dict[int, list[int]],
+) -> tuple[Float[Tensor, "batch pos d_vocab"], Bool[Tensor, "batch pos"]]:
+    """Of the next token at every column, and which columns count."""
+    rows = [item.prompt_tokens.tolist() for item in batch]
+    tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
+    width = tokens.shape[1]
+    logits = adapter.forward(
+        tokens,
+        mask,
+        readers={},
+        logits_at=repeat(torch.arange(width), "pos -> batch pos", batch=len(batch)),
+        editors=placed(None if change is None else editing_of(change, units, places), batch, rows),
+    )
+    assert logits is not None, "logits were asked for"
+    counted = torch.zeros_like(mask)
+    for row, item in enumerate(batch):
+        start = width - len(rows[row])
+        counted[row, [start + place for place in places[item.index]]] = True
+    return logits.float().log_softmax(-1), counted

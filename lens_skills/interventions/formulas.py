@@ -27,6 +27,76 @@ from lens_skills.interventions.baselines import (
 from lens_skills.models.weights import LayerSite
 
 
+@dataclass(frozen=True, eq=False)
+class Change:
+    """An edit bound to a model, its examples and their baselines: old activations to new ones.
+
+    Attributes:
+        name: In words, such as ``"mean ablation over agreement, 0.4 of all #1"``.
+        n_draws: How many random draws the effect is averaged over; 1 where nothing is random.
+    """
+
+    name: str
+    n_draws: int
+    formula: Formula
+
+    def new(
+        self,
+        layer: int,
+        site: str,
+        old: Float[Tensor, "row pos feature"],
+        features: Int[Tensor, "row feature"],
+        examples: Int[Tensor, " row"],
+        draw: int = 0,
+    ) -> Float[Tensor, "row pos feature"]:
+        """What stands in place of ``old``, which is never changed itself.
+
+        Args:
+            layer, site: Where.
+            old: The activations: row r holds the features ``features[r]`` of one example.
+            features: Their indices at the site.
+            examples: The example of each row, as its place in the examples that were bound.
+            draw: Which random draw, from 0.
+
+        ``pos`` are the edited positions in the order they were asked for. With ``"all"`` it is the
+        p-th token of the prompt (its beginning-of-sequence token left out); positions past a row's
+        prompt are padding at the end, and what comes back there means nothing.
+        """
+        spot = EditInput(layer, site, old, features, examples, draw)
+        return self.formula(spot).to(old)
+
+
+def formula_of(kind: str, amount: float, over: Any, source: Any, reader: SourceReader) -> Formula:
+    """What an edit computes, after its source was read once.
+
+    Raises:
+        LensSkillsError: A source that is missing, empty, or does not fit the examples.
+    """
+    if kind == "zero":
+        return lambda spot: torch.zeros_like(spot.old)
+    if kind == "clamp":
+        return lambda spot: torch.full_like(spot.old, amount)
+    if kind == "scale":
+        return lambda spot: spot.old * amount
+    if kind == "patch":
+        return patch_formula(source, reader)
+    if over is None:
+        what = {"mean": "means", "resample": "donors"}.get(kind, "standard deviations")
+        raise LensSkillsError(
+            f"{kind!r} needs a split for its {what}, and none was declared. Say over=explore (a "
+            "Task, or the Scores of one)."
+        )
+    if kind == "resample":
+        return _resample(over, reader)
+    baseline = reader.baseline(over)
+    if kind == "mean":
+        return lambda spot: _pick(baseline.mean, spot).expand_as(spot.old)
+    if kind == "steer":
+        return lambda spot: spot.old + amount * _pick(baseline.std, spot).to(spot.old)
+    assert kind == "noise", kind
+    return _noise(baseline, amount, reader)
+
+
 def patch_formula(source: Any, reader: SourceReader) -> Formula:
     """What puts the source's own activation in place, after one pass over the source.
 
@@ -102,37 +172,6 @@ def _refuse_unequal(reader: SourceReader, twins: Sequence[Any]) -> None:
             )
 
 
-def formula_of(kind: str, amount: float, over: Any, source: Any, reader: SourceReader) -> Formula:
-    """What an edit computes, after its source was read once.
-
-    Raises:
-        LensSkillsError: A source that is missing, empty, or does not fit the examples.
-    """
-    if kind == "zero":
-        return lambda spot: torch.zeros_like(spot.old)
-    if kind == "clamp":
-        return lambda spot: torch.full_like(spot.old, amount)
-    if kind == "scale":
-        return lambda spot: spot.old * amount
-    if kind == "patch":
-        return patch_formula(source, reader)
-    if over is None:
-        what = {"mean": "means", "resample": "donors"}.get(kind, "standard deviations")
-        raise LensSkillsError(
-            f"{kind!r} needs a split for its {what}, and none was declared. Say over=explore (a "
-            "Task, or the Scores of one)."
-        )
-    if kind == "resample":
-        return _resample(over, reader)
-    baseline = reader.baseline(over)
-    if kind == "mean":
-        return lambda spot: _pick(baseline.mean, spot).expand_as(spot.old)
-    if kind == "steer":
-        return lambda spot: spot.old + amount * _pick(baseline.std, spot).to(spot.old)
-    assert kind == "noise", kind
-    return _noise(baseline, amount, reader)
-
-
 def _pick(table: Mapping[LayerSite, Float[Tensor, "pos width"]], spot: EditInput) -> Tensor:
     """The table's numbers for the spot's features, ``row pos feature`` (pos may be 1)."""
     found = table[spot.layer, spot.site][:, spot.features.cpu()].transpose(0, 1)
@@ -201,42 +240,3 @@ def _resample(over: Any, reader: SourceReader) -> Formula:
         return table[donor[:, :, None], positions[None, :, None], spot.features.cpu()[:, None]]
 
     return compute
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """An edit bound to a model, its examples and their baselines: old activations to new ones.
-
-    Attributes:
-        name: In words, such as ``"mean ablation over agreement, 0.4 of all #1"``.
-        n_draws: How many random draws the effect is averaged over; 1 where nothing is random.
-    """
-
-    name: str
-    n_draws: int
-    formula: Formula
-
-    def new(
-        self,
-        layer: int,
-        site: str,
-        old: Float[Tensor, "row pos feature"],
-        features: Int[Tensor, "row feature"],
-        examples: Int[Tensor, " row"],
-        draw: int = 0,
-    ) -> Float[Tensor, "row pos feature"]:
-        """What stands in place of ``old``, which is never changed itself.
-
-        Args:
-            layer, site: Where.
-            old: The activations: row r holds the features ``features[r]`` of one example.
-            features: Their indices at the site.
-            examples: The example of each row, as its place in the examples that were bound.
-            draw: Which random draw, from 0.
-
-        ``pos`` are the edited positions in the order they were asked for. With ``"all"`` it is the
-        p-th token of the prompt (its beginning-of-sequence token left out); positions past a row's
-        prompt are padding at the end, and what comes back there means nothing.
-        """
-        spot = EditInput(layer, site, old, features, examples, draw)
-        return self.formula(spot).to(old)

@@ -27,19 +27,15 @@ from lens_skills.stats.effect_tests import (
 )
 
 SUPPORTS, OPPOSES, MIXED = "supports", "opposes", "mixed"
-
-
 COMPENSATED, NO_EFFECT, UNDECIDED = "compensated", "no total effect beyond δ", "undecided"
-
-
 WORDS = (SUPPORTS, OPPOSES, MIXED, COMPENSATED, NO_EFFECT, UNDECIDED)
-
-
 CAUSAL = (SUPPORTS, OPPOSES, MIXED)
 """The words that claim an effect."""
-
-
 ALPHA = 0.05
+SHOWN = 12  # neurons on the card
+
+Rows = tuple[dict[str, Any], ...]
+"""A table of a verdict, row by row."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +80,115 @@ class Ruling:
     repair_low: float | None = None
     repair_high: float | None = None
     needed: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict(Result):
+    """Signed effects with intervals, their place among controls, and a word for each neuron.
+
+    Printing it shows one card.
+
+    Attributes:
+        rulings: One per neuron, in the order given, then one named ``"set"`` where there are
+            several.
+        effects: The per-example effects behind them, in the same order.
+        control_neurons: The single units each neuron is compared with.
+        control_neuron_effect: The mean effect of each.
+        control_effect: Mean effect of every matched control set.
+        important_effect: Of every control set drawn among important neurons (may be empty).
+        delta: The smallest effect that matters, in the metric's unit, and where it is from.
+        tables: Rows of further results by name; see `table`.
+        notes: What a reader must know before quoting a number.
+        removes: Whether the edit took the neurons' work away; see `rule`.
+        exploratory: True where examples were used before, or are of another task.
+        provenance: Model, task, split, seed and versions behind the numbers.
+    """
+
+    rulings: tuple[Ruling, ...]
+    effects: Effects
+    control_neurons: tuple[str, ...]
+    control_neuron_effect: Float[Tensor, " neuron"]
+    control_effect: Float[Tensor, " control"]
+    important_effect: Float[Tensor, " important"]
+    delta: float
+    delta_from: str
+    tables: Mapping[str, Rows]
+    notes: tuple[str, ...] = ()
+    removes: bool = True
+    exploratory: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Ruling:
+        for ruling in self.rulings:
+            if ruling.name == name:
+                return ruling
+        raise LensSkillsError(
+            f"no ruling on {name!r}. There is one on: "
+            + ", ".join(ruling.name for ruling in self.rulings)
+            + "."
+        )
+
+    def __len__(self) -> int:
+        return len(self.singles)
+
+    @property
+    def singles(self) -> tuple[Ruling, ...]:
+        """The rulings on single neurons."""
+        return tuple(ruling for ruling in self.rulings if ruling.name != "set")
+
+    def named(self, *words: str) -> list[str]:
+        """The neurons with one of these words, e.g. ``verdict.named("supports")``."""
+        return [ruling.name for ruling in self.singles if ruling.word in words]
+
+    @property
+    def causal(self) -> list[str]:
+        """The neurons that support, oppose or do both."""
+        return self.named(*CAUSAL)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many neurons got each word, in the order of `WORDS`."""
+        return {word: len(self.named(word)) for word in WORDS}
+
+    def frame(self) -> pd.DataFrame:
+        """One row per neuron and one for the set, with the columns of `Ruling`."""
+        frame = pd.DataFrame([vars(ruling) for ruling in self.rulings])
+        return frame.assign(exploratory=True) if self.exploratory else frame
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A further table.
+
+        ``"classes"``: effect of every neuron within every class. ``"ablations"``: over the choice
+        of ablation. ``"unrelated"``: on unrelated examples. ``"controls"``: the set among its
+        control sets. ``"match"``: how alike the controls are. ``"set"``: the set against the sum
+        of its neurons. ``"pairs"``: noising and denoising. Only those measured are there.
+        """
+        if name not in self.tables:
+            raise LensSkillsError(
+                f"no table {name!r} in this verdict. It has: {', '.join(self.tables) or 'none'}."
+            )
+        return pd.DataFrame(list(self.tables[name]))
+
+    def cloud(self) -> pd.DataFrame:
+        """Every single unit measured, for a picture: name, effect, verified, word.
+
+        ``word`` is empty for the units that served as comparison.
+        """
+        singles, n_controls = self.singles, len(self.control_neurons)
+        return pd.DataFrame(
+            {
+                "name": [*(ruling.name for ruling in singles), *self.control_neurons],
+                "effect": [
+                    *(ruling.effect for ruling in singles),
+                    *self.control_neuron_effect.tolist(),
+                ],
+                "verified": [True] * len(singles) + [False] * n_controls,
+                "word": [*(ruling.word for ruling in singles), *[""] * n_controls],
+            }
+        )
+
+    def __repr__(self) -> str:
+        return "\n".join(card_lines(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,9 +332,6 @@ def _at(found: EffectEstimates | None, name: str, place: int) -> float | None:
     return float(values[place])
 
 
-SHOWN = 12
-
-
 def card_lines(verdict: Any) -> list[str]:
     """The card's lines, the most telling first."""
     effects = verdict.effects
@@ -335,115 +437,3 @@ def _unrelated(verdict: Any) -> list[str]:
         f"[{row['low']:+.3g}, {row['high']:+.3g}]"
         for row in rows
     ]
-
-
-Rows = tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict(Result):
-    """Signed effects with intervals, their place among controls, and a word for each neuron.
-
-    Printing it shows one card.
-
-    Attributes:
-        rulings: One per neuron, in the order given, then one named ``"set"`` where there are
-            several.
-        effects: The per-example effects behind them, in the same order.
-        control_neurons: The single units each neuron is compared with.
-        control_neuron_effect: The mean effect of each.
-        control_effect: Mean effect of every matched control set.
-        important_effect: Of every control set drawn among important neurons (may be empty).
-        delta: The smallest effect that matters, in the metric's unit, and where it is from.
-        tables: Rows of further results by name; see `table`.
-        notes: What a reader must know before quoting a number.
-        removes: Whether the edit took the neurons' work away; see `rule`.
-        exploratory: True where examples were used before, or are of another task.
-        provenance: Model, task, split, seed and versions behind the numbers.
-    """
-
-    rulings: tuple[Ruling, ...]
-    effects: Effects
-    control_neurons: tuple[str, ...]
-    control_neuron_effect: Float[Tensor, " neuron"]
-    control_effect: Float[Tensor, " control"]
-    important_effect: Float[Tensor, " important"]
-    delta: float
-    delta_from: str
-    tables: Mapping[str, Rows]
-    notes: tuple[str, ...] = ()
-    removes: bool = True
-    exploratory: bool = False
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Ruling:
-        for ruling in self.rulings:
-            if ruling.name == name:
-                return ruling
-        raise LensSkillsError(
-            f"no ruling on {name!r}. There is one on: "
-            + ", ".join(ruling.name for ruling in self.rulings)
-            + "."
-        )
-
-    def __len__(self) -> int:
-        return len(self.singles)
-
-    @property
-    def singles(self) -> tuple[Ruling, ...]:
-        """The rulings on single neurons."""
-        return tuple(ruling for ruling in self.rulings if ruling.name != "set")
-
-    def named(self, *words: str) -> list[str]:
-        """The neurons with one of these words, e.g. ``verdict.named("supports")``."""
-        return [ruling.name for ruling in self.singles if ruling.word in words]
-
-    @property
-    def causal(self) -> list[str]:
-        """The neurons that support, oppose or do both."""
-        return self.named(*CAUSAL)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many neurons got each word, in the order of `WORDS`."""
-        return {word: len(self.named(word)) for word in WORDS}
-
-    def frame(self) -> pd.DataFrame:
-        """One row per neuron and one for the set, with the columns of `Ruling`."""
-        frame = pd.DataFrame([vars(ruling) for ruling in self.rulings])
-        return frame.assign(exploratory=True) if self.exploratory else frame
-
-    def table(self, name: str) -> pd.DataFrame:
-        """A further table.
-
-        ``"classes"``: effect of every neuron within every class. ``"ablations"``: over the choice
-        of ablation. ``"unrelated"``: on unrelated examples. ``"controls"``: the set among its
-        control sets. ``"match"``: how alike the controls are. ``"set"``: the set against the sum
-        of its neurons. ``"pairs"``: noising and denoising. Only those measured are there.
-        """
-        if name not in self.tables:
-            raise LensSkillsError(
-                f"no table {name!r} in this verdict. It has: {', '.join(self.tables) or 'none'}."
-            )
-        return pd.DataFrame(list(self.tables[name]))
-
-    def cloud(self) -> pd.DataFrame:
-        """Every single unit measured, for a picture: name, effect, verified, word.
-
-        ``word`` is empty for the units that served as comparison.
-        """
-        singles, n_controls = self.singles, len(self.control_neurons)
-        return pd.DataFrame(
-            {
-                "name": [*(ruling.name for ruling in singles), *self.control_neurons],
-                "effect": [
-                    *(ruling.effect for ruling in singles),
-                    *self.control_neuron_effect.tolist(),
-                ],
-                "verified": [True] * len(singles) + [False] * n_controls,
-                "word": [*(ruling.word for ruling in singles), *[""] * n_controls],
-            }
-        )
-
-    def __repr__(self) -> str:
-        return "\n".join(card_lines(self))

@@ -12,12 +12,11 @@ from lens_skills.cli.console import limited
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import Verdict, ablate, verify
 from lens_skills.models import SoftPrompt
-from lens_skills.results import file_name
+from lens_skills.results import FORMAT, file_name
 from lens_skills.scoring import Scores, Selection, score, select
 from lens_skills.tasks import Task, few, open_task
 
 _MANIFEST, _CHECKPOINT = "run.json", "explore-checkpoint"
-_FORMAT = 2  # of the folder, written into the manifest: another one is refused
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Run:
             )
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
-            manifest = {"format": _FORMAT, "command": " ".join(sys.argv[1:])} | asdict(request)
+            manifest = {"format": FORMAT, "command": " ".join(sys.argv[1:])} | asdict(request)
             (run.folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         except OSError as error:
             raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
@@ -95,7 +94,7 @@ class Run:
         plain.pop("command", None)
         written = plain.pop("format", None)
         try:
-            if written != _FORMAT:
+            if written != FORMAT:
                 raise ValueError("no format" if written is None else f"format {written}")
             for name in ("metrics", "fractions"):
                 plain[name] = tuple(plain[name])
@@ -103,7 +102,7 @@ class Run:
         except (ValueError, KeyError, TypeError) as error:
             raise LensSkillsError(
                 f"{path} is of another version of lens-skills ({error}; this one reads format "
-                f"{_FORMAT}). Score again into another folder: lens-skills score TASK --out FOLDER."
+                f"{FORMAT}). Score again into another folder: lens-skills score TASK --out FOLDER."
             ) from error
 
     def splits(self) -> tuple[Task, ...]:

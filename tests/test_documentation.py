@@ -3,9 +3,11 @@
 The numbers on the pages are what the files of results say.
 """
 
+import ast
 import doctest
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -18,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 README_BYTES = 10_000  # a page that is read
 
 # ```python blocks, with the line before each, where `<!-- not run: the reason -->` may stand.
@@ -116,6 +119,46 @@ def test_the_blocks_that_are_not_run_are_python() -> None:
     for page in PAGES:
         for line, code, _ in blocks(page.read_text(encoding="utf-8")):
             compile("\n" * line + code, str(page), "exec")
+
+
+def unknown_options(code: str) -> list[str]:
+    """Options of calls to ``ls.name(…)`` that the function does not take, where code cannot run.
+
+    >>> unknown_options("ls.select(scores, again, level=0.1)\\nls.ablate('mean', over=scores)")
+    ['ls.select(level=)']
+    """
+    import lens_skills as ls
+
+    found = []
+    for call in ast.walk(ast.parse(code)):
+        if not isinstance(call, ast.Call):
+            continue
+        name = ast.unparse(call.func)
+        if not re.fullmatch(r"ls(\.\w+)+", name):
+            continue
+        value: Any = ls
+        for word in name.split(".")[1:]:
+            value = getattr(value, word)
+        takes = inspect.signature(value).parameters
+        if any(taken.kind is taken.VAR_KEYWORD for taken in takes.values()):
+            continue
+        options = [option.arg for option in call.keywords if option.arg]
+        found += [f"{name}({option}=)" for option in options if option not in takes]
+    return found
+
+
+@each
+def test_calls_on_a_page_are_of_today(page: Path) -> None:
+    """Also in the blocks that are too long to run."""
+    for _, code, _ in blocks(page.read_text(encoding="utf-8")):
+        assert unknown_options(code) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_calls_in_a_notebook_are_of_today(path: Path) -> None:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert unknown_options("".join(cell["source"])) == []
 
 
 @each
@@ -231,6 +274,8 @@ def test_the_readers_of_this_file() -> None:
     run, not_run, shell = "```python\nx = 1\n```\n", "```python\ny\n```\n", "```sh\nz\n```\n"
     found = blocks(f"a\n{run}<!-- not run: needs a GPU -->\n{not_run}{shell}")
     assert found == [(2, "x = 1\n", None), (6, "y\n", "needs a GPU")]
+    assert unknown_options("ls.select(a, b, level=0.1)") == ["ls.select(level=)"]
+    assert unknown_options("ls.tasks.few(x, 2, seed=0)\nmine(y=1)") == []
     paths = tree_paths("a/   what\n  b.py   text\n  c/\n    d.py, e.py   both\nf.py\n")
     assert paths == ["a", "a/b.py", "a/c", "a/c/d.py", "a/c/e.py", "f.py"]
     drawn = tree_paths("a/\n├── b.py   text\n└── c/\n    └── d.py\n")

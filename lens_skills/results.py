@@ -412,22 +412,18 @@ class Checkpoint:
             shutil.rmtree(retired)
 
 
-def provenance(
-    examples: Sequence[Example], adapter: Any = None, *, seed: int | None = None, **more: Any
-) -> dict[str, Any]:
-    """Where numbers come from: model, task, split, examples, what ``more`` adds, seed, versions."""
-    about: dict[str, Any] = {}
+def provenance(examples: Sequence[Example], adapter: Any = None) -> dict[str, Any]:
+    """Where numbers come from: the model (where one was read), task, split, examples, versions."""
+    model: dict[str, Any] = {}
     if adapter is not None:
-        about |= {"model": adapter.name, "model_fingerprint": adapter.fingerprint()}
-    about |= {
+        model = {"model": adapter.name, "model_fingerprint": adapter.fingerprint()}
+    return {
+        **model,
         "task": getattr(examples, "name", "examples"),
         "split": getattr(examples, "split_name", "all"),
         "examples": examples_hash(examples),
-        **more,
+        "versions": versions(),
     }
-    if seed is not None:
-        about["seed"] = seed
-    return about | {"versions": versions()}
 
 
 _PACKAGES = ("lens-skills", "transformer-lens", "torch", "transformers", "numpy", "scipy")

@@ -43,7 +43,7 @@ from lens_skills.data import Example, halves
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
-from lens_skills.results import examples_hash, versions
+from lens_skills.results import provenance
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
 from lens_skills.stats.effect_tests import beyond, cluster_p
 from lens_skills.stats.multiple_testing import false_discovery_q
@@ -403,19 +403,14 @@ def _assemble(
         proposals=search.proposals,
         notes=tuple(notes),
         provenance={
-            "model": adapter.name,
-            "model_fingerprint": adapter.fingerprint(),
+            **provenance(examples, adapter),
             "implementation": adapter.implementation,
-            "task": getattr(examples, "name", "examples"),
-            "split": getattr(examples, "split_name", "all"),
-            "examples": examples_hash(examples),
             "proposed_on": _half(first),
             "tested_on": _half(second),
             "target": search.start.rule,
             "n_edges": search.n_edges,
             "n_draws": search.n_draws,
             "seed": search.seed,
-            "versions": versions(),
         },
     )
 

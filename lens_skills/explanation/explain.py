@@ -22,7 +22,7 @@ from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, dis
 from lens_skills.explanation.feature_tests import FeatureAssociation, associate
 from lens_skills.explanation.token_logits import logits_of
 from lens_skills.models import SoftPrompt, with_soft_prompt
-from lens_skills.results import examples_hash, versions
+from lens_skills.results import provenance
 from lens_skills.stats.bootstrap import FEW_GROUPS
 
 ACCEPTED = 0.6
@@ -147,14 +147,9 @@ def explain(
         left_out=left_out,
         notes=tuple(notes_on(task, bank, values, left_out, active, n_groups, n_permutations, kept)),
         provenance={
-            "model": adapter.name,
-            "model_fingerprint": adapter.fingerprint(),
-            "task": getattr(task, "name", "examples"),
-            "split": getattr(task, "split_name", "all"),
-            "examples": examples_hash(task),
+            **provenance(task, adapter),
             "example_ids": [example.id for example in task],
             "seed": seed,
-            "versions": versions(),
         },
     )
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Ungraded
+from lens_skills.results import write_file
 from lens_skills.tasks.skill_mix import Skill, chosen_skills
 
 INSTRUCTIONS = (
@@ -249,11 +249,8 @@ class Judge:
     def _keep(self, asked: Mapping[str, Any], content: str) -> None:
         file = self._file(asked)
         if file is not None:
-            # Written beside and moved: an interruption leaves no half answer.
-            handle, work = tempfile.mkstemp(dir=file.parent, suffix=".part")
-            with os.fdopen(handle, "w") as opened:
-                json.dump({"content": content, "asked": asked}, opened, indent=1)
-            os.replace(work, file)
+            kept = {"content": content, "asked": asked}
+            write_file(file, json.dumps(kept, indent=1).encode())
 
 
 def _seconds(said: str | None) -> float:

@@ -24,7 +24,7 @@ from lens_skills.interventions.edits import steer
 from lens_skills.interventions.effects import effect_metric, measure_effects, reads_answers
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, as_adapter
-from lens_skills.results import Result, examples_hash, versions
+from lens_skills.results import Result, provenance
 from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
 from lens_skills.stats.correlation import spearman
 from lens_skills.tasks.word_lists import neutral_texts
@@ -205,14 +205,9 @@ def dose_response(
         site=", ".join(sites),
         position=first.position,
         provenance={
-            "model": adapter.name,
-            "model_fingerprint": adapter.fingerprint(),
-            "task": getattr(examples, "name", "examples"),
-            "split": getattr(examples, "split_name", "all"),
-            "examples": examples_hash(examples),
+            **provenance(examples, adapter),
             "neutral": "shipped" if neutral is None else len(texts),
             "seed": seed,
-            "versions": versions(),
         },
     )
 

@@ -38,7 +38,7 @@ from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, Sw
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
-from lens_skills.results import Checkpoint, Result, examples_hash, versions
+from lens_skills.results import Checkpoint, Result, provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,20 +191,15 @@ def measure_effects(
         writes=OutputWeights(adapter),
     )
     about = {
-        "model": adapter.name,
-        "model_fingerprint": adapter.fingerprint(),
+        **provenance(examples, adapter),
         "implementation": adapter.implementation,
         "dtype": str(adapter.dtype),
-        "task": getattr(examples, "name", "examples"),
-        "split": getattr(examples, "split_name", "all"),
-        "examples": examples_hash(examples),
         "metric": measured.name,
         "do": change.name,
         "n_draws": change.n_draws,
         "sites": {site: list(layers) for site, layers in sites.items()},
         "positions": list(spots.labels),
         "seed": seed,
-        "versions": versions(),
     }
     asked = {
         **about,

@@ -46,7 +46,7 @@ from lens_skills.interventions.effects import (
 from lens_skills.interventions.noising_denoising import pair_rows, preservation_row
 from lens_skills.interventions.verdict import ALPHA, Rows, Verdict, rule
 from lens_skills.models import SoftPrompt, with_soft_prompt
-from lens_skills.results import examples_hash, versions
+from lens_skills.results import provenance
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.bootstrap import FEW_GROUPS
 from lens_skills.stats.effect_tests import Classes, EffectEstimates, estimate, estimate_classes
@@ -202,17 +202,12 @@ def verify(
         exploratory=reuse,
         provenance={
             **effects.provenance,
-            "model": adapter.name,
-            "model_fingerprint": adapter.fingerprint(),
-            "task": getattr(examples, "name", "examples"),
-            "split": getattr(examples, "split_name", "all"),
-            "examples": examples_hash(examples),
+            **provenance(examples, adapter),
             "selection": dict(getattr(neurons, "attrition", {})),
             "controls": vars(controls),
             "control_neurons": "all layers" if compared.across else "own layer",
             "n_draws": n_draws,
             "seed": seed,
-            "versions": versions(),
         },
     )
 

@@ -4,8 +4,6 @@
 """
 
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.style import style
+from lens_skills.results import write_file
 
 _KINDS = ("pdf", "svg", "png")
 _SCREEN, _PRINT = 200, 300  # dots per inch in a notebook and in a file
@@ -71,7 +70,7 @@ class Drawing:
                 f"End it in one of: {', '.join('.' + name for name in sorted(known))}."
             )
         content = _table(self.frame) if kind == "csv" else _picture(self.figure, kind)
-        return _write(path, content)
+        return write_file(path, content)
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``<name>.pdf``, ``.svg``, ``.png`` and ``.csv``; returns the path of the PDF."""
@@ -104,7 +103,7 @@ def save(figure: Figure, path: str | Path, frame: pd.DataFrame) -> Path:
     # Everything is drawn before anything is written.
     contents = {kind: _picture(figure, kind) for kind in _KINDS} | {"csv": _table(frame)}
     for kind, content in contents.items():
-        _write(path.with_name(f"{path.name}.{kind}"), content)
+        write_file(path.with_name(f"{path.name}.{kind}"), content)
     return path.with_name(f"{path.name}.pdf")
 
 
@@ -117,32 +116,6 @@ def _picture(figure: Figure, kind: str, *, dpi: int = _PRINT) -> bytes:
 
 def _table(frame: pd.DataFrame) -> bytes:
     return frame.to_csv(index=False, lineterminator="\n").encode()
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """The file, whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, work = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(work, 0o666 & ~_umask())
-            os.replace(work, path)
-        finally:
-            Path(work).unlink(missing_ok=True)
-    except OSError as error:
-        raise LensSkillsError(
-            f"{path} cannot be written: {error.strerror or error}. Choose another folder."
-        ) from error
-    return path
-
-
-def _umask() -> int:
-    # A temporary file is private; the figure gets the permissions any new file here would have.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def finite(column: Column, what: str) -> np.ndarray:

@@ -27,7 +27,7 @@ from lens_skills.models import SoftPrompt
 from lens_skills.models.fingerprint import identity
 from lens_skills.ranking.methods import METHODS, LayerActivations, Method, find_methods
 from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
-from lens_skills.results import Result, examples_hash, versions
+from lens_skills.results import Result, provenance
 from lens_skills.scoring.leakage import check_prompt
 from lens_skills.stats.moments import Moments, RunningMoments, random_rotation, rotate
 
@@ -359,9 +359,7 @@ def _provenance(
         about = {name: table.manifest[name] for name in ("model", "model_fingerprint")}
     return {
         **about,
-        "task": getattr(examples, "name", "examples"),
-        "split": getattr(examples, "split_name", "all"),
-        "examples": examples_hash(examples),
+        **provenance(examples),
         "example_ids": [example.id for example in examples],
         "groups": sorted({example.group for example in examples}),
         "metric": target.name,
@@ -370,7 +368,6 @@ def _provenance(
         "layers": list(reader.site.layers),
         "position": reader.labels[0],
         "seed": seed,
-        "versions": versions(),
     }
 
 

@@ -25,7 +25,7 @@ from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
-from lens_skills.results import Checkpoint, examples_hash, numbers_hash, versions
+from lens_skills.results import Checkpoint, numbers_hash, provenance
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.design_matrix import DesignMatrix
 from lens_skills.scoring.leakage import check_baseline, check_prompt
@@ -256,9 +256,7 @@ def describe_pass(
     """The provenance of a scoring pass, as plain JSON values."""
     return {
         **source,
-        "task": getattr(examples, "name", "examples"),
-        "split": getattr(examples, "split_name", "all"),
-        "examples": examples_hash(examples),
+        **provenance(examples),
         "metrics": [metric.name for metric in metrics],
         "units": {metric.name: metric.unit for metric in metrics},
         "exchange": dict(columns.schemes),
@@ -267,7 +265,6 @@ def describe_pass(
         "n_controls": columns.layout.n_controls,
         "n_rotations": n_rotations,
         "seed": seed,
-        "versions": versions(),
     }
 
 

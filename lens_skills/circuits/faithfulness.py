@@ -6,7 +6,7 @@ edges: a `Curve` per part, together a `Faithfulness`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,13 @@ from torch import Tensor
 from lens_skills.activations import parse_metric
 from lens_skills.circuits.graph import Circuit, Edge, Node
 from lens_skills.circuits.paired_cache import PairedCache, paired_caches
-from lens_skills.circuits.random_circuits import RandomCircuits
-from lens_skills.circuits.run_circuit import CircuitRun, EdgeScheme
+from lens_skills.circuits.run_circuit import CircuitRun, EdgeScheme, RandomCircuits
 from lens_skills.circuits.targets import AnswerTarget, Target, upstream_target
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
-from lens_skills.results import Result
+from lens_skills.results import Result, provenance
 from lens_skills.stats.bootstrap import ClusteredRatio, cluster_interval, ratio_interval
 from lens_skills.stats.effect_tests import cluster_p, equivalent
 from lens_skills.stats.multiple_testing import false_discovery_q
@@ -192,15 +191,7 @@ class Faithfulness(Result):
     def removals(self) -> pd.DataFrame:
         """One row per edge of the circuit: part edge change low high q matters."""
         rows = [
-            {
-                "part": curve.part,
-                "edge": one.edge,
-                "change": one.change.value,
-                "low": one.change.low,
-                "high": one.change.high,
-                "q": one.q,
-                "matters": one.matters,
-            }
+            (curve.part, one.edge, *astuple(one.change), one.q, one.matters)
             for curve in self.curves
             for one in curve.removals
         ]
@@ -352,11 +343,8 @@ def faithfulness(
         epsilon=epsilon,
         notes=tuple(notes),
         provenance={
-            "model": adapter.name,
-            "model_fingerprint": adapter.fingerprint(),
+            **provenance(examples, adapter),
             "start": circuit.target,
-            "task": getattr(examples, "name", "examples"),
-            "split": getattr(examples, "split_name", "all"),
             "metric": answer.name,
             "seed": seed,
             "example_ids": [example.id for example in examples],

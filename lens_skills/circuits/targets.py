@@ -309,12 +309,6 @@ def orient(
     along the unit vector of the mean clean - corrupted difference. Where the corruption moves
     classes of a label in opposite directions (singular to plural and plural to singular), the
     mean over all would cancel: then each class gets the sign that aligns it.
-
-    Args:
-        nodes: Where the circuit starts.
-        caches: The half that proposes.
-        examples: All examples: they get their signs here, by their class.
-        metric: The target of the answer.
     """
     if nodes[0].kind == "answer":
         return StartNodes(tuple(nodes), AnswerTarget(metric))

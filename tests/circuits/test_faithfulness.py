@@ -18,7 +18,7 @@ from lens_skills.circuits.faithfulness import (
     faithfulness,
     sizes_of,
 )
-from lens_skills.circuits.random_circuits import RandomCircuits
+from lens_skills.circuits.run_circuit import RandomCircuits
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
 from lens_skills.models.weights import ModelWeights

@@ -35,7 +35,7 @@ from lens_skills.activations.tokenization import Encoded, encode_examples, with_
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
-from lens_skills.models.fingerprint import identity
+from lens_skills.models.adapter import identity
 
 GATE = "mlp.hook_pre"
 """What goes into the activation function: a gated MLP's gate, a plain one's pre-activation."""

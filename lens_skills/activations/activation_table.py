@@ -27,7 +27,7 @@ from lens_skills.activations.stream import Batch, stream
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, as_adapter
-from lens_skills.models.fingerprint import identity
+from lens_skills.models.adapter import identity
 from lens_skills.results import work_folder
 
 _FORMAT = 1

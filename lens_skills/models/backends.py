@@ -6,18 +6,16 @@ Two adapters stand behind both: one for HookedTransformer, one for TransformerBr
 import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 import einops
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.adapter import AdapterBase, EditHook, ModelAdapter, ReadHook
+from lens_skills.models.adapter import EditHook, ModelAdapter, ReadHook
 from lens_skills.models.soft_prompt import SoftPrompt
-
-NO_EDITORS: Mapping[str, EditHook] = {}
 
 
 def as_adapter(model: Any) -> ModelAdapter:
@@ -36,15 +34,13 @@ def as_adapter(model: Any) -> ModelAdapter:
     lens_skills.errors.LensSkillsError: a HookedTransformer or TransformerBridge is needed, \
 found str. Open it first: load_model('gpt2').
     """
-    if isinstance(model, HookedAdapter | BridgeAdapter):
+    if isinstance(model, ModelAdapter):
         return model
     kind = implementation_of(model)
     if kind == "hooked":
         return HookedAdapter(model)
     if kind == "bridge":
         return BridgeAdapter(model)
-    if isinstance(model, ModelAdapter):
-        return model
     shown = repr(model) if isinstance(model, str) else "it, tokenizer=..."
     raise LensSkillsError(
         f"a HookedTransformer or TransformerBridge is needed, found {type(model).__name__}. "
@@ -73,10 +69,10 @@ def rows_at(
     return values.gather(1, index)
 
 
-class HookedAdapter(AdapterBase):
+class HookedAdapter(ModelAdapter):
     """A HookedTransformer, raw or processed, as a `ModelAdapter`."""
 
-    implementation: Literal["hooked", "bridge"] = "hooked"
+    implementation = "hooked"
 
     def _modules(self) -> nn.Module:
         return self.model
@@ -85,21 +81,15 @@ class HookedAdapter(AdapterBase):
         """The vocabulary projection ``[d_model d_vocab]`` and its bias."""
         return self.model.unembed.W_U.detach(), self.model.unembed.b_U.detach()
 
-    def forward(
+    def _run(
         self,
-        tokens: Int[Tensor, "batch pos"],
-        mask: Bool[Tensor, "batch pos"],
-        *,
+        tokens: Tensor,
+        mask: Tensor,
         readers: Mapping[str, ReadHook],
-        logits_at: Int[Tensor, "batch k"] | None,
-        editors: Mapping[str, EditHook] = NO_EDITORS,
-        differentiable: bool = False,
-    ) -> Float[Tensor, "batch k d_vocab"] | None:
-        """Logits at the given padded positions, or None; see `ModelAdapter.forward`."""
-        check_shapes(tokens, mask, logits_at)
-        if not readers and logits_at is None:
-            return None
-        tokens, editors = self._spoken(tokens, editors)
+        logits_at: Tensor | None,
+        editors: Mapping[str, EditHook],
+        differentiable: bool,
+    ) -> Tensor | None:
         top = self._top(readers)
         whole = top is None or (logits_at is not None and self._hooks_after_blocks(editors))
         stop = self.n_layers if logits_at is not None or top is None else top + 1
@@ -124,10 +114,10 @@ class _EnoughRead(Exception):
     """Raised by our own hook when nothing further up is needed."""
 
 
-class BridgeAdapter(AdapterBase):
+class BridgeAdapter(ModelAdapter):
     """A TransformerBridge, with or without compatibility mode, as a `ModelAdapter`."""
 
-    implementation: Literal["hooked", "bridge"] = "bridge"
+    implementation = "bridge"
 
     def __init__(self, model: Any) -> None:
         """Wrap ``model`` and change nothing of it."""
@@ -147,21 +137,15 @@ class BridgeAdapter(AdapterBase):
         bias = getattr(self.model, "b_U", None)
         return self.model.W_U.detach(), bias.detach() if isinstance(bias, Tensor) else None
 
-    def forward(
+    def _run(
         self,
-        tokens: Int[Tensor, "batch pos"],
-        mask: Bool[Tensor, "batch pos"],
-        *,
+        tokens: Tensor,
+        mask: Tensor,
         readers: Mapping[str, ReadHook],
-        logits_at: Int[Tensor, "batch k"] | None,
-        editors: Mapping[str, EditHook] = NO_EDITORS,
-        differentiable: bool = False,
-    ) -> Float[Tensor, "batch k d_vocab"] | None:
-        """Logits at the given padded positions, or None; see `ModelAdapter.forward`."""
-        check_shapes(tokens, mask, logits_at)
-        if not readers and logits_at is None:
-            return None
-        tokens, editors = self._spoken(tokens, editors)
+        logits_at: Tensor | None,
+        editors: Mapping[str, EditHook],
+        differentiable: bool,
+    ) -> Tensor | None:
         top = self._top(readers)
         real = mask.to(self.device, torch.long)
         options: dict[str, Any] = {"attention_mask": real}
@@ -198,25 +182,6 @@ class BridgeAdapter(AdapterBase):
 
 def _stop(activation: Tensor) -> None:
     raise _EnoughRead
-
-
-def check_shapes(tokens: Tensor, mask: Tensor, logits_at: Tensor | None) -> None:
-    """Nothing; raises where the batch does not fit together or a row is all padding."""
-    if tokens.shape != mask.shape:
-        raise LensSkillsError(
-            f"tokens {tuple(tokens.shape)} and mask {tuple(mask.shape)} differ in shape: "
-            "the mask says of every token whether it is real."
-        )
-    if not bool(mask.any(dim=1).all()):
-        raise LensSkillsError("a row of the batch is all padding: its mask has no True.")
-    if logits_at is None:
-        return
-    inside = (logits_at >= 0) & (logits_at < tokens.shape[1])
-    if logits_at.shape[0] != tokens.shape[0] or not bool(inside.all()):
-        raise LensSkillsError(
-            f"logits_at {tuple(logits_at.shape)} does not fit tokens {tuple(tokens.shape)}: "
-            "one row per row of tokens, positions counted from 0."
-        )
 
 
 def with_soft_prompt(model: Any, prompt: SoftPrompt | None) -> ModelAdapter:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.huggingface import quiet
+from lens_skills.models.huggingface import quiet, reason_of
 from lens_skills.models.parity import Parity
 
 FORMAT = 1
@@ -121,10 +121,10 @@ def _build(gguf: Path, entry: Path) -> None:
                 )
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
         except Exception as error:  # the readers have no error of their own for a damaged file
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise LensSkillsError(
-                f"{gguf} could not be converted: {reason}. It is truncated, or of an architecture "
-                "transformers cannot read from GGUF: compare its size with the original."
+                f"{gguf} could not be converted: {reason_of(error)}. It is truncated, or "
+                "of an architecture transformers cannot read from GGUF: compare its size "
+                "with the original."
             ) from error
         # The weights are plain float32 now; a model that still says it is quantised would not
         # save, and what it saved would not load.

@@ -185,8 +185,12 @@ def _loaded(load: Callable[[], Any], failure: str) -> Any:
         with quiet():
             return load()
     except Exception as error:  # whatever a damaged or foreign file brings up in the libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LensSkillsError(f"{failure}: {reason}") from error
+        raise LensSkillsError(f"{failure}: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _official_name(name: str) -> str | None:

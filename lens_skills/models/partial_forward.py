@@ -16,11 +16,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.models.adapter import EditHook, ReadHook
-from lens_skills.models.backends import check_shapes
-
-NO_EDITORS: Mapping[str, EditHook] = {}
-
+from lens_skills.models.adapter import NO_EDITORS, EditHook, ReadHook, check_shapes
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference from the clean log-probabilities; half precision is given `COARSE`."""

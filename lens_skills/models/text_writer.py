@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.models.backends import check_shapes
+from lens_skills.models.adapter import check_shapes
 from lens_skills.models.partial_forward import COARSE, TOLERANCE, watched
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter, gguf_cache, load, load_model
-from lens_skills.models.convert import to_bridge
+from lens_skills.models.load import to_bridge
 from tests.models.conftest import IMPLEMENTATIONS, same_as
 
 every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter, describe_openable, load, load_model
 from lens_skills.models.bundled import BUNDLED, DEFAULT
-from lens_skills.models.convert import to_hooked
+from lens_skills.models.load import to_hooked
 from tests.models.conftest import IMPLEMENTATIONS, needs_hooked, same_as
 
 every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

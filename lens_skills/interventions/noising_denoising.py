@@ -1,6 +1,6 @@
 """What of the gap between clean and corrupted prompts a set carries: noising and denoising."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,23 +58,8 @@ def pair_rows(
     noised = measure(examples, sets, patch("corrupted"), names=names, part="noising")
     denoised = measure(twins, sets, patch("corrupted"), names=names, part="denoising")
     gap = noised.clean - denoised.clean
-    _need_gap(gap, noised, n_draws, seed)
     shares = {"noising": -noised.total, "denoising": denoised.total}
-    rows: list[dict[str, Any]] = []
-    for what, change in shares.items():
-        value, low, high = _shares(change, gap, noised.groups, n_draws, seed)
-        rows += [
-            {
-                "name": name,
-                "what": what,
-                "share": value[place],
-                "low": low[place],
-                "high": high[place],
-                "sufficient": what == "denoising" and low[place] > SUFFICIENT,
-            }
-            for place, name in enumerate(noised.names)
-        ]
-    return tuple(rows)
+    return _share_rows(shares, gap, noised, noised.names, n_draws=n_draws, seed=seed)
 
 
 def preservation_row(
@@ -98,34 +83,21 @@ def preservation_row(
     kept = set(table.places(candidates).tolist())
     others = tuple(unit for place, unit in enumerate(table.units) if place not in kept)
     found = measure(examples, [others], change, names=["all others"], part="preservation")
-    _need_gap(found.clean, found, n_draws, seed)
-    value, low, high = _shares(
-        found.clean[None] + found.total, found.clean, found.groups, n_draws, seed
-    )
-    return {
-        "name": "set" if len(candidates) > 1 else candidates[0].name,
-        "what": "preservation",
-        "share": value[0],
-        "low": low[0],
-        "high": high[0],
-        "sufficient": False,
-    }
+    name = "set" if len(candidates) > 1 else candidates[0].name
+    left = {"preservation": found.clean[None] + found.total}
+    (row,) = _share_rows(left, found.clean, found, [name], n_draws=n_draws, seed=seed)
+    return row
 
 
-def _shares(
-    change: Float[Tensor, "set example"],
+def _share_rows(
+    changes: Mapping[str, Float[Tensor, "set example"]],
     gap: Float[Tensor, " example"],
-    groups: Sequence[str],
-    n_draws: int,
-    seed: int,
-) -> tuple[list[float], list[float], list[float]]:
-    whole = gap.expand_as(change)
-    low, high = ratio_interval(change, whole, groups, n_draws=n_draws, seed=seed)
-    return ClusteredRatio.of(change, whole, groups).value.tolist(), low.tolist(), high.tolist()
-
-
-def _need_gap(gap: Float[Tensor, " example"], effects: Effects, n_draws: int, seed: int) -> None:
-    found = estimate(gap[None], effects.groups, n_draws=n_draws, seed=seed)
+    effects: Effects,
+    names: Sequence[str],
+    **draws: int,
+) -> Rows:
+    """Each kind of change over the gap, per set; raises where the gap's interval includes 0."""
+    found = estimate(gap[None], effects.groups, **draws)
     low, high = float(found.low), float(found.high)
     if low <= 0 <= high:
         raise LensSkillsError(
@@ -133,3 +105,13 @@ def _need_gap(gap: Float[Tensor, " example"], effects: Effects, n_draws: int, se
             f"{float(found.mean):+.3g} [{low:+.3g}, {high:+.3g}], which includes 0. Use more "
             "examples, or a metric the model tells clean from corrupted by."
         )
+    rows: list[dict[str, Any]] = []
+    for what, change in changes.items():
+        whole = gap.expand_as(change)
+        shares = ClusteredRatio.of(change, whole, effects.groups).value
+        ends = ratio_interval(change, whole, effects.groups, **draws)
+        for name, share, low, high in zip(names, shares, *ends, strict=True):
+            sufficient = what == "denoising" and float(low) > SUFFICIENT
+            row = {"name": name, "what": what, "share": float(share), "low": float(low)}
+            rows.append(row | {"high": float(high), "sufficient": sufficient})
+    return tuple(rows)

@@ -258,9 +258,6 @@ def rule(
                 name=name,
                 word=word,
                 why=why,
-                effect=float(total.mean[place]),
-                low=float(total.low[place]),
-                high=float(total.high[place]),
                 low90=float(total.low90[place]),
                 high90=float(total.high90[place]),
                 size=float(total.size[place]),
@@ -268,13 +265,10 @@ def rule(
                 n_controls=ranks.n_controls[place],
                 p=ranks.p[place],
                 q=ranks.q[place],
-                direct=_at(direct, "mean", place),
-                direct_low=_at(direct, "low", place),
-                direct_high=_at(direct, "high", place),
-                self_repair=_at(repair, "mean", place),
-                repair_low=_at(repair, "low", place),
-                repair_high=_at(repair, "high", place),
                 needed=needed,
+                **mean_and_ends(total, place),
+                **mean_and_ends(direct, place, "direct", "direct_low", "direct_high"),
+                **mean_and_ends(repair, place, "self_repair", "repair_low", "repair_high"),
             )
         )
     return tuple(rulings)
@@ -325,11 +319,11 @@ def signed_word(side: int, removes: bool) -> str:
     return SUPPORTS if (side < 0) == removes else OPPOSES
 
 
-def _at(found: EffectEstimates | None, name: str, place: int) -> float | None:
-    if found is None:
-        return None
-    values: Float[Tensor, " set"] = getattr(found, name)
-    return float(values[place])
+def mean_and_ends(found: EffectEstimates | None, place: int, *names: str) -> dict[str, Any]:
+    """A set's mean and its interval's ends, under ``effect low high`` or other names."""
+    numbers = () if found is None else (found.mean, found.low, found.high)
+    names = names or ("effect", "low", "high")
+    return {name: float(values[place]) for name, values in zip(names, numbers, strict=False)}
 
 
 def card_lines(verdict: Any) -> list[str]:
@@ -363,17 +357,18 @@ def card_lines(verdict: Any) -> list[str]:
     lines += [_line(ruling, width) for ruling in order[:SHOWN]]
     if len(order) > SHOWN:
         lines.append(f"  … and {len(order) - SHOWN} more in .frame()")
-    lines += _ablations(verdict)
-    lines += _pairs(verdict)
-    lines += _unrelated(verdict)
+    lines += _further(verdict)
     if verdict.notes:
         lines += ["", *(f"note: {note}" for note in verdict.notes)]
     return lines
 
 
+def _interval(effect: float, low: float, high: float, **_: Any) -> str:
+    return f"{effect:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
 def _line(ruling: Ruling, width: int) -> str:
-    interval = f"[{ruling.low:+.3g}, {ruling.high:+.3g}]"
-    parts = [f"  {ruling.name:<9} {ruling.word:<{width}} {ruling.effect:+.3g} {interval}"]
+    parts = [f"  {ruling.name:<9} {ruling.word:<{width}} {_interval(**vars(ruling))}"]
     if ruling.direct is not None and ruling.self_repair is not None:
         parts.append(f"direct {ruling.direct:+.3g}, later layers {ruling.self_repair:+.3g}")
     if ruling.q is not None:
@@ -384,7 +379,7 @@ def _line(ruling: Ruling, width: int) -> str:
 
 
 def _set(verdict: Any, whole: Ruling) -> list[str]:
-    text = f"together: {whole.word} {whole.effect:+.3g} [{whole.low:+.3g}, {whole.high:+.3g}]"
+    text = f"together: {whole.word} {_interval(**vars(whole))}"
     if whole.p is not None:
         text += f", p = {whole.p:.2g} among {whole.n_controls} matched sets"
     if whole.why:
@@ -404,36 +399,23 @@ def _set(verdict: Any, whole: Ruling) -> list[str]:
     return lines
 
 
-def _ablations(verdict: Any) -> list[str]:
-    rows = verdict.tables.get("ablations", ())
+def _further(verdict: Any) -> list[str]:
+    """What the other tables hold of the set, or of the only neuron."""
     name = verdict.rulings[-1].name
-    parts = [
-        f"{row['do']} {row['effect']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]"
-        for row in rows
-        if row["name"] == name
-    ]
-    return ["", f"over the choice of ablation ({name}): {'; '.join(parts)}"] if parts else []
-
-
-def _pairs(verdict: Any) -> list[str]:
+    ablations, pairs, unrelated = (
+        [row for row in verdict.tables.get(table, ()) if row["name"] == name]
+        for table in ("ablations", "pairs", "unrelated")
+    )
     lines = []
-    for row in verdict.tables.get("pairs", ()):
-        if row["name"] == verdict.rulings[-1].name:
-            lines.append(
-                f"{row['what']}: {row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of the "
-                f"gap between clean and corrupted{' · sufficient' if row.get('sufficient') else ''}"
-            )
-    return ["", *lines] if lines else []
-
-
-def _unrelated(verdict: Any) -> list[str]:
-    rows = [
-        row
-        for row in verdict.tables.get("unrelated", ())
-        if row["name"] == verdict.rulings[-1].name
+    if ablations:
+        parts = "; ".join(f"{row['do']} {_interval(**row)}" for row in ablations)
+        lines += ["", f"over the choice of ablation ({name}): {parts}"]
+    if pairs:
+        lines.append("")
+    lines += [
+        f"{row['what']}: {row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of the "
+        f"gap between clean and corrupted{' · sufficient' if row.get('sufficient') else ''}"
+        for row in pairs
     ]
-    return [
-        f"on unrelated examples ({row['name']}): {row['effect']:+.3g} "
-        f"[{row['low']:+.3g}, {row['high']:+.3g}]"
-        for row in rows
-    ]
+    lines += [f"on unrelated examples ({name}): {_interval(**row)}" for row in unrelated]
+    return lines

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations import (
@@ -44,12 +43,12 @@ from lens_skills.interventions.effects import (
     reads_answers,
 )
 from lens_skills.interventions.noising_denoising import pair_rows, preservation_row
-from lens_skills.interventions.verdict import ALPHA, Rows, Verdict, rule
+from lens_skills.interventions.verdict import ALPHA, Rows, Verdict, mean_and_ends, rule
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import provenance
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.bootstrap import FEW_GROUPS
-from lens_skills.stats.effect_tests import Classes, EffectEstimates, estimate, estimate_classes
+from lens_skills.stats.effect_tests import Classes, estimate, estimate_classes
 from lens_skills.stats.multiple_testing import rank_p
 
 
@@ -387,7 +386,7 @@ def class_rows(effects: Effects, classes: Classes, **draws: int) -> Rows:
     found = estimate_classes(effects.total, effects.groups, classes, **draws)
     return tuple(
         {"name": name, "column": column, "value": value, "n": int(classes[column][value].sum())}
-        | _effect(part, place)
+        | mean_and_ends(part, place)
         for column, members in found.items()
         for value, part in members.items()
         for place, name in enumerate(effects.names)
@@ -403,14 +402,14 @@ def set_rows(effects: Effects, **draws: int) -> Rows:
     numbers = torch.stack([together, alone, together - alone])
     found = estimate(numbers, effects.groups, **draws)
     names = ("set", "sum of singles", "set - sum of singles")
-    return tuple({"name": name} | _effect(found, place) for place, name in enumerate(names))
+    return tuple({"name": name} | mean_and_ends(found, place) for place, name in enumerate(names))
 
 
 def effect_rows(effects: Effects, **draws: int) -> Rows:
     """One row per set: name do n effect low high."""
     found = estimate(effects.total, effects.groups, **draws)
     return tuple(
-        {"name": name, "do": effects.do, "n": len(effects.clean)} | _effect(found, place)
+        {"name": name, "do": effects.do, "n": len(effects.clean)} | mean_and_ends(found, place)
         for place, name in enumerate(effects.names)
     )
 
@@ -422,7 +421,18 @@ def control_rows(effects: Effects, compared: ControlEffects) -> Rows:
     """
     observed = effects.total[-1:].mean(dim=1).abs()
     kinds = {"matched": compared.set_effect, "important": compared.strict_effect}
-    return tuple(_control_row(kind, observed, found) for kind, found in kinds.items() if len(found))
+    return tuple(
+        {
+            "kind": kind,
+            "controls": len(found),
+            "mean": float(found.mean()),
+            "low": float(found.double().quantile(0.05)),
+            "high": float(found.double().quantile(0.95)),
+            "p": float(rank_p(observed, found.abs())),
+        }
+        for kind, found in kinds.items()
+        if len(found)
+    )
 
 
 def other_ablations(do: Edit) -> tuple[Edit, ...]:
@@ -439,24 +449,3 @@ def other_ablations(do: Edit) -> tuple[Edit, ...]:
         if not hasattr(do.over, "provenance"):  # results hold means, but no donors
             edits.append(ablate("resample", over=do.over))
     return tuple(edit for edit in edits if edit.kind != do.kind)
-
-
-def _control_row(
-    kind: str, observed: Float[Tensor, "1"], found: Float[Tensor, " control"]
-) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "controls": len(found),
-        "mean": float(found.mean()),
-        "low": float(found.double().quantile(0.05)),
-        "high": float(found.double().quantile(0.95)),
-        "p": float(rank_p(observed, found.abs())),
-    }
-
-
-def _effect(found: EffectEstimates, place: int) -> dict[str, Any]:
-    return {
-        "effect": float(found.mean[place]),
-        "low": float(found.low[place]),
-        "high": float(found.high[place]),
-    }

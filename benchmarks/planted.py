@@ -22,7 +22,7 @@ from timing import arguments, run_parts, table
 import lens_skills as ls
 from lens_skills.interventions import ablate, verify
 from lens_skills.interventions.verdict import CAUSAL, NO_EFFECT, OPPOSES, SUPPORTS, UNDECIDED
-from lens_skills.stats.bootstrap import cluster_interval
+from lens_skills.stats.effect_tests import cluster_interval
 from lens_skills.tasks import Task
 
 # By role: the index in each layer, what it fires for, and whether it writes.

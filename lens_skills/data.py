@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_skills.stats.permutation import signs
+from lens_skills.stats.multiple_testing import signs
 
 Value = str | int | float | bool
 Item = TypeVar("Item")

@@ -18,7 +18,7 @@ from lens_skills.interventions import DEFAULT_CONTROLS, Controls, Edit, Verdict,
 from lens_skills.models import as_adapter
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
-from lens_skills.stats.permutation import check_scheme
+from lens_skills.stats.multiple_testing import check_scheme
 from lens_skills.tasks import Preflight, Task, few, require_examples
 from lens_skills.tasks import preflight as run_preflight
 

@@ -44,8 +44,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
 from lens_skills.results import provenance
-from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
-from lens_skills.stats.effect_tests import beyond, cluster_p
+from lens_skills.stats.effect_tests import FEW_GROUPS, beyond, cluster_interval, cluster_p
 from lens_skills.stats.multiple_testing import false_discovery_q
 
 ALPHA = 0.05

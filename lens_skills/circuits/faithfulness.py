@@ -25,8 +25,13 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
 from lens_skills.results import Result, provenance
-from lens_skills.stats.bootstrap import ClusteredRatio, cluster_interval, ratio_interval
-from lens_skills.stats.effect_tests import cluster_p, equivalent
+from lens_skills.stats.effect_tests import (
+    ClusteredRatio,
+    cluster_interval,
+    cluster_p,
+    equivalent,
+    ratio_interval,
+)
 from lens_skills.stats.multiple_testing import false_discovery_q
 
 ALPHA = 0.05

@@ -26,8 +26,8 @@ from lens_skills.interventions.control_neurons import with_layer_controls
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.unembedding import Unembedding, null_size
 from lens_skills.results import Result
-from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval, ratio_interval
 from lens_skills.stats.correlation import GroupedCorrelation, correlate, percentiles
+from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval, ratio_interval
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 from lens_skills.tasks.word_lists import neutral_texts
 

@@ -22,9 +22,9 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
 from lens_skills.results import Result
-from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_error
+from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_error
 from lens_skills.stats.intervals import share_interval
-from lens_skills.stats.permutation import signs
+from lens_skills.stats.multiple_testing import signs
 
 KS = (1, 2, 4, 8, 16, 32)
 N_FOLDS = 5

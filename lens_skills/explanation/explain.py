@@ -23,7 +23,7 @@ from lens_skills.explanation.feature_tests import FeatureAssociation, associate
 from lens_skills.explanation.token_logits import logits_of
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import provenance
-from lens_skills.stats.bootstrap import FEW_GROUPS
+from lens_skills.stats.effect_tests import FEW_GROUPS
 
 ACCEPTED = 0.6
 """Share of the top examples from which on a feature is accepted as a heuristic (2410.21272)."""

@@ -19,8 +19,14 @@ from lens_skills.stats.information import (
     indicators,
     information_of_columns,
 )
-from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
-from lens_skills.stats.permutation import block_draws, choose_scheme, permutation_draws, signs
+from lens_skills.stats.multiple_testing import (
+    block_draws,
+    choose_scheme,
+    false_discovery_q,
+    permutation_draws,
+    rank_p,
+    signs,
+)
 
 _TOGETHER = 128  # neurons measured at once
 _ROUNDING = 1e-6  # nulls are computed in float32

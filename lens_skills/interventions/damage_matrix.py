@@ -24,7 +24,7 @@ from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import Result
-from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
+from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval
 from lens_skills.stats.set_overlap import shared_by_chance
 
 ComponentKind = tuple[int, str, int]

@@ -25,8 +25,8 @@ from lens_skills.interventions.effects import effect_metric, measure_effects, re
 from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import Result, provenance
-from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
 from lens_skills.stats.correlation import spearman
+from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval
 from lens_skills.tasks.word_lists import neutral_texts
 
 

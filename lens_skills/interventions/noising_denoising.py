@@ -15,8 +15,7 @@ from lens_skills.interventions.edits import patch
 from lens_skills.interventions.effects import Effects, Measure
 from lens_skills.interventions.formulas import Change
 from lens_skills.interventions.verdict import Rows
-from lens_skills.stats.bootstrap import ClusteredRatio, ratio_interval
-from lens_skills.stats.effect_tests import estimate
+from lens_skills.stats.effect_tests import ClusteredRatio, estimate, ratio_interval
 
 SUFFICIENT = 0.5
 """A set is called sufficient where the interval of its denoised share lies above this."""

@@ -22,8 +22,7 @@ from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
 from lens_skills.interventions.verdict import ALPHA, signed_word
 from lens_skills.models import ModelAdapter
-from lens_skills.stats.bootstrap import cluster_interval
-from lens_skills.stats.effect_tests import beyond, delta_from_controls
+from lens_skills.stats.effect_tests import beyond, cluster_interval, delta_from_controls
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 NO_HIT = "-"

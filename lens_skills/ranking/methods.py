@@ -20,7 +20,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients
 from lens_skills.ranking.target_statistics import ClassSums, Target, TargetKind
 from lens_skills.stats.information import binned_information
-from lens_skills.stats.permutation import group_codes
+from lens_skills.stats.multiple_testing import group_codes
 
 Reads = Literal["sums", "firing", "values", "gradient", "nothing"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lens_skills.activations import Metric, column_values
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.stats.permutation import (
+from lens_skills.stats.multiple_testing import (
     Scheme,
     choose_scheme,
     constant_in_groups,

@@ -31,7 +31,7 @@ from lens_skills.scoring.design_matrix import DesignMatrix
 from lens_skills.scoring.leakage import check_baseline, check_prompt
 from lens_skills.scoring.scores import Scores
 from lens_skills.stats.moments import RunningMoments, random_rotation
-from lens_skills.stats.permutation import check_scheme
+from lens_skills.stats.multiple_testing import check_scheme
 
 # Draws that fit a pass: all neurons of a model share 100, a few hundred neurons get 9,999.
 _MANY_DRAWS, _FEW_DRAWS, _DRAW_BUDGET = 9_999, 100, 4_608_000
@@ -81,7 +81,7 @@ def score(
             or its complement if larger (0.5 to 1; Wang et al. 2022, arXiv 2211.07349, section 3,
             with classes balanced).
         exchange: ``"auto"``, ``"within"``, ``"between"``, ``"free"`` or ``"signs"``: which
-            examples may trade their metric under the null; see `lens_skills.stats.permutation`. A
+            examples may trade their metric under the null; see `stats.multiple_testing`. A
             metric that the pass itself computes always takes ``"signs"``: each group's
             contribution is flipped at random, the means removed exactly.
         n_permutations: Draws of that null; 0 for none, and then no p-values. Default: 100 for a

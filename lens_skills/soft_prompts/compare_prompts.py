@@ -19,7 +19,7 @@ from lens_skills.models import SoftPrompt, as_adapter
 from lens_skills.results import Result
 from lens_skills.scoring.leakage import check_prompt
 from lens_skills.soft_prompts.fit_prompt import initial_prompt
-from lens_skills.stats.bootstrap import FEW_GROUPS, cluster_interval
+from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval
 from lens_skills.stats.intervals import share_interval
 
 

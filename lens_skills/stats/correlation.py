@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.stats.bootstrap import cluster_error
+from lens_skills.stats.effect_tests import cluster_error
 
 
 def rank_agreement(estimate: Float[Tensor, " unit"], exact: Float[Tensor, " unit"]) -> float:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.stats.bootstrap import cluster_error
+from lens_skills.stats.effect_tests import cluster_error
 
 
 def fisher_interval(

@@ -1,11 +1,163 @@
-"""Rank p-values, family-wise thresholds and false discovery rates."""
+"""Permutation draws that keep dependence, and the p-values many tests get from them.
+
+Which examples may trade places (schemes), the draws themselves, sign flips by group; then rank p,
+pooled p, the max-T threshold and Benjamini–Hochberg."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+
+Scheme = Literal["within", "between", "free", "signs"]
+
+# Groups whose sizes differ by no more than this may trade: at 1.25 a rare label of the larger
+# groups had a family-wise error of 0.09, sign flips of 0.06; at 2 it was 0.14 and 0.06.
+_ALIKE = 1.1
+
+
+def choose_scheme(values: Float[Tensor, " row"], groups: Sequence[str]) -> Scheme:
+    """The exchange that a metric known beforehand allows.
+
+    ``"free"`` where every example is its own group; ``"between"`` where the metric is constant in
+    each group and groups are of one size (whole groups trade); ``"within"`` where all groups have
+    the same mean (examples trade inside their group); otherwise ``"signs"`` (each group's
+    contribution is flipped). Groups of different sizes may not trade: what a large group adds
+    varies more, and a metric that goes with size had a family-wise error of 0.45.
+
+    >>> choose_scheme(torch.tensor([0.0, 1.0, 0.0, 1.0]), ["a", "a", "b", "b"])
+    'within'
+    """
+    codes = group_codes(groups)
+    n_groups = int(codes.max()) + 1
+    if n_groups == len(groups):
+        return "free"
+    share = _between_share(values, codes)
+    if share >= 1 - 1e-9:
+        sizes = np.bincount(codes)
+        return "between" if sizes.max() <= _ALIKE * sizes.min() else "signs"
+    return "within" if share <= 1e-9 else "signs"
+
+
+def constant_in_groups(values: Float[Tensor, " row"], groups: Sequence[str]) -> bool:
+    """Whether the values of a group are all the same, in every group.
+
+    >>> constant_in_groups(torch.tensor([1.0, 1.0, 0.0]), ["a", "a", "b"])
+    True
+    """
+    return _between_share(values, group_codes(groups)) >= 1 - 1e-9
+
+
+def _between_share(values: Float[Tensor, " row"], codes: np.ndarray) -> float:
+    """What of the values' sum of squares lies between groups, 0 to 1."""
+    sizes, numbers = np.bincount(codes), values.double().numpy()
+    means = np.bincount(codes, numbers) / sizes
+    total = float(((numbers - numbers.mean()) ** 2).sum())
+    between = float((sizes * (means - numbers.mean()) ** 2).sum())
+    return between / total if total > 0 else 1.0
+
+
+def check_scheme(scheme: str) -> None:
+    """Refuses a name that is no exchange scheme (or ``"auto"``)."""
+    if scheme not in (*get_args(Scheme), "auto"):
+        raise LensSkillsError(
+            f"no exchange scheme {scheme!r}. Choose from 'auto', "
+            + ", ".join(repr(name) for name in get_args(Scheme))
+            + "."
+        )
+
+
+def group_codes(groups: Sequence[str]) -> np.ndarray:
+    """The groups as integers 0, 1, … in the sorted order of their names."""
+    return np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
+
+
+def permutation_draws(
+    groups: Sequence[str], n_draws: int, scheme: Scheme, *, seed: int
+) -> Int[Tensor, "row draw"]:
+    """For each draw, which example's value every example receives.
+
+    Raises:
+        LensSkillsError: Where the scheme leaves nothing to exchange.
+
+    >>> permutation_draws(["a", "a", "b", "b"], 1, "within", seed=0).sort(0).values[:, 0].tolist()
+    [0, 1, 2, 3]
+    """
+    codes = group_codes(groups)
+    n_rows, n_groups = len(codes), int(codes.max()) + 1
+    random = np.random.default_rng(seed)
+    draws = np.empty((n_rows, n_draws), dtype=np.int32)
+    if scheme == "free":
+        for draw in range(n_draws):
+            draws[:, draw] = random.permutation(n_rows)
+    elif scheme == "within":
+        if n_groups == n_rows:
+            raise LensSkillsError(
+                "exchange within groups was asked for, but every example is its own group. "
+                "Use exchange='free', or declare groups in the task."
+            )
+        home = np.argsort(codes, kind="stable")
+        for draw in range(n_draws):
+            # Sorting by (group, random number) shuffles every group in one call.
+            draws[home, draw] = np.lexsort((random.random(n_rows), codes))
+    elif scheme == "between":
+        if n_groups < 2:
+            raise LensSkillsError(
+                "exchange between groups was asked for, but there is one group only."
+            )
+        representative = np.unique(codes, return_index=True)[1]
+        for draw in range(n_draws):
+            draws[:, draw] = representative[random.permutation(n_groups)[codes]]
+    else:
+        raise AssertionError(f"{scheme} is not a permutation")
+    return torch.from_numpy(draws)
+
+
+def block_draws(groups: Sequence[str], n_draws: int, *, seed: int) -> Int[Tensor, "row draw"]:
+    """For each draw, which row every row's value comes from when groups of one size trade places.
+
+    The first example of a group goes to the place of another's first, and so on.
+
+    >>> draws = block_draws(["a", "a", "b", "b", "c"], 20, seed=0)
+    >>> sorted({tuple(draw) for draw in draws.T.tolist()})
+    [(0, 1, 2, 3, 4), (2, 3, 0, 1, 4)]
+    """
+    codes = group_codes(groups)
+    sizes = np.bincount(codes)
+    rows = np.argsort(codes, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    random = np.random.default_rng(seed)
+    draws = np.empty((len(codes), n_draws), dtype=np.int32)
+    for size in np.unique(sizes):
+        blocks = rows[starts[sizes == size][:, None] + np.arange(size)]
+        for draw in range(n_draws):
+            draws[blocks, draw] = blocks[random.permutation(len(blocks))]
+    return torch.from_numpy(draws)
+
+
+def signs(keys: Sequence[str], n_draws: int, *, seed: int, purpose: str) -> Int[Tensor, "row draw"]:
+    """Random ±1 for each key, the same for the same key, seed and purpose on any machine.
+
+    With groups as keys: the sign flips of a group-wise null for metrics that only the pass itself
+    knows. With input types as keys: the random labels of a control task
+    (Hewitt & Liang 2019, arXiv 1909.03368).
+
+    >>> signs(["a", "b", "a"], 4, seed=0, purpose="null").shape
+    torch.Size([3, 4])
+    """
+    rows: dict[str, np.ndarray] = {}
+    for key in keys:
+        if key not in rows:
+            digest = hashlib.shake_256(f"{purpose}/{seed}/{key}".encode())
+            bits = np.frombuffer(digest.digest((n_draws + 7) // 8), dtype=np.uint8)
+            rows[key] = np.unpackbits(bits)[:n_draws].astype(np.int8) * 2 - 1
+    return torch.from_numpy(np.stack([rows[key] for key in keys]).astype(np.int8))
+
 
 # A draw that repeats the observed arrangement (likely where groups are few) gives the observed
 # statistic but for its last bits; within this share of it, it counts as equal.

@@ -23,7 +23,7 @@ from lens_skills.explanation.shortcut_report import (
     ControlledEffect,
     word_for,
 )
-from lens_skills.stats.bootstrap import cluster_error
+from lens_skills.stats.effect_tests import cluster_error
 from tests.explanation import problems as plant
 from tests.explanation.problems import problems, with_shortcut
 

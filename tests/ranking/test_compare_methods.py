@@ -13,8 +13,7 @@ import lens_skills as ls
 from lens_skills.interventions.control_neurons import draw_controls
 from lens_skills.ranking import MethodComparison, compare_methods, rank
 from lens_skills.ranking.causal_hits import effect_tests
-from lens_skills.stats.bootstrap import cluster_interval
-from lens_skills.stats.effect_tests import delta_from_controls
+from lens_skills.stats.effect_tests import cluster_interval, delta_from_controls
 from tests.planted import plant
 from tests.ranking.conftest import WIDTH
 

@@ -15,7 +15,7 @@ from lens_skills.data import Example
 from lens_skills.scoring import Scores, score
 from lens_skills.settings import config
 from lens_skills.stats.moments import random_rotation
-from lens_skills.stats.permutation import permutation_draws
+from lens_skills.stats.multiple_testing import permutation_draws
 from tests.scoring.test_handmade import (
     examples_with,
     factor_activations,

@@ -12,7 +12,7 @@ from lens_skills.activations import stream
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, score
-from lens_skills.stats.permutation import permutation_draws, signs
+from lens_skills.stats.multiple_testing import permutation_draws, signs
 from tests.scoring.test_handmade import (
     examples_with,
     factor_activations,

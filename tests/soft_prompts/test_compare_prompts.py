@@ -11,7 +11,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.soft_prompts import compare_prompts, fit_prompt, initial_prompt
 from lens_skills.soft_prompts.compare_prompts import beginning_of, random_like, shuffled_like
-from lens_skills.stats.bootstrap import cluster_interval
+from lens_skills.stats.effect_tests import cluster_interval
 from lens_skills.stats.intervals import share_interval
 
 EXAMPLES = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lens_skills.stats.bootstrap import (
+from lens_skills.stats.effect_tests import (
     ClusteredRatio,
     cluster_error,
     cluster_interval,

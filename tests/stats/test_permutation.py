@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.stats.permutation import (
+from lens_skills.stats.multiple_testing import (
     block_draws,
     check_scheme,
     choose_scheme,
@@ -144,7 +144,7 @@ def test_signs_differ_by_purpose_and_seed_and_grow_with_the_draws() -> None:
 def test_signs_are_the_same_in_every_process() -> None:
     """hash(str) differs between processes; a resumed or distributed pass must not."""
     code = (
-        "from lens_skills.stats.permutation import signs;"
+        "from lens_skills.stats.multiple_testing import signs;"
         "print(signs(['3+4', 'keys'], 24, seed=7, purpose='null').tolist())"
     )
     expected = str(signs(["3+4", "keys"], 24, seed=7, purpose="null").tolist())

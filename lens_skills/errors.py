@@ -1,5 +1,8 @@
 """The one error for the user's mistakes: what was asked, what was found, what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class LensSkillsError(Exception):
     """A request that cannot be met, with the way out in its message.
@@ -11,3 +14,13 @@ class LensSkillsError(Exception):
     ...
     lens_skills.errors.LensSkillsError: no task given. Pass a Task, e.g. ls.tasks.agreement().
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question that ends an error about an unknown name; "" where no known one is like it.
+
+    >>> did_you_mean("lable", ["label", "foil"])
+    " Did you mean 'label'?"
+    """
+    near = get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -4,7 +4,6 @@ A `CircuitSearch` goes stage by stage: `PROPOSALS` name edges on the first half,
 gives each an effect per example on the second, and all p-values are adjusted together.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -40,7 +39,7 @@ from lens_skills.circuits.path_patching import (
 )
 from lens_skills.circuits.targets import AnswerTarget, StartNodes, Target, orient, parse_start
 from lens_skills.data import Example, halves
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
 from lens_skills.results import provenance
@@ -108,11 +107,9 @@ def circuit(
     act only together; what happens on other prompts or under another corruption.
     """
     if proposals not in PROPOSALS:
-        near = difflib.get_close_matches(str(proposals), PROPOSALS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise LensSkillsError(
-            f"no way to propose edges called {proposals!r}.{hint} Choose from: "
-            f"{', '.join(PROPOSALS)}."
+            f"no way to propose edges called {proposals!r}."
+            f"{did_you_mean(str(proposals), PROPOSALS)} Choose from: {', '.join(PROPOSALS)}."
         )
     check_twins(examples)
     adapter = with_soft_prompt(model, prompt)

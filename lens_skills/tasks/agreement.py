@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.task import Task
+from lens_skills.tasks.task import Task, check_number
 from lens_skills.tasks.word_lists import PEOPLE, SUBJECTS, THINGS
 
 VERBS = {"be": (" is", " are"), "was": (" was", " were"), "have": (" has", " have")}
@@ -85,10 +85,7 @@ def agreement(
     per_unit = 2 * len(distractors)
     most = len(SUBJECTS) * len(TEMPLATES) * FILLS * per_unit
     n = UNITS_BY_DEFAULT * per_unit if n is None else n
-    if not 1 <= n <= most:
-        raise LensSkillsError(
-            f"agreement(n={n}): there are 1 to {most} examples with distractors {distractors}."
-        )
+    check_number("agreement", n, most, f"examples with distractors {distractors}")
     generator = random.Random(seed)
     subjects = generator.sample(SUBJECTS, len(SUBJECTS))
     examples: list[Example] = []
@@ -156,9 +153,6 @@ def _known(what: str, asked: Sequence[str], known: tuple[str, ...]) -> tuple[str
     asked = (asked,) if isinstance(asked, str) else tuple(asked)
     unknown = [choice for choice in asked if choice not in known]
     if unknown or not asked:
-        raise LensSkillsError(
-            f"agreement: no {what} {unknown[0]!r}. Choose from {', '.join(known)}."
-            if unknown
-            else f"agreement: no {what} given. Choose from {', '.join(known)}."
-        )
+        which = repr(unknown[0]) if unknown else "given"
+        raise LensSkillsError(f"agreement: no {what} {which}. Choose from {', '.join(known)}.")
     return tuple(choice for choice in known if choice in asked)

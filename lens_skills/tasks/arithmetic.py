@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from lens_skills.data import Example, Value
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.task import Task
+from lens_skills.tasks.task import Task, check_number
 
 WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 QUESTION = re.compile(r"What is (\d+) (plus|minus|times|divided by) (\d+)\?")
@@ -147,11 +147,9 @@ def _available(op: str, digits: int) -> int:
 
 def _spread(n: int, available: Sequence[int]) -> list[int]:
     """So many divided evenly over the cells, the share of small ones passed on to the others."""
-    if not 1 <= n <= sum(available):
-        raise LensSkillsError(
-            f"arithmetic(n={n}): there are 1 to {sum(available)} problems for these operations "
-            "and digits. Ask for fewer, or add an operation or a digit."
-        )
+    which = "problems for these operations and digits"
+    more = "Ask for fewer, or add an operation or a digit"
+    check_number("arithmetic", n, sum(available), f"{which}. {more}")
     sizes = [0] * len(available)
     for turn, cell in enumerate(sorted(range(len(available)), key=lambda i: (available[i], i))):
         left = len(available) - turn

@@ -14,11 +14,10 @@ from lens_skills.tasks.nli import (
     WORDING,
     SentencePair,
     demonstrate,
-    drawn,
     pose_pairs,
 )
 from lens_skills.tasks.table import read_text
-from lens_skills.tasks.task import Task
+from lens_skills.tasks.task import Task, by_digest
 
 COLUMNS = ("gold_label", "sentence1", "sentence2", "pairID", "heuristic", "subcase", "template")
 """The columns that are read; a file may have more."""
@@ -166,6 +165,6 @@ def _evenly(pairs: list[SentencePair], n: int | None, seed: int) -> list[Sentenc
         raise LensSkillsError(f"hans(n={n}): give at least 1, or None for all.")
     if n is None or n >= len(pairs):
         return pairs
-    order = in_turns(drawn(pairs, seed=str(seed)), lambda pair: pair.subcase)
+    order = in_turns(sorted(pairs, key=by_digest(seed)), lambda pair: pair.subcase)
     kept = {pair.id for pair in order[:n]}
     return [pair for pair in pairs if pair.id in kept]

@@ -2,10 +2,10 @@
 
 import itertools
 import random
+from functools import partial
 
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.task import Task
+from lens_skills.tasks.task import Task, check_number
 from lens_skills.tasks.word_lists import NAMES
 
 TEMPLATES = {
@@ -48,8 +48,7 @@ def ioi(n: int = 500, seed: int = 0) -> Task:
     generator = random.Random(seed)
     pairs = list(itertools.combinations(NAMES, 2))
     most = 4 * len(pairs) * len(TEMPLATES)
-    if not 1 <= n <= most:
-        raise LensSkillsError(f"ioi(n={n}): there are 1 to {most} examples.")
+    check_number("ioi", n, most)
     generator.shuffle(pairs)
     examples: list[Example] = []
     for unit in range(-(-n // 4)):
@@ -58,30 +57,18 @@ def ioi(n: int = 500, seed: int = 0) -> Task:
         # A pair that comes again meets another template, so no prompt comes twice.
         template = list(TEMPLATES)[(index + turn) % len(TEMPLATES)]
         place, thing = generator.choice(PLACES), generator.choice(OBJECTS)
-
-        def prompt(
-            first: str,
-            second: str,
-            giver: str,
-            sentence: str = TEMPLATES[template],
-            place: str = place,
-            thing: str = thing,
-        ) -> str:
-            return sentence.format(
-                first=first, second=second, giver=giver, place=place, object=thing
-            )
-
+        prompt = partial(TEMPLATES[template].format, place=place, object=thing)
         for receiver, giver in (pair, pair[::-1]):
             for io_first in (1, 0):
-                named = (receiver, giver) if io_first else (giver, receiver)
-                text = prompt(*named, giver)
+                first, second = (receiver, giver) if io_first else (giver, receiver)
+                text = prompt(first=first, second=second, giver=giver)
                 examples.append(
                     Example(
                         id=f"{receiver}-{giver}-{'ABBA' if io_first else 'BABA'}-{turn}",
                         prompt=text,
                         answer=f" {receiver}",
                         foil=f" {giver}",
-                        corrupted=prompt(*named, receiver),
+                        corrupted=prompt(first=first, second=second, giver=receiver),
                         labels={"io_first": io_first},
                         covariates={
                             "template": template,

@@ -4,7 +4,6 @@ First how any pairs of sentences become a Task that asks whether the one follows
 which `hans` uses too), then the sixty sub-cases of our own and the words for their slots.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from lens_skills.data import Example, Value, in_turns
 from lens_skills.errors import LensSkillsError
 from lens_skills.tasks.table import template_slots
-from lens_skills.tasks.task import Task
+from lens_skills.tasks.task import Task, by_digest, check_number
 from lens_skills.tasks.word_lists import NEGATIONS, words
 
 HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
@@ -142,7 +141,7 @@ def demonstrate(pairs: Sequence[SentencePair], shots: int, *, seed: int) -> list
     Raises:
         LensSkillsError: A negative number, or more than there are.
     """
-    order = drawn(pairs, seed=f"{seed} shots")
+    order = sorted(pairs, key=by_digest(f"{seed} shots"))
     found: list[SentencePair] = []
     for entailed, wanted in ((True, -(-shots // 2)), (False, shots // 2)):
         some = [pair for pair in order if pair.entailed == entailed]
@@ -152,12 +151,7 @@ def demonstrate(pairs: Sequence[SentencePair], shots: int, *, seed: int) -> list
                 f"{'yes' if entailed else 'no'} to choose demonstrations from."
             )
         found += in_turns(some, lambda pair: pair.subcase)[:wanted]
-    return drawn(found, seed=f"{seed} order")
-
-
-def drawn(pairs: Sequence[SentencePair], *, seed: str) -> list[SentencePair]:
-    """The pairs in an order that depends on the seed and their ids alone."""
-    return sorted(pairs, key=lambda p: hashlib.sha256(f"{seed}/{p.id}".encode()).digest())
+    return sorted(found, key=by_digest(f"{seed} order"))
 
 
 def _covariates(pair: SentencePair) -> dict[str, Value]:
@@ -359,8 +353,7 @@ def nli(
     (' No', ' Yes')
     """
     n = SUBCASES * EACH if n is None else n
-    if not 1 <= n <= SUBCASES * MOST:
-        raise LensSkillsError(f"nli(n={n}): there are 1 to {SUBCASES * MOST} examples.")
+    check_number("nli", n, SUBCASES * MOST)
     if not 0 <= shots <= SUBCASES:
         raise LensSkillsError(f"nli(shots={shots}): show 0 to {SUBCASES} demonstrations.")
     rounds = -(-n // SUBCASES)

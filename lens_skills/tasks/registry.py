@@ -38,14 +38,9 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
         LensSkillsError: Neither a known name nor a file.
     """
     name, _, rest = spec.partition(":")
-    if spec == "agreement":
-        return agreement()
-    if spec == "ioi":
-        return ioi()
-    if spec == "nli":
-        return nli()
-    if spec == "skill_mix":
-        return skill_mix()
+    whole = {"agreement": agreement, "ioi": ioi, "nli": nli, "skill_mix": skill_mix}
+    if spec in whole:
+        return whole[spec]()
     if name == "arithmetic":
         ops, _, digits = rest.partition(":")
         try:

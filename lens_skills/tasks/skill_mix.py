@@ -16,7 +16,7 @@ from pathlib import Path
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.tasks.table import read_text, template_slots
-from lens_skills.tasks.task import Task
+from lens_skills.tasks.task import Task, check_number
 
 COLUMNS = ("skill", "definition", "example")
 FIELDS = ("topic", "skills", "definitions", "sentences")
@@ -97,8 +97,7 @@ def skill_mix(
         raise LensSkillsError("skill_mix needs at least one topic, and each only once.")
     most = len(subjects) * math.comb(len(listed), k)
     size = min(most, -(-len(subjects) * len(listed) // k)) if n is None else n
-    if not 1 <= size <= most:
-        raise LensSkillsError(f"skill_mix(n={n}): there are 1 to {most} examples with k={k}.")
+    check_number("skill_mix", size, most, f"examples with k={k}")
     examples = [
         _example(topic, chosen, listed, template)
         for topic, chosen in _draw(subjects, listed, k, size, random.Random(f"{seed} skill-mix"))

@@ -3,7 +3,6 @@
 A table is a file, a DataFrame or a data set; texts are left as they were written.
 """
 
-import difflib
 import json
 import math
 import string
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lens_skills.data import Example, Value
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.tasks.task import Task
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -211,11 +210,9 @@ def table(
 def _column(frame: pd.DataFrame, name: str, role: str) -> list[Any]:
     if name not in frame.columns:
         names = [str(column) for column in frame.columns]
-        near = difflib.get_close_matches(name, names, n=1)
         raise LensSkillsError(
-            f"no column {name!r} for {role}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-            + f" The table has: {', '.join(names)}."
+            f"no column {name!r} for {role}.{did_you_mean(name, names)} "
+            f"The table has: {', '.join(names)}."
         )
     return frame[name].tolist()
 

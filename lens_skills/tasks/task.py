@@ -1,6 +1,5 @@
 """`Task`: examples that ask for one skill, as a table, with splits that keep groups whole."""
 
-import difflib
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, did_you_mean
 
 MANY_VALUES = 12  # a numeric column with more distinct values is stratified by its quarters
 FIELDS = ("id", "prompt", "answer", "foil", "corrupted", "group", "kind")
@@ -118,11 +117,9 @@ class Task(Sequence[Example]):
         if name not in names:
             if name in FIELDS:
                 return column_array([getattr(example, name) for example in self.examples])
-            near = difflib.get_close_matches(name, names, n=1)
             raise LensSkillsError(
-                f"task {self.name!r} has no column {name!r}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" It has: {', '.join(names) or 'no labels and no covariates'}."
+                f"task {self.name!r} has no column {name!r}.{did_you_mean(name, names)}"
+                f" It has: {', '.join(names) or 'no labels and no covariates'}."
             )
         values = [example.column(name) for example in self.examples]
         if None in values:
@@ -251,6 +248,12 @@ class Task(Sequence[Example]):
         return replace(self, examples=examples, split_name=split_name)
 
 
+def check_number(task: str, n: int, most: int, what: str = "examples") -> None:
+    """Refuses a number of examples that a task cannot make; ``what`` says of which it has most."""
+    if not 1 <= n <= most:
+        raise LensSkillsError(f"{task}(n={n}): there are 1 to {most} {what}.")
+
+
 def few(task: Task, n: int, *, seed: int = 0) -> Task:
     """At most about ``n`` examples of the task, as evenly from its groups as they allow.
 
@@ -262,17 +265,18 @@ def few(task: Task, n: int, *, seed: int = 0) -> Task:
     """
     if len(task) <= n:
         return task
-
-    def order(example: Example) -> str:
-        return hashlib.sha256(f"{seed}/{example.id}".encode()).hexdigest()
-
     members: dict[str, list[Example]] = defaultdict(list)
     for example in task:
         members[example.group].append(example)
     each = max(1, n // len(members))
-    kept = {e.id for group in members.values() for e in sorted(group, key=order)[:each]}
+    kept = {e.id for group in members.values() for e in sorted(group, key=by_digest(seed))[:each]}
     chosen = [example for example in task if example.id in kept]
     return Task(task.name, chosen, f"{len(chosen)} of {task.split_name}")
+
+
+def by_digest(seed: Any) -> Callable[[Any], bytes]:
+    """A key to sort by: an order that depends on the seed and the ids of the items alone."""
+    return lambda item: hashlib.sha256(f"{seed}/{item.id}".encode()).digest()
 
 
 def column_array(values: list[Any]) -> np.ndarray:

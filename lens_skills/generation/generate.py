@@ -1,24 +1,33 @@
-"""`generate`: what a model writes for each example, how sure it was, and what graders find."""
+"""`generate`: what a model writes for each example, how sure it was, and what graders find.
+
+`capture_text` reads activations over the very tokens it wrote.
+"""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from lens_skills import settings
-from lens_skills.activations.forward import pad_left
+from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
+from lens_skills.activations.activation_table import ARRAY, MANIFEST, manifest_of
+from lens_skills.activations.forward import NOTHING, pad_left
+from lens_skills.activations.stream import read_sites
 from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded, Written, grade, named_graders
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
-from lens_skills.results import Checkpoint, examples_hash, versions
+from lens_skills.results import Checkpoint, provenance, work_folder
 
 LIKELIEST = 2048  # tokens looked at first
 
@@ -82,18 +91,15 @@ def generate(
                 "lower max_new_tokens."
             )
     asked = {
-        "model": adapter.name,
-        "model_fingerprint": adapter.fingerprint(),
+        **provenance(examples, adapter),
         "prompt": None if adapter.soft is None else adapter.soft.digest,
-        "task": getattr(examples, "name", "examples"),
-        "split": getattr(examples, "split_name", "all"),
-        "examples": examples_hash(examples),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
         "chat": chat,
     }
+    versions = asked.pop("versions")  # other ones may go on with a checkpoint
     saved = Checkpoint.at(checkpoint, asked)
     kept = None if saved is None else saved.read()
     done = {} if kept is None else {int(i): Written(**row) for i, row in kept[1]["done"].items()}
@@ -117,15 +123,83 @@ def generate(
             if saved is not None and done:
                 saved.write({}, {"done": _plain(done)})
     written = [done[item.index] for item in encoded]
-    provenance = {**asked, "implementation": adapter.implementation, "versions": versions()}
-    graded = grade(Graded.of(examples, written, provenance), named)
+    made_by = {**asked, "implementation": adapter.implementation, "versions": versions}
+    graded = grade(Graded.of(examples, written, made_by), named)
     if saved is not None:
         saved.remove()
     return graded
 
 
 def _plain(done: dict[int, Written]) -> dict[str, Any]:
-    return {str(index): written.plain() for index, written in done.items()}
+    return {str(index): asdict(written) for index, written in done.items()}
+
+
+def capture_text(
+    model: Any,
+    graded: Graded,
+    path: str | Path,
+    *,
+    at: str = DEFAULT_SITE,
+    position: Literal["mean", "max", "last"] = "mean",
+    layers: int | Iterable[int] | None = None,
+    prompt: SoftPrompt | None = None,
+) -> ActivationTable:
+    """Activations over what was written, in a folder; `score` takes the table for a model.
+
+    The model reads each prompt and its text once more, in exactly the tokens of then: chat
+    template and soft prompt stand between the two as they did. Texts of no token are left out.
+    Then: ``score(table, graded.task(), metrics="label:simile", position="mean")``.
+
+    Args:
+        model: The model that wrote.
+        graded: What it wrote.
+        path: A folder that is not there yet.
+        at: Hook point within a block.
+        position: Mean or maximum over the tokens of the text, or its last token.
+        layers: Which layers (default all).
+        prompt: The soft prompt it wrote with.
+
+    Raises:
+        LensSkillsError: Another model or soft prompt than the one that wrote; a folder that
+            exists; no text.
+
+    Does not show: what made the model write a skill. On the text itself neurons see the skill.
+    """
+    adapter, folder = with_soft_prompt(model, prompt), Path(path)
+    if adapter.fingerprint() != graded.provenance.get("model_fingerprint"):
+        raise LensSkillsError(
+            f"these texts were written by {graded.provenance.get('model')}, not by {adapter.name}. "
+            "Give the model, and with prompt= the soft prompt, they were written with."
+        )
+    if folder.exists():
+        raise LensSkillsError(f"{folder} exists already. Remove it or choose another path.")
+    if position not in ("mean", "max", "last"):
+        raise LensSkillsError(f"texts are read at 'mean', 'max' or 'last', not at {position!r}.")
+    site, reading = find_site(adapter, at, layers), parse_position(position)
+    chat = bool(graded.provenance.get("chat"))
+    kept = [place for place, tokens in enumerate(graded.tokens) if tokens]
+    if not kept:
+        raise LensSkillsError("no text was written: there is nothing to read.")
+    encoded = encode_examples(adapter, graded.examples, answers=False, chat=chat)
+    items, places = [], {}
+    for place in kept:
+        item, written = encoded[place], np.asarray(graded.tokens[place], dtype=np.int32)
+        item = replace(item, prompt_tokens=np.concatenate([item.prompt_tokens, written]))
+        end = len(item.prompt_tokens)
+        places[place] = [[end - 1] if position == "last" else list(range(end - len(written), end))]
+        items.append(item)
+    found: dict[int, np.ndarray] = {}
+    size = settings.batch_size(16)
+    for batch, [(activations, _)], _ in read_sites(
+        adapter, items, NOTHING, [site], reading, places, batch_size=size
+    ):
+        for item, numbers in zip(batch, activations.cpu().to(torch.float32), strict=True):
+            found[item.index] = numbers.numpy()
+    about = manifest_of(adapter, site, reading, [graded.examples[place] for place in kept], chat)
+    with work_folder(folder) as work:
+        np.save(work / ARRAY, np.stack([found[place] for place in kept]))
+        (work / MANIFEST).write_text(json.dumps(about))
+    return ActivationTable.load(folder)
 
 
 def check_sampling(temperature: float, top_p: float) -> None:

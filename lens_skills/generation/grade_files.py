@@ -1,6 +1,5 @@
 """`from_file`: grades that people or other models gave, read from a file."""
 
-import csv
 import json
 import math
 from collections import defaultdict
@@ -12,6 +11,7 @@ from typing import Any
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Ungraded
+from lens_skills.tasks.table import read_rows, read_text
 
 # Columns of a CSV file that are not skills.
 ABOUT = ("id", "topic", "text", "student", "model", "grader", "prompt", "comment", "comments")
@@ -67,10 +67,7 @@ def from_file(path: str | Path) -> FileGrader:
             f"grades are read from a .jsonl or .csv file, not from {str(file)!r}."
         )
     grader = FileGrader(file)
-    try:
-        rows = list(_json_lines(file) if file.suffix == ".jsonl" else _csv_rows(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LensSkillsError(f"cannot read {str(file)!r}: {error}.") from error
+    rows = list(_json_lines(file) if file.suffix == ".jsonl" else _csv_rows(file))
     if not rows:
         raise LensSkillsError(f"{file} holds no grades.")
     for line, row, grades in rows:
@@ -98,7 +95,7 @@ def from_file(path: str | Path) -> FileGrader:
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any], Mapping[str, Any]]]:
-    for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for line, text in enumerate(read_text(file).splitlines(), start=1):
         if not text.strip():
             continue
         try:
@@ -114,20 +111,16 @@ def _json_lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any], Mapping[st
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any], Mapping[str, Any]]]:
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.DictReader(opened, strict=True)
-        line = 2
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise LensSkillsError(
-                        f"{file}, line {line}: not as many cells as the first line has columns."
-                    )
-                grades = {k: v.strip() for k, v in row.items() if k.strip().lower() not in ABOUT}
-                yield line, row, grades
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise LensSkillsError(f"{file}, line {line}: {error}.") from error
+    rows = read_rows(file)
+    _, names = next(rows, (1, []))
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise LensSkillsError(
+                f"{file}, line {line}: not as many cells as the first line has columns."
+            )
+        row = dict(zip(names, cells, strict=True))
+        grades = {k: v.strip() for k, v in row.items() if k.strip().lower() not in ABOUT}
+        yield line, row, grades
 
 
 def _bare(text: str) -> str:

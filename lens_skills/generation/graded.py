@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,10 +41,6 @@ class Written:
     ended: bool
     log_probabilities: Sequence[float]
     entropies: Sequence[float]
-
-    def plain(self) -> dict[str, Any]:
-        """Its fields, for JSON."""
-        return asdict(self)
 
 
 CONFIDENCE = ("mean_log_probability", "first_probability", "mean_entropy")
@@ -154,7 +150,8 @@ class Graded(Result):
             "copied": list(self.copied),
         }
         columns |= {name: getattr(self, name).numpy() for name in CONFIDENCE}
-        columns |= {_free(skill, columns): v.numpy() for skill, v in self.grades.items()}
+        grades = {skill: values.numpy() for skill, values in self.grades.items()}
+        columns |= {f"grade:{k}" if k in columns else k: values for k, values in grades.items()}
         return pd.DataFrame(columns)
 
     def summary(self) -> pd.DataFrame:
@@ -194,7 +191,34 @@ class Graded(Result):
             LensSkillsError: an unknown skill, no text that has all grades, ``written`` where text
                 alone cannot repeat what the model read.
         """
-        return labelled_task(self, skills, written)
+        grades = self.grades
+        if unknown := [skill for skill in skills if skill not in grades]:
+            raise LensSkillsError(
+                f"no grades of {unknown[0]!r}. Graded: {', '.join(grades) or 'nothing yet'}."
+            )
+        about = self.provenance
+        if written and (about.get("chat") or about.get("prompt")):
+            what = "a chat template" if about.get("chat") else "a soft prompt"
+            raise LensSkillsError(
+                f"these texts were written after {what}, which stands between prompt and text and "
+                "cannot be put into a prompt. Read them with capture_text(model, graded, path)."
+            )
+        chosen = {skill: grades[skill].tolist() for skill in skills or grades}
+        kept = [
+            _example(self, place, {skill: v[place] for skill, v in chosen.items()}, written)
+            for place in range(len(self))
+            if all(v[place] == v[place] for v in chosen.values())
+            and not (written and not self.texts[place].strip())
+        ]
+        if not kept:
+            raise LensSkillsError(
+                f"no text has a grade of each of {', '.join(chosen)}. Ask for fewer at a time: "
+                f"graded.task({next(iter(chosen), '')!r})."
+            )
+        form = " with their texts" if written else ""
+        lost = len(self) - len(kept)
+        split = f"{about.get('split', 'all')}{form}{f', {lost} left out' if lost else ''}"
+        return Task(self.name, kept, split)
 
     def __repr__(self) -> str:
         n, ended = len(self), sum(self.ended)
@@ -220,10 +244,6 @@ class Graded(Result):
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _free(skill: str, columns: Mapping[str, Any]) -> str:
-    return f"grade:{skill}" if skill in columns else skill
 
 
 Grader = Callable[[str, Example], Mapping[str, float]]
@@ -262,6 +282,7 @@ def grade(graded: Graded, graders: Any) -> Graded:
     by_grader = {name: dict(columns) for name, columns in graded.by_grader.items()}
     problems = [problem for problem in graded.problems if problem.grader not in named]
     reports = dict(graded.provenance.get("graders", {}))
+    no_grades = torch.full((len(graded),), math.nan, dtype=torch.float64)
     for name, grader in named.items():
         if hasattr(grader, "start"):
             grader.start()  # type: ignore[attr-defined]
@@ -277,7 +298,7 @@ def grade(graded: Graded, graders: Any) -> Graded:
         for place, (example, text) in enumerate(shown):
             found, reason = _one(grader, text, example)
             for skill, value in found.items():
-                given.setdefault(skill, _missing(len(graded)))[place] = value
+                given.setdefault(skill, no_grades.clone())[place] = value
             if reason:
                 problems.append(GradingProblem(example.id, name, reason))
         before = by_grader.get(name, {})
@@ -340,42 +361,6 @@ def _one(grader: Grader, text: str, example: Example) -> tuple[dict[str, float],
         else:
             reasons.append(f"it gave {value!r} for {skill!r}")
     return grades, "; ".join(reasons)
-
-
-def _missing(n: int) -> Float[Tensor, " text"]:
-    return torch.full((n,), math.nan, dtype=torch.float64)
-
-
-def labelled_task(graded: Graded, skills: Sequence[str], written: bool) -> Task:
-    """The examples with their grades as labels; see `Graded.task`."""
-    grades = graded.grades
-    if unknown := [skill for skill in skills if skill not in grades]:
-        raise LensSkillsError(
-            f"no grades of {unknown[0]!r}. Graded: {', '.join(grades) or 'nothing yet'}."
-        )
-    about = graded.provenance
-    if written and (about.get("chat") or about.get("prompt")):
-        what = "a chat template" if about.get("chat") else "a soft prompt"
-        raise LensSkillsError(
-            f"these texts were written after {what}, which stands between prompt and text and "
-            "cannot be put into a prompt. Read them with capture_text(model, graded, path)."
-        )
-    chosen = {skill: grades[skill].tolist() for skill in skills or grades}
-    kept = [
-        _example(graded, place, {skill: v[place] for skill, v in chosen.items()}, written)
-        for place in range(len(graded))
-        if all(v[place] == v[place] for v in chosen.values())
-        and not (written and not graded.texts[place].strip())
-    ]
-    if not kept:
-        raise LensSkillsError(
-            f"no text has a grade of each of {', '.join(chosen)}. Ask for fewer at a time: "
-            f"graded.task({next(iter(chosen), '')!r})."
-        )
-    form = " with their texts" if written else ""
-    lost = len(graded) - len(kept)
-    split = f"{about.get('split', 'all')}{form}{f', {lost} left out' if lost else ''}"
-    return Task(graded.name, kept, split)
 
 
 def _example(graded: Graded, place: int, grades: dict[str, float], written: bool) -> Example:

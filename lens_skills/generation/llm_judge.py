@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -121,29 +122,27 @@ class Unanswered(Exception):
         self.final, self.wait = final, wait
 
 
+COUNTS = ("requests", "failed_requests", "from_cache", "prompt_tokens", "completion_tokens")
+
+
+@dataclass(eq=False, repr=False)
 class Judge:
     """A grader that asks an endpoint; made by `judge`."""
 
-    def __init__(
-        self,
-        url: str,
-        body: dict[str, Any],
-        skills: tuple[Skill, ...] | None,
-        client: Any,
-        headers: dict[str, Any],
-        retries: int,
-        wait: float,
-        cache: Path | None,
-        prices: tuple[float, float],
-    ) -> None:
-        self.url, self.body, self.skills, self.client = url, body, skills, client
-        self.headers, self.retries, self.wait = headers, retries, wait
-        self.cache, self.prices = cache, prices
-        self.__name__ = f"judge {body['model']}"
-        self.counts = dict.fromkeys(
-            ("requests", "failed_requests", "from_cache", "prompt_tokens", "completion_tokens"), 0
-        )
-        self.silent = 0
+    url: str
+    body: dict[str, Any]
+    skills: tuple[Skill, ...] | None
+    client: Any
+    headers: dict[str, Any]
+    retries: int
+    wait: float
+    cache: Path | None
+    prices: tuple[float, float]
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    silent: int = 0
+
+    def __post_init__(self) -> None:
+        self.__name__ = f"judge {self.body['model']}"
 
     def start(self) -> None:
         """A new round: an endpoint that was down is asked again."""

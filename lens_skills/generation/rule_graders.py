@@ -7,6 +7,7 @@ have no such form; leave those to people or to a language model (`judge`).
 
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from lens_skills.data import Example
@@ -19,6 +20,7 @@ from lens_skills.generation.text_features import (
     plain,
     quotations,
     rhymes,
+    runs,
     sentences,
     unquoted,
     words,
@@ -29,28 +31,22 @@ NUMBER = (
     r"forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million)"
 )
 
-
 _THINGS = r"(?:times|years|reasons|miles|lifetimes|suns)"
 
-
 _WORLD = r"in the (?:whole |entire )?(?:world|universe|galaxy)"
-
 
 _SHARE = (
     r"half|two[ -]thirds|a third|a quarter|three[ -]quarters|most|the majority|one[ -]third|"
     r"one[ -]quarter|one[ -]half"
 )
 
-
 _PEOPLE = r"people|adults|children|americans|households|men|women|students"
-
 
 _EXPERTS = (
     r"experts?|scientists?|researchers?|doctors?|historians?|professors?|engineers?|scholars?|"
     r"studies|a study|research|surveys?|a survey|\w+ (?:university|institute|association|society|"
     r"organi[sz]ation)"
 )
-
 
 _SAY = (
     r"agree|says?|said|shows?|suggests?|recommends?|believes?|finds?|found|confirms?|argues?|"
@@ -144,15 +140,11 @@ def turns(skill: str, text: str) -> bool:
 
 _ARTICLES = {"the", "a", "an"}
 
-
 _BE = {"is", "are", "was", "were"}
-
 
 _RELATIVE = {"which", "who", "whom", "whose", "where", "when"}
 
-
 _PRONOUNS = {"i", "he", "she", "it", "they", "we", "you", "this", "that", "there"}
-
 
 _RANKS = (
     r"(first|firstly|first of all|to begin|to start|start by|begin by)",
@@ -169,7 +161,7 @@ def alliteration(text: str) -> bool:
     """Three different words of matter in a row that begin with one consonant sound."""
     for clause in clauses(text):
         some = [word for word in words(clause) if word not in SMALL and len(word) > 2]
-        for row in zip(some, some[1:], some[2:], strict=False):
+        for row in runs(some, 3):
             sounds, stems = {onset(word) for word in row}, {content(word)[0] for word in row}
             if len(stems) == 3 and len(sounds) == 1 and sounds != {""}:
                 return True
@@ -182,8 +174,7 @@ def anaphora(text: str) -> bool:
         starts = [found[:2] for part in parts if len(found := words(part)) > 2]
         if any(a == b for a, b in pairwise(starts)):
             return True
-        triples = zip(starts, starts[1:], starts[2:], strict=False)
-        if any(a[0] == b[0] == c[0] and a[0] not in _ARTICLES for a, b, c in triples):
+        if any(a[0] == b[0] == c[0] and a[0] not in _ARTICLES for a, b, c in runs(starts, 3)):
             return True
     return False
 
@@ -338,11 +329,7 @@ def direct_address(text: str) -> bool:
     return turns("direct address", unquoted(text))
 
 
-def _by_phrase(skill: str) -> Callable[[str], bool]:
-    return lambda text: turns(skill, text)
-
-
-RULES: dict[str, Callable[[str], bool]] = {skill: _by_phrase(skill) for skill in PHRASES} | {
+RULES: dict[str, Callable[[str], bool]] = {skill: partial(turns, skill) for skill in PHRASES} | {
     rule.__name__.replace("_", " "): rule
     for rule in (
         alliteration, anaphora, rhetorical_question, simile, modus_ponens, tricolon, dialogue,

@@ -5,6 +5,10 @@ are told as far as spelling tells them.
 """
 
 import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 # Words that carry grammar and no matter.
 SMALL = frozenset(
@@ -19,9 +23,7 @@ SMALL = frozenset(
     )
 )
 
-
 _ABBREVIATION = re.compile(r"\b(Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e|No)\.", re.IGNORECASE)
-
 
 # An opening quote has no space behind it and a closing one none before: quotes in quotes, which
 # models are fond of, are then not read inside out.
@@ -78,6 +80,15 @@ def content(text: str) -> list[str]:
     return [re.sub(r"(?<=\w{3})(ing|ed|es|s|e)$", "", word) for word in kept]
 
 
+def runs(items: Sequence[Item], n: int) -> list[tuple[Item, ...]]:
+    """Every n items that stand next to one another.
+
+    >>> runs("abcd", 3)
+    [('a', 'b', 'c'), ('b', 'c', 'd')]
+    """
+    return list(zip(*(items[start:] for start in range(n)), strict=False))
+
+
 def unquoted(text: str) -> str:
     """The text without what stands in double quotes.
 
@@ -99,16 +110,12 @@ def quotations(text: str) -> list[str]:
 COPIED_WORDS = 5
 """From how many words on a run that stands in the prompt too counts as copied from it."""
 
-
 SENTENCE_WORDS = 3
 """The same where the run is a whole sentence there and here."""
 
-
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
-
 _PART = re.compile(r"[^.!?:\n]+[.!?:]*")
-
 
 _OPENS, _CLOSES = "\"'([", "\"'.,;:!?)]"
 
@@ -127,10 +134,10 @@ def own_words(text: str, prompt: str) -> str:
     whole = plain(text)
     spans = [match.span() for match in _WORD.finditer(whole)]
     found, there = _tokens(whole), _tokens(plain(prompt))
-    runs = _runs(there)
+    given = set(runs(there, COPIED_WORDS))
     cut = [False] * len(found)
-    for start, run in enumerate(zip(*(found[i:] for i in range(COPIED_WORDS)), strict=False)):
-        if run in runs:
+    for start, run in enumerate(runs(found, COPIED_WORDS)):
+        if run in given:
             cut[start : start + COPIED_WORDS] = [True] * COPIED_WORDS
     said = {tuple(_tokens(part)) for part in _PART.findall(plain(prompt))}
     for part in _PART.finditer(whole):
@@ -143,10 +150,6 @@ def own_words(text: str, prompt: str) -> str:
 
 def _tokens(text: str) -> list[str]:
     return [match.lower() for match in _WORD.findall(text)]
-
-
-def _runs(there: list[str]) -> set[tuple[str, ...]]:
-    return set(zip(*(there[i:] for i in range(COPIED_WORDS)), strict=False))
 
 
 def _without(text: str, spans: list[tuple[int, int]], cut: list[bool]) -> str:
@@ -175,12 +178,7 @@ def copied(text: str, prompt: str) -> float:
     >>> copied("The bees buzz and the gate creaks.", "Example: The bees buzz and the gate creaks.")
     1.0
     """
-
-    def runs(of: str) -> list[tuple[str, ...]]:
-        some = words(of)
-        return list(zip(some, some[1:], some[2:], some[3:], strict=False))
-
-    found, there = runs(text), set(runs(prompt))
+    found, there = runs(words(text), 4), set(runs(words(prompt), 4))
     return sum(run in there for run in found) / len(found) if found else 0.0
 
 
@@ -191,10 +189,8 @@ _SOUNDS = {
     "c": "k", "q": "k", "uni": "", "eu": "",
 }  # fmt: skip
 
-
 # Endings that grammar makes alike, and -ough, which is said in many ways.
 _DULL = r"(ing|ed|ly|ions?|ness|ment|ity|ers?|es|ough|ous|able|ance|ence|al|ic|ive|y)$"
-
 
 # Endings that are spelled apart and said alike, in nearly all words.
 _ALIKE = {
@@ -206,7 +202,6 @@ _ALIKE = {
     )
     for spelling in group.split()
 }  # fmt: skip
-
 
 # Words of everyday that are not said as they are spelled, under an ending they rhyme with.
 _SAID = {

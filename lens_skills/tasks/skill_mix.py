@@ -3,7 +3,6 @@
 The skills and topics are ours (`skills.csv`, `topics.txt`) or a user's own files.
 """
 
-import csv
 import itertools
 import math
 import random
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.table import read_text, template_slots
+from lens_skills.tasks.table import read_rows, read_text, template_slots
 from lens_skills.tasks.task import Task, check_number
 
 COLUMNS = ("skill", "definition", "example")
@@ -233,8 +232,7 @@ def read_skills(path: str | Path) -> tuple[Skill, ...]:
         LensSkillsError: No such file, a missing column, or a row that is cut short, too long,
             empty where it must not be, or repeats a skill; with its line number.
     """
-    # Not by lines: a quoted cell may hold line ends, and these are part of its text.
-    rows = list(_rows(read_text(Path(path)), str(path)))
+    rows = [row for row in read_rows(Path(path)) if any(cell.strip() for cell in row[1])]
     if not rows:
         raise LensSkillsError(f"{path} is empty. Its first line names the columns: {COLUMNS}.")
     names = [name.strip().lower() for name in rows[0][1]]
@@ -260,22 +258,6 @@ def read_skills(path: str | Path) -> tuple[Skill, ...]:
     if not found:
         raise LensSkillsError(f"{path} names columns and no skill.")
     return tuple(found.values())
-
-
-def _rows(text: str, path: str) -> list[tuple[int, list[str]]]:
-    """The line each row begins on, and its cells; blank lines left out."""
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    rows, begins = [], 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((begins, cells))
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise LensSkillsError(
-            f"{path}, line {begins}: {error}. A double quote inside a quoted text is written twice."
-        ) from error
-    return rows
 
 
 def read_topics(path: str | Path) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
 A table is a file, a DataFrame or a data set; texts are left as they were written.
 """
 
+import csv
+import io
 import json
 import math
 import string
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,26 @@ def read_text(path: Path) -> str:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise LensSkillsError(f"cannot read {str(path)!r}: {error}.") from error
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The line each row of a CSV file begins on, and its cells; empty lines left out.
+
+    Raises:
+        LensSkillsError: It cannot be read, or its quotes do not match (with the line).
+    """
+    # Not by lines: a quoted cell may hold line ends, and these are part of its text.
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    begins = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield begins, cells
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise LensSkillsError(
+            f"{path}, line {begins}: {error}. A double quote inside a quoted text is written twice."
+        ) from error
 
 
 def template_slots(template: str, otherwise: str) -> list[str]:

@@ -4,6 +4,7 @@
 passes, where the last columns cannot run alone.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -131,14 +132,8 @@ def prescreen(
     units = parse_components(adapter, neurons, at=at)
     encoded, plan = prepare(adapter, examples, [watched], False)
     sites = sites_of(units)
-    change = do and do.bind(
-        adapter,
-        examples,
-        sites,
-        position=position,
-        seed=seed,
-        answers=reads_answers(watched),
-    )
+    answers = reads_answers(watched)
+    change = do and do.bind(adapter, examples, sites, position=position, seed=seed, answers=answers)
     n_draws = 0 if change is None else change.n_draws
     places = edited_places(adapter, encoded, position)
     taylor = torch.zeros(len(units), len(encoded), dtype=torch.float64)
@@ -281,9 +276,7 @@ def whole_gradients(
 
     def editing(part: Sequence[Encoded], starts: Sequence[int]) -> Mapping[str, EditHook]:
         seen: dict[str, Tensor] = {}
-        index = [item.index for item in part]
-        at = EditRows.of(index, [places[item] for item in index], starts)
-        passes.append((seen, at))
+        passes.append((seen, EditRows.of(part, places, starts)))
         return {name: keep_activation(seen, name, _beginning_of_graph) for name in names}
 
     forward = partial(adapter.forward, differentiable=True)
@@ -366,8 +359,7 @@ def slopes_of(
     """
     encoded, plan = prepare(adapter, examples, [metric], False)
     places = edited_places(adapter, encoded, position)
-    taylor: dict[int, Tensor] = {}
-    slope: dict[int, Tensor] = {}
+    taylor, slope = (defaultdict(lambda: torch.zeros(1).double()) for _ in range(2))
     for batch in batches(encoded, plan, "gradients"):
         sites = {site.name: site.layers}
         try:
@@ -376,14 +368,10 @@ def slopes_of(
             found = whole_gradients(adapter, batch, plan, metric, places, site)
         for (layer, _), part in found.items():
             each = (part.old.double() * part.slope.double()).sum(1).abs().sum(0).cpu()
-            raw = part.slope.double().sum(1).sum(0).cpu()
-            taylor[layer] = taylor[layer] + each if layer in taylor else each
-            slope[layer] = slope[layer] + raw if layer in slope else raw
-    return ActivationGradients(
-        _flat(taylor, site, len(examples)), _flat(slope, site, len(examples)), metric.name
+            taylor[layer] = taylor[layer] + each
+            slope[layer] = slope[layer] + part.slope.double().sum(1).sum(0).cpu()
+    level, mean = (
+        torch.stack([sums[layer] for layer in site.layers]).flatten() / len(examples)
+        for sums in (taylor, slope)
     )
-
-
-def _flat(by_layer: dict[int, Tensor], site: Site, n: int) -> Float[Tensor, " unit"]:
-    stacked = torch.stack([by_layer[layer] for layer in site.layers]) / n
-    return rearrange(stacked, "layer unit -> (layer unit)")
+    return ActivationGradients(level, mean, metric.name)

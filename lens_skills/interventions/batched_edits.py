@@ -41,20 +41,25 @@ class EditRows:
 
     @classmethod
     def of(
-        cls, examples: Sequence[int], places: Sequence[Sequence[int]], starts: Sequence[int]
+        cls,
+        batch: Sequence[Encoded],
+        places: Mapping[int, Sequence[int]],
+        starts: Sequence[int],
     ) -> "EditRows":
         """Rows of one set, from prompt tokens and the column at which each prompt begins."""
-        widest = max(len(row) for row in places)
-        columns = torch.zeros(len(places), widest, dtype=torch.long)
-        valid = torch.zeros(len(places), widest, dtype=torch.bool)
-        for row, (spots, start) in enumerate(zip(places, starts, strict=True)):
+        index = [item.index for item in batch]
+        widest = max(len(places[item]) for item in index)
+        columns = torch.zeros(len(index), widest, dtype=torch.long)
+        valid = torch.zeros(len(index), widest, dtype=torch.bool)
+        for row, (item, start) in enumerate(zip(index, starts, strict=True)):
+            spots = places[item]
             columns[row] = start + spots[0]
             columns[row, : len(spots)] = torch.tensor(spots) + start
             valid[row, : len(spots)] = torch.tensor(
                 [spot not in spots[:pos] for pos, spot in enumerate(spots)]
             )
-        index = torch.tensor(list(examples))
-        return cls(torch.zeros_like(index), index, columns, valid)
+        examples = torch.tensor(index)
+        return cls(torch.zeros_like(examples), examples, columns, valid)
 
     def repeated(self, n_sets: int) -> "EditRows":
         """The same rows for each of several sets, one set after another."""
@@ -152,16 +157,7 @@ def edit_activation(
     at: EditRows,
     draw: int,
 ) -> tuple[Float[Tensor, "row column *width"], Bool[Tensor, " row"]]:
-    """A hook point's activation, edited out of place, and which rows changed at all.
-
-    Args:
-        change: The bound edit.
-        spot: Its layer and site.
-        features: Which features each set edits.
-        activation: Of the whole batch.
-        at: The set, example and columns of each row.
-        draw: Which random draw.
-    """
+    """A hook point's activation, edited out of place, and which rows changed at all."""
     flat = activation.flatten(2)
     check_width(spot, features, flat.shape[-1])
     here = at.to(flat.device)
@@ -216,8 +212,7 @@ def editing_of(
     stacks = stack_sets([tuple(units)])
 
     def editing(batch: Sequence[Encoded], starts: Sequence[int]) -> Mapping[str, EditHook]:
-        index = [item.index for item in batch]
-        at = EditRows.of(index, [places[item] for item in index], starts)
+        at = EditRows.of(batch, places, starts)
         return stack_editors(change, stacks[0], at, draw)[0] if stacks else {}
 
     return editing

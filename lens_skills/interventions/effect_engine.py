@@ -66,13 +66,10 @@ class PartialForwards:
     def placement(self, mask: Bool[Tensor, "example pos"]) -> EditRows:
         """Where the batch is edited under this padding."""
         starts = (mask.shape[1] - mask.sum(1)).tolist()
-        index = [item.index for item in self.batch]
-        return EditRows.of(index, [self.places[item] for item in index], starts)
+        return EditRows.of(self.batch, self.places, starts)
 
 
 _AGREE = 1e-4  # nats: how near the fast clean metric must be to the whole model's
-
-
 _VOCABULARY_ROWS = 128  # rows whose logits over the whole vocabulary are held at once
 
 
@@ -120,14 +117,17 @@ class EffectEngine:
 
         values = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
         self.clean = values[metric.name]
-        self.at = self._placement()
-        self.suffixes = PartialForwards(spec.adapter, batch, spec.places)
+        rows = [[*item.prompt_tokens.tolist(), *plan.extra(item)] for item in batch]
+        tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
+        self.width = tokens.shape[1]
+        self.suffixes = PartialForwards(adapter, batch, spec.places)
+        self.at = self.suffixes.placement(mask)
         self.old: dict[LayerSite, Tensor] = {}
         self.odds: TokenOdds | None = None
         self.whole = _needs_whole(plan, batch)
         if self.whole is None:
             try:
-                self._prefill(heard[0][:, -1])
+                self._prefill(tokens, mask, heard[0][:, -1])
             except CannotResume as reason:
                 self.whole = str(reason)
 
@@ -137,26 +137,20 @@ class EffectEngine:
         other.spec = replace(self.spec, change=change)
         return other
 
-    def _rows(self) -> list[list[int]]:
-        return [[*e.prompt_tokens.tolist(), *self.spec.plan.extra(e)] for e in self.batch]
-
-    def _placement(self) -> EditRows:
-        rows, items = self._rows(), [item.index for item in self.batch]
-        self.width = max(map(len, rows))
-        starts = [self.width - len(row) for row in rows]
-        return EditRows.of(items, [self.spec.places[item] for item in items], starts)
-
-    def _prefill(self, clean: Float[Tensor, "example d_vocab"]) -> None:
+    def _prefill(
+        self,
+        tokens: Int[Tensor, "example pos"],
+        mask: Bool[Tensor, "example pos"],
+        clean: Float[Tensor, "example d_vocab"],
+    ) -> None:
         spec = self.spec
         kept: dict[LayerSite, Tensor] = {}
-
         # Every token's activations are many: they are kept where something needs them.
         wanted = spec.spots if spec.direct or not spec.ragged else ()
         readers = {
             f"blocks.{spot[0]}.{spot[1]}": keep_activation(kept, spot, self.at.taken)
             for spot in wanted
         }
-        tokens, mask = pad_left(self._rows(), spec.adapter.pad_id, spec.adapter.device)
         self.main = self.suffixes.of(tokens, mask, readers, clean)
         self.old = kept
         odds = TokenOdds.of(spec.adapter, self.batch, spec.plan, spec.metric)
@@ -250,9 +244,8 @@ class EffectEngine:
 
         def editing(part: Sequence[Encoded], starts: Sequence[int]) -> Mapping[str, EditHook]:
             number = torch.tensor([item.index for item in part])
-            index = [self.batch[row % n_examples].index for row in number.tolist()]
-            at = EditRows.of(index, [places[item] for item in index], starts)
-            at = replace(at, sets=number // n_examples)
+            own = [self.batch[row % n_examples] for row in number.tolist()]
+            at = replace(EditRows.of(own, places, starts), sets=number // n_examples)
             editors, found = stack_editors(self.spec.change, stack, at, draw)
             seen.append((number, found))
             return editors
@@ -317,6 +310,7 @@ def _needs_whole(plan: RequiredOutputs, batch: Sequence[Encoded]) -> str | None:
     return None
 
 
+@dataclass(frozen=True, eq=False)
 class DirectPath:
     """The direct effect on log-odds: linear in what is written at the answer's position.
 
@@ -327,20 +321,10 @@ class DirectPath:
     (arXiv 2307.15771).
     """
 
-    def __init__(self, engine: EffectEngine, last: Int[Tensor, " example"]) -> None:
-        self.engine, self.last = engine, last
-        odds, suffix = engine.odds, engine.main
-        assert odds is not None
-        final = suffix.entering[-1][:, -1]
-        gain = frozen_norm(suffix.normalise, final)
-        assert gain is not None
-        weight, centred = gain
-        directions = odds.directions * weight[:, None, :]
-        if centred:
-            directions = directions - directions.mean(-1, keepdim=True)
-        self.directions = directions
-        normal = suffix.normalise(final).to(directions)
-        self.clean = torch.einsum("ed,ekd->ek", normal, odds.directions) + odds.offsets
+    engine: EffectEngine
+    last: Int[Tensor, " example"]
+    directions: Float[Tensor, "example k d_model"]
+    clean: Float[Tensor, "example k"]
 
     @classmethod
     def of(cls, engine: EffectEngine) -> "DirectPath | None":
@@ -349,13 +333,21 @@ class DirectPath:
         That is where the metric is no log-odds of single tokens, where an example is not edited
         at the position that predicts its answer, or where the final norm is of an unknown kind.
         """
-        if engine.odds is None:
+        odds = engine.odds
+        if odds is None:
             return None
         answering = (engine.at.columns == engine.width - 1) & engine.at.valid
         final = engine.main.entering[-1][:, -1]
-        if not bool(answering.any(1).all()) or frozen_norm(engine.main.normalise, final) is None:
+        gain = frozen_norm(engine.main.normalise, final)
+        if gain is None or not bool(answering.any(1).all()):
             return None
-        return cls(engine, answering.long().argmax(1))
+        weight, centred = gain
+        directions = odds.directions * weight[:, None, :]
+        if centred:
+            directions = directions - directions.mean(-1, keepdim=True)
+        normal = engine.main.normalise(final).to(directions)
+        clean = torch.einsum("ed,ekd->ek", normal, odds.directions) + odds.offsets
+        return cls(engine, answering.long().argmax(1), directions, clean)
 
     def measure(self, stack: EditStack, draw: int) -> Float[Tensor, "set example"] | None:
         """The direct effect of each set, or None where what it writes is not known."""

@@ -6,7 +6,7 @@ Beside it, how many neurons the sets of two skills share, against sets drawn at 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import chain, permutations
 from math import factorial
 from typing import Any
 
@@ -17,12 +17,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position
-from lens_skills.activations.components import Component, parse_components, site_width
+from lens_skills.activations.components import (
+    Component,
+    parse_components,
+    site_width,
+    sites_of,
+)
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
-from lens_skills.models import ModelAdapter, as_adapter
+from lens_skills.models import as_adapter
 from lens_skills.results import Result
 from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval
 from lens_skills.stats.set_overlap import shared_by_chance
@@ -215,7 +220,7 @@ def damage_matrix(
     spread = [_spread(name, effects) for name, effects in zip(names, measured, strict=True)]
     damage = -effect / torch.tensor(spread, dtype=torch.float64)
     p, n_relabelings = dominance_p(damage, seed=seed)
-    overlap = overlap_of(sets, lambda kind: _population(adapter, kind))
+    overlap = overlap_of(sets, lambda kind: site_width(adapter, kind[1]) // kind[2])
     return DamageMatrix(
         skills=names,
         n_units=tuple(map(len, sets)),
@@ -236,7 +241,7 @@ def damage_matrix(
         metric=measured[0].metric,
         unit=measured[0].unit,
         do=tuple(effects.do for effects in measured),
-        site=_sites(sets),
+        site=", ".join(sorted(sites_of(chain(*sets)))),
         position=measured[0].position,
         provenance={name: one.provenance for name, one in zip(names, measured, strict=True)},
     )
@@ -310,25 +315,9 @@ def _spread(name: str, effects: Effects) -> float:
     return spread
 
 
-def _population(adapter: ModelAdapter, kind: ComponentKind) -> int:
-    _, site, size = kind
-    return site_width(adapter, site) // size
-
-
-def _sites(sets: Sequence[Sequence[Component]]) -> str:
-    return ", ".join(sorted({unit.site for units in sets for unit in units}))
-
-
 @dataclass(frozen=True, eq=False)
 class Overlap:
-    """What every pair of sets shares, and what random sets of the same counts per layer would.
-
-    Attributes:
-        shared: How many units are in both.
-        jaccard: Those over the units in either, 0 to 1; 0 where both are empty.
-        chance: The jaccard expected of random sets.
-        p: Chance that random sets share as many or more.
-    """
+    """What every pair of sets shares; the fields of `DamageMatrix` say what each is."""
 
     shared: Int[Tensor, "skill other"]
     jaccard: Float[Tensor, "skill other"]

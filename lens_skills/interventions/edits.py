@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lens_skills.activations import DEFAULT_SITE, Position
-from lens_skills.activations.components import HEADS, MLP, Component, parse_components, sites_of
+from lens_skills.activations.components import HEADS, MLP, parse_components, sites_of
 from lens_skills.activations.locations import Span, edited_positions
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import (
@@ -271,10 +271,8 @@ def hooks_of(
         LensSkillsError: Units this model does not have, an edit without the source it needs, a
             span of text (hooks see no text), a position outside the pass.
     """
-    adapter = as_adapter(model)
-    found = parse_components(adapter, neurons, at=at)
-    edits = _bound(do.sourced(neurons), adapter, found, position, mask, seed)
-    return [(name, _hook(apply)) for name, apply in edits.items()]
+    edits = _bound(do, as_adapter(model), neurons, position, at, mask, seed)
+    return [(f"blocks.{layer}.{site}", hook) for (layer, site), hook in edits.items()]
 
 
 @contextmanager
@@ -309,19 +307,18 @@ def edited(
                 point.fwd_hooks.remove(handle)
 
 
-Apply = Callable[[Tensor], Tensor]
-"""From a hook point's activation to the edited one; each call takes the next random draw."""
-
-
 def _bound(
-    edit: Edit,
+    do: Edit,
     adapter: ModelAdapter,
-    units: tuple[Component, ...],
+    neurons: Any,
     position: Position,
+    at: str,
     mask: Bool[Tensor, "batch pos"] | None,
     seed: int,
-) -> dict[str, Apply]:
-    """What edits each hook point, bound to rows of a batch instead of known examples."""
+) -> dict[LayerSite, Hook]:
+    """What edits each hook point, bound to rows of a batch; each call takes the next draw."""
+    units = parse_components(adapter, neurons, at=at)
+    edit = do.sourced(neurons)
     reading = edited_positions(position)
     if any(isinstance(spot, Span) for spot in reading.spots):
         raise LensSkillsError(
@@ -335,22 +332,23 @@ def _bound(
         )
     change = edit.bind(adapter, (), sites_of(units), position=position, seed=seed)
 
-    def applied(spot: LayerSite, features: Int[Tensor, "1 feature"]) -> Apply:
+    def hook_at(spot: LayerSite, features: Int[Tensor, "1 feature"]) -> Hook:
         draws = count()
 
-        def apply(activation: Tensor) -> Tensor:
+        # The layer is bound inside: a bridge hands hooks the name of an alias.
+        def apply(activation: Tensor, hook: Any = None) -> Tensor:
             n_rows, n_columns = activation.shape[:2]
             columns, valid = columns_of(position, (n_rows, n_columns), mask)
             rows = torch.arange(n_rows)
-            at = EditRows(torch.zeros_like(rows), rows, columns, valid)
-            return edit_activation(change, spot, features, activation, at, next(draws))[0]
+            where = EditRows(torch.zeros_like(rows), rows, columns, valid)
+            return edit_activation(change, spot, features, activation, where, next(draws))[0]
 
         return apply
 
     return {
-        f"blocks.{layer}.{site}": applied((layer, site), features)
+        spot: hook_at(spot, features)
         for stack in stack_sets([units])
-        for (layer, site), features in stack.features.items()
+        for spot, features in stack.features.items()
     }
 
 
@@ -396,22 +394,11 @@ def columns_of(
     return chosen, torch.ones_like(chosen, dtype=torch.bool)
 
 
-def _hook(apply: Apply) -> Hook:
-    # The layer is bound inside: a bridge hands hooks the name of an alias.
-    return lambda activation, hook=None: apply(activation)
-
-
 # What model families call the layers' parts; the first that a block has.
 _MLP = ("mlp", "feed_forward", "ffn")
-
-
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-
-
 # The projection back to the residual stream.
 _MLP_OUT = ("down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2")
-
-
 _ATTENTION_OUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 
 
@@ -445,29 +432,27 @@ def edited_torch(
         LensSkillsError: Another site, a model of another size or whose parts are not found.
     """
     reader = as_adapter(adapter)
-    found = parse_components(reader, neurons, at=at)
-    edits = _bound(do.sourced(neurons), reader, found, position, mask, seed)
+    edits = _bound(do, reader, neurons, position, at, mask, seed)
     blocks = _blocks(hf_model, reader.n_layers)
     handles: list[Any] = []
     try:
-        for unit in {unit.hook_name: unit for unit in found}.values():
-            part = _part(blocks[unit.layer], unit.site, reader)
-            call = edits[unit.hook_name]
-            if unit.site == MLP:
-                handles.append(part.register_forward_hook(_on_output(call)))
+        for (layer, site), hook in edits.items():
+            part = _part(blocks[layer], site, reader)
+            if site == MLP:
+                handles.append(part.register_forward_hook(_on_output(hook)))
             else:
-                handles.append(part.register_forward_pre_hook(_on_input(call)))
+                handles.append(part.register_forward_pre_hook(_on_input(hook)))
         yield handles
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _on_input(call: Apply) -> Callable[..., Any]:
+def _on_input(call: Hook) -> Callable[..., Any]:
     return lambda module, args: (call(args[0]), *args[1:])
 
 
-def _on_output(call: Apply) -> Callable[..., Any]:
+def _on_output(call: Hook) -> Callable[..., Any]:
     def hook(module: Any, args: Any, out: Any) -> Any:
         return (call(out[0]), *out[1:]) if isinstance(out, tuple) else call(out)
 

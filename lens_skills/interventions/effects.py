@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,11 @@ def measure_effects(
     encoded, plan = prepare(adapter, examples, [measured], False)
     units = [unit for units in sets for unit in units]
     sites = sites_of(units)
-    if isinstance(do, Change):
-        change = do
-    else:
-        answers = reads_answers(measured)
-        change = do.bind(adapter, examples, sites, position=position, seed=seed, answers=answers)
+    change, answers = do, reads_answers(measured)
+    if not isinstance(change, Change):
+        change = change.bind(
+            adapter, examples, sites, position=position, seed=seed, answers=answers
+        )
     spots = parse_position(position)
     spec = SweepSpec(
         adapter=adapter,
@@ -208,10 +209,8 @@ def measure_effects(
         "batch_size": settings.batch_size(),
         "rows": settings.edit_rows(),
     }
-    sheet = PartialEffects.blank(len(sets), len(examples), direct)
     saved = Checkpoint.at(checkpoint, asked, name="sweep")
-    if saved is not None:
-        sheet = PartialEffects.restore(saved, sheet)
+    sheet = PartialEffects.begun(len(sets), len(examples), direct, saved)
     ordered = list(batches(encoded, plan, "sweep", progress=False))
     _measure(spec, ordered, stack_sets(sets), sheet, labels, saved)
     if saved is not None and keep:
@@ -252,22 +251,15 @@ class PartialEffects:
     done: int = 0
 
     @classmethod
-    def blank(cls, n_sets: int, n_examples: int, direct: bool) -> "PartialEffects":
-        """Zeros: what an empty set does."""
-        total = torch.zeros(n_sets, n_examples, dtype=torch.float64)
-        clean = torch.zeros(n_examples, dtype=torch.float64)
-        return cls(clean, total, torch.zeros_like(total) if direct else None)
-
-    @classmethod
-    def restore(cls, saved: Checkpoint, blank: "PartialEffects") -> "PartialEffects":
-        """The sheet that was kept, or the blank one where none was.
-
-        Raises:
-            LensSkillsError: The folder holds another sweep.
-        """
-        kept = saved.read()
+    def begun(
+        cls, n_sets: int, n_examples: int, direct: bool, saved: Checkpoint | None
+    ) -> "PartialEffects":
+        """What was kept, else zeros (what an empty set does); raises if it is another sweep's."""
+        kept = None if saved is None else saved.read()
         if kept is None:
-            return blank
+            total = torch.zeros(n_sets, n_examples, dtype=torch.float64)
+            clean = torch.zeros(n_examples, dtype=torch.float64)
+            return cls(clean, total, torch.zeros_like(total) if direct else None)
         tensors, plain = kept
         return cls(tensors["clean"], tensors["total"], tensors.get("direct"), **plain["sheet"])
 
@@ -399,7 +391,6 @@ def reads_answers(metric: Metric) -> bool:
 
 
 Measure = Callable[..., Effects]
-"""`measure_effects` with what all measurements of a verdict share filled in; see `measurer`."""
 
 
 def measurer(
@@ -411,28 +402,12 @@ def measurer(
     `clear_parts`.
     """
 
-    def measure(
-        examples: Sequence[Example],
-        sets: Sequence[tuple[Component, ...]],
-        do: Edit | Change,
-        *,
-        names: Sequence[str],
-        part: str,
-        direct: bool = False,
-    ) -> Effects:
-        return measure_effects(
-            adapter,
-            examples,
-            sets,
-            do,
-            metric=metric,
-            position=position,
-            names=names,
-            direct=direct,
-            seed=seed,
-            checkpoint=None if folder is None else folder / part,
-            keep=True,
-        )
+    shared = partial(
+        measure_effects, adapter, metric=metric, position=position, seed=seed, keep=True
+    )
+
+    def measure(*args: Any, part: str, **options: Any) -> Effects:
+        return shared(*args, checkpoint=None if folder is None else folder / part, **options)
 
     return measure
 

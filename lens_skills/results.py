@@ -47,12 +47,7 @@ class Result:
         Raises:
             LensSkillsError: The folder cannot be written, or holds something else.
         """
-        place, kind, texts, packer = (
-            Path(folder),
-            type(self).__name__,
-            self.readable_files(),
-            _Packer(),
-        )
+        place, kind, packer = Path(folder), type(self).__name__, _Packer()
         check_replaceable(place, _NAME, kind)
         plain = {"kind": kind, "format": FORMAT, "values": packer.fields(self, "")}
         texts = self.readable_files()
@@ -264,13 +259,20 @@ def write_folder(
 
 
 @contextmanager
-def work_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` that becomes it at the end, and is gone after an error."""
+def writable(folder: str | Path) -> Iterator[None]:
+    """Where the disk refuses, says which folder cannot be written, and why."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield
     except OSError as error:
         raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` that becomes it at the end, and is gone after an error."""
+    with writable(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield work
         if work.exists():
@@ -369,12 +371,10 @@ class Checkpoint:
         if folder is None:
             return None
         path = Path(folder)
-        try:
+        with writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(path.parent, os.W_OK):
                 raise PermissionError("no right to write there")
-        except OSError as error:
-            raise LensSkillsError(f"{path} cannot be written: {error}.") from error
         check_replaceable(path, name)
         return cls(path, asked, name)
 

@@ -54,9 +54,11 @@ class Study(Result):
     no_verdict: str = ""
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [self.attrition_line(), *self._findings(), *self._verdict_lines(), *self._preflight()]
-        )
+        verdict = f"No verdict: {self.no_verdict}."
+        if self.verdict is not None:
+            verdict = f"Verdict (on a third split)\n{self.verdict!r}"
+        below = ["", verdict, "", "Preflight", repr(self.preflight)]
+        return "\n".join([self.attrition_line(), *self._findings(), *below])
 
     def attrition_line(self) -> str:
         """``46,080 neurons → … → 3 confirmed → 1 supports · 2 no total effect beyond δ``."""
@@ -65,14 +67,6 @@ class Study(Result):
             return line
         words = [f"{count:,} {word}" for word, count in self.verdict.counts.items() if count]
         return f"{line} → {' · '.join(words)}"
-
-    def _verdict_lines(self) -> list[str]:
-        if self.verdict is None:
-            return ["", f"No verdict: {self.no_verdict}."]
-        return ["", "Verdict (on a third split)", *repr(self.verdict).splitlines()]
-
-    def _preflight(self) -> list[str]:
-        return ["", "Preflight", *repr(self.preflight).splitlines()]
 
     def _findings(self) -> list[str]:
         scores, bars = self.scores, self.scores[self.metric].thresholds
@@ -92,8 +86,7 @@ class Study(Result):
         }
         drawn = [f"{name} {bar:.2f}" for name, bar in nulls.items() if bar is not None]
         lines.append(f"|r| to beat: {', '.join(drawn)}")
-        lines += ["", *self._table(), "", self._conclusion()]
-        return lines
+        return [*lines, "", *self._table(), "", self._conclusion()]
 
     def _table(self) -> list[str]:
         frame = self.selection.frame()
@@ -140,7 +133,6 @@ class Study(Result):
 
 # How many of explore's strongest neurons are tested on confirm.
 TESTED = 200
-
 
 # Examples the preflight reads: enough for shares of a few per cent, at half a pass's cost.
 _PREFLIGHT = 300

@@ -12,7 +12,7 @@ from lens_skills.cli.console import limited
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import Verdict, ablate, verify
 from lens_skills.models import SoftPrompt
-from lens_skills.results import FORMAT, file_name
+from lens_skills.results import FORMAT, file_name, writable
 from lens_skills.scoring import Scores, Selection, score, select
 from lens_skills.tasks import Task, few, open_task
 
@@ -68,12 +68,10 @@ class Run:
             raise LensSkillsError(
                 f"{folder} holds another run. Choose another folder, or remove it."
             )
-        try:
+        with writable(folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             manifest = {"format": FORMAT, "command": " ".join(sys.argv[1:])} | asdict(request)
             (run.folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        except OSError as error:
-            raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
         return run
 
     @classmethod

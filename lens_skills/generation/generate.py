@@ -6,7 +6,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,10 @@ def generate(
     """
     if max_new_tokens < 1:
         raise LensSkillsError(f"max_new_tokens is at least 1, not {max_new_tokens}.")
-    check_sampling(temperature, top_p)
+    if not (temperature >= 0 and temperature < float("inf")):
+        raise LensSkillsError(f"temperature is 0 (the likeliest token) or more, not {temperature}.")
+    if not 0 < top_p <= 1:
+        raise LensSkillsError(f"top_p is a share above 0 and up to 1, not {top_p}.")
     ids = [example.id for example in examples]
     if len(set(ids)) < len(ids):
         twice = next(id for id in ids if ids.count(id) > 1)
@@ -202,14 +205,6 @@ def capture_text(
     return ActivationTable.load(folder)
 
 
-def check_sampling(temperature: float, top_p: float) -> None:
-    """Nothing; raises where the two cannot be."""
-    if not (temperature >= 0 and temperature < float("inf")):
-        raise LensSkillsError(f"temperature is 0 (the likeliest token) or more, not {temperature}.")
-    if not 0 < top_p <= 1:
-        raise LensSkillsError(f"top_p is a share above 0 and up to 1, not {top_p}.")
-
-
 def chances(id: str, n: int, *, seed: int) -> Float[Tensor, " step"]:
     """One number in [0, 1) per token, the same for an example in whatever batch it stands.
 
@@ -267,22 +262,20 @@ def choose(
     return (below <= point).sum(-1)
 
 
+@dataclass
 class Continuer:
     """Continues batches of prompts by one model with one set of settings."""
 
-    def __init__(
-        self,
-        adapter: Any,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        chat: bool,
-    ) -> None:
-        self.adapter, self.n, self.seed = adapter, max_new_tokens, seed
-        self.temperature, self.top_p = temperature, top_p
-        self.ends = sorted(end_tokens(adapter, chat=chat))
-        self.kind: type[Writer] | None = None
+    adapter: Any
+    n: int
+    temperature: float
+    top_p: float
+    seed: int
+    chat: bool
+    kind: type[Writer] | None = None
+
+    def __post_init__(self) -> None:
+        self.ends = sorted(end_tokens(self.adapter, chat=self.chat))
 
     def write(self, batch: Sequence[Encoded]) -> list[Written]:
         """One text per prompt, in the order of the batch."""

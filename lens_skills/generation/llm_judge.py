@@ -13,7 +13,7 @@ from typing import Any
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Ungraded
-from lens_skills.results import write_file
+from lens_skills.results import writable, write_file
 from lens_skills.tasks.skill_mix import Skill, chosen_skills
 
 INSTRUCTIONS = (
@@ -90,11 +90,9 @@ def judge(
     if api_key_env is not None and not key:
         raise LensSkillsError(f"the environment variable {api_key_env} is not set.")
     folder = None if cache is None else Path(cache)
-    try:
-        if folder is not None:
+    if folder is not None:
+        with writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LensSkillsError(f"{folder} cannot be written: {error}.") from error
     base = url.rstrip("/").removesuffix("/chat/completions")
     # Its own retries are off: they would not share the budget with answers that are no grades.
     client = OpenAI(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lens_skills.activations import Metric, column_values, evaluate, parse_metrics
 from lens_skills.data import Example
@@ -314,8 +315,6 @@ def _design(task: Sequence[Example], metric_name: str) -> np.ndarray | None:
 
 
 def _calibration(values: dict[str, np.ndarray]) -> Calibration | None:
-    import torch
-
     if "confidence" not in values or "first_token_correct" not in values:
         return None
     right = torch.from_numpy(values["first_token_correct"] > 0.5)

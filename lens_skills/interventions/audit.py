@@ -154,10 +154,7 @@ def _claim(scores: Scores, metric: str, unit: Component) -> dict[str, Any]:
     strongest = int(view.r[:, inside].abs().flatten().argmax())
     spot, feature = divmod(strongest, len(inside))
     place = scores.metrics.index(metric)
-    beaten = []
-    for gate, passed in view.passing().items():
-        if bool(passed[spot, inside[feature]]):
-            beaten.append(gate)
+    beaten = [gate for gate, passed in view.passing().items() if passed[spot, inside[feature]]]
     return {
         "name": unit.name,
         "metric": metric,

@@ -123,7 +123,7 @@ def stack_sets(sets: Sequence[tuple[Component, ...]]) -> list[EditStack]:
 
     A feature in two units of a set (a neuron and a slice that holds it) is edited once.
 
-    >>> unit = Unit("L1N2", 1, "mlp.hook_post", 2, 3)
+    >>> unit = Component("L1N2", 1, "mlp.hook_post", 2, 3)
     >>> [stack.places for stack in stack_sets([(unit,), (), (unit,)])]
     [(0, 2)]
     """
@@ -202,12 +202,8 @@ def editing_of(
 ) -> MakeEditHooks:
     """What `forward_batch` needs to edit every pass of a metric at the prompts' own tokens.
 
-    Args:
-        change: The bound edit.
-        units: The set that is edited, the same for all examples; none changes nothing.
-        places: For each example (its place in the examples that were bound) the prompt tokens to
-            edit, counted from the prompt's start; see `edited_places`.
-        draw: Which random draw.
+    The units are one set, the same for all examples; none changes nothing. ``places`` are the
+    prompt tokens to edit of each example; see `edited_places`.
     """
     stacks = stack_sets([tuple(units)])
 

@@ -42,7 +42,7 @@ class ControlEffects:
         across: Whether it is all layers together.
         sets: The matched control sets; None where there are none.
         set_total: Their per-example effects.
-        strict, strict_effect: Sets drawn among important neurons, and their mean effects.
+        strict_effect: Mean effects of the sets drawn among important neurons.
         notes: What could not be had.
     """
 
@@ -53,7 +53,6 @@ class ControlEffects:
     across: bool
     sets: ControlSets | None
     set_total: Float[Tensor, "control example"]
-    strict: ControlSets | None
     strict_effect: Float[Tensor, " important"]
     notes: tuple[str, ...]
 
@@ -137,7 +136,7 @@ def measure_controls(
     tried = [*((unit,) for unit in units), *(sets.sets if sets else ())]
     names = [unit.name for unit in units] + [f"control {i}" for i in range(len(tried) - len(units))]
     found = measure(examples, tried, change, names=names, part="controls").total
-    strict, strict_effect, notes = None, torch.zeros(0, dtype=torch.float64), []
+    strict_effect, notes = torch.zeros(0, dtype=torch.float64), []
     if several and controls.n_important:
         strength = torch.full((len(table.units),), torch.nan, dtype=torch.float64)
         strength[places] = found[: len(units)].mean(dim=1).abs().double()
@@ -148,10 +147,10 @@ def measure_controls(
             )
         except LensSkillsError as error:
             notes.append(f"no control among important neurons: {error}")
-    if strict is not None:
-        labels = [f"important {i}" for i in range(len(strict.sets))]
-        measured = measure(examples, strict.sets, change, names=labels, part="important")
-        strict_effect = measured.total.mean(dim=1)
+        else:
+            labels = [f"important {i}" for i in range(len(strict.sets))]
+            measured = measure(examples, strict.sets, change, names=labels, part="important")
+            strict_effect = measured.total.mean(dim=1)
     codes = table.kind if across else table.stratum
     return ControlEffects(
         units=units,
@@ -161,7 +160,6 @@ def measure_controls(
         across=across,
         sets=sets,
         set_total=found[len(units) :],
-        strict=strict,
         strict_effect=strict_effect,
         notes=tuple(notes),
     )

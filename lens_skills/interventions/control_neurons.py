@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
@@ -202,7 +201,7 @@ def _key(unit: Component) -> tuple[int, str, int, int]:
 
 def across_layers(candidates: Sequence[Component], table: ComponentTable) -> bool:
     """Whether controls come from all layers: one of the candidates' has fewer than `FEW_OTHERS`."""
-    free = _others(table.places(candidates), table, None)
+    free = _others(table.places(candidates), table.stratum)
     return min(map(len, free.values())) < FEW_OTHERS
 
 
@@ -224,8 +223,7 @@ def layer_controls(
     codes = table.kind if across else table.stratum
     random = np.random.default_rng(seed)
     chosen = []
-    for code in codes[places].unique().tolist():
-        others = np.setdiff1d((codes == code).nonzero()[:, 0].numpy(), places.numpy())
+    for others in _others(places, codes).values():
         if n is not None and len(others) > n:
             others = np.sort(random.choice(others, size=n, replace=False))
         chosen.append(torch.from_numpy(others))
@@ -248,10 +246,6 @@ class ControlSets:
     match: tuple[dict[str, float | str], ...]
     unmatchable: tuple[str, ...]
 
-    def frame(self) -> pd.DataFrame:
-        """One row per feature: feature, candidates, controls, smd."""
-        return pd.DataFrame(list(self.match))
-
 
 def matched_sets(
     candidates: Sequence[Component],
@@ -266,15 +260,8 @@ def matched_sets(
 
     For each candidate, ``drawn`` units of its kind and layer (a quarter of them, if that is less)
     are drawn without replacement, none of them a candidate or already in the set, and the nearest
-    in the scaled features is taken.
-
-    Args:
-        candidates: What the sets stand for.
-        table: Where they come from; see `component_table`.
-        n_sets: How many sets.
-        among: Only these units may be controls (the *important* ones).
-        drawn: More makes the match closer and the sets more alike.
-        seed: Of the draws.
+    in the scaled features is taken: a larger ``drawn`` makes the match closer and the sets more
+    alike. Only units ``among`` some (the *important* ones) may be controls.
 
     Raises:
         LensSkillsError: A layer holds fewer other units than it has candidates: says which.
@@ -282,7 +269,7 @@ def matched_sets(
     Source: nearest-neighbour matching within strata, Stuart 2010, sections 3.1 and 4.1.
     """
     places = table.places(candidates)
-    free = _others(places, table, among)
+    free = _others(places, table.stratum, among)
     home = table.stratum[places].tolist()
     for stratum in sorted(set(home)):
         members = [unit for unit, at in zip(candidates, home, strict=True) if at == stratum]
@@ -330,7 +317,7 @@ def important(
     """
     places = table.places(candidates)
     chosen = torch.zeros(len(table.units), dtype=torch.bool)
-    for stratum, members in _others(places, table, ~strength.isnan()).items():
+    for stratum, members in _others(places, table.stratum, ~strength.isnan()).items():
         n_candidates = int((table.stratum[places] == stratum).sum())
         n_top = max(round(share * len(members)), 3 * n_candidates)
         order = strength[torch.from_numpy(members)].argsort(descending=True, stable=True)
@@ -397,13 +384,7 @@ def draw_controls(
 def random_neurons(
     neurons: Int[Tensor, "neuron 2"], count: int, *, width: int, seed: int
 ) -> Int[Tensor, "count 2"]:
-    """Other neurons of the same layers, each layer in the proportion in which it is given.
-
-    Args:
-        neurons: (layer, index) rows, which are not drawn.
-        count: How many to draw.
-        width: Neurons in a layer.
-        seed: Of the draw.
+    """Other neurons of the same layers of ``width``, in the proportion in which they are given.
 
     Raises:
         LensSkillsError: The layers hold too few others.
@@ -451,14 +432,16 @@ def with_layer_controls(
 
 
 def _others(
-    places: Int[Tensor, " k"], table: ComponentTable, among: Bool[Tensor, " unit"] | None
+    places: Int[Tensor, " k"],
+    codes: Int[Tensor, " unit"],
+    among: Bool[Tensor, " unit"] | None = None,
 ) -> dict[int, np.ndarray]:
-    """Per stratum of the candidates, the places of the units that are none."""
-    allowed = torch.ones(len(table.units), dtype=torch.bool) if among is None else among.clone()
+    """Per code of the candidates, such as their stratum, the places of the units that are none."""
+    allowed = torch.ones(len(codes), dtype=torch.bool) if among is None else among.clone()
     allowed[places] = False
     return {
-        code: (allowed & (table.stratum == code)).nonzero()[:, 0].numpy()
-        for code in table.stratum[places].unique().tolist()
+        code: (allowed & (codes == code)).nonzero()[:, 0].numpy()
+        for code in codes[places].unique().tolist()
     }
 
 

@@ -332,13 +332,10 @@ def overlap_of(
 
     By chance, set A draws a_l of the n_l units of layer l and set B b_l of them, without
     replacement and independently: layer l shares Hypergeometric(n_l, a_l, b_l) units, and all
-    layers the sum of those, whose exact distribution gives ``chance`` and ``p``.
+    layers the sum of those, whose exact distribution gives ``chance`` and ``p``. ``population``
+    says how many units of a kind the model has.
 
-    Args:
-        sets: The units of each skill.
-        population: How many units of a kind the model has.
-
-    >>> one, other = (Unit(f"L0N{i}", 0, "mlp.hook_post", i, i + 1) for i in (0, 1))
+    >>> one, other = (Component(f"L0N{i}", 0, "mlp.hook_post", i, i + 1) for i in (0, 1))
     >>> overlap_of([[one], [one, other]], lambda kind: 4).jaccard[0].tolist()
     [1.0, 0.5]
     """

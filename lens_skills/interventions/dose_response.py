@@ -253,12 +253,7 @@ def text_damage(
 
     For each text the mean over its tokens of KL(clean ‖ edited) = Σ_v p_v (ln p_v − ln q_v) of the
     next-token distributions, ≥ 0. The beginning-of-sequence token is neither edited nor counted.
-
-    Args:
-        adapter: The model.
-        texts: What to read.
-        units: The set that is edited.
-        changes: Bound edits that are the same for every example (steering, a clamp, a mean).
+    A change must be the same for every example (steering, a clamp, a mean).
     """
     examples = [Example(id=f"text {place}", prompt=text) for place, text in enumerate(texts)]
     encoded = encode_examples(adapter, examples, answers=False)

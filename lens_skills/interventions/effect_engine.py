@@ -77,13 +77,8 @@ _VOCABULARY_ROWS = 128  # rows whose logits over the whole vocabulary are held a
 class SweepSpec:
     """What all batches of a sweep share.
 
-    Attributes:
-        adapter, plan, metric, change: The model, what its metric reads, and the bound edit.
-        places: The edited prompt tokens of each example.
-        spots: Every (layer, site) any set touches.
-        ragged: Whether examples differ in how many tokens are edited (position ``"all"``).
-        direct: Whether direct effects are wanted too.
-        rows: Columns to recompute at once.
+    ``places`` are the edited prompt tokens of each example, ``spots`` every (layer, site) any set
+    touches, ``rows`` the columns to recompute at once.
     """
 
     adapter: Any
@@ -92,8 +87,8 @@ class SweepSpec:
     change: Change
     places: Mapping[int, Sequence[int]]
     spots: frozenset[LayerSite]
-    ragged: bool
-    direct: bool
+    ragged: bool  # whether examples differ in how many tokens are edited (position "all")
+    direct: bool  # whether direct effects are wanted too
     rows: int
     writes: OutputWeights
 

@@ -98,11 +98,7 @@ def formula_of(kind: str, amount: float, over: Any, source: Any, reader: SourceR
 
 
 def patch_formula(source: Any, reader: SourceReader) -> Formula:
-    """What puts the source's own activation in place, after one pass over the source.
-
-    Raises:
-        LensSkillsError: No twin, or a source that does not fit the examples.
-    """
+    """What puts the source's own activation in place, after one pass over the source."""
     twins = _twins(source, reader.examples)
     if reader.everywhere:
         _refuse_unequal(reader, twins)

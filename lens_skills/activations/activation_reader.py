@@ -18,7 +18,7 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import Component, find_places, neuron_names, parse_neurons
-from lens_skills.activations.forward import NOTHING, RequiredOutputs, known_values, prepare
+from lens_skills.activations.forward import NOTHING, RequiredOutputs, prepare
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
     Position,
@@ -27,10 +27,9 @@ from lens_skills.activations.locations import (
     find_site,
     parse_position,
     soft_position,
-    token_places,
 )
 from lens_skills.activations.metrics import Metric
-from lens_skills.activations.stream import Batch, read_sites, stream
+from lens_skills.activations.stream import Batch, Places, places_of, read_sites, stream
 from lens_skills.activations.tokenization import Encoded, encode_examples, with_answers
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -172,9 +171,9 @@ class ActivationReader:
                 if number >= skip:
                     yield replace(batch, activations=batch.activations[..., places, :])
             return
-        (encoded, plan), known, places = self._prepared
         sites = [Site(name, here) for name in (self.site.name, GATE)[: 1 + gate]]
-        for batch, parts, values in read_sites(
+        (encoded, plan), places = self._prepared
+        yield from read_sites(
             self.adapter,
             encoded,
             plan,
@@ -182,25 +181,14 @@ class ActivationReader:
             self.spec,
             places,
             metrics=self.metrics,
-            known=known,
             skip=skip,
-        ):
-            yield Batch(
-                index=torch.tensor([item.index for item in batch]),
-                examples=tuple(batch),
-                activations=parts[0][0],
-                mask=parts[0][1],
-                metrics=values,
-                gate=parts[1][0] if gate else None,
-            )
+        )
 
     @cached_property
-    def _prepared(self) -> tuple[tuple[list[Encoded], RequiredOutputs], dict[str, Tensor], Any]:
-        """The examples in tokens, the metrics known beforehand, and the tokens that are read."""
+    def _prepared(self) -> tuple[tuple[list[Encoded], RequiredOutputs], Places]:
+        """The examples in tokens, and the tokens that are read."""
         encoded, plan = prepare(self.adapter, self.examples, self.metrics, self.chat)
-        spots = self.spec.spots
-        places = [[token_places(self.adapter, item, spot) for spot in spots] for item in encoded]
-        return (encoded, plan), known_values(self.metrics, encoded), places
+        return (encoded, plan), places_of(self.adapter, encoded, self.spec)
 
     def rows(
         self, batch: Batch
@@ -441,9 +429,9 @@ def read_batches(
     position: Position,
     answers: bool | None,
 ) -> Iterator[
-    tuple[list[Encoded], Float[Tensor, "batch pos layer width"], Bool[Tensor, "batch pos"] | None]
+    tuple[list[int], Float[Tensor, "batch pos layer width"], Bool[Tensor, "batch pos"] | None]
 ]:
-    """Batches of one site's activations at the edited positions (layers in ascending order).
+    """Places of examples, with a site's activations at the edited positions (layers ascending).
 
     The mask says for ``"all"`` which positions are tokens of the prompt; rows end in padding.
     """
@@ -451,16 +439,8 @@ def read_batches(
     # Unlike a stream without metrics: a prompt must end where it ends in the pass that measures
     # the effect, and that one may hand a trailing space to the answer.
     encoded = encode_examples(adapter, examples, answers=with_answers(examples, answers))
-    places = [[token_places(adapter, item, spot) for spot in reading.spots] for item in encoded]
-    for batch, [(values, mask)], _ in read_sites(
-        adapter,
-        encoded,
-        NOTHING,
-        [where],
-        reading,
-        places,
-        progress=False,
-    ):
+    for batch in read_sites(adapter, encoded, NOTHING, [where], reading, progress=False):
+        values, mask = batch.activations, batch.mask
         if values.ndim == 3:
             values = rearrange(values, "batch layer width -> batch 1 layer width")
-        yield batch, values.cpu(), None if mask is None else mask.cpu()
+        yield batch.index.tolist(), values.cpu(), None if mask is None else mask.cpu()

@@ -31,8 +31,6 @@ from lens_skills.models.adapter import identity
 from lens_skills.results import work_folder
 
 _FORMAT = 1
-
-
 ARRAY, MANIFEST = "activations.npy", "manifest.json"
 
 

@@ -68,11 +68,7 @@ def find_places(neurons: Any, layers: Sequence[int], width: int) -> Int[Tensor, 
 
 
 HEADS, MLP = "attn.hook_z", "hook_mlp_out"
-
-
 Width = Callable[[str], int]
-
-
 _NAME = re.compile(r"L(\d+)(?:([NH])(\d+)|MLP)")
 
 

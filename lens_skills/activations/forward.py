@@ -161,16 +161,12 @@ def score_continuation(
         totals.append(steps.gather(-1, target[:, None]).double().sum())
         greedy.append(bool((steps.argmax(-1) == target).all()))
         if stop:
-            stops.append(not _extends(adapter.decode(int(row[len(target)].argmax()))))
+            stops.append(not adapter.decode(int(row[len(target)].argmax()))[:1].isalnum())
     return Continuation(
         log_probability=torch.stack(totals).cpu(),
         greedy=torch.tensor(greedy),
         stops=torch.tensor(stops) if stop else None,
     )
-
-
-def _extends(text: str) -> bool:
-    return text[:1].isalnum()
 
 
 def score_extra(

@@ -6,8 +6,8 @@ those. A column of numbers stays as it is; categories become one 0/1 metric each
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -224,11 +224,11 @@ def first_token_correct() -> Metric:
     return Metric("first_token_correct", compute, frozenset({"logits", "tokens"}), "0/1")
 
 
-def confidence(
-    kind: Literal["top", "answer", "margin", "entropy"] = "top",
-    *,
-    over: Literal["vocabulary", "options"] = "vocabulary",
-) -> Metric:
+_Kind = Literal["top", "answer", "margin", "entropy"]
+_Over = Literal["vocabulary", "options"]
+
+
+def confidence(kind: _Kind = "top", *, over: _Over = "vocabulary") -> Metric:
     """The model's confidence, read where the answer begins.
 
     Args:
@@ -242,11 +242,11 @@ def confidence(
     'entropy:options'
     """
     names = {"top": "confidence", "answer": "answer_probability"}
-    if kind not in ("top", "answer", "margin", "entropy"):
+    if kind not in get_args(_Kind):
         raise LensSkillsError(
             f"no confidence of kind {kind!r}. Choose 'top', 'answer', 'margin' or 'entropy'."
         )
-    if over not in ("vocabulary", "options"):
+    if over not in get_args(_Over):
         raise LensSkillsError(f"confidence over {over!r}? Choose 'vocabulary' or 'options'.")
     name = names.get(kind, kind)
     unit = "nats" if kind in ("margin", "entropy") else "probability"
@@ -378,9 +378,11 @@ def model_answer(
 
 def column_metric(name: str, kind: str) -> Column:
     """A column of the labels or of the covariates."""
-    return Column(
-        f"{kind[:-1]}:{name}", _reader(name, kind), frozenset(), "column", column=name, kind=kind
-    )
+
+    def compute(readout: Readout | None, examples: Sequence[Any]) -> Tensor:
+        return column_values(examples, name, kind)
+
+    return Column(f"{kind[:-1]}:{name}", compute, frozenset(), "column", column=name, kind=kind)
 
 
 def column_values(
@@ -424,10 +426,6 @@ def column_values(
     return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 
-def _reader(name: str, kind: str) -> Callable[[Readout | None, Sequence[Any]], Tensor]:
-    return lambda readout, examples: column_values(examples, name, kind)
-
-
 def _categories(values: Sequence[Any]) -> list[str]:
     return sorted({str(value) for value in values if value is not None})
 
@@ -449,19 +447,15 @@ def _present(example: Any, name: str, kind: str) -> Any:
 
 UserFunction = Callable[[Tensor, Sequence[Any]], Tensor]
 
-
 _NAMED: dict[str, Callable[[], Metric]] = {
     "logit_diff": logit_diff,
     "correct": correct,
     "first_token_correct": first_token_correct,
-    "confidence": confidence,
-    "answer_probability": lambda: confidence("answer"),
-    "margin": lambda: confidence("margin"),
-    "entropy": lambda: confidence("entropy"),
-    "confidence:options": lambda: confidence(over="options"),
-    "answer_probability:options": lambda: confidence("answer", over="options"),
-    "margin:options": lambda: confidence("margin", over="options"),
-    "entropy:options": lambda: confidence("entropy", over="options"),
+    **{
+        confidence(kind, over=over).name: partial(confidence, kind, over=over)
+        for over in get_args(_Over)
+        for kind in get_args(_Kind)
+    },
 }
 
 
@@ -483,7 +477,7 @@ def parse_metrics(metrics: Any, examples: Sequence[Any] = ()) -> tuple[Metric, .
             categories than can be told apart.
     """
     if isinstance(metrics, Mapping):
-        found = [_renamed(_parse_metric(value), str(key)) for key, value in metrics.items()]
+        found = [replace(_parse_metric(value), name=str(key)) for key, value in metrics.items()]
     elif isinstance(metrics, str | Metric | np.ndarray | Tensor) or callable(metrics):
         found = [_parse_metric(metrics)]
     else:
@@ -571,10 +565,6 @@ def _user_numbers(function: UserFunction, readout: Readout, examples: Sequence[A
             f"({len(examples)},), found {tuple(numbers.shape)}."
         )
     return numbers
-
-
-def _renamed(metric: Metric, name: str) -> Metric:
-    return replace(metric, name=name)
 
 
 def causal_metric(examples: Sequence[Example]) -> str | None:

@@ -128,26 +128,7 @@ def _stream(
     skip: int,
 ) -> Iterator[Batch]:
     encoded, plan = prepare(adapter, examples, metrics, chat)
-    known = known_values(metrics, encoded)
-    places = [[token_places(adapter, item, spot) for spot in reading.spots] for item in encoded]
-    for batch, [(activations, mask)], values in read_sites(
-        adapter,
-        encoded,
-        plan,
-        [site],
-        reading,
-        places,
-        metrics=metrics,
-        known=known,
-        skip=skip,
-    ):
-        yield Batch(
-            index=torch.tensor([item.index for item in batch]),
-            examples=tuple(batch),
-            activations=activations,
-            mask=mask,
-            metrics=values,
-        )
+    yield from read_sites(adapter, encoded, plan, [site], reading, metrics=metrics, skip=skip)
 
 
 Places = Mapping[int, Sequence[Sequence[int]]] | Sequence[Sequence[Sequence[int]]]
@@ -160,29 +141,40 @@ def read_sites(
     plan: RequiredOutputs,
     sites: Sequence[Site],
     reading: PositionSpec,
-    places: Places,
+    places: Places | None = None,
     *,
     metrics: Sequence[Metric] = (),
-    known: Mapping[str, Tensor] | None = None,
-    verb: str = "read",
     skip: int = 0,
     batch_size: int | None = None,
     progress: bool | None = None,
-) -> Iterator[
-    tuple[list[Encoded], list[tuple[Tensor, Bool[Tensor, "batch pos"] | None]], dict[str, Tensor]]
-]:
-    """Batches, each with the activations of every site (and their mask) and its metrics.
+) -> Iterator[Batch]:
+    """Batches of a site's activations, and of its gate's where a second site is given.
 
-    One forward pass a batch. ``known`` are the metrics that need no model; the rest is as in
+    One forward pass a batch. ``places`` are those of ``reading`` where left out; the rest is as in
     `batches`.
     """
+    known = known_values(metrics, encoded)
+    places = places_of(adapter, encoded, reading) if places is None else places
     options: dict[str, Any] = {"skip": skip, "batch_size": batch_size, "progress": progress}
-    for batch in batches(encoded, plan, verb, **options):
+    for batch in batches(encoded, plan, **options):
         here = [places[item.index] for item in batch]
         parts = [PositionGather(site, reading, here, batch, plan) for site in sites]
         readers = {name: reader for part in parts for name, reader in part.readers().items()}
-        values = forward_batch(adapter, batch, plan, metrics, known or {}, readers)
-        yield batch, [part.result() for part in parts], values
+        values = forward_batch(adapter, batch, plan, metrics, known, readers)
+        (activations, mask), *gates = [part.result() for part in parts]
+        yield Batch(
+            index=torch.tensor([item.index for item in batch]),
+            examples=tuple(batch),
+            activations=activations,
+            mask=mask,
+            metrics=values,
+            gate=gates[0][0] if gates else None,
+        )
+
+
+def places_of(adapter: Any, encoded: Sequence[Encoded], reading: PositionSpec) -> Places:
+    """The prompt tokens each spot of a position covers, by example."""
+    return [[token_places(adapter, item, spot) for spot in reading.spots] for item in encoded]
 
 
 def batches(

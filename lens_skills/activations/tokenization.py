@@ -86,7 +86,7 @@ def _encode(
         raise LensSkillsError(f"example {example.id!r} has an empty prompt.")
     space = ""
     if moved:
-        prompt, space = _without_space(prompt)
+        prompt, space = prompt.rstrip(" "), prompt[len(prompt.rstrip(" ")) :]
     tokens = adapter.encode(prompt, chat=chat)
 
     def continuation(text: str) -> tuple[int, ...]:
@@ -141,11 +141,6 @@ def _continuation(
     if whole[: len(tokens)] != tokens or len(whole) == len(tokens):
         return None
     return tuple(whole[len(tokens) :])
-
-
-def _without_space(prompt: str) -> tuple[str, str]:
-    bare = prompt.rstrip(" ")
-    return bare, prompt[len(bare) :]
 
 
 def _space_must_move(adapter: Any, examples: Sequence[Example]) -> bool:

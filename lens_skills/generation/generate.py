@@ -193,11 +193,9 @@ def capture_text(
         items.append(item)
     found: dict[int, np.ndarray] = {}
     size = settings.batch_size(16)
-    for batch, [(activations, _)], _ in read_sites(
-        adapter, items, NOTHING, [site], reading, places, batch_size=size
-    ):
-        for item, numbers in zip(batch, activations.cpu().to(torch.float32), strict=True):
-            found[item.index] = numbers.numpy()
+    for batch in read_sites(adapter, items, NOTHING, [site], reading, places, batch_size=size):
+        numbers = batch.activations.cpu().to(torch.float32).numpy()
+        found.update(zip(batch.index.tolist(), numbers, strict=True))
     about = manifest_of(adapter, site, reading, [graded.examples[place] for place in kept], chat)
     with work_folder(folder) as work:
         np.save(work / ARRAY, np.stack([found[place] for place in kept]))

@@ -206,7 +206,7 @@ class SourceReader:
         found: dict[LayerSite, Tensor] = {}
         for site, layers in self.sites.items():
             parts: list[tuple[list[int], Tensor]] = []
-            for batch, values, mask in read_batches(
+            for index, values, mask in read_batches(
                 self.adapter,
                 examples,
                 site,
@@ -214,7 +214,6 @@ class SourceReader:
                 position=self.position,
                 answers=self.answers,
             ):
-                index = [item.index for item in batch]
                 if one_token:
                     assert mask is not None, "one of several tokens: position 'all'"
                     lengths = zip(index, mask.sum(1).tolist(), strict=True)

@@ -25,7 +25,6 @@ from lens_skills.models.soft_prompt import SoftPrompt
 EMBEDDING = "hook_embed"
 """Where token embeddings enter, before positions are added."""
 
-
 BEFORE_BLOCKS = -1
 """The floor of the embedding's hook points, below block 0."""
 
@@ -48,9 +47,10 @@ def layer_of(name: str) -> int | None:
 ReadHook = Callable[[Tensor], object]
 """Receives the activation at one hook point, ``[batch pos ...]``, and must not change it."""
 
-
 EditHook = Callable[[Tensor], Tensor]
 """Receives the activation at one hook point and returns a new one in its place."""
+
+NO_EDITORS: Mapping[str, EditHook] = {}
 
 
 def keep_activation(
@@ -65,9 +65,6 @@ def keep_activation(
         return activation
 
     return keep
-
-
-NO_EDITORS: Mapping[str, EditHook] = {}
 
 
 class ModelAdapter(ABC):

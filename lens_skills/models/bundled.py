@@ -51,7 +51,6 @@ class Bundled:
 
 DEFAULT = "SmolLM2-135M-Instruct"
 
-
 BUNDLED = {
     entry.name.lower(): entry
     for entry in (

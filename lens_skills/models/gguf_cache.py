@@ -18,8 +18,6 @@ from lens_skills.models.huggingface import quiet, reason_of
 from lens_skills.models.parity import Parity
 
 FORMAT = 1
-
-
 MANIFEST = "manifest.json"
 
 

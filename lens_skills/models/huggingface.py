@@ -157,12 +157,8 @@ def _tokenizer(given: Any, *, local: bool = True) -> tuple[Any, bool]:
             found.padding_side = given.padding_side
     found.init_kwargs["name_or_path"] = where
     found.name_or_path = where
-    return found, _begins_with_bos(plain)
-
-
-def _begins_with_bos(tokenizer: Any) -> bool:
-    bos, tokens = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
-    return bos is not None and len(tokens) > 0 and tokens[0] == bos
+    bos, tokens = plain.bos_token_id, plain("a")["input_ids"]
+    return found, bos is not None and len(tokens) > 0 and tokens[0] == bos
 
 
 def _with_bos(from_pretrained: Callable[..., Any], where: str) -> Any:

@@ -163,7 +163,8 @@ def load_model(
             f"TransformerLens {version('transformer-lens')} has no HookedTransformer any more. "
             "Run pip install 'transformer-lens<4', or use implementation='bridge'."
         )
-    place = str(device) if device is not None else _default_device()
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    place = default if device is None else str(device)
     source, entry = _source(x, dtype, tokenizer)
     return _implement(source, implementation, place, entry)
 
@@ -235,10 +236,6 @@ def _implement(
         if entry is not None and source.model.dtype == torch.float32:
             cache.store_parity(entry, kind, parity)
     return model
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _can_open() -> str:

@@ -90,13 +90,9 @@ def compare(model: Any, expected: Reference) -> Parity:
     adapter = as_adapter(model)
     tokens = expected.tokens.to(adapter.device)
     neurons: dict[int, Tensor] = {}
-
-    def copied(activation: Tensor) -> Tensor:
-        return activation.detach().clone()
-
     names = set(adapter.hook_names())
     readers = {
-        name: keep_activation(neurons, layer, copied)
+        name: keep_activation(neurons, layer, lambda activation: activation.detach().clone())
         for layer in expected.neurons
         if (name := f"blocks.{layer}.mlp.hook_post") in names
     }

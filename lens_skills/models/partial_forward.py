@@ -7,7 +7,7 @@ are called as the Hugging Face model calls them.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +20,6 @@ from lens_skills.models.adapter import NO_EDITORS, EditHook, ReadHook, check_sha
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference from the clean log-probabilities; half precision is given `COARSE`."""
-
 
 COARSE = 0.05
 
@@ -137,9 +136,10 @@ class PartialForward(ABC):
     def _block(self, layer: int, tree: Tensor, n_sets: int) -> Tensor:
         """One block on the tree."""
 
-    @abstractmethod
     def normalise(self, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """The final norm of the residual stream."""
+        with self._evaluating():
+            return self.adapter.model.ln_final(residual)
 
     @abstractmethod
     def logits(self, residual: Float[Tensor, "row k d_model"]) -> Float[Tensor, "row k d_vocab"]:
@@ -211,6 +211,13 @@ def prefill(
     return suffix
 
 
+def keeps_keys(adapter: Any) -> bool:
+    """Whether blocks run on keys and values that were kept: what the model itself says of it."""
+    if adapter.implementation == "hooked":
+        return adapter.model.cfg.positional_embedding_type != "shortformer"
+    return {"past_key_values", "use_cache", "position_ids"} <= adapter._accepts
+
+
 def watched(adapter: Any) -> bool:
     """Whether a user's hooks are on the model: TransformerLens hooks or torch hooks."""
     if any(point.fwd_hooks for point in adapter._points.values()):
@@ -262,7 +269,7 @@ class BridgePartialForward(PartialForward):
         super().__init__(adapter, mask, start)
         from transformers import DynamicCache
 
-        if not {"past_key_values", "use_cache", "position_ids"} <= adapter._accepts:
+        if not keeps_keys(adapter):
             raise CannotResume(f"{adapter.name} keeps no keys and values")
         real, cache = self.mask.long(), DynamicCache()
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
@@ -385,19 +392,13 @@ class BridgePartialForward(PartialForward):
         allowed = self.tree_of(layer, mask == 0, n_sets)
         return torch.zeros_like(allowed, dtype=mask.dtype).masked_fill(~allowed, shut)
 
-    def normalise(self, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
-        """The final norm of the residual stream."""
-        return self._alone(self.adapter.model.ln_final, residual)
-
     def logits(self, residual: Float[Tensor, "row k d_model"]) -> Float[Tensor, "row k d_vocab"]:
         """Logits of the residual stream after the last block, over the whole vocabulary."""
-        logits = self._alone(self.adapter.model.unembed, self.normalise(residual))
+        normal = self.normalise(residual)
+        with self._evaluating():
+            logits = self.adapter.model.unembed(normal)
         cap = getattr(self.adapter.model.original_model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
-
-    def _alone(self, part: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-        with self._evaluating():
-            return part(value)
 
 
 class Recording:
@@ -434,7 +435,7 @@ class HookedPartialForward(PartialForward):
     ) -> None:
         super().__init__(adapter, mask, start)
         model = adapter.model
-        if model.cfg.positional_embedding_type == "shortformer":
+        if not keeps_keys(adapter):
             raise CannotResume("shortformer position embeddings enter every block")
         self.ones = self.mask.long()
         self.caches: list[HookedPrefix] = []
@@ -502,11 +503,6 @@ class HookedPartialForward(PartialForward):
     def _block(self, layer: int, tree: Tensor, n_sets: int) -> Tensor:
         block, cache = self.adapter.model.blocks[layer], self.caches[layer]
         return block(tree, past_kv_cache_entry=cache, attention_mask=self.ones)
-
-    def normalise(self, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
-        """The final norm of the residual stream."""
-        with self._evaluating():
-            return self.adapter.model.ln_final(residual)
 
     def logits(self, residual: Float[Tensor, "row k d_model"]) -> Float[Tensor, "row k d_vocab"]:
         """Logits of the residual stream after the last block, over the whole vocabulary."""

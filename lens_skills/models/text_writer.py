@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.models.adapter import check_shapes
-from lens_skills.models.partial_forward import COARSE, TOLERANCE, watched
+from lens_skills.models.partial_forward import COARSE, TOLERANCE, keeps_keys, watched
 
 
 class Writer(ABC):
@@ -123,7 +123,7 @@ def writer_for(
     user's hooks are on the model, which see different columns in the two, it is taken on trust.
     """
     kind = {"hooked": HookedWriter, "bridge": BridgeWriter}.get(adapter.implementation)
-    if kind is None or not _keeps_keys(adapter):
+    if kind is None or not keeps_keys(adapter):
         return WholeWriter
     if watched(adapter):
         return kind
@@ -140,12 +140,6 @@ def writer_for(
     difference = kept.logits.double().log_softmax(-1) - whole.logits.double().log_softmax(-1)
     same = float(difference.abs().amax()) <= TOLERANCE.get(whole.logits.dtype, COARSE)
     return kind if same else WholeWriter
-
-
-def _keeps_keys(adapter: Any) -> bool:
-    if adapter.implementation == "hooked":
-        return adapter.model.cfg.positional_embedding_type != "shortformer"
-    return {"past_key_values", "use_cache", "position_ids"} <= adapter._accepts
 
 
 def end_tokens(adapter: Any, *, chat: bool = False) -> frozenset[int]:

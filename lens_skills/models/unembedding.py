@@ -13,8 +13,6 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models.adapter import ModelAdapter
 
 _BIG = 1e4  # so large that a norm's epsilon does not count
-
-
 _FINE = 1e-3
 
 
@@ -75,11 +73,7 @@ class FrozenNorm:
 
 
 _CHUNK = 8192  # columns of the vocabulary projection held in float64 at once
-
-
 _PROBES = 4
-
-
 _FAINT = 1e-4  # of the largest logit write a vector of that length could make
 
 
@@ -242,12 +236,7 @@ def final_norm(adapter: ModelAdapter) -> Callable[[Tensor], Tensor]:
             f"{adapter.name} has no final norm (ln_final), so nothing can act through it. Choose a "
             "model with one."
         )
-
-    def apply(residual: Tensor) -> Tensor:
-        with torch.no_grad():
-            return norm(residual)
-
-    return apply
+    return torch.no_grad()(lambda residual: norm(residual))
 
 
 def _effective(

@@ -21,10 +21,8 @@ from lens_skills.models.unembedding import FrozenNorm, frozen_norm
 
 LayerSite = tuple[int, str]  # layer and site
 
-
 # Up to so many features their own rows of the matrix are gathered; beyond, all rows are multiplied.
 _FEW = 32
-
 
 _IDENTITY = ("hook_mlp_out", "hook_attn_out", "hook_resid_post")
 
@@ -192,12 +190,7 @@ class ModelWeights:
         """The norm before a block's ``"attn"`` or ``"mlp"``."""
         block = self.adapter.model.blocks[layer]
         module = block.ln1 if part == "attn" else block.ln2
-
-        def normalise(residual: Tensor) -> Tensor:
-            with torch.no_grad():
-                return module(residual)
-
-        return normalise
+        return torch.no_grad()(lambda residual: module(residual))
 
     def frozen(
         self, norm: Callable[[Tensor], Tensor], residual: Float[Tensor, "example column d_model"]

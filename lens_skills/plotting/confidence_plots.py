@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -27,6 +28,7 @@ from lens_skills.plotting.style import (
 )
 from lens_skills.scoring import Scores
 from lens_skills.stats.calibration import Calibration
+from lens_skills.stats.correlation import area_under_curve
 from lens_skills.stats.intervals import wilson_interval
 
 _CURVE: dict[str, Any] = {
@@ -215,18 +217,9 @@ def _check(x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _confidence_frame(x: np.ndarray, y: np.ndarray, bins: int) -> pd.DataFrame:
-    from scipy.stats import rankdata
-
     ends = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)))
     place = np.clip(np.searchsorted(ends, x, side="right") - 1, 0, max(len(ends) - 2, 0))
-    right, n = int(y.sum()), len(y)
-    wrong = n - right
-    # Mann and Whitney's U over the number of pairs.
-    auroc = (
-        (rankdata(x)[y == 1].sum() - right * (right + 1) / 2) / (right * wrong)
-        if right and wrong
-        else float("nan")
-    )
+    auroc = float(area_under_curve(torch.as_tensor(x), torch.as_tensor(y).double()))
     rows = []
     for one in np.unique(place):
         mine = place == one

@@ -65,21 +65,12 @@ def effect_tests(
     n_draws: int = 2000,
     seed: int = 0,
 ) -> EffectTests:
-    """The verdict on each neuron of one list.
+    """The verdict on each neuron of one list, given its effects on every example.
 
     A *hit*: the 95 % interval of its mean effect (studentised cluster bootstrap) lies outside
-    [-delta, delta], and |effect| is so rare among the controls that q <= 0.05 (Benjamini–Hochberg
+    [-delta, delta], and |effect| is so rare among the controls' that q <= 0.05 (Benjamini–Hochberg
     over this list only, so that no other list changes it). It *supports* where taking its work
-    away lowers the metric.
-
-    Args:
-        names: Of the neurons.
-        total: Their effects on every example.
-        groups: Each example's group.
-        controls: |mean effect| of each control.
-        delta: The smallest effect that matters.
-        removes: Whether the edit takes the neuron's work away.
-        n_draws, seed: Of the bootstrap.
+    away lowers the metric (``removes``: whether the edit takes it away).
     """
     mean = total.double().mean(dim=1)
     low, high = cluster_interval(total.double(), groups, n_draws=n_draws, seed=seed)
@@ -138,20 +129,9 @@ def ablation_effects(
     removes: bool,
     seed: int,
 ) -> AblationEffects:
-    """Each neuron edited alone, and random others of the same layers.
+    """Each neuron of ``tried`` edited alone, and at most ``n_controls`` others of their layers.
 
-    Args:
-        adapter: The model.
-        examples: The intervene split.
-        tried: (layer, neuron) of all that are tried, each once.
-        everyone: Of all there are.
-        do: The edit.
-        metric: What it may change.
-        at, position: Where.
-        delta: The smallest effect that counts (None: the controls' 95th percentile).
-        n_controls: How many controls, at most.
-        removes: Whether the edit takes a neuron's work away.
-        seed: As in `sweep`.
+    Without ``delta`` the smallest effect that counts is the controls' 95th percentile.
     """
     controls = draw_controls(tried, everyone, n_controls, seed=seed)
     components = parse_components(adapter, torch.cat([tried, controls]), at=at)

@@ -39,7 +39,7 @@ from lens_skills.ranking.rotated_basis import ABLATIONS, direction_effects, stro
 from lens_skills.ranking.target_statistics import target_of
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY
-from lens_skills.scoring.leakage import check_prompt, shared
+from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.correlation import spearman
 from lens_skills.stats.intervals import wilson_interval
 from lens_skills.stats.moments import random_rotation
@@ -462,12 +462,8 @@ def _check_splits(
         raise LensSkillsError(
             "no examples to intervene on: the split is empty. Loosen the filter, or split anew."
         )
-    what = shared(
-        (example.id for example in explore),
-        (example.group for example in explore),
-        (example.id for example in intervene),
-        (example.group for example in intervene),
-    )
+    ids, groups = [example.id for example in intervene], [example.group for example in intervene]
+    what = known_to(explore, {"example_ids": ids, "groups": groups})
     if what and not exploratory:
         raise LensSkillsError(
             f"explore and intervene share {what}, so what ranked a neuron would also try it. Use "

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients
 from lens_skills.ranking.target_statistics import ClassSums, Target, TargetKind
+from lens_skills.stats.correlation import area_under_curve
 from lens_skills.stats.information import binned_information
 from lens_skills.stats.multiple_testing import group_codes
 
@@ -189,15 +189,8 @@ def information(values: LayerActivations) -> Float[Tensor, " unit"]:
 
 
 def auroc(values: LayerActivations) -> Float[Tensor, " unit"]:
-    """P(x of class 1 > x of class 0) + P(equal) / 2, in [0, 1]; 0.5 tells nothing.
-
-    From the rank sum R of class 1: (R - n_1 (n_1 + 1) / 2) / (n_1 n_0), ties given their mean rank.
-    """
-    member = values.target.values
-    n_high = float(member.sum())
-    n_low = len(member) - n_high
-    ranks = torch.from_numpy(rankdata(values.activations.numpy(), axis=0))
-    return (member @ ranks - n_high * (n_high + 1) / 2) / (n_high * n_low)
+    """P(x of class 1 > x of class 0) + P(equal) / 2, in [0, 1]; 0.5 tells nothing."""
+    return area_under_curve(values.activations, values.target.values)
 
 
 def l1_coefficients(values: LayerActivations) -> Float[Tensor, " unit"]:

@@ -249,14 +249,8 @@ def rank_all(
 ) -> Rankings:
     """The rankings of several methods: one pass over the activations, one with gradients.
 
-    Args:
-        reader: The split.
-        target: What is ranked by.
-        methods: All that are wanted; those that cannot rank here are left out.
-        differentiated: What methods of gradients differentiate.
-        gate: As in `rank`.
-        rotation_seed: Of a rotated basis that is read beside the neurons (None: none).
-        seed: Of the methods that draw.
+    Methods that cannot rank here are left out. With ``rotation_seed`` a rotated basis is read
+    beside the neurons.
     """
     left_out = unfit(methods, target, reader, gate, differentiated)
     able = [method for method in methods if method.name not in left_out]
@@ -265,7 +259,7 @@ def rank_all(
         reader,
         target,
         able,
-        fires=_open if any(method.reads == "firing" for method in able) else None,
+        fires=(lambda gate: gate > 0) if any(m.reads == "firing" for m in able) else None,
         gate=gate and reader.gated,
         rotation=random_rotation(reader.width, seed=rotation_seed) if rotated else None,
         seed=seed,
@@ -302,10 +296,6 @@ def rank_all(
             provenance=about,
         )
     return Rankings(found, left_out, target, statistics, reader)
-
-
-def _open(gate: Tensor) -> Tensor:
-    return gate > 0
 
 
 def _scored(
@@ -445,14 +435,7 @@ def read_statistics(
 ) -> PassStatistics:
     """The sums over a split, and the scores of the methods that need stored values.
 
-    Args:
-        reader: The split.
-        target: What is ranked by.
-        methods: All that were asked for.
-        fires: From the gate or the activation to whether the neuron fires.
-        gate: Whether it asks the gate.
-        rotation: A random rotation of every layer.
-        seed: Of the methods that draw.
+    ``fires`` says of the gate (with ``gate``) or of the activation whether the neuron fires.
     """
     stored = [method for method in methods if method.reads == "values"]
     gate = gate and fires is not None

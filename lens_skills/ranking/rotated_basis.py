@@ -48,15 +48,7 @@ def direction_effects(
     The whole layer is edited at once, exactly, through the engine of every other effect; with
     zero ablation the mean is left out.
 
-    Args:
-        adapter: The model.
-        examples: The intervene split.
-        directions: Layer and column of ``rotation``, whose columns are orthonormal.
-        rotation: One matrix for all layers.
-        do: ``ablate("mean", over=…)`` or ``ablate("zero")``.
-        metric: What to watch.
-        site: Of the neurons.
-        position: Where to edit.
+    ``directions`` are layers and columns of ``rotation``: orthonormal, and one for all layers.
     """
     assert do.kind in ABLATIONS, do.kind
     layers = sorted(set(directions[:, 0].tolist()))

@@ -1,4 +1,4 @@
-"""Correlations: Pearson's r with an interval over groups, Spearman's, ranks and percentiles."""
+"""Correlations: Pearson's r with an interval over groups, Spearman's; ranks and percentiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +38,25 @@ def spearman(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "row other"]:
     from scipy.stats import rankdata
 
     return torch.from_numpy(np.atleast_2d(np.corrcoef(rankdata(rows.double().numpy(), axis=1))))
+
+
+def area_under_curve(
+    values: Float[Tensor, "row *unit"], truth: Float[Tensor, " row"]
+) -> Float[Tensor, "*unit"]:
+    """AUROC: P(value of a true row > of a false one) + P(equal) / 2; NaN with one class only.
+
+    From the rank sum R of the true: (R - n_1 (n_1 + 1) / 2) / (n_1 n_0), ties given their mean
+    rank; with ``truth`` 0 or 1, in float64.
+
+    >>> area_under_curve(torch.tensor([0.1, 0.7, 0.7]), torch.tensor([0, 1, 0]).double()).item()
+    0.75
+    """
+    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
+    from scipy.stats import rankdata
+
+    n_true = float(truth.sum())
+    ranks = torch.from_numpy(rankdata(values.numpy(), axis=0))
+    return (truth @ ranks - n_true * (n_true + 1) / 2) / (n_true * (len(truth) - n_true))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +120,20 @@ def standardise(values: Float[Tensor, "unit row"]) -> Float[Tensor, "unit row"]:
     spread = centred.square().mean(1, keepdim=True).sqrt()
     size = values.double().abs().amax(1, keepdim=True)
     return torch.where(spread > 1e-9 * size, centred / spread.clamp(min=1e-300), 0.0)
+
+
+def average_linkage(distance: np.ndarray) -> Float[Tensor, "merge 4"]:
+    """SciPy's tree of average linkage on the distances of every two, each 0 from itself.
+
+    >>> average_linkage(np.array([[0.0, 0.5], [0.5, 0.0]])).tolist()
+    [[0.0, 1.0, 0.5, 2.0]]
+    """
+    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
+    np.fill_diagonal(distance, 0)
+    return torch.from_numpy(linkage(squareform(distance, checks=False), "average"))
 
 
 def percentiles(

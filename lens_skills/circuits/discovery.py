@@ -175,15 +175,15 @@ class CircuitSearch:
     def upstream(self, depth: int) -> None:
         """Edges into the start, into what sends them, and so on."""
         target = self.start.target
-        gradients = self._gradients_of(
-            target
-        )  # first of all: a metric without a gradient ends here
+        # First of all: a metric without a gradient ends here.
+        gradients = self._gradients_of(target)
         changes = together([whole_input(cache, target) for cache in self.testing])
         total = self._add_totals("upstream", target, changes)
         receivers, seen = list(self.start.nodes), set(self.start.nodes)
+        widest = max(self.testing, key=lambda cache: cache.n_columns)
         for _ in range(depth):
             channels = dict.fromkeys(
-                channel for node in receivers for channel in channels_of(self._widest, node)
+                channel for node in receivers for channel in channels_of(widest, node)
             )
             sums = [
                 edges_into(cache, [c for c in channels if self._inside(cache, c[0])], gradient)
@@ -221,10 +221,6 @@ class CircuitSearch:
                 if node.kind == "neuron" and node.layer == layer:
                     values[node.index] = 0.0  # held at its corrupted activation in the whole
         return total
-
-    @property
-    def _widest(self) -> PairedCache:
-        return max(self.testing, key=lambda cache: cache.n_columns)
 
     def _inside(self, cache: PairedCache, node: Node) -> bool:
         return -cache.n_columns <= node.column

@@ -144,12 +144,6 @@ class PairedCache:
                 "residual stream. Circuits cannot be told apart here; sweep and verify can."
             )
 
-    def heads_write(
-        self, layer: int, z: Float[Tensor, "*row head d_head"]
-    ) -> Float[Tensor, "*row head d_model"]:
-        """What each head adds to the residual stream (the bias of all left out)."""
-        return einsum(z, self.weights.head_out(layer), "... head f, head f d -> ... head d")
-
     # What the corrupted prompt changes.
 
     def column(self, node: Node) -> int:
@@ -169,17 +163,14 @@ class PairedCache:
         """The change of what enters a block, or leaves the last."""
         return self.corrupted.entering[layer] - self.clean.entering[layer]
 
-    def moved_middle(self, layer: int) -> Float[Tensor, "example column d_model"]:
-        """The change of what a block's MLP reads."""
-        return self.corrupted.middle[layer] - self.clean.middle[layer]
-
     def moved_z(self, layer: int) -> Float[Tensor, "example column head d_head"]:
         """The change of each head's ``z``."""
         return self.corrupted.z[layer] - self.clean.z[layer]
 
     def moved_mlp(self, layer: int) -> Float[Tensor, "example column d_model"]:
         """The change of what a block's MLP writes."""
-        return self.moved(layer + 1) - self.moved_middle(layer)
+        read = self.corrupted.middle[layer] - self.clean.middle[layer]
+        return self.moved(layer + 1) - read
 
     def moved_post(self, layer: int) -> Float[Tensor, "example column d_mlp"]:
         """The change of each neuron's activation."""
@@ -206,8 +197,9 @@ class PairedCache:
             return self.moved(0)[:, column]
         if node.kind == "head":
             stop = node.index + node.width  # type: ignore[operator]
-            z = self.moved_z(layer)[:, column]
-            return self.heads_write(layer, z)[:, node.index : stop].sum(1)
+            z, weight = self.moved_z(layer)[:, column], self.weights.head_out(layer)
+            heads = einsum(z, weight, "e head f, head f d -> e head d")
+            return heads[:, node.index : stop].sum(1)
         if node.kind == "mlp":
             return self.moved_mlp(layer)[:, column]
         if node.kind == "neuron":

@@ -67,15 +67,9 @@ def mediate(
 ) -> Mediation:
     """The effect of setting each neuron, alone, to its own value ``to`` at the last prompt token.
 
-    Args:
-        adapter: The model.
-        examples: What is read.
-        neurons: (layer, index) rows.
-        to: What each is set to: its mean.
-        outcomes: What is measured, each a function of the logits that follow.
-        answers: Whether prompts are read together with their answers.
-        n_paths: How many neurons to follow along all paths; of the rest only the total of the
-            first outcome is measured (everything else is NaN).
+    Of the neurons beyond the first ``n_paths`` (None: all) only the total of the first outcome, a
+    function of the logits that follow, is measured (everything else is NaN). ``answers``: prompts
+    are read together with their answers.
 
     Raises:
         LensSkillsError: Upper layers cannot be run alone, what a neuron adds is not its row of

@@ -17,7 +17,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
 from lens_skills.results import Result
-from lens_skills.stats.correlation import standardise
+from lens_skills.stats.correlation import average_linkage, standardise
 
 MOST = 2_000
 """Neurons beyond which the tree takes long and nobody reads it."""
@@ -177,18 +177,15 @@ def cluster_by(
 ) -> tuple[Int[Tensor, " neuron"], Float[Tensor, "merge 4"]]:
     """Each neuron's cluster, the largest cluster first, and the tree they are cut from."""
     # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
-    from scipy.cluster.hierarchy import fcluster, linkage
-    from scipy.spatial.distance import squareform
+    from scipy.cluster.hierarchy import fcluster
 
     # Rounded, because a matrix product's last digits differ from call to call.
-    distance: Any = (1 - r.abs()).numpy().round(12)
-    np.fill_diagonal(distance, 0)
-    tree = linkage(squareform(distance, checks=False), "average")
-    flat = fcluster(tree, threshold, "distance")
+    tree = average_linkage((1 - r.abs()).numpy().round(12))
+    flat = fcluster(tree.numpy(), threshold, "distance")
     codes, first, counts = np.unique(flat, return_index=True, return_counts=True)
     # Largest first; of equal ones, whose first member was given first.
     order = {int(codes[place]): rank for rank, place in enumerate(np.lexsort((first, -counts)))}
-    return torch.tensor([order[int(code)] for code in flat]), torch.from_numpy(tree)
+    return torch.tensor([order[int(code)] for code in flat]), tree
 
 
 def _medoid(r: Float[Tensor, "neuron neuron"], inside: Tensor) -> int:

@@ -337,11 +337,12 @@ def weight_columns(
     names = neuron_names(neurons)
     table = pd.DataFrame({"name": names, "layer": neurons[:, 0], "neuron": neurons[:, 1]})
     norms, variances, layers = [], [], []
+    tiny = torch.finfo(torch.float64).tiny  # a variance of 0 is taken for the smallest number
     for layer in range(adapter.n_layers):
         rows = adapter.weight_out(layer)
         values = {
             "norm": unembedding.norm(rows),
-            "log_variance": log10(unembedding.logit_variance(rows)),
+            "log_variance": unembedding.logit_variance(rows).clamp(min=tiny).log10(),
         }
         norms.append(values["norm"].cpu())
         variances.append(values["log_variance"].cpu())
@@ -366,11 +367,6 @@ def weight_columns(
     return table, cloud
 
 
-def log10(values: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
-    """The base-10 logarithm; of a variance of 0, that of the smallest number."""
-    return values.clamp(min=torch.finfo(torch.float64).tiny).log10()
-
-
 def add_r(table: pd.DataFrame, name: str, found: GroupedCorrelation) -> None:
     """Adds r and its interval, of the first neurons of the correlation."""
     n = len(table)
@@ -388,12 +384,7 @@ def add_effects(
 ) -> None:
     """Adds what ablation does on the task and on neutral text, ranked among random neurons.
 
-    Args:
-        table: One row per neuron, to be filled in.
-        neurons: Those neurons.
-        several: The same first, then random neurons of each of their layers.
-        task, neutral: Of ``several``.
-        seed: Of the intervals.
+    ``several`` are the neurons of the table, then random ones of each of their layers.
     """
     n = len(neurons)
     total = task.change["total"]["metric"]

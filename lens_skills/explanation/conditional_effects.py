@@ -140,10 +140,9 @@ class ConditionalEffects:
         return {
             neuron: ControlledEffect(
                 value=float(found.mean[n]),
-                low=float(found.low[n]),
-                high=float(found.high[n]),
-                low90=float(found.low90[n]),
-                high90=float(found.high90[n]),
+                **{
+                    end: float(getattr(found, end)[n]) for end in ("low", "high", "low90", "high90")
+                },
                 p=float(p[n]),
                 q=float(q[n]),
                 delta=delta,

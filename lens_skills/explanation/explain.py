@@ -136,7 +136,7 @@ def explain(
     n_groups = len({groups[row] for row in parts[1].tolist()})
     return Explanations(
         neurons=tuple(explained),
-        features=feature_table(bank, kept, found),
+        features=bank.only(*kept).frame().assign(exchange=list(found.schemes) or [""] * len(kept)),
         site=site,
         position=parse_position(where).labels[0],
         n_fitted=len(parts[0]),
@@ -263,14 +263,6 @@ def feature_rows(
 def _accepted(share: float | None, p: float | None) -> bool:
     """At least 60 % of the examples, and (where there is a null) more than chance gives."""
     return share is not None and share >= ACCEPTED and (p is None or p <= ALPHA)
-
-
-def feature_table(
-    bank: FeatureBank, names: Sequence[str], found: FeatureAssociation
-) -> pd.DataFrame:
-    """One row per feature: feature kind surface family exchange."""
-    frame = bank.only(*names).frame()
-    return frame.assign(exchange=list(found.schemes) or [""] * len(frame))
 
 
 def notes_on(

@@ -23,6 +23,7 @@ from lens_skills.explanation.features import (
     number_features,
     of_column,
     pair_features,
+    value_order,
     word_features,
 )
 from lens_skills.stats.information import N_BINS, equal_width_codes
@@ -284,7 +285,7 @@ class FeatureMatrix:
         for place, feature in enumerate(features):
             found = values[feature.name].tolist()
             if feature.kind == "category":
-                distinct = sorted(set(found), key=lambda value: (isinstance(value, str), value))
+                distinct = sorted(set(found), key=value_order)
                 code = {value: number for number, value in enumerate(distinct)}
                 codes = torch.tensor([code[value] for value in found])
                 mine = np.eye(len(distinct))[codes.numpy()]
@@ -311,14 +312,7 @@ class FeatureMatrix:
 
     def rows(self, where: Int[Tensor, " part"]) -> "FeatureMatrix":
         """The same features on some of the rows."""
-        return FeatureMatrix(
-            self.features,
-            self.columns[where],
-            self.owner,
-            self.classes[where],
-            self.n_classes,
-            self.levels,
-        )
+        return replace(self, columns=self.columns[where], classes=self.classes[where])
 
     def per_feature(self, columns: Float[Tensor, "*unit column"]) -> Float[Tensor, "*unit feature"]:
         """Sums over the columns of each feature."""

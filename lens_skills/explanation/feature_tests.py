@@ -212,12 +212,8 @@ class Fit:
     ) -> Float[Tensor, "neuron feature"]:
         """Pearson r of each neuron with what each feature predicts, on other rows.
 
-        Args:
-            centred: Activations less their mean, divided by the root of their sum of squares.
-            design: Whose columns they are.
-            columns: The features there, perhaps exchanged.
-            spread: Σ prediction² where columns of a feature overlap (signed ones do); by default
-                every row has one class.
+        ``centred`` activations have length 1; ``spread`` is Σ prediction² where a feature's columns
+        overlap (signed ones do). By default every row has one class.
         """
         weights = self.coefficients.to(columns)
         product = design.per_feature(weights * (centred.to(columns) @ columns))
@@ -259,12 +255,9 @@ def associate(
         for start in range(0, len(activations), _TOGETHER)
     ]
     nulls = [part.nulls(exchange) for part in parts]
-    single = torch.cat([null["single"] for null in nulls])
+    p = {name: torch.cat([null[name] for null in nulls]) for name in nulls[0]}
+    single = p.pop("single")
     q = single if exchange is None else false_discovery_q(single.flatten()).view_as(single)
-
-    def joined(name: str) -> Table:
-        return torch.cat([null[name] for null in nulls])
-
     return FeatureAssociation(
         explained_fitted=torch.cat([part.fit.explained for part in parts]),
         r=torch.cat([part.r for part in parts]),
@@ -273,11 +266,8 @@ def associate(
         overlap_bottom=torch.cat([part.overlap(part.bottom) for part in parts]),
         base=parts[0].base,
         information=torch.cat([part.information for part in parts]),
-        p=joined("p"),
+        **p,
         q=q,
-        p_top=joined("p_top"),
-        p_bottom=joined("p_bottom"),
-        p_information=joined("p_information"),
         schemes=() if exchange is None else exchange.schemes,
         k=k,
     )

@@ -101,7 +101,8 @@ def column_features(examples: Sequence[Example], *, leave: Collection[str] = ())
     for name in dict.fromkeys([*labels, *covariates]):
         if name not in leave:
             surface = name not in labels or name in _SURFACE_LABELS
-            found += of_column(name, _reader(name), examples, surface=surface, family=COLUMN_FAMILY)
+            read = lambda example, name=name: example.column(name)  # noqa: E731
+            found += of_column(name, read, examples, surface=surface, family=COLUMN_FAMILY)
     return found
 
 
@@ -129,7 +130,7 @@ def of_column(
                 f"the feature {name!r} is {value!r} of type {type(value).__name__} for example "
                 f"{example.id!r}. Return a plain bool, int, float or str."
             )
-    distinct = sorted({value for value in values if value is not None}, key=_order)
+    distinct = sorted({value for value in values if value is not None}, key=value_order)
     if all(isinstance(value, bool) or value in (0, 1) for value in distinct):
         return [Feature(name, "flag", lambda e: int(bool(read(e))), surface, family)]
     options = {"surface": surface, "family": family}
@@ -148,12 +149,9 @@ def of_column(
     return found
 
 
-def _order(value: Value) -> tuple[bool, Value]:
+def value_order(value: Value) -> tuple[bool, Value]:
+    """Numbers before texts."""
     return isinstance(value, str), value
-
-
-def _reader(name: str) -> Callable[[Any], Value | None]:
-    return lambda example: example.column(name)
 
 
 READ = (
@@ -186,12 +184,10 @@ def number_features(examples: Sequence[Example]) -> list[Feature]:
     def either(test: Callable[[int], bool]) -> Callable[[Any], bool]:
         return lambda example: test(a(example)) or test(b(example))
 
-    for digit in digits:
-        found.append(_surface(f"an operand is {digit}", either(lambda n, d=digit: n == d)))
-    for digit in digits:
-        found.append(
-            _surface(f"an operand ends in {digit}", either(lambda n, d=digit: n % 10 == d))
-        )
+    found += [_surface(f"an operand is {d}", either(lambda n, d=d: n == d)) for d in digits]
+    found += [
+        _surface(f"an operand ends in {d}", either(lambda n, d=d: n % 10 == d)) for d in digits
+    ]
     found += [
         _surface("the operands are equal", lambda e: a(e) == b(e)),
         _surface("a is larger than b", lambda e: a(e) > b(e)),
@@ -203,15 +199,13 @@ def number_features(examples: Sequence[Example]) -> list[Feature]:
     ]
     found += _of_number("the result", result, examples, False)
     found += [
-        flag(f"the operation is {word}", _is_op(sign), surface=False, family=NUMBER_FAMILY)
+        _defining(f"the operation is {word}", lambda e, s=sign: e.column("op") == s)
         for sign, word in _OPERATIONS.items()
     ]
     found += [
         Feature("the operation", "category", lambda e: e.column("op"), False, NUMBER_FAMILY),
-        flag("a column carries", lambda e: e.column("carry"), surface=False, family=NUMBER_FAMILY),
-        flag(
-            "the result is negative", lambda e: result(e) < 0, surface=False, family=NUMBER_FAMILY
-        ),
+        _defining("a column carries", lambda e: e.column("carry")),
+        _defining("the result is negative", lambda e: result(e) < 0),
     ]
     return found
 
@@ -221,10 +215,10 @@ def _of_number(
 ) -> list[Feature]:
     """Its size, parity, values, digits, remainders and tens."""
     values = sorted({number(example) for example in examples})
-    options = {"surface": surface, "family": NUMBER_FAMILY}
+    options: dict[str, Any] = {"surface": surface, "family": NUMBER_FAMILY}
     found = [
         _number_feature(name, number, surface),
-        flag(f"{name} is odd", lambda e: number(e) % 2, surface=surface, family=NUMBER_FAMILY),
+        flag(f"{name} is odd", lambda e: number(e) % 2, **options),
     ]
     if len(values) <= _MOST_VALUES:
         found += each_value(name, number, values, **options)
@@ -234,45 +228,20 @@ def _of_number(
     found += each_value(
         name, lambda e: int(str(abs(number(e)))[0]), sorted(leading), verb="begins with", **options
     )
-    lengths = {len(str(abs(value))) for value in values}
-    for length in sorted(lengths):
-        found.append(
-            flag(
-                f"{name} has {length} digit{'s' if length > 1 else ''}",
-                lambda e, n=length: len(str(abs(number(e)))) == n,
-                surface=surface,
-                family=NUMBER_FAMILY,
-            )
-        )
+    for length in sorted({len(str(abs(value))) for value in values}):
+        said = f"{name} has {length} digit{'s' if length > 1 else ''}"
+        found.append(flag(said, lambda e, n=length: len(str(abs(number(e)))) == n, **options))
     for modulus in (3, 4, 5):
-        found.append(
-            Feature(
-                f"{name} modulo {modulus}",
-                "category",
-                lambda e, m=modulus: number(e) % m,
-                surface,
-                NUMBER_FAMILY,
-            )
-        )
+        read = lambda e, m=modulus: number(e) % m  # noqa: E731
+        found.append(Feature(f"{name} modulo {modulus}", "category", read, **options))
     low, high = values[0], values[-1]
     if high - low > 20:
         for start in range(low // 10 * 10, min(high, 99) + 1, 10):
-            found.append(
-                flag(
-                    f"{name} is in {start} to {start + 9}",
-                    lambda e, s=start: s <= number(e) < s + 10,
-                    surface=surface,
-                    family=NUMBER_FAMILY,
-                )
-            )
+            said = f"{name} is in {start} to {start + 9}"
+            found.append(flag(said, lambda e, s=start: s <= number(e) < s + 10, **options))
     else:
         middle = (low + high + 1) // 2
-        found.append(
-            flag(
-                f"{name} is {middle} or more", lambda e: number(e) >= middle, surface=surface,
-                family=NUMBER_FAMILY,
-            )
-        )  # fmt: skip
+        found.append(flag(f"{name} is {middle} or more", lambda e: number(e) >= middle, **options))
     return found
 
 
@@ -280,12 +249,12 @@ def _surface(name: str, holds: Callable[[Any], Any]) -> Feature:
     return flag(name, holds, surface=True, family=NUMBER_FAMILY)
 
 
+def _defining(name: str, holds: Callable[[Any], Any]) -> Feature:
+    return flag(name, holds, surface=False, family=NUMBER_FAMILY)
+
+
 def _number_feature(name: str, read: Number, surface: bool) -> Feature:
     return Feature(name, "number", read, surface, NUMBER_FAMILY)
-
-
-def _is_op(sign: str) -> Callable[[Any], bool]:
-    return lambda example: example.column("op") == sign
 
 
 _PAIR = re.compile(r"Premise: (.*)\n+Hypothesis: (.*)\n*")
@@ -369,11 +338,10 @@ def word_features(examples: Sequence[Example]) -> list[Feature]:
         (word for word, share in shares.items() if _RARE <= share <= 1 - _RARE),
         key=lambda word: (abs(shares[word] - 0.5), word),
     )
-    return found + [_says(word) for word in varied[:_MOST_WORDS]]
-
-
-def _says(word: str) -> Feature:
-    return flag(f"says {word!r}", lambda e: word in words(e.prompt), family=WORD_FAMILY)
+    return found + [
+        flag(f"says {word!r}", lambda e, w=word: w in words(e.prompt), family=WORD_FAMILY)
+        for word in varied[:_MOST_WORDS]
+    ]
 
 
 def _word_number(name: str, read: Any) -> Feature:

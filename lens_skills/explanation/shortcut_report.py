@@ -162,12 +162,8 @@ def word_for(
 ) -> tuple[str, str]:
     """The word, and why where the word alone does not say it.
 
-    Args:
-        tied: Whether a surface feature explains the neuron.
-        difference: Of the ablation's effect between examples with the feature and without; None
-            where one of the two has too few.
-        effect: Of the ablation on all examples.
-        larger_with_feature: Whether the ablation does more with the feature than without.
+    ``tied``: a surface feature explains the neuron. ``difference`` is None where too few examples
+    have the feature, or lack it.
     """
     if not tied:
         if effect.matters:

@@ -10,13 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations import (
-    DEFAULT_SITE,
-    Metric,
-    Position,
-    evaluate,
-    parse_metric,
-)
+from lens_skills.activations import DEFAULT_SITE, Metric, Position, evaluate, parse_metric
 from lens_skills.activations.components import parse_components, parse_neurons
 from lens_skills.activations.metrics import causal_metric
 from lens_skills.errors import LensSkillsError
@@ -39,7 +33,7 @@ from lens_skills.explanation.shortcut_report import (
 from lens_skills.interventions import Controls, Edit, ablate
 from lens_skills.interventions.effects import effect_metric
 from lens_skills.models import ModelAdapter, as_adapter
-from lens_skills.results import examples_hash, versions
+from lens_skills.results import examples_hash, provenance
 from lens_skills.scoring import score, select
 from lens_skills.tasks import Task
 
@@ -115,14 +109,11 @@ def shortcuts(
     outcome = parse_causal_metric(wanted, causal_metric, intervene)
     splits = (explore, confirm, intervene)
     about = {
-        "model": adapter.name,
-        "model_fingerprint": adapter.fingerprint(),
-        "task": explore.name,
+        **provenance(explore, adapter),
         "splits": [split.split_name for split in splits],
         "examples": [examples_hash(split) for split in splits],
         "n_controls": controls.neurons,
         "seed": seed,
-        "versions": versions(),
     }
     options: dict[str, Any] = {
         "at": at, "position": position, "n_permutations": n_permutations, "seed": seed,
@@ -316,13 +307,9 @@ def _describe(
 ) -> Shortcut:
     """What is known of one neuron, and the word for it.
 
-    Args:
-        one: The features that explain it.
-        tied: The surface feature it is tied to, and when that counts as present (``condition``).
-        splits: Explore, confirm and intervene.
-        right: Whether the model answers each example of the last two correctly.
-        effects: Of ablating it, on each example of intervene.
-        r, difference, effect, n_controls: As in `Shortcut`.
+    It is tied to a surface feature, which counts as present under the ``condition``; ``right`` says
+    whether the model answers the examples of confirm and intervene correctly, and ``effects`` what
+    ablating it does on intervene.
     """
     of_task = next((row for row in one.rows if not row["surface"]), None)
     row = one.feature(tied) if tied else None

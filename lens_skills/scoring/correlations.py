@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -111,17 +111,13 @@ def collect(
             rotated=float(rotated[name].abs().max()) if rotations else None,
         )
 
-    def shaped(tensors: list[Tensor]) -> Tensor:
-        return rearrange(
-            torch.stack(tensors), "metric (pos unit) -> metric pos unit", pos=n_pos
-        ).contiguous()
-
-    def by_position(flat: Float[Tensor, " flat"]) -> Float[Tensor, "pos unit"]:
-        return rearrange(flat, "(pos unit) -> pos unit", pos=n_pos).contiguous()
+    def by_position(flat: Float[Tensor, "*any flat"]) -> Float[Tensor, "*any pos unit"]:
+        return rearrange(flat, "... (pos unit) -> ... pos unit", pos=n_pos).contiguous()
 
     class_means, smd = _by_class(moments, kept, layout.metrics, values)
     arrays: dict[str, Any] = {
-        key: shaped(tensors) if tensors else None for key, tensors in parts.items()
+        key: by_position(torch.stack(tensors)) if tensors else None
+        for key, tensors in parts.items()
     }
     return Scores(
         metrics=tuple(kept),
@@ -135,10 +131,7 @@ def collect(
         rotated_r=rotated,
         mean=by_position(moments.unit_mean),
         std=by_position((moments.square / moments.weight).sqrt()),
-        class_means={
-            name: rearrange(m, "value (pos unit) -> value pos unit", pos=n_pos).contiguous()
-            for name, m in class_means.items()
-        },
+        class_means={name: by_position(flat) for name, flat in class_means.items()},
         smd={name: by_position(flat) for name, flat in smd.items()},
         predictivity={k: by_position(v) for k, v in predictivity.items() if k in kept},
         values={name: numbers.clone() for name, numbers in values.items()},
@@ -206,16 +199,8 @@ def _by_class(
 
 
 def _to_cpu(moments: Moments) -> Moments:
-    return Moments(
-        weight=moments.weight,
-        column_mean=moments.column_mean.cpu(),
-        unit_mean=moments.unit_mean.cpu(),
-        gram=moments.gram.cpu(),
-        column_square=moments.column_square.cpu(),
-        cross=moments.cross.cpu(),
-        square=moments.square.cpu(),
-        rotated_square=moments.rotated_square.cpu(),
-    )
+    sums = {name: value for name, value in vars(moments).items() if isinstance(value, Tensor)}
+    return replace(moments, **{name: value.cpu() for name, value in sums.items()})
 
 
 @dataclass(frozen=True)

@@ -74,15 +74,8 @@ class ColumnLayout:
 class DesignMatrix:
     """Builds the columns of each batch of one pass.
 
-    Args:
-        metrics: The metrics of the pass.
-        known: Values of those known beforehand, over all examples.
-        examples: All examples of the pass.
-        given: Names of the covariates to partial out.
-        exchange: A scheme for all metrics, or ``"auto"``.
-        n_draws: Draws of the null.
-        n_controls: Draws of the control task.
-        seed: Of all draws.
+    ``known`` are the values of metrics known beforehand, ``given`` the covariates to partial out,
+    ``exchange`` a scheme for all metrics or ``"auto"``.
     """
 
     def __init__(

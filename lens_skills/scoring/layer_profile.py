@@ -13,18 +13,6 @@ from lens_skills.scoring.correlations import partial_r
 from lens_skills.scoring.leakage import check_match
 from lens_skills.scoring.scores import EXPLORATORY, MetricScores, Scores, one_metric
 
-_COLUMNS = (
-    "layer",
-    "neurons",
-    "strongest",
-    "beyond",
-    "answer_strongest",
-    "metric_left",
-    "answer_left",
-    "on_errors",
-)
-
-
 FEW = 20  # examples on which label and answer differ, below which r cannot tell them apart
 
 
@@ -67,7 +55,8 @@ class LayerProfile(Result):
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, with the numbers of the attributes."""
-        frame = pd.DataFrame({name: getattr(self, name).numpy() for name in _COLUMNS})
+        names = "layer neurons strongest beyond answer_strongest metric_left answer_left on_errors"
+        frame = pd.DataFrame({name: getattr(self, name).numpy() for name in names.split()})
         frame.insert(3, "position", list(self.position))
         return frame
 
@@ -76,21 +65,16 @@ class LayerProfile(Result):
         if self.exploratory:
             lines.insert(0, EXPLORATORY)
         best = int(self.strongest.argmax())
+        beyond = f"beyond the null: {int(self.beyond.sum()):,} neurons"
         lines.append(
             f"  largest |r| {float(self.strongest[best]):.2f} in layer {int(self.layer[best])}; "
-            f"beyond the null: {max(0, int(self.beyond.clamp(min=0).sum())):,} neurons"
-            if int(self.beyond.min()) >= 0
-            else f"  largest |r| {float(self.strongest[best]):.2f} in layer "
-            f"{int(self.layer[best])}; no null was drawn"
+            + (beyond if int(self.beyond.min()) >= 0 else "no null was drawn")
         )
         if self.answer is not None:
+            alike = f": fewer than {FEW}, so the two cannot be told apart here"
             lines.append(
                 f"  {self.answer} differs from it on {self.n_differ:,} examples"
-                + (
-                    f": fewer than {FEW}, so the two cannot be told apart here"
-                    if self.n_differ < FEW
-                    else ""
-                )
+                + (alike if self.n_differ < FEW else "")
             )
             lines += [
                 f"  layer {int(layer)}: |r| {r:.2f}, {left:.2f} given the answer; the answer's "
@@ -155,15 +139,12 @@ def layer_profile(
     columns = {"answer_strongest": none, "metric_left": none, "answer_left": none}
     n_differ = -1
     if answer is not None:
-        columns = {
-            "answer_strongest": _largest(whole[answer].r.abs(), whole.layer, layers),
-            "metric_left": _largest(
-                partial_r(whole, found.metric, answer).abs(), whole.layer, layers
-            ),
-            "answer_left": _largest(
-                partial_r(whole, answer, found.metric).abs(), whole.layer, layers
-            ),
+        strengths = {
+            "answer_strongest": whole[answer].r.abs(),
+            "metric_left": partial_r(whole, found.metric, answer).abs(),
+            "answer_left": partial_r(whole, answer, found.metric).abs(),
         }
+        columns = {name: _largest(r, whole.layer, layers) for name, r in strengths.items()}
         n_differ = int((whole.values[found.metric] != whole.values[answer]).sum())
     chosen = [(whole.layer == layer) & varies for layer in layers]
     places = [int(strength[:, whole.layer == layer].amax(dim=1).argmax()) for layer in layers]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +15,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.results import Result
 from lens_skills.scoring.scores import EXPLORATORY, Scores
 from lens_skills.scoring.select import Selection
+from lens_skills.stats.correlation import average_linkage
 from lens_skills.stats.set_overlap import compare_sets
 
 
@@ -242,7 +242,7 @@ def skill_matrix(
         p=p,
         likeness=likeness,
         metric_r=between,
-        linkage=_linkage(likeness),
+        linkage=average_linkage(1 - likeness.abs().numpy()),
         chosen="confirmed" if selections is not None else f"the {top} strongest beyond the null",
         site=scores.site,
         n_examples=scores.n_examples,
@@ -307,16 +307,9 @@ def _at_best(scores: Scores, names: Sequence[str]) -> tuple[Tensor, Tensor, Tens
     rows = []
     for view in (scores[name] for name in names):
         bar = view.thresholds.permutation
-        best = view.at_strongest(view.r)
-        rows.append(
-            (
-                best,
-                view.at_strongest(view.low),
-                view.at_strongest(view.high),
-                view.strongest_position,
-                best.abs() > (float("inf") if bar is None else bar),
-            )
-        )
+        best, low, high = (view.at_strongest(part) for part in (view.r, view.low, view.high))
+        beyond = best.abs() > (float("inf") if bar is None else bar)
+        rows.append((best, low, high, view.strongest_position, beyond))
     r, low, high, place, beyond = (torch.stack(part, dim=1) for part in zip(*rows, strict=True))
     return r, low, high, place, beyond
 
@@ -326,14 +319,3 @@ def _likeness(scores: Scores, names: Sequence[str]) -> Float[Tensor, "skill othe
     flat = torch.stack([scores[name].r[:, ~scores.excluded].flatten() for name in names])
     # Rounded, because a matrix product's last digits differ from call to call.
     return torch.corrcoef(flat).clamp(-1, 1).round(decimals=12)
-
-
-def _linkage(likeness: Float[Tensor, "skill other"]) -> Float[Tensor, "merge 4"]:
-    """SciPy's average linkage on 1 - |likeness|."""
-    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
-    from scipy.cluster.hierarchy import linkage
-    from scipy.spatial.distance import squareform
-
-    distance: Any = 1 - likeness.abs().numpy()
-    np.fill_diagonal(distance, 0)
-    return torch.from_numpy(linkage(squareform(distance, checks=False), "average"))

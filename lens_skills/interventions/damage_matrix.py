@@ -17,12 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position
-from lens_skills.activations.components import (
-    Component,
-    parse_components,
-    site_width,
-    sites_of,
-)
+from lens_skills.activations.components import Component, parse_components, site_width, sites_of
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import Edit

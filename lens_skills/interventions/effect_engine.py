@@ -119,8 +119,11 @@ class EffectEngine:
         self.at = self.suffixes.placement(mask)
         self.old: dict[LayerSite, Tensor] = {}
         self.odds: TokenOdds | None = None
-        self.whole = _needs_whole(plan, batch)
-        if self.whole is None:
+        self.whole: str | None = None
+        if plan.options and any(len(o) > 1 for item in batch for o in item.option_tokens):
+            # They are read one after another.
+            self.whole = "the metric reads answer options of several tokens"
+        else:
             try:
                 self._prefill(tokens, mask, heard[0][:, -1])
             except CannotResume as reason:
@@ -296,13 +299,6 @@ class EffectEngine:
         valid = self.at.valid.repeat(n_sets, 1).to(new.device)
         moved = (new - old) * valid[:, :, None]
         return rearrange(moved, "(set example) p f -> set example p f", set=n_sets)
-
-
-def _needs_whole(plan: RequiredOutputs, batch: Sequence[Encoded]) -> str | None:
-    """Why the metric needs whole passes: options of several tokens are read one after another."""
-    if plan.options and any(len(o) > 1 for item in batch for o in item.option_tokens):
-        return "the metric reads answer options of several tokens"
-    return None
 
 
 @dataclass(frozen=True, eq=False)

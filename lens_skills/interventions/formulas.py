@@ -51,12 +51,8 @@ class Change:
     ) -> Float[Tensor, "row pos feature"]:
         """What stands in place of ``old``, which is never changed itself.
 
-        Args:
-            layer, site: Where.
-            old: The activations: row r holds the features ``features[r]`` of one example.
-            features: Their indices at the site.
-            examples: The example of each row, as its place in the examples that were bound.
-            draw: Which random draw, from 0.
+        Row r of it holds the features ``features[r]`` of the example with place ``examples[r]`` in
+        the examples that were bound.
 
         ``pos`` are the edited positions in the order they were asked for. With ``"all"`` it is the
         p-th token of the prompt (its beginning-of-sequence token left out); positions past a row's

@@ -139,7 +139,10 @@ def verify(
     change = do.bind(adapter, examples, layers, position=where, seed=seed, answers=answers)
     folder = None if checkpoint is None else Path(checkpoint)
     measure = measurer(adapter, watched, where, seed, folder)
-    sets, names = _each_and_all(units)
+    sets: list[tuple[Component, ...]] = [(unit,) for unit in units]
+    names = [unit.name for unit in units]
+    if len(units) > 1:
+        sets, names = [*sets, units], [*names, "set"]
     effects = measure(examples, sets, change, names=names, part="candidates", direct=True)
     compared = measure_controls(
         measure, change, examples, units, table, controls=controls, seed=seed
@@ -304,12 +307,6 @@ def edited_where(neurons: Any, position: Position | None) -> Position:
         position = labels[0] if len(labels) == 1 else labels
     edited_positions(position)
     return position
-
-
-def _each_and_all(units: Sequence[Component]) -> tuple[list[tuple[Component, ...]], list[str]]:
-    """Each unit alone, then all together where there are several; and their names."""
-    sets, names = [(unit,) for unit in units], [unit.name for unit in units]
-    return (sets, names) if len(units) == 1 else ([*sets, tuple(units)], [*names, "set"])
 
 
 def _notes(effects: Effects, compared: ControlEffects, units: Sequence[Component]) -> list[str]:

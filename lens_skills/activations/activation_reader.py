@@ -277,16 +277,7 @@ def read_neurons(
     prompt: SoftPrompt | None = None,
     purpose: str = "read",
 ) -> NeuronValues:
-    """The neurons' activations at one position of every example.
-
-    Args:
-        model: A model, or an `ActivationTable`.
-        examples: What is read.
-        neurons: Names, rows or a `Selection`, in the order wanted; None: every neuron there is.
-        at, position: Where; one position only.
-        metrics: Read in the same pass, already parsed.
-        prompt: A soft prompt to read with.
-        purpose: What is done with the neurons, for an error message.
+    """The neurons' activations at one position of every example, as `ActivationReader` reads them.
 
     Raises:
         LensSkillsError: Several positions, an unknown neuron, no example.

@@ -233,8 +233,7 @@ def forward_batch(
     Further passes that a metric needs (foils and options of several tokens) are edited alike.
 
     Args:
-        adapter: The model.
-        batch: Examples in tokens.
+        adapter, batch: The model, and examples in its tokens.
         plan, metrics: What to compute.
         known: The metrics that need no model, over all examples.
         readers: Hooks of the first pass.

@@ -498,15 +498,10 @@ def parse_metrics(metrics: Any, examples: Sequence[Any] = ()) -> tuple[Metric, .
 
 
 def parse_metric(metric: Any, examples: Sequence[Any], *, asked: str) -> Metric:
-    """The one metric that is wanted.
-
-    Args:
-        metric: As in `parse_metrics`.
-        examples: As there.
-        asked: The call, for the message.
+    """The one metric that is wanted, read as `parse_metrics` does; ``asked`` is the call.
 
     Raises:
-        LensSkillsError: As `parse_metrics`; none, or several (which).
+        LensSkillsError: As there; none, or several (which).
     """
     found = parse_metrics(metric, examples)
     if len(found) != 1:
@@ -524,10 +519,8 @@ def _parse_metric(metric: Any) -> Metric:
         kind, _, name = metric.partition(":")
         if metric in _NAMED:
             return _NAMED[metric]()
-        if kind == "label" and name:
-            return label(name)
-        if kind == "covariate" and name:
-            return covariate(name)
+        if kind in ("label", "covariate") and name:
+            return column_metric(name, f"{kind}s")
         raise LensSkillsError(
             f"no metric {metric!r}. Known: {', '.join(_NAMED)}, label:NAME, covariate:NAME; or "
             "give a function (logits, examples) -> float[batch], or one number per example."

@@ -44,10 +44,7 @@ class OutputWeights:
     ) -> Float[Tensor, "feature d_model"] | None:
         """What one unit of each feature adds at hook point ``to`` of the block, or None.
 
-        Args:
-            suffix: A batch to try it on.
-            spot: Layer and site.
-            to: ``"hook_resid_post"`` or ``"hook_attn_out"``.
+        It is tried on the batch ``suffix`` once.
         """
         if (spot, to) not in self._found:
             candidate = self._candidate(spot)

@@ -93,7 +93,7 @@ def test_a_planted_copy_and_an_opposite_are_one_cluster(tiny: Any, task: ls.Task
         ({"neurons": ["L0N1"]}, "2 to 2,000"),
         ({"threshold": 1.0}, "between 0 and 1"),
         ({"examples": []}, "no examples"),
-        ({"position": [0, 1]}, "one position"),
+        ({"position": [0, 1]}, "several numbers per example"),
         ({"neurons": ["L0N1", "L9N1"]}, "no neuron L9N1"),
     ],
 )

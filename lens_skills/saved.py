@@ -42,7 +42,7 @@ def load(folder: str | Path) -> Any:
     >>> import tempfile
     >>> import lens_skills as ls
     >>> model = ls.load_model("arithmetic-small")
-    >>> task = ls.tasks.agreement()[:40]
+    >>> task = ls.tasks.arithmetic()[:40]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = ls.preflight(model, task).save(f"{folder}/preflight")
     ...     type(ls.load(path)).__name__

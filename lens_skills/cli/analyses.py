@@ -32,7 +32,6 @@ def explain(
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.explanation import explain as explained
     from lens_skills.plotting import figures
-    from lens_skills.results import file_name
 
     opened = Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
@@ -43,9 +42,8 @@ def explain(
         at=opened.scores().site,
         **_as_scored(opened),
     )
-    stem = file_name("explanations", name)
-    explanations.save(run / stem)
-    _show(run, stem, explanations, figures.feature_matrix(explanations))
+    explanations.save(opened.path("explanations", name))
+    _show(opened, "explanations", name, explanations, figures.feature_matrix(explanations))
 
 
 def compare_methods(
@@ -62,7 +60,6 @@ def compare_methods(
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.plotting import figures
     from lens_skills.ranking import compare_methods as compared
-    from lens_skills.results import file_name
 
     opened = Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
@@ -78,7 +75,7 @@ def compare_methods(
         at=opened.scores().site,
         **_as_scored(opened),
     )
-    _show(run, file_name("methods", name), comparison, figures.method_comparison(comparison))
+    _show(opened, "methods", name, comparison, figures.method_comparison(comparison))
 
 
 def circuit(
@@ -100,7 +97,6 @@ def circuit(
     from lens_skills.circuits import equal_length_pairs
     from lens_skills.cli.runs import Run
     from lens_skills.plotting import figures
-    from lens_skills.results import file_name
 
     opened = Run.load(run)
     model = open_run_model(opened)
@@ -116,17 +112,16 @@ def circuit(
         depth=depth,
         **_as_scored(opened),
     )
-    stem = file_name("circuit", result.target)
-    result.save(run / stem)
-    _show(run, stem, result, figures.circuit_graph(result))
+    result.save(opened.path("circuit", result.target))
+    _show(opened, "circuit", result.target, result, figures.circuit_graph(result))
 
 
-def _show(run: Path, stem: str, result: Any, drawing: Any) -> None:
+def _show(run: Any, what: str, name: str, result: Any, drawing: Any) -> None:
     """Prints a result, and writes its table and its figure into the run's folder."""
     typer.echo(repr(result))
-    table = run / f"{stem}.csv"
+    table = run.path(what, name, ".csv")
     result.frame().to_csv(table, index=False)
-    figure = drawing.save(run / "figures")
+    figure = drawing.save(run.folder / "figures")
     typer.echo(f"\nwritten to {table} and {figure}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lens_skills.cli.analyses import CausalMetric, circuit, compare_methods, explain
+from lens_skills.cli.analyses import CausalMetric, Folder, Metric, circuit, compare_methods, explain
 from lens_skills.cli.console import (
     Implementation,
     Model,
@@ -154,10 +154,8 @@ def score(
 
 @app.command()
 def select(
-    run: Annotated[Path, typer.Argument(help="A run folder written by `lens-skills score`.")],
-    metric: Annotated[
-        str | None, typer.Option(help="Which metric (default: the run's first).")
-    ] = None,
+    run: Folder,
+    metric: Metric = None,
     fdr: Annotated[float, typer.Option(help="Expected share of false discoveries.")] = 0.05,
     top: Annotated[int, typer.Option(help="How many of explore's strongest to test.")] = 200,
 ) -> None:
@@ -204,8 +202,7 @@ def figures(
     out: Annotated[Path | None, typer.Option(help="Default: RUN/figures.")] = None,
 ) -> None:
     """Draw the figures of RUN: PDF, SVG, PNG, and the numbers of each as CSV."""
-    from lens_skills.cli.runs import Run
-    from lens_skills.plotting.gallery import draw_all, draw_verdict
+    from lens_skills.cli.runs import Run, draw_all, draw_verdict
 
     opened, target = Run.load(run), out or run / "figures"
     scores = opened.scores()

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lens_skills.activations import stream
+from lens_skills.cli.runs import draw_all, draw_verdict
 from lens_skills.plotting import figures
-from lens_skills.plotting.gallery import draw_all, draw_verdict
 from lens_skills.settings import config
 from lens_skills.studies import Study, study
 from lens_skills.tasks import agreement, arithmetic
@@ -60,11 +60,11 @@ def _keep(model: Any, result: Study, folder: Path) -> None:
 def draw(model: Any, result: Study, folder: Path) -> None:
     """Every figure of a study, the strongest neuron's activations among them."""
     scores = result.scores[result.metric]
-    for drawing in draw_all(result.scores, [result.selection], metrics=[result.metric]):
-        drawing.save(folder)
+    drawings = [*draw_all(result.scores, [result.selection], metrics=[result.metric])]
     if result.verdict is not None:
-        for drawing in draw_verdict(result.verdict, scores):
-            drawing.save(folder)
+        drawings += draw_verdict(result.verdict, scores)
+    for drawing in drawings:
+        drawing.save(folder)
     layer, neuron = scores.top(1)[0].tolist()
     order, activations = [], []
     with config(progress=False):

@@ -8,7 +8,7 @@ from einops import einsum
 from matplotlib.axes import Axes
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import MANY, Column, Drawing, finite
+from lens_skills.plotting.drawing import MANY, Column, Drawing, finished, finite
 from lens_skills.plotting.style import (
     BLUE,
     COLUMN,
@@ -20,13 +20,11 @@ from lens_skills.plotting.style import (
     halo,
     joined,
     name_lines,
-    settle,
     sheet,
     style,
     widest,
     with_unit,
 )
-from lens_skills.results import file_name
 
 _COLUMNS = ["what", "x", "metric", "activation", "low", "high", "share"]
 _CLASSES, _CLASS_ROW = 12, 0.36  # classes at most; inches of each
@@ -99,8 +97,7 @@ def activation_scatter(
         frame = _strips(axis, x, y)
     else:
         frame = _fit(axis, x, y, None if groups is None else np.asarray(groups))
-    settle(figure)
-    return Drawing(figure, frame, file_name("activation", name, metric))
+    return finished(figure, frame, "activation", name, metric)
 
 
 def _fit(axis: Axes, x: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> pd.DataFrame:
@@ -257,8 +254,7 @@ def activation_by_class(
     axis = figure.add_subplot()
     _rows(axis, frame, distinct, float(y.mean()), width)
     axis.set_xlabel(f"activation of {name}")
-    settle(figure)
-    return Drawing(figure, frame, file_name("activation_by_class", name, metric))
+    return finished(figure, frame, "activation_by_class", name, metric)
 
 
 def _count_groups(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,8 +12,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from lens_skills.circuits import Circuit, Edge, Node, Totals
 from lens_skills.circuits.faithfulness import Curve, Faithfulness
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Drawing
-from lens_skills.plotting.label_placement import Arrow, GraphLayout, NodePlace, lay_out
+from lens_skills.plotting.drawing import Drawing, finished
+from lens_skills.plotting.label_placement import Arrow, GraphLayout, NodePlace, Point, lay_out
 from lens_skills.plotting.style import (
     BLACK,
     BLUE,
@@ -23,9 +24,9 @@ from lens_skills.plotting.style import (
     SMALL,
     VERMILION,
     count,
+    halo,
     joined,
     minus,
-    settle,
     sheet,
     signed,
     source,
@@ -124,7 +125,7 @@ def circuit_graph(
             "there is no graph to draw. circuit.frame() lists what was tested."
         )
     rows = graph_rows(edges, circuit.start)
-    names = [_name(node, circuit) for node in rows.nodes]
+    names = [f"answer: {circuit.metric}" if n.kind == "answer" else n.name for n in rows.nodes]
     bundles = _bundles(edges, stacked=width < _FEWEST)
     room = width - 0.1
     unknown = _unexplained(circuit, rows)
@@ -135,10 +136,7 @@ def circuit_graph(
         width,
         layout.height + _KEYWAY,
         title=f"Circuit of {circuit.target}",
-        lines=[
-            *(_totals(totals) for totals in circuit.totals),
-            joined(*source(circuit.provenance), size),
-        ],
+        lines=[*map(_totals, circuit.totals), joined(*source(circuit.provenance), size)],
         note=f"{len(circuit.confirmed)} of {len(circuit.edges)} tested edges confirmed"
         + (f", the {len(edges)} strongest drawn ({more} more). " if more else ". ")
         + "Numbers: change of the target when the edge alone is corrupted, 95 % interval. Blue: "
@@ -162,27 +160,34 @@ def _draw_unexplained(axis: Axes, unknown: Sequence[Unexplained], layout: GraphL
     first = len(layout.spots) - len(unknown)
     lines = layout.lines[len(layout.lines) - len(unknown) :]
     for one, (x, y), (start, end) in zip(unknown, layout.spots[first:], lines, strict=True):
-        axis.add_patch(
-            FancyArrowPatch(
-                start, end, arrowstyle="-|>", mutation_scale=5, color=GREY, linewidth=0.9,
-                linestyle=(0, (3, 2)), shrinkA=0, shrinkB=0, zorder=1, gid="unexplained",
+        look = {"linewidth": 0.9, "linestyle": (0, (3, 2)), "gid": "unexplained"}
+        _arrow(axis, start, end, "-|>", color=GREY, mutation_scale=5, zorder=1, **look)
+        halo(
+            axis.text(
+                x, y, one.text, size=SMALL, color=GREY, style="italic", ha="center",
+                va="center_baseline", zorder=6,
             )
         )  # fmt: skip
-        axis.text(
-            x, y, one.text, size=SMALL, color=GREY, style="italic", ha="center",
-            va="center_baseline", zorder=6,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-        )  # fmt: skip
+
+
+def _arrow(axis: Axes, start: Point, end: Point, head: str, **look: Any) -> None:
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle=head, shrinkA=0, shrinkB=0, **look))
 
 
 def _strongest(circuit: Circuit, n: int) -> list[Edge]:
     """The strongest confirmed edges, each against the strongest on its target: units differ."""
-    most: dict[str, float] = {}
-    for edge in circuit.confirmed:
-        most[edge.target] = max(most.get(edge.target, 1e-30), edge.strength)
+    most = _most(circuit.confirmed)
     ordered = sorted(circuit.confirmed, key=lambda edge: -edge.strength / most[edge.target])
     kept = {edge.key for edge in ordered[:n]}
     return [edge for edge in circuit.confirmed if edge.key in kept]
+
+
+def _most(edges: Iterable[Edge]) -> dict[str, float]:
+    """The strength of the strongest edge on each target."""
+    most: dict[str, float] = {}
+    for edge in edges:
+        most[edge.target] = max(most.get(edge.target, 1e-30), edge.strength)
+    return most
 
 
 def _exactly(figure: Figure, axis: Axes, height: float, room: float) -> None:
@@ -195,12 +200,6 @@ def _exactly(figure: Figure, axis: Axes, height: float, room: float) -> None:
     figure.set_layout_engine("none")
     axis.set_position(((wide - room) / 2 / wide, low, room / wide, height / high))
     axis.set(xlim=(0, room), ylim=(-_KEYWAY, height - _KEYWAY))
-
-
-def _name(node: Node, circuit: Circuit) -> str:
-    if node.kind == "answer":
-        return f"answer: {circuit.metric}"
-    return node.name
 
 
 def _totals(totals: Totals) -> str:
@@ -225,25 +224,16 @@ def _positions(axis: Axes, rows: GraphRows, layout: GraphLayout) -> None:
 
 def _arrows(axis: Axes, bundles: Sequence[Bundle], rows: GraphRows, layout: GraphLayout) -> None:
     for (start, end), (a, b) in zip(layout.lines[len(bundles) :], rows.inner, strict=False):
-        axis.add_patch(
-            FancyArrowPatch(
-                start, end, arrowstyle="-", color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)),
-                shrinkA=0, shrinkB=0, zorder=1, gid=f"inner {rows.nodes[a]} {rows.nodes[b]}",
-            )
-        )  # fmt: skip
-    strongest: dict[str, float] = {}
-    for edge in (edge for one in bundles for edge in one.edges):
-        strongest[edge.target] = max(strongest.get(edge.target, 1e-30), edge.strength)
+        gid = f"inner {rows.nodes[a]} {rows.nodes[b]}"
+        look = {"linewidth": 0.8, "linestyle": (0, (1, 1.5)), "gid": gid}
+        _arrow(axis, start, end, "-", color=GREY, zorder=1, **look)
+    strongest = _most(edge for one in bundles for edge in one.edges)
     for one, (start, end), place in zip(bundles, layout.lines, layout.labels, strict=False):
         edge = one.edges[0]  # the strongest
         wide = _THIN + (_THICK - _THIN) * edge.strength / strongest[edge.target]
-        axis.add_patch(
-            FancyArrowPatch(
-                start, end, arrowstyle="-|>", mutation_scale=4 + 2 * wide, color=_colour(edge),
-                linewidth=wide, shrinkA=0, shrinkB=0, zorder=2, joinstyle="miter",
-                gid=f"edge {edge}",
-            )
-        )  # fmt: skip
+        look = {"linewidth": wide, "joinstyle": "miter", "gid": f"edge {edge}"}
+        size = 4 + 2 * wide
+        _arrow(axis, start, end, "-|>", color=_colour(edge), mutation_scale=size, zorder=2, **look)
         if place is not None:
             _write(axis, one, place)
 
@@ -252,7 +242,7 @@ def _colour(edge: Edge) -> str:
     return VERMILION if (edge.effect or 0.0) > 0 else BLUE
 
 
-def _write(axis: Axes, one: Bundle, place: tuple[float, float]) -> None:
+def _write(axis: Axes, one: Bundle, place: Point) -> None:
     """The labels, one below the other, on white."""
     x, y = place
     wide, high = one.size
@@ -371,11 +361,7 @@ def _unexplained(circuit: Circuit, rows: GraphRows) -> list[Unexplained]:
     found = []
     for totals in circuit.totals:
         below = totals.part == "upstream"
-        node = (
-            min(places, key=lambda k: rows.rows[k])
-            if below
-            else max(places, key=lambda k: rows.rows[k])
-        )
+        node = (min if below else max)(places, key=lambda k: rows.rows[k])
         text = f"unexplained {minus(f'{totals.unexplained:.0%}')}"
         row = rows.rows[node] + (-1 if below else 1)
         found.append(Unexplained(text, row, rows.bands[node], node, below))
@@ -436,9 +422,7 @@ def faithfulness(
         _panel(axis, curve)
     axes[-1].set_xlabel("edges, strongest first")
     figure.align_ylabels()
-    settle(figure)
-    name = file_name("faithfulness", *([start] if start else []))
-    return Drawing(figure, faithfulness.frame(), name)
+    return finished(figure, faithfulness.frame(), "faithfulness", *([start] if start else []))
 
 
 def _caption(curve: Curve) -> str:

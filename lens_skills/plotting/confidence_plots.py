@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Column, Drawing, finite, numbers
+from lens_skills.plotting.drawing import Column, Drawing, finished, finite, numbers
 from lens_skills.plotting.style import (
     BLUE,
     COLUMN,
@@ -20,7 +20,6 @@ from lens_skills.plotting.style import (
     count,
     joined,
     legend_above,
-    settle,
     sheet,
     source,
     style,
@@ -81,8 +80,7 @@ def reliability(
     curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
     _curve(curve, frame, table.error)
     _calibration_counts(counts, frame)
-    settle(figure)
-    return Drawing(figure, frame, "reliability")
+    return finished(figure, frame, "reliability")
 
 
 def _calibration_frame(table: Calibration) -> pd.DataFrame:
@@ -201,8 +199,7 @@ def confidence_against_correctness(
     _share(share, frame, float(y.mean()))
     _confidence_counts(counts, x, y)
     counts.set_xlabel(with_unit(metric, unit))
-    settle(figure)
-    return Drawing(figure, frame, "confidence_against_correctness")
+    return finished(figure, frame, "confidence_against_correctness")
 
 
 def _check(x: np.ndarray, y: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from lens_skills.diagnostics import Redundancy, Regulators, SparseProbe
 from lens_skills.diagnostics.regulators import NEITHER, REGULATOR, SKILL, WORDS
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing, finished
 from lens_skills.plotting.intervention_plots import VerdictStyle
 from lens_skills.plotting.label_placement import name_points
 from lens_skills.plotting.style import (
@@ -34,7 +34,6 @@ from lens_skills.plotting.style import (
     style,
     ticks_at,
 )
-from lens_skills.results import file_name
 
 MOST = 120  # neurons beyond which their names are no longer read
 _ROW = 0.135  # inches of a neuron
@@ -98,27 +97,23 @@ def redundancy(redundancy: Redundancy, *, width: float = COLUMN) -> Drawing:
             else 0.8, solid_joinstyle="miter",
         )  # fmt: skip
     axis.axvline(redundancy.threshold, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)))
-    _clusters(axis, frame, redundancy)
-    _names(axis, frame, redundancy)
+    _clusters(axis, frame, redundancy.threshold)
+    _names(axis, frame)
     top = max(redundancy.threshold, float(redundancy.linkage[:, 2].max()))
     axis.set(xlim=(1.04 * top, 0), ylim=(n - 0.5, -0.5), xlabel="1 − |r|, average linkage")
     axis.spines[["left"]].set_visible(False)
-    settle(figure)
-    return Drawing(figure, frame, "redundancy")
+    return finished(figure, frame, "redundancy")
 
 
-def _clusters(axis: Axes, frame: pd.DataFrame, redundancy: Redundancy) -> None:
+def _clusters(axis: Axes, frame: pd.DataFrame, wide: float) -> None:
     """A grey ground under every cluster of two or more."""
-    top = max(redundancy.threshold, float(redundancy.linkage[:, 2].max()))
     for _, rows in frame.groupby("cluster"):
         if len(rows) > 1:
-            first = int(rows["row"].min())
-            size = min(redundancy.threshold, top), len(rows) - 0.16
-            look = {"facecolor": PALE, "linewidth": 0, "zorder": 0}
-            axis.add_patch(Rectangle((0, first - 0.42), *size, **look))  # type: ignore[arg-type]
+            corner, high = (0, int(rows["row"].min()) - 0.42), len(rows) - 0.16
+            axis.add_patch(Rectangle(corner, wide, high, facecolor=PALE, linewidth=0, zorder=0))
 
 
-def _names(axis: Axes, frame: pd.DataFrame, redundancy: Redundancy) -> None:
+def _names(axis: Axes, frame: pd.DataFrame) -> None:
     texts = [
         f"{'−' if sign < 0 else ''}{name}"
         for name, sign in zip(frame["name"], frame["sign"], strict=True)
@@ -171,8 +166,7 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
     bits.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
     ticks_at(bits.xaxis, ks)
     bits.set(xlabel="neurons k", xlim=(-0.3, 1.15 * max(ks)))
-    settle(figure)
-    return Drawing(figure, frame, file_name("sparse_probe", probe.metric))
+    return finished(figure, frame, "sparse_probe", probe.metric)
 
 
 def _accuracy(axis: Axes, frame: pd.DataFrame) -> None:

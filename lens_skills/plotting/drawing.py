@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.style import style
-from lens_skills.results import write_file
+from lens_skills.plotting.style import settle, style
+from lens_skills.results import file_name, write_file
 
 _KINDS = ("pdf", "svg", "png")
 _SCREEN, _PRINT = 200, 300  # dots per inch in a notebook and in a file
@@ -116,6 +116,20 @@ def _picture(figure: Figure, kind: str, *, dpi: int = _PRINT) -> bytes:
 
 def _table(frame: pd.DataFrame) -> bytes:
     return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+def finished(figure: Figure, frame: pd.DataFrame, *name: str) -> Drawing:
+    """The drawing of a figure that has everything in it; ``name``: the parts of its file's name."""
+    settle(figure)
+    return Drawing(figure, frame, file_name(*name))
+
+
+def bin_rows(what: str, edges: np.ndarray, counts: np.ndarray) -> list[dict[str, object]]:
+    """Rows of a table for a histogram: the ends of each bin and its count as ``value``."""
+    return [
+        {"what": what, "low": low, "high": high, "value": count}
+        for low, high, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
+    ]
 
 
 def finite(column: Column, what: str) -> np.ndarray:

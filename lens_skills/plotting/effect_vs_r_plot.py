@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from lens_skills.activations.components import neuron_names
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.verdict import WORDS, Verdict
 from lens_skills.plotting.drawing import MANY, Drawing
@@ -178,12 +179,7 @@ def _names(axis: Axes, edited: pd.DataFrame, n_labels: int) -> None:
 def join_points(
     scores: MetricScores, verdict: Verdict, marked: Mapping[str, str]
 ) -> tuple[pd.DataFrame, int]:
-    """The rows that `effect_against_r` draws, and how many edited neurons have no r.
-
-    Raises:
-        LensSkillsError: Scores of another model or site, or of none of the neurons; a mark on a
-            neuron that is not in the verdict.
-    """
+    """The rows that `effect_against_r` draws, and how many edited neurons have no r."""
     r = _signed_r(scores, verdict)
     unknown = set(marked) - {*verdict.control_neurons, *(ruling.name for ruling in verdict.singles)}
     if unknown:
@@ -192,11 +188,12 @@ def join_points(
             + ", ".join(ruling.name for ruling in verdict.singles[:5])
             + (", …." if len(verdict) > 5 else ".")
         )
-    rows: list[dict[str, Any]] = []
     controls = zip(verdict.control_neurons, verdict.control_neuron_effect.tolist(), strict=True)
-    for name, effect in controls:
-        if name in r:
-            rows.append({"what": "compared with", "name": name, "effect": effect})
+    rows: list[dict[str, Any]] = [
+        {"what": "compared with", "name": name, "effect": effect}
+        for name, effect in controls
+        if name in r
+    ]
     edited = [ruling for ruling in verdict.singles if ruling.name in r]
     if not edited:
         raise LensSkillsError(
@@ -204,17 +201,8 @@ def join_points(
             f"{scores.scores.n_units:,} neurons at {scores.scores.site}. Pass the scores of the "
             "edited neurons."
         )
-    rows += [
-        {
-            "what": "edited",
-            "name": ruling.name,
-            "effect": ruling.effect,
-            "low": ruling.low,
-            "high": ruling.high,
-            "word": ruling.word,
-        }
-        for ruling in edited
-    ]
+    shown = ("name", "effect", "low", "high", "word")
+    rows += [{"what": "edited"} | {name: getattr(one, name) for name in shown} for one in edited]
     for row in rows:
         value = r[row["name"]]
         row |= {"r": value, "strength": abs(value), "mark": marked.get(row["name"], "")}
@@ -244,13 +232,7 @@ def _signed_r(metric_scores: MetricScores, verdict: Verdict) -> dict[str, float]
     if effects.position in scores.positions:
         r = metric_scores.r[scores.positions.index(effects.position)]
     else:
-        strongest = metric_scores.r.abs().argmax(dim=0)
-        r = metric_scores.r[strongest, torch.arange(scores.n_units)]
-    places = zip(
-        scores.layer.tolist(),
-        scores.neuron.tolist(),
-        r.tolist(),
-        scores.excluded.tolist(),
-        strict=True,
-    )
-    return {f"L{layer}N{neuron}": value for layer, neuron, value, out in places if not out}
+        r = metric_scores.at_strongest(metric_scores.r)
+    names = neuron_names(torch.stack([scores.layer, scores.neuron], dim=1))
+    rows = zip(names, r.tolist(), scores.excluded.tolist(), strict=True)
+    return {name: value for name, value, out in rows if not out}

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Explanation, Explanations, Shortcut, Shortcuts
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing, finished
 from lens_skills.plotting.heat_map import (
     HATCHED,
     colour_bar,
@@ -33,14 +33,12 @@ from lens_skills.plotting.style import (
     joined,
     legend_above,
     name_lines,
-    settle,
     sheet,
     source,
     style,
     text_width,
     widest,
 )
-from lens_skills.results import file_name
 
 _FEATURE_ROW, _SHORTCUT_ROW = 0.155, 0.42  # inches
 _MOST, _BINS = 24, 18  # distinct values of an axis beyond which they are put into so many bins
@@ -103,8 +101,8 @@ def feature_matrix(
     for column, one in enumerate(shown):
         best = one.best
         if best is not None and best["feature"] in features:
-            frame_look = {"edgecolor": BLACK, "linewidth": 1.0, "zorder": 3}
-            mark_cell(axis, features.index(best["feature"]), column, inset=0.04, **frame_look)
+            row = features.index(best["feature"])
+            mark_cell(axis, row, column, inset=0.04, edgecolor=BLACK, linewidth=1.0, zorder=3)
     for row, column in np.argwhere(tested & ~beyond).tolist():
         mark_cell(axis, row, column, inset=0.04, zorder=1.5, **HATCHED)
     n_surface = sum(surface[name] for name in features)
@@ -113,10 +111,8 @@ def feature_matrix(
         name_rows(axis, "surface", 0, n_surface, len(shown), _FEATURE_ROW)
         n_task = len(features) - n_surface
         name_rows(axis, "task", n_surface, n_task, len(shown), _FEATURE_ROW)
-    ticks = [0, limit / 2, limit]
-    colour_bar(figure, image, axis, "variance explained", pad=0.1, ticks=ticks)
-    settle(figure)
-    return Drawing(figure, frame, "feature_matrix")
+    colour_bar(figure, image, axis, "variance explained", pad=0.1, ticks=[0, limit / 2, limit])
+    return finished(figure, frame, "feature_matrix")
 
 
 def _features(shown: Sequence[Explanation], k: int) -> list[str]:
@@ -209,12 +205,11 @@ def activation_map(
     ends = (float(np.nanmin(grid)) < low, float(np.nanmax(grid)) > high)
     beyond = {(1, 1): "both", (1, 0): "min", (0, 1): "max"}.get(ends, "neither")
     colour_bar(figure, image, axis, f"activation of {name}", pad=0.02, extend=beyond)
-    settle(figure)
     frame = cells.loc[:, ["activation", "n", "holds"]]
     for place, (column, index) in enumerate(((x, "column"), (y, "row"))):
         middle = (edges[column][1:] + edges[column][:-1]) / 2
         frame.insert(place, column, middle[cells[index]])
-    return Drawing(figure, frame, file_name("activation_map", name, x, y))
+    return finished(figure, frame, "activation_map", name, x, y)
 
 
 def _flag(explanation: Explanation, feature: str | None) -> Any:
@@ -322,8 +317,7 @@ def shortcut_effects(shortcuts: Shortcuts, *, width: float = COLUMN) -> Drawing:
         Line2D([], [], color=BLACK, linewidth=1.2, marker="|", label="difference"),
     ]
     legend_above(axis, 3, handles=handles)
-    settle(figure)
-    return Drawing(figure, shortcuts.frame(), file_name("shortcut_effects", shortcuts.metric))
+    return finished(figure, shortcuts.frame(), "shortcut_effects", shortcuts.metric)
 
 
 def _shortcut(axis: Axes, row: int, one: Shortcut) -> None:
@@ -334,10 +328,8 @@ def _shortcut(axis: Axes, row: int, one: Shortcut) -> None:
     axis.plot([shown.low, shown.high], [row + 0.13] * 2, color=colour, linewidth=1.2, zorder=3)
     axis.plot([shown.value], [row + 0.13], "|", color=colour, markersize=6, zorder=3)
     if one.effect_present is not None and one.effect_absent is not None:
-        axis.plot([one.effect_present], [row - 0.07], "o", color=BLUE, markersize=4, zorder=4)
-        axis.plot(
-            [one.effect_absent], [row - 0.07], "o", color=BLUE, mfc="white", markersize=4, zorder=4
-        )
+        for effect, fill in ((one.effect_present, BLUE), (one.effect_absent, "white")):
+            axis.plot([effect], [row - 0.07], "o", color=BLUE, mfc=fill, markersize=4, zorder=4)
     text = one.word if not one.feature else f"{one.condition}: {one.word}"
     while text_width(text, SMALL) > COLUMN - 0.75 and len(text) > 8:
         text = text[:-2].rstrip() + "…"

@@ -31,16 +31,8 @@ def heat_map(
 ) -> QuadMesh:
     """The values as a table of colours, the first row on top; cell (0, 0) goes from 0 to 1.
 
-    Args:
-        axis: The panel.
-        values: One per cell.
-        rows: Their names.
-        columns: Theirs.
-        colours: A Matplotlib colour map.
-        low: The value of its first colour; -high where none is given.
-        high: That of its last.
-        turn: Degrees that the columns' names are turned by.
-        gap: Points of white between cells.
+    Colours run from ``low`` (-high where none is given) to ``high``. Columns' names are turned by
+    ``turn`` degrees, and between cells are ``gap`` points of white.
     """
     low = -high if low is None else low
     image = axis.pcolormesh(
@@ -99,15 +91,9 @@ def write_cell(axis: Axes, row: int, column: int, text: str, share: float, **loo
 def name_rows(
     axis: Axes, name: str, first: int, size: int, n_columns: int, row_height: float
 ) -> None:
-    """A name with a line for some rows that stand together, at the right of the table.
+    """A name with a line for ``size`` rows that stand together, at the right of the table.
 
-    Args:
-        axis: The table.
-        name: Written upright, or cut short where the rows leave no room.
-        first: Number of the first row.
-        size: How many rows.
-        n_columns: Of the table.
-        row_height: Inches.
+    It is written upright, or cut short where rows of that height (inches) leave no room.
     """
     x = n_columns + 0.12
     axis.plot([x, x], [first + 0.12, first + size - 0.12], color=GREY, clip_on=False, linewidth=0.8)

@@ -29,7 +29,7 @@ from lens_skills.interventions.verdict import (
     Ruling,
     Verdict,
 )
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing, bin_rows, finished
 from lens_skills.plotting.style import (
     BLACK,
     BLUE,
@@ -45,13 +45,11 @@ from lens_skills.plotting.style import (
     legend_above,
     minus,
     name_lines,
-    settle,
     sheet,
     source,
     style,
     with_unit,
 )
-from lens_skills.results import file_name
 
 PURPLE = "#A84D86"  # Okabe and Ito's, darker: thin marks on white must be seen
 _MATCHED = "#9A9A9A"
@@ -154,8 +152,7 @@ def effect_against_controls(
     axis.margins(x=0.06)
     own = look.line(f"{name}: {ruling.word}", size=5)
     legend_above(axis, handles=[*_kinds(controls), own], handlelength=1.2)
-    settle(figure)
-    return Drawing(figure, frame, file_name("effect_against_controls", name))
+    return finished(figure, frame, "effect_against_controls", name)
 
 
 def _controls(verdict: Verdict, ruling: Ruling) -> dict[str, np.ndarray]:
@@ -201,22 +198,9 @@ def _controls_frame(
         n_bins = int(np.clip(2 * np.sqrt(len(pooled)), 10, 40))
         edges = np.histogram_bin_edges(pooled, bins=n_bins)
         for kind, effects in controls.items():
-            counts = np.histogram(effects, edges)[0].tolist()
-            rows += [
-                {"what": kind, "low": low, "high": high, "value": number}
-                for low, high, number in zip(edges[:-1], edges[1:], counts, strict=True)
-            ]
-    rows.append(
-        {
-            "what": ruling.name,
-            "low": ruling.low,
-            "high": ruling.high,
-            "value": ruling.effect,
-            "rank": ruling.rank,
-            "n_controls": ruling.n_controls,
-            "p": ruling.p,
-        }
-    )
+            rows += bin_rows(kind, edges, np.histogram(effects, edges)[0])
+    own = {name: getattr(ruling, name) for name in ("low", "high", "rank", "n_controls", "p")}
+    rows.append({"what": ruling.name, "value": ruling.effect} | own)
     rows.append({"what": "delta", "low": -verdict.delta, "high": verdict.delta})
     columns = ["what", "low", "high", "value", "rank", "n_controls", "p"]
     return pd.DataFrame(rows, columns=columns)
@@ -303,8 +287,7 @@ def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Dr
     if any(one.direct is not None for one in rulings):
         handles.append(Line2D([], [], **_DIRECT, linewidth=0.6, label="direct effect"))
     legend_above(axes[0], handles=handles, handlelength=1.8)
-    settle(figure)
-    return Drawing(figure, frame, file_name("effect_forest", verdict.effects.metric))
+    return finished(figure, frame, "effect_forest", verdict.effects.metric)
 
 
 def _forest_frame(rulings: list[Ruling], delta: float) -> pd.DataFrame:
@@ -400,25 +383,20 @@ def dose_response(
     legend_above(above, handlelength=2)
     _panel(below, frame, "damage", "damage_", VERMILION, "s")
     below.set_ylabel("damage\n(nats per token)", color=VERMILION)
-    below.set_ylim(bottom=0, top=max(1e-6, 1.12 * _highest(frame)))
+    highest = max([*frame["damage"], *frame.loc[_sure(frame, "damage_"), "damage_high"]])
+    below.set_ylim(bottom=0, top=max(1e-6, 1.12 * float(highest)))
     below.yaxis.set_major_locator(MaxNLocator(nbins=3))
     below.set_xlabel("dose (each unit's own std)")
     if np.diff(np.sort(doses)).min() > 0.07 * np.ptp(doses):
         below.set_xticks(doses, [minus(f"{dose:g}") for dose in doses])
     figure.align_ylabels()
-    settle(figure)
-    return Drawing(figure, frame, file_name("dose_response", curve.metric))
+    return finished(figure, frame, "dose_response", curve.metric)
 
 
 def _sure(frame: pd.DataFrame, which: str) -> np.ndarray:
     """Where there is an interval: one group, or one text, has none."""
     ends = frame[[f"{which}low", f"{which}high"]].to_numpy(float)
     return np.asarray(np.isfinite(ends).all(axis=1))
-
-
-def _highest(frame: pd.DataFrame) -> float:
-    ends = frame.loc[_sure(frame, "damage_"), "damage_high"]
-    return float(max([*frame["damage"], *ends]))
 
 
 def _panel(
@@ -455,18 +433,14 @@ def change(verdict: Verdict) -> str:
 def note(verdict: Verdict, rulings: Sequence[Ruling], marks: str) -> str:
     """What the band is, and the lines of the intervals where there are any."""
     sure = [bounded(ruling) for ruling in rulings]
-    parts = [_band(verdict)]
+    unit = verdict.effects.unit
+    amount = f"{verdict.delta:.3g}" + (f" {unit}" if unit not in ("", "column", "0/1") else "")
+    parts = [f"Band: ±δ = ±{amount} ({verdict.delta_from})."]
     if any(sure):
         parts.append(f"{marks}: 95 % interval, by group of examples.")
     if not all(sure):
         parts.append("No interval: one group of examples.")
     return " ".join(parts)
-
-
-def _band(verdict: Verdict) -> str:
-    unit = verdict.effects.unit
-    amount = f"{verdict.delta:.3g}" + (f" {unit}" if unit not in ("", "column", "0/1") else "")
-    return f"Band: ±δ = ±{amount} ({verdict.delta_from})."
 
 
 def delta_band(axis: Axes, verdict: Verdict, which: str) -> None:

@@ -43,12 +43,8 @@ def name_points(
 ) -> list[Annotation]:
     """The names put beside their points, the first given the best place; one without room is left.
 
-    Args:
-        axis: Whose layout is settled.
-        names: What to write.
-        points: Where, in data units.
-        marks: What must stay uncovered: points in data units.
-        bars: What had better stay uncovered: vertical lines, as x, low, high.
+    Marks must stay uncovered; bars (vertical lines, as x, low, high) had better. All are in data
+    units, and the layout of the axis must be settled.
     """
     wide, high = inches(axis)
 
@@ -135,11 +131,8 @@ def _covered(box: Box, others: np.ndarray) -> int:
 
 def _meet(box: Box, other: Box) -> bool:
     gap = 0.025
-    return (
-        box[0] < other[2] + gap
-        and other[0] < box[2] + gap
-        and box[1] < other[3] + gap
-        and other[1] < box[3] + gap
+    return all(
+        box[side] < other[side + 2] + gap and other[side] < box[side + 2] + gap for side in (0, 1)
     )
 
 
@@ -388,11 +381,7 @@ def place_labels(
 ) -> tuple[tuple[Point | None, ...], float]:
     """A place on each line for its label, and the area of labels that lie on something.
 
-    Args:
-        sizes: Width and height of each label; 0 where a line has none.
-        lines: Their lines.
-        boxes: What they must not cover.
-        width: Of the whole.
+    A label of width 0 is none. What they must not cover are the boxes.
     """
     placed: list[Point | None] = [None] * len(sizes)
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing, finished
 from lens_skills.plotting.heat_map import colour_bar
 from lens_skills.plotting.style import (
     BLACK,
@@ -19,14 +19,12 @@ from lens_skills.plotting.style import (
     count,
     joined,
     legend_above,
-    settle,
     sheet,
     signed,
     style,
     widest,
 )
 from lens_skills.ranking.compare_methods import BASELINES, MethodComparison
-from lens_skills.results import file_name
 
 _ROW = 0.235  # inches of a method
 
@@ -73,8 +71,7 @@ def method_comparison(comparison: MethodComparison, *, width: float = 2 * COLUMN
     left.set_yticks(np.arange(len(names)), names)
     left.set_ylim(len(names) - 0.45, -0.55)
     left.tick_params(axis="y", length=0)
-    settle(figure)
-    return Drawing(figure, frame, file_name("method_comparison", comparison.metric))
+    return finished(figure, frame, "method_comparison", comparison.metric)
 
 
 def _note(comparison: MethodComparison) -> str:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing, bin_rows, finished
 from lens_skills.plotting.heat_map import colour_bar, heat_map, mark_cell, round_limit
 from lens_skills.plotting.style import (
     BLACK,
@@ -97,10 +97,10 @@ def r_distribution(
     tenths = min(10, math.ceil(most * 10 + 0.2))
     limit, step = tenths / 10, 0.02 if tenths > 5 else 0.01
     edges = np.linspace(-limit, limit, round(2 * limit / step) + 1)
-    rows = _bins("neurons", edges, np.histogram(r, edges)[0])
+    rows = bin_rows("neurons", edges, np.histogram(r, edges)[0])
     if turned is not None:
         mean = np.histogram(turned, edges)[0] / len(turned)
-        rows += _bins("rotated basis", edges, mean)
+        rows += bin_rows("rotated basis", edges, mean)
     rows += [
         {"what": "threshold", "name": name, "low": -bar, "high": bar, "value": bar}
         for name, bar in lines.items()
@@ -132,13 +132,6 @@ def _rotated(scores: MetricScores, chosen: list[int]) -> Float[np.ndarray, "rota
     # Flat over positions, then units, as the pass lays them out.
     by_position = turned.reshape(len(turned), len(scores.scores.positions), -1)
     return by_position[:, chosen].reshape(len(turned), -1).numpy()
-
-
-def _bins(what: str, edges: np.ndarray, counts: np.ndarray) -> list[dict[str, object]]:
-    return [
-        {"what": what, "low": low, "high": high, "value": count}
-        for low, high, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
-    ]
 
 
 def _strongest(scores: MetricScores, chosen: list[int], n: int) -> list[dict[str, object]]:
@@ -438,8 +431,7 @@ def correlation_by_position(scores: MetricScores | Scores, *, width: float = COL
     if bar is not None:
         side.ax.axhline(bar, color="white", linewidth=2.2)
         side.ax.axhline(bar, color=BLACK, linewidth=1.0)
-    settle(figure)
-    return Drawing(figure, frame, file_name("correlation_by_position", scores.metric))
+    return finished(figure, frame, "correlation_by_position", scores.metric)
 
 
 def _positions(scores: MetricScores) -> pd.DataFrame:
@@ -529,8 +521,7 @@ def attrition(
     axis.tick_params(axis="y", length=0, labelsize=8)
     axis.spines["left"].set_visible(False)
     axis.set_xlabel("neurons")
-    settle(figure)
-    return Drawing(figure, frame, file_name("attrition", *([metric] if metric else [])))
+    return finished(figure, frame, "attrition", *([metric] if metric else []))
 
 
 def _selected(selection: Selection) -> list[str]:

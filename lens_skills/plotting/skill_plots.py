@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from lens_skills.activations.components import parse_neurons
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.damage_matrix import DamageMatrix
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing, finished
 from lens_skills.plotting.heat_map import (
     HATCHED,
     colour_bar,
@@ -39,7 +39,6 @@ from lens_skills.plotting.style import (
     joined,
     legend_above,
     minus,
-    settle,
     sheet,
     signed,
     style,
@@ -47,7 +46,6 @@ from lens_skills.plotting.style import (
     widest,
     with_unit,
 )
-from lens_skills.results import file_name
 from lens_skills.scoring import Scores, SkillMatrix, Stability
 
 _LETTERS = 16  # of a position beside a neuron; the table has all of them
@@ -118,8 +116,7 @@ def metric_heatmap(
             look = {} if plain[row, column] else {"color": GREY}
             write_cell(axis, row, column, signed(value), value / limit, **look)
     colour_bar(figure, image, axis, correlation(scores), pad=0.02, ticks=[-limit, 0, limit])
-    settle(figure)
-    return Drawing(figure, frame.drop(columns="row"), file_name("metric_heatmap", by))
+    return finished(figure, frame.drop(columns="row"), "metric_heatmap", by)
 
 
 def _units(scores: Scores, rows: Sequence[Sequence[int]]) -> list[int]:
@@ -137,7 +134,7 @@ def _units(scores: Scores, rows: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _metric_cells(scores: Scores, units: list[int], by: str) -> pd.DataFrame:
-    strongest = scores[by].r[:, units].abs().argmax(dim=0).tolist()
+    strongest = scores[by].strongest_position[units].tolist()
     cells: list[dict[str, Any]] = []
     for unit, place in zip(units, strongest, strict=True):
         layer, neuron = int(scores.layer[unit]), int(scores.neuron[unit])
@@ -215,9 +212,8 @@ def skill_matrix(matrix: SkillMatrix, *, k: int = 30, width: float = COLUMN) -> 
         name_rows(axis, kind, kinds.index(kind), kinds.count(kind), len(order), _SKILL_ROW)
     _tree(tree, matrix)
     colour_bar(figure, image, [tree, axis], "Pearson r", pad=0.12, ticks=[-limit, 0, limit])
-    settle(figure)
     drawn = [row * len(order) + column for row in rows for column in order]
-    return Drawing(figure, matrix.frame().iloc[drawn].reset_index(drop=True), "skill_matrix")
+    return finished(figure, matrix.frame().iloc[drawn].reset_index(drop=True), "skill_matrix")
 
 
 def _evenly(matrix: SkillMatrix, k: int) -> list[int]:
@@ -315,8 +311,7 @@ def damage_matrix(
         figure, image, axis, "effect (std)", labelpad=2, aspect=tall / 0.1, pad=0.03,
         ticks=[-limit, 0, limit],
     )  # fmt: skip
-    settle(figure)
-    return Drawing(figure, frame, file_name("damage_matrix", matrix.metric))
+    return finished(figure, frame, "damage_matrix", matrix.metric)
 
 
 def _damage_lines(matrix: DamageMatrix) -> list[str]:
@@ -392,8 +387,7 @@ def stability(stability: Stability, *, width: float = COLUMN) -> Drawing:
     for axis in (left, right):
         axis.tick_params(axis="y", length=0)
         legend_above(axis, 1, left=-0.04, handlelength=1.0)
-    settle(figure)
-    return Drawing(figure, frame, file_name("stability", stability.metric))
+    return finished(figure, frame, "stability", stability.metric)
 
 
 def _agreement(axis: Axes, stability: Stability, rows: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing, finished
 from lens_skills.plotting.style import (
     BLACK,
     BLUE,
@@ -20,7 +20,6 @@ from lens_skills.plotting.style import (
     VERMILION,
     joined,
     legend_above,
-    settle,
     sheet,
     style,
 )
@@ -79,22 +78,16 @@ def learning_curves(
         rows = rows.sort_values("step")
         every = max(1, len(rows) // _MARKS)
         look = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 3}
+        look |= {"linewidth": 1.3, "markevery": every, "label": f"seed {rows['seed'].iloc[0]}"}
         loss.plot(rows["step"], rows["train_loss"], color=colour, linewidth=0.5, alpha=0.7)
-        seed = f"seed {rows['seed'].iloc[0]}"
-        loss.plot(
-            rows["step"], rows["held_out_loss"], **look, linewidth=1.3, markevery=every, label=seed
-        )
-        accuracy.plot(
-            rows["step"], rows["held_out_accuracy"], **look, linewidth=1.3, markevery=every
-        )
+        best = rows[rows["best"]]
         for axis, column in ((loss, "held_out_loss"), (accuracy, "held_out_accuracy")):
-            best = rows[rows["best"]]
+            axis.plot(rows["step"], rows[column], **look)
             axis.scatter(
                 best["step"], best[column], s=42, facecolor="none", edgecolor=colour, linewidth=1.1
             )
     _finish(loss, accuracy, frame, baselines or {})
-    settle(figure)
-    return Drawing(figure, frame, "learning_curves")
+    return finished(figure, frame, "learning_curves")
 
 
 def _frame(prompts: Sequence[SoftPrompt]) -> pd.DataFrame:

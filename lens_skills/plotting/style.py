@@ -102,15 +102,10 @@ def sheet(
     note: str = "",
     exploratory: bool = False,
 ) -> Figure:
-    """An empty figure with its caption above, a note below, and a stamp where one is due.
+    """An empty figure with its caption above, a note below, and a stamp where it is exploratory.
 
-    Args:
-        width: Inches.
-        height: Inches for the panels; the text comes on top of it.
-        title: What is shown, in bold.
-        lines: What it was measured on, in grey.
-        note: What a reader should not conclude.
-        exploratory: Stamp it.
+    The height is that of the panels, in inches; the text comes on top of it. The ``lines`` say
+    what was measured on what, the note what a reader should not conclude.
     """
     texts = [(title, SIZE, "bold", BLACK)] + [
         (line, SMALL, "normal", GREY) for line in lines if line

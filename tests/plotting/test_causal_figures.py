@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lens_skills.cli.runs import draw_verdict
 from lens_skills.interventions.verdict import CAUSAL, WORDS, Verdict
 from lens_skills.plotting import Drawing, figures
-from lens_skills.plotting.gallery import draw_verdict
 from lens_skills.plotting.intervention_plots import LOOKS
 from lens_skills.scoring import Scores
 from tests.plotting.conftest import make_scores

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from lens_skills.activations import capture
+from lens_skills.cli.runs import draw_all
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, controls, verify
 from lens_skills.models import with_soft_prompt
-from lens_skills.plotting.gallery import draw_all
 from lens_skills.scoring import predictivity, score, select, skill_matrix, stability
 from lens_skills.soft_prompts import fit_prompt
 from lens_skills.tasks import Task

@@ -17,7 +17,7 @@ import torch
 from timing import arguments, interleaved, run_parts, table
 
 import lens_skills as ls
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples
 from lens_skills.models import as_adapter, with_soft_prompt
 from lens_skills.soft_prompts import fit_prompt, initial_prompt
 from lens_skills.soft_prompts.training_batches import training_batches

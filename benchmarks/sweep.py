@@ -16,7 +16,7 @@ import torch
 from timing import arguments, interleaved, run_parts, table
 
 import lens_skills as ls
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples
 from lens_skills.interventions import ablate, sweep
 from lens_skills.models import as_adapter
 

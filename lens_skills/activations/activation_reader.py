@@ -18,7 +18,14 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import Component, find_places, neuron_names, parse_neurons
-from lens_skills.activations.forward import NOTHING, RequiredOutputs, prepare
+from lens_skills.activations.forward import (
+    NOTHING,
+    Encoded,
+    RequiredOutputs,
+    encode_examples,
+    prepare,
+    with_answers,
+)
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
     Position,
@@ -30,7 +37,6 @@ from lens_skills.activations.locations import (
 )
 from lens_skills.activations.metrics import Metric
 from lens_skills.activations.stream import Batch, Places, places_of, read_sites, stream
-from lens_skills.activations.tokenization import Encoded, encode_examples, with_answers
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lens_skills.activations.tokenization import Encoded
+from lens_skills.activations.forward import Encoded
 from lens_skills.errors import LensSkillsError
 
 

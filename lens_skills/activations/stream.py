@@ -12,7 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lens_skills import settings
-from lens_skills.activations.forward import RequiredOutputs, forward_batch, known_values, prepare
+from lens_skills.activations.forward import (
+    Encoded,
+    RequiredOutputs,
+    forward_batch,
+    known_values,
+    prepare,
+)
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
     Position,
@@ -24,7 +30,6 @@ from lens_skills.activations.locations import (
     token_places,
 )
 from lens_skills.activations.metrics import Metric, parse_metrics
-from lens_skills.activations.tokenization import Encoded
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt

@@ -15,15 +15,19 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations import Metric
-from lens_skills.activations.forward import RequiredOutputs, pad_left, prepare
-from lens_skills.activations.tokenization import Encoded, encode_examples
+from lens_skills.activations.forward import (
+    Encoded,
+    RequiredOutputs,
+    encode_examples,
+    pad_left,
+    prepare,
+)
 from lens_skills.circuits.graph import Node
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter, keep_activation
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
-from lens_skills.models.unembedding import FrozenNorm
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.weights import FrozenNorm, ModelWeights
 
 _FINE, _COARSE = 1e-3, 0.05  # of the largest number: how near the sum of the parts must come
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from lens_skills.activations import Metric, parse_metrics
 from lens_skills.activations.components import parse_components
-from lens_skills.activations.forward import ForwardPass, TokenOdds, forward_batch
-from lens_skills.activations.tokenization import Encoded
+from lens_skills.activations.forward import Encoded, ForwardPass, TokenOdds, forward_batch
 from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.data import Example

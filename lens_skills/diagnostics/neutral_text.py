@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, confidence
-from lens_skills.activations.forward import NOTHING, pad_left
+from lens_skills.activations.forward import NOTHING, encode_examples, pad_left
 from lens_skills.activations.stream import batches
-from lens_skills.activations.tokenization import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, keep_activation

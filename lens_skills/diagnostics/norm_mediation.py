@@ -15,15 +15,13 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE
 from lens_skills.activations.components import neuron_names
-from lens_skills.activations.forward import NOTHING, pad_left
+from lens_skills.activations.forward import NOTHING, Encoded, encode_examples, pad_left
 from lens_skills.activations.stream import batches
-from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, keep_activation
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
-from lens_skills.models.unembedding import frozen_norm
-from lens_skills.models.weights import OutputWeights
+from lens_skills.models.weights import OutputWeights, frozen_norm
 
 PATHS = ("total", "direct", "frozen")
 

@@ -24,7 +24,7 @@ from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import with_layer_controls
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
-from lens_skills.models.unembedding import Unembedding, null_size
+from lens_skills.models.weights import Unembedding, null_size
 from lens_skills.results import Result
 from lens_skills.stats.correlation import GroupedCorrelation, correlate, percentiles
 from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval, ratio_interval

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE
 from lens_skills.activations.components import Component, parse_components
-from lens_skills.activations.forward import pad_left
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples, pad_left
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
-from lens_skills.models.unembedding import frozen_norm
-from lens_skills.models.weights import OutputWeights
+from lens_skills.models.weights import OutputWeights, frozen_norm
 from lens_skills.results import Result
 from lens_skills.tasks.word_lists import neutral_texts
 

@@ -19,9 +19,8 @@ from tqdm import tqdm
 from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
 from lens_skills.activations.activation_table import ARRAY, MANIFEST, manifest_of
-from lens_skills.activations.forward import NOTHING, pad_left
+from lens_skills.activations.forward import NOTHING, Encoded, encode_examples, pad_left
 from lens_skills.activations.stream import read_sites
-from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded, Written, grade, named_graders

@@ -18,17 +18,16 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
 from lens_skills.activations.components import parse_components, sites_of
-from lens_skills.activations.forward import RequiredOutputs, forward_batch, prepare
+from lens_skills.activations.forward import Encoded, RequiredOutputs, forward_batch, prepare
 from lens_skills.activations.locations import Site
 from lens_skills.activations.stream import batches
-from lens_skills.activations.tokenization import Encoded
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditRows, edited_places
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import PartialForwards
 from lens_skills.interventions.effects import Effects, effect_metric, reads_answers
-from lens_skills.interventions.formulas import Change
 from lens_skills.models import EditHook, ModelAdapter, ReadHook, as_adapter, keep_activation
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from lens_skills.activations import Position
 from lens_skills.activations.components import Component
-from lens_skills.activations.forward import MakeEditHooks
+from lens_skills.activations.forward import Encoded, MakeEditHooks
 from lens_skills.activations.locations import edited_positions, token_places
-from lens_skills.activations.tokenization import Encoded
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.formulas import Change
+from lens_skills.interventions.baselines import Change
 from lens_skills.models import EditHook, ModelAdapter
 from lens_skills.models.weights import LayerSite
 

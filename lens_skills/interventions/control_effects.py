@@ -11,6 +11,7 @@ from torch import Tensor
 from lens_skills.activations.components import Component
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.control_neurons import (
     FEWEST_CONTROLS,
     ComponentTable,
@@ -22,7 +23,6 @@ from lens_skills.interventions.control_neurons import (
 )
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, Measure
-from lens_skills.interventions.formulas import Change
 from lens_skills.interventions.verdict import Ranks
 from lens_skills.stats.effect_tests import Classes, delta_from_controls, opposition
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p

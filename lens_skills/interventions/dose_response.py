@@ -13,16 +13,14 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position
 from lens_skills.activations.components import Component, parse_components, sites_of
-from lens_skills.activations.forward import pad_left, placed
+from lens_skills.activations.forward import Encoded, encode_examples, pad_left, placed
 from lens_skills.activations.locations import edited_positions
-from lens_skills.activations.tokenization import Encoded, encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.baselines import describe_source, measure_baseline
+from lens_skills.interventions.baselines import Change, describe_source, measure_baseline
 from lens_skills.interventions.batched_edits import edited_places, editing_of
 from lens_skills.interventions.edits import steer
 from lens_skills.interventions.effects import effect_metric, measure_effects, reads_answers
-from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import Result, provenance
 from lens_skills.stats.correlation import spearman

@@ -20,13 +20,14 @@ from lens_skills.activations.components import HEADS, MLP, parse_components, sit
 from lens_skills.activations.locations import Span, edited_positions
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import (
+    Change,
     Sites,
     SourceReader,
     describe_source,
+    formula_of,
     measure_baseline,
 )
 from lens_skills.interventions.batched_edits import EditRows, edit_activation, stack_sets
-from lens_skills.interventions.formulas import Change, formula_of
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.weights import LayerSite
 

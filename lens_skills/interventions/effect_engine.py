@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lens_skills.activations import Metric
 from lens_skills.activations.forward import (
+    Encoded,
     ForwardPass,
     MakeEditHooks,
     RequiredOutputs,
@@ -24,14 +25,12 @@ from lens_skills.activations.forward import (
     pad_left,
 )
 from lens_skills.activations.metrics import Readout
-from lens_skills.activations.tokenization import Encoded
+from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditRows, EditStack, check_width, stack_editors
-from lens_skills.interventions.formulas import Change
 from lens_skills.models import EditHook, ReadHook, keep_activation
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
-from lens_skills.models.unembedding import frozen_norm
-from lens_skills.models.weights import LayerSite, OutputWeights, written
+from lens_skills.models.weights import LayerSite, OutputWeights, frozen_norm, written
 
 
 class PartialForwards:

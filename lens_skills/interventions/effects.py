@@ -28,15 +28,14 @@ from lens_skills.activations import (
     soft_position,
 )
 from lens_skills.activations.components import Component, parse_components, sites_of
-from lens_skills.activations.forward import prepare
+from lens_skills.activations.forward import Encoded, prepare
 from lens_skills.activations.stream import batches
-from lens_skills.activations.tokenization import Encoded
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditStack, edited_places, stack_sets
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
-from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
 from lens_skills.results import Checkpoint, Result, provenance

@@ -10,10 +10,10 @@ from torch import Tensor
 from lens_skills.activations.components import Component
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.control_neurons import ComponentTable
 from lens_skills.interventions.edits import patch
 from lens_skills.interventions.effects import Effects, Measure
-from lens_skills.interventions.formulas import Change
 from lens_skills.interventions.verdict import Rows
 from lens_skills.stats.effect_tests import ClusteredRatio, estimate, ratio_interval
 

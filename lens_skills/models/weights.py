@@ -1,11 +1,8 @@
-"""A model's own matrices: what each part reads and writes.
-
-`OutputWeights` are what a hook point adds to the residual stream, where that is a matrix (checked
-on the model); `ModelWeights` are all matrices of every block in one layout.
-"""
+"""The model's matrices as each part reads and writes, the final norm and the unembedding."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,9 +12,245 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.adapter import keep_activation
+from lens_skills.models.adapter import ModelAdapter, keep_activation
 from lens_skills.models.partial_forward import PartialForward
-from lens_skills.models.unembedding import FrozenNorm, frozen_norm
+
+_BIG = 1e4  # so large that a norm's epsilon does not count
+_FINE = 1e-3
+
+
+def frozen_norm(
+    norm: Callable[[Tensor], Tensor], residual: Float[Tensor, "example d_model"]
+) -> tuple[Float[Tensor, "example d_model"], bool] | None:
+    """The norm at a fixed scale as a gain per feature, and whether the mean is removed first.
+
+    Found by asking the norm itself: its weight and bias from large inputs, its scale from the
+    given ones. None where it is neither a LayerNorm nor an RMSNorm.
+    """
+    width = residual.shape[-1]
+    probe = residual.new_ones(1, width)
+    probe[:, ::2] = -1.0
+    probe = _BIG * (probe - probe.mean())
+    up, down = norm(probe).double(), norm(-probe).double()
+    bias = (up + down) / 2
+    out = norm(residual).double() - bias
+    for centred in (False, True):
+        unit = probe.double()
+        weight = (up - bias) / (unit / unit.square().mean().sqrt())
+        x = residual.double() - (residual.double().mean(-1, keepdim=True) if centred else 0.0)
+        shaped = x * weight
+        # Least squares: out = shaped / scale.
+        inverse = (out * shaped).sum(-1, keepdim=True) / shaped.square().sum(-1, keepdim=True)
+        error = (shaped * inverse - out).abs().amax() / out.abs().amax()
+        if bool(error <= _FINE):
+            return inverse * weight, centred
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenNorm:
+    """A norm with the scale it has on one input: affine in what it reads.
+
+    Attributes:
+        gain: What each feature is multiplied by, weight over scale.
+        centred: Whether the mean is removed first (LayerNorm).
+    """
+
+    gain: Float[Tensor, "*row d_model"]
+    centred: bool
+
+    def __call__(self, change: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """What a change of the input does to the output at this scale."""
+        if self.centred:
+            change = change - change.mean(-1, keepdim=True)
+        return change * self.gain
+
+    def at(self, column: int) -> "FrozenNorm":
+        """The same of one column."""
+        return FrozenNorm(self.gain[:, column], self.centred)
+
+    def back(self, slope: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """A derivative by the output as a derivative by the input, at this scale."""
+        slope = slope * self.gain
+        return slope - slope.mean(-1, keepdim=True) if self.centred else slope
+
+
+_CHUNK = 8192  # columns of the vocabulary projection held in float64 at once
+_PROBES = 4
+_FAINT = 1e-4  # of the largest logit write a vector of that length could make
+
+
+@dataclass(frozen=True, eq=False)
+class Unembedding:
+    """The effective vocabulary projection W = C diag(gain) W_U C', as its second moments.
+
+    The final norm's gain is multiplied in, its removal of the mean (C, LayerNorm only) too, and
+    the mean over the vocabulary is taken off (C'), which no softmax notices. So a raw model and a
+    folded or centred one have the same. Everything here needs W only through ``d_model`` times
+    ``d_model`` products, so all neurons of a model take seconds.
+
+    Attributes:
+        gain: Of the final norm, to a common factor.
+        centred: Whether the final norm removes the mean first.
+        product: W W^T.
+        covariance: Over the vocabulary, of W's columns divided by their lengths.
+        projection: W_U as the model holds it.
+        mean: Its mean over the vocabulary.
+        said: What was folded in, in words.
+    """
+
+    gain: Float[Tensor, " d_model"]
+    centred: bool
+    product: Float[Tensor, "d_model d_model"]
+    covariance: Float[Tensor, "d_model d_model"]
+    projection: Float[Tensor, "d_model d_vocab"]
+    mean: Float[Tensor, " d_model"]
+    said: str
+
+    @classmethod
+    def of(cls, adapter: ModelAdapter) -> "Unembedding":
+        """Of a model with a LayerNorm or an RMSNorm before its vocabulary projection.
+
+        Raises:
+            LensSkillsError: A final norm of another kind, or none.
+        """
+        weight = adapter.unembed_vectors()[0]
+        gain, centred = final_gain(adapter)
+        mean = torch.zeros(adapter.d_model, dtype=torch.float64, device=weight.device)
+        for part in weight.split(_CHUNK, dim=1):
+            mean += part.double().sum(1)
+        mean /= weight.shape[1]
+        product = torch.zeros(
+            adapter.d_model, adapter.d_model, dtype=torch.float64, device=weight.device
+        )
+        second, first = torch.zeros_like(product), torch.zeros_like(mean)
+        for part in weight.split(_CHUNK, dim=1):
+            columns = _effective(part, gain, mean, centred)
+            product += columns @ columns.T
+            unit = columns / columns.norm(dim=0).clamp(min=1e-300)
+            first += unit.sum(1)
+            second += unit @ unit.T
+        n = weight.shape[1]
+        covariance = (second - first[:, None] * first / n) / (n - 1)
+        flat = bool((gain / gain.mean() - 1).abs().max() < 1e-4)
+        said = (
+            "the final norm has no gain of its own (folded into W_U)"
+            if flat
+            else "W_U as the model holds it, times the final norm's gain"
+        )
+        said += "; the mean over d_model is removed, as its LayerNorm does" if centred else ""
+        said += "; the mean over the vocabulary is removed"
+        return cls(gain, centred, product, covariance, weight, mean, said)
+
+    @cached_property
+    def spectrum(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "d_model d_model"]]:
+        """Singular values of W, smallest first, and the left singular vectors as columns."""
+        values, vectors = torch.linalg.eigh(self.product)
+        return values.clamp(min=0).sqrt(), vectors
+
+    def writes(self, rows: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "neuron d_model"]:
+        """What neurons write, as the final norm sees it: without the mean where that is removed."""
+        rows = rows.double()
+        return rows - rows.mean(1, keepdim=True) if self.centred else rows
+
+    def norm(self, rows: Float[Tensor, "neuron d_model"]) -> Float[Tensor, " neuron"]:
+        """‖w_out‖."""
+        return self.writes(rows).norm(dim=1)
+
+    def logit_variance(self, rows: Float[Tensor, "neuron d_model"]) -> Float[Tensor, " neuron"]:
+        """Variance over the vocabulary of cos(w_out, column of W); NaN where nothing is written.
+
+        Source: Gurnee et al. 2024 (arXiv 2401.12181) and Stolfo et al. 2024 (arXiv 2406.16254),
+        who call it LogitVar; in the latter's released code, the unbiased variance.
+        """
+        written = self.writes(rows)
+        square = torch.einsum("nd,de,ne->n", written, self.covariance, written)
+        return square.clamp(min=0) / written.square().sum(1)
+
+    def null_share(self, rows: Float[Tensor, "neuron d_model"], k: int) -> Float[Tensor, " neuron"]:
+        """The part of w_out in the span of W's k weakest left singular vectors, 0 to 1.
+
+        rho = ‖V_k^T w_out‖ / ‖w_out‖; k random directions of d_model give about sqrt(k / d_model).
+
+        Source: Stolfo et al. 2024 (arXiv 2406.16254), who take k ≈ 0.01 d_model.
+        """
+        written = self.writes(rows)
+        return (written @ self.spectrum[1][:, :k]).norm(dim=1) / written.norm(dim=1)
+
+    def along(
+        self, rows: Float[Tensor, "neuron d_model"], logits: Float[Tensor, " d_vocab"]
+    ) -> Float[Tensor, " neuron"]:
+        """The signed cosine of what each neuron adds to the logits with a pattern of logits.
+
+        0 where next to nothing is added: in the null space a cosine would be one of rounding.
+        """
+        pattern = logits.double() - logits.double().mean()
+        there = torch.zeros_like(self.mean)
+        parts = zip(self.projection.split(_CHUNK, 1), pattern.split(_CHUNK), strict=True)
+        for part, wanted in parts:
+            there += _effective(part, self.gain, self.mean, self.centred) @ wanted.to(there)
+        written = self.writes(rows)
+        length = torch.einsum("nd,de,ne->n", written, self.product, written).clamp(min=0).sqrt()
+        most = written.norm(dim=1) * self.spectrum[0][-1]
+        cosine = written @ there / (length * pattern.norm()).clamp(min=1e-300)
+        return torch.where(length > _FAINT * most, cosine, 0.0)
+
+
+def null_size(d_model: int) -> int:
+    """k of the null-space share: one hundredth of ``d_model``, at least 1.
+
+    >>> null_size(576), null_size(32)
+    (6, 1)
+    """
+    return max(1, round(0.01 * d_model))
+
+
+def final_gain(adapter: ModelAdapter) -> tuple[Float[Tensor, " d_model"], bool]:
+    """The final norm's gain, to a common factor, and whether it removes the mean first.
+
+    Raises:
+        LensSkillsError: A final norm of another kind, or none.
+    """
+    norm = final_norm(adapter)
+    generator = torch.Generator().manual_seed(0)
+    probe = 1e3 * torch.randn(_PROBES, adapter.d_model, generator=generator)
+    probe = probe.to(adapter.device, adapter.dtype)
+    found = frozen_norm(norm, probe)
+    # What is twice as long must come out the same: else nothing is normalised.
+    once, twice = norm(probe).double(), norm(2 * probe).double()
+    if found is None or bool((twice - once).abs().max() > 0.01 * once.abs().max()):
+        raise LensSkillsError(
+            f"the final norm of {adapter.name} is neither a LayerNorm nor an RMSNorm, so what "
+            "writes to it cannot be told from what writes to the logits. Choose a model with one."
+        )
+    gain, centred = found
+    return gain[0] / gain[0].abs().mean(), centred
+
+
+def final_norm(adapter: ModelAdapter) -> Callable[[Tensor], Tensor]:
+    """The model's final norm as a function.
+
+    Raises:
+        LensSkillsError: It has none.
+    """
+    norm: Any = getattr(adapter.model, "ln_final", None)
+    if norm is None:
+        raise LensSkillsError(
+            f"{adapter.name} has no final norm (ln_final), so nothing can act through it. Choose a "
+            "model with one."
+        )
+    return torch.no_grad()(lambda residual: norm(residual))
+
+
+def _effective(
+    part: Float[Tensor, "d_model some"],
+    gain: Float[Tensor, " d_model"],
+    mean: Float[Tensor, " d_model"],
+    centred: bool,
+) -> Float[Tensor, "d_model some"]:
+    columns = (part.double() - mean[:, None]) * gain.double()[:, None]
+    return columns - columns.mean(0) if centred else columns
+
 
 LayerSite = tuple[int, str]  # layer and site
 

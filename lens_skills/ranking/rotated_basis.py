@@ -11,11 +11,10 @@ from lens_skills.activations.forward import prepare
 from lens_skills.activations.locations import Site
 from lens_skills.activations.stream import batches
 from lens_skills.data import Example
-from lens_skills.interventions.baselines import EditInput, measure_baseline
+from lens_skills.interventions.baselines import Change, EditInput, measure_baseline
 from lens_skills.interventions.batched_edits import EditStack, edited_places
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import EffectEngine, SweepSpec
-from lens_skills.interventions.formulas import Change
 from lens_skills.models import ModelAdapter
 from lens_skills.models.weights import LayerSite, OutputWeights
 

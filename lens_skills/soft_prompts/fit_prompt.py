@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lens_skills import settings
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt

@@ -10,8 +10,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations.forward import answer_places, pad_left
-from lens_skills.activations.tokenization import Encoded
+from lens_skills.activations.forward import Encoded, answer_places, pad_left
 from lens_skills.models import SoftPrompt
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import (

@@ -19,8 +19,7 @@ from lens_skills.circuits.path_patching import ReceiverInput, path_effects
 from lens_skills.circuits.targets import ActivationTarget
 from lens_skills.data import Example
 from lens_skills.models import as_adapter
-from lens_skills.models.unembedding import FrozenNorm
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.weights import FrozenNorm, ModelWeights
 from tests.conftest import tiny_tokenizer
 
 

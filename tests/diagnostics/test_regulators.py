@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lens_skills as ls
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples
 from lens_skills.diagnostics import Regulators, confidence_regulators
 from lens_skills.diagnostics.neutral_text import cut_texts, read_neutral_text
 from lens_skills.diagnostics.norm_mediation import mediate

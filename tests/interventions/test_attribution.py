@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lens_skills as ls
 from lens_skills import config
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import Prescreen, prescreen
 from lens_skills.interventions.edits import ablate, clamp, steer

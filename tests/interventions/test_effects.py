@@ -14,8 +14,7 @@ import lens_skills as ls
 from lens_skills import config, results
 from lens_skills.activations import evaluate, parse_metrics, span
 from lens_skills.activations.components import parse_components, sites_of
-from lens_skills.activations.forward import forward_batch, prepare
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples, forward_batch, prepare
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.batched_edits import edited_places, editing_of
 from lens_skills.interventions.edits import ablate, clamp, patch, scale, steer

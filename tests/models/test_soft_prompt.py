@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lens_skills.activations import evaluate, span, stream
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, sweep

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lens_skills.activations import evaluate
-from lens_skills.activations.tokenization import encode_examples
+from lens_skills.activations.forward import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt

@@ -10,7 +10,7 @@ import torch
 import lens_skills as ls
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
-from lens_skills.models.unembedding import Unembedding, final_gain, null_size
+from lens_skills.models.weights import Unembedding, final_gain, null_size
 from tests.conftest import tiny_tokenizer
 
 

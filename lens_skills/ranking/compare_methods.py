@@ -27,15 +27,17 @@ from lens_skills.interventions.verdict import OPPOSES, SUPPORTS
 from lens_skills.interventions.verify import removes_work
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.ranking.causal_hits import (
+    ABLATIONS,
     AblationEffects,
     EffectTests,
     ablation_effects,
     count_known,
+    direction_effects,
     parse_roles,
+    strongest_directions,
 )
 from lens_skills.ranking.methods import METHODS, find_methods
 from lens_skills.ranking.rank import Ranking, Rankings, rank_all
-from lens_skills.ranking.rotated_basis import ABLATIONS, direction_effects, strongest_directions
 from lens_skills.ranking.target_statistics import target_of
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY

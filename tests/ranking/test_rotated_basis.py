@@ -8,7 +8,7 @@ import torch
 import lens_skills as ls
 from lens_skills.models import as_adapter
 from lens_skills.ranking import compare_methods
-from lens_skills.ranking.rotated_basis import direction_effects
+from lens_skills.ranking.causal_hits import direction_effects
 from lens_skills.stats.moments import random_rotation
 from tests.ranking.conftest import WIDTH, Plain
 

@@ -136,7 +136,7 @@ def test_training_problems_are_the_seeds(script: ModuleType) -> None:
 
 def test_training_asks_for_the_answer_and_its_end_alone(script: ModuleType) -> None:
     tokenizer = script.make_tokenizer()
-    some = [script.Problem(3, "+", 4), script.Problem(47, "-", 103)]
+    some = [script.ArithmeticProblem(3, "+", 4), script.ArithmeticProblem(47, "-", 103)]
     tokens, targets = script.encode(tokenizer, some)
     for row, asked, answer in zip(tokens, targets, ["7", "-56"], strict=True):
         places = asked != script.IGNORED

@@ -18,12 +18,36 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.stats.multiple_testing import group_codes
 
 FEW_GROUPS = 30
-"""Below this many groups an interval covers less than it says."""
+"""Below this many (effective) groups an interval covers less than it says."""
+
+FEWEST_GROUPS = 8
+"""The one floor of every verb: with fewer groups no interval, p or q of an effect means anything.
+
+A sign flip of 8 groups has 128 arrangements on either side; of 5, with 16, none can be p <= 0.05
+family-wise, and a cluster-robust error of so few is mostly its own noise."""
 
 # Numbers that agree to this share of their size differ by rounding only.
 _ROUNDING = 1e-12
 
 _CHUNK = 1_000_000  # draws times sets held at once
+
+
+def effective_groups(groups: Sequence[str]) -> float:
+    """How many equal groups say as much as these: G* = (Σ n_g)² / Σ n_g², from 1 to G.
+
+    Args:
+        groups: Each example's group.
+
+    Source: Carter, Schnepel & Steigerwald 2017, for clusters whose examples are fully alike (the
+    worst case, which needs no estimate of how alike they are).
+
+    >>> effective_groups(["a", "a", "b", "b"]), round(effective_groups(["a"] * 9 + ["b"]), 2)
+    (2.0, 1.22)
+    """
+    if len(groups) == 0:
+        return 0.0
+    sizes = np.bincount(group_codes(groups)).astype(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 @dataclass(frozen=True)

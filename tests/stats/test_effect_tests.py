@@ -9,6 +9,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.stats.effect_tests import (
     beyond,
     delta_from_controls,
+    effective_groups,
     equivalent,
     examples_needed,
     opposed,
@@ -77,3 +78,16 @@ def test_delta_is_the_controls_95th_percentile_and_never_zero() -> None:
     assert delta_from_controls(effects) == pytest.approx(np.quantile(effects.abs().numpy(), 0.95))
     with pytest.raises(LensSkillsError, match="δ would be 0"):
         delta_from_controls(torch.tensor([0.0] * 99 + [1.0]))
+
+
+def test_effective_groups_are_the_equal_groups_that_say_as_much() -> None:
+    """A mean whose groups are wholly alike has variance Σ n_g² / N² = 1 / G*."""
+    sizes = [1, 2, 3, 10, 40]
+    groups = [str(g) for g, size in enumerate(sizes) for _ in range(size)]
+    assert effective_groups(groups) == pytest.approx(sum(sizes) ** 2 / sum(n * n for n in sizes))
+    random = np.random.default_rng(0)
+    means = random.normal(size=(20_000, len(sizes))) @ (np.array(sizes) / sum(sizes))
+    assert 1 / means.var() == pytest.approx(effective_groups(groups), rel=0.05)
+    assert effective_groups([str(g) for g in range(12)]) == 12
+    assert effective_groups(["a"] * 7) == 1
+    assert effective_groups([]) == 0

@@ -20,6 +20,9 @@ from lens_skills.stats.intervals import chance_max_r
 
 EXPLORATORY = "EXPLORATORY: examples were reused or a gate was left out; not confirmed"
 
+LEVEL = 0.05
+"""Of the family-wise p and the false discovery rates behind a word such as *associated*."""
+
 GATES = {
     "associated": "permutation",
     "beat the control task": "control",
@@ -61,20 +64,35 @@ class Scores(Result):
         positions: Labels of the positions read.
         r: Pearson's r, or the partial r given ``provenance["given"]``; in [-1, 1], never NaN (0
             where a unit is excluded).
-        low, high: Ends of its 95 % interval (Fisher's z, n = examples, or groups where the
-            metric belongs to whole groups).
+        low, high: Ends of its 95 % interval, robust to clusters (groups), on Fisher's z: of each
+            neuron by itself, so that those of the strongest of many are optimistic.
         p: Permutation p of one neuron: among its own draws where there are 999 or more, else
             among the draws of all neurons together. None without a null.
-        p_family: Max-T p: the chance that *any* neuron at any position reaches such an |r|.
-        q: Benjamini–Hochberg over all neurons and positions, per metric.
-        thresholds: What |r| must exceed, per metric and null.
-        null_max, control_max: Largest |r| of each draw; rotated_r: r of every rotated direction.
+        p_family: Max-T p: the chance that *any* neuron at any position reaches such an |r|; of a
+            label of several categories, with any of its categories.
+        q: Benjamini–Hochberg over all neurons and positions, and over a label's categories.
+        p_control, q_control: p of one neuron under the matched control task (the metric's own
+            means of the input types exchanged among the types, and its residuals within them),
+            and Benjamini–Hochberg over all neurons and positions. None where no input types are
+            declared, or fewer than eight.
+        excess: |r| over the root mean square r of random directions of the neuron's own layer,
+            on standardised activations: how many times as strong as a random direction.
+        p_basis, q_basis: The share of its own layer's random directions that reach its |r|, and
+            Benjamini–Hochberg over all neurons and positions. None, as ``excess``, where layers
+            were not scored whole or no direction was drawn.
+        thresholds: What |r| must exceed, per metric, for p_family <= 5 %; None without a null.
+        null_max: Largest |r| of each draw of the null, per metric.
+        control_max: The same of each draw of the control task; empty where none was drawn.
+        rotated_r: r of every random direction of the standardised layers, per metric.
         mean, std: Of each unit's activation (population std).
         class_means: For 0/1 metrics: mean activation where 0 and where 1.
         smd: For 0/1 metrics: difference of those over the pooled within-class std.
         predictivity: For 0/1 metrics, with a baseline: see `score`.
         values: The metrics of each example, in the order of ``example_ids``.
         excluded: Units left out because they do not vary.
+        n_examples, n_groups: How many; ``effective_groups``: (Σ n_g)² / Σ n_g², how many groups
+            of equal size tell as much (Carter, Schnepel & Steigerwald 2017).
+        notes: Sentences a reader of the numbers must see.
         excluded_metrics: Metrics left out because they did not vary, with the reason.
         exploratory: True where the examples had been used before, for a baseline or a prompt.
         provenance: Model, task, split, site, seed and versions behind the numbers.
@@ -106,6 +124,13 @@ class Scores(Result):
     n_groups: int
     example_ids: tuple[str, ...]
     groups: tuple[str, ...]
+    p_control: Float[Tensor, "metric pos unit"] | None = None
+    q_control: Float[Tensor, "metric pos unit"] | None = None
+    excess: Float[Tensor, "metric pos unit"] | None = None
+    p_basis: Float[Tensor, "metric pos unit"] | None = None
+    q_basis: Float[Tensor, "metric pos unit"] | None = None
+    effective_groups: float = 0.0
+    notes: tuple[str, ...] = ()
     excluded_metrics: dict[str, str] = field(default_factory=dict)
     exploratory: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -196,6 +221,46 @@ class MetricScores:
     @property
     def q(self) -> Float[Tensor, "pos unit"] | None:
         return self._of(self.scores.q)
+
+    @property
+    def p_control(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.p_control)
+
+    @property
+    def q_control(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.q_control)
+
+    @property
+    def excess(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.excess)
+
+    @property
+    def p_basis(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.p_basis)
+
+    @property
+    def q_basis(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.q_basis)
+
+    @property
+    def associated(self) -> Bool[Tensor, "pos unit"]:
+        """Where the family-wise p is at most 5 %; nowhere without a null."""
+        return self._within(self.p_family)
+
+    @property
+    def beats_control(self) -> Bool[Tensor, "pos unit"]:
+        """Where associated and q of the control task is at most 5 %; nowhere without one."""
+        return self.associated & self._within(self.q_control)
+
+    @property
+    def basis_privileged(self) -> Bool[Tensor, "pos unit"]:
+        """Where q of the basis is at most 5 %; nowhere where no random direction was drawn."""
+        return self._within(self.q_basis)
+
+    def _within(self, chance: Float[Tensor, "pos unit"] | None) -> Bool[Tensor, "pos unit"]:
+        if chance is None:
+            return torch.zeros(self.r.shape, dtype=torch.bool)
+        return (chance <= LEVEL) & ~self.scores.excluded[None].to(chance.device)
 
     @property
     def thresholds(self) -> Thresholds:

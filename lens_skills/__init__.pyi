@@ -38,12 +38,12 @@ from lens_skills.plotting import figures as figures
 from lens_skills.ranking import compare_methods as compare_methods
 from lens_skills.ranking import rank as rank
 from lens_skills.saved import load as load
+from lens_skills.scoring import compare_scores as compare_scores
 from lens_skills.scoring import layer_profile as layer_profile
 from lens_skills.scoring import predictivity as predictivity
 from lens_skills.scoring import score as score
 from lens_skills.scoring import select as select
 from lens_skills.scoring import skill_matrix as skill_matrix
-from lens_skills.scoring import stability as stability
 from lens_skills.settings import config as config
 from lens_skills.soft_prompts import compare_prompts as compare_prompts
 from lens_skills.soft_prompts import fit_prompt as fit_prompt

@@ -20,10 +20,10 @@ _ROOMS = {
     "scoring": (
         "LayerProfile",
         "Predictivity",
+        "ScoreComparison",
         "Scores",
         "Selection",
         "SkillMatrix",
-        "Stability",
     ),
     "soft_prompts": ("PromptComparison",),
     "studies": ("Study",),

@@ -42,7 +42,7 @@ def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Name
         f"**Seeds.** The search for the truth again, under every prompt, on the same {len(first)} "
         f"rows (none trained a prompt). Largest |r|: {largest}."
     )
-    agreed = ls.stability(
+    agreed = ls.compare_scores(
         [one[f"seed {seed}"] for seed in range(len(prompts))], metric=TRUTH, top=SHARED
     )
     page.say(f"```\n{agreed!r}\n```")
@@ -50,7 +50,7 @@ def repeated(page: Page, model: Any, prompts: list[Any], rows: Rows, sizes: Name
         "shared_fewest": int(agreed.shared.min()), "shared_most": int(agreed.shared.max())
     }  # fmt: skip
     page.picture(
-        ls.figures.stability(agreed), "stability",
+        ls.figures.compare_scores(agreed), "stability",
         f"How many of the {SHARED} strongest neurons two prompts share, beside chance.",
     )  # fmt: skip
     told = ls.predictivity(list(other.values()), metric=TRUTH)

@@ -33,8 +33,8 @@ from lens_skills.plotting.scoring_plots import attrition as attrition
 from lens_skills.plotting.scoring_plots import correlation_by_position as correlation_by_position
 from lens_skills.plotting.scoring_plots import layer_profile as layer_profile
 from lens_skills.plotting.scoring_plots import r_distribution as r_distribution
+from lens_skills.plotting.skill_plots import compare_scores as compare_scores
 from lens_skills.plotting.skill_plots import damage_matrix as damage_matrix
 from lens_skills.plotting.skill_plots import metric_heatmap as metric_heatmap
 from lens_skills.plotting.skill_plots import skill_matrix as skill_matrix
-from lens_skills.plotting.skill_plots import stability as stability
 from lens_skills.plotting.soft_prompt_plots import learning_curves as learning_curves

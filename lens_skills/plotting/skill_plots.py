@@ -46,7 +46,7 @@ from lens_skills.plotting.style import (
     widest,
     with_unit,
 )
-from lens_skills.scoring import Scores, SkillMatrix, Stability
+from lens_skills.scoring import ScoreComparison, Scores, SkillMatrix
 
 _LETTERS = 16  # of a position beside a neuron; the table has all of them
 _PAIRS = 3  # overlaps in the note of a damage matrix
@@ -339,7 +339,7 @@ def _damage_note(matrix: DamageMatrix) -> str:
 
 
 @style()
-def stability(stability: Stability, *, width: float = COLUMN) -> Drawing:
+def compare_scores(comparison: ScoreComparison, *, width: float = COLUMN) -> Drawing:
     """Every pair of prompts: neurons they share against chance, same signs, and rank correlation.
 
     Left: shared neurons among each prompt's strongest, with what random sets would share among all
@@ -347,25 +347,27 @@ def stability(stability: Stability, *, width: float = COLUMN) -> Drawing:
     sign, and Spearman's correlation of |r| over all neurons.
 
     Args:
-        stability: From `lens_skills.scoring.stability`.
+        comparison: From `lens_skills.scoring.compare_scores`.
         width: Inches.
 
-    Frame: one row per pair, as in ``stability.frame()``.
+    Frame: one row per pair, as in ``comparison.frame()``.
     """
-    frame = stability.frame()
-    model = str(stability.provenance.get("scores", [{}])[0].get("model", "")).split(" with soft")[0]
+    frame = comparison.frame()
+    model = str(comparison.provenance.get("scores", [{}])[0].get("model", "")).split(" with soft")[
+        0
+    ]
     stable = (
-        f"{len(stability.stable):,} neurons significant with one sign under every prompt"
-        if bool((stability.n_significant >= 0).all())
+        f"{len(comparison.stable):,} neurons significant with one sign under every prompt"
+        if bool((comparison.n_significant >= 0).all())
         else "no null was drawn: significance unknown"
     )
     figure = sheet(
         width,
         max(0.9, _PAIR_ROW * len(frame) + 0.3) + 0.85,
-        title=f"{stability.metric}: the same neurons under {stability.n_prompts} prompts?",
-        lines=[joined(model, stability.site, f"{stability.n_units:,} neurons"), stable],
-        note="" if stability.same_examples else "Other examples per prompt: those differ too.",
-        exploratory=stability.exploratory,
+        title=f"{comparison.metric}: the same neurons under {comparison.n_prompts} prompts?",
+        lines=[joined(model, comparison.site, f"{comparison.n_units:,} neurons"), stable],
+        note="" if comparison.same_examples else "Other examples per prompt: those differ too.",
+        exploratory=comparison.exploratory,
     )
     left, right = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(frame))
@@ -379,28 +381,28 @@ def stability(stability: Stability, *, width: float = COLUMN) -> Drawing:
             markersize=7 if marker == "|" else 3.5, markeredgewidth=1.2 if marker == "|" else 0.5,
             markeredgecolor=BLACK,
         )  # fmt: skip
-    left.set_yticks(rows, [f"{one} – {other}" for one, other in stability.pairs.tolist()])
+    left.set_yticks(rows, [f"{one} – {other}" for one, other in comparison.pairs.tolist()])
     left.set_ylim(len(frame) - 0.4, -0.6)
-    left.set(xlabel=f"of the {stability.top} strongest", ylabel="prompts", xlim=(0, None))
+    left.set(xlabel=f"of the {comparison.top} strongest", ylabel="prompts", xlim=(0, None))
     left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    _agreement(right, stability, rows)
+    _agreement(right, comparison, rows)
     for axis in (left, right):
         axis.tick_params(axis="y", length=0)
         legend_above(axis, 1, left=-0.04, handlelength=1.0)
-    return finished(figure, frame, "stability", stability.metric)
+    return finished(figure, frame, "compare_scores", comparison.metric)
 
 
-def _agreement(axis: Axes, stability: Stability, rows: np.ndarray) -> None:
-    told = ~stability.sign_agreement.isnan().numpy()
+def _agreement(axis: Axes, comparison: ScoreComparison, rows: np.ndarray) -> None:
+    told = ~comparison.sign_agreement.isnan().numpy()
     axis.plot(
-        stability.sign_agreement.numpy()[told], rows[told], linestyle="none", marker="o",
+        comparison.sign_agreement.numpy()[told], rows[told], linestyle="none", marker="o",
         color=GREEN, markersize=4.5, label="same sign (share)",
     )  # fmt: skip
     axis.plot(
-        stability.rank_r.numpy(), rows, linestyle="none", marker="s", markerfacecolor="white",
+        comparison.rank_r.numpy(), rows, linestyle="none", marker="s", markerfacecolor="white",
         color=BLACK, markersize=4.5, label="rank correlation",
     )  # fmt: skip
-    low = min(0.0, float(np.nanmin(stability.rank_r.numpy())) - 0.05)
+    low = min(0.0, float(np.nanmin(comparison.rank_r.numpy())) - 0.05)
     axis.axvline(0.5, color=GREY, linestyle=(0, (3, 2)), linewidth=0.7)
     axis.set_xlim(low, 1.04)
     axis.set_xlabel("agreement (0.5: coin signs)", size=SMALL)

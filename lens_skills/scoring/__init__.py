@@ -1,8 +1,12 @@
 """Which neurons: a pass over examples, its three nulls, and the selection that survives them."""
 
+from lens_skills.scoring.compare_scores import ScoreComparison as ScoreComparison
+from lens_skills.scoring.compare_scores import compare_scores as compare_scores
 from lens_skills.scoring.correlations import partial_r as partial_r
 from lens_skills.scoring.layer_profile import LayerProfile as LayerProfile
 from lens_skills.scoring.layer_profile import layer_profile as layer_profile
+from lens_skills.scoring.predictivity import Predictivity as Predictivity
+from lens_skills.scoring.predictivity import predictivity as predictivity
 from lens_skills.scoring.score import score as score
 from lens_skills.scoring.scores import EXPLORATORY as EXPLORATORY
 from lens_skills.scoring.scores import GATES as GATES
@@ -13,7 +17,3 @@ from lens_skills.scoring.select import Selection as Selection
 from lens_skills.scoring.select import select as select
 from lens_skills.scoring.skill_matrix import SkillMatrix as SkillMatrix
 from lens_skills.scoring.skill_matrix import skill_matrix as skill_matrix
-from lens_skills.scoring.stability import Predictivity as Predictivity
-from lens_skills.scoring.stability import Stability as Stability
-from lens_skills.scoring.stability import predictivity as predictivity
-from lens_skills.scoring.stability import stability as stability

@@ -9,7 +9,7 @@ import torch
 
 from lens_skills.models import SoftPrompt
 from lens_skills.plotting import Drawing, figures
-from lens_skills.scoring import Scores, SkillMatrix, Stability, skill_matrix, stability
+from lens_skills.scoring import ScoreComparison, Scores, SkillMatrix, compare_scores, skill_matrix
 from tests.plotting.conftest import make_scores
 
 PROMPT_POSITIONS = tuple(str(place) for place in range(-8, 0))
@@ -43,7 +43,7 @@ def make_prompt(seed: int = 0, *, n_looks: int = 14, n_tokens: int = 8) -> SoftP
     )
 
 
-def make_seeds(n: int = 3, *, nulls: bool = True, exploratory: bool = False) -> Stability:
+def make_seeds(n: int = 3, *, nulls: bool = True, exploratory: bool = False) -> ScoreComparison:
     """n prompts whose r have half of their variance in common."""
     common = make_scores(positions=("-2", "-1"), nulls=nulls, spread=0.3)
     several: list[Scores] = []
@@ -51,7 +51,7 @@ def make_seeds(n: int = 3, *, nulls: bool = True, exploratory: bool = False) -> 
         own = make_scores(positions=("-2", "-1"), nulls=nulls, seed=seed + 1, spread=0.2)
         mixed = (0.9 * common.r + 0.6 * own.r).clamp(-1, 1)
         several.append(replace(own, r=mixed, exploratory=exploratory))
-    return stability(several, "confidence", top=20)
+    return compare_scores(several, "confidence", top=20)
 
 
 def make_skills(names: tuple[str, ...] = (), *, exploratory: bool = False) -> SkillMatrix:
@@ -156,10 +156,10 @@ CASES: dict[str, Callable[..., Drawing]] = {
     "skills, six": lambda **o: figures.skill_matrix(
         make_skills(SKILLS, exploratory=o.pop("exploratory", False)), **o
     ),
-    "stability": lambda **o: figures.stability(
+    "compared scores": lambda **o: figures.compare_scores(
         make_seeds(exploratory=o.pop("exploratory", False)), **o
     ),
-    "stability, five without a null": lambda **o: figures.stability(
+    "compared scores, five without a null": lambda **o: figures.compare_scores(
         make_seeds(5, nulls=False, exploratory=o.pop("exploratory", False)), **o
     ),
     "certainty": draw_certainty,

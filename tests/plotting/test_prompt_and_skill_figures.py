@@ -138,9 +138,9 @@ def test_the_matrix_shows_its_sets() -> None:
         figures.skill_matrix(none)
 
 
-def test_stability_bars_are_the_shared_neurons() -> None:
+def test_comparison_bars_are_the_shared_neurons() -> None:
     found = make_seeds(4)
-    drawing = figures.stability(found)
+    drawing = figures.compare_scores(found)
     left, right = drawing.figure.axes
     assert [bar.get_width() for bar in left.containers[0]] == found.shared.tolist()
     np.testing.assert_array_equal(left.lines[0].get_xdata(), found.expected)

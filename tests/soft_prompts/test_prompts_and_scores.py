@@ -12,7 +12,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, controls, verify
 from lens_skills.models import with_soft_prompt
-from lens_skills.scoring import predictivity, score, select, skill_matrix, stability
+from lens_skills.scoring import compare_scores, predictivity, score, select, skill_matrix
 from lens_skills.soft_prompts import fit_prompt
 from lens_skills.tasks import Task
 
@@ -48,7 +48,7 @@ def test_prompts_of_several_seeds_are_held_against_each_other(
     metrics = ["label:plural", "confidence"]
     found = [score(tiny, splits[1], metrics=metrics, prompt=p, n_permutations=19) for p in prompts]
     assert found[0].positions == ("-2", "-1")
-    assert stability(found, "label:plural", top=20).frame().shape[0] == 1
+    assert compare_scores(found, "label:plural", top=20).frame().shape[0] == 1
     checked = [
         score(tiny, splits[2], metrics=metrics, prompt=p, baseline=f, n_permutations=0)
         for p, f in zip(prompts, found, strict=True)
@@ -79,10 +79,10 @@ def test_a_model_changed_between_the_seeds_is_refused(
         with torch.no_grad():
             weight.copy_(before)
     assert (
-        len(stability([one, bare], "label:plural", top=20).frame()) == 1
+        len(compare_scores([one, bare], "label:plural", top=20).frame()) == 1
     )  # with and without a prompt
     with pytest.raises(LensSkillsError, match="model"):
-        stability([one, other], "label:plural", top=20)
+        compare_scores([one, other], "label:plural", top=20)
 
 
 def test_a_verdict_refuses_what_the_prompt_was_trained_on(

@@ -1,4 +1,4 @@
-"""Stability over prompts and the predecessor's predictivity, against straight-line oracles."""
+"""Scores of several prompts compared, and predictivity, against straight-line oracles."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring import Scores, predictivity, score, stability
+from lens_skills.scoring import Scores, compare_scores, predictivity, score
 from tests.scoring.test_handmade import examples_with, factor_activations, handmade
 
 N, SEEDS, POSITIONS, LAYERS, WIDTH = 80, 3, 4, 3, 20
@@ -113,8 +113,8 @@ def test_predictivity_needs_a_baseline_and_two_classes(case: Case) -> None:
         predictivity(case.scores)
 
 
-def test_stability_is_what_a_loop_counts(case: Case) -> None:
-    found = stability(case.scores, "label:y", top=12)
+def test_comparison_is_what_a_loop_counts(case: Case) -> None:
+    found = compare_scores(case.scores, "label:y", top=12)
     assert found.pairs.tolist() == [[0, 1], [0, 2], [1, 2]]
     assert (found.n_prompts, found.n_units, found.same_examples) == (SEEDS, LAYERS * WIDTH, True)
     names = [(layer, neuron) for layer in range(LAYERS) for neuron in range(WIDTH)]
@@ -155,7 +155,7 @@ def test_stability_is_what_a_loop_counts(case: Case) -> None:
 
 def test_noise_is_not_stable(case: Case) -> None:
     """Other direction: a metric that nothing follows shares what chance shares."""
-    found = stability(case.scores, "label:size", top=12)
+    found = compare_scores(case.scores, "label:size", top=12)
     assert float(found.p.min()) > 0.01
     assert float(found.rank_r.abs().max()) < 0.5
     assert len(found.stable) == 0
@@ -166,8 +166,8 @@ def test_a_turned_neuron_is_not_stable(case: Case) -> None:
     r = case.scores[0].r.clone()
     r[column] *= -1
     turned = [replace(case.scores[0], r=r), *case.scores[1:]]
-    found = stability(turned, "label:y", top=12)
-    plain = stability(case.scores, "label:y", top=12)
+    found = compare_scores(turned, "label:y", top=12)
+    plain = compare_scores(case.scores, "label:y", top=12)
     assert len(found.stable) == 0
     torch.testing.assert_close(found.rank_r, plain.rank_r)
     assert float(found.sign_agreement[0]) == pytest.approx(1 - float(plain.sign_agreement[0]))
@@ -175,7 +175,7 @@ def test_a_turned_neuron_is_not_stable(case: Case) -> None:
 
 def test_without_a_null_there_are_no_signs(case: Case) -> None:
     bare = [replace(s, thresholds={**s.thresholds, "label:y": _none()}) for s in case.scores]
-    found = stability(bare, "label:y", top=5)
+    found = compare_scores(bare, "label:y", top=5)
     assert found.n_significant.tolist() == [-1, -1, -1]
     assert bool(found.sign_agreement.isnan().all())
     assert "no null" in repr(found)
@@ -191,19 +191,19 @@ def _none() -> object:
 def test_what_does_not_fit_is_refused(case: Case) -> None:
     one, other, _ = case.scores
     with pytest.raises(LensSkillsError, match="2 at least"):
-        stability([one], "label:y")
+        compare_scores([one], "label:y")
     with pytest.raises(LensSkillsError, match="given twice"):
-        stability([one, other, one], "label:y", top=5)
+        compare_scores([one, other, one], "label:y", top=5)
     with pytest.raises(LensSkillsError, match="choose 1 to 30"):
-        stability([one, other], "label:y", top=31)
+        compare_scores([one, other], "label:y", top=31)
     with pytest.raises(LensSkillsError, match=r"site is 'mlp\.hook_post' in #0"):
-        stability([one, replace(other, site="mlp.hook_pre")], "label:y", top=5)
+        compare_scores([one, replace(other, site="mlp.hook_pre")], "label:y", top=5)
     strange = replace(other, provenance={**other.provenance, "weights": "x"})
     with pytest.raises(LensSkillsError, match="the model"):
-        stability([one, strange], "label:y", top=5)
+        compare_scores([one, strange], "label:y", top=5)
     with pytest.raises(LensSkillsError, match="hold other neurons"):
-        stability([one, replace(other, neuron=other.neuron.flip(0))], "label:y", top=5)
+        compare_scores([one, replace(other, neuron=other.neuron.flip(0))], "label:y", top=5)
     elsewhere = replace(other, example_ids=tuple(reversed(other.example_ids)))
-    assert "other examples per prompt" in repr(stability([one, elsewhere], "label:y", top=5))
+    assert "other examples per prompt" in repr(compare_scores([one, elsewhere], "label:y", top=5))
     marked: list[Scores] = [one, replace(other, exploratory=True)]
-    assert stability(marked, "label:y", top=5).exploratory
+    assert compare_scores(marked, "label:y", top=5).exploratory

@@ -1,8 +1,4 @@
-"""Several prompts, or seeds, of one metric: do they find the same neurons?
-
-`stability` compares their correlations pair by pair; `predictivity` averages how well one
-threshold per neuron tells two classes.
-"""
+"""`compare_scores`: several prompts, or seeds, of one metric: do they find the same neurons?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,101 +19,7 @@ from lens_skills.stats.set_overlap import compare_sets
 
 
 @dataclass(frozen=True, eq=False)
-class Predictivity(Result):
-    """Of every neuron, the mean over prompts of its best position.
-
-    Attributes:
-        metric: The 0/1 metric that is told.
-        layer, neuron: What each unit is.
-        by_seed: Of each prompt, the largest over its positions; 0.5 to 1.
-        value: Their mean.
-    """
-
-    metric: str
-    layer: Int[Tensor, " unit"]
-    neuron: Int[Tensor, " unit"]
-    by_seed: Float[Tensor, "seed unit"]
-    value: Float[Tensor, " unit"]
-
-    def top(self, k: int) -> Int[Tensor, "k 2"]:
-        """The k most predictive neurons as (layer, neuron)."""
-        order = self.value.argsort(descending=True, stable=True)[:k]
-        return torch.stack([self.layer[order], self.neuron[order]], dim=1)
-
-    def top_per_layer(self, share: float) -> Int[Tensor, "k 2"]:
-        """The most predictive share of each layer's neurons, at least one: the authors' choice."""
-        if not 0 < share <= 1:
-            raise LensSkillsError(f"a share lies between 0 and 1, not {share}.")
-        chosen = []
-        for layer in self.layer.unique():
-            here = (self.layer == layer).nonzero()[:, 0]
-            order = self.value[here].argsort(descending=True, stable=True)
-            chosen.append(here[order[: max(1, round(share * len(here)))]])
-        units = torch.cat(chosen)
-        return torch.stack([self.layer[units], self.neuron[units]], dim=1)
-
-    def frame(self) -> pd.DataFrame:
-        """One row per neuron, best first: layer neuron predictivity lowest highest (seeds)."""
-        order = self.value.argsort(descending=True, stable=True)
-        columns = {
-            "layer": self.layer,
-            "neuron": self.neuron,
-            "predictivity": self.value,
-            "lowest": self.by_seed.amin(dim=0),
-            "highest": self.by_seed.amax(dim=0),
-        }
-        return pd.DataFrame({name: tensor[order].numpy() for name, tensor in columns.items()})
-
-    def __repr__(self) -> str:
-        lines = [
-            f"predictivity of {self.metric} · {len(self.value):,} neurons · mean over "
-            f"{len(self.by_seed)} prompts of the best position (0.5 to 1)"
-        ]
-        lines += [
-            f"  L{row['layer']}N{row['neuron']}: {row['predictivity']:.3f} "
-            f"[{row['lowest']:.3f}, {row['highest']:.3f}] over prompts"
-            for row in self.frame().head(5).to_dict("records")
-        ]
-        lines.append(
-            "  the best of several positions and neurons: chance alone reaches some of this"
-        )
-        return "\n".join(lines)
-
-
-def predictivity(scores_by_seed: Sequence[Scores], metric: str | None = None) -> Predictivity:
-    """The predecessor's score of every neuron: mean over prompts of the maximum over positions.
-
-    Pred(N) = mean_P max_p max(Acc, 1 - Acc), where Acc(N, p) is the share of examples told by
-    a > b, with b the mean activation on another split. Classes weigh the same here.
-
-    Args:
-        scores_by_seed: One pass per prompt, each made with ``baseline=``.
-        metric: A 0/1 metric; None for the only one in the scores.
-
-    Raises:
-        LensSkillsError: No scores, scores that do not fit together, or no predictivity in them.
-
-    Source: Wang et al. 2022 (arXiv 2211.07349), section 3.
-    """
-    metric = check_seeds(scores_by_seed, metric)[0].metric
-    for place, scores in enumerate(scores_by_seed):
-        if metric not in scores.predictivity:
-            raise LensSkillsError(
-                f"scores #{place} hold no predictivity of {metric!r}. Score a 0/1 metric with "
-                "baseline=, the scores of another split under the same prompt."
-            )
-    by_seed = torch.stack([scores.predictivity[metric].amax(dim=0) for scores in scores_by_seed])
-    return Predictivity(
-        metric=metric,
-        layer=scores_by_seed[0].layer,
-        neuron=scores_by_seed[0].neuron,
-        by_seed=by_seed,
-        value=by_seed.mean(dim=0),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Stability(Result):
+class ScoreComparison(Result):
     """Every pair of prompts, compared neuron by neuron.
 
     Attributes:
@@ -200,9 +102,9 @@ class Stability(Result):
         return "\n".join(lines)
 
 
-def stability(
+def compare_scores(
     scores_by_seed: Sequence[Scores], metric: str | None = None, *, top: int = 200
-) -> Stability:
+) -> ScoreComparison:
     """Whether several prompts find the same neurons: signs, ranks, and overlap against chance.
 
     Every neuron stands for its strongest position under each prompt, because the positions of two
@@ -273,7 +175,7 @@ def stability(
         kept = (beyond.all(dim=0) & (sign == sign[:1]).all(dim=0)).nonzero()[:, 0]
         kept = kept[strength[:, kept].mean(dim=0).argsort(descending=True, stable=True)]
         stable = members[kept]
-    return Stability(
+    return ScoreComparison(
         metric=views[0].metric,
         site=first.site,
         n_prompts=len(scores_by_seed),

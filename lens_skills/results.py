@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -467,3 +468,27 @@ def file_name(*parts: str) -> str:
         "".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts
     ]
     return "-".join(kept)
+
+
+CARD_WIDTH = 80
+"""Columns of a printed card."""
+
+
+def card_lines(text: str, *, indent: int = 0, hang: int = 2) -> list[str]:
+    """A sentence of a card as lines of at most `CARD_WIDTH` columns.
+
+    Args:
+        text: Without line breaks of its own.
+        indent: Spaces before the first line.
+        hang: Further spaces before the lines that go on.
+
+    >>> [len(line) for line in card_lines("word " * 20, indent=2)]
+    [76, 28]
+    """
+    return textwrap.wrap(
+        text,
+        CARD_WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + hang),
+        break_on_hyphens=False,
+    )

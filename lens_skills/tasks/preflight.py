@@ -5,7 +5,7 @@ trivial rules, what the covariates alone predict, saturation and calibration.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ from lens_skills.activations import Metric, column_values, evaluate, parse_metri
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
-from lens_skills.results import Result
+from lens_skills.results import Result, card_lines
 from lens_skills.stats.calibration import Calibration, calibrate
-from lens_skills.stats.intervals import chance_max_r, wilson_interval
+from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
+from lens_skills.stats.intervals import chance_max_r, share_interval
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,22 @@ class Competence:
     Attributes:
         name: What counts as a success.
         rate: Share of successes, 0 to 1.
-        low, high: Its 95 % Wilson interval.
+        low, high: Its exact 95 % interval over groups; None with fewer than `FEWEST_GROUPS` groups.
         chance: What guessing or the best trivial rule reaches.
         rule: Which rule that is.
     """
 
     name: str
     rate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     chance: float
     rule: str
 
     @property
-    def above_chance(self) -> bool:
-        """Whether the whole interval lies above what needs no skill."""
-        return self.low > self.chance
+    def above_chance(self) -> bool | None:
+        """Whether the whole interval lies above what needs no skill; None without an interval."""
+        return None if self.low is None else self.low > self.chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,23 +55,30 @@ class Preflight(Result):
     Attributes:
         task, model: Their names.
         n_examples, n_groups: Sizes.
+        effective_groups: How many groups of one size say as much, G* = (Σ n_g)² / Σ n_g².
         competences: Ways to succeed, the whole written answer first.
         baselines: What trivial rules would score as whole answers.
         copying: Accuracy where the answer stands in the prompt, and elsewhere (None where one of
             them has no examples).
         predicted: For each metric, how well the covariates alone predict it on held-out groups:
-            AUROC for 0/1 metrics (0.5 is nothing), R² for others (0 is nothing or worse).
+            AUROC for 0/1 metrics (0.5 is nothing), R² for others (0 is nothing or worse). Empty
+            with fewer than `FEWEST_GROUPS` groups.
         saturated: For each probability, the share of examples above 0.99 or below 0.0001.
         constant: Metrics that take one value only.
         binary: The metrics that are 0 or 1 in every example.
+        outcomes: What can say how well the model does, best first, and what speaks against each
+            ("" where nothing does).
         chance_r: About the largest |r| that chance reaches among all MLP neurons at this size.
+        chance_r_groups: The same of a metric that is constant in each group, at G* groups.
         calibration: Confidence in the first token against its being right.
+        advice: What to do with all that, a sentence each.
     """
 
     task: str
     model: str
     n_examples: int
     n_groups: int
+    effective_groups: float
     competences: tuple[Competence, ...]
     baselines: dict[str, float]
     copying: dict[str, float | None]
@@ -78,15 +86,21 @@ class Preflight(Result):
     saturated: dict[str, float]
     constant: tuple[str, ...]
     binary: tuple[str, ...]
+    outcomes: dict[str, str]
     chance_r: float
+    chance_r_groups: float
     calibration: Calibration | None
 
     @property
     def skill(self) -> bool | None:
-        """Whether any competence lies above chance; None where the task has no answers."""
-        if not self.competences:
-            return None
-        return any(competence.above_chance for competence in self.competences)
+        """Whether any competence lies above chance; None without answers, or with few groups."""
+        known = [c.above_chance for c in self.competences if c.above_chance is not None]
+        return any(known) if known else None
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to do with what was found, a sentence each; never empty."""
+        return tuple(_advice(self))
 
     def frame(self) -> pd.DataFrame:
         """One row per competence: name rate low high chance rule above_chance."""
@@ -94,41 +108,124 @@ class Preflight(Result):
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        lines = [
-            f"{self.task} on {self.model}: {self.n_examples:,} examples, {self.n_groups:,} groups"
-        ]
+        few = self.n_groups < FEWEST_GROUPS
+        head = f"{self.task} on {self.model}: {self.n_examples:,} examples, {self.n_groups:,} group"
+        head += "s" * (self.n_groups != 1)
+        if self.effective_groups < 0.95 * self.n_groups:
+            head += f", which say as much as {self.effective_groups:.1f} of one size"
+        lines = card_lines(head)
         for c in self.competences:
-            standing = "above chance" if c.above_chance else "not above chance"
-            lines.append(
-                f"  {c.name:<22} {c.rate:4.0%} [{c.low:.0%}, {c.high:.0%}]  "
-                f"chance {c.chance:.0%} ({c.rule}): {standing}"
+            text = f"{c.name:<18} {c.rate:4.0%} "
+            if c.low is not None:
+                text += f"[{c.low:.0%}, {c.high:.0%}] "
+            text += f"chance {c.chance:.0%} ({c.rule})"
+            if c.above_chance is not None:
+                text += f": {'above' if c.above_chance else 'not above'} chance"
+            lines += card_lines(text, indent=2, hang=19)
+        if self.competences and not few:
+            lines += card_lines("in brackets: exact 95 % intervals over groups", indent=2)
+        if few:
+            lines += card_lines(
+                f"{self.n_groups} of the {FEWEST_GROUPS} groups that an interval takes: the shares "
+                "are those of these examples and say nothing about others",
+                indent=2,
             )
         if self.skill is False:
             lines.append("  no skill to explain: correct answers here are no better than a guess")
         inside, outside = self.copying.get("inside"), self.copying.get("outside")
         if inside is not None and outside is not None:
-            lines.append(
-                f"  correct where the answer stands in the prompt {inside:.0%}, elsewhere "
+            told = (
+                f"correct where the answer stands in the prompt {inside:.0%}, elsewhere "
                 f"{outside:.0%}" + (": mostly copying" if inside > 3 * outside else "")
             )
+            lines += card_lines(told, indent=2)
         for name, quality in self.predicted.items():
             measure = "AUROC" if name in self.binary else "R²"
-            lines.append(f"  other columns alone predict {name}: {measure} {quality:.2f}")
-        for name, share in self.saturated.items():
-            if share > 0.2:
-                lines.append(f"  {name} is saturated in {share:.0%} of the examples")
-        for name in self.constant:
-            lines.append(f"  {name} takes one value only: nothing can correlate with it")
-        if self.calibration is not None:
-            lines.append(
-                f"  calibration error of the first-token confidence {self.calibration.error:.2f}"
+            lines += card_lines(
+                f"other columns alone predict {name}: {measure} {quality:.2f}", indent=2
             )
-        lines.append(f"  chance alone reaches |r| ≈ {self.chance_r:.2f} among all MLP neurons")
+        for name, share in self.saturated.items():
+            if share > _SATURATED:
+                lines += card_lines(f"{name} is saturated in {share:.0%} of the examples", indent=2)
+        for name in self.constant:
+            lines += card_lines(
+                f"{name} takes one value only: nothing can correlate with it", indent=2
+            )
+        if self.calibration is not None:
+            lines += card_lines(
+                f"calibration error of the first-token confidence {self.calibration.error:.2f}",
+                indent=2,
+            )
+        chance = f"chance alone reaches |r| ≈ {self.chance_r:.2f} among all MLP neurons"
+        if self.n_groups < self.n_examples:
+            reach = self.chance_r_groups
+            bar = f"|r| ≈ {reach:.2f}" if reach < 0.95 else "any |r|"
+            chance += f"; for a metric that is constant in each group {bar}"
+        lines += card_lines(chance, indent=2)
+        for place, sentence in enumerate(self.advice):
+            lines += card_lines(f"{'and' if place else 'so'}: {sentence}")
         return "\n".join(lines)
+
+
+def _advice(found: Preflight) -> list[str]:
+    """The sentences of `Preflight.advice`: groups, then skill, the metric, the other columns."""
+    said = []
+    if found.n_groups < FEWEST_GROUPS:
+        said.append(
+            f"give more groups before all else, {FEWEST_GROUPS} at least: no p, interval or "
+            f"verdict can be had from {found.n_groups}"
+        )
+    elif found.effective_groups < FEWEST_GROUPS:
+        said.append(
+            f"even the groups out: a few large ones leave {found.effective_groups:.1f} of the "
+            f"{FEWEST_GROUPS} that a p or an interval takes"
+        )
+    if found.skill is False:
+        said.append(
+            "take an easier task, a larger model, or show it examples in the prompt: what neurons "
+            "correlate with here is no skill"
+        )
+    if not found.competences:
+        said.append(
+            "score labels, or the model's confidence: without answers nothing says whether the "
+            "model can do the task"
+        )
+    else:
+        said += _outcome_advice(found.outcomes)
+    told = [
+        name for name, quality in found.predicted.items() if quality > _TOLD[name in found.binary]
+    ]
+    if told:
+        more = f" and {len(told) - 2} more" if len(told) > 2 else ""
+        said.append(
+            f"score {', '.join(told[:2])}{more} with given=[…]: other columns alone predict "
+            f"{'it' if len(told) == 1 else 'them'}, and a neuron may carry those instead"
+        )
+    return said or ["go on: nothing here speaks against scoring it"]
+
+
+def _outcome_advice(outcomes: Mapping[str, str]) -> list[str]:
+    """Which outcome to measure, and which not, because of what."""
+    good = [name for name, against in outcomes.items() if not against]
+    bad = [(name, against) for name, against in outcomes.items() if against]
+    because = "; ".join(f"{name} {against}" for name, against in bad)
+    if not good:
+        give = "" if "logit_diff" in outcomes else ", so that logit_diff can be measured"
+        return [
+            f"give {'other examples' if not give else f'every example a foil{give}'}: {because}"
+        ]
+    if bad:
+        names = " or ".join(name for name, _ in bad)
+        return [f"use {good[0]}, not {names}, because {because}"]
+    return [f"use {good[0]} for how well the model does"]
 
 
 # Beyond these a probability says little more than "yes" or "no", and its differences are noise.
 _SATURATED_HIGH, _SATURATED_LOW = 0.99, 1e-4
+_SATURATED = 0.2  # share of the examples from which on a probability is called saturated
+_RARE = 0.1  # share of right or of wrong answers below which a 0/1 outcome has too few of them
+# How well other columns must predict a metric (R², and AUROC where it is 0/1) to be warned of.
+_TOLD = {False: 0.25, True: 0.75}
 
 
 def preflight(
@@ -151,7 +248,11 @@ def preflight(
         chat: Put prompts through the tokenizer's chat template.
 
     Returns:
-        `Preflight`; printing it says *no skill to explain* where no competence is above chance.
+        `Preflight`; printing it says *no skill to explain* where no competence is above chance,
+        and ends with what to do ("so: use logit_diff, not correct, because …").
+
+    Source: exact shares with an effective sample size, Korn & Graubard 1998; G*, Carter, Schnepel
+    & Steigerwald 2017.
     """
     adapter = as_adapter(model)
     wanted = list(_default_metrics(task)) if metrics is None else list(parse_metrics(metrics, task))
@@ -163,22 +264,31 @@ def preflight(
     constant = tuple(m.name for m in wanted if np.ptp(values[m.name]) == 0)
     varying = [m for m in wanted if m.name not in constant]
     probabilities = [n for n in ("confidence", "answer_probability") if n in values]
+    groups = [example.group for example in task]
+    n_groups, equal_groups = len(set(groups)), effective_groups(groups)
+    n_units = adapter.n_layers * adapter.d_mlp
+    saturated = {
+        name: float(((values[name] > _SATURATED_HIGH) | (values[name] < _SATURATED_LOW)).mean())
+        for name in probabilities
+    }
     return Preflight(
         task=getattr(task, "name", "examples"),
         model=adapter.name,
         n_examples=len(task),
-        n_groups=len({example.group for example in task}),
+        n_groups=n_groups,
+        effective_groups=equal_groups,
         competences=tuple(_competences(task, values, baselines)),
         baselines=baselines,
         copying=_copying(task, values.get("correct")),
-        predicted={m.name: p for m in varying if (p := _predicted(task, m, values)) is not None},
-        saturated={
-            name: float(((values[name] > _SATURATED_HIGH) | (values[name] < _SATURATED_LOW)).mean())
-            for name in probabilities
-        },
+        predicted={m.name: p for m in varying if (p := _predicted(task, m, values)) is not None}
+        if n_groups >= FEWEST_GROUPS
+        else {},
+        saturated=saturated,
         constant=constant,
         binary=tuple(m.name for m in wanted if np.isin(values[m.name], (0, 1)).all()),
-        chance_r=chance_max_r(adapter.n_layers * adapter.d_mlp, len(task)),
+        outcomes=_outcomes(task, values, saturated),
+        chance_r=chance_max_r(n_units, len(task)),
+        chance_r_groups=chance_max_r(n_units, max(1, round(equal_groups))),
         calibration=_calibration(values),
     )
 
@@ -232,21 +342,56 @@ def _competences(
     found = []
     if "correct" in values and baselines:
         rule = max(baselines, key=lambda name: baselines[name])
-        found.append(_competence("whole answer", values["correct"], baselines[rule], rule))
+        found.append(_competence(task, "whole answer", values["correct"], baselines[rule], rule))
     if "logit_diff" in values:
         wins = (values["logit_diff"] > 0).astype(float)
         if _has(task, "foil"):
-            found.append(_competence("answer over foil", wins, 0.5, "a coin"))
+            found.append(_competence(task, "answer over foil", wins, 0.5, "a coin"))
         else:
             chance = float(np.mean([1 / len(example.options) for example in task]))
-            found.append(_competence("best of the options", wins, chance, "a guess"))
+            found.append(_competence(task, "best of the options", wins, chance, "a guess"))
     return found
 
 
-def _competence(name: str, successes: np.ndarray, chance: float, rule: str) -> Competence:
-    rate = float(successes.mean())
-    low, high = wilson_interval(rate, len(successes))
-    return Competence(name, rate, low, high, chance, rule)
+def _competence(
+    task: Sequence[Example], name: str, successes: np.ndarray, chance: float, rule: str
+) -> Competence:
+    rate, groups = float(successes.mean()), [example.group for example in task]
+    if len(set(groups)) < FEWEST_GROUPS:
+        return Competence(name, rate, None, None, chance, rule)
+    low, high = share_interval(torch.from_numpy(successes.astype(float)), groups)
+    return Competence(name, rate, float(low), float(high), chance, rule)
+
+
+def _outcomes(
+    task: Sequence[Example], values: dict[str, np.ndarray], saturated: Mapping[str, float]
+) -> dict[str, str]:
+    """What can say how well the model does, best first, and what speaks against each.
+
+    A difference of logits goes before a probability, which ends at 0 and 1, and that before a 0/1
+    outcome, which does not say by how much.
+    """
+    if not _has(task, "answer"):
+        return {}
+    found = {}
+    for name in ("logit_diff", "answer_probability", "correct"):
+        if name not in values:
+            continue
+        mean = float(values[name].mean())
+        found[name] = ""
+        if np.ptp(values[name]) == 0:
+            found[name] = "takes one value only"
+        elif saturated.get(name, 0.0) > _SATURATED:
+            found[name] = f"is saturated in {saturated[name]:.0%} of the examples"
+        elif name == "correct" and not _RARE <= mean <= 1 - _RARE:
+            found[name] = f"is {int(mean > 0.5)} in {max(mean, 1 - mean):.0%} of the examples"
+        elif name == "correct":
+            found[name] = "is 0 or 1 and does not say by how much"
+    # Where nothing finer can be had, a 0/1 outcome of both kinds serves.
+    others = [name for name, against in found.items() if name != "correct" and not against]
+    if not others and found.get("correct", "").startswith("is 0 or 1"):
+        found["correct"] = ""
+    return found
 
 
 def _copying(task: Sequence[Example], correct: np.ndarray | None) -> dict[str, float | None]:

@@ -62,17 +62,18 @@ def asked(n: int = N, **columns: Sequence[Any]) -> Task:
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 20), (7, 20), (20, 20), (61, 120), (119, 120)])
-def test_competence_is_a_share_with_its_wilson_interval(
+def test_competence_is_a_share_with_its_exact_interval(
     measured: Measured, right: int, n: int
 ) -> None:
     task = asked(n, foil=["no"] * n)
     correct = np.random.default_rng(0).permutation(np.arange(n) < right).astype(float)
     found = measured(task, correct=correct, logit_diff=np.where(correct, 2.0, -0.1))
     whole, over_foil = found.competences
-    interval = stats.binomtest(right, n).proportion_ci(method="wilson")
+    interval = stats.binomtest(right, n).proportion_ci(method="exact")
     for competence in (whole, over_foil):
         assert competence.rate == pytest.approx(right / n)
-        assert (competence.low, competence.high) == pytest.approx(tuple(interval), abs=1e-12)
+        # The cluster-robust error has n - 1 degrees of freedom where the binomial has n.
+        assert (competence.low, competence.high) == pytest.approx(tuple(interval), abs=0.013)
     assert (whole.name, whole.rule) == ("whole answer", "always the most frequent answer")
     assert whole.chance == pytest.approx(1 / n)
     assert (over_foil.name, over_foil.chance) == ("answer over foil", 0.5)
@@ -80,6 +81,136 @@ def test_competence_is_a_share_with_its_wilson_interval(
     assert over_foil.above_chance == (interval.low > 0.5)
     assert found.skill == (interval.low > 1 / n or interval.low > 0.5)
     assert ("no skill to explain" in repr(found)) == (not found.skill)
+
+
+def test_alike_examples_of_a_group_are_counted_once(measured: Measured) -> None:
+    """Twenty nouns, six prompts each, right or wrong as a whole: the interval of twenty tries."""
+    nouns = [f"noun {i // 6}" for i in range(N)]
+    right = np.repeat(np.arange(20) < 13, 6).astype(float)
+    task = asked(group=nouns, foil=["no"] * N)
+    over_foil = measured(task, correct=right, logit_diff=right - 0.5).competences[1]
+    interval = stats.binomtest(13, 20).proportion_ci(method="exact")
+    assert (over_foil.low, over_foil.high) == pytest.approx(tuple(interval), abs=0.02)
+    # 65 % of 120 would be above a coin; of 20 it is not.
+    assert stats.binomtest(78, N).proportion_ci(method="wilson").low > 0.5
+    assert over_foil.above_chance is False
+
+
+def test_a_coin_for_each_group_is_rarely_above_chance(measured: Measured) -> None:
+    """Called above chance in at most 2.5 %; examples counted, it was a fifth."""
+    random = np.random.default_rng(0)
+    sizes = np.maximum(1, random.lognormal(1.5, 0.8, 24).astype(int))
+    nouns = np.repeat(np.arange(24), sizes)
+    task = asked(len(nouns), group=[str(n) for n in nouns], foil=["no"] * len(nouns))
+    called, wilson = 0, 0
+    for _ in range(150):
+        wins = random.integers(2, size=24)[nouns] - 0.5
+        called += bool(measured(task, ["correct"], logit_diff=wins).competences[1].above_chance)
+        interval = stats.binomtest(int((wins > 0).sum()), len(wins)).proportion_ci(method="wilson")
+        wilson += interval.low > 0.5
+    assert called <= 0.06 * 150
+    assert wilson > 0.1 * 150
+
+
+def test_below_eight_groups_shares_are_printed_without_intervals(measured: Measured) -> None:
+    task = asked(foil=["no"] * N, group=[str(i % 7) for i in range(N)], size=list(range(N)))
+    found = measured(task, correct=np.ones(N), logit_diff=np.ones(N))
+    whole, over_foil = found.competences
+    assert (whole.rate, whole.low, whole.high, whole.above_chance) == (1.0, None, None, None)
+    assert over_foil.above_chance is None
+    assert found.skill is None
+    assert found.predicted == {}
+    text = words(found)
+    assert "7 of the 8 groups that an interval takes" in text
+    assert "so: give more groups before all else, 8 at least" in text
+    assert "95 %" not in text
+    assert "above chance" not in text
+
+
+def test_uneven_groups_are_counted_by_what_they_say(measured: Measured) -> None:
+    task = asked(group=["big"] * (N - 19) + [str(i) for i in range(19)])
+    found = measured(task)
+    assert found.effective_groups == pytest.approx(N**2 / ((N - 19) ** 2 + 19))
+    text = words(found)
+    assert f"20 groups, which say as much as {found.effective_groups:.1f} of one size" in text
+    assert "so: even the groups out" in text
+    assert found.chance_r < found.chance_r_groups
+    assert "constant in each group any |r|" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "values", "said"),
+    [
+        (
+            {"foil": ["no"] * N},
+            {"correct": np.arange(N) % 40 > 0, "logit_diff": np.linspace(-1, 2, N)},
+            "use logit_diff, not correct, because correct is 1 in 98% of the examples",
+        ),
+        (
+            {"foil": ["no"] * N},
+            {"correct": np.zeros(N), "logit_diff": np.linspace(-1, 2, N)},
+            "use logit_diff, not correct, because correct takes one value only",
+        ),
+        (
+            {"foil": ["no"] * N},
+            {"correct": np.arange(N) % 2, "logit_diff": np.linspace(-1, 2, N)},
+            "use logit_diff, not correct, because correct is 0 or 1 and does not say by how much",
+        ),
+        (
+            {},
+            {"correct": np.arange(N) % 2, "answer_probability": np.linspace(0.1, 0.8, N)},
+            "use answer_probability, not correct, because correct is 0 or 1 and does not say",
+        ),
+        (
+            {},
+            {"correct": np.arange(N) % 2, "answer_probability": np.linspace(0, 2, N).clip(0.2, 1)},
+            "use correct, not answer_probability, because answer_probability is saturated in 51%",
+        ),
+        (
+            {},
+            {"correct": np.zeros(N), "answer_probability": np.linspace(0, 1e-5, N)},
+            "give every example a foil, so that logit_diff can be measured: answer_probability is "
+            "saturated in 100% of the examples; correct takes one value only",
+        ),
+        (
+            {"foil": ["no"] * N},
+            {"correct": np.zeros(N), "logit_diff": np.zeros(N), "answer_probability": np.ones(N)},
+            "give other examples: logit_diff takes one value only;",
+        ),
+        (
+            {"labels": [{"coin": i % 2} for i in range(N)], "code": [i % 2 + 3 for i in range(N)]},
+            {"correct": np.arange(N) % 2},
+            "score label:coin, correct with given=[…]: other columns alone predict them",
+        ),
+        (
+            {},
+            {"correct": np.zeros(N)},
+            "take an easier task, a larger model, or show it examples in the prompt",
+        ),
+    ],
+)  # fmt: skip
+def test_it_ends_with_what_to_do(
+    measured: Measured, fields: dict[str, Any], values: dict[str, Any], said: str
+) -> None:
+    numbers = {name: np.asarray(value, dtype=float) for name, value in values.items()}
+    steady = {"answer_probability": np.linspace(0.2, 0.7, N), "confidence": np.linspace(0, 0.9, N)}
+    found = measured(asked(**fields), **(steady | numbers))
+    assert said in words(found)
+    last = [line for line in repr(found).splitlines() if line.startswith(("so: ", "and: "))]
+    assert len(last) == len(found.advice)
+    assert last[0].startswith("so: ")
+    assert any(said[:20] in sentence for sentence in found.advice)
+    assert max(map(len, repr(found).splitlines())) <= 80
+
+
+def test_it_always_ends_with_advice(measured: Measured) -> None:
+    bare = Task("bare", [Example(str(i), f"hello {i}", labels={"odd": i % 2}) for i in range(30)])
+    assert "so: score labels, or the model's confidence" in words(measured(bare))
+
+
+def words(found: Preflight) -> str:
+    """The card as one line."""
+    return " ".join(repr(found).split())
 
 
 def test_a_tie_with_the_foil_is_no_success(measured: Measured) -> None:
@@ -129,7 +260,7 @@ def test_without_answers_nothing_is_said_about_skill(tiny_bridge: Any) -> None:
     assert found.skill is None
     assert (found.competences, found.baselines, found.copying) == ((), {}, {})
     assert found.frame().empty
-    assert "skill" not in repr(found)
+    assert "no skill" not in repr(found)
 
 
 def test_copying_a_column_is_a_rule_to_beat(measured: Measured) -> None:
@@ -145,7 +276,7 @@ def test_copying_a_column_is_a_rule_to_beat(measured: Measured) -> None:
     # Right in two thirds, and all of it copying.
     assert found.skill is False
     assert found.copying == {"inside": 1.0, "outside": 0.0}
-    assert "in the prompt 100%, elsewhere 0%: mostly copying" in repr(found)
+    assert "in the prompt 100%, elsewhere 0%: mostly copying" in words(found)
 
 
 def test_some_columns_are_no_rules(measured: Measured) -> None:
@@ -206,7 +337,7 @@ def test_a_number_is_predicted_as_far_as_it_follows(measured: Measured) -> None:
         values = share**0.5 * size + (1 - share) ** 0.5 * noise
         found = measured(task, ["confidence"], confidence=values)
         assert found.predicted["confidence"] == pytest.approx(share, abs=0.08)
-        assert f"predict confidence: R² {found.predicted['confidence']:.2f}" in repr(found)
+        assert f"predict confidence: R² {found.predicted['confidence']:.2f}" in words(found)
     assert measured(task, ["confidence"], confidence=noise).predicted["confidence"] < 0.05
 
 

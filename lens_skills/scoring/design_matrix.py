@@ -4,19 +4,17 @@ Every statistic of the pass is a product of these columns with the neurons, so t
 product per batch is all the work, however many permutations are drawn.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills.activations import Metric, column_values
+from lens_skills.activations import Metric
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.scoring.covariates import covariate_columns
 from lens_skills.stats.multiple_testing import (
     Scheme,
     choose_scheme,
@@ -91,7 +89,7 @@ class DesignMatrix:
         seed: int,
     ) -> None:
         self.examples, self.seed = examples, seed
-        self.given = one_hot(examples, given)
+        self.given = covariate_columns(examples, given)
         groups = [example.group for example in examples]
         self.schemes: dict[str, str] = {}
         permuted: dict[str, Int[Tensor, "row draw"]] = {}
@@ -153,46 +151,6 @@ class DesignMatrix:
         # From the right: from the left it would be a matrix of examples by examples.
         fitted = design @ (torch.linalg.pinv(design) @ values.double())
         return values.double() - fitted
-
-
-def one_hot(examples: Sequence[Example], given: Sequence[str]) -> Float[Tensor, "row given"]:
-    """Covariates as columns: numbers standardised, categories one-hot with the first left out.
-
-    Columns that are constant or repeat earlier ones are dropped, so that they can be inverted.
-    """
-    columns: list[np.ndarray] = []
-    for name in given:
-        raw = [example.column(name) for example in examples]
-        for example, value in zip(examples, raw, strict=True):
-            if value is None:
-                raise LensSkillsError(f"example {example.id!r} has no {name!r} to partial out.")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise LensSkillsError(
-                    f"the covariate {name!r} is {value} for example {example.id!r}."
-                )
-        if any(isinstance(value, str) for value in raw):
-            for category in sorted({str(value) for value in raw})[1:]:
-                columns.append(np.array([float(str(value) == category) for value in raw]))
-        else:
-            columns.append(column_values(examples, name).numpy())
-    kept: list[np.ndarray] = []
-    basis = np.ones((len(examples), 1)) / np.sqrt(len(examples))
-    for column in columns:
-        left = column - basis @ (basis.T @ column)
-        left = left - basis @ (basis.T @ left)
-        size = np.linalg.norm(left)
-        if size > 1e-8 * max(float(np.linalg.norm(column)), 1e-300):
-            basis = np.column_stack([basis, left / size])
-            kept.append((column - column.mean()) / column.std())
-    if len(kept) + 2 >= len(examples):
-        raise LensSkillsError(
-            f"{len(kept)} covariate columns leave nothing of {len(examples)} examples. "
-            "Partial out fewer, or use more examples."
-        )
-    if not kept:
-        return torch.zeros(len(examples), 0, dtype=torch.float64)
-    stacked = torch.from_numpy(np.stack(kept))
-    return rearrange(stacked, "given row -> row given").contiguous()
 
 
 def _check_between(

@@ -16,6 +16,7 @@ from lens_skills.scoring import Scores, score
 from lens_skills.settings import config
 from lens_skills.stats.moments import random_rotation
 from lens_skills.stats.multiple_testing import permutation_draws
+from tests.scoring.test_covariates import scipy_spline
 from tests.scoring.test_handmade import (
     examples_with,
     factor_activations,
@@ -37,9 +38,11 @@ def residuals(values: np.ndarray, design: np.ndarray) -> np.ndarray:
 
 
 def dummies(examples: list[Example], given: list[str]) -> np.ndarray:
-    """pandas's one-hot columns of categories beside the numbers as they are."""
+    """pandas's one-hot columns of categories beside SciPy's splines of numbers."""
     frame = pd.DataFrame([dict(example.covariates) for example in examples])[given]
-    return pd.get_dummies(frame, drop_first=True).to_numpy(dtype=float)
+    numbers = frame.select_dtypes(float)
+    plain = pd.get_dummies(frame.drop(columns=numbers), drop_first=True).to_numpy(dtype=float)
+    return np.column_stack([plain, *(scipy_spline(numbers[name].to_numpy()) for name in numbers)])
 
 
 class Case:
@@ -119,9 +122,9 @@ def test_partial_r_is_the_correlation_of_regression_residuals(case: Case) -> Non
 
 
 def test_the_partial_interval_counts_the_covariates(case: Case) -> None:
-    """Fisher's z with n - k - 3: kind makes two columns, length and odd one each."""
+    """Fisher's z with n - k - 3: kind makes two columns, length four, odd one."""
     r = case.partial.r[0, 0, 5].item()
-    half = stats.norm.ppf(0.975) / np.sqrt(N - 4 - 3)
+    half = stats.norm.ppf(0.975) / np.sqrt(N - 7 - 3)
     expected = np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)
     found = case.partial.low[0, 0, 5].item(), case.partial.high[0, 0, 5].item()
     assert found == pytest.approx(expected, abs=1e-9)
@@ -322,7 +325,7 @@ def test_position_all_is_token_level_pearson_with_the_metric_repeated(tiny: Any)
     assert found.n_examples == len(examples)
     # Partial r at every token likewise.
     given = score(tiny, examples, seed=2, given=["z"], **options)
-    z = repeated(np.arange(len(examples)) % 7)[:, None]
+    z = np.column_stack([repeated(np.arange(len(examples)) % 7 == value) for value in range(1, 7)])
     expected = pearson(residuals(everything, z), residuals(repeated(size), z))
     np.testing.assert_allclose(given.r[1, 0], expected, rtol=0, atol=1e-6)
     means = everything.mean(0)

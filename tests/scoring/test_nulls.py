@@ -13,6 +13,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, score
 from lens_skills.stats.multiple_testing import permutation_draws, signs
+from tests.scoring.test_covariates import scipy_spline
 from tests.scoring.test_handmade import (
     examples_with,
     factor_activations,
@@ -46,7 +47,7 @@ class Case:
             "sure": np.exp(random.normal(size=N)) + self.flat[:, 4],
         }
         size = random.normal(size=N) + self.flat[:, 2]
-        self.design = np.column_stack([np.ones(N), size, np.arange(N) % 2])
+        self.design = np.column_stack([np.ones(N), scipy_spline(size), np.arange(N) % 2])
         labels = {k.removeprefix("label:"): v for k, v in self.values.items() if k != "sure"}
         self.examples = examples_with(
             N,

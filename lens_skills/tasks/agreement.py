@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.task import Task, check_number
+from lens_skills.tasks.task import Task, Texts, check_number
 from lens_skills.tasks.word_lists import PEOPLE, SUBJECTS, THINGS
 
 VERBS = {"be": (" is", " are"), "was": (" was", " were"), "have": (" has", " have")}
@@ -44,6 +44,15 @@ TEMPLATES = {
 }
 
 FILLS = 4
+
+# Other wordings: the filling that many further on, what stands before the sentence, and before
+# the subject. None of these words has a number.
+WORDINGS = {
+    "words": (1, "", ""),
+    "other words": (2, "", ""),
+    "adverb": (0, "Apparently, ", ""),
+    "adjective": (0, "", "other "),
+}
 UNITS_BY_DEFAULT = 2 * len(SUBJECTS)
 
 
@@ -60,7 +69,8 @@ def agreement(
     where there is no attractor), ``attractor``, ``template``, ``verb``, ``noun``, ``n_words``.
     The corrupted twin is the same prompt with the subject in the other number; it is itself in
     the task, and asks for the foil. The group is the noun; the kind is the subject's word form,
-    so a control task gives "key" and "keys" each a random label. Prompts end before the verb,
+    so a control task gives "key" and "keys" each a random label. `Task.paraphrases`: other words
+    in the same template (twice), an adverb before it, an adjective. Prompts end before the verb,
     without a space; answers begin with one, because tokenizers join a space to the word after it.
 
     Args:
@@ -89,9 +99,10 @@ def agreement(
     generator = random.Random(seed)
     subjects = generator.sample(SUBJECTS, len(SUBJECTS))
     examples: list[Example] = []
+    wordings: dict[str, dict[str, Texts]] = {name: {} for name in WORDINGS}
     for unit in range(-(-n // per_unit)):
-        examples += _unit(unit, subjects, distractors, verbs, generator)
-    return Task("agreement", examples[:n])
+        examples += _unit(unit, subjects, distractors, verbs, generator, wordings)
+    return Task("agreement", examples[:n], wordings=wordings)
 
 
 def _unit(
@@ -100,6 +111,7 @@ def _unit(
     distractors: Sequence[str],
     verbs: Sequence[str],
     generator: random.Random,
+    wordings: dict[str, dict[str, Texts]],
 ) -> list[Example]:
     """Both numbers of one noun with every distractor, all else the same: twins of each other."""
     turn, place = divmod(unit, len(subjects))
@@ -112,21 +124,29 @@ def _unit(
     attractor = generator.choice(PEOPLE if template == "object relative" else THINGS)
     with_attractor, without, fills = TEMPLATES[template]
 
-    def prompt(plural: int, attractor_plural: int | None) -> str:
+    def prompt(
+        plural: int, attractor_plural: int | None, on: int = 0, before: str = "", other: str = ""
+    ) -> str:
+        noun, words = other + subject[plural], fills[(fill + on) % FILLS]
         if attractor_plural is None:
-            return without.format(subject=subject[plural], fill=fills[fill][1])
-        return with_attractor.format(
-            subject=subject[plural], fill=fills[fill][0], attractor=attractor[attractor_plural]
-        )
+            text = without.format(subject=noun, fill=words[1])
+        else:
+            text = with_attractor.format(
+                subject=noun, fill=words[0], attractor=attractor[attractor_plural]
+            )
+        return before + text[0].lower() + text[1:] if before else text
 
     examples = []
     for distractor in distractors:
         for plural in (0, 1):
             number = {"none": None, "same": plural, "different": 1 - plural}[distractor]
-            text = prompt(plural, number)
+            text, name = prompt(plural, number), f"{subject[plural]}-{turn}-{distractor}"
+            for wording, how in WORDINGS.items():
+                twins = (prompt(plural, number, *how), prompt(1 - plural, number, *how))
+                wordings[wording][name] = twins
             examples.append(
                 Example(
-                    id=f"{subject[plural]}-{turn}-{distractor}",
+                    id=name,
                     prompt=text,
                     answer=VERBS[verb][plural],
                     foil=VERBS[verb][1 - plural],

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from lens_skills.data import Example, Value
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.task import Task, check_number
+from lens_skills.tasks.task import Task, Texts, check_number
 
 WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 QUESTION = re.compile(r"What is (\d+) (plus|minus|times|divided by) (\d+)\?")
@@ -24,6 +24,12 @@ TARGETS = ("op", "carry", "even")
 # and others make it a bare space, which every answer shares, and then "7". With the space in the
 # prompt the first token of the answer is its first digit or its sign.
 PROMPT = "\nQ: What is {a} {word} {b}?\nA: "
+WORDINGS = {
+    "calculate": "\nQ: Calculate {a} {word} {b}.\nA: ",
+    "how much": "\nQ: How much is {a} {word} {b}?\nA: ",
+    "result": "\nQ: What is the result of {a} {word} {b}?\nA: ",
+    "symbols": "\nQ: {a} {op} {b} = ?\nA: ",
+}
 
 # Examples per file of the original from two digits on; its one-digit files are exhaustive.
 ORIGINAL_SIZE = 1000
@@ -72,6 +78,7 @@ def arithmetic(
     as the answer, and different from it in the first digit, which may be all that a model's first
     answer token holds. The group is the unordered pair of operands, over all operations (3+4, 4+3
     and 3*4 stay together); the kind, for the control task, is the first operand.
+    `Task.paraphrases`: three other questions, and + - * / in place of the words.
 
     Source: BIG-bench, task arithmetic (Srivastava et al. 2022, arXiv 2206.04615).
 
@@ -126,7 +133,14 @@ def arithmetic(
                 group=pair(problem) if group_by_pair else "",
             )
         )
-    return Task("arithmetic", examples)
+    wordings: dict[str, dict[str, Texts]] = {
+        name: {
+            f"{a}{op}{b}": (template.format(a=a, word=WORDS[op], op=op, b=b), None)
+            for a, op, b in problems
+        }
+        for name, template in WORDINGS.items()
+    }
+    return Task("arithmetic", examples, wordings=wordings)
 
 
 def _original_size(op: str, digits: int) -> int:

@@ -5,7 +5,7 @@ import random
 from functools import partial
 
 from lens_skills.data import Example
-from lens_skills.tasks.task import Task, check_number
+from lens_skills.tasks.task import Task, Texts, check_number
 from lens_skills.tasks.word_lists import NAMES
 
 TEMPLATES = {
@@ -28,7 +28,8 @@ def ioi(n: int = 500, seed: int = 0) -> Task:
     either may be named first. Label ``io_first`` (1: the receiver is named first, ABBA; 0: BABA).
     Covariates: ``template``, ``indirect_object``, ``subject``, ``place``, ``object``,
     ``n_words``. The corrupted twin names the other person as the giver, so the foil is right
-    there. The group is the pair of names, the kind the receiver's name.
+    there. The group is the pair of names, the kind the receiver's name. `Task.paraphrases`: every
+    example in each of the other sentences.
 
     Source: the task of Wang et al. 2022 (arXiv 2211.00593), in our own sentences.
 
@@ -51,24 +52,38 @@ def ioi(n: int = 500, seed: int = 0) -> Task:
     check_number("ioi", n, most)
     generator.shuffle(pairs)
     examples: list[Example] = []
+    wordings: dict[str, dict[str, Texts]] = {
+        f"sentence +{on}": {} for on in range(1, len(TEMPLATES))
+    }
     for unit in range(-(-n // 4)):
         turn, index = divmod(unit, len(pairs))
         pair = pairs[index]
         # A pair that comes again meets another template, so no prompt comes twice.
-        template = list(TEMPLATES)[(index + turn) % len(TEMPLATES)]
+        first_template = index + turn
+        template = list(TEMPLATES)[first_template % len(TEMPLATES)]
         place, thing = generator.choice(PLACES), generator.choice(OBJECTS)
-        prompt = partial(TEMPLATES[template].format, place=place, object=thing)
+        prompts = [
+            partial(sentence.format, place=place, object=thing)
+            for sentence in _from(list(TEMPLATES.values()), first_template)
+        ]
         for receiver, giver in (pair, pair[::-1]):
             for io_first in (1, 0):
                 first, second = (receiver, giver) if io_first else (giver, receiver)
-                text = prompt(first=first, second=second, giver=giver)
+                named = {"first": first, "second": second}
+                (text, twin), *others = [
+                    (prompt(**named, giver=giver), prompt(**named, giver=receiver))
+                    for prompt in prompts
+                ]
+                name = f"{receiver}-{giver}-{'ABBA' if io_first else 'BABA'}-{turn}"
+                for wording, texts in zip(wordings, others, strict=True):
+                    wordings[wording][name] = texts
                 examples.append(
                     Example(
-                        id=f"{receiver}-{giver}-{'ABBA' if io_first else 'BABA'}-{turn}",
+                        id=name,
                         prompt=text,
                         answer=f" {receiver}",
                         foil=f" {giver}",
-                        corrupted=prompt(first=first, second=second, giver=receiver),
+                        corrupted=twin,
                         labels={"io_first": io_first},
                         covariates={
                             "template": template,
@@ -82,4 +97,14 @@ def ioi(n: int = 500, seed: int = 0) -> Task:
                         kind=receiver,
                     )
                 )
-    return Task("ioi", examples[:n])
+    return Task("ioi", examples[:n], wordings=wordings)
+
+
+def _from(items: list[str], start: int) -> list[str]:
+    """The items in turn, from the one at ``start`` on.
+
+    >>> _from(["a", "b", "c"], 4)
+    ['b', 'c', 'a']
+    """
+    place = start % len(items)
+    return items[place:] + items[:place]

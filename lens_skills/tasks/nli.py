@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from lens_skills.data import Example, Value, in_turns
 from lens_skills.errors import LensSkillsError
 from lens_skills.tasks.table import template_slots
-from lens_skills.tasks.task import Task, by_digest, check_number
+from lens_skills.tasks.task import Task, Texts, by_digest, check_number
 from lens_skills.tasks.word_lists import NEGATIONS, words
 
 HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
@@ -22,6 +22,19 @@ WORDING = (
     "Question: Does the hypothesis follow from the premise? Yes or No?\nAnswer:"
 )
 """The default prompt; another may use the slots {premise}, {hypothesis} and {claim}."""
+
+WORDINGS = {
+    "claim": ("{premise}\nQuestion: Does it follow from this that {claim}? Yes or No?\nAnswer:"),
+    "statement": (
+        "Text: {premise}\nStatement: {hypothesis}\n"
+        "Question: Given the text, is the statement certainly true? Yes or No?\nAnswer:"
+    ),
+    "conclude": (
+        "Suppose that this is true: {premise}\nCan one conclude the following? {hypothesis}\n"
+        "Yes or No?\nAnswer:"
+    ),
+}
+"""Others that ask the same, for the same answers."""
 
 # Entailed first. With their space one token each in the tokenizers of GPT-2, Llama and SmolLM2.
 ANSWERS = (" Yes", " No")
@@ -65,6 +78,7 @@ def pose_pairs(
     them 1) and their name ``heuristic``. Covariates: ``subcase``, the pairs' own columns,
     ``n_words_premise``, ``n_words_hypothesis``, ``overlap`` (words in both over words in either)
     and ``negation`` (0/1). The foil is the other answer; the kind is the sub-case.
+    `Task.paraphrases`: three other wordings of the usual question.
 
     Args:
         name: The task's.
@@ -92,14 +106,21 @@ def pose_pairs(
             f"{name}(group={group!r}): group by one of {', '.join(map(repr, known))}."
         )
 
-    def ask(pair: SentencePair) -> str:
-        return wording.format(
+    def ask(pair: SentencePair, words: str) -> str:
+        return words.format(
             premise=pair.premise, hypothesis=pair.hypothesis, claim=claim(pair.hypothesis)
         )
 
-    before = "".join(
-        ask(pair) + answers[0 if pair.entailed else 1] + BETWEEN for pair in demonstrations
-    )
+    def prompts(words: str) -> dict[str, str]:
+        before = "".join(
+            ask(pair, words) + answers[0 if pair.entailed else 1] + BETWEEN
+            for pair in demonstrations
+        )
+        return {pair.id: before + ask(pair, words) for pair in pairs}
+
+    asked = prompts(wording)
+    # A wording or answers of one's own may ask something else.
+    others = WORDINGS if (wording, tuple(answers)) == (WORDING, ANSWERS) else {}
     examples = []
     for pair in pairs:
         answer, foil = answers if pair.entailed else answers[::-1]
@@ -108,7 +129,7 @@ def pose_pairs(
         examples.append(
             Example(
                 id=pair.id,
-                prompt=before + ask(pair),
+                prompt=asked[pair.id],
                 answer=answer,
                 foil=foil,
                 options=tuple(answers),
@@ -120,7 +141,11 @@ def pose_pairs(
                 kind=pair.subcase,
             )
         )
-    return Task(name, examples)
+    wordings: dict[str, dict[str, Texts]] = {
+        other: {key: (text, None) for key, text in prompts(words).items()}
+        for other, words in others.items()
+    }
+    return Task(name, examples, wordings=wordings)
 
 
 def claim(hypothesis: str) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from lens_skills.data import Example, Value
 from lens_skills.errors import LensSkillsError, did_you_mean
-from lens_skills.tasks.task import Task
+from lens_skills.tasks.task import Task, Texts
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -158,6 +158,7 @@ def table(
     kind: str | None = None,
     id: str | None = None,
     name: str | None = None,
+    paraphrases: Mapping[str, str | tuple[str, str]] | None = None,
 ) -> Task:
     """A Task with one example per row of a table.
 
@@ -178,6 +179,8 @@ def table(
         kind: Column of input types for the control task.
         id: Column of unique names; None numbers the rows from 0.
         name: The task's name; None takes the file's.
+        paraphrases: Other wordings of the prompts by name, each a column or template; with
+            ``corrupted``, two of them: of the prompt and of its twin. See `Task.paraphrases`.
 
     Raises:
         LensSkillsError: unreadable table, a column that is not there (with the nearest name),
@@ -226,7 +229,29 @@ def table(
                 covariates=covariate_rows[row],
             )
         )
-    return Task(name or found_name, examples)
+    ids = [example.id for example in examples]
+    wordings = {
+        wording: dict(zip(ids, _wording(frame, texts, wording, corrupted is not None), strict=True))
+        for wording, texts in (paraphrases or {}).items()
+    }
+    return Task(name or found_name, examples, wordings=wordings)
+
+
+def _wording(
+    frame: pd.DataFrame, texts: str | tuple[str, str], name: str, twins: bool
+) -> list[Texts]:
+    """One wording of every row's prompt, and of its twin where there are twins."""
+    sources = (texts,) if isinstance(texts, str) else tuple(texts)
+    if len(sources) != 1 + twins:
+        raise LensSkillsError(
+            f"the wording {name!r} is {texts!r}: give one template for the prompts"
+            + (" and one for their corrupted twins." if twins else ", as there are no twins.")
+        )
+    prompts, *others = [_texts(frame, source, f"the wording {name!r}") for source in sources]
+    if None in prompts:
+        raise LensSkillsError(f"row {prompts.index(None)} has no text for the wording {name!r}.")
+    twin_texts = others[0] if twins else [None] * len(prompts)
+    return [(text or "", twin) for text, twin in zip(prompts, twin_texts, strict=True)]
 
 
 def _column(frame: pd.DataFrame, name: str, role: str) -> list[Any]:
@@ -330,6 +355,7 @@ def pairs(
     covariates: str | Sequence[str] = (),
     kind: str | None = None,
     name: str = "pairs",
+    paraphrases: Mapping[str, str | tuple[str, str]] | None = None,
 ) -> Task:
     """A Task of contrast pairs: the clean prompt asks for the answer, the corrupted for the foil.
 
@@ -347,6 +373,7 @@ def pairs(
         covariates: Columns that could explain a neuron away.
         kind: Column of input types for the control task.
         name: The task's name.
+        paraphrases: Other wordings by name: of the clean prompt and of its corrupted twin.
 
     Raises:
         LensSkillsError: as ``table`` does.
@@ -367,4 +394,5 @@ def pairs(
         covariates=covariates,
         kind=kind,
         name=name,
+        paraphrases=paraphrases,
     )

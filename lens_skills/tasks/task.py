@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -14,6 +14,9 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean
 
 MANY_VALUES = 12  # a numeric column with more distinct values is stratified by its quarters
+Texts = tuple[str, str | None]
+"""A prompt and its corrupted twin in one wording."""
+
 FIELDS = ("id", "prompt", "answer", "foil", "corrupted", "group", "kind")
 
 
@@ -28,6 +31,8 @@ class Task(Sequence[Example]):
         name: What the task is called in results and figures.
         examples: The examples, at least one, with unique ids.
         split_name: Where the examples come from: "all", or e.g. "0.4 of all #1, seed 0".
+        wordings: Other wordings by name: for each example's id its prompt and its twin's, as
+            `paraphrases` makes tasks of. Those of other ids are dropped.
 
     Raises:
         LensSkillsError: no examples; repeated ids or options; options without the answer; an
@@ -42,6 +47,7 @@ class Task(Sequence[Example]):
     name: str
     examples: Sequence[Example]
     split_name: str = "all"
+    wordings: Mapping[str, Mapping[str, Texts]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "examples", tuple(self.examples))
@@ -58,6 +64,8 @@ class Task(Sequence[Example]):
         for example in self.examples:
             if problem := example.problem():
                 raise LensSkillsError(f"task {self.name!r}, example {example.id!r}: {problem}")
+        kept = {name: self._worded(name, texts) for name, texts in self.wordings.items()}
+        object.__setattr__(self, "wordings", kept)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -221,6 +229,59 @@ class Task(Sequence[Example]):
             for i, (examples, fraction) in enumerate(zip(chosen, fractions, strict=True))
         )
 
+    def paraphrases(self) -> "dict[str, Task]":
+        """The same examples in other words: a Task for each wording, by its name.
+
+        Ids, answers, labels, groups and kinds stay; prompts, their twins and the covariate
+        ``n_words`` change. Other covariates stay, also those that describe the first wording.
+
+        Raises:
+            LensSkillsError: The task knows no other wording (and how to give it some).
+
+        >>> from lens_skills.tasks import agreement
+        >>> task = agreement().where(noun="key", distractor="different")
+        >>> task[0].prompt, task.paraphrases()["adverb"][0].prompt
+        ('The key near the trees', 'Apparently, the key near the trees')
+        """
+        if not self.wordings:
+            raise LensSkillsError(
+                f"task {self.name!r} knows one wording only. The tasks agreement, ioi, arithmetic, "
+                "nli and hans know others; tasks.table(…, paraphrases={name: template}) takes "
+                "them, and task.with_paraphrases({name: function}) gives them to any task."
+            )
+        return {
+            name: replace(
+                self,
+                examples=[_said(example, *texts[example.id]) for example in self.examples],
+                split_name=f"{self.split_name}, worded as {name!r}",
+                wordings={},
+            )
+            for name, texts in self.wordings.items()
+        }
+
+    def with_paraphrases(self, wordings: Mapping[str, Callable[[str], str]]) -> "Task":
+        """The task, with further wordings: for each name, what makes a prompt of a prompt.
+
+        A twin is reworded by the same function.
+
+        Raises:
+            LensSkillsError: A wording that changes no prompt, or makes one empty, or end in a
+                space where it did not (the answer begins with one, or does not, accordingly).
+
+        >>> task = Task("t", [Example(id="a", prompt="The key")])
+        >>> task = task.with_paraphrases({"adverb": lambda text: f"Now {text.lower()}"})
+        >>> task.paraphrases()["adverb"][0].prompt
+        'Now the key'
+        """
+        made = {
+            name: {
+                e.id: (reword(e.prompt), None if e.corrupted is None else reword(e.corrupted))
+                for e in self.examples
+            }
+            for name, reword in wordings.items()
+        }
+        return replace(self, wordings={**self.wordings, **made})
+
     def fingerprint(self) -> str:
         """A sha256 of the examples in their order: equal in every process, whatever the names.
 
@@ -241,11 +302,44 @@ class Task(Sequence[Example]):
 
         return preflight(model, self, **options)
 
+    def _worded(self, name: str, texts: Mapping[str, Texts]) -> dict[str, Texts]:
+        """The texts of one wording, of these examples only."""
+        where = f"task {self.name!r}, wording {name!r}"
+        missing = [example.id for example in self.examples if example.id not in texts]
+        if missing:
+            raise LensSkillsError(f"{where}: the example {missing[0]!r} has no prompt in it.")
+        kept = {example.id: (*texts[example.id],) for example in self.examples}
+        if all(kept[e.id][0] == e.prompt for e in self.examples):
+            raise LensSkillsError(f"{where} changes no prompt, so it is no other wording.")
+        for example in self.examples:
+            for before, after in zip(
+                (example.prompt, example.corrupted), kept[example.id], strict=True
+            ):
+                if (before is None) != (after is None) or after == "":
+                    raise LensSkillsError(
+                        f"{where}: the example {example.id!r} needs a prompt, and a corrupted "
+                        "one if and only if it has one already."
+                    )
+                if after and before and after[-1].isspace() != before[-1].isspace():
+                    raise LensSkillsError(
+                        f"{where}: {after!r} must end in a space if and only if the prompt does, "
+                        f"{before!r}: its answer {example.answer!r} follows either."
+                    )
+        return kept
+
     def _names(self, field: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for e in self.examples for name in getattr(e, field)))
 
     def _of(self, examples: Sequence[Example], split_name: str) -> "Task":
         return replace(self, examples=examples, split_name=split_name)
+
+
+def _said(example: Example, prompt: str, corrupted: str | None) -> Example:
+    """The example in other words, which are counted again where they were."""
+    covariates = dict(example.covariates)
+    if covariates.get("n_words") == len(example.prompt.split()):
+        covariates["n_words"] = len(prompt.split())
+    return replace(example, prompt=prompt, corrupted=corrupted, covariates=covariates)
 
 
 def check_number(task: str, n: int, most: int, what: str = "examples") -> None:
@@ -271,7 +365,7 @@ def few(task: Task, n: int, *, seed: int = 0) -> Task:
     each = max(1, n // len(members))
     kept = {e.id for group in members.values() for e in sorted(group, key=by_digest(seed))[:each]}
     chosen = [example for example in task if example.id in kept]
-    return Task(task.name, chosen, f"{len(chosen)} of {task.split_name}")
+    return replace(task, examples=chosen, split_name=f"{len(chosen)} of {task.split_name}")
 
 
 def by_digest(seed: Any) -> Callable[[Any], bytes]:

@@ -22,7 +22,8 @@ from lens_skills.interventions import Edit
 from lens_skills.interventions.control_neurons import component_table, nearest
 from lens_skills.interventions.effects import measure_effects
 from lens_skills.models import ModelAdapter
-from lens_skills.stats.effect_tests import delta_from_controls, estimate
+from lens_skills.stats.effect_estimates import estimate
+from lens_skills.stats.effect_tests import delta_from_controls
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 FEWEST = 10

@@ -24,7 +24,8 @@ from lens_skills.interventions.control_neurons import (
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, Measure
 from lens_skills.interventions.verdict import Ranks
-from lens_skills.stats.effect_tests import Classes, delta_from_controls, opposition
+from lens_skills.stats.effect_estimates import Classes
+from lens_skills.stats.effect_tests import delta_from_controls, opposition
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 CALIBRATED = 200

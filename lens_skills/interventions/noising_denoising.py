@@ -15,7 +15,8 @@ from lens_skills.interventions.control_neurons import ComponentTable
 from lens_skills.interventions.edits import patch
 from lens_skills.interventions.effects import Effects, Measure
 from lens_skills.interventions.verdict import Rows
-from lens_skills.stats.effect_tests import ClusteredRatio, estimate, ratio_interval
+from lens_skills.stats.effect_estimates import estimate
+from lens_skills.stats.effect_tests import ClusteredRatio, ratio_interval
 
 SUFFICIENT = 0.5
 """A set is called sufficient where the interval of its denoised share lies above this."""

@@ -15,16 +15,13 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.effects import Effects
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY
-from lens_skills.stats.effect_tests import (
+from lens_skills.stats.effect_estimates import (
     Classes,
     EffectEstimates,
-    beyond,
-    equivalent,
     estimate,
     estimate_classes,
-    examples_needed,
-    opposed,
 )
+from lens_skills.stats.effect_tests import beyond, equivalent, examples_needed, opposed
 
 SUPPORTS, OPPOSES, MIXED = "supports", "opposes", "mixed"
 COMPENSATED, NO_EFFECT, UNDECIDED = "compensated", "no total effect beyond δ", "undecided"

@@ -23,7 +23,8 @@ from lens_skills.interventions.verdict import (
     rule,
 )
 from lens_skills.scoring import EXPLORATORY
-from lens_skills.stats.effect_tests import estimate, opposition
+from lens_skills.stats.effect_estimates import estimate
+from lens_skills.stats.effect_tests import opposition
 
 N, DELTA = 120, 0.2
 HALF = torch.arange(N) % 2 == 0

@@ -6,7 +6,12 @@ import torch
 from scipy import stats
 from scipy.stats import binomtest
 
-from lens_skills.stats.intervals import chance_max_r, fisher_interval, share_interval
+from lens_skills.stats.intervals import (
+    chance_max_r,
+    fisher_interval,
+    share_difference,
+    share_interval,
+)
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
@@ -109,3 +114,32 @@ def test_several_sets_are_each_their_own() -> None:
     assert (low[0], high[0]) == first
     assert high[1] == 1.0
     assert low.shape == (2,)
+
+
+def test_a_share_that_only_falls_is_that_share() -> None:
+    random = np.random.default_rng(0)
+    falls = torch.from_numpy((random.random((5, 40)) < 0.3).astype(float))
+    groups = [str(place) for place in range(40)]
+    low, high = share_difference(-falls, groups)
+    share_low, share_high = share_interval(falls, groups)
+    rises = float(share_interval(torch.zeros(40), groups)[1])
+    assert low.tolist() == pytest.approx((-share_high).tolist())
+    share = falls.mean(1)
+    wide = (rises**2 + (share - share_low) ** 2).sqrt()  # what never rose may still rise
+    assert high.tolist() == pytest.approx((wide - share).tolist())
+
+
+@pytest.mark.parametrize(("n_groups", "each"), [(16, 3), (30, 1), (60, 1)])
+@pytest.mark.parametrize(("fall", "rise"), [(0.05, 0.0), (0.2, 0.05), (0.4, 0.02)])
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_difference_of_shares_covers(
+    n_groups: int, each: int, fall: float, rise: float, alike: bool
+) -> None:
+    random = np.random.default_rng(n_groups)
+    drawn = random.random((300, n_groups, 1 if alike else each))
+    changes = np.where(drawn < fall, -1.0, np.where(drawn < fall + rise, 1.0, 0.0))
+    values = np.repeat(changes, each if alike else 1, axis=2).reshape(300, -1)
+    groups = [str(place // each) for place in range(n_groups * each)]
+    low, high = share_difference(torch.from_numpy(values), groups)
+    covered = (low <= rise - fall) & (high >= rise - fall)
+    assert float(covered.double().mean()) >= 0.92

@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import re
+import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -420,6 +421,25 @@ def planted_roles(results: Results) -> str:
     return markdown(head, lines)
 
 
+def calibration(results: Results) -> str:
+    """How often what is printed is wrong in simulation, before and now."""
+    numbers = results["calibration"]
+    rows = runpy.run_path(str(Path(__file__).with_name("calibration_rows.py")))["ROWS"]
+
+    def rate(key: str) -> str:
+        share, low, high = (numbers.get(f"{key}{end}") for end in ("", "_low", "_high"))
+        return "–" if share is None else f"{share:.3f} [{low:.3f}, {high:.3f}]"
+
+    lines = []
+    for row in rows:
+        before, now = (rate(f"{row.key}_{when}") for when in ("before", "now"))
+        n = numbers.get(f"{row.key}_now_n", numbers.get(f"{row.key}_before_n", 0))
+        share = numbers.get(f"{row.key}_now")
+        shown = f"**{now}**" if share is not None and row.holds(share) else now
+        lines.append([row.what, row.bar, before, shown, f"{n:,} {row.of or 'data sets'}"])
+    return markdown(["how often", "bar", "before", "now", "of"], lines)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     **{name: measurements(name) for name in MEASUREMENTS},
     "sources": sources,
@@ -429,6 +449,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo-sets": demo_sets,
     "strongest": strongest,
     "circuits": circuits,
+    "calibration": calibration,
     "leaderboard": leaderboard,
     "planted-roles": planted_roles,
 }

@@ -1,0 +1,267 @@
+"""Simulated effects of known truth: intervals, verdicts, edges of circuits, causal hits.
+
+Each function draws ``n`` data sets and returns how often something happened and among how many.
+Effects per example are made up; the words are the package's own. The same lines run on an older
+tree of the package, whose functions take less.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from lens_skills.activations.components import Component
+from lens_skills.circuits import discovery
+from lens_skills.circuits.graph import Edge, Node
+from lens_skills.interventions.control_effects import ControlEffects, declare_delta
+from lens_skills.interventions.effects import Effects
+from lens_skills.interventions.verdict import CAUSAL, COMPENSATED, NO_EFFECT, Ranks, rule
+from lens_skills.ranking.causal_hits import AblationEffects
+from lens_skills.stats.effect_tests import delta_from_controls, estimate
+
+Count = tuple[int, int]
+"""How often, and of how many."""
+
+SETS = 20
+"""Data sets that share their groups, and so their bootstrap draws."""
+
+
+def batches(n: int, purpose: str, size: int = SETS) -> Iterator[tuple[int, int, Any]]:
+    """Of every batch its seed, how many data sets it holds and its random numbers."""
+    for seed, start in enumerate(range(0, n, size)):
+        yield seed, min(size, n - start), np.random.default_rng([seed, *purpose.encode()])
+
+
+def uneven(random: np.random.Generator, n_groups: int) -> np.ndarray:
+    """Each example's group; about five examples a group, of log-normal sizes."""
+    sizes = np.maximum(np.round(5 * np.exp(0.8 * random.normal(size=n_groups) - 0.32)), 1)
+    return np.repeat(np.arange(n_groups), sizes.astype(int))
+
+
+def named(groups: np.ndarray) -> list[str]:
+    """Groups as names."""
+    return [f"g{group}" for group in groups]
+
+
+def effects_of(
+    total: np.ndarray, groups: np.ndarray, names: Sequence[str], clean: np.ndarray
+) -> Effects:
+    """Effects per example, as `measure_effects` gives them."""
+    return Effects(
+        names=tuple(names),
+        clean=torch.from_numpy(clean).double(),
+        total=torch.from_numpy(total).double(),
+        direct=None,
+        example_ids=tuple(f"e{row}" for row in range(len(groups))),
+        groups=tuple(named(groups)),
+        metric="made up",
+        unit="nats",
+        do="mean ablation",
+        site="mlp.hook_post",
+        position="last",
+    )
+
+
+# Intervals ---------------------------------------------------------------------------------------
+
+
+def drawn(kind: str, random: np.random.Generator, *shape: int) -> np.ndarray:
+    """Numbers of mean 0: normal, log-normal, or those of a tenth that react."""
+    if kind == "normal":
+        return random.normal(size=shape)
+    if kind == "lognormal":
+        return np.exp(1.5 * random.normal(size=shape)) - np.exp(1.125)
+    return (random.random(size=shape) < 0.1) - 0.1
+
+
+def intervals(
+    n: int, kind: str, n_groups: int, own: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, Any]]:
+    """Ends of the intervals of means that are 0, and the estimates; examples add ``own`` noise."""
+    for seed, size, random in batches(n, f"{kind} {n_groups}"):
+        groups = uneven(random, n_groups)
+        values = drawn(kind, random, size, n_groups)[:, groups]
+        if own:
+            values = values + drawn(kind, random, size, len(groups))
+        found = estimate(torch.from_numpy(values), named(groups), seed=seed)
+        yield found.low, found.high, found
+
+
+def covered(n: int, *, kind: str, n_groups: int) -> Count:
+    """The interval of a mean effect holds it, or the estimate says not to trust it."""
+    hits = 0
+    for low, high, found in intervals(n, kind, n_groups, own=True):
+        hits += int(((low <= 0) & (high >= 0) | untrusted(found)).sum())
+    return hits, n
+
+
+def untrusted(found: Any) -> torch.Tensor:
+    """Which estimates say that their interval is not to be trusted."""
+    trusted = getattr(found, "trusted", None)
+    return torch.zeros(len(found.mean), dtype=torch.bool) if trusted is None else ~trusted
+
+
+def infinite(n: int, *, n_groups: int) -> Count:
+    """The interval of a mean effect has an infinite end; a tenth of the groups react."""
+    hits = 0
+    for low, high, _ in intervals(n, "sparse", n_groups, own=False):
+        hits += int((~(low.isfinite() & high.isfinite())).sum())
+    return hits, n
+
+
+# Verdicts ----------------------------------------------------------------------------------------
+
+
+def unranked(n: int) -> Ranks:
+    """No controls."""
+    return Ranks([None] * n, [0] * n, [None] * n, [None] * n, {})
+
+
+def false_no_effect(n: int, *, n_groups: int, rate: float = 0.05, delta: float = 0.02) -> Count:
+    """A neuron whose removal turns 5 % of right answers wrong is said to have no effect."""
+    hits = 0
+    for seed, size, random in batches(n, f"shares {n_groups}", 100):
+        groups = np.arange(n_groups)
+        total = -(random.random(size=(size, n_groups)) < rate).astype(float)
+        names = [f"L0N{place}" for place in range(size)]
+        effects = effects_of(total, groups, names, np.ones(n_groups))
+        rulings = rule(effects, unranked(size), delta=delta, seed=seed)
+        hits += sum(ruling.word in (NO_EFFECT, COMPENSATED) for ruling in rulings)
+    return hits, n
+
+
+def population(
+    random: np.random.Generator, n_neurons: int, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features and effects of neurons that differ in size; the effects know of nothing else."""
+    std, norm, level = (np.exp(0.5 * random.normal(size=n_neurons)) for _ in range(3))
+    features = np.stack([std * level**0.3, std, norm], axis=1)
+    size = 0.01 * std * norm
+    mean = size * random.normal(size=n_neurons)
+    whole = random.normal(size=(n_neurons, groups.max() + 1))[:, groups]
+    noise = whole + random.normal(size=(n_neurons, len(groups)))
+    return features, mean[:, None] + 0.5 * size[:, None] * noise
+
+
+def large_called_causal(n: int, *, k: int = 20, n_others: int = 500, n_groups: int = 16) -> Count:
+    """Neurons chosen by size alone are called causal, without the words *large neuron*."""
+    hits = 0
+    for seed, _, random in batches(n, "large", 1):
+        groups = np.repeat(np.arange(n_groups), 3)
+        features, total = population(random, k + n_others, groups)
+        order = np.argsort(-features[:, 1] * features[:, 2])
+        features, total = features[order], total[order]
+        units = [Component(f"L0N{i}", 0, "mlp.hook_post", i, i + 1) for i in range(k + n_others)]
+        clean = 3.1 + random.normal(size=len(groups))
+        rulings = verdicts(units, k, features, total, groups, clean, seed)
+        hits += sum(ruling.word in CAUSAL and not called_large(ruling) for ruling in rulings)
+    return hits, n * k
+
+
+def verdicts(
+    units: Sequence[Component],
+    k: int,
+    features: np.ndarray,
+    total: np.ndarray,
+    groups: np.ndarray,
+    clean: np.ndarray,
+    seed: int,
+) -> Sequence[Any]:
+    """The rulings on the first k units of a layer, compared with all others."""
+    home = torch.zeros(len(units), dtype=torch.long)
+    compared = ControlEffects(
+        units=tuple(units[k:]),
+        total=torch.from_numpy(total[k:]),
+        home=home[k:],
+        candidate_home=home[:k],
+        across=False,
+        sets=None,
+        set_total=torch.zeros(0, len(groups), dtype=torch.float64),
+        strict_effect=torch.zeros(0, dtype=torch.float64),
+        notes=(),
+    )
+    effects = effects_of(total[:k], groups, [unit.name for unit in units[:k]], clean)
+    delta, _ = declare_delta(None, compared, None, None, seed=seed)
+    return rule(effects, compared.ranks(effects, {}), delta=delta, seed=seed)
+
+
+def called_large(ruling: Any) -> bool:
+    """Whether *large neuron* stands beside the word."""
+    return bool(getattr(ruling, "large", False)) or "large neuron" in f"{ruling.word} {ruling.why}"
+
+
+# Circuits ----------------------------------------------------------------------------------------
+
+
+def random_edges(n: int, *, k: int = 60, n_groups: int = 20) -> Count:
+    """Random edges, each of which carries a little, are confirmed."""
+    hits = 0
+    for seed, _, random in batches(n, "edges", 1):
+        groups = np.repeat(np.arange(n_groups), 2)
+        effects = torch.from_numpy(little(random, 2 * k, groups))
+        hits += sum(edge.confirmed for edge in decided(effects, groups, k, seed))
+    return hits, n * k
+
+
+def little(random: np.random.Generator, n_edges: int, groups: np.ndarray) -> np.ndarray:
+    """Effects of edges as shares of a total of 1: .1 % in the median, as random ones were found."""
+    share = 0.001 * np.exp(1.2 * random.normal(size=n_edges)) * random.choice([-1, 1], size=n_edges)
+    spread = np.abs(share)[:, None] * np.exp(0.8 * random.normal(size=(n_edges, 1)))
+    whole = random.normal(size=(n_edges, int(groups.max()) + 1))[:, groups]
+    noise = whole + random.normal(size=(n_edges, len(groups)))
+    return share[:, None] + 2 * spread * noise
+
+
+def decided(effects: torch.Tensor, groups: np.ndarray, k: int, seed: int) -> list[Edge]:
+    """The first k edges, decided; the others are the random edges beside them."""
+    sender, receiver = Node(0, "mlp", None, "-1"), Node(1, "mlp", None, "-1")
+    edges = [Edge(sender, receiver, "in", "L1N0", 0.0) for _ in range(k)]
+    tested = discovery.edge_statistics(edges, effects[:k], named(groups), 1.0, seed=seed)
+    return discovery.confirm(tested)
+
+
+# Lists -------------------------------------------------------------------------------------------
+
+
+def word_depends_on_list(n: int, *, n_others: int = 400, n_groups: int = 16) -> Count:
+    """A neuron's word differs between a list of inert and one of strong companions."""
+    hits = 0
+    for seed, _, random in batches(n, "lists", 1):
+        groups = np.repeat(np.arange(n_groups), 3)
+        noise = random.normal(size=(19 + n_others, len(groups)))
+        mean = 0.01 * random.normal(size=19 + n_others)
+        mean[0] = 0.027
+        mean[10:19] = 0.2
+        total = mean[:, None] + 0.01 * noise
+        hits += listed(total, groups, range(10), seed) != listed(
+            total, groups, (0, *range(10, 19)), seed
+        )
+    return hits, n
+
+
+def listed(total: np.ndarray, groups: np.ndarray, members: Sequence[int], seed: int) -> str:
+    """The word of neuron 0 where these are listed; neurons from 19 on are the controls."""
+    names = [f"L0N{place}" for place in range(19)]
+    effects = effects_of(total[:19], groups, names, np.full(len(groups), 3.1))
+    controls = torch.from_numpy(np.abs(total[19:].mean(axis=1)))
+    found = AblationEffects(effects, controls, delta_from_controls(controls), True, seed)
+    return found.of(torch.tensor([[0, place] for place in members])).verdicts[0]
+
+
+SIMULATIONS: dict[str, Callable[[int], Count]] = {
+    **{
+        f"no_effect_{n_groups}": partial(false_no_effect, n_groups=n_groups)
+        for n_groups in (16, 30, 60)
+    },
+    "large": large_called_causal,
+    "random_edges": random_edges,
+    "lists": word_depends_on_list,
+    **{
+        f"coverage_{kind}_{n_groups}": partial(covered, kind=kind, n_groups=n_groups)
+        for kind in ("normal", "lognormal")
+        for n_groups in (8, 16, 30)
+    },
+    **{f"infinite_{n_groups}": partial(infinite, n_groups=n_groups) for n_groups in (8, 16, 30)},
+}

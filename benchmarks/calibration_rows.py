@@ -27,12 +27,14 @@ class Row:
 
     @property
     def bar(self) -> str:
-        """The bar in signs.
+        """The bar in signs; a dash where every rate will do.
 
         >>> Row("key", "what", high=0.05).bar, Row("key", "what", low=0.93, high=0.98).bar
         ('≤ .05', '.93–.98')
         """
         low, high = (f"{share:.3f}".lstrip("0").rstrip("0") for share in (self.low, self.high))
+        if (self.low, self.high) == (0, 1):
+            return "–"
         if self.low == 0:
             return f"≤ {high}" if self.high else "0"
         return f"≥ {low}" if self.high == 1 else f"{low}–{high}"
@@ -120,6 +122,10 @@ ROWS = (
             times=4,
         )
         for kind, text in _SKEW.items()
+        for n in _GROUPS
+    ),
+    *(
+        Row(f"doubted_{n}", f"normal effects, {n} uneven groups: the same is said", times=4)
         for n in _GROUPS
     ),
     *(

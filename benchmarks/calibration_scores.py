@@ -141,7 +141,7 @@ def special_when_none_is(n: int, *, layers: int = 4, width: int = 64, rows: int 
         turn, _ = np.linalg.qr(random.normal(size=(layers, width, width)))
         numbers = np.moveaxis(latent @ turn, 0, 1)
         examples = examples_of(range(rows))
-        scores = scored(numbers, examples, {"y": label}, draws=0, n_rotations=1, seed=seed)
+        scores = scored(numbers, examples, {"y": label}, draws=0, n_rotations=None, seed=seed)
         hits += bool(privileged(scores["y"]).any())
     return hits, n
 
@@ -155,7 +155,7 @@ def quiet_layer(n: int, *, r: float = 0.75, width: int = 128, rows: int = 200) -
         numbers[:, 1] = 5 * (0.4 * label[:, None] + (1 - 0.4**2) ** 0.5 * numbers[:, 1])
         numbers[:, 0, 7] = r * label + (1 - r**2) ** 0.5 * numbers[:, 0, 7]
         examples = examples_of(range(rows))
-        scores = scored(numbers, examples, {"y": label}, draws=0, n_rotations=1, seed=seed)
+        scores = scored(numbers, examples, {"y": label}, draws=0, n_rotations=None, seed=seed)
         hits += bool(privileged(scores["y"])[7])
     return hits, n
 

@@ -50,7 +50,7 @@ def run(rows: Sequence[Row], n: int, when: str) -> dict[str, float]:
         part = figures(row, *simulations()[row.key](n * row.times), when)
         found |= part
         rate, low, high = (part[f"{row.key}_{when}{end}"] for end in ("", "_low", "_high"))
-        word = "holds" if row.holds(rate) else "MISSES"
+        word = "" if row.bar == "–" else "holds" if row.holds(rate) else "MISSES"
         print(
             f"{row.key:<22} {when:<6} {rate:.3f} [{low:.3f}, {high:.3f}]  {word} {row.bar}  "
             f"({time.perf_counter() - start:.0f} s) {row.what}",

@@ -2,6 +2,8 @@
 
 from lens_skills.activations.activation_table import ActivationTable as ActivationTable
 from lens_skills.activations.activation_table import capture as capture
+from lens_skills.activations.columns import column_values as column_values
+from lens_skills.activations.columns import family_of as family_of
 from lens_skills.activations.components import Component as Component
 from lens_skills.activations.components import parse_components as parse_components
 from lens_skills.activations.components import parse_neurons as parse_neurons
@@ -14,7 +16,6 @@ from lens_skills.activations.locations import site_names as site_names
 from lens_skills.activations.locations import soft_position as soft_position
 from lens_skills.activations.locations import span as span
 from lens_skills.activations.metrics import Metric as Metric
-from lens_skills.activations.metrics import column_values as column_values
 from lens_skills.activations.metrics import confidence as confidence
 from lens_skills.activations.metrics import correct as correct
 from lens_skills.activations.metrics import covariate as covariate

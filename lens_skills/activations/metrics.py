@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lens_skills.activations.columns import categories_of, column_values, ordered_name
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, did_you_mean
 
 # What is public as `ls.metrics`.
 __all__ = [
@@ -312,14 +313,15 @@ class Column(Metric):
         """
         # A missing value is left to the reading of the column, which names the example.
         values = [getattr(example, self.kind).get(self.column) for example in examples]
-        categories = _categories(values)
+        categories = categories_of(values)
         if len(categories) <= 2 or not any(isinstance(value, str) for value in values):
             return (self,)
         if len(categories) > MOST_CATEGORIES:
             raise LensSkillsError(
                 f"{self.column!r} has {len(categories)} categories ({', '.join(categories[:3])}, "
                 f"…), more than {MOST_CATEGORIES}, to be one metric each. Name those you want, "
-                f"each against the rest: '{self.kind[:-1]}:{self.column}={categories[0]}'; or "
+                f"each against the rest: '{self.kind[:-1]}:{self.column}={categories[0]}'; or, "
+                f"where they have an order, all: '{self.kind[:-1]}:{self.column}:ordered=[…]'; or "
                 "give the examples a column of fewer."
             )
         return tuple(
@@ -331,7 +333,7 @@ class Column(Metric):
         )
 
 
-def label(name: str) -> Metric:
+def label(name: str, *, ordered: Sequence[Any] | None = None) -> Metric:
     """A label of the task as a metric, or one of its categories against the rest.
 
     Numbers stay as they are and two categories are 0 and 1 (in sorted order). A label of three to
@@ -339,15 +341,29 @@ def label(name: str) -> Metric:
     …), called ``label:rule=a``, ``label:rule=b`` and so on; ``label("rule=a")`` is one of them
     alone.
 
+    Categories that have an order stay one metric, 0, 1, 2 and so on: name them from the lowest, as
+    ``ordered`` or as text, ``"label:level:ordered=[low, middle, high]"``. That finds a neuron that
+    rises with the level, which no category alone is; the steps count as equally large.
+
+    Args:
+        name: The label, or ``"label=category"``.
+        ordered: All its categories, from the lowest.
+
+    Raises:
+        LensSkillsError: An order of fewer than two categories, or with one named twice. Examples of
+            a category that it leaves out are named when they are read.
+
     >>> label("plural").name
     'label:plural'
+    >>> label("level", ordered=["low", "high"]).name
+    'label:level:ordered=[low, high]'
     """
-    return column_metric(name, "labels")
+    return column_metric(name if ordered is None else ordered_name(name, ordered), "labels")
 
 
-def covariate(name: str) -> Metric:
-    """A covariate of the task, read like a label."""
-    return column_metric(name, "covariates")
+def covariate(name: str, *, ordered: Sequence[Any] | None = None) -> Metric:
+    """A covariate of the task, read like a `label`."""
+    return column_metric(name if ordered is None else ordered_name(name, ordered), "covariates")
 
 
 def model_answer(
@@ -385,66 +401,6 @@ def column_metric(name: str, kind: str) -> Column:
     return Column(f"{kind[:-1]}:{name}", compute, frozenset(), "column", column=name, kind=kind)
 
 
-def column_values(
-    examples: Sequence[Any], name: str, kind: str = "column"
-) -> Float[Tensor, " row"]:
-    """A column of the examples as numbers; two categories become 0 and 1 in sorted order.
-
-    ``"rule=a"`` is 1 where the column ``rule`` is ``a``, else 0, unless a column is called so.
-
-    Raises:
-        LensSkillsError: A missing column, more than two categories, or a category that no example
-            has.
-
-    >>> from lens_skills.data import Example
-    >>> rules = [Example(name, "x", labels={"rule": name}) for name in "abc"]
-    >>> column_values(rules, "rule=b").tolist()
-    [0.0, 1.0, 0.0]
-    """
-    column, _, category = name.rpartition("=")
-    # A column's own name goes first, whatever signs it holds.
-    whole = not column or any(_value(example, name, kind) is not None for example in examples)
-    values = [_present(example, name if whole else column, kind) for example in examples]
-    categories = _categories(values)
-    if not whole:
-        if category not in categories:
-            raise LensSkillsError(
-                f"no example here has {column} {category!r}: it is {', '.join(categories[:12])}"
-                f"{', …' if len(categories) > 12 else ''}. Name one of these, or give examples "
-                "of both sides."
-            )
-        return torch.tensor([float(str(value) == category) for value in values]).double()
-    if any(isinstance(value, str) for value in values):
-        if len(categories) > 2:
-            prefix = "" if kind == "column" else f"{kind[:-1]}:"
-            raise LensSkillsError(
-                f"{name!r} has {len(categories)} categories ({', '.join(categories[:5])}, …); a "
-                f"metric is one number. Name one, against the rest: "
-                f"'{prefix}{name}={categories[0]}'."
-            )
-        return torch.tensor([categories.index(str(value)) for value in values]).double()
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
-
-
-def _categories(values: Sequence[Any]) -> list[str]:
-    return sorted({str(value) for value in values if value is not None})
-
-
-def _value(example: Any, name: str, kind: str) -> Any:
-    return example.column(name) if kind == "column" else getattr(example, kind).get(name)
-
-
-def _present(example: Any, name: str, kind: str) -> Any:
-    value = _value(example, name, kind)
-    if value is None:
-        found = sorted({*example.labels, *example.covariates})
-        raise LensSkillsError(
-            f"example {example.id!r} has no {'' if kind == 'column' else kind[:-1] + ' '}"
-            f"{name!r}. It has: {', '.join(found) or 'no columns'}."
-        )
-    return value
-
-
 UserFunction = Callable[[Tensor, Sequence[Any]], Tensor]
 
 _NAMED: dict[str, Callable[[], Metric]] = {
@@ -477,11 +433,13 @@ def parse_metrics(metrics: Any, examples: Sequence[Any] = ()) -> tuple[Metric, .
             categories than can be told apart.
     """
     if isinstance(metrics, Mapping):
-        found = [replace(_parse_metric(value), name=str(key)) for key, value in metrics.items()]
+        found = [
+            replace(_parse_metric(value, examples), name=str(key)) for key, value in metrics.items()
+        ]
     elif isinstance(metrics, str | Metric | np.ndarray | Tensor) or callable(metrics):
-        found = [_parse_metric(metrics)]
+        found = [_parse_metric(metrics, examples)]
     else:
-        found = [_parse_metric(metric) for metric in metrics]
+        found = [_parse_metric(metric, examples) for metric in metrics]
     found = [
         part
         for metric in found
@@ -512,7 +470,7 @@ def parse_metric(metric: Any, examples: Sequence[Any], *, asked: str) -> Metric:
     return found[0]
 
 
-def _parse_metric(metric: Any) -> Metric:
+def _parse_metric(metric: Any, examples: Sequence[Any]) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, str):
@@ -522,7 +480,8 @@ def _parse_metric(metric: Any) -> Metric:
         if kind in ("label", "covariate") and name:
             return column_metric(name, f"{kind}s")
         raise LensSkillsError(
-            f"no metric {metric!r}. Known: {', '.join(_NAMED)}, label:NAME, covariate:NAME; or "
+            f"no metric {metric!r}.{_nearest(metric, examples)} "
+            f"Known: {', '.join(_NAMED)}, label:NAME, covariate:NAME; or "
             "give a function (logits, examples) -> float[batch], or one number per example."
         )
     if callable(metric):
@@ -537,6 +496,20 @@ def _parse_metric(metric: Any) -> Metric:
     if numbers.ndim != 1:
         raise LensSkillsError("a metric given as numbers needs one number per example.")
     return Metric("metric", _given(numbers), frozenset(), "column")
+
+
+def _nearest(name: str, examples: Sequence[Any]) -> str:
+    """The question after a metric's name that is nearly one, or that lacks what it is a label of.
+
+    >>> _nearest("plural", [Example("a", "x", labels={"plural": 1})])
+    " Did you mean 'label:plural'?"
+    """
+    columns = {f"label:{column}" for example in examples for column in example.labels}
+    columns |= {f"covariate:{column}" for example in examples for column in example.covariates}
+    for kind in ("label", "covariate"):
+        if f"{kind}:{name}" in columns:
+            return f" Did you mean {f'{kind}:{name}'!r}?"
+    return did_you_mean(name, [*_NAMED, *sorted(columns)])
 
 
 def _given(numbers: Float[Tensor, " row"]) -> Callable[[Readout, Sequence[Any]], Tensor]:

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.results import Result
 from lens_skills.stats.calibration import Calibration, calibrate
 from lens_skills.stats.intervals import chance_max_r
@@ -142,7 +142,8 @@ class Scores(Result):
             )
         if metric not in self.metrics:
             raise LensSkillsError(
-                f"no metric {metric!r} in these scores. They hold: {', '.join(self.metrics)}."
+                f"no metric {metric!r} in these scores.{did_you_mean(metric, self.metrics)} "
+                f"They hold: {', '.join(self.metrics)}."
             )
         return MetricScores(self, metric)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.tasks.agreement import agreement
 from lens_skills.tasks.arithmetic import arithmetic
 from lens_skills.tasks.bigbench import bigbench
@@ -53,8 +53,10 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
         return arithmetic(ops or "+-*", digits=sizes, n=1000 if max(sizes) > 1 else None)
     path = Path(rest if name == "hans" and rest else spec).expanduser()
     if not path.exists():
+        beside = sorted(other.name for other in path.parent.glob("*"))
+        near = did_you_mean(name, GENERATORS) or did_you_mean(path.name, beside)
         raise LensSkillsError(
-            f"no task {spec!r}: neither a file nor one of {', '.join(GENERATORS)}. "
+            f"no task {spec!r}: neither a file nor one of {', '.join(GENERATORS)}.{near} "
             "`lens-skills tasks` lists what can be opened."
         )
     if path.is_dir() or (path.suffix == ".json" and not (columns or {}).get("prompt")):

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy.stats import pearsonr
 
 from lens_skills.activations import (
     capture,
     column_values,
     covariate,
     evaluate,
+    family_of,
     known_values,
     label,
     parse_metrics,
@@ -25,6 +28,7 @@ from lens_skills.scoring import score
 from lens_skills.settings import config
 from lens_skills.studies import study
 from lens_skills.tasks import Task, preflight
+from tests.scoring.test_handmade import examples_with, handmade
 
 RULES = ("lexical_overlap", "subsequence", "constituent")
 NAMES = tuple(f"label:rule={rule}" for rule in sorted(RULES))
@@ -226,3 +230,110 @@ def test_describe_study_audit_and_verify(tiny: Any) -> None:
         n_permutations=19, delta=1.0,
     )  # fmt: skip
     assert [row["metric"] for row in found.claims] == list(NAMES)
+
+
+LEVELS = ("very low", "low", "high")
+
+
+def test_categories_in_order_are_one_metric() -> None:
+    """pandas's codes of an ordered categorical; sorted by letters they would be another order."""
+    examples = examples_of(48, LEVELS)
+    expected = pd.Categorical([e.labels["rule"] for e in examples], LEVELS, ordered=True).codes
+    written = "label:rule:ordered=[very low, low, high]"
+    for asked in (written, label("rule", ordered=LEVELS)):
+        (metric,) = parse_metrics(asked, examples)
+        assert metric.name == written
+        assert known_values([metric], examples)[written].tolist() == expected.tolist()
+    (named,) = parse_metrics({"level": written}, examples)
+    assert known_values([named], examples)["level"].tolist() == expected.tolist()
+    assert parse_metrics(written)[0].name == written  # without examples
+    numbers = examples_of(48, (3, 1, 2))
+    (metric,) = parse_metrics(label("rule", ordered=[1, 2, 3]), numbers)
+    assert known_values([metric], numbers)[metric.name].tolist()[:3] == [2.0, 0.0, 1.0]
+    (metric,) = parse_metrics(covariate("place", ordered=["here", "there", "where"]), EXAMPLES)
+    assert metric.name == "covariate:place:ordered=[here, there, where]"
+    assert known_values([metric], EXAMPLES)[metric.name].tolist()[:7] == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_an_order_finds_what_no_category_alone_does(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    examples = examples_with(90, labels={"level": [LEVELS[place % 3] for place in range(90)]})
+    ranks = np.arange(90) % 3
+    units = (ranks + 0.5 * random.normal(size=90))[:, None, None].astype(np.float32)
+    table = handmade(tmp_path / "table", units, examples)
+    ordered = score(
+        table, examples, metrics=label("level", ordered=LEVELS), n_permutations=0, n_controls=0
+    )
+    one_by_one = score(table, examples, metrics="label:level", n_permutations=0, n_controls=0)
+    rho = pearsonr(ranks, units[:, 0, 0]).statistic
+    assert float(ordered.r) == pytest.approx(rho, abs=1e-6)
+    assert float(one_by_one.r.abs().max()) < rho - 0.05
+
+
+def test_an_order_that_cannot_be() -> None:
+    examples = examples_of(48, LEVELS)
+    short = parse_metrics("label:rule:ordered=[very low, hihg]")
+    message = r"'e1' has rule 'low', which the order \[very low, hihg\] leaves out\. Name it"
+    with pytest.raises(LensSkillsError, match=message):
+        known_values(short, examples)
+    with pytest.raises(LensSkillsError, match=r"leaves out\. Did you mean 'lo w'\?"):
+        known_values(parse_metrics("label:rule:ordered=[very low, lo w]"), examples)
+    for order in ("[]", "[low]", "[low, high, low]"):
+        with pytest.raises(LensSkillsError):
+            known_values(parse_metrics(f"label:rule:ordered={order}"), examples)
+    with pytest.raises(LensSkillsError, match=r"\[low, low\]: name two categories or more"):
+        label("rule", ordered=["low", "low"])
+    with pytest.raises(LensSkillsError, match="'a, b' cannot stand in the order"):
+        label("rule", ordered=["a, b", "c"])
+    with pytest.raises(LensSkillsError, match="'e0' has no label 'rul'"):
+        known_values(parse_metrics("label:rul:ordered=[a, b]"), examples)
+
+
+def test_a_column_may_itself_be_called_like_an_order() -> None:
+    name = "a:ordered=[b, c]"
+    examples = [Example(str(place), "x", labels={name: place}) for place in range(3)]
+    assert column_values(examples, name).tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "family"),
+    [
+        ("label:rule=a", "label:rule"),
+        ("covariate:place=here", "covariate:place"),
+        ("mine=a", "mine"),
+        ("label:plural", "label:plural"),
+        ("label:rule:ordered=[a, b]", "label:rule:ordered=[a, b]"),
+        ("confidence", "confidence"),
+    ],
+)
+def test_the_family_of_a_category_is_its_label(metric: str, family: str) -> None:
+    assert family_of(metric) == family
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("confidnce", "confidence"),
+        ("logit_dif", "logit_diff"),
+        ("plural", "label:plural"),
+        ("size", "covariate:size"),
+        ("lable:plural", "label:plural"),
+    ],
+)
+def test_a_metric_that_is_nearly_right(written: str, meant: str) -> None:
+    with pytest.raises(LensSkillsError, match=rf"no metric '{written}'\. Did you mean '{meant}'\?"):
+        parse_metrics([written], EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("label:plurl", "label:plural"),
+        ("label:size", "covariate:size"),
+        ("covariate:plural", "label:plural"),
+        ("label:rule=subsequense", "subsequence"),
+    ],
+)
+def test_a_column_that_is_nearly_right(written: str, meant: str) -> None:
+    with pytest.raises(LensSkillsError, match=rf"Did you mean '{meant}'\?"):
+        known_values(parse_metrics(written, EXAMPLES), EXAMPLES)

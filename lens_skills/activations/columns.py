@@ -1,0 +1,141 @@
+"""Columns of a task as numbers: two categories, one against the rest, or categories in order."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.errors import LensSkillsError, did_you_mean
+
+_ORDERED = re.compile(r"^(?P<column>.+):ordered=\[(?P<order>.*)\]$", re.DOTALL)
+
+
+def ordered_name(name: str, order: Sequence[Any]) -> str:
+    """How a column is written whose categories have an order, from the lowest.
+
+    Raises:
+        LensSkillsError: Fewer than two categories, one named twice, or one that holds a comma or
+            a bracket and so cannot be written in a list.
+
+    >>> ordered_name("level", ["low", "high"])
+    'level:ordered=[low, high]'
+    """
+    texts = [str(value).strip() for value in order]
+    if wrong := [text for text in texts if not text or set(text) & set(",[]")]:
+        raise LensSkillsError(
+            f"{wrong[0]!r} cannot stand in the order of {name!r}, which is written with commas and "
+            "brackets. Give the examples a column of numbers instead."
+        )
+    if len(texts) < 2 or len(set(texts)) < len(texts):
+        raise LensSkillsError(
+            f"the order of {name!r} is [{', '.join(texts)}]: name two categories or more, each "
+            "once, from the lowest."
+        )
+    return f"{name}:ordered=[{', '.join(texts)}]"
+
+
+def family_of(metric: str) -> str:
+    """The label whose category a metric is: what its p is family-wise over; else its own name.
+
+    >>> family_of("label:rule=a"), family_of("label:level:ordered=[low, high]")
+    ('label:rule', 'label:level:ordered=[low, high]')
+    """
+    column, _, category = metric.rpartition("=")
+    return metric if not column or not category or _ORDERED.match(metric) else column
+
+
+def column_values(
+    examples: Sequence[Any], name: str, kind: str = "column"
+) -> Float[Tensor, " row"]:
+    """A column of the examples as numbers; two categories become 0 and 1 in sorted order.
+
+    ``"rule=a"`` is 1 where the column ``rule`` is ``a``, else 0;
+    ``"level:ordered=[low, middle, high]"`` is 0, 1 and 2. A column that is itself called so goes
+    first.
+
+    Raises:
+        LensSkillsError: A missing column, more than two categories without an order, a category
+            that no example has, or one that an order leaves out.
+
+    >>> from lens_skills.data import Example
+    >>> rules = [Example(name, "x", labels={"rule": name}) for name in "abc"]
+    >>> column_values(rules, "rule=b").tolist()
+    [0.0, 1.0, 0.0]
+    >>> column_values(rules, "rule:ordered=[c, b, a]").tolist()
+    [2.0, 1.0, 0.0]
+    """
+    # A column's own name goes first, whatever signs it holds.
+    whole = any(_value(example, name, kind) is not None for example in examples)
+    ordered = _ORDERED.match(name)
+    if ordered and not whole:
+        return _ranks(examples, ordered["column"], ordered["order"].split(","), kind)
+    column, _, category = name.rpartition("=")
+    whole = whole or not column
+    values = [_present(example, name if whole else column, kind) for example in examples]
+    categories = categories_of(values)
+    if not whole:
+        if category not in categories:
+            raise LensSkillsError(
+                f"no example here has {column} {category!r}: it is {', '.join(categories[:12])}"
+                f"{', …' if len(categories) > 12 else ''}.{did_you_mean(category, categories)} "
+                "Name one of these, or give examples of both sides."
+            )
+        return torch.tensor([float(str(value) == category) for value in values]).double()
+    if any(isinstance(value, str) for value in values):
+        if len(categories) > 2:
+            prefix = "" if kind == "column" else f"{kind[:-1]}:"
+            raise LensSkillsError(
+                f"{name!r} has {len(categories)} categories ({', '.join(categories[:5])}, …); a "
+                f"metric is one number. Name one, against the rest: "
+                f"'{prefix}{name}={categories[0]}'; or, where they have an order, all from the "
+                f"lowest: '{prefix}{name}:ordered=[{categories[0]}, …]'."
+            )
+        return torch.tensor([categories.index(str(value)) for value in values]).double()
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+
+def categories_of(values: Sequence[Any]) -> list[str]:
+    """The distinct values as texts, sorted; missing ones left out."""
+    return sorted({str(value) for value in values if value is not None})
+
+
+def _ranks(
+    examples: Sequence[Any], column: str, order: Sequence[str], kind: str
+) -> Float[Tensor, " row"]:
+    ordered_name(column, order)
+    place = {text.strip(): rank for rank, text in enumerate(order)}
+    ranks = []
+    for example in examples:
+        value = str(_present(example, column, kind)).strip()
+        if value not in place:
+            raise LensSkillsError(
+                f"example {example.id!r} has {column} {value!r}, which the order "
+                f"[{', '.join(place)}] leaves out.{did_you_mean(value, place)} Name it at its "
+                "place, or leave the example out."
+            )
+        ranks.append(place[value])
+    return torch.tensor(ranks, dtype=torch.float64)
+
+
+def _value(example: Any, name: str, kind: str) -> Any:
+    return example.column(name) if kind == "column" else getattr(example, kind).get(name)
+
+
+def _present(example: Any, name: str, kind: str) -> Any:
+    value = _value(example, name, kind)
+    if value is None:
+        # What is asked for may be a covariate where a label was named, and the other way round.
+        known = {each: "label" for each in example.labels}
+        known |= {each: "covariate" for each in example.covariates if each not in known}
+        near = [name] if name in known else get_close_matches(name, known, n=1)
+        hint = "".join(f" Did you mean {f'{known[each]}:{each}'!r}?" for each in near)
+        found = sorted({*example.labels, *example.covariates})
+        raise LensSkillsError(
+            f"example {example.id!r} has no {'' if kind == 'column' else kind[:-1] + ' '}"
+            f"{name!r}.{hint} It has: {', '.join(found) or 'no columns'}."
+        )
+    return value

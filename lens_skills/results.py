@@ -14,10 +14,10 @@ import shutil
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import UnionType
@@ -350,6 +350,37 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, A
 SECONDS_BETWEEN = 60.0
 
 
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def resumable(verb: Verb) -> Verb:
+    """The verb; interrupted (Ctrl-C), it says what its ``checkpoint`` keeps and how to go on."""
+
+    @wraps(verb)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return verb(*args, **options)
+        except KeyboardInterrupt as stopped:
+            if stopped.args:  # a verb within this one has said it
+                raise
+            raise KeyboardInterrupt(_kept(verb.__name__, options.get("checkpoint"))) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _kept(verb: str, folder: str | Path | None) -> str:
+    if folder is None:
+        return (
+            f"{verb} was stopped and nothing is kept. With checkpoint=FOLDER, the same call goes "
+            "on where it was stopped."
+        )
+    if not Path(folder).exists():
+        return f"{verb} was stopped before anything was kept: the same again begins anew."
+    return (
+        f"{verb} was stopped. What it has done is kept in {folder}: the same again goes on there."
+    )
+
+
 class Checkpoint:
     """A folder with one pass's work so far and what the pass was asked to do."""
 
@@ -422,6 +453,7 @@ def provenance(examples: Sequence[Example], adapter: Any = None) -> dict[str, An
         **model,
         "task": getattr(examples, "name", "examples"),
         "split": getattr(examples, "split_name", "all"),
+        "recipe": getattr(examples, "recipe", "all"),
         "examples": examples_hash(examples),
         "versions": versions(),
     }

@@ -19,7 +19,7 @@ from lens_skills.models import as_adapter
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
 from lens_skills.stats.multiple_testing import check_scheme
-from lens_skills.tasks import Preflight, Task, few, require_examples
+from lens_skills.tasks import SPLITS, Preflight, Task, few, require_examples
 from lens_skills.tasks import preflight as run_preflight
 
 # How well other columns must predict a metric (R², and AUROC where it is 0/1) to be warned of.
@@ -208,7 +208,7 @@ def study(
             f"fractions={fractions}: give the shares of explore, confirm and (for a verdict) "
             "intervene."
         )
-    explore, confirm, *rest = task.split(*fractions, seed=seed)
+    explore, confirm, *rest = task.split(*fractions, seed=seed, names=SPLITS[: len(fractions)])
     if causal_metric is None:
         causal_metric = usual_causal_metric(task)
     common: dict[str, Any] = {

@@ -54,7 +54,10 @@ def test_score_writes_what_it_prints(run_folder: Path) -> None:
 
 def test_the_same_command_again_is_no_other_run(run_folder: Path, tiny_folder: Path) -> None:
     before = Scores.load(run_folder / "explore")
-    printed("score", "agreement", *QUICK, *OPTIONS, "--out", run_folder, "--model", tiny_folder)
+    again = ["score", "agreement", *QUICK, *OPTIONS, "--out", run_folder, "--model", tiny_folder]
+    said = shell(*again).stderr
+    assert f"{run_folder / 'explore'} holds these scores already. Made anew;" in said
+    assert f"To go on instead: lens-skills select {run_folder}" in said
     assert Scores.load(run_folder / "explore").r.equal(before.r)
 
 
@@ -130,7 +133,7 @@ def test_the_list_of_tasks() -> None:
 
 def test_the_preflight_of_a_task(tiny_folder: Path) -> None:
     text = printed("tasks", "agreement", "--preflight", "--limit", 24, "--model", tiny_folder)
-    assert f"agreement on {tiny_folder.name}: 24 examples, 2 groups" in text
+    assert f"agreement on {tiny_folder.name}: 24 examples, 24 groups" in text
     assert "answer over foil" in text
 
 
@@ -178,8 +181,15 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
         "--metric", "label:plural", "--out", run, "--model", tiny_folder,
     ]  # fmt: skip
     monkeypatch.setattr(room, "forward_batch", forward)
-    assert shell(*command).exit_code not in (0, None)
+    stopped = shell(*command)
+    assert stopped.exit_code == 130
+    assert "score was stopped. What it has done is kept in" in stopped.stderr
+    assert "the same again goes on there" in stopped.stderr
     assert sorted(path.name for path in run.iterdir()) == ["explore-checkpoint", "run.json"]
+    for early in ("select", "figures", "verify"):
+        said = shell(early, run)
+        assert said.exit_code != 0
+        assert f"{run} holds no scores yet: the pass was stopped" in str(said.exception)
 
     sizes.clear()
     monkeypatch.setattr(
@@ -218,7 +228,11 @@ def test_an_unknown_task_is_told_before_a_model_is_opened(
 ) -> None:
     monkeypatch.setattr(app, "open_model", lambda *names: pytest.fail("the model was opened first"))
     assert "no task 'agreemnt'" in refused("score", "agreemnt", "--out", tmp_path / "run")
-    assert "no task 'agreemnt'" in refused("tasks", "agreemnt")
+    assert "Did you mean 'agreement'?" in refused("tasks", "agreemnt")
+    for wrong in (["--metric", "label:plurl"], ["--given", "lenght"], ["--metric", "confidnce"]):
+        said = refused("score", "agreement", *wrong, "--out", tmp_path / "run")
+        assert "no " in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_misspelt_command_does_not_hold_the_folder(
@@ -233,13 +247,13 @@ def test_a_misspelt_command_does_not_hold_the_folder(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--metric", "confidnce"], "no metric 'confidnce'. Known: logit_diff"),
-        (["--metric", "label:plurl"], "has no label 'plurl'. It has: "),
+        (["--metric", "confidnce"], "no metric 'confidnce'. Did you mean 'confidence'? Known"),
+        (["--metric", "label:plurl"], "has no label 'plurl'. Did you mean 'label:plural'? It"),
         (["--at", "mlp.hook_pst"], "'mlp.hook_post'"),
         (["--position", "middle"], "no position 'middle'"),
         (["--position", "99"], "position 99 is outside the prompt"),
         (["--exchange", "sometimes"], "no exchange scheme 'sometimes'"),
-        (["--given", "lenght"], "has no 'lenght' to partial out"),
+        (["--given", "lenght"], "has no 'lenght' to partial out."),
         (["--implementation", "hook"], "no implementation 'hook'"),
         (["--permutations", "5"], "5 permutations cannot give p <= 0.05"),
     ],
@@ -251,7 +265,8 @@ def test_an_option_that_cannot_be(
     chosen = options if "--metric" in options else ["--metric", "label:plural", *options]
     quick = ["--limit", 96, "--out", tmp_path / "run", "--model", tiny_folder]
     assert message in refused("score", "agreement", *chosen, *quick)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    # What the task alone shows to be wrong leaves no folder; the rest, no result.
+    assert [path.name for path in tmp_path.glob("run/*")] in ([], ["run.json"])
 
 
 def test_an_unknown_command_brings_the_nearest(refused: Refuse) -> None:

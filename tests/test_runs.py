@@ -52,7 +52,11 @@ def test_a_request_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_the_splits_are_those_of_the_request() -> None:
     run = Run(Path("nowhere"), REQUEST)
     explore, confirm, intervene = run.splits()
-    # Nouns stay whole (12 examples each): the limit is a share, met to a noun.
+    # The limit is met to an example, and leaves all 80 nouns.
+    assert len({*explore.groups, *confirm.groups, *intervene.groups}) == 80
+    assert [part.split_name for part in (explore, confirm, intervene)] == [
+        f"{name} split of the 96 examples" for name in ("explore", "confirm", "intervene")
+    ]
     assert len(explore) + len(confirm) + len(intervene) == 96
     assert not set(explore.groups) & set(confirm.groups)
     assert not set(intervene.groups) & {*explore.groups, *confirm.groups}
@@ -61,9 +65,9 @@ def test_the_splits_are_those_of_the_request() -> None:
     ]
     other = Run(Path("nowhere"), replace(REQUEST, seed=1)).splits()[0]
     assert other.fingerprint() != explore.fingerprint()
-    # The limit draws nouns by the seed too, not always the same ones.
+    # The limit draws examples by the seed too, not always the same ones.
     mine, others = (
-        {group for part in Run(Path("nowhere"), asked).splits() for group in part.groups}
+        {example.id for part in Run(Path("nowhere"), asked).splits() for example in part}
         for asked in (REQUEST, replace(REQUEST, seed=1))
     )
     assert mine != others
@@ -109,7 +113,8 @@ def test_verify_intervenes_on_the_third_split(done: Run, tiny_bridge: Any) -> No
     assert verdict.delta == 0.5
     assert {ruling.name for ruling in verdict.singles} == set(chosen.names)
     assert set(verdict.effects.example_ids) <= {e.id for e in done.splits()[2]}
-    assert set(verdict.effects.groups) == set(done.splits()[2].groups)
+    assert len(verdict.effects.example_ids) == 16  # exactly as many as asked, in as many groups
+    assert len(set(verdict.effects.groups)) == 16
     assert repr(done.verdicts()["label:plural"]) == repr(verdict)
     table = pd.read_csv(done.folder / "verdict-label_plural.csv")
     assert table["name"].tolist() == [ruling.name for ruling in verdict.rulings]
@@ -171,7 +176,9 @@ def test_an_interrupted_pass_leaves_no_result_and_is_resumed(
     with pytest.raises(KeyboardInterrupt), config(batch_size=16):
         run.explore(tiny_bridge)
     assert sorted(path.name for path in run.folder.iterdir()) == ["explore-checkpoint", "run.json"]
-    with pytest.raises(LensSkillsError, match="no saved Scores"):
+    with pytest.raises(
+        LensSkillsError, match=r"holds no scores yet: the pass was stopped, and what"
+    ):
         run.scores()
     n_batches = -(-len(run.splits()[0]) // 16)
     interruption.calls, interruption.at = 0, 0

@@ -72,7 +72,7 @@ class Maker:
             covariates = {"a": 1, "b": 0.5, "c": "é", "d": True}
             return Example(number, "prompt", " a", options=(" a", " b"), covariates=covariates)
         if hint is Task:
-            return Task("task", [self.of(Example), self.of(Example)], "0.4 of all")
+            return Task("task", [self.of(Example), self.of(Example)], "first split")
         assert is_dataclass(hint), hint
         return self.fields(hint)
 

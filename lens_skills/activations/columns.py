@@ -129,7 +129,7 @@ def _present(example: Any, name: str, kind: str) -> Any:
     value = _value(example, name, kind)
     if value is None:
         # What is asked for may be a covariate where a label was named, and the other way round.
-        known = {each: "label" for each in example.labels}
+        known = dict.fromkeys(example.labels, "label")
         known |= {each: "covariate" for each in example.covariates if each not in known}
         near = [name] if name in known else get_close_matches(name, known, n=1)
         hint = "".join(f" Did you mean {f'{known[each]}:{each}'!r}?" for each in near)

@@ -307,5 +307,9 @@ def equal_length_pairs(model: Any, examples: Any) -> Any:
             "words of as many tokens (tasks.pairs)."
         )
     if hasattr(examples, "where"):
-        return examples.where(lambda example: example.id in kept)
+
+        def equal_length(example: Any) -> bool:
+            return example.id in kept
+
+        return examples.where(equal_length)
     return [example for example in examples if example.id in kept]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lens_skills.cli.console import open_run_model
+from lens_skills.cli.console import limited, open_run_model, say_if_done
 
 Folder = Annotated[Path, typer.Argument(help="A run folder written by `lens-skills score`.")]
 Metric = Annotated[str | None, typer.Option(help="Which metric (default: the run's first).")]
@@ -35,6 +35,7 @@ def explain(
 
     opened = Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
+    say_if_done(opened.path("explanations", name), f"the explanations for {name}")
     explanations = explained(
         open_run_model(opened),
         opened.intervene_split(limit),
@@ -99,8 +100,10 @@ def circuit(
     from lens_skills.plotting import figures
 
     opened = Run.load(run)
+    opened.causal_metric(opened.intervene_split(None), causal_metric)
     model = open_run_model(opened)
-    examples = equal_length_pairs(model, opened.intervene_split(limit))
+    pairs = equal_length_pairs(model, opened.intervene_split(None))
+    examples = limited(pairs, limit, opened.request.seed)
     start: Any = "answer" if not neuron else neuron[0] if len(neuron) == 1 else neuron
     result = traced(
         model,

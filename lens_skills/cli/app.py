@@ -16,6 +16,7 @@ from lens_skills.cli.console import (
     named,
     open_model,
     open_run_model,
+    say_if_done,
     show_table,
 )
 from lens_skills.cli.soft_prompts import Soft, generate, prompt
@@ -37,6 +38,18 @@ class Commands(TyperGroup):
                 + f"`lens-skills --help` lists all {len(self.commands)}."
             )
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """The command; stopped by Ctrl-C, it says what is kept (exit code 130)."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            said = str(stopped) or (
+                "stopped; nothing of this step is kept, and what was saved before is as it was. "
+                "The same command begins it again."
+            )
+            typer.secho(f"\nlens-skills: {said}", fg="yellow", err=True)
+            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -146,8 +159,9 @@ def score(
         limit=limit,
         prompt=None if prompt is None else str(prompt),
     )
+    Run(out, request).check()
     run = Run.create(out, request)
-    run.splits()  # a task that cannot be opened is refused before the model is loaded
+    say_if_done(out / "explore", "these scores", f"lens-skills select {out}")
     typer.echo(repr(run.explore(open_model(model, implementation))))
     typer.echo(f"\nwritten to {out}; next: lens-skills select {out}")
 
@@ -164,11 +178,13 @@ def select(
 
     opened = Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
+    done = f"lens-skills verify {run} --metric {name}"
+    say_if_done(opened.path("selection", name), f"the selection for {name}", done)
     model = open_run_model(opened)
     selection = opened.confirm(model, name, fdr=fdr, top=top)
     typer.echo(repr(selection))
     if len(selection):
-        typer.echo(f"\nnext: lens-skills verify {run} --metric {name}")
+        typer.echo(f"\nnext: {done}")
 
 
 @app.command()
@@ -191,6 +207,10 @@ def verify(
 
     opened = Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
+    opened.causal_metric(opened.intervene_split(limit), causal_metric)
+    say_if_done(
+        opened.path("verdict", name), f"the verdict on {name}", f"lens-skills figures {run}"
+    )
     model = open_run_model(opened)
     verdict = opened.verify(model, name, causal_metric=causal_metric, delta=delta, limit=limit)
     typer.echo(repr(verdict))
@@ -261,8 +281,9 @@ def tasks(
     opened = open_task(task)
     typer.echo(repr(opened))
     if preflight:
-        opened = limited(opened, limit, seed=0)
-        typer.echo(repr(opened.preflight(open_model(model, implementation))))
+        typer.echo(
+            repr(limited(opened, limit, seed=0).preflight(open_model(model, implementation)))
+        )
         return
     typer.echo("columns: " + ", ".join(opened.column_names))
     for example in opened[:3]:

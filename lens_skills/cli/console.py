@@ -1,5 +1,6 @@
 """What the commands of the shell share: options, opening a model, a table."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,10 +29,21 @@ def open_run_model(run: Any) -> Any:
 
 
 def limited(task: Any, limit: int | None, seed: int) -> Any:
-    """The task, or at most about ``limit`` examples of it in whole groups."""
-    if limit is None or limit >= len(task):
-        return task
-    return task.split(limit / len(task), seed=seed)[0]
+    """The task, or ``limit`` examples of it from as many groups as can be; see `tasks.few`."""
+    from lens_skills.tasks import few
+
+    return task if limit is None else few(task, limit, seed=seed)
+
+
+def say_if_done(place: Path, what: str, go_on: str = "") -> None:
+    """Says, before a finished command starts over, that it is finished, and what comes next."""
+    if place.exists():
+        follows = f" To go on instead: {go_on}" if go_on else ""
+        typer.echo(
+            f"{place} holds {what} already. Made anew; what is there is kept until then "
+            f"(Ctrl-C leaves it).{follows}",
+            err=True,
+        )
 
 
 def named(name: str, values: list[str] | None) -> dict[str, Any]:

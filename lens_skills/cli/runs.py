@@ -4,21 +4,25 @@
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lens_skills.activations import known_values, parse_metrics
 from lens_skills.activations.metrics import causal_metric
 from lens_skills.cli.console import limited
-from lens_skills.errors import LensSkillsError
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.interventions import DamageMatrix, DoseResponse, Verdict, ablate, verify
 from lens_skills.models import SoftPrompt
 from lens_skills.results import FORMAT, file_name, writable
 from lens_skills.scoring import MetricScores, Scores, Selection, score, select, skill_matrix
+from lens_skills.scoring.covariates import covariate_columns
 from lens_skills.scoring.scores import one_metric
-from lens_skills.tasks import Task, few, open_task
+from lens_skills.tasks import SPLITS, Task, open_task
 
 _MANIFEST, _CHECKPOINT = "run.json", "explore-checkpoint"
 
@@ -74,7 +78,7 @@ class Run:
             )
         with writable(folder):
             run.folder.mkdir(parents=True, exist_ok=True)
-            manifest = {"format": FORMAT, "command": " ".join(sys.argv[1:])} | asdict(request)
+            manifest = {"format": FORMAT, "command": shlex.join(sys.argv[1:])} | asdict(request)
             (run.folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         return run
 
@@ -113,9 +117,24 @@ class Run:
         task, soft = open_task(request.task, request.columns), self.prompt()
         if soft is not None:
             known = set(soft.provenance.get("groups", ()))
-            task = task.where(lambda example: example.group not in known)
+
+            def not_trained_on(example: Example) -> bool:
+                return example.group not in known
+
+            task = task.where(not_trained_on)
         task = limited(task, request.limit, request.seed)
-        return task.split(*request.fractions, seed=request.seed)
+        names = SPLITS[: len(request.fractions)]
+        return task.split(*request.fractions, seed=request.seed, names=names)
+
+    def check(self) -> None:
+        """Refuses before a model is opened what the task alone shows to be wrong.
+
+        Raises:
+            LensSkillsError: No such task, metric, label or covariate.
+        """
+        explore = self.splits()[0]
+        known_values(parse_metrics(list(self.request.metrics), explore), explore)
+        covariate_columns(explore, self.request.options.get("given", ()))
 
     def prompt(self) -> SoftPrompt | None:
         """The soft prompt every example is read with, if there is one."""
@@ -137,6 +156,16 @@ class Run:
 
     def scores(self) -> Scores:
         """The saved scores of the explore split."""
+        if not (self.folder / "explore").exists():
+            kept = (
+                "what it had read is kept" if (self.folder / _CHECKPOINT).exists() else "nothing is"
+            )
+            command = json.loads((self.folder / _MANIFEST).read_text()).get("command", "")
+            same = f": lens-skills {command}" if "score" in command.split() else ""
+            raise LensSkillsError(
+                f"{self.folder} holds no scores yet: the pass was stopped, and {kept}. Give the "
+                f"command that began it again{same}"
+            )
         return Scores.load(self.folder / "explore")
 
     def confirm(self, model: Any, metric: str, *, fdr: float, top: int) -> Selection:
@@ -197,7 +226,7 @@ class Run:
         """Where a result of one metric is kept."""
         return self.folder / (file_name(what, metric) + suffix)
 
-    def intervene_split(self, limit: int) -> Task:
+    def intervene_split(self, limit: int | None) -> Task:
         """Examples of the split that is left to intervene on, at most about ``limit``."""
         if self.request.options.get("chat"):
             raise LensSkillsError("prompts in a chat template cannot be edited yet.")
@@ -206,11 +235,12 @@ class Run:
                 f"{self.folder} has no third split to intervene on: it was made with fractions "
                 f"{self.request.fractions}. Score again in a new folder."
             )
-        return few(self.splits()[2], limit, seed=self.request.seed)
+        return limited(self.splits()[2], limit, self.request.seed)
 
     def causal_metric(self, task: Task, asked: str | None) -> str:
         """The metric that effects are measured by: the one asked for, or the task's usual."""
         metric = asked or causal_metric(task)
+        parse_metrics(metric or (), task)
         if metric is None:
             raise LensSkillsError(
                 "the task has no answers to measure effects by. Name a metric: --causal-metric."
@@ -233,7 +263,10 @@ def main_metric(metrics: Sequence[str], asked: str | None) -> str:
     if asked is None:
         return metrics[0]
     if asked not in metrics:
-        raise LensSkillsError(f"this run holds no {asked!r}. It holds: {', '.join(metrics)}.")
+        raise LensSkillsError(
+            f"this run holds no {asked!r}.{did_you_mean(asked, metrics)} "
+            f"It holds: {', '.join(metrics)}."
+        )
     return asked
 
 

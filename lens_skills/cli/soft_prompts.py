@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lens_skills.cli.console import Implementation, Model, Seed, limited, open_model
+from lens_skills.cli.console import Implementation, Model, Seed, limited, open_model, say_if_done
 
 Soft = Annotated[
     Path | None, typer.Option(help="A soft prompt's folder, written by `lens-skills prompt`.")
@@ -41,7 +41,8 @@ def prompt(
     from lens_skills.tasks import few, open_task
 
     opened = limited(open_task(task), limit, seed)
-    train, rest = opened.split(share, 1 - share, seed=seed)
+    train, rest = opened.split(share, 1 - share, seed=seed, names=("training", "rest"))
+    say_if_done(out, "a trained prompt")
     opened_model = open_model(model, implementation)
     ending = ending.replace("\\n", "\n")
     fitted = fit_prompt(
@@ -82,6 +83,7 @@ def generate(
 
     opened = limited(open_task(task), limit, seed)
     soft = None if prompt is None else SoftPrompt.load(prompt)
+    say_if_done(out, "these texts")
     graded = write(
         open_model(model, implementation),
         opened,

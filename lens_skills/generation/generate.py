@@ -26,11 +26,12 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded, Written, grade, named_graders
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
-from lens_skills.results import Checkpoint, provenance, work_folder
+from lens_skills.results import Checkpoint, provenance, resumable, work_folder
 
 LIKELIEST = 2048  # tokens looked at first
 
 
+@resumable
 def generate(
     model: Any,
     examples: Sequence[Example],

@@ -218,7 +218,7 @@ class Graded(Result):
         form = " with their texts" if written else ""
         lost = len(self) - len(kept)
         split = f"{about.get('split', 'all')}{form}{f', {lost} left out' if lost else ''}"
-        return Task(self.name, kept, split)
+        return Task(self.name, kept, split, recipe=f"{about.get('recipe', 'all')}{form}")
 
     def __repr__(self) -> str:
         n, ended = len(self), sum(self.ended)

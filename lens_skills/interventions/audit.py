@@ -106,7 +106,7 @@ def audit(
     adapter = as_adapter(model)
     units = parse_components(adapter, neurons, at=at)
     (wanted,) = parse_metrics(_default_metric(task) if metric is None else metric)
-    explore, intervene = task.split(*fractions, seed=seed)
+    explore, intervene = task.split(*fractions, seed=seed, names=("explore", "intervene"))
     asked = parse_metrics(_default_claims(explore) if claims is None else claims, explore)
     if claims is None:
         asked = (*asked, wanted)

@@ -92,16 +92,21 @@ def measure_baseline(
 
 
 def describe_source(over: Any) -> str:
-    """A split in words: ``"agreement, 0.4 of all #1, seed 0"``."""
+    """A split in words: ``"agreement, explore split, 384 examples"``."""
     if isinstance(over, Baseline):
         return over.split_name
     about = getattr(over, "provenance", None)
     if isinstance(about, Mapping):
         about = about.get("explore", about)
-        return f"{about.get('task', 'examples')}, {about.get('split', 'all')}"
-    if hasattr(over, "split_name"):
-        return f"{over.name}, {over.split_name}"
-    return f"{len(over):,} examples"
+        name, split = about.get("task"), about.get("split", "all")
+        n = getattr(over, "n_examples", None)
+    elif hasattr(over, "split_name"):
+        name, split, n = over.name, over.split_name, len(over)
+    else:
+        return f"{len(over):,} examples"
+    size = "" if n is None else f"{n:,} examples"
+    parts = [name or "examples", "" if split == "all" else split, "" if size in split else size]
+    return ", ".join(part for part in parts if part)
 
 
 def _from_results(

@@ -38,7 +38,7 @@ from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
-from lens_skills.results import Checkpoint, Result, provenance
+from lens_skills.results import Checkpoint, Result, provenance, resumable
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +84,7 @@ class Effects(Result):
         return pd.DataFrame(columns)
 
 
+@resumable
 def sweep(
     model: Any,
     examples: Sequence[Example],

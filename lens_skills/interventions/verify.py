@@ -45,13 +45,14 @@ from lens_skills.interventions.effects import (
 from lens_skills.interventions.noising_denoising import pair_rows, preservation_row
 from lens_skills.interventions.verdict import ALPHA, Rows, Verdict, mean_and_ends, rule
 from lens_skills.models import SoftPrompt, with_soft_prompt
-from lens_skills.results import provenance
+from lens_skills.results import provenance, resumable
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.effect_estimates import Classes, estimate, estimate_classes
 from lens_skills.stats.effect_tests import FEW_GROUPS
 from lens_skills.stats.multiple_testing import rank_p
 
 
+@resumable
 def verify(
     model: Any,
     examples: Sequence[Example],

@@ -216,5 +216,5 @@ def with_soft_prompt(model: Any, prompt: SoftPrompt | None) -> ModelAdapter:
             f"the soft prompt was made for other weights ({prompt.model}) than these of "
             f"{adapter.name}. Open the model it was trained on, or train one for this model."
         )
-    name = f"{adapter.name} with soft prompt {prompt.digest[:8]}"
+    name = f"{adapter.name} with a soft prompt of {prompt.n_tokens} vectors (seed {prompt.seed})"
     return adapter.with_soft_prompt(prompt, name=name)

@@ -25,7 +25,7 @@ from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
-from lens_skills.results import Checkpoint, numbers_hash, provenance
+from lens_skills.results import Checkpoint, numbers_hash, provenance, resumable
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.design_matrix import DesignMatrix
 from lens_skills.scoring.leakage import check_baseline, check_prompt
@@ -37,6 +37,7 @@ from lens_skills.stats.multiple_testing import check_scheme
 _MANY_DRAWS, _FEW_DRAWS, _DRAW_BUDGET = 9_999, 100, 4_608_000
 
 
+@resumable
 def score(
     model: Any,
     examples: Sequence[Example],

@@ -153,7 +153,9 @@ def _divided(
                 f"held_out={held_out}: the share of examples to stop by is between 0 and 1, e.g. "
                 "0.2; or give those examples themselves."
             )
-        train, looked_at = task.split(1 - held_out, held_out, seed=0)
+        train, looked_at = task.split(
+            1 - held_out, held_out, seed=0, names=("training", "held-out")
+        )
     else:
         train, looked_at = task, Task("held out", held_out)
         shared = set(train.groups) & set(looked_at.groups)

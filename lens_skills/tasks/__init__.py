@@ -21,5 +21,6 @@ from lens_skills.tasks.skill_mix import Skill as Skill
 from lens_skills.tasks.skill_mix import skill_mix as skill_mix
 from lens_skills.tasks.table import pairs as pairs
 from lens_skills.tasks.table import table as table
+from lens_skills.tasks.task import SPLITS as SPLITS
 from lens_skills.tasks.task import Task as Task
 from lens_skills.tasks.task import few as few

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -10,10 +10,14 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
-from lens_skills.data import Example
+from lens_skills.data import Example, in_turns
 from lens_skills.errors import LensSkillsError, did_you_mean
 
 MANY_VALUES = 12  # a numeric column with more distinct values is stratified by its quarters
+SPLITS = ("explore", "confirm", "intervene")
+"""What the splits of a study are for, in the order in which they are made."""
+
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 Texts = tuple[str, str | None]
 """A prompt and its corrupted twin in one wording."""
 
@@ -30,7 +34,8 @@ class Task(Sequence[Example]):
     Attributes:
         name: What the task is called in results and figures.
         examples: The examples, at least one, with unique ids.
-        split_name: Where the examples come from: "all", or e.g. "0.4 of all #1, seed 0".
+        split_name: Where the examples come from, in words: "all", or e.g. "second split".
+        recipe: The same so that it can be done again: "0.4 of all #1, seed 0".
         wordings: Other wordings by name: for each example's id its prompt and its twin's, as
             `paraphrases` makes tasks of. Those of other ids are dropped.
 
@@ -47,6 +52,7 @@ class Task(Sequence[Example]):
     name: str
     examples: Sequence[Example]
     split_name: str = "all"
+    recipe: str = "all"
     wordings: Mapping[str, Mapping[str, Texts]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,13 +82,17 @@ class Task(Sequence[Example]):
 
         >>> task = Task("t", [Example(id=name, prompt="x") for name in "abc"])
         >>> task[-1].id, task[1:].split_name
-        ('c', 'all[1:3]')
+        ('c', 'examples 2 to 3')
         """
         if not isinstance(index, slice):
             return self.examples[index]
         start, stop, step = index.indices(len(self))
+        kept = self.examples[index]
+        words = f"examples {start + 1} to {stop}"
+        if step != 1:
+            words = f"{len(kept):,} of {len(self):,} examples by place"
         stride = "" if step == 1 else f":{step}"
-        return self._of(self.examples[index], f"{self.split_name}[{start}:{stop}{stride}]")
+        return self._of(kept, self._part(words), f"{self.recipe}[{start}:{stop}{stride}]")
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -170,19 +180,29 @@ class Task(Sequence[Example]):
         for name, wanted in columns.items():
             allowed = wanted if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
             keep &= np.array([value in allowed for value in self.column(name)])
-            words.append(f"{name}={wanted!r}")
+            words.append(f"{name}={_briefly(wanted)}")
+        by = ""
         if predicate is not None:
             keep &= np.array([bool(predicate(example)) for example in self.examples])
-            words.append(getattr(predicate, "__name__", "").strip("<>") or repr(predicate))
+            by = getattr(predicate, "__name__", type(predicate).__name__)
+            by = f"filtered by {'a function' if by == '<lambda>' else by}"
+        parts = [f"where {' and '.join(words)}" if words else "", by]
+        asked = ", ".join(part for part in parts if part)
         chosen = [e for e, kept in zip(self.examples, keep, strict=True) if kept]
         if not chosen:
             raise LensSkillsError(
-                f"task {self.name!r}: no example of {len(self)} is left where {', '.join(words)}."
+                f"task {self.name!r}: no example of {len(self):,} is left {asked}."
             )
-        return self._of(chosen, f"{self.split_name} where {', '.join(words) or 'all'}")
+        within = "" if self.split_name == "all" else f"{self.split_name}: "
+        words = f"{within}{len(chosen):,} of {len(self):,} {asked or 'examples'}"
+        return self._of(chosen, words, f"{self.recipe} {asked or 'where all'}")
 
     def split(
-        self, *fractions: float | int, seed: int = 0, by: str | Collection[str] | None = None
+        self,
+        *fractions: float | int,
+        seed: int = 0,
+        by: str | Collection[str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> tuple["Task", ...]:
         """Disjoint tasks, one per fraction, no group in two of them, label proportions kept close.
 
@@ -195,8 +215,12 @@ class Task(Sequence[Example]):
             by: Columns to stratify on; None takes the labels. A numeric column with more than
                 12 distinct values is cut into quarters.
 
+            names: What each part is for, as cards call it: "explore" becomes "explore split".
+                None counts them: "first split", "second split".
+
         Raises:
-            LensSkillsError: fractions out of range, or too few groups to fill every part.
+            LensSkillsError: fractions out of range, another number of names, or too few groups to
+                fill every part.
 
         >>> task = Task("t", [Example(id=str(n), prompt="x", labels={"n": n % 2})
         ...                   for n in range(8)])
@@ -207,6 +231,10 @@ class Task(Sequence[Example]):
             raise LensSkillsError(
                 f"split{fractions}: fractions are positive and sum to at most 1, "
                 f"e.g. split(0.5, 0.25, 0.25). These sum to {sum(fractions):g}."
+            )
+        if names is not None and len(names) != len(fractions):
+            raise LensSkillsError(
+                f"split{fractions}: {len(names)} names for {len(fractions)} parts. Name each."
             )
         columns = self._names("labels") if by is None else (by,) if isinstance(by, str) else by
         groups = [example.group for example in self.examples]
@@ -224,8 +252,13 @@ class Task(Sequence[Example]):
                 "group is never divided. Ask for fewer or larger parts, or more examples."
             )
         stratified = "" if by is None else f", by {' '.join(columns)}"
+        counted = [*_ORDINALS, *(f"{i + 1}th" for i in range(len(_ORDINALS), len(fractions)))]
         return tuple(
-            self._of(examples, f"{fraction:g} of {self.split_name} #{i}, seed {seed}{stratified}")
+            self._of(
+                examples,
+                self._part(f"{(names or counted)[i]} split"),
+                f"{fraction:g} of {self.recipe} #{i}, seed {seed}{stratified}",
+            )
             for i, (examples, fraction) in enumerate(zip(chosen, fractions, strict=True))
         )
 
@@ -330,8 +363,12 @@ class Task(Sequence[Example]):
     def _names(self, field: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for e in self.examples for name in getattr(e, field)))
 
-    def _of(self, examples: Sequence[Example], split_name: str) -> "Task":
-        return replace(self, examples=examples, split_name=split_name)
+    def _of(self, examples: Sequence[Example], split_name: str, recipe: str) -> "Task":
+        return replace(self, examples=examples, split_name=split_name, recipe=recipe)
+
+    def _part(self, words: str) -> str:
+        """The words of a part, and what it is a part of where that is not all."""
+        return words if self.split_name == "all" else f"{words} of the {self.split_name}"
 
 
 def _said(example: Example, prompt: str, corrupted: str | None) -> Example:
@@ -342,6 +379,15 @@ def _said(example: Example, prompt: str, corrupted: str | None) -> Example:
     return replace(example, prompt=prompt, corrupted=corrupted, covariates=covariates)
 
 
+def _briefly(wanted: Any) -> str:
+    """A value, or the first three of several, as they are written."""
+    if not isinstance(wanted, list | tuple | set | frozenset):
+        return repr(wanted)
+    several = list(wanted) if isinstance(wanted, list | tuple) else sorted(wanted, key=repr)
+    more = f", … ({len(several)})" if len(several) > 3 else ""
+    return f"[{', '.join(map(repr, several[:3]))}{more}]"
+
+
 def check_number(task: str, n: int, most: int, what: str = "examples") -> None:
     """Refuses a number of examples that a task cannot make; ``what`` says of which it has most."""
     if not 1 <= n <= most:
@@ -349,23 +395,34 @@ def check_number(task: str, n: int, most: int, what: str = "examples") -> None:
 
 
 def few(task: Task, n: int, *, seed: int = 0) -> Task:
-    """At most about ``n`` examples of the task, as evenly from its groups as they allow.
+    """The task, or exactly ``n`` examples of it, spread over its groups.
 
-    Every group keeps at least one, so that intervals count as many groups as before.
+    Each group gives an example in turn, then a second one, until there are ``n``: with fewer than
+    groups, some of them (by the seed) give none. Within a group its kinds take turns, and within
+    these the values of the labels.
+
+    Args:
+        task: Any.
+        n: At most so many, 1 or more.
+        seed: Another seed takes others.
+
+    Raises:
+        LensSkillsError: ``n`` below 1.
 
     >>> task = Task("t", [Example(id=f"{g}{k}", prompt="x", group=g) for g in "ab" for k in "123"])
     >>> sorted(example.group for example in few(task, 4))
     ['a', 'a', 'b', 'b']
     """
+    if n < 1:
+        raise LensSkillsError(f"few(task, {n}): ask for 1 example or more.")
     if len(task) <= n:
         return task
-    members: dict[str, list[Example]] = defaultdict(list)
-    for example in task:
-        members[example.group].append(example)
-    each = max(1, n // len(members))
-    kept = {e.id for group in members.values() for e in sorted(group, key=by_digest(seed))[:each]}
+    order = sorted(task, key=by_digest(seed))
+    order = in_turns(order, lambda e: (e.group, e.kind, tuple(sorted(e.labels.items()))))
+    order = in_turns(order, lambda e: (e.group, e.kind))
+    kept = {e.id for e in in_turns(order, lambda e: e.group)[:n]}
     chosen = [example for example in task if example.id in kept]
-    return replace(task, examples=chosen, split_name=f"{len(chosen)} of {task.split_name}")
+    return task._of(chosen, task._part(f"{n:,} examples"), f"{n} of {task.recipe}, seed {seed}")
 
 
 def by_digest(seed: Any) -> Callable[[Any], bytes]:

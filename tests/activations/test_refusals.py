@@ -172,7 +172,10 @@ def test_a_metric_of_three_categories_is_refused() -> None:
 
 
 def test_metrics_that_mean_nothing() -> None:
-    with pytest.raises(LensSkillsError, match=r"no metric 'confidnce'\. Did you mean 'confidence'\? Known: .*confidence"):
+    with pytest.raises(
+        LensSkillsError,
+        match=r"no metric 'confidnce'\. Did you mean 'confidence'\? Known: .*confidence",
+    ):
         parse_metrics(["confidnce"])
     with pytest.raises(LensSkillsError, match="two metrics are called 'correct'"):
         parse_metrics(["correct", "correct"])

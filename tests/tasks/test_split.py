@@ -112,10 +112,17 @@ def test_the_seed_decides_and_the_order_does_not() -> None:
 
 def test_where_a_part_comes_from_is_in_its_name() -> None:
     first, second = mixed().split(0.4, 0.6, seed=7)
-    assert first.split_name == "0.4 of all #0, seed 7"
-    assert second.split(0.5, by="site")[0].split_name == (
-        "0.5 of 0.6 of all #1, seed 7 #0, seed 0, by site"
-    )
+    assert (first.split_name, first.recipe) == ("first split", "0.4 of all #0, seed 7")
+    again = second.split(0.5, by="site")[0]
+    assert again.split_name == "first split of the second split"
+    assert again.recipe == "0.5 of 0.6 of all #1, seed 7 #0, seed 0, by site"
+    explore, confirm = mixed().split(0.5, 0.5, names=("explore", "confirm"))
+    assert (explore.split_name, confirm.split_name) == ("explore split", "confirm split")
+    assert confirm[2:5].split_name == "examples 3 to 5 of the confirm split"
+    with pytest.raises(LensSkillsError, match="1 names for 2 parts"):
+        mixed().split(0.5, 0.5, names=("explore",))
+    tenth = mixed().split(*[0.1] * 10)[9]
+    assert tenth.split_name == "10th split"
 
 
 @pytest.mark.parametrize("fractions", [(), (0.5, 0.6), (0.5, 0), (-0.1, 0.5)])

@@ -1,6 +1,9 @@
 """A Task is a checked, frozen sequence that is also a table."""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks import Task
+from lens_skills.tasks import Task, few
 
 
 def numbered(n: int = 6) -> Task:
@@ -34,7 +37,9 @@ def test_it_is_a_sequence() -> None:
     assert task[-1] is task.examples[5]
     assert [e.id for e in task[1:5:2]] == ["e1", "e3"]
     assert isinstance(task[:2], Task)
-    assert task[1:5:2].split_name == "all[1:5:2]"
+    assert task[1:5:2].split_name == "2 of 6 examples by place"
+    assert task[1:5:2].recipe == "all[1:5:2]"
+    assert task[1:5].split_name == "examples 2 to 5"
     assert task[2] in task
     assert task == numbered()
     assert task != task[:5]
@@ -119,7 +124,17 @@ def test_where() -> None:
     assert [e.id for e in task.where(even=1)] == ["e0", "e2", "e4"]
     assert [e.id for e in task.where(lambda e: e.id > "e2", even=1)] == ["e4"]
     assert [e.id for e in task.where(size={0.5, 1.0})] == ["e1", "e2"]
-    assert "even=1" in task.where(even=1).split_name
+    odd = task.where(even=0)
+
+    def is_late(example: Example) -> bool:
+        return example.id > "e2"
+
+    assert task.where(even=1).split_name == "3 of 6 where even=1"
+    assert odd.where(is_late).split_name == "3 of 6 where even=0: 2 of 3 filtered by is_late"
+    both = task.where(is_late, even=1, size=[0.0, 1.0, 2.0, 3.0]).split_name
+    assert both == "1 of 6 where even=1 and size=[0.0, 1.0, 2.0, … (4)], filtered by is_late"
+    assert task.where(lambda e: True).split_name == "6 of 6 filtered by a function"
+    assert task.where(partial(is_late)).split_name == "3 of 6 filtered by partial"
     with pytest.raises(LensSkillsError, match="no example of 6 is left where even=7"):
         task.where(even=7)
     with pytest.raises(LensSkillsError, match="no column"):
@@ -145,3 +160,50 @@ def test_repr_is_short() -> None:
     assert len(text) < 200
     for word in ("numbers", "1,000 examples", "1,000 groups", "even", "'number 0' -> '0'"):
         assert word in text
+
+
+def grouped(sizes: Sequence[int]) -> Task:
+    """Groups of these sizes, of two kinds each, with one in three labelled."""
+    examples = [
+        Example(
+            f"g{group}-{place}", "x", group=f"g{group}", kind=f"g{group}/{place % 2}",
+            labels={"rare": int(place % 3 == 0)},
+        )
+        for group, size in enumerate(sizes) for place in range(size)
+    ]  # fmt: skip
+    return Task("grouped", examples)
+
+
+@pytest.mark.parametrize("n", [1, 7, 12, 40, 41, 119, 120, 500])
+def test_few_are_as_many_as_asked_from_all_groups(n: int) -> None:
+    """16 groups, some small: neither a group more than it must, nor an example more than asked."""
+    task = grouped([12] * 8 + [3] * 8)
+    found = few(task, n, seed=1)
+    assert len(found) == min(n, len(task))
+    assert len(found.groups) == min(n, 16)
+    counts = Counter(example.group for example in found)
+    most = max(counts.values())
+    assert all(counts[g] >= min(most - 1, 3 if int(g[1:]) >= 8 else 12) for g in task.groups)
+    ids = [example.id for example in task]
+    assert [e.id for e in found] == sorted((e.id for e in found), key=ids.index)
+
+
+def test_few_keep_kinds_and_labels_within_a_group() -> None:
+    found = few(grouped([12] * 5), 20, seed=3)
+    for group in found.groups:
+        mine = [example for example in found if example.group == group]
+        assert Counter(example.kind[-1] for example in mine) == {"0": 2, "1": 2}
+        assert Counter(example.labels["rare"] for example in mine) == {0: 2, 1: 2}
+
+
+def test_few_follow_the_seed_and_say_what_they_are() -> None:
+    task = grouped([6] * 6)
+    explore, _ = task.split(0.5, 0.5, names=("explore", "confirm"))
+    found = few(explore, 4, seed=1)
+    assert found.split_name == "4 examples of the explore split"
+    assert found == few(explore, 4, seed=1)
+    assert found != few(explore, 4, seed=2)
+    assert few(task, 36) is task
+    assert few(task, 4).split_name == "4 examples"
+    with pytest.raises(LensSkillsError, match="ask for 1 example or more"):
+        few(task, 0)

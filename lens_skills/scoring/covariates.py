@@ -14,9 +14,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import SplineTransformer
 from torch import Tensor
 
 from lens_skills.data import Example, Value
@@ -121,6 +118,10 @@ def left_nonlinear(
         R², or NaN where there are fewer than 8 groups, too few to learn from some and test on
         others. 0 where nothing of the metric is left.
     """
+    # Imported here: scikit-learn takes a second to load and --help must not wait for it.
+    from sklearn.ensemble import ExtraTreesRegressor
+    from sklearn.model_selection import GroupKFold
+
     names = list(dict.fromkeys(part for name in given for part in _parts(examples, name)))
     groups = [example.group for example in examples]
     if not names:
@@ -165,6 +166,8 @@ def _parts(examples: Sequence[Example], name: str) -> tuple[str, ...]:
 
 
 def _one(examples: Sequence[Example], name: str) -> Block:
+    from sklearn.preprocessing import SplineTransformer
+
     values = list(_present(examples, name))
     is_category = any(isinstance(value, str) for value in values)
     found: list[Value] = sorted({str(v) for v in values} if is_category else set(values))

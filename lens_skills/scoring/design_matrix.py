@@ -19,6 +19,8 @@ from lens_skills.stats.multiple_testing import (
     Scheme,
     choose_scheme,
     constant_in_groups,
+    flip_factors,
+    group_codes,
     permutation_draws,
     signs,
 )
@@ -28,52 +30,62 @@ from lens_skills.stats.multiple_testing import (
 class ColumnLayout:
     """Where each kind of column stands.
 
-    Base columns come first: metrics, then covariates. Then, per metric known beforehand, its
-    draws; then the control task's coins; then, where a metric is computed by the pass itself, the
-    group signs alone, times each such metric, and times each covariate.
+    Base columns come first: metrics, then covariates. Then, per metric known beforehand, its draws
+    under the null; then, where a metric is computed by the pass itself, the flipped signs alone and
+    times each such metric. For the control task, either one column per input type or, where there
+    are very many types, signs per type and those times each metric. For the intervals, the *marks*
+    (one column per group or, of many groups, signs per group), alone and times each metric.
     """
 
     metrics: tuple[str, ...]
     n_given: int
     n_draws: int
-    n_controls: int
     permuted: tuple[str, ...]
     flipped: tuple[str, ...]
-    n_groups: int
+    n_kinds: int
+    n_kind_signs: int
+    n_marks: int
     starts: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     n_columns: int = 0
 
     def __post_init__(self) -> None:
-        place = len(self.metrics) + self.n_given
+        self.n_columns = self.n_base
         for name in self.permuted:
-            self.starts[f"draws/{name}"], place = place, place + self.n_draws
-        self.starts["controls"], place = place, place + self.n_controls
+            self._add(f"draws/{name}", self.n_draws)
         if self.flipped:
-            self.starts["signs"], place = place, place + self.n_draws
+            self._add("signs", self.n_draws)
             for name in self.flipped:
-                self.starts[f"signs/{name}"], place = place, place + self.n_draws
-            for given in range(self.n_given):
-                self.starts[f"signs/given{given}"], place = place, place + self.n_draws
-        self.n_columns = place
+                self._add(f"signs/{name}", self.n_draws)
+        if self.n_kinds:
+            self._add("kinds", self.n_kinds)
+        if self.n_kind_signs:
+            self._add("kind signs", self.n_kind_signs)
+            for name in self.metrics:
+                self._add(f"kind signs/{name}", self.n_kind_signs)
+        if self.n_marks:
+            self._add("marks", self.n_marks)
+            for name in self.metrics:
+                self._add(f"marks/{name}", self.n_marks)
+
+    def _add(self, name: str, size: int) -> None:
+        self.starts[name], self.sizes[name] = self.n_columns, size
+        self.n_columns += size
 
     @property
     def n_base(self) -> int:
         return len(self.metrics) + self.n_given
 
-    def draws(self, name: str) -> slice:
-        """The columns of one block of draws."""
-        return slice(self.starts[name], self.starts[name] + self.n_draws)
-
-    @property
-    def controls(self) -> slice:
-        return slice(self.starts["controls"], self.starts["controls"] + self.n_controls)
+    def block(self, name: str) -> slice:
+        """The columns of one block."""
+        return slice(self.starts[name], self.starts[name] + self.sizes[name])
 
 
 class DesignMatrix:
     """Builds the columns of each batch of one pass.
 
     ``known`` are the values of metrics known beforehand, ``given`` the covariates to partial out,
-    ``exchange`` a scheme for all metrics or ``"auto"``.
+    ``exchange`` a scheme for all metrics or ``"auto"``. With covariates every metric is known.
     """
 
     def __init__(
@@ -87,37 +99,56 @@ class DesignMatrix:
         n_draws: int,
         n_controls: int,
         seed: int,
+        intervals: bool = True,
     ) -> None:
         self.examples, self.seed = examples, seed
         self.given = covariate_columns(examples, given)
-        groups = [example.group for example in examples]
+        self.groups = [example.group for example in examples]
+        self.kinds = [example.kind for example in examples]
+        self.n_controls = n_controls
         self.schemes: dict[str, str] = {}
         permuted: dict[str, Int[Tensor, "row draw"]] = {}
         self.residuals: dict[str, Float[Tensor, " row"]] = {}
         for metric in metrics:
-            if not metric.known:
+            if metric.name not in known:
+                assert not given, "covariates need every metric beforehand"
                 self.schemes[metric.name] = "signs"
                 continue
-            values = known[metric.name]
-            residual = self._residual(values)
-            scheme = choose_scheme(residual, groups) if exchange == "auto" else exchange
-            self.schemes[metric.name] = scheme
+            residual = self.residual(known[metric.name])
             self.residuals[metric.name] = residual
+            scheme = exchange
+            if not metric.known:
+                scheme = "signs"
+            elif exchange == "auto":
+                scheme = choose_scheme(residual, self.groups, self.kinds)
+            self.schemes[metric.name] = scheme
             if n_draws:
-                _check_between(scheme, residual, groups, metric.name)
+                _check_between(scheme, residual, self.groups, metric.name)
             if n_draws and scheme != "signs" and scheme not in permuted:
                 # One set of draws serves all metrics that trade alike.
                 which: Scheme = scheme  # type: ignore[assignment]
-                permuted[scheme] = permutation_draws(groups, n_draws, which, seed=seed)
+                permuted[scheme] = permutation_draws(
+                    self.groups, n_draws, which, seed=seed, kinds=self.kinds
+                )
         self.permuted = permuted
+        self.factors = flip_factors(self.groups, self.given)
+        names = sorted(set(self.groups))
+        self._group_codes = torch.from_numpy(group_codes(self.groups))
+        self.no_control = control_refused(examples)
+        self.kind_names = sorted(set(self.kinds))
+        self._kind_codes = torch.from_numpy(group_codes(self.kinds))
+        claimed = n_controls > 0 and not self.no_control
+        many = len(self.kind_names) > _MOST_KINDS
+        self.marks_by_group = len(names) <= N_MARKS
         self.layout = ColumnLayout(
             metrics=tuple(metric.name for metric in metrics),
             n_given=self.given.shape[1],
             n_draws=n_draws,
-            n_controls=n_controls,
-            permuted=tuple(name for name, scheme in self.schemes.items() if scheme != "signs"),
-            flipped=tuple(name for name, scheme in self.schemes.items() if scheme == "signs"),
-            n_groups=len(set(groups)),
+            permuted=tuple(self.residuals) if n_draws else (),
+            flipped=tuple(n for n in self.schemes if n not in self.residuals) if n_draws else (),
+            n_kinds=len(self.kind_names) if claimed and not many else 0,
+            n_kind_signs=n_controls if claimed and many else 0,
+            n_marks=min(len(names), N_MARKS) if intervals else 0,
         )
 
     def of(
@@ -125,32 +156,88 @@ class DesignMatrix:
     ) -> Float[Tensor, "batch column"]:
         """The columns of the examples at ``index``, whose metrics are ``values``."""
         layout, given = self.layout, self.given[index]
-        here = [self.examples[place] for place in index.tolist()]
+
+        def times(marks: Float[Tensor, "batch mark"], name: str) -> Float[Tensor, "batch mark"]:
+            known = self.residuals.get(name)
+            return marks * (values[name].double() if known is None else known[index])[:, None]
+
         parts = [torch.stack([values[name] for name in layout.metrics], dim=1), given]
-        if layout.n_draws:
-            parts += [
-                self.residuals[name][self.permuted[self.schemes[name]][index].long()]
-                for name in layout.permuted
-            ]
-        kinds = [example.kind for example in here]
-        if layout.n_controls:
-            parts.append(
-                signs(kinds, layout.n_controls, seed=self.seed, purpose="control").double()
-            )
-        if layout.flipped and layout.n_draws:
-            keys = [example.group for example in here]
-            coins = signs(keys, layout.n_draws, seed=self.seed, purpose="null").double()
-            parts.append(coins)
-            parts += [coins * values[name][:, None] for name in layout.flipped]
-            parts += [coins * column[:, None] for column in given.T]
+        groups = [self.groups[place] for place in index.tolist()]
+        coins = None
+        if layout.n_draws and "signs" in self.schemes.values():
+            coins = signs(groups, layout.n_draws, seed=self.seed, purpose="null").double()
+            coins = coins * self.factors[index][:, None]
+        for name in layout.permuted:
+            if self.schemes[name] == "signs":
+                assert coins is not None
+                parts.append(times(coins, name))
+            else:
+                parts.append(
+                    self.residuals[name][self.permuted[self.schemes[name]][index].long()]
+                )
+        if layout.flipped:
+            assert coins is not None
+            parts += [coins, *(times(coins, name) for name in layout.flipped)]
+        if layout.n_kinds:
+            parts.append(one_hot_codes(self._kind_codes[index], layout.n_kinds))
+        if layout.n_kind_signs:
+            kinds = [self.kinds[place] for place in index.tolist()]
+            turned = signs(kinds, layout.n_kind_signs, seed=self.seed, purpose="control").double()
+            parts += [turned, *(times(turned, name) for name in layout.metrics)]
+        if layout.n_marks:
+            marks = self.marks(index)
+            parts += [marks, *(times(marks, name) for name in layout.metrics)]
         return torch.cat([part.double() for part in parts], dim=1)
 
-    def _residual(self, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+    def marks(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch mark"]:
+        """Which group each example is of: a column per group or, of many groups, random signs.
+
+        The mean square over signs of a sum of group totals is the sum of their squares.
+        """
+        if self.marks_by_group:
+            return one_hot_codes(self._group_codes[index], self.layout.n_marks)
+        groups = [self.groups[place] for place in index.tolist()]
+        return signs(groups, self.layout.n_marks, seed=self.seed, purpose="interval").double()
+
+    def residual(self, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
         """What the covariates leave of a metric (Freedman & Lane 1983 permute this)."""
         design = torch.cat([torch.ones(len(values), 1, dtype=torch.float64), self.given], dim=1)
         # From the right: from the left it would be a matrix of examples by examples.
         fitted = design @ (torch.linalg.pinv(design) @ values.double())
         return values.double() - fitted
+
+
+# Standard errors come from so many random signs where there are more groups; they then have as
+# many degrees of freedom.
+N_MARKS = 32
+
+# Of more input types than this the control task flips signs; of fewer it permutes the types.
+_MOST_KINDS = 256
+
+FEWEST_KINDS = 8
+"""With fewer input types a random label per type is too often the label itself."""
+
+
+def control_refused(examples: Sequence[Example]) -> str:
+    """Why no control task can be drawn for these examples, in a sentence; empty where it can."""
+    kinds = {example.kind for example in examples}
+    if all(example.kind == example.group for example in examples) or len(kinds) == len(examples):
+        return (
+            "no input types declared: control task not drawn (kind= names what a prompt repeats, "
+            "such as a noun)"
+        )
+    if len(kinds) < FEWEST_KINDS:
+        return f"{len(kinds)} input types: control task not drawn ({FEWEST_KINDS} at least)"
+    return ""
+
+
+def one_hot_codes(codes: Int[Tensor, " row"], n: int) -> Float[Tensor, "row code"]:
+    """A column per code, 1 where the row has it.
+
+    >>> one_hot_codes(torch.tensor([1, 0]), 2).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    return torch.nn.functional.one_hot(codes.long(), n).double()
 
 
 def _check_between(

@@ -3,7 +3,8 @@
 A *unit* is anything measured on every example and too numerous to store (a neuron at a position).
 A *column* is one number per example (a metric, a permuted metric, a covariate, a random sign).
 Everything the toolkit reports about a pass is a function of the centred sums kept here; those of
-the units are also kept in a randomly rotated basis: is the neuron basis special, or any as good?
+the units are also kept in a randomly rotated basis of the standardised units: is the neuron basis
+special, or any as good?
 
 Source: the excess over a rotated basis, Gurnee et al. 2024 (arXiv 2401.12181).
 """
@@ -56,6 +57,12 @@ def rotate(
 # reads and writes all sums, which for one batch of 32 costs more than the arithmetic.
 _ROWS_TOGETHER, _NUMBERS_TOGETHER = 128, 1 << 23
 
+# The first rows give the scale of each unit, and of fewer than these it would be a guess.
+_FIRST_ROWS = 32
+
+# A unit's scale is at least this share of its layer's median: a constant one is not blown up.
+_LEAST_SCALE = 0.01
+
 # Units summed together: at 128 float64 rows this is 3 MB, about one core's cache.
 _BLOCK = 3072
 
@@ -75,7 +82,12 @@ class Moments:
         column_square: Σ w (c - c̄)² for every column.
         cross: Σ w (c - c̄)(x - x̄) for every column and unit.
         square: Σ w (x - x̄)² for every unit.
-        rotated_square: The same in a rotated basis of the units; one row per rotation.
+        rotated_square: Of the units over their ``scale``, in a rotated basis; a row per rotation.
+        scale: About the standard deviation of each unit (of the first rows): what it is divided by
+            before it is rotated, so that no loud unit decides what a direction is. None without
+            rotations.
+        origin: About the mean of each unit (of the first rows).
+        squares: Σ w c (x - origin)² for each of the columns asked for (not centred).
     """
 
     weight: float
@@ -86,6 +98,9 @@ class Moments:
     cross: Float[Tensor, "column unit"]
     square: Float[Tensor, " unit"]
     rotated_square: Float[Tensor, "rotation unit"]
+    scale: Float[Tensor, " unit"] | None = None
+    origin: Float[Tensor, " unit"] | None = None
+    squares: Float[Tensor, "squared unit"] | None = None
 
     @classmethod
     def of(
@@ -113,6 +128,7 @@ class Moments:
         # Rotated centred sums need the rotated step, which only the pass knows how to make;
         # so a rotation is carried by RunningMoments and merged there.
         assert self.rotated_square.shape[0] == other.rotated_square.shape[0] == 0
+        assert self.squares is None and other.squares is None
         return Moments(
             weight=weight,
             column_mean=self.column_mean + share * column_step,
@@ -141,8 +157,11 @@ class RunningMoments:
         *,
         n_base: int | None = None,
         rotations: list[Float[Tensor, "width width"]] | None = None,
+        squared: slice | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        """``squared`` are the columns to multiply with the squares of the units, too."""
+
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
@@ -153,6 +172,11 @@ class RunningMoments:
         self.gram, self.cross = zeros(n_columns, self.n_base), zeros(n_columns, n_units)
         self.column_square = zeros(n_columns)
         self.square, self.rotated_square = zeros(n_units), zeros(len(self.rotations), n_units)
+        self.squared = squared
+        n_squared = 0 if squared is None else squared.stop - squared.start
+        self.squares = zeros(n_squared, n_units)
+        self.origin: Tensor | None = None
+        self.scale: Tensor | None = None
         # Rows absorbed but not yet summed: their weights, columns and units.
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -177,10 +201,15 @@ class RunningMoments:
         # Its own device and type: the first rows of a resumed pass come from a file.
         self.waiting.append((weights.to(self.square), columns.to(self.square.device), units))
         if residuals is not None:
+            if self.origin is None and self.rotations:
+                self.settle()  # residuals are rotated too, and need the scale
             for block in self._blocks():
                 self._add_squares(residuals[:, block], block)
         n_rows = sum(len(rows) for rows, _, _ in self.waiting)
-        if n_rows >= _ROWS_TOGETHER or n_rows * len(self.square) >= _NUMBERS_TOGETHER:
+        many = n_rows * len(self.square) >= _NUMBERS_TOGETHER
+        if n_rows >= _ROWS_TOGETHER or (
+            many and (self.origin is not None or n_rows >= _FIRST_ROWS)
+        ):
             self.settle()
 
     def settle(self) -> None:
@@ -193,25 +222,57 @@ class RunningMoments:
         before, total = self.weight, float(weight.sum())
         self.weight += total
 
-        def centre(parts: Iterable[Tensor], mean: Tensor) -> Float[Tensor, "row any"]:
-            """All parts centred, the shift of the mean as the last row; moves the mean."""
+        root = rearrange(weight.sqrt(), "row -> row 1")
+
+        def centre(
+            parts: Iterable[Tensor], mean: Tensor
+        ) -> tuple[Float[Tensor, "row any"], Float[Tensor, " any"]]:
+            """All parts centred, the shift of the mean as the last row, and the mean of these.
+
+            Moves the mean of all.
+            """
             parts = list(parts)
             rows = weight.new_empty(len(weight) + 1, parts[0].shape[1])
             torch.cat([part.to(rows) for part in parts], out=rows[:-1])
-            shift = weight @ rows[:-1] / total - mean
-            rows[:-1] -= mean + shift
-            rows[:-1] *= rearrange(weight.sqrt(), "row -> row 1")
+            here = weight @ rows[:-1] / total
+            shift = here - mean
+            rows[:-1] -= here
+            rows[:-1] *= root
             rows[-1] = (before * total / self.weight) ** 0.5 * shift
             mean += total / self.weight * shift
-            return rows
+            return rows, here
 
-        centred = centre(columns, self.column_mean)
+        centred, _ = centre(columns, self.column_mean)
         self.gram.addmm_(centred.T, centred[:, : self.n_base])
         self.column_square += centred.square().sum(0)
+        first = self.origin is None
+        if first:
+            self.origin, self.scale = torch.zeros_like(self.square), torch.ones_like(self.square)
+        assert self.origin is not None and self.scale is not None
+        marks = None
+        if self.squared is not None:
+            marks = torch.cat([part[:, self.squared].to(weight) for part in columns])
         for block in self._blocks():
-            rows = centre((part[:, block] for part in units), self.unit_mean[block])
+            rows, here = centre((part[:, block] for part in units), self.unit_mean[block])
+            if first:
+                self.origin[block] = here
+                self.scale[block] = self._first_scale(rows[:-1].square().sum(0) / total)
             self.cross[:, block].addmm_(centred.T, rows)
             self._add_squares(rows, block)
+            if marks is not None:
+                offset = here - self.origin[block]
+                self.squares[:, block].addmm_(marks.T, (rows[:-1] + root * offset).square_())
+
+    def _first_scale(self, variance: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+        """The standard deviations, none far below its layer's median; 1 without rotations."""
+        if not self.rotations:
+            return torch.ones_like(variance)
+        scale = rearrange(
+            variance.sqrt(), "(layer width) -> layer width", width=self.rotations[0].shape[0]
+        )
+        median = scale.median(dim=1, keepdim=True).values
+        least = torch.where(median > 0, _LEAST_SCALE * median, 1.0)
+        return rearrange(torch.maximum(scale, least), "layer width -> (layer width)")
 
     def _blocks(self) -> list[slice]:
         """Units that are worked on together: whole layers, few enough to stay in the cache."""
@@ -220,8 +281,11 @@ class RunningMoments:
         return [slice(start, start + size) for start in range(0, len(self.square), size)]
 
     def _add_squares(self, rows: Float[Tensor, "row unit"], block: slice) -> None:
-        for total, rotation in zip(self.rotated_square[:, block], self.rotations, strict=True):
-            total += rotate(rows.float(), rotation).square().sum(0, dtype=torch.float64)
+        if self.rotations:
+            assert self.scale is not None
+            scaled = (rows / self.scale[block]).float()
+            for total, rotation in zip(self.rotated_square[:, block], self.rotations, strict=True):
+                total += rotate(scaled, rotation).square().sum(0, dtype=torch.float64)
         self.square[block] += rows.to(self.square).square().sum(0)
 
     def freeze(self) -> Moments:
@@ -236,4 +300,7 @@ class RunningMoments:
             cross=self.cross,
             square=self.square,
             rotated_square=self.rotated_square,
+            scale=self.scale if self.rotations else None,
+            origin=self.origin,
+            squares=None if self.squared is None else self.squares,
         )

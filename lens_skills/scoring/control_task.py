@@ -1,0 +1,151 @@
+"""The control task of a metric: what a neuron reaches that knows input types and nothing else.
+
+The metric's own mean per type is dealt anew among the types, and its residuals among the examples
+of a type. What keeps its r under this is not the metric but what a prompt is about.
+
+Source: Hewitt & Liang 2019 (arXiv 1909.03368), random labels per input type; here matched to each
+metric in how much of it lies between types.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_skills.scoring.design_matrix import DesignMatrix
+from lens_skills.stats.multiple_testing import TIE, pooled_p
+
+# From this many draws on, a neuron's p comes from its own draws; below, the draws of all neurons
+# are pooled, because 100 draws cannot tell a p of 0.001 from one of 0.01.
+OWN_DRAWS = 999
+
+_NUMBERS = 1 << 22  # draws times units held at once
+
+
+@dataclass(frozen=True)
+class ControlTask:
+    """r of every unit in each draw of a metric's control task, out of the sums of one pass.
+
+    Attributes:
+        weights: Of each column of ``sums`` in each draw.
+        sums: Per input type (or sign), what the covariates leave of its products with the units.
+        scale: Of each draw: 1 over the norm of what the covariates leave of the drawn metric.
+        within: Standard deviation of r that dealing the residuals within types adds to each unit.
+        unit_scale: 1 over the norm of each unit.
+    """
+
+    weights: Float[Tensor, "draw column"]
+    sums: Float[Tensor, "column unit"]
+    scale: Float[Tensor, "draw 1"]
+    within: Float[Tensor, " unit"] | None
+    unit_scale: Float[Tensor, " unit"]
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        association: Any,
+        columns: DesignMatrix,
+        name: str,
+        values: Float[Tensor, " row"],
+    ) -> "ControlTask":
+        """The control task of one metric, whose values are ``values``; see the module."""
+        layout, moments = columns.layout, association.moments
+        place = layout.metrics.index(name)
+        size = association.metric_square(place)
+        if layout.n_kind_signs:
+            sums = association.numerators(layout.block(f"kind signs/{name}"))
+            if not columns.partial:
+                plain = association.numerators(layout.block("kind signs"))
+                sums = sums - float(moments.column_mean[place]) * plain
+            n = layout.n_kind_signs
+            return cls(
+                weights=torch.eye(n, dtype=torch.float64),
+                sums=sums,
+                scale=torch.full((n, 1), size**-0.5, dtype=torch.float64),
+                within=None,
+                unit_scale=association.unit_scale,
+                seed=columns.seed,
+            )
+        kinds = layout.block("kinds")
+        rows = columns.centred(name, values)
+        counts = torch.bincount(columns.kind_codes, minlength=layout.n_kinds).double()
+        means = torch.zeros(layout.n_kinds, dtype=torch.float64)
+        means.index_add_(0, columns.kind_codes, rows).div_(counts)
+        left = float((rows - means[columns.kind_codes]).square().sum())
+        # An example read at several tokens counts as often.
+        weight = moments.column_mean[kinds] * moments.weight
+        left *= moments.weight / len(rows)
+        random = np.random.default_rng(columns.seed)
+        order = np.argsort(random.random((columns.n_controls, layout.n_kinds)), axis=1)
+        dealt = means[torch.from_numpy(order)]
+        square = (dealt**2) @ weight - (dealt @ weight) ** 2 / moments.weight + left
+        if layout.n_given:
+            across = dealt @ moments.gram[kinds, association.given]
+            within = moments.gram[association.given, association.given]
+            square = square - (across @ torch.linalg.inv(within) * across).sum(1)
+        sums = association.numerators(kinds)
+        noise = None
+        if left > 1e-9 * size:
+            between = (moments.cross[kinds] ** 2 / weight[:, None]).sum(0)
+            inside = (moments.square - between).clamp(min=0)
+            # Variance of the sum of two sets of numbers dealt to each other, within types.
+            free = max(moments.weight - layout.n_kinds, 1.0)
+            noise = (left * inside / free).sqrt() * association.unit_scale
+        return cls(
+            weights=dealt,
+            sums=sums,
+            scale=rearrange(square.clamp(min=1e-300).rsqrt(), "draw -> draw 1"),
+            within=noise,
+            unit_scale=association.unit_scale,
+            seed=columns.seed,
+        )
+
+    def r(self, units: slice) -> Float[Tensor, "draw unit"]:
+        """|r| of some units in each draw."""
+        drawn = self.weights @ self.sums[:, units] * self.unit_scale[units]
+        if self.within is not None:
+            generator = torch.Generator().manual_seed(self.seed + units.start)
+            drawn += self.within[units] * torch.randn(drawn.shape, generator=generator)
+        return drawn.mul_(self.scale).abs_().clamp_(max=1.0)
+
+    def p(
+        self, strength: Float[Tensor, " unit"], constant: Tensor
+    ) -> tuple[Float[Tensor, " unit"], Float[Tensor, " draw"]]:
+        """p of each unit's |r|, and the largest |r| of any unit in each draw.
+
+        From a unit's own draws where there are `OWN_DRAWS`. With fewer, each |r| is divided by the
+        root mean square of the unit's draws (a draw's by that of the others), and p is counted
+        among the draws of all units together: how much a neuron knows of types differs between
+        neurons; what chance makes of it, in its own standard deviations, hardly does.
+        """
+        n_draws, n_units = len(self.weights), len(strength)
+        step = max(_NUMBERS // n_draws, 1)
+        largest = torch.zeros(n_draws, dtype=torch.float64)
+        parts = []
+        for start in range(0, n_units, step):
+            units = slice(start, min(start + step, n_units))
+            drawn = self.r(units)
+            largest = torch.maximum(largest, drawn.max(dim=1).values)
+            mine = strength[units]
+            if n_draws >= OWN_DRAWS:
+                parts.append(((1 + (drawn >= mine * (1 - TIE)).sum(0)) / (1 + n_draws)).double())
+                continue
+            square = drawn.square()
+            total = square.sum(0)
+            others = ((total - square) / (n_draws - 1)).clamp(min=1e-300).sqrt()
+            own = (total / n_draws).clamp(min=1e-300).sqrt()
+            parts.append(torch.cat([mine[None] / own, drawn / others]))
+        if n_draws >= OWN_DRAWS:
+            p = torch.cat(parts)
+        else:
+            everything = torch.cat(parts, dim=1)
+            # Squeezed into [0, 1) for counting.
+            everything = everything / (1 + everything)
+            everything[:, constant] = 0.0
+            p = pooled_p(everything[0], everything[1:], n_left_out=int(constant.sum()))
+        return torch.where(constant, 1.0, p), largest

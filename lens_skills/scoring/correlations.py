@@ -1,4 +1,4 @@
-"""From the sums of a finished pass to `Scores`: r, intervals, and the three nulls.
+"""From the sums of a finished pass to `Scores`: r, intervals, and what chance makes of them.
 
 `partial_r`: what is left of one metric's correlations once another's are taken out.
 """
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.scoring.control_task import OWN_DRAWS, ControlTask
 from lens_skills.scoring.design_matrix import ColumnLayout, DesignMatrix
 from lens_skills.scoring.scores import Scores, Thresholds
-from lens_skills.stats.intervals import fisher_interval
+from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
 from lens_skills.stats.moments import Moments, rotate
 from lens_skills.stats.multiple_testing import (
     TIE,
@@ -26,6 +27,7 @@ from lens_skills.stats.multiple_testing import (
     pooled_p,
     rank_p,
 )
+from lens_skills.stats.random_directions import among_directions
 
 # A unit whose standard deviation is below this share of its mean is constant to float32 rounding.
 _CONSTANT = 1e-6
@@ -34,10 +36,6 @@ _CONSTANT = 1e-6
 # rounding it shares. Measured on SmolLM2: rounding moved constant neurons by up to 8e-5 of that,
 # while the least a varying neuron varied by was 13e-5.
 ROUNDING = 1e-4
-
-# From this many draws on, a neuron's p comes from its own draws; below, the draws of all neurons
-# are pooled, because 100 draws cannot tell a p of 0.001 from one of 0.01.
-OWN_DRAWS = 999
 
 
 def collect(
@@ -53,6 +51,7 @@ def collect(
     examples: Sequence[Example],
     predictivity: Mapping[str, Float[Tensor, " flat"]],
     exploratory: bool,
+    notes: Sequence[str],
     provenance: Mapping[str, Any],
 ) -> Scores:
     """Everything the sums say, metric by metric, so that one metric's draws are held at a time."""
@@ -78,46 +77,63 @@ def collect(
     if not kept:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise LensSkillsError(f"no metric varies, so nothing can be correlated ({reasons}).")
-    control_max = _control_max(association)
-    names = ("r", "low", "high", "p", "p_family", "q")
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    thresholds, null_max, rotated = {}, {}, {}
-    n_groups = len({example.group for example in examples})
+    notes = list(notes)
+    parts: dict[str, dict[str, Tensor]] = {}
+    null_max, control_max, rotated = {}, {}, {}
     for name in kept:
         place = layout.metrics.index(name)
         r = association.correlations(slice(place, place + 1))[0].clamp(-1, 1)
-        scheme = columns.schemes[name]
-        n_rows = n_groups if scheme == "between" else len(examples)
-        low, high = fisher_interval(r, n_rows, n_given=layout.n_given)
+        low, high = association.interval(r, name, values[name], columns)
         of_metric = {"r": r, "low": low, "high": high}
-        bar = None
         if layout.n_draws:
             null = association.null(name).abs_()
             null_max[name] = null.max(dim=1).values
-            bar = family_threshold(null_max[name])
-            p = _own_p(r.abs(), null, constant)
-            q = torch.ones_like(p)
-            q[~constant] = false_discovery_q(p[~constant])
-            of_metric |= {"p": p, "p_family": rank_p(r.abs(), null_max[name]), "q": q}
+            of_metric["p"] = _own_p(r.abs(), null, constant)
+            if columns.schemes[name] != "signs":
+                notes += _unreachable(name, columns)
             del null
-        for key, tensor in of_metric.items():
-            parts[key].append(tensor)
+        if layout.n_kinds or layout.n_kind_signs:
+            task = ControlTask.of(association, columns, name, values[name])
+            of_metric["p_control"], control_max[name] = task.p(r.abs(), constant)
         if rotations:
             turned = [association.rotated(place, q, k) for k, q in enumerate(rotations)]
             rotated[name] = torch.stack(turned)
-        thresholds[name] = Thresholds(
-            permutation=bar,
-            control=None if control_max is None else family_threshold(control_max),
-            rotated=float(rotated[name].abs().max()) if rotations else None,
-        )
+            width = rotations[0].shape[0]
+            excess, p = among_directions(
+                rearrange(r, "(block width) -> block width", width=width),
+                rearrange(rotated[name], "k (block width) -> block (k width)", width=width),
+            )
+            of_metric["excess"] = rearrange(excess, "block width -> (block width)")
+            of_metric["p_basis"] = torch.where(
+                constant, 1.0, rearrange(p, "block width -> (block width)")
+            )
+        parts[name] = of_metric
+    thresholds = dict.fromkeys(kept, None)
+    for family in families(kept):
+        if layout.n_draws:
+            # The draws are shared, so the largest of the family in each draw is one more maximum.
+            largest = torch.stack([null_max[name] for name in family]).max(dim=0).values
+            for name in family:
+                null_max[name] = largest
+                thresholds[name] = family_threshold(largest)
+                parts[name]["p_family"] = rank_p(parts[name]["r"].abs(), largest)
+        for p, q in (("p", "q"), ("p_control", "q_control"), ("p_basis", "q_basis")):
+            if p in parts[family[0]]:
+                together = torch.stack([parts[name][p][~constant] for name in family])
+                adjusted = false_discovery_q(together.flatten()).reshape(together.shape)
+                for name, numbers in zip(family, adjusted, strict=True):
+                    parts[name][q] = torch.ones_like(parts[name][p])
+                    parts[name][q][~constant] = numbers
 
     def by_position(flat: Float[Tensor, "*any flat"]) -> Float[Tensor, "*any pos unit"]:
         return rearrange(flat, "... (pos unit) -> ... pos unit", pos=n_pos).contiguous()
 
     class_means, smd = _by_class(moments, kept, layout.metrics, values)
     arrays: dict[str, Any] = {
-        key: by_position(torch.stack(tensors)) if tensors else None
-        for key, tensors in parts.items()
+        key: by_position(torch.stack([parts[name][key] for name in kept]))
+        if key in parts[kept[0]]
+        else None
+        for key in _PER_NEURON
     }
     return Scores(
         metrics=tuple(kept),
@@ -125,9 +141,9 @@ def collect(
         neuron=units[1],
         positions=positions,
         **arrays,
-        thresholds=thresholds,
+        thresholds={name: Thresholds(bar, None, None) for name, bar in thresholds.items()},
         null_max=null_max,
-        control_max={} if control_max is None else dict.fromkeys(kept, control_max),
+        control_max=control_max,
         rotated_r=rotated,
         mean=by_position(moments.unit_mean),
         std=by_position((moments.square / moments.weight).sqrt()),
@@ -138,13 +154,67 @@ def collect(
         excluded=excluded,
         site=site,
         n_examples=len(examples),
-        n_groups=n_groups,
+        n_groups=len(set(columns.groups)),
+        effective_groups=effective_groups(columns.groups),
         example_ids=tuple(example.id for example in examples),
-        groups=tuple(sorted({example.group for example in examples})),
+        groups=tuple(sorted(set(columns.groups))),
+        notes=tuple(dict.fromkeys(notes)),
         excluded_metrics=left_out,
         exploratory=exploratory,
         provenance=dict(provenance),
     )
+
+
+_PER_NEURON = (
+    "r",
+    "low",
+    "high",
+    "p",
+    "p_family",
+    "q",
+    "p_control",
+    "q_control",
+    "excess",
+    "p_basis",
+    "q_basis",
+)
+
+
+def families(names: Sequence[str]) -> list[list[str]]:
+    """Metrics that are one question: the categories of one label, ``label:rule=a`` and the others.
+
+    >>> families(["label:rule=a", "correct", "label:rule=b"])
+    [['label:rule=a', 'label:rule=b'], ['correct']]
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        column = name.startswith(("label:", "covariate:")) and "=" in name
+        found.setdefault(name.split("=")[0] if column else name, []).append(name)
+    return list(found.values())
+
+
+# With fewer arrangements than these no p reaches 5 %.
+_FEWEST_ARRANGEMENTS = 20
+
+
+def _unreachable(name: str, columns: DesignMatrix) -> list[str]:
+    """A sentence where what may trade is arranged in so few ways that no p of 5 % is possible."""
+    draws = columns.permuted[columns.schemes[name]][:, :_ARRANGEMENTS_SEEN].long()
+    values = columns.residuals[name]
+    drawn = values[draws].round(decimals=9)
+    # |r| of an arrangement and of its negative are one.
+    sign = torch.sign(drawn.gather(0, (drawn.abs() > 1e-9).int().argmax(0, keepdim=True)))
+    ways = len(torch.unique(drawn * sign, dim=1).T)
+    if ways >= _FEWEST_ARRANGEMENTS or draws.shape[1] < 2 * _FEWEST_ARRANGEMENTS:
+        return []
+    n_groups = len(set(columns.groups))
+    return [
+        f"{name}: {n_groups} groups can be arranged in about {ways} ways, so no p of 5 % is "
+        "possible; more groups, or more of the rarer value, would help"
+    ]
+
+
+_ARRANGEMENTS_SEEN = 200
 
 
 def _rounding(moments: Moments, layers: Int[Tensor, " unit"], n_pos: int) -> Float[Tensor, " flat"]:
@@ -293,57 +363,81 @@ class Correlations:
 
     def null(self, name: str) -> Float[Tensor, "draw unit"]:
         """r of a metric with every unit, in each draw of its null hypothesis."""
-        place = self.layout.metrics.index(name)
-        if name in self.layout.flipped:
-            return self._signed_null(name, place)
-        return self.correlations(self.layout.draws(f"draws/{name}"))
+        layout = self.layout
+        place = layout.metrics.index(name)
+        if name in layout.flipped:
+            # The column ε (m - m̄) is ε m - m̄ ε, and m̄ is known when the pass is over.
+            numerators = torch.sub(
+                self.moments.cross[layout.block(f"signs/{name}")],
+                self.moments.cross[layout.block("signs")],
+                alpha=float(self.moments.column_mean[place]),
+            )
+        elif name in layout.residuals_flipped:
+            numerators = self.numerators(layout.block(f"draws/{name}"))
+        else:
+            return self.correlations(layout.block(f"draws/{name}"))
+        # The norm is the metric's own: flipping signs does not change it.
+        return (numerators * self.unit_scale).mul_(self.metric_square(place) ** -0.5)
 
-    def _signed_null(self, name: str, place: int) -> Float[Tensor, "draw unit"]:
-        """Sign flips of a metric, its mean and covariates taken out when the pass is over.
+    def interval(
+        self,
+        r: Float[Tensor, " unit"],
+        name: str,
+        values: Float[Tensor, " row"],
+        columns: DesignMatrix,
+        *,
+        level: float = 0.95,
+    ) -> tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]:
+        """Ends of the interval of each r, groups being what is independent.
 
-        With e = m - m̄ - β'(Z - Z̄), the column ε e is the sum ε m - m̄ ε - Σ β_j (ε Z_j - Z̄_j ε),
-        so its sums follow from those of ε, ε m and ε Z.
+        On Fisher's z, whose influence function is ψ = (m x - r (m² + x²) / 2) / (1 - r²) for
+        standardised m and x; its standard error is the root of Σ_g (Σ_{i in g} ψ_i)², each group
+        divided by 1 - n_g / N (CR3), and its degrees of freedom the effective number of groups less
+        one. Of more than 32 groups that sum is estimated from 32 random signs. With covariates, or
+        several tokens an example, the part of m² and x² is taken as for normal numbers.
+
+        [-1, 1] below `FEWEST_GROUPS` groups, and where nothing is known.
         """
+        from scipy.stats import t as student
+
         layout, moments = self.layout, self.moments
-        mean = moments.column_mean
-        plain = layout.draws("signs")
-        slopes = self.slopes[:, place]
-
-        def combine(sums: Tensor) -> Tensor:
-            signs = sums[plain]
-            total = torch.sub(sums[layout.draws(f"signs/{name}")], signs, alpha=float(mean[place]))
-            for given in range(layout.n_given):
-                centre = mean[self.given][given]
-                part = torch.sub(
-                    sums[layout.draws(f"signs/given{given}")], signs, alpha=float(centre)
-                )
-                total.sub_(part, alpha=float(slopes[given]))
-            return total
-
-        numerators = combine(moments.cross)
-        if layout.n_given:
-            across = combine(moments.gram[:, self.given])
-            within = moments.gram[self.given, self.given]
-            numerators = numerators - across @ torch.linalg.solve(within, moments.cross[self.given])
-        return numerators.mul_(self.unit_scale).mul_(self._sign_scale(place))
-
-    def _sign_scale(self, place: int) -> float:
-        """1 / sqrt(S_mm|Z) of a metric whose contributions are flipped group by group.
-
-        Taking the means out binds the groups' contributions to each other, which flips undo: the
-        draws are narrower than r itself by (G - 1) / G in square. With 20 groups a family-wise 5 %
-        was 6.6 % without the factor, and is 4.4 % with it (the CR1 factor of clustered errors,
-        Cameron & Miller 2015, section III.C).
-        """
-        n_groups = self.layout.n_groups
-        return (n_groups / max(n_groups - 1, 1) / self.metric_square(place)) ** 0.5
+        if not layout.n_marks or len(set(columns.groups)) < FEWEST_GROUPS:
+            return torch.full_like(r, -1.0), torch.full_like(r, 1.0)
+        place = layout.metrics.index(name)
+        marks = layout.block("marks")
+        products = self.numerators(layout.block(f"marks/{name}"))
+        if not columns.partial:
+            mean = float(moments.column_mean[place])
+            products = torch.sub(products, moments.cross[marks], alpha=mean)
+        products = products.mul_(self.metric_square(place) ** -0.5).mul_(self.unit_scale)
+        rows = columns.centred(name, values)
+        every = columns.marks(torch.arange(len(rows)))
+        own = rearrange(every.T @ (rows.square() / rows.square().sum()), "mark -> mark 1")
+        left = (1 - r.square()).clamp(min=1e-12)
+        if moments.squares is None:
+            influence = (products - r * own) / left.sqrt()
+        else:
+            assert moments.origin is not None
+            step = moments.unit_mean - moments.origin
+            weight = rearrange(moments.column_mean[marks] * moments.weight, "mark -> mark 1")
+            squares = moments.squares - step * (2 * moments.cross[marks] + step * weight)
+            squares = squares * self.unit_scale.square()
+            influence = (products - r / 2 * (own + squares)) / left
+        total = influence.square().sum(0)
+        freedom = max(effective_groups(columns.groups) - 1, 1.0)
+        if not columns.marks_by_group:
+            total, freedom = total / layout.n_marks, min(freedom, float(layout.n_marks))
+        half = float(student.ppf((1 + level) / 2, freedom)) * total.sqrt()
+        z = torch.atanh(r.clamp(-1 + 1e-15, 1 - 1e-15))
+        return torch.tanh(z - half), torch.tanh(z + half)
 
     def rotated(
         self, place: int, rotation: Float[Tensor, "width width"], which: int
     ) -> Float[Tensor, " unit"]:
-        """r of a metric with every direction of a rotated basis."""
+        """r of a metric with every direction of a rotated basis of the standardised units."""
         base = slice(0, self.layout.n_base)
-        cross = rotate(self.moments.cross[base].float(), rotation).double()
+        assert self.moments.scale is not None
+        cross = rotate((self.moments.cross[base] / self.moments.scale).float(), rotation).double()
         square = self._left(self.moments.rotated_square[which], cross[self.given])
         numerators = self.numerators(slice(place, place + 1), cross)[0]
         r = numerators * _inverse_root(square, square <= 0) * self.metric_square(place) ** -0.5
@@ -354,13 +448,6 @@ def _inverse_root(
     square: Float[Tensor, "*shape"], constant: Bool[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
     return torch.where(constant, 0.0, square.clamp(min=1e-300).rsqrt())
-
-
-def _control_max(association: Correlations) -> Float[Tensor, " draw"] | None:
-    """Largest |r| of each coin thrown per input type."""
-    if association.layout.n_controls == 0:
-        return None
-    return association.correlations(association.layout.controls).abs_().max(dim=1).values
 
 
 # Of a metric's variance; where less is left, the two metrics are one.

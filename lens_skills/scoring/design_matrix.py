@@ -41,6 +41,7 @@ class ColumnLayout:
     n_given: int
     n_draws: int
     permuted: tuple[str, ...]
+    residuals_flipped: tuple[str, ...]
     flipped: tuple[str, ...]
     n_kinds: int
     n_kind_signs: int
@@ -106,6 +107,7 @@ class DesignMatrix:
         self.groups = [example.group for example in examples]
         self.kinds = [example.kind for example in examples]
         self.n_controls = n_controls
+        self.partial = bool(self.given.shape[1])
         self.schemes: dict[str, str] = {}
         permuted: dict[str, Int[Tensor, "row draw"]] = {}
         self.residuals: dict[str, Float[Tensor, " row"]] = {}
@@ -136,16 +138,19 @@ class DesignMatrix:
         self._group_codes = torch.from_numpy(group_codes(self.groups))
         self.no_control = control_refused(examples)
         self.kind_names = sorted(set(self.kinds))
-        self._kind_codes = torch.from_numpy(group_codes(self.kinds))
+        self.kind_codes = torch.from_numpy(group_codes(self.kinds))
         claimed = n_controls > 0 and not self.no_control
+        by_draws = tuple(self.schemes) if n_draws else ()
+        flips = [name for name in by_draws if self.schemes[name] == "signs"]
         many = len(self.kind_names) > _MOST_KINDS
         self.marks_by_group = len(names) <= N_MARKS
         self.layout = ColumnLayout(
             metrics=tuple(metric.name for metric in metrics),
             n_given=self.given.shape[1],
             n_draws=n_draws,
-            permuted=tuple(self.residuals) if n_draws else (),
-            flipped=tuple(n for n in self.schemes if n not in self.residuals) if n_draws else (),
+            permuted=tuple(n for n in by_draws if self.schemes[n] != "signs" or self.partial),
+            residuals_flipped=tuple(flips) if self.partial else (),
+            flipped=() if self.partial else tuple(flips),
             n_kinds=len(self.kind_names) if claimed and not many else 0,
             n_kind_signs=n_controls if claimed and many else 0,
             n_marks=min(len(names), N_MARKS) if intervals else 0,
@@ -158,8 +163,8 @@ class DesignMatrix:
         layout, given = self.layout, self.given[index]
 
         def times(marks: Float[Tensor, "batch mark"], name: str) -> Float[Tensor, "batch mark"]:
-            known = self.residuals.get(name)
-            return marks * (values[name].double() if known is None else known[index])[:, None]
+            own = self.residuals[name][index] if self.partial else values[name].double()
+            return marks * own[:, None]
 
         parts = [torch.stack([values[name] for name in layout.metrics], dim=1), given]
         groups = [self.groups[place] for place in index.tolist()]
@@ -179,7 +184,7 @@ class DesignMatrix:
             assert coins is not None
             parts += [coins, *(times(coins, name) for name in layout.flipped)]
         if layout.n_kinds:
-            parts.append(one_hot_codes(self._kind_codes[index], layout.n_kinds))
+            parts.append(one_hot_codes(self.kind_codes[index], layout.n_kinds))
         if layout.n_kind_signs:
             kinds = [self.kinds[place] for place in index.tolist()]
             turned = signs(kinds, layout.n_kind_signs, seed=self.seed, purpose="control").double()
@@ -192,12 +197,21 @@ class DesignMatrix:
     def marks(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch mark"]:
         """Which group each example is of: a column per group or, of many groups, random signs.
 
-        The mean square over signs of a sum of group totals is the sum of their squares.
+        Over 1 - n_g / N. The mean square over signs of a sum of group totals is the sum of their
+        squares.
         """
+        factors = self.factors[index][:, None]
         if self.marks_by_group:
-            return one_hot_codes(self._group_codes[index], self.layout.n_marks)
+            return factors * one_hot_codes(self._group_codes[index], self.layout.n_marks)
         groups = [self.groups[place] for place in index.tolist()]
-        return signs(groups, self.layout.n_marks, seed=self.seed, purpose="interval").double()
+        coins = signs(groups, self.layout.n_marks, seed=self.seed, purpose="interval")
+        return factors * coins.double()
+
+    def centred(self, name: str, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """A metric without its mean or, with covariates, without what they explain."""
+        if self.partial:
+            return self.residuals[name]
+        return values.double() - values.double().mean()
 
     def residual(self, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
         """What the covariates leave of a metric (Freedman & Lane 1983 permute this)."""

@@ -18,6 +18,7 @@ from lens_skills.activations import (
     DEFAULT_SITE,
     Metric,
     Position,
+    evaluate,
     known_values,
     parse_metrics,
 )
@@ -27,14 +28,18 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import Checkpoint, numbers_hash, provenance, resumable
 from lens_skills.scoring.correlations import collect
-from lens_skills.scoring.design_matrix import DesignMatrix
+from lens_skills.scoring.design_matrix import DesignMatrix, control_refused
 from lens_skills.scoring.leakage import check_baseline, check_prompt
 from lens_skills.scoring.scores import Scores
+from lens_skills.stats.effect_tests import FEWEST_GROUPS
 from lens_skills.stats.moments import RunningMoments, random_rotation
 from lens_skills.stats.multiple_testing import check_scheme
 
 # Draws that fit a pass: all neurons of a model share 100, a few hundred neurons get 9,999.
 _MANY_DRAWS, _FEW_DRAWS, _DRAW_BUDGET = 9_999, 100, 4_608_000
+
+# Draws of the control task, which cost no column of the pass but where types are very many.
+_FEW_CONTROLS, _FEWEST_CONTROLS = 199, 99
 
 
 @resumable
@@ -52,14 +57,14 @@ def score(
     baseline: Scores | None = None,
     exchange: str = "auto",
     n_permutations: int | None = None,
-    n_controls: int = 40,
+    n_controls: int | None = None,
     n_rotations: int | None = None,
     seed: int = 0,
     chat: bool = False,
     exploratory: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Scores:
-    """Correlations of every neuron with every metric, with three nulls, from one forward pass.
+    """Correlations of every neuron with every metric, and what chance makes of them, in one pass.
 
     Args:
         model: A HookedTransformer or TransformerBridge, or an `ActivationTable`.
@@ -75,21 +80,26 @@ def score(
         layers: Which layers (default all).
         neurons: Only these, as (layer, neuron) rows or names ``"L17N635"``.
         prompt: A soft prompt to read every example with, trained on other examples.
-        given: Labels or covariates to partial out of both sides. The null is then Freedman and
-            Lane's: residuals of the metric are exchanged.
+        given: Labels or covariates to partial out of both sides: categories and numbers of up to
+            12 values one-hot, other numbers as cubic splines, ``"a*b"`` for an interaction. The
+            null is then Freedman and Lane's: residuals of the metric are exchanged. Metrics that
+            the model computes are then read in a pass of their own first.
         baseline: Scores of another split; their mean activation becomes each neuron's threshold
             for *predictivity*, the class-balanced share of examples told apart by a > threshold,
             or its complement if larger (0.5 to 1; Wang et al. 2022, arXiv 2211.07349, section 3,
             with classes balanced).
-        exchange: ``"auto"``, ``"within"``, ``"between"``, ``"free"`` or ``"signs"``: which
-            examples may trade their metric under the null; see `stats.multiple_testing`. A
+        exchange: ``"auto"``, ``"within"``, ``"kinds"``, ``"between"``, ``"free"`` or ``"signs"``:
+            which examples may trade their metric under the null; see `stats.multiple_testing`. A
             metric that the pass itself computes always takes ``"signs"``: each group's
             contribution is flipped at random, the means removed exactly.
         n_permutations: Draws of that null; 0 for none, and then no p-values. Default: 100 for a
             whole model, up to 9,999 for a few hundred neurons.
-        n_controls: Draws of the control task: a coin per input type (`Example.kind`).
-        n_rotations: Random rotations of each layer (default 1 where whole layers are scored at
-            single positions, else 0).
+        n_controls: Draws of each metric's control task: its means per input type
+            (`Example.kind`) dealt anew among the types, its residuals within them. 0 for none.
+            Default: 199 for a whole model, up to 9,999 for a few hundred neurons.
+        n_rotations: Random rotations of each layer's standardised activations, whose directions
+            neurons are compared with (default 1 where whole layers are scored at single positions,
+            else 0). More make p finer and nothing stricter.
         seed: Of all draws.
         chat: Put prompts through the tokenizer's chat template.
         exploratory: Allow what is otherwise refused (a baseline from the same examples), and mark
@@ -114,10 +124,10 @@ def score(
     if len(examples) < 4:
         raise LensSkillsError(f"{len(examples)} examples are too few to correlate; 4 at least.")
     check_scheme(exchange)
-    if n_controls < 0 or 0 < n_controls < 19:
+    if n_controls is not None and (n_controls < 0 or 0 < n_controls < _FEWEST_CONTROLS):
         raise LensSkillsError(
-            f"{n_controls} draws of the control task cannot give p <= 0.05. Ask for 19 or more, "
-            "or for 0."
+            f"{n_controls} draws of the control task are too few to tell neurons apart. Ask for "
+            f"{_FEWEST_CONTROLS} or more, or for 0."
         )
     known = known_values(wanted, examples)
     for name, values in known.items():
@@ -141,8 +151,25 @@ def score(
     seen = check_prompt(source.soft, examples, exploratory)
     if baseline is not None:
         check_baseline(baseline, examples, source, exploratory)
-    n_draws = _n_draws(n_permutations, len(source.layer) * len(source.labels), len(examples))
+    n_units = len(source.labels) * len(source.layer)
+    n_draws = _n_draws(n_permutations, n_units, len(examples))
+    if n_controls is None:
+        n_controls = max(_FEW_CONTROLS, min(_MANY_DRAWS, 2 * _DRAW_BUDGET // n_units))
     n_rotations = _n_rotations(n_rotations, source, neurons)
+    n_groups = len({example.group for example in examples})
+    notes = []
+    if n_groups < FEWEST_GROUPS:
+        # Nothing that chance makes of so few independent examples is worth printing.
+        n_draws = n_controls = 0
+        notes.append(
+            f"{n_groups} groups: {FEWEST_GROUPS} at least are needed for intervals and p-values; r "
+            "alone is given"
+        )
+    elif n_controls and (refused := control_refused(examples)):
+        notes.append(refused)
+    if given:
+        # What the covariates leave of a metric is needed before the pass can flip its signs.
+        known |= _read_first(source, [metric for metric in wanted if not metric.known])
     columns = DesignMatrix(
         wanted,
         known,
@@ -154,12 +181,13 @@ def score(
         seed=seed,
     )
     rotations = [random_rotation(source.width, seed=seed + k) for k in range(n_rotations)]
-    n_units = len(source.labels) * len(source.layer)
+    layout = columns.layout
     running = RunningMoments(
-        columns.layout.n_columns,
+        layout.n_columns,
         n_units,
-        n_base=columns.layout.n_base,
+        n_base=layout.n_base,
         rotations=rotations,
+        squared=layout.block("marks") if layout.n_marks and not (given or source.ragged) else None,
         device=source.device,
     )
     values = {
@@ -213,6 +241,7 @@ def score(
         examples=examples,
         predictivity={} if firing is None else firing.predictivity([m.name for m in wanted]),
         exploratory=exploratory or seen,
+        notes=notes,
         provenance=provenance,
     )
     if saved is not None:
@@ -231,6 +260,21 @@ def _n_draws(asked: int | None, n_units: int, n_examples: int) -> int:
         return asked
     # Draws are stored as one index per example: 20 million of them take 80 MB.
     return max(_FEW_DRAWS, min(_MANY_DRAWS, _DRAW_BUDGET // n_units, 20_000_000 // n_examples))
+
+
+def _read_first(
+    source: ActivationReader, metrics: Sequence[Metric]
+) -> dict[str, Float[Tensor, " row"]]:
+    """Metrics that the model computes, read in a pass of their own that reads no activations."""
+    if not metrics:
+        return {}
+    if source.table is None:
+        return evaluate(source.adapter, source.examples, metrics, chat=source.chat)
+    values = {m.name: torch.zeros(len(source.examples), dtype=torch.float64) for m in metrics}
+    for batch in source.batches():
+        for name in values:
+            values[name][batch.index] = batch.metrics[name].double()
+    return values
 
 
 def _n_rotations(asked: int | None, source: ActivationReader, neurons: Any) -> int:
@@ -263,7 +307,7 @@ def describe_pass(
         "exchange": dict(columns.schemes),
         "given": list(given),
         "n_permutations": columns.layout.n_draws,
-        "n_controls": columns.layout.n_controls,
+        "n_controls": 0 if columns.no_control else columns.n_controls,
         "n_rotations": n_rotations,
         "seed": seed,
     }
@@ -277,7 +321,10 @@ _SUMS = (
     "cross",
     "square",
     "rotated_square",
+    "squares",
 )
+
+_FIRST = ("origin", "scale")
 
 _WAITING = ("waiting/weights", "waiting/columns", "waiting/units")
 
@@ -293,8 +340,9 @@ def restore_sums(saved: Checkpoint, running: RunningMoments, values: dict[str, T
         return 0
     tensors, plain = kept
     running.weight = float(tensors.pop("weight"))
-    for name in _SUMS:
-        setattr(running, name, tensors.pop(name).to(running.cross.device))
+    for name in (*_SUMS, *_FIRST):
+        if name in tensors:  # origin and scale: once the first rows are summed
+            setattr(running, name, tensors.pop(name).to(running.cross.device))
     if _WAITING[0] in tensors:
         weights, columns, units = (tensors.pop(name).to(running.cross.device) for name in _WAITING)
         running.waiting = [(weights, columns, units)]
@@ -309,7 +357,8 @@ def keep_sums(
     """Saves the sums if the last save is long enough ago."""
     if not saved.due():
         return
-    tensors = {name: getattr(running, name).cpu().contiguous() for name in _SUMS}
+    sums = {name: getattr(running, name) for name in (*_SUMS, *_FIRST)}
+    tensors = {name: x.cpu().contiguous() for name, x in sums.items() if x is not None}
     tensors["weight"] = torch.tensor(running.weight, dtype=torch.float64)
     # Rows not yet summed are kept as they wait: summed from here, they would be added up in
     # another order, and a resumed pass would not end in the same bits.

@@ -128,7 +128,7 @@ class Moments:
         # Rotated centred sums need the rotated step, which only the pass knows how to make;
         # so a rotation is carried by RunningMoments and merged there.
         assert self.rotated_square.shape[0] == other.rotated_square.shape[0] == 0
-        assert self.squares is None and other.squares is None
+        assert self.squares is None
         return Moments(
             weight=weight,
             column_mean=self.column_mean + share * column_step,
@@ -248,7 +248,8 @@ class RunningMoments:
         first = self.origin is None
         if first:
             self.origin, self.scale = torch.zeros_like(self.square), torch.ones_like(self.square)
-        assert self.origin is not None and self.scale is not None
+        assert self.origin is not None
+        assert self.scale is not None
         marks = None
         if self.squared is not None:
             marks = torch.cat([part[:, self.squared].to(weight) for part in columns])

@@ -91,6 +91,7 @@ def significant(
         n_draws=DRAWS,
         n_controls=0,
         seed=seed,
+        intervals=False,
     )
     layout = columns.layout
     running = RunningMoments(layout.n_columns, units.shape[1], n_base=layout.n_base)

@@ -64,7 +64,7 @@ class Case:
         self.kinds = [example.kind for example in self.examples]
 
     def score(self, **options: Any) -> Scores:
-        options = {"n_permutations": 50, "n_controls": 30, "seed": SEED, **options}
+        options = {"n_permutations": 50, "n_controls": 99, "seed": SEED, **options}
         return score(self.table, self.examples, metrics=self.metrics, **options)
 
 
@@ -83,11 +83,15 @@ def flipped(case: Case, n: int) -> np.ndarray:
 
 
 def signed_null(case: Case, values: np.ndarray, design: np.ndarray, n: int) -> np.ndarray:
-    """Σ ε (a - ā)(m - m̄) / sqrt(Σ(a - ā)² Σ(m - m̄)² (G - 1) / G), residuals for centring."""
+    """Σ ε (a - ā)(m - m̄) / (1 - h) / sqrt(Σ(a - ā)² Σ(m - m̄)²), residuals for centring.
+
+    h is the leverage of the group's mean: 1 / G without covariates, as all groups are of one size.
+    """
     e, x = left_by(design, values), left_by(design, case.flat)
-    coins, n_groups = flipped(case, n), len(set(case.groups))
-    share = (n_groups - 1) / n_groups  # centring has cost the groups one degree of freedom
-    return (coins * e[:, None]).T @ x / np.sqrt((e**2).sum() * (x**2).sum(0) * share)
+    hat = design @ np.linalg.pinv(design)
+    leverage = np.array([hat[np.ix_(GROUPS == g, GROUPS == g)].sum() / 3 for g in range(40)])
+    coins = flipped(case, n) / (1 - leverage)[GROUPS][:, None]
+    return (coins * e[:, None]).T @ x / np.sqrt((e**2).sum() * (x**2).sum(0))
 
 
 def test_each_metric_takes_the_exchange_it_allows(case: Case) -> None:
@@ -156,34 +160,104 @@ def test_a_known_metric_flips_as_a_computed_one_does(case: Case) -> None:
         )
 
 
+def control_draws(case: Case, values: np.ndarray, n: int) -> np.ndarray:
+    """The kind means of a metric dealt anew among the kinds, in every draw; residuals left out."""
+    codes = np.unique(case.kinds, return_inverse=True)[1]
+    means = np.bincount(codes, values) / np.bincount(codes)
+    order = np.argsort(np.random.default_rng(SEED).random((n, 13)), axis=1)
+    return means[order][:, codes]
+
+
 def test_the_control_task_by_brute_force(case: Case) -> None:
-    coins = signs(case.kinds, 30, seed=SEED, purpose="control").numpy().astype(float)
-    assert {len(set(coins[np.array(case.kinds) == k, 0])) for k in set(case.kinds)} == {1}
-    plain, partial = case.score(), case.score(given=["size", "odd"])
-    units = left_by(case.design, case.flat)
-    for draw in range(30):
-        expected = np.abs(correlate(case.flat, coins[:, draw])).max()
-        given = np.abs(correlate(units, left_by(case.design, coins[:, draw]))).max()
-        for name in plain.metrics:  # one control for all metrics of the pass
-            assert plain.control_max[name][draw].item() == pytest.approx(expected, abs=1e-10)
-            assert partial.control_max[name][draw].item() == pytest.approx(given, abs=1e-9)
+    """A metric of kinds alone: its means are dealt anew, and |r| is that of any other column."""
+    of_kind = np.random.default_rng(5).normal(size=13)
+    label = of_kind[np.unique(case.kinds, return_inverse=True)[1]]
+    for given in ((), ("size", "odd")):
+        found = score(
+            case.table,
+            case.examples,
+            metrics={"of kinds": label},
+            given=given,
+            n_permutations=0,
+            n_controls=99,
+            seed=SEED,
+        )
+        design = case.design if given else np.ones((N, 1))
+        units, e = left_by(design, case.flat), left_by(design, label)
+        if not given:
+            drawn = control_draws(case, e, 99)
+            expected = [np.abs(correlate(units, left_by(design, c))).max() for c in drawn]
+            np.testing.assert_allclose(found.control_max["of kinds"], expected, atol=1e-9)
+        strength = found.r[0, 0].abs().numpy()
+        assert found.p_control is not None
+        assert np.corrcoef(strength, found.p_control[0, 0])[0, 1] < -0.5
+
+
+def test_residuals_within_kinds_add_the_variance_of_dealing_them(case: Case) -> None:
+    """Of a metric that varies within kinds, the draws' variance is that of the real dealing."""
+    values, codes = case.values["sure"], np.unique(case.kinds, return_inverse=True)[1]
+    means = np.bincount(codes, values) / np.bincount(codes)
+    left, random = values - means[codes], np.random.default_rng(0)
+    drawn = []
+    for _ in range(4_000):
+        new = means[random.permutation(13)][codes]
+        for code in range(13):
+            here = codes == code
+            new[here] += random.permutation(left[here])
+        drawn.append(correlate(case.flat, new) ** 2)
+    found = score(
+        case.table, case.examples, metrics=[from_the_pass("sure")], n_permutations=0,
+        n_controls=5_000, seed=SEED,
+    )  # fmt: skip
+    assert found.p_control is not None
+    strength = found.r[0, 0].abs().numpy()
+    expected = (np.array(drawn) >= strength**2).mean(0)
+    np.testing.assert_allclose(found.p_control[0, 0], expected, atol=0.05)
+
+
+def test_few_draws_pool_what_each_neuron_reaches_in_its_own_deviations(case: Case) -> None:
+    """p of 99 draws of all neurons is about that of 5,000 of its own."""
+    few, many = (
+        score(
+            case.table, case.examples, metrics="label:whole", n_permutations=0, n_controls=n,
+            seed=SEED,
+        )
+        for n in (99, 5_000)
+    )  # fmt: skip
+    assert few.p_control is not None
+    assert many.p_control is not None
+    np.testing.assert_allclose(few.p_control, many.p_control, atol=0.12)
+    assert few.q_control is not None
+    assert (few.q_control >= few.p_control).all()
+
+
+@pytest.mark.parametrize("kinds", [None, np.arange(N) % 7])
+def test_without_enough_kinds_there_is_no_control_task(
+    tmp_path: Path, case: Case, kinds: Any
+) -> None:
+    examples = examples_with(N, groups=GROUPS, kinds=kinds, labels={"y": GROUPS % 2})
+    table = handmade(tmp_path / "t", case.acts, examples)
+    found = score(table, examples, metrics="label:y")
+    assert found.p_control is None
+    assert found.q_control is None
+    words = "no input types declared" if kinds is None else "7 input types"
+    assert [note for note in found.notes if words in note]
 
 
 def test_thresholds_and_family_p_come_from_the_largest_of_each_draw(case: Case) -> None:
-    found = case.score(n_permutations=99, n_controls=39)
+    found = case.score(n_permutations=99)
     assert found.p_family is not None
     for place, name in enumerate(found.metrics):
         largest = found.null_max[name].numpy()
         strength = found.r[place, 0].abs().numpy()
         p = np.array([(1 + (largest >= s).sum()) / 100 for s in strength])
         np.testing.assert_allclose(found.p_family[place, 0], p, atol=1e-12)
-        bars = found.thresholds[name]
-        assert bars.permutation is not None
-        assert ((strength > bars.permutation) == (p <= 0.05 + 1e-12)).all()
-        ordered = np.sort(found.control_max[name].numpy())[::-1]
-        assert bars.control == pytest.approx(ordered[1])  # 2 of 39 may reach it: 2 / 40
+        bar = found.thresholds[name]
+        assert bar is not None
+        assert ((strength > bar) == (p <= 0.05 + 1e-12)).all()
+        assert found.q_control is not None
         passing = found[name].passing()
-        left = (strength > bars.permutation) & (strength > bars.control)
+        left = (strength > bar) & (found.q_control[place, 0].numpy() <= 0.05)
         assert (passing["beat the control task"][0].numpy() == left).all()
 
 
@@ -227,19 +301,19 @@ def test_the_seed_decides_every_null(case: Case) -> None:
 
 
 def test_a_draw_like_the_observed_one_counts_as_one(tmp_path: Path) -> None:
-    """Three of six: 1 in 10 arrangements is the observed one or its mirror, so p cannot be below.
+    """Four of eight: 1 in 35 arrangements is the observed one or its mirror: p cannot be below.
 
     Without a tolerance rounding decides, and p falls to half of what it should be.
     """
-    label = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
-    examples = examples_with(6, labels={"y": label})
+    label = np.array([0.0] * 4 + [1.0] * 4)
+    examples = examples_with(8, labels={"y": label})
     draws = permutation_draws([e.group for e in examples], 999, "free", seed=1).numpy()
     traded = label[draws]
     alike = (traded == label[:, None]).all(0) | (traded == 1 - label[:, None]).all(0)
-    assert 60 < alike.sum() < 140
+    assert 10 < alike.sum() < 60
     least = (1 + alike.sum()) / 1000
     for seed in range(6):
-        acts = np.random.default_rng(seed).normal(size=(6, 1, 40)).astype(np.float32) + 3
+        acts = np.random.default_rng(seed).normal(size=(8, 1, 400)).astype(np.float32) + 3
         table = handmade(tmp_path / f"{seed}", acts, examples)
         found = score(table, examples, metrics="label:y", n_permutations=999, n_controls=0, seed=1)
         assert found.p is not None
@@ -249,15 +323,17 @@ def test_a_draw_like_the_observed_one_counts_as_one(tmp_path: Path) -> None:
 
 
 def test_a_small_exact_null_is_exact(tmp_path: Path) -> None:
-    """All 720 orders of six numbers, against the p of as many draws."""
+    """All 40,320 orders of eight numbers, against the p of 9,999 draws."""
     random = np.random.default_rng(2)
-    label = np.array([0.0, 0.0, 1.0, 1.0, 2.0, 5.0])
-    acts = random.normal(size=(6, 1, 8)).astype(np.float32)
-    examples = examples_with(6, labels={"y": label})
+    label = np.array([0.0, 0.0, 1.0, 1.0, 2.0, 5.0, 5.5, 8.0])
+    acts = random.normal(size=(8, 1, 8)).astype(np.float32)
+    examples = examples_with(8, labels={"y": label})
     table = handmade(tmp_path / "t", acts, examples)
     found = score(table, examples, metrics="label:y", n_permutations=9_999, n_controls=0)
-    units = acts.reshape(6, 8).astype(float)
-    every = np.array([correlate(units, label[list(order)]) for order in permutations(range(6))])
+    units = acts.reshape(8, 8).astype(float)
+    orders = np.array(list(permutations(range(8))))
+    centred, e = units - units.mean(0), label[orders] - label.mean()
+    every = e @ (centred / np.sqrt((centred**2).sum(0) * ((label - label.mean()) ** 2).sum()))
     exact = (np.abs(every) >= np.abs(correlate(units, label)) - 1e-9).mean(0)
     assert found.p is not None
     error = 4 * np.sqrt(exact * (1 - exact) / 9_999) + 1e-4
@@ -295,7 +371,7 @@ def test_a_null_that_cannot_be_drawn_is_refused_before_the_pass(case: Case) -> N
         case.score(neurons=[(0, 1)], n_rotations=1)
 
 
-@pytest.mark.parametrize("n_controls", [-1, 5, 18])
+@pytest.mark.parametrize("n_controls", [-1, 5, 98])
 def test_too_few_control_tasks_are_refused_before_the_pass(
     case: Case, monkeypatch: pytest.MonkeyPatch, n_controls: int
 ) -> None:
@@ -338,9 +414,11 @@ def at_every_token(model: Any) -> tuple[Scores, np.ndarray]:
     m = np.repeat(values, lengths)
     x, m = x - x.mean(0), m - m.mean()
     groups = [example.group for example in examples]
-    coins = np.repeat(signs(groups, 40, seed=SEED, purpose="null").numpy(), lengths, axis=0)
-    share = 1 - 1 / len(set(groups))
-    null = (coins * m[:, None]).T @ x / np.sqrt((m**2).sum() * (x**2).sum(0) * share)
+    flips = signs(groups, 40, seed=SEED, purpose="null").numpy()
+    # The groups' shares of the examples: the lengths are known to the pass alone.
+    shares = np.array([groups.count(group) / len(groups) for group in groups])
+    coins = np.repeat(flips / (1 - shares)[:, None], lengths, axis=0)
+    null = (coins * m[:, None]).T @ x / np.sqrt((m**2).sum() * (x**2).sum(0))
     return found, np.abs(null).max(1)
 
 

@@ -171,7 +171,8 @@ def test_weighted_rows_with_residuals_equal_the_tokens_themselves(offset: float)
     assert moments.weight == lengths.sum() == len(everything)
     assert_close(moments, oracle(np.repeat(columns, lengths, axis=0), everything), 1e-10)
     centred = everything - everything.mean(0)
-    turned = centred.reshape(-1, 3, 4) @ rotation.double().numpy()
+    scaled = centred / moments.scale.numpy()
+    turned = scaled.reshape(-1, 3, 4) @ rotation.double().numpy()
     expected = (turned.reshape(-1, N_UNITS) ** 2).sum(0)
     np.testing.assert_allclose(moments.rotated_square[0], expected, rtol=1e-5)
 
@@ -193,11 +194,38 @@ def test_rotated_sums_equal_sums_of_rotated_units(batching: str) -> None:
     columns, units = rows(2.0, 1.0)
     rotations = [random_rotation(4, seed=seed) for seed in (0, 1)]
     running = stream(columns, units, BATCHINGS[batching], rotations=rotations)
-    blocks = units.numpy().reshape(-1, 3, 4)
-    for sums, rotation in zip(running.freeze().rotated_square, rotations, strict=True):
+    moments = running.freeze()
+    blocks = (units / moments.scale).numpy().reshape(-1, 3, 4)
+    for sums, rotation in zip(moments.rotated_square, rotations, strict=True):
         turned = (blocks @ rotation.double().numpy()).reshape(-1, N_UNITS)
         expected = ((turned - turned.mean(0)) ** 2).sum(0)
         np.testing.assert_allclose(sums, expected, rtol=1e-5)  # rotated in float32
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_the_scale_is_about_the_standard_deviation(batching: str) -> None:
+    """Of the first rows: near enough for no unit to be loud, and exact where all rows are first."""
+    columns, units = rows(2.0, 1.0)
+    units = units * torch.logspace(-3, 3, N_UNITS)
+    units[:, 5] = 1.0  # constant: not blown up
+    running = stream(columns, units, BATCHINGS[batching], rotations=[random_rotation(4, seed=0)])
+    scale, spread = running.freeze().scale, units.std(0, correction=0)
+    assert scale[5] == pytest.approx(0.01 * torch.cat([spread[4:5], spread[5:8]]).median())
+    others = torch.arange(N_UNITS) != 5
+    floor = 0.01 * spread.reshape(3, 4).median(1).values.repeat_interleave(4)
+    expected = torch.maximum(spread, floor)
+    torch.testing.assert_close(scale[others], expected[others], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_squares_beside_marks_equal_numpy(batching: str, offset: str) -> None:
+    columns, units = rows(*OFFSETS[offset])
+    running = stream(columns, units, BATCHINGS[batching], squared=slice(1, 4))
+    moments = running.freeze()
+    x = (units - moments.origin).numpy().astype(np.longdouble)
+    expected = columns[:, 1:4].numpy().astype(np.longdouble).T @ x**2
+    np.testing.assert_allclose(moments.squares, expected.astype(float), rtol=1e-8)
 
 
 def test_identical_rows_leave_exactly_zero() -> None:

@@ -391,9 +391,9 @@ class Correlations:
         """Ends of the interval of each r, groups being what is independent.
 
         On Fisher's z, whose influence function is ψ = (m x - r (m² + x²) / 2) / (1 - r²) for
-        standardised m and x; its standard error is the root of Σ_g (Σ_{i in g} ψ_i)², each group
-        divided by 1 - n_g / N (CR3), and its degrees of freedom the effective number of groups less
-        one. Of more than 32 groups that sum is estimated from 32 random signs. With covariates, or
+        standardised m and x; its standard error is the root of Σ_g (Σ_{i in g} ψ_i)², enlarged by
+        what large groups take from their own residuals (`DesignMatrix.shrinkage`, as CR3 does), and
+        its degrees of freedom the effective number of groups less one. Of more than 32 groups that sum is estimated from 32 random signs. With covariates, or
         several tokens an example, the part of m² and x² is taken as for normal numbers.
 
         [-1, 1] below `FEWEST_GROUPS` groups, and where nothing is known.
@@ -427,7 +427,7 @@ class Correlations:
         freedom = max(effective_groups(columns.groups) - 1, 1.0)
         if not columns.marks_by_group:
             total, freedom = total / layout.n_marks, min(freedom, float(layout.n_marks))
-        half = float(student.ppf((1 + level) / 2, freedom)) * total.sqrt()
+        half = float(student.ppf((1 + level) / 2, freedom)) * total.sqrt() * columns.shrinkage(rows)
         z = torch.atanh(r.clamp(-1 + 1e-15, 1 - 1e-15))
         return torch.tanh(z - half), torch.tanh(z + half)
 

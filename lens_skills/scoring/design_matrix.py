@@ -177,9 +177,7 @@ class DesignMatrix:
                 assert coins is not None
                 parts.append(times(coins, name))
             else:
-                parts.append(
-                    self.residuals[name][self.permuted[self.schemes[name]][index].long()]
-                )
+                parts.append(self.residuals[name][self.permuted[self.schemes[name]][index].long()])
         if layout.flipped:
             assert coins is not None
             parts += [coins, *(times(coins, name) for name in layout.flipped)]
@@ -197,15 +195,27 @@ class DesignMatrix:
     def marks(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch mark"]:
         """Which group each example is of: a column per group or, of many groups, random signs.
 
-        Over 1 - n_g / N. The mean square over signs of a sum of group totals is the sum of their
-        squares.
+        The mean square over signs of a sum of group totals is the sum of their squares.
         """
-        factors = self.factors[index][:, None]
         if self.marks_by_group:
-            return factors * one_hot_codes(self._group_codes[index], self.layout.n_marks)
+            return one_hot_codes(self._group_codes[index], self.layout.n_marks)
         groups = [self.groups[place] for place in index.tolist()]
-        coins = signs(groups, self.layout.n_marks, seed=self.seed, purpose="interval")
-        return factors * coins.double()
+        return signs(groups, self.layout.n_marks, seed=self.seed, purpose="interval").double()
+
+    def shrinkage(self, rows: Float[Tensor, " row"]) -> float:
+        """How much too small a standard error from groups is, for a metric of these ``rows``.
+
+        A group of n_g examples with a share M_g of the metric's sum of squares pulls mean and slope
+        towards itself, so that its own residual is 1 - n_g / N - M_g of what it was. As each group
+        counts for M_g n_g of the variance of neurons that are alike inside groups, this is one
+        number for all neurons.
+        """
+        sizes = torch.bincount(self._group_codes).double()
+        share = torch.zeros_like(sizes).index_add_(0, self._group_codes, rows.double().square())
+        share /= share.sum()
+        left = (1 - sizes / len(rows) - share).clamp(min=_LEAST_LEFT)
+        part = share * sizes
+        return float((part / left.square()).sum().div(part.sum()).sqrt())
 
     def centred(self, name: str, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
         """A metric without its mean or, with covariates, without what they explain."""
@@ -224,6 +234,9 @@ class DesignMatrix:
 # Standard errors come from so many random signs where there are more groups; they then have as
 # many degrees of freedom.
 N_MARKS = 32
+
+# What is left of the residual of a group that holds nearly all of a metric.
+_LEAST_LEFT = 0.1
 
 # Of more input types than this the control task flips signs; of fewer it permutes the types.
 _MOST_KINDS = 256

@@ -4,6 +4,8 @@ The pass itself is a sum (`stats.moments`); here are its checks, its checkpoints
 beside the sums, and `correlations.collect` makes the result.
 """
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.results import Checkpoint, numbers_hash, provenance, resumable
 from lens_skills.scoring.correlations import collect
+from lens_skills.scoring.covariates import left_nonlinear
 from lens_skills.scoring.design_matrix import DesignMatrix, control_refused
 from lens_skills.scoring.leakage import check_baseline, check_prompt
 from lens_skills.scoring.scores import Scores
@@ -37,6 +40,9 @@ from lens_skills.stats.multiple_testing import check_scheme
 
 # Draws that fit a pass: all neurons of a model share 100, a few hundred neurons get 9,999.
 _MANY_DRAWS, _FEW_DRAWS, _DRAW_BUDGET = 9_999, 100, 4_608_000
+
+# Random directions of a layer that its neurons are compared with: from 64 a tail cannot be fitted.
+_DIRECTIONS = 1_024
 
 # Draws of the control task, which cost no column of the pass but where types are very many.
 _FEW_CONTROLS, _FEWEST_CONTROLS = 199, 99
@@ -98,8 +104,8 @@ def score(
             (`Example.kind`) dealt anew among the types, its residuals within them. 0 for none.
             Default: 199 for a whole model, up to 9,999 for a few hundred neurons.
         n_rotations: Random rotations of each layer's standardised activations, whose directions
-            neurons are compared with (default 1 where whole layers are scored at single positions,
-            else 0). More make p finer and nothing stricter.
+            neurons are compared with (default: enough for 1,024 directions a layer where whole
+            layers are scored at single positions, else 0). More make p finer and nothing stricter.
         seed: Of all draws.
         chat: Put prompts through the tokenizer's chat template.
         exploratory: Allow what is otherwise refused (a baseline from the same examples), and mark
@@ -170,6 +176,10 @@ def score(
     if given:
         # What the covariates leave of a metric is needed before the pass can flip its signs.
         known |= _read_first(source, [metric for metric in wanted if not metric.known])
+        nonlinear = {
+            name: left_nonlinear(numbers, examples, given) for name, numbers in known.items()
+        }
+        notes += _nonlinear_notes(nonlinear, given)
     columns = DesignMatrix(
         wanted,
         known,
@@ -262,6 +272,30 @@ def _n_draws(asked: int | None, n_units: int, n_examples: int) -> int:
     return max(_FEW_DRAWS, min(_MANY_DRAWS, _DRAW_BUDGET // n_units, 20_000_000 // n_examples))
 
 
+# So much of what the covariates leave of a metric may be theirs after all (R²) without a warning.
+_LEFT_NONLINEAR = 0.05
+
+
+def _nonlinear_notes(nonlinear: Mapping[str, float], given: Sequence[str]) -> list[str]:
+    """What of each metric a nonlinear fit on the covariates still tells, in words."""
+    notes = []
+    for name, share in nonlinear.items():
+        if math.isnan(share):
+            continue
+        notes.append(
+            f"given {', '.join(given)}: trees on them still tell {share:.0%} of what is left of "
+            f"{name} (R² on other groups)"
+        )
+        if share > _LEFT_NONLINEAR:
+            warnings.warn(
+                f"{notes[-1]}. A neuron may carry those instead: name an interaction, "
+                'given=["a*b"], or fewer columns.',
+                stacklevel=3,
+            )
+            notes[-1] += ': too much; name an interaction, given=["a*b"]'
+    return notes
+
+
 def _read_first(
     source: ActivationReader, metrics: Sequence[Metric]
 ) -> dict[str, Float[Tensor, " row"]]:
@@ -280,7 +314,7 @@ def _read_first(
 def _n_rotations(asked: int | None, source: ActivationReader, neurons: Any) -> int:
     possible = neurons is None
     if asked is None:
-        return 1 if possible and not source.ragged else 0
+        return math.ceil(_DIRECTIONS / source.width) if possible and not source.ragged else 0
     if asked and not possible:
         raise LensSkillsError(
             "a rotated basis needs whole layers; leave out neurons=, or n_rotations=0."

@@ -392,9 +392,10 @@ class Correlations:
 
         On Fisher's z, whose influence function is ψ = (m x - r (m² + x²) / 2) / (1 - r²) for
         standardised m and x; its standard error is the root of Σ_g (Σ_{i in g} ψ_i)², enlarged by
-        what large groups take from their own residuals (`DesignMatrix.shrinkage`, as CR3 does), and
-        its degrees of freedom the effective number of groups less one. Of more than 32 groups that sum is estimated from 32 random signs. With covariates, or
-        several tokens an example, the part of m² and x² is taken as for normal numbers.
+        what large groups take from their own residuals (`DesignMatrix.shrinkage`, as CR3 does),
+        and its degrees of freedom the effective number of groups less one. Of more than 32 groups
+        that sum is estimated from 32 random signs. With covariates, or several tokens an example,
+        the part of m² and x² is taken as for normal numbers.
 
         [-1, 1] below `FEWEST_GROUPS` groups, and where nothing is known.
         """

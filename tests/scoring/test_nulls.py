@@ -89,7 +89,8 @@ def signed_null(case: Case, values: np.ndarray, design: np.ndarray, n: int) -> n
     """
     e, x = left_by(design, values), left_by(design, case.flat)
     hat = design @ np.linalg.pinv(design)
-    leverage = np.array([hat[np.ix_(GROUPS == g, GROUPS == g)].sum() / 3 for g in range(40)])
+    members = [np.flatnonzero(g == GROUPS) for g in range(40)]
+    leverage = np.array([hat[np.ix_(rows, rows)].sum() / 3 for rows in members])
     coins = flipped(case, n) / (1 - leverage)[GROUPS][:, None]
     return (coins * e[:, None]).T @ x / np.sqrt((e**2).sum() * (x**2).sum(0))
 

@@ -1,13 +1,13 @@
 """`circuit`: edges proposed on one half of the pairs and confirmed, one by one, on the other.
 
 A `CircuitSearch` goes stage by stage: `PROPOSALS` name edges on the first half, exact path patching
-gives each an effect per example on the second, and all p-values are adjusted together.
+gives each, and random ones beside them, an effect per example on the second; `decide` says what
+each is called.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from math import isfinite
 from typing import Any
 
 import pandas as pd
@@ -28,9 +28,19 @@ from lens_skills.circuits.edge_attribution import (
     strongest_edges,
     target_gradients,
 )
+from lens_skills.circuits.edge_tests import (
+    EPSILON,
+    N_RANDOM,
+    RandomEdges,
+    decide,
+    decide_random,
+    edge_statistics,
+    mean_effects,
+)
 from lens_skills.circuits.graph import Circuit, Edge, Node, Totals
 from lens_skills.circuits.paired_cache import PairedCache, check_twins, paired_caches
 from lens_skills.circuits.path_patching import (
+    Path,
     clean_value,
     path_effects,
     together,
@@ -43,10 +53,12 @@ from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
 from lens_skills.results import provenance
-from lens_skills.stats.effect_tests import FEW_GROUPS, beyond, cluster_interval, cluster_p
-from lens_skills.stats.multiple_testing import false_discovery_q
-
-ALPHA = 0.05
+from lens_skills.stats.effect_tests import (
+    FEW_GROUPS,
+    FEWEST_GROUPS,
+    cluster_interval,
+    ratio_interval,
+)
 
 PROPOSALS: Mapping[str, Callable[[PairedCache, Target], TargetGradients]] = {
     "attribution": target_gradients,
@@ -54,6 +66,8 @@ PROPOSALS: Mapping[str, Callable[[PairedCache, Target], TargetGradients]] = {
     "relevance": relevance_gradients,
 }
 """Gradient at the clean prompt; mean gradient on the way to the corrupted one; relevance."""
+
+FEWEST_RANDOM = 40
 
 _FOLLOWED = 16
 """Confirmed nodes, the strongest first, whose own edges a further depth looks at."""
@@ -68,6 +82,8 @@ def circuit(
     proposals: str = "attribution",
     n_edges: int = 60,
     depth: int = 2,
+    epsilon: float = EPSILON,
+    n_random: int = N_RANDOM,
     position: str | int = "last",
     prompt: SoftPrompt | None = None,
     n_draws: int = 2000,
@@ -76,8 +92,12 @@ def circuit(
     """The edges through which something is moved and moves the answer, each with an error bar.
 
     Half of the groups of pairs propose edges, by a gradient or by relevance; on the other half
-    each is tested alone by exact path patching (`path_effects`), and the p-values of all edges
-    tested are adjusted together (Benjamini-Hochberg).
+    each is tested alone by exact path patching (`path_effects`), beside random edges of the same
+    receivers and grain. *Confirmed* is an edge whose interval lies wholly beyond ``epsilon`` of
+    the whole effect and which stands out from the random ones, *negligible* one that is within;
+    see `decide` for what is adjusted over what.
+
+    Where fewer than `FEWEST_GROUPS` groups test, there are effects only: no intervals, no words.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -90,6 +110,8 @@ def circuit(
             (once per further depth), out of the start, and on from there.
         depth: 1: edges into and out of the start. 2: also into the confirmed senders and out of
             the confirmed receivers (the 16 strongest); and so on.
+        epsilon: The smallest effect that matters, as a share of the total, above 0 and below 1.
+        n_random: Random edges per stage, at least 40 (fewer where the model has no more).
         position: Where the start is, counted from the end.
         prompt: A soft prompt to read every example with.
         n_draws: Bootstrap draws of the intervals.
@@ -117,6 +139,12 @@ def circuit(
     nodes = parse_start(adapter, start, position)
     if n_edges < 1 or depth < 1:
         raise LensSkillsError(f"n_edges={n_edges} and depth={depth} must be at least 1.")
+    if not 0 < epsilon < 1 or n_random < FEWEST_RANDOM:
+        raise LensSkillsError(
+            f"epsilon={epsilon} and n_random={n_random}: epsilon is a share of the whole effect, "
+            f"above 0 and below 1, and at least {FEWEST_RANDOM} random edges stand beside the "
+            "proposed ones of a stage."
+        )
     first, second = proposing_and_testing(examples, seed)
     weights = ModelWeights(adapter)
     proposing, testing = (paired_caches(weights, half, wanted) for half in (first, second))
@@ -130,6 +158,9 @@ def circuit(
         n_edges=n_edges,
         n_draws=n_draws,
         seed=seed,
+        epsilon=epsilon,
+        n_random=n_random,
+        n_stages=depth * (1 if nodes[0].kind == "answer" else 2),
     )
     search.upstream(depth)
     if nodes[0].kind != "answer":
@@ -146,9 +177,13 @@ class CircuitSearch:
         groups: Of the examples that test.
         start: Where the circuit starts.
         metric: Of the answer.
-        proposals, n_edges, n_draws, seed: As in `circuit`.
+        proposals, n_edges, n_draws, seed, epsilon, n_random: As in `circuit`.
+        n_stages: How many stages there can be.
         edges: Every edge tested, in the order of testing.
+        random: The random edges tested beside them.
         totals: What they are to explain, as far as known.
+        changes: Per target and part, what its total is the mean of.
+        effects: Per target and edge, what its effect is the mean of.
     """
 
     proposing: Sequence[PairedCache]
@@ -160,8 +195,15 @@ class CircuitSearch:
     n_edges: int
     n_draws: int
     seed: int
+    epsilon: float = EPSILON
+    n_random: int = N_RANDOM
+    n_stages: int = 1
     edges: list[Edge] = field(default_factory=list)
+    random: list[Edge] = field(default_factory=list)
     totals: list[Totals] = field(default_factory=list)
+    changes: dict[str, Tensor] = field(default_factory=dict)
+    effects: dict[tuple[str, Path], Tensor] = field(default_factory=dict)
+    _stage: int = 0
     _gradients: dict[str, list[TargetGradients]] = field(default_factory=dict)
 
     @cached_property
@@ -178,7 +220,7 @@ class CircuitSearch:
         # First of all: a metric without a gradient ends here.
         gradients = self._gradients_of(target)
         changes = together([whole_input(cache, target) for cache in self.testing])
-        total = self._add_totals("upstream", target, changes)
+        totals = self._add_totals("upstream", target, changes)
         receivers, seen = list(self.start.nodes), set(self.start.nodes)
         widest = max(self.testing, key=lambda cache: cache.n_columns)
         for _ in range(depth):
@@ -189,14 +231,14 @@ class CircuitSearch:
                 edges_into(cache, [c for c in channels if self._inside(cache, c[0])], gradient)
                 for cache, gradient in zip(self.proposing, gradients, strict=True)
             ]
-            tested = self._test(target, total, sums)
+            tested = self._test(target, totals, sums)
             receivers = self._follow(tested, lambda edge: edge.sender, seen)
 
     def downstream(self, depth: int) -> None:
         """Edges out of the start, out of what receives them, and so on to the answer."""
         nodes = self.start.nodes
         changes = together([whole_output(s, self.answer, nodes) for s in self.testing])
-        total = self._add_totals("downstream", self.answer, changes)
+        totals = self._add_totals("downstream", self.answer, changes)
         senders, seen = list(nodes), set(nodes)
         for _ in range(depth):
             sums = [
@@ -205,7 +247,7 @@ class CircuitSearch:
                     self.proposing, self._gradients_of(self.answer), strict=True
                 )
             ]
-            tested = self._test(self.answer, total, sums)
+            tested = self._test(self.answer, totals, sums)
             senders = self._follow(tested, lambda edge: edge.receiver, seen)
 
     def _leaving(
@@ -231,39 +273,71 @@ class CircuitSearch:
             self._gradients[target.name] = [propose(cache, target) for cache in self.proposing]
         return self._gradients[target.name]
 
-    def _add_totals(self, part: str, target: Target, changes: Float[Tensor, " example"]) -> float:
-        ends = cluster_interval(changes, self.groups, n_draws=self.n_draws, seed=self.seed)
-        low, high = map(float, ends)
+    @cached_property
+    def few(self) -> bool:
+        """Whether so few groups test that only means can be said."""
+        return len(set(self.groups)) < FEWEST_GROUPS
+
+    @cached_property
+    def _picked(self) -> RandomEdges:
+        return RandomEdges(self.testing[0].weights, seed=self.seed)
+
+    def _add_totals(self, part: str, target: Target, changes: Float[Tensor, " example"]) -> Totals:
+        low, high = None, None
+        if not self.few:
+            ends = cluster_interval(changes, self.groups, n_draws=self.n_draws, seed=self.seed)
+            low, high = map(float, ends)
         clean = float(together([clean_value(cache, target)[0] for cache in self.testing]).mean())
-        total = float(changes.mean())
-        if not isfinite(low):
+        totals = Totals(target.name, part, target.unit, clean, float(changes.mean()), low, high)
+        if part == "upstream" and not (totals.clear or (self.few and totals.total)):
+            found = "" if low is None else f" [{low:+.3g}, {high:+.3g}]"
             raise LensSkillsError(
-                f"{len(set(self.groups))} groups are left to test edges on: too few for an "
-                "interval. Give more pairs, of more groups (60 for honest intervals)."
-            )
-        if part == "upstream" and low <= 0 <= high:
-            raise LensSkillsError(
-                f"the corruption does not move {target.name}: mean change {total:+.3g} "
-                f"[{low:+.3g}, {high:+.3g}] {target.unit}. So there is nothing "
+                f"the corruption does not move {target.name}: mean change {totals.total:+.3g}"
+                f"{found} {target.unit}. So there is nothing "
                 "whose way could be traced. Choose other pairs, or a neuron that tells these apart."
             )
-        self.totals.append(Totals(target.name, part, target.unit, clean, total, low, high, 0, 0))
-        return total
+        self.totals.append(totals)
+        self.changes[part] = changes
+        return totals
 
-    def _test(self, target: Target, total: float, sums: Sequence[EdgeSums]) -> list[Edge]:
-        """One stage: the strongest proposals that are new, patched one by one."""
+    def _test(self, target: Target, totals: Totals, sums: Sequence[EdgeSums]) -> list[Edge]:
+        """One stage: the strongest proposals that are new and random ones, patched one by one."""
         n_examples = sum(len(cache) for cache in self.proposing)
         known = {edge.key for edge in self.edges if edge.target == target.name}
         found = strongest_edges(sums, n_examples, self.n_edges + len(known))
         fresh = [(path, value) for path, value in found.items() if path not in known]
-        fresh = fresh[: self.n_edges]
-        effects = self._effects(target, [path for path, _ in fresh])
-        edges = [Edge(*path, target.name, estimate) for path, estimate in fresh]  # type: ignore[arg-type]
-        tested = edge_statistics(
-            edges, effects, self.groups, total, n_draws=self.n_draws, seed=self.seed
-        )
+        stage = self._stage
+        self._stage += 1
+        edges = [
+            Edge(*path, target.name, estimate, stage)  # type: ignore[arg-type]
+            for path, estimate in fresh[: self.n_edges]
+        ]
+        tested = self._measured(target, totals, edges)
+        if not self.few:
+            taken = {e.key for e in (*self.edges, *self.random) if e.target == target.name}
+            taken |= {edge.key for edge in edges}
+            picked = self._picked.draw(edges, self.n_random, taken)
+            self.random += self._measured(target, totals, picked)
         self.edges += tested
         return tested
+
+    def _measured(self, target: Target, totals: Totals, edges: Sequence[Edge]) -> list[Edge]:
+        effects = self._effects(target, [edge.key for edge in edges])
+        self.effects |= {
+            (target.name, edge.key): values for edge, values in zip(edges, effects, strict=True)
+        }
+        if self.few:
+            return mean_effects(edges, effects, totals.total)
+        delta = totals.smallest_effect(self.epsilon)
+        options = {"n_draws": self.n_draws, "seed": self.seed}
+        return edge_statistics(edges, effects, self.groups, totals.total, delta, **options)
+
+    def decided(self) -> tuple[list[Edge], list[Edge]]:
+        """The tested and the random edges, with the words known so far."""
+        if self.few:
+            return self.edges, []
+        edges = decide(self.edges, self.random, n_stages=self.n_stages)
+        return edges, decide_random(edges, self.random)
 
     def _effects(
         self, target: Target, paths: Sequence[tuple[Node, Node, str]]
@@ -285,7 +359,7 @@ class CircuitSearch:
         found: list[Node] = []
         if not tested:
             return found
-        edges = [edge for edge in confirm(self.edges) if edge.confirmed]
+        edges = [edge for edge in self.decided()[0] if edge.confirmed]
         keys = {edge.key for edge in tested}
         for edge in sorted(edges, key=lambda edge: -edge.strength):
             for node in _steps(end(edge), edge):
@@ -306,51 +380,6 @@ def _steps(node: Node, edge: Edge) -> list[Node]:
     return [Node(node.layer, "head", index + k, "-1") for k in range(node.width)]
 
 
-def edge_statistics(
-    edges: Sequence[Edge],
-    effects: Float[Tensor, "edge example"],
-    groups: Sequence[str],
-    total: float,
-    *,
-    n_draws: int = 2000,
-    seed: int = 0,
-) -> list[Edge]:
-    """The edges with effect, share of the total (None where that is 0), interval and p."""
-    if not edges:
-        return []
-    low, high = cluster_interval(effects, groups, n_draws=n_draws, seed=seed)
-    p = cluster_p(effects, groups)
-    return [
-        replace(
-            edge,
-            effect=float(effects[k].mean()),
-            share=float(effects[k].mean()) / total if total else None,
-            low=float(low[k]),
-            high=float(high[k]),
-            p=float(p[k]),
-        )
-        for k, edge in enumerate(edges)
-    ]
-
-
-def confirm(edges: Sequence[Edge], *, alpha: float = ALPHA) -> list[Edge]:
-    """The edges with q over all of them, and whether each holds.
-
-    Confirmed: q <= alpha and an interval that does not hold 0.
-    """
-    q = false_discovery_q(torch.tensor([float(edge.p or 0.0) for edge in edges]).double())
-    return [
-        replace(edge, q=value, confirmed=value <= alpha and _beyond_zero(edge))
-        for edge, value in zip(edges, q.tolist(), strict=True)
-    ]
-
-
-def _beyond_zero(edge: Edge) -> bool:
-    assert edge.low is not None
-    assert edge.high is not None
-    return beyond(edge.low, edge.high, 0.0) != 0
-
-
 def _assemble(
     search: CircuitSearch,
     examples: Sequence[Example],
@@ -358,8 +387,8 @@ def _assemble(
     second: Sequence[Example],
 ) -> Circuit:
     """The circuit, its edges decided together."""
-    edges = confirm(search.edges)
-    edges.sort(key=lambda edge: -abs(edge.share or 0.0))
+    edges, random = search.decided()
+    edges = sorted(edges, key=lambda edge: -abs(edge.share or 0.0))
     totals = tuple(_settled(each, edges, search) for each in search.totals)
     target, adapter = search.start.target, search.testing[0].adapter
     upstream = pd.DataFrame()
@@ -371,13 +400,20 @@ def _assemble(
             for name, value in agreement.items()
         ]
     for each in totals:
-        if each.low <= 0 <= each.high:
+        if not each.clear and not search.few:
             notes.append(
-                f"as a whole, {target.name} does not move {each.target} clearly: "
-                f"{each.total:+.3g} [{each.low:+.3g}, {each.high:+.3g}] {each.unit}"
+                f"as a whole, {target.name} does not move {each.target} clearly "
+                f"({each.total:+.3g} [{each.low:+.3g}, {each.high:+.3g}] {each.unit}): shares of "
+                f"it say little, and edges are held against {search.epsilon:.2g} of its farther end"
             )
+    n_random = min((sum(e.stage == k for e in random) for k in {e.stage for e in edges}), default=0)
+    if not search.few and n_random < FEWEST_RANDOM:
+        notes.append(
+            f"only {n_random} random edges could be drawn beside a stage: so few hardly tell an "
+            "edge apart"
+        )
     n_groups = len(set(search.groups))
-    if n_groups < FEW_GROUPS:
+    if FEWEST_GROUPS <= n_groups < FEW_GROUPS:
         notes.append(
             f"{n_groups} groups test: below {FEW_GROUPS}, intervals cover less than they say"
         )
@@ -394,6 +430,9 @@ def _assemble(
         n_groups=n_groups,
         proposals=search.proposals,
         notes=tuple(notes),
+        random=tuple(random),
+        epsilon=search.epsilon,
+        n_stages=search.n_stages,
         provenance={
             **provenance(examples, adapter),
             "implementation": adapter.implementation,
@@ -435,11 +474,25 @@ def _at_start(edge: Edge, totals: Totals, search: CircuitSearch) -> bool:
 
 
 def _settled(totals: Totals, edges: Sequence[Edge], search: CircuitSearch) -> Totals:
-    sums = [
-        sum(edge.effect or 0.0 for edge in edges if _at_start(edge, totals, search) and keep(edge))
-        for keep in (lambda edge: edge.confirmed, lambda edge: True)
-    ]
-    return replace(totals, explained=float(sums[0]), tested=float(sums[1]))
+    """The totals with what the edges add up to, and what they leave of every pair."""
+    here = [edge for edge in edges if _at_start(edge, totals, search)]
+    effect = [edge.effect or 0.0 for edge in here]
+    found = replace(
+        totals,
+        tested=sum(effect),
+        confirmed=sum((edge.effect or 0.0 for edge in here if edge.confirmed), 0.0),
+        absolute=sum(map(abs, effect)) / abs(totals.total) if totals.total else 0.0,
+    )
+    if not totals.clear:
+        return found
+    changes = search.changes[totals.part]
+    left = changes.clone()
+    for edge in here:
+        left -= search.effects[edge.target, edge.key]
+    low, high = ratio_interval(
+        left[None], changes[None], search.groups, n_draws=search.n_draws, seed=search.seed
+    )
+    return replace(found, unexplained_low=float(low), unexplained_high=float(high))
 
 
 def _downstream(
@@ -455,8 +508,8 @@ def _downstream(
                 kind = "direct" if edge.receiver.kind == "answer" else "mediated"
                 rows.append({**edge.row(), "kind": kind})
         rows += [
-            {"kind": "sum of confirmed", "effect": totals.explained},
             {"kind": "sum of tested", "effect": totals.tested},
+            {"kind": "sum of confirmed", "effect": totals.confirmed},
             {"kind": "total", "effect": totals.total, "low": totals.low, "high": totals.high},
             {"kind": "residual", "effect": totals.residual},
         ]
@@ -476,7 +529,8 @@ def proposing_and_testing(
     if n_groups < 4:
         raise LensSkillsError(
             f"{n_groups} groups of examples, and edges are proposed on one half of them and "
-            "tested on the other: at least four are needed, 60 for honest intervals."
+            f"tested on the other: at least four are needed for effects, {2 * FEWEST_GROUPS} for "
+            "intervals and words, 60 for honest intervals."
         )
     first, second = halves(groups, seed=seed, even="groups")
     return [examples[row] for row in first.tolist()], [examples[row] for row in second.tolist()]

@@ -6,12 +6,16 @@ channel of another, with its error bar; `Totals` say how far all that feeds a ta
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from math import ceil, log10
+from textwrap import wrap
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import Result
+from lens_skills.stats.effect_tests import FEWEST_GROUPS
+from lens_skills.stats.intervals import wilson_interval
 
 NodeKind = Literal["token", "head", "mlp", "neuron", "norm", "answer"]
 
@@ -70,6 +74,9 @@ class Node:
 
 Channel = Literal["Q", "K", "V", "gate", "up", "in", "answer"]
 
+Verdict = Literal["confirmed", "negligible", "undecided"]
+"""What is known of an edge's effect, against ε of the whole effect and against random edges."""
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -87,13 +94,19 @@ class Edge:
             final norm and the logits. A channel has one more sender, the scale of the norm before
             it (`Node` of kind ``"norm"``).
         target: What the effect is measured on, ``"L17N635"`` or ``"logit_diff"``.
-        proposed: The estimate by which the edge was proposed, in the same unit.
-        effect: Exact path patching; None where it was not tested, as are the next five.
+        proposed: The estimate by which the edge was proposed, in the same unit; 0 of a random edge.
+        stage: At which stage it was tested, from 0 up.
+        effect: Exact path patching; None where it was not tested, as are all that follow.
         share: The effect as a share of the target's total change (1: all of it); None where that
             is 0.
-        low, high: Its 95 % interval.
-        p, q: Two-sided p, and its Benjamini-Hochberg adjustment over all tested edges.
-        confirmed: q at most 0.05 and an interval without 0.
+        low, high: Its 95 % interval, of this edge alone; None below `FEWEST_GROUPS` groups, as are
+            all that follow.
+        p, q: Of an effect within ±ε of the total: two-sided p, and its Benjamini-Hochberg
+            adjustment over the edges of its stage.
+        q_random: Benjamini-Hochberg over its stage of the rank p of |effect| among random edges.
+        verdict: ``"confirmed"``: the interval is wholly beyond ±ε of the total, q at most 0.05
+            divided by the number of stages, and q_random at most 0.05; ``"negligible"``: within
+            ±ε by two one-sided tests at 5 %; ``"undecided"``: neither.
     """
 
     sender: Node
@@ -101,13 +114,20 @@ class Edge:
     channel: Channel
     target: str
     proposed: float
+    stage: int = 0
     effect: float | None = None
     share: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None
     q: float | None = None
-    confirmed: bool = False
+    q_random: float | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the verdict is ``"confirmed"``."""
+        return self.verdict == "confirmed"
 
     @property
     def key(self) -> tuple[Node, Node, str]:
@@ -156,10 +176,15 @@ class Totals:
         clean: Mean target on the clean prompts.
         total: Mean change when all of it is corrupted at once: the target's whole input
             (upstream), or the start's activation (downstream).
-        low, high: The interval of the total, 95 %.
-        explained: Sum of the confirmed edges at the target (upstream) or out of the start
-            (downstream), each patched alone.
-        tested: The same sum over all tested edges.
+        low, high: The interval of the total, 95 %; None below `FEWEST_GROUPS` groups.
+        tested: Sum of all tested edges at the target (upstream) or out of the start (downstream),
+            each patched alone.
+        confirmed: The same sum over the confirmed ones. It was chosen by the pairs it is measured
+            on, so it is not what explains the total.
+        absolute: Σ |share| over the tested ones: 1 where they all pull one way and make up the
+            total; above it they cancel, and a small unexplained share says little.
+        unexplained_low, unexplained_high: The interval of `unexplained`, 95 %, over pairs; None
+            where the total cannot be told from 0.
     """
 
     target: str
@@ -167,10 +192,13 @@ class Totals:
     unit: str
     clean: float
     total: float
-    low: float
-    high: float
-    explained: float
-    tested: float
+    low: float | None
+    high: float | None
+    tested: float = 0.0
+    confirmed: float = 0.0
+    absolute: float = 0.0
+    unexplained_low: float | None = None
+    unexplained_high: float | None = None
 
     @property
     def corrupted(self) -> float:
@@ -178,9 +206,24 @@ class Totals:
         return self.clean + self.total
 
     @property
+    def clear(self) -> bool:
+        """Whether the total has an interval, and it is away from 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    def smallest_effect(self, epsilon: float) -> float:
+        """δ = ε |total|; where the total cannot be told from 0, its farther end stands in for it.
+
+        >>> Totals("x", "upstream", "nats", 0.0, -2.0, -3.0, -1.0).smallest_effect(0.01)
+        0.02
+        """
+        if self.low is not None and self.high is not None and not self.clear:
+            return epsilon * max(-self.low, self.high)
+        return epsilon * abs(self.total)
+
+    @property
     def residual(self) -> float:
-        """Total minus explained: edges that are not confirmed, and what only acts together."""
-        return self.total - self.explained
+        """Total minus tested: edges that were not proposed, and what only acts together."""
+        return self.total - self.tested
 
     @property
     def unexplained(self) -> float:
@@ -200,6 +243,10 @@ class Circuit(Result):
         target: The start in one word.
         metric, unit: What is measured at the answer.
         edges: All tested edges, the largest share of their target's total first.
+        random: Random edges of the same receivers and grain, tested on the same pairs and judged
+            as the others are.
+        epsilon: An edge matters beyond this share of the total.
+        n_stages: Over how many stages the level of 5 % was split.
         totals: What the edges add up to, per target; the first is the one it was asked for.
         upstream: The decomposition of the start's input: one row per sender and channel.
         downstream: The decomposition of the start's effect on the answer: one row per first edge.
@@ -222,6 +269,9 @@ class Circuit(Result):
     proposals: str
     notes: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    random: tuple[Edge, ...] = ()
+    epsilon: float = 0.01
+    n_stages: int = 1
 
     def __len__(self) -> int:
         return len(self.confirmed)
@@ -235,13 +285,29 @@ class Circuit(Result):
         return tuple(edge for edge in self.edges if edge.confirmed)
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many tested edges each word is said of: confirmed, negligible, undecided."""
+        return {word: sum(e.verdict == word for e in self.edges) for word in get_args(Verdict)}
+
+    @property
+    def random_confirmed(self) -> tuple[float, float, float] | None:
+        """The share of random edges that would have been confirmed, with its 95 % interval.
+
+        Wilson's, as if they were independent. None where none was drawn.
+        """
+        if not self.random:
+            return None
+        rate = sum(edge.confirmed for edge in self.random) / len(self.random)
+        return rate, *wilson_interval(rate, len(self.random))
+
+    @property
     def total(self) -> float:
         """Mean change of the target when its whole input is corrupted."""
         return self.totals[0].total
 
     @property
     def unexplained(self) -> float:
-        """The share of it that the confirmed edges at the target leave."""
+        """The share of it that the tested edges at the target leave."""
         return self.totals[0].unexplained
 
     def part(self, name: str) -> Totals:
@@ -255,11 +321,15 @@ class Circuit(Result):
             + "."
         )
 
-    def frame(self) -> pd.DataFrame:
-        """One row per tested edge, the largest share of its target's total first: see `Edge`."""
+    def frame(self, *, random: bool = False) -> pd.DataFrame:
+        """One row per tested edge, the largest share of its target's total first: see `Edge`.
+
+        ``random``: the random edges instead.
+        """
         somewhere = Node(0, "mlp", None, "-1")
         columns = list(Edge(somewhere, somewhere, "in", "", 0.0).row())
-        return pd.DataFrame([edge.row() for edge in self.edges], columns=columns)
+        edges = self.random if random else self.edges
+        return pd.DataFrame([edge.row() for edge in edges], columns=columns)
 
     def nodes(self) -> tuple[Node, ...]:
         """The start and every node a confirmed edge touches, from the bottom up."""
@@ -280,29 +350,76 @@ _SHOWN = 20
 
 
 def _card_lines(circuit: Circuit) -> list[str]:
-    """The lines that printing a circuit shows: totals, then the strongest confirmed edges."""
-    edges, confirmed = circuit.edges, circuit.confirmed
-    lines = [
-        f"circuit of {circuit.target}: {len(confirmed)} of {len(edges)} proposed edges confirmed "
-        f"({circuit.proposals}; {circuit.n_examples} pairs in {circuit.n_groups} groups)"
-    ]
+    """The lines that printing a circuit shows: words, totals, then the strongest edges."""
+    edges, n_groups = circuit.edges, circuit.n_groups
+    lines = [f"circuit of {circuit.target}: {len(edges)} edges proposed by {circuit.proposals}"]
+    on = f"on {circuit.n_examples} pairs in {n_groups} groups"
+    if n_groups < FEWEST_GROUPS:
+        lines += [
+            f"  {n_groups} groups test them, and fewer than {FEWEST_GROUPS} say nothing: no "
+            "intervals, no edge",
+            f"  has a word. Effects below are plain means {on}.",
+        ]
+    else:
+        words = ", ".join(f"{n} {word}" for word, n in circuit.counts.items())
+        lines += [
+            f"  {words}; {on}",
+            f"  confirmed: 95 % interval beyond {circuit.epsilon:.2g} of the total, q <= "
+            f"{0.05 / circuit.n_stages:.2g} in each of {circuit.n_stages}",
+            "  stages, |effect| above random edges (q <= 0.05); negligible: within, by TOST",
+        ]
+    rate = circuit.random_confirmed
+    if rate is not None:
+        hits = sum(edge.confirmed for edge in circuit.random)
+        lines.append(
+            f"  random edges: {hits} of {len(circuit.random)} confirmed, {rate[0]:.1%} "
+            f"[{rate[1]:.1%}, {rate[2]:.1%}]"
+        )
     for totals in circuit.totals:
-        lines.append(
-            f"{totals.part:<10} {totals.target} {totals.clean:+.3f} → {totals.corrupted:+.3f} "
-            f"{totals.unit}: total {totals.total:+.3f} [{totals.low:+.3f}, {totals.high:+.3f}],"
-            f" confirmed edges {totals.explained:+.3f}, unexplained {totals.unexplained:.0%}"
-        )
-    if confirmed:
-        wide = max(len(str(edge)) for edge in confirmed[:_SHOWN])
-        lines.append(
-            f"{'edge':<{wide}}  {'on':<10} {'effect':>8} {'95 % interval':>18} {'share':>6}"
-        )
-    for edge in confirmed[:_SHOWN]:
-        interval = f"[{edge.low:+.3f}, {edge.high:+.3f}]"
-        lines.append(
-            f"{edge!s:<{wide}}  {edge.target:<10} {edge.effect:>+8.3f} {interval:>18} "
-            f"{'' if edge.share is None else format(edge.share, '.0%'):>6}"
-        )
-    if len(confirmed) > _SHOWN:
-        lines.append(f"and {len(confirmed) - _SHOWN} more: .frame()")
-    return [*lines, *(f"note: {note}" for note in circuit.notes)]
+        lines += _part_lines(circuit, totals)
+    return [*lines, *(line for note in circuit.notes for line in _wrapped(f"note: {note}"))]
+
+
+def _part_lines(circuit: Circuit, totals: Totals) -> list[str]:
+    """One target: its total, what the edges add up to, and the strongest of them."""
+    digits = _digits(totals.smallest_effect(circuit.epsilon))
+
+    def number(value: float) -> str:
+        return f"{value:+.{digits}f}"
+
+    def interval(low: float | None, high: float | None) -> str:
+        return "" if low is None or high is None else f" [{number(low)}, {number(high)}]"
+
+    left = f"{totals.unexplained:.0%}"
+    if totals.unexplained_low is not None and totals.unexplained_high is not None:
+        left += f" [{totals.unexplained_low:.0%}, {totals.unexplained_high:.0%}]"
+    lines = [
+        f"{totals.part}: {totals.target} {number(totals.clean)} → {number(totals.corrupted)} "
+        f"{totals.unit} when corrupted",
+        f"  total {number(totals.total)}{interval(totals.low, totals.high)}",
+        f"  tested edges {number(totals.tested)}, Σ|share| {totals.absolute:.0%}; "
+        f"unexplained {left}",
+        f"  of them confirmed {number(totals.confirmed)}",
+    ]
+    few = circuit.n_groups < FEWEST_GROUPS
+    here = [edge for edge in circuit.edges if edge.target == totals.target]
+    chosen = here if few else [edge for edge in here if edge.confirmed]
+    for edge in chosen[: _SHOWN // len(circuit.totals)]:
+        share = "" if edge.share is None else format(edge.share, ".0%")
+        effect = number(edge.effect or 0.0) + interval(edge.low, edge.high)
+        lines.append(f"    {edge!s:<36} {effect:<30} {share:>6}".rstrip())
+    more = len(chosen) - _SHOWN // len(circuit.totals)
+    return [*lines, f"    and {more} more: .frame()"] if more > 0 else lines
+
+
+def _digits(delta: float) -> int:
+    """Decimals that show a number to about δ.
+
+    >>> _digits(0.06), _digits(0.002), _digits(30.0)
+    (2, 3, 0)
+    """
+    return min(max(ceil(-log10(delta)), 0), 6) if delta > 0 else 3
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 80, subsequent_indent="  ")

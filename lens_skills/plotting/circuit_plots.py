@@ -70,7 +70,7 @@ class GraphRows:
 
 @dataclass(frozen=True)
 class Unexplained:
-    """What no confirmed edge accounts for, as a box of its own with an arrow in or out."""
+    """What no tested edge accounts for, as a box of its own with an arrow in or out."""
 
     text: str
     row: int
@@ -104,7 +104,7 @@ def circuit_graph(
     wide as the strongest of its channels, relative to the strongest edge on that target. Blue:
     the target falls, so the clean edge raises it; orange: it rises. Dotted: no edge, but the way
     inside a head from what it reads at one position to where it writes. Dashed: the share of the
-    total that no confirmed edge explains.
+    total that no tested edge explains, with its interval.
 
     Args:
         circuit: From `lens_skills.circuit`.
@@ -139,6 +139,7 @@ def circuit_graph(
         lines=[*map(_totals, circuit.totals), joined(*source(circuit.provenance), size)],
         note=f"{len(circuit.confirmed)} of {len(circuit.edges)} tested edges confirmed"
         + (f", the {len(edges)} strongest drawn ({more} more). " if more else ". ")
+        + _random(circuit)
         + "Numbers: change of the target when the edge alone is corrupted, 95 % interval. Blue: "
         "it falls; orange: it rises. Width: its strongest channel. Outlined: the start.",
         exploratory=exploratory,
@@ -206,8 +207,23 @@ def _totals(totals: Totals) -> str:
     return (
         f"{totals.part}: {totals.target} {signed(totals.clean, 2)} on clean prompts, "
         f"changed by {signed(totals.total, 2)} {totals.unit} when corrupted; "
-        f"unexplained {minus(f'{totals.unexplained:.0%}')}"
+        f"unexplained {_left(totals)}"
     )
+
+
+def _left(totals: Totals) -> str:
+    """The unexplained share, with its interval where it has one."""
+    text = f"{totals.unexplained:.0%}"
+    if totals.unexplained_low is not None and totals.unexplained_high is not None:
+        text += f" [{totals.unexplained_low:.0%}, {totals.unexplained_high:.0%}]"
+    return minus(text)
+
+
+def _random(circuit: Circuit) -> str:
+    if not circuit.random:
+        return ""
+    hits = sum(edge.confirmed for edge in circuit.random)
+    return f"Of {len(circuit.random)} random edges {hits} would be. "
 
 
 def _positions(axis: Axes, rows: GraphRows, layout: GraphLayout) -> None:
@@ -362,7 +378,7 @@ def _unexplained(circuit: Circuit, rows: GraphRows) -> list[Unexplained]:
     for totals in circuit.totals:
         below = totals.part == "upstream"
         node = (min if below else max)(places, key=lambda k: rows.rows[k])
-        text = f"unexplained {minus(f'{totals.unexplained:.0%}')}"
+        text = f"unexplained {_left(totals)}"
         row = rows.rows[node] + (-1 if below else 1)
         found.append(Unexplained(text, row, rows.bands[node], node, below))
     return found

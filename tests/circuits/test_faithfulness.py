@@ -36,7 +36,7 @@ def neuron(layer: int, index: int) -> Node:
 def edge(sender: Node, receiver: Node, channel: str, target: str) -> Edge:
     return Edge(
         sender, receiver, channel, target, 1.0,  # type: ignore[arg-type]
-        effect=-1.0, share=1.0, low=-1.0, high=-1.0, p=0.0, q=0.0, confirmed=True,
+        effect=-1.0, share=1.0, low=-1.0, high=-1.0, p=0.0, q=0.0, verdict="confirmed",
     )  # fmt: skip
 
 

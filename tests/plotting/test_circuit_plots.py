@@ -57,9 +57,9 @@ def make_circuit(n: int = 18, *, start: Node = NEURON) -> Circuit:
     total = {"logit_diff": 0.93, "L28N907": -4.2}
     edges = [
         Edge(
-            a, b, channel, target, effect, effect=effect, share=effect / total[target],  # type: ignore[arg-type]
+            a, b, channel, target, effect, 0, effect=effect, share=effect / total[target],  # type: ignore[arg-type]
             low=effect - 0.3 * abs(effect), high=effect + 0.4 * abs(effect), p=0.001, q=0.002,
-            confirmed=abs(effect) > 0.01,
+            q_random=0.01, verdict="confirmed" if abs(effect) > 0.01 else "negligible",
         )
         for a, b, channel, target, effect in found
     ]  # fmt: skip
@@ -70,8 +70,21 @@ def make_circuit(n: int = 18, *, start: Node = NEURON) -> Circuit:
         unit="nats",
         edges=tuple(sorted(edges, key=lambda edge: -abs(edge.share or 0))),
         totals=(
-            Totals("L28N907", "upstream", "activation", 5.1, -4.2, -4.6, -3.8, -3.3, -3.4),
-            Totals("logit_diff", "downstream", "nats", 2.1, 0.93, 0.76, 1.12, 0.99, 1.0),
+            Totals(
+                "L28N907",
+                "upstream",
+                "activation",
+                5.1,
+                -4.2,
+                -4.6,
+                -3.8,
+                -3.3,
+                -3.4,
+                1.2,
+                0.1,
+                0.3,
+            ),
+            Totals("logit_diff", "downstream", "nats", 2.1, 0.93, 0.76, 1.12, 0.99, 1.0, 1.1),
         ),
         upstream=pd.DataFrame(),
         downstream=pd.DataFrame(),
@@ -197,7 +210,7 @@ def test_what_is_left_out_is_said() -> None:
     assert "the 5 strongest drawn (12 more)" in words(drawing)
     assert "17 of 18 tested edges confirmed" in words(drawing)
     none = replace(
-        make_circuit(), edges=tuple(replace(e, confirmed=False) for e in make_circuit().edges)
+        make_circuit(), edges=tuple(replace(e, verdict=None) for e in make_circuit().edges)
     )
     with pytest.raises(LensSkillsError, match=r"no edge of L28N907 was confirmed \(18 were"):
         circuit_graph(none)

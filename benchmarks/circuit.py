@@ -4,7 +4,8 @@
     python benchmarks/circuit.py --starts L28N907 --pairs 32
 
 ``attribution alone`` is what is claimed without a test: the same edges, first order only. Its
-share confirmed is what exact path patching on other examples leaves of such a list. ``ranks``:
+share confirmed is what exact path patching on other examples leaves of such a list. ``random
+confirmed``: of the random edges beside them. ``ranks``:
 Spearman's correlation of estimate and exact effect over the edges tested, upstream and downstream.
 Seconds are processor time, which other work on the machine does not lengthen.
 """
@@ -70,17 +71,23 @@ def ranks(found: Circuit) -> list[float]:
 def row(found: Circuit, how: str, seconds: float) -> dict[str, Any]:
     """What one way of proposing came to."""
     edges = found.frame()
-    signs = (edges.proposed * edges.effect > 0)[edges.confirmed]
-    up = found.part("upstream")
+    confirmed = edges.verdict == "confirmed"
+    signs = (edges.proposed * edges.effect > 0)[confirmed]
+    up, rate = found.part("upstream"), found.random_confirmed
     return {
         "start": found.target,
         "proposed by": how,
         "edges": len(edges),
-        "confirmed": int(edges.confirmed.sum()),
-        "share": float(edges.confirmed.mean()),
+        **found.counts,
         "right sign": float(signs.mean()),
+        "random": len(found.random),
+        "random confirmed": sum(edge.confirmed for edge in found.random),
+        "at most": rate[2] if rate else float("nan"),
         "ranks": " ".join(f"{value:.2f}" for value in ranks(found)),
         "unexplained": up.unexplained,
+        "low": up.unexplained_low,
+        "high": up.unexplained_high,
+        "absolute": up.absolute,
         "seconds": seconds,
     }
 
@@ -96,8 +103,13 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
         rows.append(row(found, how, seconds) | {"edges": n_edges})
         counts = {
             "edges": n_edges,
-            "confirmed": rows[-1]["confirmed"],
+            **found.counts,
+            "random": rows[-1]["random"],
+            "random_confirmed": rows[-1]["random confirmed"],
             "unexplained": rows[-1]["unexplained"],
+            "unexplained_low": rows[-1]["low"],
+            "unexplained_high": rows[-1]["high"],
+            "absolute": rows[-1]["absolute"],
             "wrong_sign": round((1 - rows[-1]["right sign"]) * rows[-1]["confirmed"]),
             "seconds": seconds,
         }

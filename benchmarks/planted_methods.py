@@ -19,6 +19,7 @@ from timing import arguments, run_parts
 
 import lens_skills as ls
 from lens_skills.ranking import MethodComparison, compare_methods
+from lens_skills.ranking.method_comparison import BASELINES
 from lens_skills.tasks import Task
 
 # By role: the index in each layer, what it fires for, and whether it writes.
@@ -49,9 +50,10 @@ def measured(comparison: MethodComparison, k: int) -> dict[str, float]:
     """The figures of each method, flat, and of the best one."""
     frame = comparison.frame().set_index("method")
     methods = frame.loc[list(comparison.methods)]
+    ranked = [name for name in comparison.all_methods if name not in BASELINES]
     found: dict[str, float] = {"planted_methods_k": k}
     n_planted = len(comparison.truth["skill"])
-    for name, row in methods.iterrows():
+    for name, row in ((name, methods.loc[comparison[name].method]) for name in ranked):
         found |= {f"planted_methods_{column}_{name}": row[column] for column in ("recall", "share")}
         found[f"planted_methods_skill_{name}"] = row["recall"] * n_planted
         for column in ("decoy", "writer", "shortcut", "hits", "opposes"):

@@ -24,7 +24,7 @@ from lens_skills.plotting.style import (
     style,
     widest,
 )
-from lens_skills.ranking.compare_methods import BASELINES, MethodComparison
+from lens_skills.ranking.method_comparison import BASELINES, MethodComparison
 
 _ROW = 0.235  # inches of a method
 
@@ -34,8 +34,8 @@ def method_comparison(comparison: MethodComparison, *, width: float = 2 * COLUMN
     """Each method's share of neurons with a causal effect, and the agreement of every two methods.
 
     Left: of the k strongest neurons, the share whose removal lowers the metric (supports) and
-    raises it (opposes), with Wilson's 95 % interval of both together; the band is that of random
-    neurons. Right: above the diagonal the rank correlation over all neurons, below it the overlap
+    raises it (opposes), with the 95 % interval of both together (over neurons and groups); the band
+    is that of random neurons. Methods that rank alike are one row. Right: above the diagonal the rank correlation over all neurons, below it the overlap
     of the k strongest.
 
     Args:
@@ -75,10 +75,8 @@ def method_comparison(comparison: MethodComparison, *, width: float = 2 * COLUMN
 
 
 def _note(comparison: MethodComparison) -> str:
-    words = [
-        f"A hit: 95 % interval beyond δ = {comparison.delta:.2g} {comparison.unit} and q <= 0.05 "
-        f"among {comparison.n_controls:,} controls of the same layers. Band: random neurons."
-    ]
+    rule = comparison.rule()
+    words = [f"{rule[0].upper()}{rule[1:]}. Band: random neurons."]
     if comparison.left_out:
         words.append(f"Left out: {', '.join(comparison.left_out)}.")
     return " ".join(words)

@@ -1,16 +1,19 @@
-"""Causal hits: neurons whose effect is large, and rare among other neurons of their layers.
+"""Causal hits: neurons whose effect matters, and is rare among other neurons of their layers.
 
-`ablation_effects` edits every neuron alone, in one sweep, and random others of the same layers
-beside them; `effect_tests` says which effects of a list are hits. `parse_roles` and `count_known`
-are about neurons that are known beforehand. The rotated basis: directions no better than any other,
-ranked and ablated like neurons."""
+`ablation_effects` edits every neuron alone, and a fixed draw of each layer that one of them needs
+to be compared with; `AblationEffects.tests` says which are hits. A neuron's word depends on its own
+effect, on the draw of its layer (the seed) and on nothing else: not on the list that named it, nor
+on what else is tried. `parse_roles` and `count_known` are about neurons that are known beforehand.
+The rotated basis: directions no better than any other, ranked and ablated like neurons."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations import Metric, Position
@@ -22,15 +25,15 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Change, EditInput, measure_baseline
 from lens_skills.interventions.batched_edits import EditStack, edited_places
-from lens_skills.interventions.control_neurons import draw_controls
+from lens_skills.interventions.control_neurons import FEW_OTHERS, FEWEST_CONTROLS
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import EffectEngine, SweepSpec
 from lens_skills.interventions.effects import Effects, measure_effects
-from lens_skills.interventions.verdict import ALPHA, signed_word
+from lens_skills.interventions.verdict import signed_word
 from lens_skills.models import ModelAdapter
 from lens_skills.models.weights import LayerSite, OutputWeights
-from lens_skills.stats.effect_tests import beyond, cluster_interval, delta_from_controls
-from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
+from lens_skills.stats.effect_tests import beyond, cluster_error, cluster_interval
+from lens_skills.stats.multiple_testing import TIE, group_codes, rank_p
 
 ABLATIONS = ("mean", "zero")
 """The edits that mean something for a direction."""
@@ -112,7 +115,38 @@ def _ablation(
 
 
 NO_HIT = "-"
-"""The verdict on what is no hit: not beyond delta, or not rare among the controls."""
+"""The verdict on what is no hit: not beyond δ, or not rare among the controls of its layer."""
+
+LEVEL = 0.05
+"""A hit's rank p among the random neurons of its layer, each neuron by itself.
+
+A smaller level loses neurons to the draw: with 20 strong neurons in a layer of 1,536 and 200 drawn,
+the 20th is a hit in 7 % of the draws at .005, 26 % at .01, 75 % at .02 and all at .05; random
+neurons are hits in .14 % beyond those 20 (3.5 % where all effects are heavy-tailed).
+"""
+
+SMALLEST_SHARE = 0.01
+"""Of the clean metric's |mean|: an effect below it matters to nobody."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerControls:
+    """The random neurons of a layer that its effects are held against.
+
+    Attributes:
+        names: Of the neurons drawn: those of the layer, or of all layers where it is too small.
+        total: Their effects on every example.
+        delta: The smallest effect that counts in this layer.
+    """
+
+    names: tuple[str, ...]
+    total: Float[Tensor, "control example"]
+    delta: float
+
+    def others(self, name: str) -> Float[Tensor, " other"]:
+        """|mean effect| of all of them but the neuron of this name."""
+        kept = [row for row, one in enumerate(self.names) if one != name]
+        return self.total[kept].mean(dim=1).abs()
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,17 +155,24 @@ class EffectTests:
 
     Attributes:
         names: Of the neurons or directions.
-        effect, low, high: Mean effect over the examples and its 95 % interval, edited minus clean.
-        p, q: Rank of |effect| among the controls, and Benjamini–Hochberg over this list.
+        layers: Which layer each is of.
+        effect, low, high: Mean effect over the examples and its 95 % interval (of each by itself;
+            studentised cluster bootstrap), edited minus clean.
+        delta: The smallest effect that counts in its layer.
+        p: Rank of |effect| among random neurons of its layer, each by itself. NaN, and ``delta``
+            the floor, where |effect| is below the floor: no hit, whatever the controls.
+        kept: The share of resamples of the groups in which it is a hit.
         verdicts: ``"supports"`` or ``"opposes"`` for a hit, else ``"-"``.
     """
 
     names: tuple[str, ...]
+    layers: tuple[int, ...]
     effect: Float[Tensor, " neuron"]
     low: Float[Tensor, " neuron"]
     high: Float[Tensor, " neuron"]
+    delta: Float[Tensor, " neuron"]
     p: Float[Tensor, " neuron"]
-    q: Float[Tensor, " neuron"]
+    kept: Float[Tensor, " neuron"]
     verdicts: tuple[str, ...]
 
     @property
@@ -139,35 +180,38 @@ class EffectTests:
         """How many have a causal effect."""
         return sum(verdict != NO_HIT for verdict in self.verdicts)
 
+    @property
+    def hit_names(self) -> tuple[str, ...]:
+        """Which have a causal effect, by name."""
+        return tuple(name for name, hit in zip(self.names, self.is_hit, strict=True) if hit)
 
-def effect_tests(
-    names: Sequence[str],
-    total: Float[Tensor, "neuron example"],
-    groups: Sequence[str],
-    controls: Float[Tensor, " control"],
-    *,
-    delta: float,
-    removes: bool,
-    n_draws: int = 2000,
-    seed: int = 0,
-) -> EffectTests:
-    """The verdict on each neuron of one list, given its effects on every example.
+    @property
+    def is_hit(self) -> Bool[Tensor, " neuron"]:
+        """Which have a causal effect."""
+        return torch.tensor([verdict != NO_HIT for verdict in self.verdicts], dtype=torch.bool)
 
-    A *hit*: the 95 % interval of its mean effect (studentised cluster bootstrap) lies outside
-    [-delta, delta], and |effect| is so rare among the controls' that q <= 0.05 (Benjamini–Hochberg
-    over this list only, so that no other list changes it). It *supports* where taking its work
-    away lowers the metric (``removes``: whether the edit takes it away).
+
+def layer_delta(
+    total: Float[Tensor, "control example"], groups: Sequence[str], clean_mean: float
+) -> float:
+    """The smallest effect that counts in a layer: the larger of two.
+
+    1 % of the clean metric's |mean| (`SMALLEST_SHARE`), and the 95th percentile of the controls'
+    |mean effect| without its sampling noise, sqrt(max(q95² - median se², 0)).
+
+    Raises:
+        LensSkillsError: Both are 0.
     """
-    mean = total.double().mean(dim=1)
-    low, high = cluster_interval(total.double(), groups, n_draws=n_draws, seed=seed)
-    p = rank_p(mean.abs(), controls)
-    q = false_discovery_q(p)
-    verdicts = []
-    for place in range(len(names)):
-        sign = int(beyond(low[place], high[place], delta))
-        hit = sign != 0 and float(q[place]) <= ALPHA
-        verdicts.append(signed_word(sign, removes) if hit else NO_HIT)
-    return EffectTests(tuple(names), mean, low, high, p, q, tuple(verdicts))
+    size = total.double().mean(dim=1).abs()
+    noise = cluster_error(total.double(), groups).square().median()
+    percentile = (size.quantile(0.95).square() - noise).clamp(min=0).sqrt()
+    delta = max(float(percentile), SMALLEST_SHARE * abs(clean_mean))
+    if delta == 0:
+        raise LensSkillsError(
+            "δ would be 0: the clean metric's mean is 0 and the edit changes nothing in 95 % of "
+            "the other neurons. Declare it in the metric's unit: delta=…"
+        )
+    return delta
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,29 +219,134 @@ class AblationEffects:
     """The effects of neurons edited alone, and what they are compared with.
 
     Attributes:
-        effects: Of each neuron.
-        controls: |mean effect| of random other neurons of the same layers.
-        delta: The smallest effect that counts.
+        effects: Of each neuron that was asked for.
+        controls: By layer, where some |effect| is beyond the floor: what it is held against.
+        floor: No effect below it counts: the declared δ, or 1 % of the clean metric's |mean|.
         removes: Whether the edit takes a neuron's work away.
         seed: Of the bootstrap.
     """
 
     effects: Effects
-    controls: Float[Tensor, " control"]
-    delta: float
+    controls: Mapping[int, LayerControls]
+    floor: float
     removes: bool
     seed: int
 
-    def of(self, neurons: Int[Tensor, "k 2"]) -> EffectTests:
-        """The verdicts on one list of neurons, all of them swept."""
+    def of(self, neurons: Int[Tensor, "k 2"], *, n_resamples: int = 1000) -> EffectTests:
+        """The verdicts on neurons, all of them swept."""
         place = {name: row for row, name in enumerate(self.effects.names)}
         names = neuron_names(neurons)
-        return self.tests(names, self.effects.total[[place[name] for name in names]])
+        total = self.effects.total[torch.tensor([place[name] for name in names], dtype=torch.long)]
+        return self.tests(names, neurons[:, 0].tolist(), total, n_resamples=n_resamples)
 
-    def tests(self, names: Sequence[str], total: Float[Tensor, "k example"]) -> EffectTests:
-        """The verdicts on one list of anything whose effects are known."""
-        fixed = {"delta": self.delta, "removes": self.removes, "seed": self.seed}
-        return effect_tests(names, total, self.effects.groups, self.controls, **fixed)
+    def tests(
+        self,
+        names: Sequence[str],
+        layers: Sequence[int],
+        total: Float[Tensor, "k example"],
+        *,
+        n_resamples: int = 1000,
+    ) -> EffectTests:
+        """The verdicts on anything whose effects are known, each by itself.
+
+        A *hit*: the 95 % interval of its mean effect lies outside [-δ, δ], δ being its layer's,
+        and |effect| has rank p <= `LEVEL` among random neurons of its layer. It *supports* where
+        taking its work away lowers the metric.
+        """
+        groups, total = self.effects.groups, total.double()
+        mean = total.mean(dim=1)
+        low, high = mean, mean
+        if names:
+            low, high = cluster_interval(total, groups, seed=self.seed)
+        p = torch.full_like(mean, torch.nan)
+        delta = torch.full_like(mean, self.floor)
+        verdicts = [NO_HIT] * len(names)
+        for row in (mean.abs() > self.floor).nonzero()[:, 0].tolist():
+            controls = self.controls[layers[row]]
+            delta[row] = controls.delta
+            p[row] = rank_p(mean[row].abs(), controls.others(names[row]))
+            sign = int(beyond(low[row], high[row], controls.delta))
+            if sign != 0 and float(p[row]) <= LEVEL:
+                verdicts[row] = signed_word(sign, self.removes)
+        tests = EffectTests(
+            tuple(names),
+            tuple(layers),
+            mean,
+            low,
+            high,
+            delta,
+            p,
+            torch.zeros_like(mean),
+            tuple(verdicts),
+        )
+        kept = self.resampled(tests, total, n_resamples).double().mean(dim=1)
+        return replace(tests, kept=kept)
+
+    def resampled(
+        self,
+        tests: EffectTests,
+        total: Float[Tensor, "k example"],
+        n_draws: int,
+    ) -> Bool[Tensor, "k draw"]:
+        """Which are hits when the groups are drawn anew, the same draws for all that is tried.
+
+        In each draw the mean, its standard error and the controls' means are measured anew, and
+        the interval is as many standard errors wide as on the whole sample; δ stays.
+        """
+        counts = self.draws(n_draws)
+        mean, error = self._measured(total, counts)
+        whole = self._measured(total, torch.ones_like(counts[:1]))[1][:, 0]
+        steps = torch.where(whole > 0, whole, torch.inf)
+        below, above = (tests.effect - tests.low) / steps, (tests.high - tests.effect) / steps
+        low, high = mean - below[:, None] * error, mean + above[:, None] * error
+        found = (low > tests.delta[:, None]) | (high < -tests.delta[:, None])
+        ranked = ~tests.p.isnan()
+        found &= ranked[:, None]
+        for layer in {tests.layers[row] for row in ranked.nonzero()[:, 0].tolist()}:
+            controls = self.controls[layer]
+            among = self._measured(controls.total, counts)[0].abs()
+            for row in ranked.nonzero()[:, 0].tolist():
+                if tests.layers[row] != layer:
+                    continue
+                inside = tests.names[row] in controls.names
+                n_others = len(among) - inside
+                # With p = (1 + reached) / (1 + n) <= LEVEL; a member reaches itself.
+                allowed = math.floor(LEVEL * (1 + n_others) + 1e-9) - 1 + inside
+                reached = (among >= mean[row].abs() * (1 - TIE)).sum(dim=0)
+                found[row] &= reached <= allowed
+        return found
+
+    def draws(self, n_draws: int) -> Float[Tensor, "draw group"]:
+        """How often each group is in each resample; the same for the same seed."""
+        n_groups = len(set(self.effects.groups))
+        random = np.random.default_rng(self.seed + 1)
+        drawn = random.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
+        return torch.from_numpy(drawn).double()
+
+    def _measured(
+        self, total: Float[Tensor, "k example"], counts: Float[Tensor, "draw group"]
+    ) -> tuple[Float[Tensor, "k draw"], Float[Tensor, "k draw"]]:
+        """The mean of each draw and its cluster-robust standard error."""
+        codes = torch.from_numpy(group_codes(self.effects.groups)).long()
+        n_groups = counts.shape[1]
+        size = torch.bincount(codes, minlength=n_groups).double()
+        sums = torch.zeros(len(total), n_groups, dtype=torch.float64)
+        sums.index_add_(1, codes, total.double())
+        whole = counts @ size
+        mean = sums @ counts.T / whole
+        square = (
+            sums.square() @ counts.T
+            - 2 * mean * ((sums * size) @ counts.T)
+            + mean.square() * (counts @ size.square())
+        )
+        scale = n_groups / max(n_groups - 1, 1)
+        return mean, (scale * square.clamp(min=0)).sqrt() / whole
+
+    def resampled_means(
+        self, total: Float[Tensor, "k example"], n_draws: int
+    ) -> Float[Tensor, "k draw"]:
+        """The mean effects when the groups are drawn anew, as in `resampled`."""
+        return self._measured(total, self.draws(n_draws))[0]
 
 
 def ablation_effects(
@@ -211,29 +360,85 @@ def ablation_effects(
     at: str,
     position: Position,
     delta: float | None,
-    n_controls: int,
+    n_controls: int | None,
     removes: bool,
     seed: int,
+    others: tuple[Sequence[int], Float[Tensor, "k example"]] | None = None,
 ) -> AblationEffects:
-    """Each neuron of ``tried`` edited alone, and at most ``n_controls`` others of their layers.
+    """Each neuron of ``tried`` edited alone, and the layers' random neurons where they are needed.
 
-    Without ``delta`` the smallest effect that counts is the controls' 95th percentile.
+    Args:
+        tried: The neurons asked about.
+        everyone: Whom controls are drawn from.
+        delta: The smallest effect that counts; None for each layer's own (`layer_delta`).
+        n_controls: How many are drawn of a layer; None for all of it.
+        others: What else will be tested: the layers and effects of directions.
+        adapter, examples, do, metric, at, position, removes, seed: As in `compare_methods`.
+
+    Raises:
+        LensSkillsError: Too few others to compare with, or no δ.
     """
-    controls = draw_controls(tried, everyone, n_controls, seed=seed)
-    components = parse_components(adapter, torch.cat([tried, controls]), at=at)
-    effects = measure_effects(
-        adapter,
-        examples,
-        [(component,) for component in components],
-        do,
-        metric=metric,
-        position=position,
-        names=[component.name for component in components],
-        seed=seed,
-    )
-    among = effects.total[len(tried) :].mean(dim=1).abs()
-    smallest = delta_from_controls(among) if delta is None else delta
-    return AblationEffects(effects, among, smallest, removes, seed)
+
+    def measured(neurons: Int[Tensor, "neuron 2"]) -> Effects:
+        components = parse_components(adapter, neurons, at=at)
+        return measure_effects(
+            adapter,
+            examples,
+            [(component,) for component in components],
+            do,
+            metric=metric,
+            position=position,
+            names=[component.name for component in components],
+            seed=seed,
+        )
+
+    effects = measured(tried)
+    clean = float(effects.clean.double().mean())
+    floor = SMALLEST_SHARE * abs(clean) if delta is None else delta
+    need = set(tried[effects.total.mean(dim=1).abs() > floor, 0].tolist())
+    if others is not None:
+        layers, total = others
+        large = (total.mean(dim=1).abs() > floor).tolist()
+        need |= {layer for layer, is_large in zip(layers, large, strict=True) if is_large}
+    drawn = {layer: draw_of_layer(everyone, layer, n_controls, seed=seed) for layer in sorted(need)}
+    known = dict(zip(effects.names, effects.total, strict=True))
+    wanted = {tuple(row) for rows in drawn.values() for row in rows.tolist()}
+    missing = sorted(wanted - {tuple(row) for row in tried.tolist()})
+    if missing:
+        more = measured(torch.tensor(missing))
+        known |= dict(zip(more.names, more.total, strict=True))
+    controls = {}
+    for layer, rows in drawn.items():
+        names = tuple(neuron_names(rows))
+        total = torch.stack([known[name] for name in names])
+        own = layer_delta(total, effects.groups, clean) if delta is None else delta
+        controls[layer] = LayerControls(names, total, own)
+    return AblationEffects(effects, controls, floor, removes, seed)
+
+
+def draw_of_layer(
+    everyone: Int[Tensor, "unit 2"], layer: int, n: int | None, *, seed: int
+) -> Int[Tensor, "control 2"]:
+    """Random neurons of a layer: the same ones whoever asks; all of it for ``n=None``.
+
+    Of all layers where this one has fewer than `FEW_OTHERS` beside any neuron.
+
+    Raises:
+        LensSkillsError: All layers together are too few, or ``n`` is.
+    """
+    pool = everyone[everyone[:, 0] == layer]
+    keys = [seed, 1, layer]
+    if len(pool) <= FEW_OTHERS:
+        pool, keys = everyone, [seed, 0]
+    n = len(pool) if n is None else n
+    n_others = min(n, len(pool)) - 1
+    if n_others < FEWEST_CONTROLS:
+        raise LensSkillsError(
+            f"{n_others} other neurons are there to compare with, but {FEWEST_CONTROLS} at least "
+            f"are needed. Say controls(neurons={FEWEST_CONTROLS + 1}) or more, or read more layers."
+        )
+    order = np.random.default_rng(keys).permutation(len(pool))[:n]
+    return pool[torch.from_numpy(order).sort().values]
 
 
 def parse_roles(truth: Any) -> dict[str, tuple[str, ...]]:
@@ -254,9 +459,9 @@ def parse_roles(truth: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def count_known(
-    lists: Sequence[EffectTests], roles: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
-    """How many neurons of each role the lists hold."""
-    named = [name for tests in lists for name in tests.names]
-    return {role: float(sum(name in set(names) for name in named)) for role, names in roles.items()}
+def count_known(tests: EffectTests, roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """How many neurons of each role the list holds."""
+    return {
+        role: float(sum(name in set(names) for name in tests.names))
+        for role, names in roles.items()
+    }

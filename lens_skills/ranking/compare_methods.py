@@ -1,18 +1,17 @@
 """`compare_methods`: which methods of ranking find neurons that matter, side by side.
 
-Each method names its strongest neurons, all are edited one by one on other examples, and a
-`MethodComparison` holds one `MethodRow` per method beside two rows to beat: random neurons, and
-directions of a rotated basis.
+Each method names its strongest neurons, and all are edited one by one on other examples, beside two
+rows to beat: random neurons, and directions of a rotated basis. Methods that rank alike are one row
+of the `MethodComparison`.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
@@ -23,249 +22,38 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import Controls
 from lens_skills.interventions.edits import Edit, ablate
 from lens_skills.interventions.effects import effect_metric
-from lens_skills.interventions.verdict import OPPOSES, SUPPORTS
 from lens_skills.interventions.verify import removes_work
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.ranking.causal_hits import (
     ABLATIONS,
     AblationEffects,
-    EffectTests,
     ablation_effects,
-    count_known,
     direction_effects,
-    parse_roles,
     strongest_directions,
 )
+from lens_skills.ranking.method_comparison import RANDOM, ROTATED, MethodComparison, MethodRow
+from lens_skills.ranking.method_shares import common_covariance
 from lens_skills.ranking.methods import METHODS, find_methods
 from lens_skills.ranking.rank import Ranking, Rankings, rank_all
 from lens_skills.ranking.target_statistics import target_of
-from lens_skills.results import Result
-from lens_skills.scoring import EXPLORATORY
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.correlation import spearman
-from lens_skills.stats.intervals import wilson_interval
+from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
 from lens_skills.stats.moments import random_rotation
 
-RANDOM, ROTATED = "random", "rotated basis"
+AUTOMATIC = 2048
+"""Up to so many neurons in the layers read, ``exhaustive=None`` tries them all."""
 
-BASELINES = (RANDOM, ROTATED)
-"""The rows every comparison has: what any method must beat."""
+N_CONTROLS = 200
+"""Random neurons of a layer, unless ``controls`` says otherwise."""
 
+N_RESAMPLES = 1000
+"""Of the groups, for the variance of a share."""
 
-@dataclass(frozen=True, eq=False)
-class MethodRow:
-    """One method's strongest neurons, tried.
+N_RECALL = 200
+"""Of the groups, for the variance of a recall, which every neuron's effect takes part in."""
 
-    Attributes:
-        method: Its name; ``"random"`` and ``"rotated basis"`` are the rows to beat.
-        tests: Of its list of k neurons; of ``"random"`` several lists, each tested by itself.
-        seconds: What ranking took.
-        agreement: Mean rank correlation with the other methods; None for the rows to beat, and
-            where there is no other.
-        known: For each role in ``truth``: how many of its neurons are in the list.
-    """
-
-    method: str
-    tests: tuple[EffectTests, ...]
-    seconds: float
-    agreement: float | None
-    known: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def n(self) -> int:
-        """How many neurons were tried."""
-        return sum(len(tests.names) for tests in self.tests)
-
-    @property
-    def hits(self) -> int:
-        """How many of them have a causal effect."""
-        return sum(tests.hits for tests in self.tests)
-
-    @property
-    def share(self) -> float:
-        """Hits among those tried; 0 where none was."""
-        return self.hits / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the share, neurons taken as independent."""
-        return wilson_interval(self.share, self.n) if self.n else (0.0, 1.0)
-
-    @property
-    def mean_effect(self) -> float:
-        """Mean over the neurons of |mean effect|, in the causal metric's unit."""
-        sizes = [float(size) for tests in self.tests for size in tests.effect.abs()]
-        return sum(sizes) / len(sizes) if sizes else 0.0
-
-    def count(self, verdict: str) -> int:
-        """On how many neurons this is the verdict."""
-        return sum(tests.verdicts.count(verdict) for tests in self.tests)
-
-
-@dataclass(frozen=True, eq=False)
-class MethodComparison(Result):
-    """Several methods' strongest neurons, all tried on the same examples.
-
-    Does not show: that a method is better in general. It is one model, one task and one k, and
-    the intervals are wide.
-
-    Attributes:
-        rows: One per method, by share of hits; the rows to beat come last.
-        k: How many neurons each method may name.
-        metric, causal_metric, unit: What was ranked by; what was watched, and its unit.
-        do: The edit in words.
-        delta: The smallest effect that counts; ``delta_from`` says where it is from.
-        n_controls: Other neurons of the same layers.
-        methods: The methods that ranked, in the order of the two matrices.
-        spearman: Rank correlation of their strengths over all neurons.
-        jaccard: Overlap of their k strongest.
-        left_out: Methods that could not rank here, and why.
-        site, position: Where neurons were read and edited.
-        n_explore, n_examples, n_groups: Of the splits ranked on and tried on.
-        exploratory: True where examples were used again.
-        truth: The known neurons, by role: see `against`.
-        provenance: Model, task, splits, seed and versions behind the numbers.
-    """
-
-    rows: tuple[MethodRow, ...]
-    k: int
-    metric: str
-    causal_metric: str
-    unit: str
-    do: str
-    delta: float
-    delta_from: str
-    n_controls: int
-    methods: tuple[str, ...]
-    spearman: Float[Tensor, "method other"]
-    jaccard: Float[Tensor, "method other"]
-    left_out: Mapping[str, str]
-    site: str
-    position: str
-    n_explore: int
-    n_examples: int
-    n_groups: int
-    exploratory: bool = False
-    truth: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, method: str) -> MethodRow:
-        for row in self.rows:
-            if row.method == method:
-                return row
-        if method in self.left_out:
-            raise LensSkillsError(f"{method!r} was left out: {self.left_out[method]}")
-        raise LensSkillsError(
-            f"no method {method!r} here. There are: {', '.join(row.method for row in self.rows)}."
-        )
-
-    def against(self, truth: Mapping[str, Sequence[str]] | Sequence[str]) -> "MethodComparison":
-        """The same, with how many of the neurons that are known beforehand each method found.
-
-        Args:
-            truth: Names of neurons that carry the skill, or a mapping from role to names
-                (``{"skill": […], "decoy": […]}``), the skill first: recall and precision are about
-                the first role, the others are counted.
-
-        Raises:
-            LensSkillsError: A role without a neuron.
-        """
-        roles = parse_roles(truth)
-        rows = tuple(
-            row if row.method == ROTATED else replace(row, known=count_known(row.tests, roles))
-            for row in self.rows
-        )
-        return replace(self, truth=roles, rows=rows)
-
-    def frame(self) -> pd.DataFrame:
-        """One row per method.
-
-        Columns: method n hits share low high supports opposes mean_effect agreement seconds, and
-        with known neurons recall precision (of the first role) and one column per further role.
-        """
-        rows = []
-        for row in self.rows:
-            low, high = row.interval
-            entry: dict[str, Any] = {
-                "method": row.method,
-                "n": row.n,
-                "hits": row.hits,
-                "share": row.share,
-                "low": low,
-                "high": high,
-                "supports": row.count(SUPPORTS),
-                "opposes": row.count(OPPOSES),
-                "mean_effect": row.mean_effect,
-                "agreement": row.agreement,
-                "seconds": row.seconds,
-            }
-            for place, (role, names) in enumerate(self.truth.items()):
-                known = row.known.get(role)
-                if place == 0:
-                    lists = max(len(row.tests), 1)
-                    entry["recall"] = None if known is None else known / len(names) / lists
-                    entry["precision"] = None if known is None or not row.n else known / row.n
-                else:
-                    entry[role] = known
-            rows.append(entry)
-        return pd.DataFrame(rows)
-
-    def neurons(self) -> pd.DataFrame:
-        """One row per method and neuron: method list rank name effect low high p q verdict."""
-        numbers = ("effect", "low", "high", "p", "q")
-        rows = [
-            {
-                "method": row.method,
-                "list": place,
-                "rank": rank + 1,
-                "name": name,
-                **{key: float(getattr(tests, key)[rank]) for key in numbers},
-                "verdict": tests.verdicts[rank],
-            }
-            for row in self.rows
-            for place, tests in enumerate(row.tests)
-            for rank, name in enumerate(tests.names)
-        ]
-        return pd.DataFrame(rows)
-
-    def __repr__(self) -> str:
-        lines = [
-            f"{self.metric} · the {self.k} strongest neurons of each method tried · "
-            f"{self.site} at {self.position}",
-            f"  ranked on {self.n_explore:,} examples, tried on {self.n_examples:,} in "
-            f"{self.n_groups:,} groups: {self.do}, effect on {self.causal_metric}",
-            f"  a hit: 95 % interval beyond δ = {self.delta:.3g} {self.unit} ({self.delta_from}) "
-            f"and q <= 0.05 among {self.n_controls:,} controls",
-        ]
-        if self.exploratory:
-            lines.insert(0, EXPLORATORY)
-        lines += ["", *_table(self.frame())]
-        lines += [f"  left out: {why}" for why in self.left_out.values()]
-        return "\n".join(lines)
-
-
-def _table(frame: pd.DataFrame) -> list[str]:
-    """Aligned lines of the frame, with what needs words in words."""
-    rows = [["method", "hits", "95 % interval", "supports/opposes", "mean |effect|", "agreement"]]
-    more = [name for name in frame.columns[11:] if frame[name].notna().any()]
-    rows[0] += ["seconds", *more]
-    for entry in frame.to_dict("records"):
-        cells = [
-            entry["method"],
-            f"{entry['hits']} of {entry['n']}",
-            f"{entry['low']:.2f} to {entry['high']:.2f}",
-            f"{entry['supports']}/{entry['opposes']}",
-            f"{entry['mean_effect']:.3g}",
-            "" if pd.isna(entry["agreement"]) else f"{entry['agreement']:.2f}",
-            f"{entry['seconds']:.1f}",
-        ]
-        cells += ["" if pd.isna(entry[name]) else f"{entry[name]:.3g}" for name in more]
-        rows.append(cells)
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+_ALIKE = 1e-6  # of a rank correlation: what rounding moves
 
 
 def compare_methods(
@@ -287,6 +75,7 @@ def compare_methods(
     delta: float | None = None,
     controls: Controls | None = None,
     n_random: int = 5,
+    exhaustive: bool | None = None,
     removes: bool | None = None,
     seed: int = 0,
     exploratory: bool = False,
@@ -294,17 +83,21 @@ def compare_methods(
     """Which methods find neurons that matter: a `MethodComparison`.
 
     Every method ranks all neurons on ``explore``. The k strongest of each are edited one by one on
-    ``intervene``, in a single sweep over their union. A *causal hit* is a neuron whose mean effect
-    has a 95 % interval outside [-δ, δ], δ being the 95th percentile of the \\|mean effect\\| of
-    random other neurons of the same layers on the same examples, and whose \\|mean effect\\| is
-    rare among those (rank p, Benjamini–Hochberg q <= 0.05 over the k neurons of its own list). The
-    layers are those any method named, as often as they were named. It is a light form of
-    `verify`'s verdict: no equivalence test, no mixed classes, no control sets.
+    ``intervene``. A *causal hit* is a neuron whose mean effect has a 95 % interval outside [-δ, δ]
+    and whose \\|mean effect\\| is rare among random neurons of its layer (rank p <= 0.05). δ is the
+    layer's: the larger of 1 % of the clean metric's \\|mean\\| and the 95th percentile of those
+    random neurons without its sampling noise. The random neurons are one draw of the layer, by
+    ``seed``, whatever the methods name (a neuron in the draw is compared with the others), and the
+    level is each neuron's own: so a neuron's word depends neither on the list that named it nor
+    on any other method. At most 1 in 20 random neurons is a hit; the row *random* shows how many
+    are. It is a light form of `verify`'s verdict: no equivalence test, no mixed classes, no control
+    sets. A layer with fewer than 100 others is compared with all layers.
 
-    Two rows are always there. *random*: ``n_random`` lists of k neurons drawn over all layers,
-    each tested like a method's; its share is the base rate. *rotated basis*: in a random rotation
-    of each layer, the k directions whose values the metric explains best; ablating direction v
-    turns a into a - (a·v - its mean) v. A method worth its name beats both.
+    Methods whose ranks are the same (a correlation, a difference of means and F on a 0/1 label) are
+    one row. Two rows are always there. *random*: k ``n_random`` neurons drawn over all layers; its
+    share is the base rate. *rotated basis*: in a random rotation of each layer, the k directions
+    whose values the metric explains best; ablating direction v turns a into a - (a·v - its mean) v.
+    A method worth its name beats both.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -318,17 +111,22 @@ def compare_methods(
         do: The edit; default ``ablate("mean", over=explore)``.
         causal_metric: What the edit may change; a metric of the model.
         at, position, layers, prompt, split, gate: As in `rank`; it is edited at the same position.
-        delta: δ, in the metric's unit, instead of the controls' percentile.
-        controls: ``ls.controls(neurons=1000)``: how many random other neurons of the same layers
-            an effect must be rare among. Default: 20 k, so that one hit alone can pass.
-        n_random: Lists of random neurons.
+        delta: δ, in the metric's unit, for all layers.
+        controls: ``ls.controls(neurons=1000)``: how many random neurons of its layer an effect must
+            be rare among (default 200; 21 at least; None for the whole layer). They are edited
+            only in the layers where some effect is beyond 1 % of the clean mean.
+        n_random: Random neurons are ``n_random`` times k.
+        exhaustive: Whether to try *all* neurons of the layers read, for recall at k: of the k of
+            largest \\|effect\\|, how many each method names. None: where they are 2,048 at most. No
+            neuron's word changes by it.
         removes: Whether the edit takes the neuron's work away (only clamping needs it said).
         seed: Of everything that is drawn.
         exploratory: Allow splits that share examples, and mark the result.
 
     Raises:
-        LensSkillsError: Splits that share examples or groups, a position that cannot be edited, a
-            causal metric that is a column of the task, no method that can rank, unknown names.
+        LensSkillsError: Splits that share examples or groups, fewer than 8 groups to try neurons
+            on, a position that cannot be edited, a causal metric that is a column of the task, no
+            method that can rank, too few neurons to compare with, unknown names.
     """
     if k < 1 or n_random < 1:
         raise LensSkillsError(f"k={k}, n_random={n_random}: both must be 1 or more.")
@@ -367,37 +165,54 @@ def compare_methods(
         )
     if do.over is explore:
         do = replace(do, over=ranked.baseline)  # measured already, on the way
-    lists = {name: ranking.top(k) for name, ranking in rankings.items() if ranking.n_ranked}
+    lists = {name: ranking.top(k) for name, ranking in rankings.items()}
     random = drawn.top(k * n_random)
     everyone = torch.stack([drawn.layer, drawn.neuron], dim=1)
-    n_controls = 20 * k if controls is None else controls.neurons
+    whole = len(everyone) <= AUTOMATIC if exhaustive is None else exhaustive
+    named = torch.cat([*lists.values(), random]).unique(dim=0)
+    rotated = ranked.statistics.rotated
+    turned = None
+    if rotated is not None:
+        turned = _rotated(ranked, rotated, intervene, do, watched, k=k, seed=seed)
     ablations = ablation_effects(
         adapter,
         intervene,
-        torch.cat([*lists.values(), random]).unique(dim=0),
+        everyone if whole else named,
         everyone,
         do,
         metric=watched,
         at=at,
         position=reader.position,
         delta=delta,
-        n_controls=len(everyone) if n_controls is None else n_controls,
+        n_controls=N_CONTROLS if controls is None else controls.neurons,
         removes=taken,
         seed=seed,
+        others=None if turned is None else (turned.layers, turned.total),
     )
     # Neurons a method does not rank share its last place.
     agree = spearman(torch.stack([ranking.strength for ranking in rankings.values()]))
+    parts = alike(list(rankings.values()), agree, k)
+    first = torch.tensor([part[0] for part in parts])
+    agree = agree[first][:, first]
+    names = list(rankings)
     rows = []
-    for order, (name, ranking) in enumerate(rankings.items()):
-        tests = (ablations.of(lists[name]),) if name in lists else ()
-        others = [float(agree[order, other]) for other in range(len(agree)) if other != order]
+    for order, part in enumerate(parts):
+        each = [names[place] for place in part]
+        others = [float(agree[order, other]) for other in range(len(parts)) if other != order]
         mean = sum(others) / len(others) if others else None
-        rows.append(MethodRow(name, tests, ranking.seconds, mean))
+        tests = ablations.of(rankings[each[0]].top(k))
+        rows.append(MethodRow(tuple(each), tests, rankings[each[0]].seconds, mean))
+    methods = tuple(row.method for row in rows)
     rows.sort(key=lambda row: (-row.share, -row.mean_effect))
-    if ranked.statistics.rotated is not None:
-        rows.append(_rotated(ranked, ablations, intervene, do, watched, k=k, seed=seed))
-    tests = tuple(ablations.of(part) for part in random.split(k))
-    rows.append(MethodRow(RANDOM, tests, 0.0, None))
+    if turned is not None:
+        tests = ablations.tests(turned.names, turned.layers, turned.total)
+        rows.append(MethodRow((ROTATED,), tests, turned.seconds, None))
+    rows.append(MethodRow((RANDOM,), ablations.of(random), 0.0, None))
+    rows, common = _with_variances(rows, ablations, turned)
+    n_hits = None
+    if whole:
+        rows = _with_recall(rows, ablations, k)
+        n_hits = ablations.of(everyone, n_resamples=1).hits
     return MethodComparison(
         rows=tuple(rows),
         k=k,
@@ -405,40 +220,114 @@ def compare_methods(
         causal_metric=watched.name,
         unit=watched.unit,
         do=ablations.effects.do,
-        delta=ablations.delta,
-        delta_from="95th percentile of the controls" if delta is None else "declared",
-        n_controls=len(ablations.controls),
-        methods=tuple(rankings),
+        floor=ablations.floor,
+        floor_from="1 % of the clean mean" if delta is None else "declared",
+        deltas={f"L{layer}": each.delta for layer, each in ablations.controls.items()},
+        n_controls=max((len(each.names) for each in ablations.controls.values()), default=0),
+        n_swept=len(everyone) if whole else None,
+        n_hits=n_hits,
+        methods=methods,
         spearman=agree,
-        jaccard=jaccard(list(rankings.values()), k),
+        jaccard=jaccard([rankings[names[part[0]]] for part in parts], k),
+        common=common,
         left_out=ranked.left_out,
         site=reader.site.name,
         position=reader.labels[0],
         n_explore=len(explore),
         n_examples=len(intervene),
         n_groups=len(set(ablations.effects.groups)),
+        effective_groups=effective_groups(ablations.effects.groups),
         exploratory=reused,
         provenance={
             **drawn.provenance,
             "intervene": ablations.effects.provenance,
-            "methods": list(rankings),
+            "methods": names,
             "k": k,
         },
     )
 
 
+def alike(
+    rankings: Sequence[Ranking], agree: Float[Tensor, "method other"], k: int
+) -> list[list[int]]:
+    """Places of the rankings that are one: the same ranks to rounding, and the same k strongest."""
+    parts: list[list[int]] = []
+    for place, ranking in enumerate(rankings):
+        for part in parts:
+            same = float(agree[part[0], place]) >= 1 - _ALIKE
+            if same and set(rankings[part[0]].names(k)) == set(ranking.names(k)):
+                part.append(place)
+                break
+        else:
+            parts.append([place])
+    return parts
+
+
+def _with_variances(
+    rows: list[MethodRow], ablations: AblationEffects, turned: "_Directions | None"
+) -> tuple[list[MethodRow], Float[Tensor, "row row2"]]:
+    """The rows, each with what the resampled groups do to its share; and their covariance."""
+    place = {name: row for row, name in enumerate(ablations.effects.names)}
+    hits: dict[str, Tensor] = {}
+    for row in rows:
+        if turned is not None and ROTATED in row.methods:
+            total = turned.total
+        else:
+            own = [place[name] for name in row.tests.names]
+            total = ablations.effects.total[torch.tensor(own, dtype=torch.long)]
+        drawn = ablations.resampled(row.tests, total, N_RESAMPLES)
+        hits |= dict(zip(row.tests.names, drawn, strict=True))
+    common = common_covariance([row.tests.names for row in rows], hits)
+    return [replace(row, common=float(common[at, at])) for at, row in enumerate(rows)], common
+
+
+def _with_recall(rows: list[MethodRow], ablations: AblationEffects, k: int) -> list[MethodRow]:
+    """The rows, each with how many of the k neurons of largest |effect| it names."""
+    names, total = ablations.effects.names, ablations.effects.total
+    k = min(k, len(names))
+
+    def strongest(size: Float[Tensor, "neuron draw"]) -> Bool[Tensor, "neuron draw"]:
+        found = torch.zeros_like(size, dtype=torch.bool)
+        return found.scatter_(0, size.topk(k, dim=0).indices, True)
+
+    top = strongest(total.double().mean(dim=1, keepdim=True).abs())[:, 0]
+    drawn = strongest(ablations.resampled_means(total, N_RECALL).abs())
+    place = {name: row for row, name in enumerate(names)}
+    found = []
+    for row in rows:
+        if ROTATED in row.methods:
+            found.append(row)
+            continue
+        own = [place[name] for name in row.tests.names]
+        lists = max(round(row.n / k), 1) if RANDOM in row.methods else 1
+        inside = {name: drawn[place[name]] for name in row.tests.names}
+        common = common_covariance([row.tests.names], inside, size=[k * lists])
+        n = int(top[own].sum())
+        found.append(replace(row, found=n, found_common=float(common[0, 0])))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Directions:
+    """The directions a rotated basis names, and their effects."""
+
+    names: list[str]
+    layers: list[int]
+    total: Float[Tensor, "k example"]
+    seconds: float
+
+
 def _rotated(
     ranked: Rankings,
-    ablations: AblationEffects,
+    explained: Float[Tensor, " unit"],
     examples: Sequence[Example],
     do: Edit,
     metric: Metric,
     *,
     k: int,
     seed: int,
-) -> MethodRow:
-    reader, explained = ranked.reader, ranked.statistics.rotated
-    assert explained is not None
+) -> _Directions:
+    reader = ranked.reader
     assert reader.adapter is not None
     start = time.perf_counter()
     directions = strongest_directions(explained, reader.site, reader.width, k)
@@ -453,7 +342,7 @@ def _rotated(
         position=reader.position,
     )
     names = [f"L{layer}R{column}" for layer, column in directions.tolist()]
-    return MethodRow(ROTATED, (ablations.tests(names, total),), time.perf_counter() - start, None)
+    return _Directions(names, directions[:, 0].tolist(), total, time.perf_counter() - start)
 
 
 def _check_splits(
@@ -465,6 +354,13 @@ def _check_splits(
             "no examples to intervene on: the split is empty. Loosen the filter, or split anew."
         )
     ids, groups = [example.id for example in intervene], [example.group for example in intervene]
+    n_groups = len(set(groups))
+    if n_groups < FEWEST_GROUPS:
+        raise LensSkillsError(
+            f"{n_groups} groups to try neurons on, but an interval needs {FEWEST_GROUPS} at least. "
+            "Give more groups (of the other split, or a larger task). What each method names can "
+            "be said all the same: rank(model, explore, metric, method=…)."
+        )
     what = known_to(explore, {"example_ids": ids, "groups": groups})
     if what and not exploratory:
         raise LensSkillsError(

@@ -46,7 +46,7 @@ def chance_max_r(n_units: int, n_examples: int) -> float:
     return min(1.0, math.sqrt(2 * math.log(2 * n_units) / n_examples))
 
 
-def wilson_interval(rate: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(rate: float, n: float, *, level: float = 0.95) -> tuple[float, float]:
     """Lower and upper end of the interval of a share of ``n`` independent successes.
 
     Source: Wilson 1927.

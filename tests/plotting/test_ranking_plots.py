@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from lens_skills.plotting.ranking_plots import method_comparison
 from lens_skills.ranking.causal_hits import EffectTests
-from lens_skills.ranking.compare_methods import MethodComparison, MethodRow
+from lens_skills.ranking.method_comparison import MethodComparison, MethodRow
 from tests.plotting.probes import check_repeats, labels, words
 from tests.plotting.test_drawing import overlaps
 
@@ -29,16 +29,17 @@ def make_tests(said: list[str], seed: int) -> EffectTests:
     size = torch.rand(len(said), generator=generator, dtype=torch.float64) - 0.5
     names = tuple(f"L{seed}N{place}" for place in range(len(said)))
     p = torch.full((len(said),), 0.1, dtype=torch.float64)
-    return EffectTests(names, size, size - 0.1, size + 0.1, p, p, tuple(said))
+    return EffectTests(
+        names, (seed,) * len(said), size, size - 0.1, size + 0.1, p, p, p, tuple(said)
+    )
 
 
 def make_comparison() -> MethodComparison:
     rows = [
-        MethodRow(name, (make_tests(said, place),), 1.5, 0.3 if name in METHODS else None)
+        MethodRow((name,), make_tests(said, place), 1.5, 0.3 if name in METHODS else None, 0.002)
         for place, (name, said) in enumerate(WORDS.items())
     ]
-    lists = tuple(make_tests(["supports"] * (place == 0) + ["-"] * 7, 9) for place in range(3))
-    rows.append(MethodRow("random", lists, 0.0, None))
+    rows.append(MethodRow(("random",), make_tests(["supports"] + ["-"] * 21, 9), 0.0, None))
     generator = torch.Generator().manual_seed(0)
     half = torch.rand(4, 4, generator=generator, dtype=torch.float64) * 2 - 1
     ranks = (half + half.T) / 2
@@ -50,18 +51,23 @@ def make_comparison() -> MethodComparison:
         causal_metric="logit_diff",
         unit="nats",
         do="mean ablation over agreement",
-        delta=0.02,
-        delta_from="95th percentile of the controls",
+        floor=0.02,
+        floor_from="1 % of the clean mean",
+        deltas={"L3": 0.02, "L4": 0.05},
         n_controls=200,
+        n_swept=None,
+        n_hits=None,
         methods=("pearson", "taylor", "predictivity", "probeless"),
         spearman=ranks.fill_diagonal_(1),
         jaccard=(half.abs() + half.abs().T) / 2,
+        common=torch.eye(6, dtype=torch.float64) * 0.002,
         left_out={"auroc": "auroc needs numbers"},
         site="mlp.hook_post",
         position="last",
         n_explore=240,
         n_examples=48,
         n_groups=40,
+        effective_groups=40.0,
         provenance={"model": "tiny"},
     )
 
@@ -120,8 +126,8 @@ def test_the_words_say_what_a_hit_is() -> None:
     drawing = method_comparison(make_comparison())
     said = words(drawing)
     assert "whose neurons have an effect on logit_diff" in said
-    assert "beyond δ = 0.02 nats" in said
-    assert "200 controls" in said
+    assert "beyond δ = 0.02 to 0.05 nats" in said
+    assert "among 200 random neurons of its layer" in said
     assert "Left out: auroc." in said
     assert "tried on 48 examples in 40 groups" in said
     assert drawing.name == "method_comparison-label_plural"

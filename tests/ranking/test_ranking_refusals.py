@@ -123,7 +123,7 @@ def test_a_table_ranks_as_the_model_does(tiny: Any, nouns: ls.Task, tmp_path: Pa
 
 
 def test_what_cannot_rank_is_left_out_with_the_reason(tiny: Any, nouns: ls.Task) -> None:
-    explore, intervene = nouns.split(0.5, 0.5, seed=0)
+    explore, intervene = nouns.split(0.34, 0.66, seed=0)
     asked: dict[str, Any] = {"intervene": intervene, "k": 3}
 
     def first_choice(logits: Any, examples: Any) -> Any:
@@ -142,7 +142,7 @@ def test_what_cannot_rank_is_left_out_with_the_reason(tiny: Any, nouns: ls.Task)
 
 
 def test_a_comparison_refuses_what_would_mislead(tiny: Any, nouns: ls.Task) -> None:
-    explore, intervene = nouns.split(0.5, 0.5, seed=0)
+    explore, intervene = nouns.split(0.34, 0.66, seed=0)
     asked: dict[str, Any] = {"methods": ["pearson"], "k": 3}
 
     def said(*splits: Any, **options: Any) -> str:
@@ -150,7 +150,7 @@ def test_a_comparison_refuses_what_would_mislead(tiny: Any, nouns: ls.Task) -> N
         return str(_raised(lambda: compare_methods(tiny, first, PLURAL, intervene=second,
                                            **asked | options)))  # fmt: skip
 
-    assert "explore and intervene share" in said(explore, explore)
+    assert "explore and intervene share" in said(intervene, intervene)
     assert "no examples to intervene on" in said(explore, [])
     assert "known before the model runs" in said(causal_metric=PLURAL)
     assert "pools tokens" in said(position="mean")
@@ -158,8 +158,11 @@ def test_a_comparison_refuses_what_would_mislead(tiny: Any, nouns: ls.Task) -> N
     assert "named twice" in said(methods=["smd", "smd"])
     assert "both must be 1 or more" in said(k=0)
     assert "compares with single neurons" in said(controls=ls.controls(sets=5))
-    assert "other neurons are left" in said(k=60)
-    again = compare_methods(tiny, explore, PLURAL, intervene=explore, exploratory=True, **asked)
+    assert "19 other neurons" in said(controls=ls.controls(neurons=20), delta=1e-9)
+    few = str(_raised(lambda: compare_methods(tiny, intervene, PLURAL, intervene=explore, **asked)))
+    assert "4 groups to try neurons on, but an interval needs 8 at least" in few
+    assert "rank(" in few
+    again = compare_methods(tiny, intervene, PLURAL, intervene=intervene, exploratory=True, **asked)
     assert again.exploratory
     with pytest.raises(LensSkillsError, match="names no neuron as 'decoy'"):
         again.against({"skill": ["L1N1"], "decoy": []})

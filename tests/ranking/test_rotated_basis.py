@@ -48,7 +48,7 @@ def test_a_direction_is_ablated_as_plain_pytorch_does_it(
 def test_other_edits_have_no_rotated_row_and_need_not_be_ablations(
     tiny: Any, nouns: ls.Task
 ) -> None:
-    explore, intervene = nouns.split(0.5, 0.5, seed=0)
+    explore, intervene = nouns.split(0.34, 0.66, seed=0)
     found = compare_methods(
         tiny, explore, "label:plural", intervene=intervene, methods=["pearson"], k=3,
         do=ls.steer(by=2, over=explore), n_random=1,

@@ -34,9 +34,9 @@ def method_comparison(comparison: MethodComparison, *, width: float = 2 * COLUMN
     """Each method's share of neurons with a causal effect, and the agreement of every two methods.
 
     Left: of the k strongest neurons, the share whose removal lowers the metric (supports) and
-    raises it (opposes), with the 95 % interval of both together (over neurons and groups); the band
-    is that of random neurons. Methods that rank alike are one row. Right: above the diagonal the rank correlation over all neurons, below it the overlap
-    of the k strongest.
+    raises it (opposes), with the 95 % interval of both together over neurons and groups; the band
+    is that of random neurons. Methods that rank alike are one row. Right: above the diagonal the
+    rank correlation over all neurons, below it the overlap of the k strongest.
 
     Args:
         comparison: From `compare_methods`.

@@ -13,8 +13,8 @@ from lens_skills.ranking.method_shares import (
     common_covariance,
     difference_interval,
     share_of_hits,
-    sign_test,
 )
+from lens_skills.ranking.task_differences import sign_test
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 from tests.plotting.test_ranking_plots import make_comparison
 from tests.ranking.simulated_effects import made_up

@@ -17,6 +17,7 @@ _ROOMS = {
     "interventions": ("Audit", "DamageMatrix", "DoseResponse", "Effects", "Prescreen", "Verdict"),
     "models": ("SoftPrompt",),
     "ranking": ("MethodComparison", "Ranking"),
+    "resampling": ("Stability",),
     "scoring": (
         "LayerProfile",
         "Predictivity",

@@ -30,6 +30,7 @@ FLOORS = (
     ("generation",),
     ("interventions",),
     ("explanation", "diagnostics", "ranking", "circuits"),
+    ("resampling",),
     ("plotting",),
     ("studies",),
     ("saved",),

@@ -1,6 +1,6 @@
 """How many members random sets share, where each set draws so many from each stratum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,23 @@ class Shared:
         """Those in both over those in either, 0 to 1; 0 where both sets are empty."""
         return self.count / max(self.either, 1)
 
+    @property
+    def kappa(self) -> float:
+        """Agreement beyond chance: 0 where they share what random sets do, 1 where they are equal.
+
+        (shared - expected) / (mean size - expected): Cohen's kappa of "in the set or not" over the
+        population. NaN where chance alone makes them equal, as two empty sets are.
+
+        Source: Cohen 1960; for sets of one size it is Kuncheva's (2007) index.
+        """
+        mean_size = (self.count + self.either) / 2
+        room = mean_size - self.expected
+        return (self.count - self.expected) / room if room > 1e-12 else float("nan")
+
 
 def compare_sets(
-    one: Sequence[tuple[int, int]],
-    other: Sequence[tuple[int, int]],
+    one: Collection[tuple[Any, Hashable]],
+    other: Collection[tuple[Any, Hashable]],
     population: Mapping[Any, int],
 ) -> Shared:
     """What two sets of (stratum, member) share, against chance.
@@ -80,8 +93,31 @@ def shared_by_chance(
     return chances
 
 
-def _by_stratum(members: set[tuple[int, int]]) -> dict[int, int]:
-    counts: dict[int, int] = {}
+def rarely_chosen_by_chance(mean_size: float, population: int, at_least: float) -> float:
+    """At most how many members that are rarely chosen a share of all halves would hold.
+
+    Sets are chosen on pairs of disjoint halves of the data. Of the members whose chance to be
+    chosen on a half is no larger than the average member's, at most q² / (p (2 at_least - 1)) are
+    expected in a share ``at_least`` of the halves, whatever way q of p are chosen.
+
+    Args:
+        mean_size: q, the mean number chosen on a half.
+        population: p, of how many.
+        at_least: The share of the halves, above 0.5.
+
+    Source: Shah & Samworth 2013, theorem 1 with θ = q / p (no assumption but the disjoint halves);
+    the bound of Meinshausen & Bühlmann 2010 without theirs of exchangeability.
+
+    >>> round(rarely_chosen_by_chance(10, 1000, 0.9), 3)
+    0.125
+    """
+    if not 0.5 < at_least <= 1:
+        raise ValueError(f"the bound needs a share above 0.5, not {at_least}")
+    return mean_size**2 / (population * (2 * at_least - 1))
+
+
+def _by_stratum(members: set[tuple[Any, Hashable]]) -> dict[Any, int]:
+    counts: dict[Any, int] = {}
     for stratum, _ in members:
         counts[stratum] = counts.get(stratum, 0) + 1
     return counts

@@ -274,7 +274,7 @@ class Task(Sequence[Example]):
         >>> from lens_skills.tasks import agreement
         >>> task = agreement().where(noun="key", distractor="different")
         >>> task[0].prompt, task.paraphrases()["adverb"][0].prompt
-        ('The key near the trees', 'Apparently, the key near the trees')
+        ('The key that reached the towers', 'Apparently, the key that reached the towers')
         """
         if not self.wordings:
             raise LensSkillsError(

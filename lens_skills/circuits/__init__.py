@@ -10,3 +10,4 @@ from lens_skills.circuits.graph import Edge as Edge
 from lens_skills.circuits.graph import Node as Node
 from lens_skills.circuits.graph import Totals as Totals
 from lens_skills.circuits.paired_cache import equal_length_pairs as equal_length_pairs
+from lens_skills.circuits.whole_graph import GraphAreas as GraphAreas

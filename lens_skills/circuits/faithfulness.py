@@ -6,7 +6,7 @@ edges: a `Curve` per part, together a `Faithfulness`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations import parse_metric
+from lens_skills.circuits.discovery import PROPOSALS
+from lens_skills.circuits.edge_attribution import target_gradients
 from lens_skills.circuits.graph import Circuit, Edge, Node
 from lens_skills.circuits.paired_cache import PairedCache, paired_caches
 from lens_skills.circuits.run_circuit import CircuitRun, EdgeScheme, RandomCircuits
 from lens_skills.circuits.targets import AnswerTarget, Target, upstream_target
+from lens_skills.circuits.whole_graph import GraphAreas, area, graph_areas, rank_edges
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import ModelWeights
 from lens_skills.results import Result, provenance
 from lens_skills.stats.effect_tests import (
+    FEW_GROUPS,
+    FEWEST_GROUPS,
     ClusteredRatio,
     cluster_interval,
     cluster_p,
@@ -84,6 +89,7 @@ class Curve:
         removals: One per edge; empty where they were not asked for.
         equivalent: Whether the 90 % interval at the last size lies in [1 - ε, 1 + ε].
         n_edges: Of the whole graph, at the grain of tokens, heads' channels and MLPs' gates.
+        graph: The whole graph ranked edge by edge, for MIB's areas, where that was asked for.
     """
 
     part: str
@@ -98,6 +104,7 @@ class Curve:
     removals: tuple[Removal, ...]
     equivalent: bool
     n_edges: int
+    graph: GraphAreas | None = None
 
     @property
     def last(self) -> Share:
@@ -210,19 +217,24 @@ class Faithfulness(Result):
             size, of = curve.sizes[-1], curve.n_edges
             same = "within" if curve.equivalent else "not within"
             lines += [
-                f"{curve.part} · {curve.target}: {curve.empty:+.3f} without an edge, "
-                f"{curve.whole:+.3f} with all {of:,} ({curve.unit})",
+                f"{curve.part} · {curve.target}: {curve.empty:+.3g} without an edge, "
+                f"{curve.whole:+.3g} with all {of:,} ({curve.unit})",
                 f"  {'faithfulness':<13} {curve.last} with {_edges(size)}; {same} "
-                f"±{self.epsilon:g} of the whole",
+                f"±{self.epsilon:g} of 1",
                 f"  {'over sizes':<13} mean {curve.area:.2f}, mean distance from 1 "
-                f"{curve.distance:.2f} (1 to {_edges(size)}, log axis)",
+                f"{curve.distance:.2f} (log axis)",
                 f"  {'completeness':<13} {curve.rest} is left with all other edges",
             ]
+            if curve.graph is not None:
+                lines.append(
+                    f"  {'MIB':<13} CPR {curve.graph.cpr:.2f}, CMD {curve.graph.cmd:.2f}: all "
+                    f"{curve.graph.n_edges:,} edges ranked, 0.001 … 1 kept"
+                )
             if curve.p is not None:
                 best = max(row[-1] for row in curve.random)
                 lines.append(
-                    f"  {'equivalence':<13} p = {curve.p:.3f} against {len(curve.random)} random "
-                    f"circuits of {_edges(size)} (largest {best:+.2f})"
+                    f"  {'equivalence':<13} p = {curve.p:.2g} against {len(curve.random)} random "
+                    f"circuits of that size (largest {best:+.2f})"
                 )
             if curve.matter is not None:
                 lines.append(
@@ -236,18 +248,6 @@ def _edges(n: int) -> str:
     return "1 edge" if n == 1 else f"{n:,} edges"
 
 
-def area(x: Sequence[float] | np.ndarray, y: Sequence[float]) -> float:
-    """Mean of y over x by trapezoids; with a single x its y.
-
-    >>> area([0, 1, 3], [0, 1, 1])
-    0.8333333333333334
-    """
-    if len(x) == 1:
-        return float(y[0])
-    heights = (np.asarray(y)[1:] + np.asarray(y)[:-1]) / 2
-    return float((np.diff(x) * heights).sum() / (x[-1] - x[0]))
-
-
 def faithfulness(
     model: Any,
     examples: Sequence[Example],
@@ -258,6 +258,7 @@ def faithfulness(
     n_random: int = 20,
     removals: bool = True,
     epsilon: float = EPSILON,
+    ranked_on: Sequence[Example] = (),
     prompt: SoftPrompt | None = None,
     seed: int = 0,
 ) -> Faithfulness:
@@ -289,14 +290,18 @@ def faithfulness(
         n_random: Random circuits, each at every size.
         removals: Whether to run the circuit without each of its edges.
         epsilon: Of the equivalence test.
+        ranked_on: Pairs, none of them in ``examples``, to rank every edge of the graph on by the
+            circuit's ``proposals``, for MIB's CPR and CMD of the upstream part (`GraphAreas`);
+            none: without them.
         prompt: The soft prompt the circuit was found with.
         seed: Of random circuits and bootstrap.
 
     Raises:
-        LensSkillsError: Nothing confirmed that can run; another model; a gap that includes 0.
+        LensSkillsError: Nothing confirmed that can run; another model; a gap that includes 0;
+            fewer than `FEWEST_GROUPS` groups.
 
-    Source: faithfulness of edges against size, and the areas: Mueller et al. 2025
-    (arXiv 2504.13151), there over shares of all edges on a linear axis; faithfulness,
+    Source: faithfulness of edges against size: Mueller et al. 2025 (arXiv 2504.13151), whose
+    areas are those of `GraphAreas`, not the means over log sizes of `Curve`; faithfulness,
     completeness, minimality: Wang et al. 2022 (arXiv 2211.00593); tests against random circuits:
     Shi et al. 2024 (arXiv 2410.13032).
 
@@ -306,8 +311,13 @@ def faithfulness(
     _same_model(adapter, circuit)
     asked = circuit.metric if metric is None else metric
     answer = AnswerTarget(parse_metric(asked, examples, asked="faithfulness"))
-    caches = paired_caches(ModelWeights(adapter), examples, answer.metric)
     groups = [example.group for example in examples]
+    if len(set(groups)) < FEWEST_GROUPS:
+        raise LensSkillsError(
+            f"{len(set(groups))} groups of pairs: shares of so few say nothing. Give pairs of "
+            f"{FEWEST_GROUPS} groups or more ({FEW_GROUPS} for intervals that hold what they say)."
+        )
+    caches = paired_caches(ModelWeights(adapter), examples, answer.metric)
     curves: list[Curve] = []
     notes: list[str] = []
     for totals in circuit.totals:
@@ -321,15 +331,20 @@ def faithfulness(
         one = CircuitEvaluation(
             totals.part, held, tuple(tested), circuit.start, target, caches, groups, seed
         )
-        curves.append(
-            one.curve(
-                sizes=None if sizes is None else [k for k in sizes if k <= len(held)],
-                n_random=n_random,
-                removals=removals,
-                epsilon=epsilon,
-                n_edges=_count(one),
-            )
+        curve = one.curve(
+            sizes=None if sizes is None else [k for k in sizes if k <= len(held)],
+            n_random=n_random,
+            removals=removals,
+            epsilon=epsilon,
+            n_edges=_count(one),
         )
+        if ranked_on and one.upstream:
+            ranking = paired_caches(caches[0].weights, ranked_on, answer.metric)
+            there = upstream_target(circuit, ranked_on) if ends_there else answer
+            propose = PROPOSALS.get(circuit.proposals, target_gradients)
+            ranked = rank_edges(ranking, there, propose)
+            curve = replace(curve, graph=graph_areas(caches, target, ranked))
+        curves.append(curve)
     if not curves:
         raise LensSkillsError(
             f"no confirmed edge of the circuit of {circuit.target} can run, so there is nothing "

@@ -191,12 +191,14 @@ class _State:
     Attributes:
         parents: Of each set.
         drift: What free nodes have added to the residual stream; None where none are free.
+        sent: What each set's nodes write now, once it is known (no block below changes again).
     """
 
     parents: list[Parents]
     z: dict[int, Float[Tensor, "set example column head d_head"]] = field(default_factory=dict)
     post: dict[int, Float[Tensor, "set example column d_mlp"]] = field(default_factory=dict)
     drift: Float[Tensor, "set example column d_model"] | None = None
+    sent: dict[tuple[int, Node], Tensor | None] = field(default_factory=dict)
 
 
 class CircuitRun:
@@ -280,7 +282,9 @@ class CircuitRun:
         for node in distinct:
             if node.kind == "neuron" and (node.layer, node.position) in whole:
                 continue
-            part = self._sent(now, which, node)
+            if (which, node) not in now.sent:
+                now.sent[which, node] = self._sent(now, which, node)
+            part = now.sent[which, node]
             if part is not None:
                 total = part if total is None else total + part
         return None if total is None else (-total if self.scheme.removed else total)

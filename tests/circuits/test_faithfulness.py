@@ -12,13 +12,13 @@ import torch
 from lens_skills.circuits import Circuit, Edge, Node, Totals
 from lens_skills.circuits.faithfulness import (
     Faithfulness,
-    area,
     distinct,
     explored,
     faithfulness,
     sizes_of,
 )
 from lens_skills.circuits.run_circuit import RandomCircuits
+from lens_skills.circuits.whole_graph import area
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
 from lens_skills.models.weights import ModelWeights
@@ -278,6 +278,8 @@ def test_what_cannot_be_said_is_refused(planted_model: Any) -> None:
     )
     with pytest.raises(LensSkillsError, match="which includes 0"):
         run(planted_model, silent)
+    with pytest.raises(LensSkillsError, match="7 groups of pairs: shares of so few say nothing"):
+        run(planted_model, of_neuron(), 7)
 
 
 def test_the_card_and_tables_say_what_was_found(planted_model: Any) -> None:

@@ -183,7 +183,6 @@ def test_every_edge_has_its_number_its_interval_and_its_sign() -> None:
     )
     assert strong == 3.0
     assert 0.5 <= weak < 0.6
-    assert "unexplained 21%" in written
     assert "unexplained −6%" in written
     assert "answer: logit_diff" in written
     for name in ("L20H3-5", "L20H3", "token", "L29N1010", "L28N907"):

@@ -10,6 +10,7 @@ not fit.
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import textwrap
@@ -39,6 +40,18 @@ _R = TypeVar("_R", bound="Result")
 
 class Result:
     """What a verb hands back: a frozen dataclass that is saved to a folder and read back."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Every card keeps within `CARD_WIDTH`, whatever names stand in it."""
+        super().__init_subclass__(**options)
+        card = vars(cls).get("__repr__")
+        if card is not None:
+
+            @wraps(card)
+            def folded(self: Any) -> str:
+                return fold(card(self))
+
+            cls.__repr__ = folded  # type: ignore[method-assign]
 
     def save(self, folder: str | Path) -> Path:
         """Writes the result into a folder of its own, in place of one of its kind saved before.
@@ -504,6 +517,24 @@ def file_name(*parts: str) -> str:
 
 CARD_WIDTH = 80
 """Columns of a printed card."""
+
+
+def fold(card: str) -> str:
+    """A card whose longer lines go on in the next one, four columns further in.
+
+    >>> max(len(line) for line in fold("  " + "word " * 40).splitlines()) <= CARD_WIDTH
+    True
+    """
+    lines = []
+    for line in card.split("\n"):
+        inside = min(len(line) - len(line.lstrip()), 8)
+        if len(line) <= CARD_WIDTH:
+            lines.append(line)
+            continue
+        # What stood in columns cannot any longer: two spaces still keep it apart.
+        text = re.sub(" {3,}", "  ", line.strip())
+        lines += card_lines(text, indent=inside, hang=4)
+    return "\n".join(lines)
 
 
 def card_lines(text: str, *, indent: int = 0, hang: int = 2) -> list[str]:

@@ -28,7 +28,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.adapter import identity
-from lens_skills.results import work_folder
+from lens_skills.results import card_lines, work_folder
 
 _FORMAT = 1
 ARRAY, MANIFEST = "activations.npy", "manifest.json"
@@ -71,6 +71,18 @@ class ActivationTable:
                 f"{_FORMAT}. Write it anew with ls.capture."
             )
         return cls(folder, tuple(manifest["layers"]), manifest)
+
+    def __repr__(self) -> str:
+        about, layers = self.manifest, self.layers
+        n, metrics = len(about["example_ids"]), ", ".join(about["metrics"]) or "none"
+        which = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
+        lines = [
+            f"activations of {about.get('model', 'a model')}: {about['site']} at "
+            f"{', '.join(about['positions'])}, {which}, {n:,} examples",
+            f"metrics of the model's output beside them: {metrics}",
+            f"on disk in {self.path}; score takes it in place of a model",
+        ]
+        return "\n".join(line for text in lines for line in card_lines(text))
 
     def activations(self) -> np.ndarray:
         """All activations, memory-mapped: ``example (pos) layer neuron``."""

@@ -27,12 +27,12 @@ from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditRows, edited_places
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import PartialForwards
-from lens_skills.interventions.effects import Effects, effect_metric, reads_answers
+from lens_skills.interventions.effects import CARD_ROWS, Effects, effect_metric, reads_answers
 from lens_skills.models import EditHook, ModelAdapter, ReadHook, as_adapter, keep_activation
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume
 from lens_skills.models.weights import LayerSite
-from lens_skills.results import Result
+from lens_skills.results import Result, card_lines
 from lens_skills.stats.correlation import rank_agreement
 
 
@@ -91,6 +91,26 @@ class Prescreen(Result):
         if self.predicted is not None:
             frame["predicted"] = self.predicted.mean(1).numpy()
         return frame
+
+    def __repr__(self) -> str:
+        lines = [
+            *card_lines(f"what the gradient of {self.metric} expects · {len(self.names):,} units"),
+            *card_lines(
+                f"at {self.position}; taylor: |change of {self.metric}| at zero, to first order"
+                + (f"; predicted: under {self.do}" if self.predicted is not None else ""),
+                indent=2,
+            ),
+        ]
+        for name in self.top(CARD_ROWS):
+            place = self.names.index(name)
+            row = f"    {name:12} {float(self.taylor[place]):.3g}"
+            if self.predicted is not None:
+                row += f"  predicted {float(self.predicted[place].mean()):+.3g}"
+            lines.append(row)
+        if len(self.names) > CARD_ROWS:
+            lines.append(f"    … {len(self.names) - CARD_ROWS:,} more: .frame()")
+        lines += card_lines("An estimate, not an effect: sweep or verify measures it.", indent=2)
+        return "\n".join(lines)
 
 
 def prescreen(

@@ -38,7 +38,7 @@ from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
-from lens_skills.results import Checkpoint, Result, provenance, resumable
+from lens_skills.results import Checkpoint, Result, card_lines, provenance, resumable
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Effects(Result):
             not asked for or the metric does not allow it.
         example_ids, groups: Of the examples, in order.
         metric, unit: What was measured.
-        do: The intervention in words, such as ``"mean ablation over agreement, 0.4 of all #1"``.
+        do: The intervention in words, such as ``"mean ablation over agreement, explore split"``.
         site, position: Where it acts.
         provenance: Model, task, split, seed and versions behind the numbers.
     """
@@ -82,6 +82,47 @@ class Effects(Result):
         if self.direct is not None:
             columns["direct"] = self.direct.mean(dim=1).numpy()
         return pd.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        n, n_groups = len(self.example_ids), len(set(self.groups))
+        unit = f" ({self.unit})" if self.unit else ""
+        where = f"{self.site} at {self.position}"
+        lines = [
+            *card_lines(f"{self.do}: its effect on {self.metric}{unit}"),
+            *card_lines(
+                f"{len(self.names):,} sets at {where} · {n:,} examples in {n_groups:,} groups"
+            ),
+        ]
+        if not self.names or not n:
+            return "\n".join(lines)
+        lines += card_lines(
+            f"clean mean {float(self.clean.mean()):+.3g}; edited minus clean, mean over examples "
+            "(± std over examples), the largest first:",
+            indent=2,
+        )
+        means, spread = self.total.mean(dim=1), self.total.std(dim=1, correction=0)
+        shown = means.abs().argsort(descending=True, stable=True)[:CARD_ROWS].tolist()
+        width = max(len(_shortened(self.names[place])) for place in shown)
+        for place in shown:
+            row = f"    {_shortened(self.names[place]):{width}}  {float(means[place]):+10.3g}"
+            row += f"  (± {float(spread[place]):.2g})"
+            if self.direct is not None:
+                row += f"  direct {float(self.direct[place].mean()):+.3g}"
+            lines.append(row)
+        if len(self.names) > len(shown):
+            lines.append(f"    … {len(self.names) - len(shown):,} more: .frame()")
+        lines += card_lines(
+            "No controls and no test: verify says which effects are real.", indent=2
+        )
+        return "\n".join(lines)
+
+
+CARD_ROWS = 10
+"""So many rows are on a card; all are in its frame."""
+
+
+def _shortened(name: str, longest: int = 30) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 2]} …"
 
 
 @resumable

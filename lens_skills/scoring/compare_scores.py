@@ -84,10 +84,10 @@ class ScoreComparison(Result):
                 else "no null, so no significant neuron"
             )
             lines.append(
-                "  #{one} and #{other}: {shared} of the {top} strongest in both; by chance "
+                "  passes {first} and {second}: {shared} of the {top} strongest in both; by chance "
                 "{expected:.1f}, with these layers {expected_by_layer:.1f} (p = {p_by_layer:.2g}); "
                 "rank correlation of |r| {rank_r:+.2f}; {signs}".format(
-                    **row, top=self.top, signs=signs
+                    **row, first=row["one"] + 1, second=row["other"] + 1, top=self.top, signs=signs
                 )
             )
         if bool((self.n_significant >= 0).all()):

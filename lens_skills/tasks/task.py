@@ -12,6 +12,7 @@ import pandas as pd
 
 from lens_skills.data import Example, in_turns
 from lens_skills.errors import LensSkillsError, did_you_mean
+from lens_skills.results import fold
 
 MANY_VALUES = 12  # a numeric column with more distinct values is stratified by its quarters
 SPLITS = ("explore", "confirm", "intervene")
@@ -105,10 +106,12 @@ class Task(Sequence[Example]):
 
     def __repr__(self) -> str:
         first, labels = self.examples[0], ", ".join(self._names("labels")) or "none"
-        return (
+        # Of a long prompt (shots, a passage), its end: where the answer follows.
+        prompt = first.prompt if len(first.prompt) <= 200 else f"… {first.prompt[-200:]}"
+        return fold(
             f"Task({self.name!r}, {self.split_name}: {len(self):,} examples in "
             f"{len(self.groups):,} groups, labels {labels}; "
-            f"first {first.prompt!r} -> {first.answer!r})"
+            f"first {prompt!r} -> {first.answer!r})"
         )
 
     @property

@@ -149,7 +149,7 @@ def test_comparison_is_what_a_loop_counts(case: Case) -> None:
     assert found.stable[0].tolist() in ([0, 3], [1, 7])
     frame = found.frame()
     assert frame["shared"].tolist() == found.shared.tolist()
-    assert "#0 and #1" in repr(found)
+    assert "passes 1 and 2: " in repr(found)
     assert "3 neurons significant with one sign in every prompt" in repr(found)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from lens_skills.activations import Metric, Position
 from lens_skills.activations.components import Component
 from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.features import Feature
 from lens_skills.explanation.shortcut_report import ControlledEffect
 from lens_skills.interventions import Edit
@@ -23,11 +24,14 @@ from lens_skills.interventions.control_neurons import component_table, nearest
 from lens_skills.interventions.effects import measure_effects
 from lens_skills.models import ModelAdapter
 from lens_skills.stats.effect_estimates import estimate
-from lens_skills.stats.effect_tests import delta_from_controls
+from lens_skills.stats.effect_tests import FEWEST_GROUPS, cluster_error
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 FEWEST = 10
-"""Examples that either part must hold for a difference between them."""
+"""Examples, of `FEWEST_GROUPS` groups, that either part must hold for a difference between them."""
+
+LEAST_SHARE = 0.01
+"""Of the clean metric: an effect below it does not matter, however little the controls do."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +99,20 @@ class ConditionalEffects:
     Attributes:
         total: Edited minus clean, one row per neuron.
         controls: The same of each neuron's matched controls.
+        clean: The metric without the edit.
         groups: Of the examples.
         do, unit: The edit and the metric's unit, in words.
     """
 
     total: Float[Tensor, "neuron example"]
     controls: tuple[Tensor, ...]  # each Float[Tensor, "control example"]
+    clean: Float[Tensor, " example"]
     groups: tuple[str, ...]
     do: str
     unit: str
 
     def overall(self, delta: float | None) -> list[ControlledEffect]:
-        """The mean effect on all examples of each neuron."""
+        """The mean effect on all examples of each neuron; ``delta`` of None: from its controls."""
         return list(self._effects(dict.fromkeys(range(len(self.total))), delta).values())
 
     def differences(
@@ -116,26 +122,30 @@ class ConditionalEffects:
         parts = {
             neuron: part
             for neuron, part in enumerate(present)
-            if part is not None and min(int(part.sum()), int((~part).sum())) >= FEWEST
+            if part is not None and self._enough(part) and self._enough(~part)
         }
         found = self._effects(parts, delta)
         return [found.get(neuron) for neuron in range(len(present))]
+
+    def _enough(self, part: Bool[Tensor, " example"]) -> bool:
+        inside = {self.groups[place] for place in part.nonzero()[:, 0].tolist()}
+        return int(part.sum()) >= FEWEST and len(inside) >= FEWEST_GROUPS
 
     def _effects(
         self, parts: Mapping[int, Bool[Tensor, " example"] | None], delta: float | None
     ) -> dict[int, ControlledEffect]:
         """The effect of each neuron on its part less the rest (None: on all examples)."""
-        values, null, p = [], [], []
+        values, bars, p = [], [], []
         for neuron, part in parts.items():
             mine = influence(self.total[neuron][None], part)
-            theirs = influence(self.controls[neuron], part).mean(1).abs()
+            theirs = influence(self.controls[neuron], part)
             values.append(mine[0])
-            null.append(theirs)
-            p.append(rank_p(mine.mean(1).abs(), theirs))
+            p.append(rank_p(mine.mean(1).abs(), theirs.mean(1).abs()))
+            bars.append(
+                smallest_that_matters(theirs, self.groups, self.clean) if delta is None else delta
+            )
         if not values:
             return {}
-        if delta is None:
-            delta = delta_from_controls(torch.cat(null))
         found = estimate(torch.stack(values), self.groups)
         q = false_discovery_q(torch.cat(p))
         return {
@@ -146,10 +156,37 @@ class ConditionalEffects:
                 },
                 p=float(p[n]),
                 q=float(q[n]),
-                delta=delta,
+                delta=bars[n],
             )
             for n, neuron in enumerate(parts)
         }
+
+
+def smallest_that_matters(
+    controls: Float[Tensor, "control example"],
+    groups: Sequence[str],
+    clean: Float[Tensor, " example"],
+) -> float:
+    """δ: what matched neurons reach, less the noise of measuring it, at least 1 % of the metric.
+
+    sqrt(max(q² - se², 0)) with q the 95th percentile of the controls' |mean effect| and se² the
+    median of their squared standard errors over groups; at least `LEAST_SHARE` of the |clean mean|.
+    It hangs on this neuron's controls alone, not on which others are on trial.
+
+    Raises:
+        LensSkillsError: Both are 0.
+    """
+    reached = controls.mean(1).abs().quantile(0.95).square()
+    noise = cluster_error(controls, groups).square().median()
+    delta = max(
+        float((reached - noise).clamp(min=0).sqrt()), LEAST_SHARE * abs(float(clean.mean()))
+    )
+    if delta == 0:
+        raise LensSkillsError(
+            "δ would be 0: the edit changes nothing in 95 % of the matched neurons, and the metric "
+            "has a mean of 0. Declare it in the metric's unit: delta=…"
+        )
+    return delta
 
 
 def influence(
@@ -208,6 +245,7 @@ def ablate_each(
     return ConditionalEffects(
         total=effects.total[: len(units)],
         controls=tuple(effects.total[[place[unit] for unit in some]] for some in drawn),
+        clean=effects.clean,
         groups=effects.groups,
         do=effects.do,
         unit=effects.unit,

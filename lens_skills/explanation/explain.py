@@ -11,25 +11,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations import DEFAULT_SITE, Position, soft_position
+from lens_skills.activations import (
+    DEFAULT_SITE,
+    Position,
+    evaluate,
+    parse_metric,
+    soft_position,
+)
 from lens_skills.activations.activation_reader import read_neurons, read_tokens
 from lens_skills.activations.components import Component, parse_components
 from lens_skills.activations.locations import parse_position
 from lens_skills.data import Example, halves
 from lens_skills.errors import LensSkillsError
+from lens_skills.explanation.disguises import disguises, label_columns, stands_for, told
 from lens_skills.explanation.explanations import ALPHA, Explanation, Explanations
-from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, disguised, feature_bank
+from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, feature_bank
 from lens_skills.explanation.feature_tests import FeatureAssociation, associate
 from lens_skills.explanation.token_logits import logits_of
-from lens_skills.models import SoftPrompt, with_soft_prompt
+from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.results import provenance
-from lens_skills.stats.effect_tests import FEW_GROUPS
+from lens_skills.stats.effect_tests import FEW_GROUPS, FEWEST_GROUPS, effective_groups
 
 ACCEPTED = 0.6
 """Share of the top examples from which on a feature is accepted as a heuristic (2410.21272)."""
 
 _FEWEST = 10  # examples per half
-_FEWEST_GROUPS = 8  # of the measured half: below it exchanging groups hardly gives p <= 0.05
 _DIGITS = 6  # of a share or a p: more are noise
 
 
@@ -39,6 +45,7 @@ def explain(
     neurons: Any,
     *,
     features: FeatureBank | None = None,
+    metric: Any = None,
     at: str | None = None,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
@@ -54,11 +61,16 @@ def explain(
     other it is measured: the variance it explains, its share among the neuron's top and bottom
     examples, its mutual information; each against exchanges of the feature that respect groups.
 
+    Every feature is also held against the task's labels and the metric: one on which η² of any of
+    them is 0.8 or more stands for it (``disguises``), and what it explains cannot be told from it.
+
     Args:
         model: A HookedTransformer or TransformerBridge.
         task: A Task or examples: any that did not serve to choose the neurons are better.
         neurons: Names, (layer, index) rows, a `Selection`, or ``scores["metric"].top(20)``.
         features: From `feature_bank`; by default all that is found in the task.
+        metric: What the neurons were chosen for, to be held against the features; default a
+            selection's, else labels only. One that the model computes takes a pass more.
         at: The site of neurons named by hand; default a selection's, else ``mlp.hook_post``.
         position: Where in the prompt; default where the selection was scored, else ``"last"``.
         prompt: A soft prompt to read every example with.
@@ -70,10 +82,13 @@ def explain(
 
     Raises:
         LensSkillsError: No examples or neurons; a bank of which no feature varies here; fewer
-            groups than a null can be drawn from.
+            than `FEWEST_GROUPS` groups to measure on, unless no null is asked for.
 
     Does not show: that the feature is what the neuron reads, as features go together; nor that the
     neuron does anything with it. `shortcuts` and `verify` intervene.
+
+    Source: variance explained, Gurnee et al. 2024 (arXiv 2401.12181); overlap, Nikankin et al. 2024
+    (arXiv 2410.21272).
     """
     if len(task) == 0:
         raise LensSkillsError("no examples to explain neurons on: the task is empty.")
@@ -106,6 +121,8 @@ def explain(
             f"{site} at {parse_position(where).labels[0]} does not vary. Choose another position, "
             "other neurons, or examples they fire on."
         )
+    same = disguises(bank.only(*kept), values, _held_against(adapter, task, neurons, metric))
+    stands = stands_for(same)
     k = max(1, min(k, len(parts[1]) // 5))
     design = FeatureMatrix.of([bank[name] for name in kept], values)
     found = associate(
@@ -122,7 +139,9 @@ def explain(
         explained.append(
             Explanation(
                 name=one.name,
-                rows=feature_rows(found, int(place[number]), bank, kept, gated=adapter.gated)
+                rows=feature_rows(
+                    found, int(place[number]), bank, stands, kept, gated=adapter.gated
+                )
                 if is_active
                 else (),
                 top=tokens[number][:half],
@@ -133,10 +152,16 @@ def explain(
                 note="" if is_active else "never active on these examples: it does not vary",
             )
         )
-    n_groups = len({groups[row] for row in parts[1].tolist()})
+    measured = [groups[row] for row in parts[1].tolist()]
+    n_groups = len(set(measured))
     return Explanations(
         neurons=tuple(explained),
-        features=bank.only(*kept).frame().assign(exchange=list(found.schemes) or [""] * len(kept)),
+        features=bank.only(*kept)
+        .frame()
+        .assign(
+            exchange=list(found.schemes) or [""] * len(kept),
+            stands_for=[stands.get(name, "") for name in kept],
+        ),
         site=site,
         position=parse_position(where).labels[0],
         n_fitted=len(parts[0]),
@@ -145,7 +170,11 @@ def explain(
         k=k,
         n_permutations=n_permutations,
         left_out=left_out,
-        notes=tuple(notes_on(task, bank, values, left_out, active, n_groups, n_permutations, kept)),
+        notes=(
+            *notes_on(left_out, active, measured, n_permutations, len(kept)),
+            *disguise_notes(same),
+        ),
+        disguises=same,
         provenance={
             **provenance(task, adapter),
             "example_ids": [example.id for example in task],
@@ -177,11 +206,12 @@ def check_halves(
             f"features on and {len(parts[1])} to measure them on; {_FEWEST} of each are the least. "
             "Give more examples."
         )
-    if n_draws and n_groups < _FEWEST_GROUPS:
+    if n_draws and n_groups < FEWEST_GROUPS:
         raise LensSkillsError(
-            f"{n_groups} groups in the half that is measured are too few for a null: exchanging "
-            f"whole groups needs {_FEWEST_GROUPS} at least. Give more groups, or say "
-            "n_permutations=0 and read no p."
+            f"{n_groups} groups in the half that is measured are too few for a null or an "
+            f"interval: exchanging whole groups needs {FEWEST_GROUPS} at least. Give more groups "
+            f"(the task has {len(set(groups))}), or say n_permutations=0: then features are ranked "
+            "and what they explain of these examples is printed, without any p."
         )
     return parts
 
@@ -219,7 +249,13 @@ def _extremes(activations: Float[Tensor, "neuron row"], n: int) -> list[list[int
 
 
 def feature_rows(
-    found: FeatureAssociation, neuron: int, bank: FeatureBank, names: Sequence[str], *, gated: bool
+    found: FeatureAssociation,
+    neuron: int,
+    bank: FeatureBank,
+    stands: Mapping[str, str],
+    names: Sequence[str],
+    *,
+    gated: bool,
 ) -> tuple[Mapping[str, Any], ...]:
     """One neuron's features, best on the fitted half first; None where a number is not defined."""
     order = found.explained_fitted[neuron].argsort(descending=True, stable=True)
@@ -241,8 +277,12 @@ def feature_rows(
                 "kind": feature.kind,
                 "surface": feature.surface,
                 "family": feature.family,
+                "stands_for": stands.get(feature.name, ""),
                 "explained_fitted": number("explained_fitted"),
+                "ranked_first": number("first"),
                 "variance_explained": number("explained"),
+                "low": number("explained_low"),
+                "high": number("explained_high"),
                 "direction": int(found.direction[neuron, place]),
                 "overlap_top": top,
                 "overlap_bottom": bottom,
@@ -265,17 +305,63 @@ def _accepted(share: float | None, p: float | None) -> bool:
     return share is not None and share >= ACCEPTED and (p is None or p <= ALPHA)
 
 
+def _held_against(
+    adapter: ModelAdapter, task: Sequence[Example], neurons: Any, metric: Any
+) -> dict[str, np.ndarray]:
+    """The metric the neurons were chosen for, where it can be known, and the labels."""
+    wanted = None
+    if metric is not None:
+        wanted = parse_metric(metric, task, asked="explain(metric=…)")
+    elif isinstance(chosen := getattr(neurons, "metric", None), str):
+        try:
+            wanted = parse_metric(chosen, task, asked="explain(metric=…)")
+        except LensSkillsError:
+            wanted = None  # one of the user's own functions, which only its name is left of
+    labels = label_columns(task)
+    if wanted is None:
+        return labels
+    return metric_column(wanted.name, evaluate(adapter, task, [wanted])[wanted.name]) | labels
+
+
+def metric_column(name: str, values: Float[Tensor, " row"]) -> dict[str, np.ndarray]:
+    """A metric as a column to hold features against; a label is called as the labels are."""
+    kind, _, column = name.partition(":")
+    called = f"label {column}" if kind == "label" else f"metric {name}"
+    return {called: values.double().numpy()}
+
+
+def disguise_notes(same: pd.DataFrame) -> list[str]:
+    """What to say of surface features that stand for a label or the metric; warns of the user's."""
+    notes = []
+    surface = same[same["surface"]]
+    mine, theirs = (surface[(surface["family"] == "yours") == own] for own in (True, False))
+    for row in mine.drop_duplicates("feature").itertuples():
+        text = (
+            f"the feature {row.feature!r} is the {row.column} in disguise (η² = "
+            f"{row.eta_squared:.2f}): what it explains is the task. Mark it so: feature_bank(…, "
+            "task_defining=[…])"
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        notes.append(text)
+    if n := theirs["feature"].nunique():
+        verb, what = ("feature stands", "it explains")
+        if n > 1:
+            verb, what = ("features stand", "they explain")
+        notes.append(
+            f"{n} surface {verb} for a label or the metric here: {told(theirs)}: what {what} "
+            "cannot be told from it (see disguises)"
+        )
+    return notes
+
+
 def notes_on(
-    task: Sequence[Example],
-    bank: FeatureBank,
-    values: pd.DataFrame,
     left_out: Mapping[str, str],
     active: Bool[Tensor, " neuron"],
-    n_groups: int,
+    groups: Sequence[str],
     n_draws: int,
-    kept: Sequence[str],
+    n_features: int,
 ) -> list[str]:
-    """What a reader must know before quoting a number; warns of labels in disguise."""
+    """What a reader must know before quoting a number; ``groups``: of the measured half."""
     notes = []
     if silent := int((~active).sum()):
         notes.append(f"{silent} of {len(active)} neurons are never active on these examples")
@@ -286,22 +372,20 @@ def notes_on(
             + (", …" if len(left_out) > 4 else "")
             + " (see left_out)"
         )
-    labels = {
-        f"label {name!r}": np.array([float(e.labels[name]) for e in task])
-        for name in {name for e in task for name in e.labels}
-        if all(not isinstance(e.labels.get(name), str | None) for e in task)
-    }
-    mine = [name for name in kept if bank[name].family == "yours" and bank[name].surface]
-    for name, (label, r) in disguised(labels, values, mine).items():
-        text = (
-            f"the feature {name!r} is the {label} in disguise (r = {r:+.2f}): what it explains is "
-            "the task. Mark it so: feature_bank(…, task_defining=[…])"
+    n_groups, equal = len(set(groups)), effective_groups(groups)
+    if n_groups < FEWEST_GROUPS:
+        notes.append(
+            f"{n_groups} of the {FEWEST_GROUPS} groups that a p or an interval takes are in the "
+            "measured half: the shares are those of these examples and say nothing about others"
         )
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
-        notes.append(text)
-    if n_draws and n_groups < FEW_GROUPS:
+    elif equal < FEWEST_GROUPS:
+        notes.append(
+            f"the {n_groups} groups of the measured half are so uneven that they say as much as "
+            f"{equal:.1f} of one size: do not trust the intervals"
+        )
+    elif n_draws and n_groups < FEW_GROUPS:
         notes.append(f"{n_groups} groups on the measured half are few: p is coarse")
-    n_tests = int(active.sum()) * len(kept)
+    n_tests = int(active.sum()) * n_features
     if n_draws:
         needed = math.ceil(n_tests / (ALPHA * (1 + n_draws)) - 1e-9)
         if needed > 1:

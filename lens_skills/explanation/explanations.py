@@ -11,10 +11,12 @@ from torch import Tensor
 from lens_skills.activations.activation_reader import Excerpt
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.token_logits import TokenLogits, shown
-from lens_skills.results import Result
+from lens_skills.results import CARD_WIDTH, Result, card_lines
 
 ALPHA = 0.05
 _EXAMPLES = 3  # so many are printed
+_FIRM = 0.8  # of resamples from which on a first place is firm
+_AS_GOOD = 0.005  # shares that are printed alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,10 @@ class Explanation:
     def features(self) -> pd.DataFrame:
         """One row per feature, ranked by the variance explained on the *fitted* half.
 
-        All else is measured on the other half: ``variance_explained``; ``direction`` (+1 where the
+        ``ranked_first``: in what share of resamples of that half's groups it ranks first;
+        ``stands_for``: the label or metric that it says by another name (see
+        `Explanations.disguises`). All else is measured on the other half: ``variance_explained``
+        with its 95 % interval over groups, ``low`` and ``high``; ``direction`` (+1 where the
         neuron is higher with the feature); ``overlap_top``, ``overlap_bottom``, ``base`` and
         ``lift`` (overlap_top / base) of flags; ``information`` (bits); ``p`` (family-wise over the
         neuron's features) and ``q`` (over all neurons and features) of the variance explained;
@@ -57,6 +62,11 @@ class Explanation:
     def best(self) -> Mapping[str, Any] | None:
         """The row of the feature that explained most on the fitted half."""
         return self.rows[0] if self.rows else None
+
+    @property
+    def leader(self) -> Mapping[str, Any] | None:
+        """The row of the feature that explains most on the *measured* half."""
+        return max(self.rows, key=lambda row: row["variance_explained"]) if self.rows else None
 
     @property
     def accepted(self) -> list[str]:
@@ -76,42 +86,77 @@ class Explanation:
         )
 
     def __repr__(self) -> str:
-        lines = [f"{self.name} · {self.note or self._driven()}"]
-        for row in self.rows[1:3]:
-            if row["variance_explained"] >= 0.01:
-                lines.append(f"  next       {row['feature']} ({_share(row)})")
+        lines = self._driven()
+        lines += self._others()
         if named := self.accepted:
             more = f" and {len(named) - 4} more" if len(named) > 4 else ""
-            lines.append(f"  top/bottom examples: {'; '.join(named[:4])}{more}")
+            lines += card_lines(f"top/bottom examples: {'; '.join(named[:4])}{more}", indent=2)
         if self.writes is not None:
-            lines.append(f"  promotes {shown(self.writes.promoted, 5)}")
-            lines.append(f"  suppresses {shown(self.writes.suppressed, 5)}")
+            lines += card_lines(f"promotes {shown(self.writes.promoted, 5)}", indent=2)
+            lines += card_lines(f"suppresses {shown(self.writes.suppressed, 5)}", indent=2)
         # A neuron that mostly fires below 0 is told by its lowest examples.
         low = sum(e.activation for e in self.top) < -sum(e.activation for e in self.bottom)
         word, some = ("lowest", self.bottom) if low else ("strongest", self.top)
         for place, excerpt in enumerate(some[:_EXAMPLES]):
-            lines.append(f"  {'' if place else word:<10} {excerpt}")
+            lines.append(clipped(f"  {'' if place else word:<10} {excerpt}"))
         return "\n".join(lines)
 
-    def _driven(self) -> str:
+    def _driven(self) -> list[str]:
+        """What drives it, in words; then the numbers, each with what it is."""
         row = self.best
         if row is None:
-            return "tested for no feature"
+            return card_lines(f"{self.name} · {self.note or 'tested for no feature'}")
         is_flag = row["kind"] == "flag"
         up, down = ("higher where ", "lower where ") if is_flag else ("rises with ", "falls with ")
         verb = {1: up, -1: down}.get(row["direction"], "differs with ")
         known = row["p"] is not None
         sure = not known or (row["p"] <= ALPHA and row["variance_explained"] > 0)
-        text = f"{verb}{row['feature']}: {_share(row)}, {row['information']:.2f} bits"
+        text = f"{verb}{row['feature']}"
+        if row["stands_for"]:
+            text += f", which stands for the {row['stands_for']}"
+        lines = card_lines(
+            f"{self.name} · {text if sure else f'no feature explains it (best: {text})'}"
+        )
+        told = f"explains {_share(row)} of its variance, {row['information']:.2f} bits"
         if row["overlap_top"] is not None:
-            text += f", {row['overlap_top']:.0%} of its top examples ({row['base']:.0%} of all)"
+            told += (
+                f"; {row['overlap_top']:.0%} of its top examples have it ({row['base']:.0%} of all)"
+            )
+        lines += card_lines(told, indent=2)
         if known:
-            text += f", p = {row['p']:.2g}, q = {row['q']:.2g}"
-        return text if sure else f"no feature explains it (best: {text})"
+            lines += card_lines(
+                f"p = {row['p']:.2g} over its {len(self.rows)} features, q = {row['q']:.2g} over "
+                "all neurons and features",
+                indent=2,
+            )
+        return lines
+
+    def _others(self) -> list[str]:
+        """The next features, and how firm their order is."""
+        lines, (best, leader) = [], (self.best, self.leader)
+        if best is None or leader is None:
+            return lines
+        if following := [row for row in self.rows[1:3] if row["variance_explained"] >= 0.01]:
+            text = "; ".join(f"{row['feature']} {_share(row)}" for row in following)
+            lines += card_lines(f"next: {text}", indent=2)
+        firm = f"ranked first in {best['ranked_first']:.0%} of resamples of the other half"
+        if leader["variance_explained"] > best["variance_explained"] + _AS_GOOD:
+            firm += f"; here {leader['feature']} explains more ({_share(leader)})"
+            firm += ": which of them comes first is not settled"
+        elif best["ranked_first"] < _FIRM:
+            firm += ": others may be as good"
+        return lines + card_lines(firm, indent=2)
 
 
 def _share(row: Mapping[str, Any]) -> str:
-    return f"{row['variance_explained']:.0%} of its variance held out"
+    """``61% [40%, 78%]``."""
+    ends = "" if row["low"] is None else f" [{row['low']:.0%}, {row['high']:.0%}]"
+    return f"{row['variance_explained']:.0%}{ends}"
+
+
+def clipped(line: str) -> str:
+    """A line of at most `CARD_WIDTH` columns, its end left out where it is longer."""
+    return line if len(line) <= CARD_WIDTH else line[: CARD_WIDTH - 1] + "…"
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +165,8 @@ class Explanations(Result, Mapping[str, Explanation]):
 
     Attributes:
         neurons: One `Explanation` each, in the order they were named.
-        features: The features in play: feature kind surface family, and how it was exchanged.
+        features: The features in play: feature kind surface family, how it was exchanged, and
+            the label or metric it stands for.
         site, position: What was read where.
         n_fitted, n_held: Examples of the half features were ranked on, and of the other half, where
             they were measured.
@@ -130,6 +176,8 @@ class Explanations(Result, Mapping[str, Explanation]):
         left_out: Features that could not be used here, and why.
         notes: What a reader must know before quoting a number.
         provenance: Model, task, split, seed and versions.
+        disguises: Features that say what a label or the metric says (η² of that on the feature is
+            0.8 or more): feature surface family column eta_squared.
     """
 
     neurons: tuple[Explanation, ...]
@@ -144,6 +192,7 @@ class Explanations(Result, Mapping[str, Explanation]):
     left_out: Mapping[str, str]
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    disguises: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __getitem__(self, name: str) -> Explanation:
         for one in self.neurons:
@@ -175,13 +224,29 @@ class Explanations(Result, Mapping[str, Explanation]):
 
     def __repr__(self) -> str:
         about = self.provenance
-        lines = [
-            f"Why {len(self)} neuron{'s' * (len(self) != 1)} of {about.get('model', 'the model')} "
-            f"fire{'s' * (len(self) == 1)} on {about.get('task', 'the task')}: "
+        n = len(self)
+        lines = card_lines(
+            f"Why {n} neuron{'s' * (n != 1)} of {about.get('model', 'the model')} fire"
+            f"{'s' * (n == 1)} on {about.get('task', 'the task')} ({self.site} at {self.position})"
+        )
+        lines += card_lines(
             f"{len(self.features)} features, ranked on {self.n_fitted:,} examples, measured on "
-            f"{self.n_held:,} others in {self.n_groups:,} groups · {self.site} at {self.position}",
-            *(repr(one) for one in self.neurons[:20]),
-        ]
-        if len(self) > 20:
-            lines.append(f"… and {len(self) - 20} more: why['{self.neurons[20].name}'], .frame()")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+            f"{self.n_held:,} others in {self.n_groups:,} groups",
+            indent=2,
+        )
+        lines += card_lines(
+            ("in brackets: 95 % intervals over groups, each by itself, " if self._has_ends else "")
+            + "of features chosen on the other half",
+            indent=2,
+        )
+        for one in self.neurons[:20]:
+            lines += repr(one).split("\n")
+        if n > 20:
+            lines.append(f"… and {n - 20} more: why['{self.neurons[20].name}'], .frame()")
+        for note in self.notes:
+            lines += card_lines(f"note: {note}")
+        return "\n".join(lines)
+
+    @property
+    def _has_ends(self) -> bool:
+        return any(row["low"] is not None for one in self.neurons for row in one.rows[:1])

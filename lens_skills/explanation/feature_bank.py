@@ -26,9 +26,8 @@ from lens_skills.explanation.features import (
     value_order,
     word_features,
 )
+from lens_skills.results import card_lines
 from lens_skills.stats.information import N_BINS, equal_width_codes
-
-_CORRELATED = 0.95  # from here on a feature is another one in disguise
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,10 +98,11 @@ class FeatureBank(Sequence[Feature]):
         parts = [f"{sum(f.family == name for f in self)} {name}" for name in families]
         n_surface = sum(feature.surface for feature in self.features)
         shown = ", ".join(self.names[:6]) + (", …" if len(self) > 6 else "")
-        return (
+        text = (
             f"FeatureBank of {len(self)} ({', '.join(parts)}; {n_surface} on the surface, "
             f"{len(self) - n_surface} define the task): {shown}"
         )
+        return "\n".join(card_lines(text))
 
 
 def feature_bank(
@@ -164,30 +164,6 @@ def feature_bank(
             surface = feature.surface and feature.name not in task_defining
             kept[feature.name] = replace(feature, surface=surface)
     return FeatureBank(tuple(kept.values()), {k: v for k, v in left_out.items() if k not in kept})
-
-
-def disguised(
-    numbers: Mapping[str, np.ndarray], values: pd.DataFrame, names: Collection[str]
-) -> dict[str, tuple[str, float]]:
-    """Of the named features, those that are one of the given columns in disguise, with their r.
-
-    >>> label = {"label": np.array([0.0, 1.0, 1.0])}
-    >>> disguised(label, pd.DataFrame({"mine": [1, 0, 0]}), ["mine"])
-    {'mine': ('label', -1.0)}
-    """
-    found: dict[str, tuple[str, float]] = {}
-    for name in names:
-        if any(isinstance(value, str | None) for value in values[name]):
-            continue
-        column = np.array(values[name], dtype=float)
-        if column.std() == 0:
-            continue
-        for other, known in numbers.items():
-            if known.std() > 0:
-                r = float(np.corrcoef(column, known)[0, 1])
-                if abs(r) >= _CORRELATED and abs(r) > abs(found.get(name, ("", 0.0))[1]):
-                    found[name] = (other, round(r, 12))
-    return found
 
 
 def _yours(name: str, source: Any, task: Sequence[Example]) -> list[Feature]:

@@ -1,18 +1,22 @@
 """How well each feature explains each neuron, on examples it was not fitted on, with nulls.
 
 `associate` fits every feature on one half of the examples (`Fit`) and tests it on the other
-against permutations of its examples that respect groups (`FeaturePermutation`).
+against permutations of its examples that respect groups (`FeaturePermutation`). How firm the order
+of the features is says `first_in_resamples`.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.explanation.feature_bank import FeatureMatrix
+from lens_skills.stats.correlation import correlate
+from lens_skills.stats.effect_tests import FEWEST_GROUPS
 from lens_skills.stats.information import (
     N_BINS,
     equal_width_codes,
@@ -23,6 +27,7 @@ from lens_skills.stats.multiple_testing import (
     block_draws,
     choose_scheme,
     false_discovery_q,
+    group_codes,
     permutation_draws,
     rank_p,
     signs,
@@ -30,6 +35,9 @@ from lens_skills.stats.multiple_testing import (
 
 _TOGETHER = 128  # neurons measured at once
 _ROUNDING = 1e-6  # nulls are computed in float32
+RESAMPLES = 100
+"""Draws of the groups that features are ranked on, for how firm the order is."""
+
 SIGNS, WITHIN, BLOCKS = "signs", "within", "blocks"
 Table = Float[Tensor, "neuron feature"]
 
@@ -41,7 +49,10 @@ class FeatureAssociation:
     Attributes:
         explained_fitted: Adjusted share of variance explained on the half the fit was made on:
             what features are ranked by.
+        first: Share of resamples of that half's groups in which the feature explains most of all.
         r: Correlation, on the other half, of the activation with what the feature predicts of it.
+        low, high: Its 95 % interval over groups (cluster-robust, on Fisher's z). NaN with fewer
+            than `FEWEST_GROUPS` groups.
         direction: Sign of a flag's or a number's slope on the fitted half; 0 of a category.
         overlap_top, overlap_bottom: Share of the k most (least) activating examples that have a
             flag; NaN for other features.
@@ -56,7 +67,10 @@ class FeatureAssociation:
     """
 
     explained_fitted: Table
+    first: Table
     r: Table
+    low: Table
+    high: Table
     direction: Table
     overlap_top: Table
     overlap_bottom: Table
@@ -74,6 +88,16 @@ class FeatureAssociation:
     def explained(self) -> Table:
         """Share of the held-out variance explained: r², and 0 where the sign is the wrong one."""
         return self.r.clamp(min=0) ** 2
+
+    @property
+    def explained_low(self) -> Table:
+        """Lower end of the 95 % interval of the share explained."""
+        return self.low.clamp(min=0) ** 2
+
+    @property
+    def explained_high(self) -> Table:
+        """Upper end of the same interval."""
+        return self.high.clamp(min=0) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,23 +209,20 @@ class Fit:
         Source: Gurnee et al. 2024 (arXiv 2401.12181) for the flag.
         """
         columns = design.columns
-        n_rows = len(columns)
         centred = activations - activations.mean(1, keepdim=True)
-        variance = (centred**2).sum(1)
         cross = centred @ columns
         single = _single(design)
-        offset = columns - columns.mean(0)
-        square = (offset**2).sum(0)
         count = columns.sum(0)
-        # Σ over classes n_c (mean_c - mean)² = Σ cross² / n_c; of one column cross² / Σ(x - x̄)².
-        weight = torch.where(single, _inverse(square), _inverse(count))
-        between = design.per_feature(cross**2 * weight)
-        explained = between * _inverse(variance)[:, None]
-        n_levels = design.per_feature((count > 0).double())
-        freedom = torch.where(design.per_feature(single.double()) > 0, 2.0, n_levels)
-        adjusted = 1 - (1 - explained) * (n_rows - 1) / (n_rows - freedom).clamp(min=1)
+        offset = columns - columns.mean(0)
+        adjusted = adjusted_share(
+            design, cross, (offset**2).sum(0), count, (centred**2).sum(1), len(columns)
+        )
         coefficients = torch.where(single, cross.sign(), cross * _inverse(count))
         return cls(coefficients, adjusted)
+
+    def predictions(self, design: FeatureMatrix, neuron: int) -> Float[Tensor, "feature row"]:
+        """What each feature predicts of one neuron's activation, up to a number added."""
+        return design.per_feature(self.coefficients[neuron] * design.columns).T
 
     def agreement(
         self,
@@ -222,6 +243,33 @@ class Fit:
         mean = design.per_feature(weights * columns.sum(0))
         varies = spread.to(columns) - mean**2 / len(columns)
         return product * _inverse(varies.clamp(min=0), floor=1e-9).sqrt()
+
+
+def adjusted_share(
+    design: FeatureMatrix,
+    cross: Float[Tensor, "*unit column"],
+    square: Float[Tensor, "*#unit column"],
+    count: Float[Tensor, "*#unit column"],
+    variance: Float[Tensor, "*unit"],
+    n_rows: Float[Tensor, "*#unit"] | int,
+) -> Float[Tensor, "*unit feature"]:
+    """Share of variance that each feature explains, adjusted; see `Fit.of`.
+
+    Args:
+        design: Whose columns they are.
+        cross: Σ (a - mean) x of every column.
+        square: Σ (x - mean)² of it.
+        count: Σ x of it, the size of a class.
+        variance: Σ (a - mean)².
+        n_rows: How many rows were summed over.
+    """
+    single = _single(design)
+    rows = torch.as_tensor(n_rows, dtype=torch.float64)[..., None]
+    # Σ over classes n_c (mean_c - mean)² = Σ cross² / n_c; of one column cross² / Σ(x - x̄)².
+    weight = torch.where(single, _inverse(square), _inverse(count))
+    explained = design.per_feature(cross**2 * weight) * _inverse(variance)[..., None]
+    freedom = design.per_feature(torch.where(single, 2.0, (count > 0).double()).double())
+    return 1 - (1 - explained) * (rows - 1) / (rows - freedom).clamp(min=1)
 
 
 def associate(
@@ -257,9 +305,18 @@ def associate(
     nulls = [part.nulls(exchange) for part in parts]
     p = {name: torch.cat([null[name] for null in nulls]) for name in nulls[0]}
     single = p.pop("single")
+    ends = torch.cat([part.intervals(names) for part in parts], dim=1)
     q = single if exchange is None else false_discovery_q(single.flatten()).view_as(single)
     return FeatureAssociation(
         explained_fitted=torch.cat([part.fit.explained for part in parts]),
+        first=first_in_resamples(
+            activations[:, fitted],
+            design.rows(fitted),
+            [groups[int(place)] for place in fitted],
+            seed=seed,
+        ),
+        low=ends[0],
+        high=ends[1],
         r=torch.cat([part.r for part in parts]),
         direction=torch.cat([part.direction for part in parts]),
         overlap_top=torch.cat([part.overlap(part.top) for part in parts]),
@@ -271,6 +328,52 @@ def associate(
         schemes=() if exchange is None else exchange.schemes,
         k=k,
     )
+
+
+def first_in_resamples(
+    activations: Float[Tensor, "neuron row"],
+    design: FeatureMatrix,
+    groups: Sequence[str],
+    *,
+    n_draws: int = RESAMPLES,
+    seed: int = 0,
+) -> Table:
+    """Share of draws of the groups, with replacement, in which each feature explains most.
+
+    Near 1 the first place is firm; where it is shared by several, which of them stands first says
+    little. Draws in which a neuron does not vary count for none.
+
+    Source: bootstrap of ranks by cluster (Goldstein & Spiegelhalter 1996, of league tables).
+    """
+    codes = torch.from_numpy(group_codes(groups))
+    n_groups = int(codes.max()) + 1
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
+    counts = torch.from_numpy(drawn).double()
+    columns = (design.columns - design.columns.mean(0)).double()
+
+    def total(values: Float[Tensor, "row *value"]) -> Float[Tensor, "draw *value"]:
+        """The sum over the rows of each draw."""
+        flat = values.double().reshape(len(values), -1)
+        by_group = flat.new_zeros(n_groups, flat.shape[1]).index_add_(0, codes, flat)
+        return (counts @ by_group).reshape(n_draws, *values.shape[1:])
+
+    n_rows = total(torch.ones(len(codes)))
+    count, offset, square = (
+        total(part) for part in (design.columns.double(), columns, columns.square())
+    )
+    square = square - offset.square() / n_rows[:, None]
+    won = []
+    for values in activations - activations.mean(1, keepdim=True):
+        mean = total(values) / n_rows
+        cross = total(values[:, None] * columns) - mean[:, None] * offset
+        variance = total(values.square()) - n_rows * mean.square()
+        explained = adjusted_share(design, cross, square, count, variance, n_rows)
+        best = explained.amax(1, keepdim=True)
+        # Features that explain exactly as much (a and its copy) share the place.
+        first = (explained >= best - _ROUNDING) & (best > 0)
+        won.append((first / first.sum(1, keepdim=True).clamp(min=1)).mean(0))
+    return torch.stack(won)
 
 
 class _Part:
@@ -286,7 +389,7 @@ class _Part:
     ) -> None:
         self.design, self.k = held, k
         self.fit = Fit.of(activations[:, halves[0]], fitted)
-        values = activations[:, halves[1]]
+        self.values = values = activations[:, halves[1]]
         self.unit = standardised(values)
         self.r = self.fit.agreement(self.unit, held, held.columns)
         self.inside = indicators(equal_width_codes(values, n_bins=N_BINS), N_BINS)
@@ -305,6 +408,16 @@ class _Part:
     def overlap(self, chosen: Float[Tensor, "neuron row"]) -> Table:
         """Share of the chosen examples that have each flag."""
         return torch.where(self.is_flag, chosen @ self.design.columns[:, self.first], torch.nan)
+
+    def intervals(self, groups: Sequence[str]) -> Float[Tensor, "end neuron feature"]:
+        """Lower and upper ends of r over groups; NaN with too few of them."""
+        if len(set(groups)) < FEWEST_GROUPS:
+            return torch.full((2, *self.r.shape), torch.nan, dtype=torch.float64)
+        found = [
+            correlate(self.fit.predictions(self.design, neuron), values, groups)
+            for neuron, values in enumerate(self.values)
+        ]
+        return torch.stack([torch.stack([one.low, one.high]) for one in found], dim=1)
 
     def nulls(self, exchange: FeaturePermutation | None) -> dict[str, Table]:
         """Family-wise p of everything, and the single p of r; NaN where there is no null."""

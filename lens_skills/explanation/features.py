@@ -79,8 +79,8 @@ def each_value(
 MOST_CATEGORIES = 24
 """A column of more categories is rather a name than a property."""
 
-# Labels that say how the input looks, not what is right.
-_SURFACE_LABELS = ("heuristic", "lexical_overlap", "subsequence", "constituent", "io_first")
+SURFACE_LABELS = ("heuristic", "lexical_overlap", "subsequence", "constituent", "io_first")
+"""Labels that say how the input looks, not what is right."""
 
 _FEW_VALUES = 12  # a number of so few values is also read value by value
 
@@ -100,7 +100,7 @@ def column_features(examples: Sequence[Example], *, leave: Collection[str] = ())
     found: list[Feature] = []
     for name in dict.fromkeys([*labels, *covariates]):
         if name not in leave:
-            surface = name not in labels or name in _SURFACE_LABELS
+            surface = name not in labels or name in SURFACE_LABELS
             read = lambda example, name=name: example.column(name)  # noqa: E731
             found += of_column(name, read, examples, surface=surface, family=COLUMN_FAMILY)
     return found

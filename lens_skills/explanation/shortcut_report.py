@@ -4,6 +4,7 @@
 `word_for` is the rule that turns the numbers into the word.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.explanations import Explanations
-from lens_skills.results import Result
+from lens_skills.results import Result, card_lines
 from lens_skills.stats.effect_tests import beyond, equivalent
 
 SHORTCUT = "shortcut"
@@ -32,9 +33,10 @@ class ControlledEffect:
     """A mean effect of ablating a neuron, edited minus clean, among its matched controls.
 
     Attributes:
-        value, low, high: With its 95 % interval, in the metric's unit.
+        value, low, high: With its 95 % interval over groups, in the metric's unit.
         low90, high90: The 90 % interval, for the test of equivalence.
-        p, q: (1 + controls at least as large) / (1 + controls); Benjamini–Hochberg over neurons.
+        p: Of this neuron: (1 + controls at least as large) / (1 + controls).
+        q: Benjamini–Hochberg of p over the neurons tried.
         delta: The smallest that matters.
     """
 
@@ -58,10 +60,13 @@ class ControlledEffect:
         return bool(equivalent(self.low90, self.high90, self.delta))
 
     def __repr__(self) -> str:
-        return (
-            f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}], p = {self.p:.2g}, "
-            f"q = {self.q:.2g}"
-        )
+        value, low, high = (self.rounded(x) for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}], q = {self.q:.2g}, δ {self.delta:.2g}"
+
+    def rounded(self, value: float) -> str:
+        """A number of the metric with as many digits as δ can tell apart."""
+        digits = min(max(math.ceil(-math.log10(self.delta)), 0), 9) if self.delta > 0 else 3
+        return f"{value:+.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ class Shortcut:
         r: Correlation with the metric on confirm.
         feature: The surface feature that explains most of it; "" where none does.
         condition: When it holds, in words: "an operand is 5", "b is 4.5 or more".
-        explained: Share of the held-out variance it explains; ``p`` of that over all features.
+        explained: Share of the held-out variance it explains.
+        p: Of that, family-wise over the features of this neuron.
+        q: Benjamini–Hochberg of p over the neurons tried; None where no null was drawn.
         task_feature: The best feature that defines the task, and the share it explains.
         raises: Whether, by its r and where it is active, it goes with a higher metric where the
             condition holds (else a lower one).
@@ -97,6 +104,7 @@ class Shortcut:
     condition: str
     explained: float | None
     p: float | None
+    q: float | None
     task_feature: str
     task_feature_explained: float | None
     raises: bool
@@ -120,37 +128,44 @@ class Shortcut:
                 prefix = "" if name == "difference" else "all_"
                 flat |= {f"{prefix}{part}": number for part, number in vars(value).items()}
             elif name != "difference":
-                flat["p_explained" if name == "p" else name] = value
+                flat[f"{name}_explained" if name in ("p", "q") else name] = value
         return flat
 
-    def lines(self, metric: str) -> list[str]:
+    def lines(self, metric: str, n_features: int) -> list[str]:
         """The word and the numbers behind it, line by line."""
-        found = [f"{self.name} · {self.word}" + (f": {self.why}" if self.why else "")]
-        with_metric = f"r = {self.r:+.2f} with {metric}"
+        found = card_lines(f"{self.name} · {self.word}" + (f": {self.why}" if self.why else ""))
+        said = []
         if not self.feature:
             best = (
                 f" (best that defines the task: {self.task_feature})" if self.task_feature else ""
             )
-            found.append(f"  no surface feature explains it{best}; {with_metric}")
+            said.append(f"no surface feature explains it{best}; r = {self.r:+.2f} with {metric}")
         else:
-            found.append(
-                f"  {self.feature}: {self.explained:.0%} of its variance held out; {with_metric}"
-            )
+            told = f"{self.feature} explains {self.explained:.0%} of its variance"
+            if self.q is not None:
+                told += f": q = {self.q:.2g} (p = {self.p:.2g} over its {n_features} features)"
+            said.append(told)
             told = (
-                f"  so where {self.condition} it {'raises' if self.raises else 'lowers'} {metric}"
+                f"r = {self.r:+.2f} with {metric}: where {self.condition} it "
+                f"{'raises' if self.raises else 'lowers'} it"
             )
             if self.n_right is not None:
                 told += f"; of such examples {self.n_right} are right and {self.n_wrong} wrong"
-            found.append(told)
+            said.append(told)
         if self.difference is not None:
-            found.append(
-                f"  ablated: {self.effect_present:+.3g} there ({self.n_present:,}), "
-                f"{self.effect_absent:+.3g} elsewhere ({self.n_absent:,}); difference "
-                f"{self.difference} against {self.n_controls} matched neurons "
-                f"(δ {self.difference.delta:.2g})"
+            there, elsewhere = (
+                self.difference.rounded(effect or 0.0)
+                for effect in (self.effect_present, self.effect_absent)
             )
+            said.append(
+                f"ablated: {there} there ({self.n_present:,}), {elsewhere} elsewhere "
+                f"({self.n_absent:,})"
+            )
+            said.append(f"difference {self.difference} beside {self.n_controls} matched neurons")
         else:
-            found.append(f"  ablated: {self.effect} against {self.n_controls} matched neurons")
+            said.append(f"ablated: {self.effect} beside {self.n_controls} matched neurons")
+        for text in said:
+            found += card_lines(text, indent=2)
         return found
 
 
@@ -163,14 +178,14 @@ def word_for(
     """The word, and why where the word alone does not say it.
 
     ``tied``: a surface feature explains the neuron. ``difference`` is None where too few examples
-    have the feature, or lack it.
+    or groups have the feature, or lack it.
     """
     if not tied:
         if effect.matters:
             return UNEXPLAINED, ""
         return (NEITHER, "") if effect.is_small else (UNDECIDED, "the effect is not settled")
     if difference is None:
-        return UNDECIDED, "too few examples with the feature, or without"
+        return UNDECIDED, "too few examples or groups with the feature, or without"
     if difference.matters:
         if larger_with_feature:
             return SHORTCUT, ""
@@ -198,6 +213,10 @@ class Shortcuts(Result):
         do: The edit.
         notes: What a reader must know before quoting a number.
         provenance: Model, task, splits, seed and versions.
+        clean: The mean of the causal metric without ablation; None where no neuron was tried.
+        n_groups, n_features: Groups of intervene; features each neuron was held against.
+        disguises: Features that say what a label or the metric says, as in `Explanations`: those of
+            the metric were left out, those of a label counted as defining the task.
     """
 
     neurons: tuple[Shortcut, ...]
@@ -211,6 +230,10 @@ class Shortcuts(Result):
     do: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    clean: float | None = None
+    n_groups: int = 0
+    n_features: int = 0
+    disguises: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __getitem__(self, name: str) -> Shortcut:
         for one in self.neurons:
@@ -253,15 +276,28 @@ class Shortcuts(Result):
     def __repr__(self) -> str:
         about = self.provenance
         counted = ", ".join(f"{n} {word}" for word, n in self.counts.items() if n)
-        lines = [
+        n = len(self)
+        lines = card_lines(
             f"Shortcuts behind {self.metric} of {about.get('model', '')} on "
-            f"{about.get('task', '')}: {counted or 'no neuron was tested'}",
-            f"{self.do}; effects on {self.causal_metric}"
-            + (f" ({self.unit})" if self.unit else ""),
-        ]
+            f"{about.get('task', '')}: {counted or 'no neuron was tested'}"
+        )
+        if n:
+            unit = f" {self.unit}" if self.unit else ""
+            clean = "" if self.clean is None else f" (clean mean {self.clean:.3g}{unit})"
+            lines += card_lines(
+                f"{self.do}; effects: ablated less clean, on {self.causal_metric}{clean}", indent=2
+            )
+            lines += card_lines(
+                f"in brackets: 95 % intervals over {self.n_groups:,} groups, each by itself; q: "
+                f"Benjamini–Hochberg over the {n} neuron{'s' * (n > 1)} tried; δ: the smallest "
+                "effect that matters",
+                indent=2,
+            )
         for one in self.neurons:
-            lines += one.lines(self.metric)
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+            lines += one.lines(self.metric, self.n_features)
+        for note in self.notes:
+            lines += card_lines(f"note: {note}")
+        return "\n".join(lines)
 
 
 def no_shortcuts(metric: str, note: str, provenance: Mapping[str, Any]) -> Shortcuts:

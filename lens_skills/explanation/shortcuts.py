@@ -3,9 +3,10 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,9 +21,10 @@ from lens_skills.explanation.conditional_effects import (
     ablate_each,
     condition_of,
 )
-from lens_skills.explanation.explain import explain
+from lens_skills.explanation.disguises import disguises, label_columns, told
+from lens_skills.explanation.explain import explain, metric_column
 from lens_skills.explanation.explanations import ALPHA, Explanation
-from lens_skills.explanation.feature_bank import FeatureBank, disguised, feature_bank
+from lens_skills.explanation.feature_bank import FeatureBank, feature_bank
 from lens_skills.explanation.shortcut_report import (
     ControlledEffect,
     Shortcut,
@@ -35,6 +37,8 @@ from lens_skills.interventions.effects import effect_metric
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import examples_hash, provenance
 from lens_skills.scoring import score, select
+from lens_skills.stats.effect_tests import FEWEST_GROUPS
+from lens_skills.stats.multiple_testing import false_discovery_q
 from lens_skills.tasks import Task
 
 _NEARLY_BEST = 0.8  # a surface feature explains a neuron only where none explains much more
@@ -66,8 +70,10 @@ def shortcuts(
 
     1. On explore, neurons are ranked by |r| with the metric; on confirm, those that hold up stay.
     2. On explore, `explain` finds the feature behind each. A neuron is *tied* to a surface feature
-       where that explains at least ``least`` of its variance on held-out examples (p <= 0.05 over
-       all features), and no feature that defines the task explains much more.
+       where that explains at least ``least`` of its variance on held-out examples (q <= 0.05 over
+       the neurons tried, of a p that is family-wise over the features), and no feature that defines
+       the task explains much more. Features that stand for the metric (its η² on them is 0.8 or
+       more) are left out; those that stand for a label count as defining the task.
     3. On confirm: what that implies, and on how many such examples the model is right and wrong.
     4. On intervene, each neuron is ablated. The effect on examples with the feature less that
        on those without is ranked among the same difference of matched neurons of its layer.
@@ -75,8 +81,8 @@ def shortcuts(
     The words: *shortcut* where the difference's 95 % interval lies beyond δ, few controls reach it
     (q <= 0.05), and it is larger with the feature; *tied, not causal* where its 90 % interval lies
     within δ and so does not matter; *causal, but no surface feature explains it* where the effect
-    on all examples is beyond δ; else what is missing. δ is, unless declared, the 95th percentile
-    among the controls.
+    on all examples is beyond δ; else what is missing. δ is, unless declared, what a neuron's own
+    controls reach in 95 %, less the noise of measuring it, and at least 1 % of the clean metric.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -98,13 +104,14 @@ def shortcuts(
         seed: Of all draws.
 
     Raises:
-        LensSkillsError: Splits that share groups; a feature bank that is left empty; as `score`,
-            `explain` and `sweep`.
+        LensSkillsError: Splits that share groups or hold too few of them; a feature bank that is
+            left empty; as `score`, `explain` and `sweep`.
 
     Source: bag of heuristics and their knock-out, Nikankin et al. 2024 (arXiv 2410.21272).
     """
     adapter = as_adapter(model)
     check_apart(explore, confirm, intervene)
+    check_groups(explore, confirm, intervene)
     wanted = parse_metric(metric, (), asked="shortcuts(metric=…)")
     outcome = parse_causal_metric(wanted, causal_metric, intervene)
     splits = (explore, confirm, intervene)
@@ -121,7 +128,7 @@ def shortcuts(
     found = find_candidates(adapter, explore, confirm, neurons, metric=wanted, k=k, **options)
     if len(found.neurons) == 0:
         return no_shortcuts(wanted.name, found.notes[0], about)
-    bank, warned = without_metric_copies(
+    bank, same, warned = without_disguises(
         adapter, explore, feature_bank(explore) if features is None else features, wanted
     )
     explained = explain(adapter, explore, found.neurons, features=bank, **options)
@@ -136,7 +143,10 @@ def shortcuts(
         n_controls=controls.neurons,
         seed=seed,
     )
-    tied = [tied_to(explained[one.name], least) for one in components]
+    tie_q = q_of_ties([explained[one.name] for one in components])
+    tied = [
+        tied_to(explained[one.name], q, least) for one, q in zip(components, tie_q, strict=True)
+    ]
     conditions = [
         None if name is None else condition_of(bank[name], explore, explained[one.name].activation)
         for one, name in zip(components, tied, strict=True)
@@ -153,6 +163,7 @@ def shortcuts(
             right,
             ablated.total[place],
             r=float(found.r[place]),
+            q=tie_q[place],
             difference=differences[place],
             effect=overall[place],
             n_controls=len(ablated.controls[place]),
@@ -172,6 +183,10 @@ def shortcuts(
         do=ablated.do,
         notes=(*found.notes, *warned, *_coarse(ablated, len(components)), *explained.notes),
         provenance=about,
+        clean=float(ablated.clean.mean()),
+        n_groups=len(set(ablated.groups)),
+        n_features=len(explained.features),
+        disguises=same,
     )
 
 
@@ -186,6 +201,24 @@ def check_apart(*splits: Task) -> None:
                     f"{len(shared)} groups (such as {sorted(shared)[0]!r}): what is found on one "
                     "would be confirmed by itself. Divide the task: task.split(0.4, 0.2, 0.4)."
                 )
+
+
+def check_groups(explore: Task, confirm: Task, intervene: Task) -> None:
+    """Nothing; raises where a split holds too few groups, before anything is measured."""
+    for split in (explore, confirm, intervene):
+        fewest = (1 + (split is explore)) * FEWEST_GROUPS
+        if len(split.groups) < fewest:
+            raise LensSkillsError(
+                f"the split {split.split_name!r} holds {len(split.groups)} of the {fewest} groups "
+                "that shortcuts needs at least"
+                + (
+                    " (half of them to rank features on, half to measure)"
+                    if split is explore
+                    else ""
+                )
+                + ". Give more groups. All the same, explain(…, n_permutations=0) ranks the "
+                "features of these examples, without any p."
+            )
 
 
 def parse_causal_metric(metric: Metric, asked: Any, examples: Task) -> Metric:
@@ -252,41 +285,78 @@ def find_candidates(
             "examples, or name neurons: neurons=scores[metric].top(20)"
         )
         return ShortcutCandidates(chosen.neurons, chosen.r_confirm, (note,))
-    line = f"{chosen.attrition_line()}; the {min(k, len(chosen))} strongest were tested"
-    return ShortcutCandidates(chosen.neurons[:k], chosen.r_confirm[:k], (line,))
+    notes = (
+        f"{chosen.attrition_line()}; the {min(k, len(chosen))} strongest were tested",
+        "they were selected on explore and confirm, so their r and the shares explained are larger "
+        "than on new examples; the effects on intervene are not",
+    )
+    return ShortcutCandidates(chosen.neurons[:k], chosen.r_confirm[:k], notes)
 
 
-def without_metric_copies(
+def without_disguises(
     adapter: ModelAdapter, explore: Task, bank: FeatureBank, metric: Metric
-) -> tuple[FeatureBank, tuple[str, ...]]:
-    """The bank without features that are the metric in disguise, and what is to be said of them."""
+) -> tuple[FeatureBank, pd.DataFrame, tuple[str, ...]]:
+    """The bank without surface features that stand for the metric, those of a label marked so.
+
+    With the table of `disguises`, and what is to be said of both.
+    """
     known = evaluate(adapter, explore, [metric])[metric.name]
+    own = metric_column(metric.name, known)
     values = bank.values(explore)
-    surface = [feature.name for feature in bank if feature.surface]
-    same = disguised({metric.name: known.numpy()}, values, surface)
+    same = disguises(bank, values, own | label_columns(explore))
+    surface = same[same["surface"]]
+    copies = surface[surface["column"].isin(list(own))].drop_duplicates("feature")
     notes = []
-    for name, (_, r) in same.items():
+    for row in copies.itertuples():
         text = (
-            f"the feature {name!r} is {metric.name} in disguise (r = {r:+.2f}) and was left out: "
-            "it would explain every neuron of the metric by itself"
+            f"the feature {row.feature!r} is {metric.name} in disguise (η² = "
+            f"{row.eta_squared:.2f}) and was left out: it would explain every neuron of the metric "
+            "by itself"
         )
         warnings.warn(text, RuntimeWarning, stacklevel=3)
         notes.append(text)
-    return (bank.without(*same) if same else bank), tuple(notes)
+    left = bank.without(*copies["feature"]) if len(copies) else bank
+    labels = surface[~surface["feature"].isin(copies["feature"])]
+    if n := labels["feature"].nunique():
+        marked = set(labels["feature"])
+        left = replace(
+            left,
+            features=tuple(
+                replace(one, surface=one.surface and one.name not in marked) for one in left
+            ),
+        )
+        notes.append(
+            f"{n} surface feature{'s' * (n > 1)} stand{'s' * (n == 1)} for a label here and count"
+            f"{'s' * (n == 1)} as defining the task: {told(labels)}"
+        )
+    return left, same, tuple(notes)
 
 
-def tied_to(one: Explanation, least: float) -> str | None:
+def q_of_ties(explained: Sequence[Explanation]) -> list[float | None]:
+    """For each neuron Benjamini–Hochberg's q, over the neurons, of its best surface feature's p.
+
+    That p is family-wise over the features of the neuron, so that q <= 0.05 keeps the share of
+    wrongly tied neurons, among those called tied, at 5 %. None where no null was drawn, or where a
+    neuron was tested for no surface feature.
+    """
+    found = [next((row["p"] for row in one.rows if row["surface"]), None) for one in explained]
+    known = [p for p in found if p is not None]
+    q = iter(false_discovery_q(torch.tensor(known, dtype=torch.float64)).tolist())
+    return [None if p is None else round(next(q), 6) for p in found]
+
+
+def tied_to(one: Explanation, q: float | None, least: float) -> str | None:
     """The surface feature that explains a neuron; None where none does, or another does better.
 
     It is the best of the surface features on the fitted half; held out it explains at least
-    ``least`` of the variance with p <= 0.05; and on the fitted half, no feature that defines the
-    task explains so much that this one explains less than 80 % of it.
+    ``least`` of the variance, with q <= 0.05 over the neurons tried; and on the fitted half, no
+    feature that defines the task explains so much that this one explains less than 80 % of it.
     """
     surface = [row for row in one.rows if row["surface"]]
     if not surface:
         return None
     row, best = surface[0], one.rows[0]
-    beyond_chance = row["p"] is None or row["p"] <= ALPHA
+    beyond_chance = q is None or q <= ALPHA
     nearly_best = row["explained_fitted"] >= _NEARLY_BEST * best["explained_fitted"]
     explains = row["variance_explained"] >= least
     return row["feature"] if beyond_chance and nearly_best and explains else None
@@ -301,6 +371,7 @@ def _describe(
     effects: Float[Tensor, " example"],
     *,
     r: float,
+    q: float | None,
     difference: ControlledEffect | None,
     effect: ControlledEffect,
     n_controls: int,
@@ -346,6 +417,7 @@ def _describe(
         condition="" if condition is None else condition.words,
         explained=None if row is None else row["variance_explained"],
         p=None if row is None else row["p"],
+        q=None if row is None else q,
         task_feature="" if of_task is None else of_task["feature"],
         task_feature_explained=None if of_task is None else of_task["variance_explained"],
         raises=raises,

@@ -17,7 +17,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.weights import OutputWeights, frozen_norm
-from lens_skills.results import Result
+from lens_skills.results import Result, card_lines
 from lens_skills.tasks.word_lists import neutral_texts
 
 _TEXTS = 16  # so many texts say how large the residual stream is
@@ -48,8 +48,9 @@ class TokenLogits(Result):
 
     def __repr__(self) -> str:
         parts = {"promotes": self.promoted, "suppresses": self.suppressed}
-        lines = [f"{self.name}, logits per unit of activation ({self.how})"]
-        lines += [f"  {verb:<10} {shown(tokens, len(tokens))}" for verb, tokens in parts.items()]
+        lines = card_lines(f"{self.name}, logits per unit of activation ({self.how})")
+        for verb, tokens in parts.items():
+            lines += card_lines(f"{verb:<10} {shown(tokens, len(tokens))}", indent=2, hang=11)
         return "\n".join(lines)
 
 

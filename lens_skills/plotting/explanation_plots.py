@@ -92,8 +92,8 @@ def feature_matrix(
             f"{explanations.site} at {explanations.position} · measured on "
             f"{count(explanations.n_held, explanations.n_groups)}",
         ],
-        note="Outlined: the neuron's best feature. "
-        + ("Hatched: within the permutation null." if tested.any() else "No null was drawn."),
+        note="Outlined: the neuron's best feature on the other half. "
+        + ("Hatched: within the null." if tested.any() else "No null was drawn."),
     )
     axis = figure.add_subplot()
     limit = round_limit(explained)
@@ -298,8 +298,8 @@ def shortcut_effects(shortcuts: Shortcuts, *, width: float = COLUMN) -> Drawing:
         _SHORTCUT_ROW * len(neurons) + 0.75,
         title=f"Shortcuts behind {shortcuts.metric}: {confirmed}",
         lines=[joined(*source(shortcuts.provenance)), shortcuts.do],
-        note="Line: with the feature less without, with its 95 % interval (no feature: effect on "
-        "all examples). Grey band: ± δ, what matched neurons reach in 95 %.",
+        note="Line: with the feature less without, with its 95 % interval over groups (no feature: "
+        "effect on all examples). Grey band: ± δ, the smallest effect that matters.",
     )
     axis = figure.add_subplot()
     for row, one in enumerate(neurons):

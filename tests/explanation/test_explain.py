@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lens_skills as ls
+from lens_skills.activations import evaluate
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Explanations, explain, feature_bank
 from lens_skills.models import as_adapter
@@ -134,13 +135,54 @@ def test_a_neuron_that_is_never_active_is_said_to_be(tiny: Any) -> None:
 def test_a_label_in_disguise_is_warned_of(tiny: Any) -> None:
     task = problems()[::4]
     bank = feature_bank(task, extra={"my rule": lambda e: e.column("result") % 2 == 0})
-    with pytest.warns(RuntimeWarning, match=r"'my rule' is the label 'even' in disguise"):
+    with pytest.warns(RuntimeWarning, match=r"'my rule' is the label even in disguise"):
         why = explain(tiny, task, ["L0N1"], features=bank, **WITHOUT)
-    assert any("r = +1.00" in note for note in why.notes)
+    assert any("η² = 1.00" in note for note in why.notes)
     marked = feature_bank(
         task, extra={"my rule": lambda e: e.answer[-1] in "02468"}, task_defining=["my rule"]
     )
     explain(tiny, task, ["L0N1"], features=marked, **WITHOUT)
+
+
+def test_the_card_says_where_another_feature_explains_more(why: Explanations) -> None:
+    """Ranked on one half, measured on the other: the first need not be the best there."""
+    one = why[SHORTCUT]
+    best = one.best
+    assert best is not None
+    assert best["ranked_first"] > 0.5
+    assert "ranked first in" in repr(one)
+    assert "not settled" not in repr(one)
+    second = dict(one.rows[1]) | {"variance_explained": 0.9, "low": 0.8, "high": 0.95}
+    turned = replace(one, rows=(one.rows[0], second, *one.rows[2:]))
+    assert turned.leader == second
+    text = " ".join(repr(turned).split())
+    assert f"here {second['feature']} explains more (90% [80%, 95%])" in text
+    assert "which of them comes first is not settled" in text
+    close = replace(one, rows=(dict(best) | {"ranked_first": 0.4}, *one.rows[1:]))
+    assert "in 40% of resamples of the other half: others may be as good" in " ".join(
+        repr(close).split()
+    )
+
+
+def test_below_eight_groups_no_interval_is_printed(tiny: Any) -> None:
+    task = problems()[::3]
+    few = [replace(e, group=str(row % 14)) for row, e in enumerate(task)]
+    found = explain(tiny, few, ["L0N1"], **WITHOUT)
+    assert found["L0N1"].rows[0]["low"] is None
+    assert any("groups that a p or an interval takes" in note for note in found.notes)
+    assert "[" not in repr(found["L0N1"]).split("promotes")[0]
+
+
+def test_the_metric_is_held_against_the_features(tiny: Any) -> None:
+    task = problems()[::4]
+    sure = evaluate(tiny, task, [ls.confidence()])["confidence"].tolist()
+    known = {example.id: value for example, value in zip(task, sure, strict=True)}
+    bank = feature_bank(task, extra={"told": lambda e: known[e.id]}).only("told", "a is odd")
+    with pytest.warns(RuntimeWarning, match="'told' is the metric confidence in disguise"):
+        why = explain(tiny, task, ["L0N1"], features=bank, metric=ls.confidence(), **WITHOUT)
+    assert why.disguises["column"].tolist() == ["metric confidence"]
+    assert why["L0N1"].feature("told")["stands_for"] == "metric confidence"
+    assert why.features["stands_for"].tolist() == ["metric confidence", ""]
 
 
 def test_a_feature_that_is_constant_here_is_left_out_and_said(tiny: Any) -> None:
@@ -160,7 +202,9 @@ def test_refusals(tiny: Any) -> None:
     with pytest.raises(LensSkillsError, match="leave 6 to fit"):
         explain(tiny, task[:12], ["L0N1"])
     few = [replace(example, group=str(row % 8)) for row, example in enumerate(task[:80])]
-    with pytest.raises(LensSkillsError, match="too few for a null"):
+    with pytest.raises(
+        LensSkillsError, match=r"4 groups .* needs 8 at least.*or say n_permutations=0"
+    ):
         explain(tiny, few, ["L0N1"])
     with pytest.raises(LensSkillsError, match="no unit 'N12'"):
         explain(tiny, task, ["N12"])

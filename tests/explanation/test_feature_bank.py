@@ -8,7 +8,6 @@ from lens_skills import tasks
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Feature, feature_bank
-from lens_skills.explanation.feature_bank import disguised
 from lens_skills.tasks import Task
 
 
@@ -158,9 +157,3 @@ def test_an_unknown_feature_is_answered_with_the_nearest(sums: Task) -> None:
         bank["a ends in 5"]
     with pytest.raises(LensSkillsError, match="the task is empty"):
         feature_bank([])
-
-
-def test_a_disguise_is_seen_through(sums: Task) -> None:
-    values = pd.DataFrame({"same": [0, 1, 1, 0], "other": [0, 0, 1, 1], "text": list("abab")})
-    label = {"label": np.array([1.0, 0.0, 0.0, 1.0]), "flat": np.ones(4)}
-    assert disguised(label, values, ["same", "other", "text"]) == {"same": ("label", -1.0)}

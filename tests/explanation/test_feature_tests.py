@@ -19,6 +19,7 @@ from lens_skills.explanation.feature_tests import (
     FeaturePermutation,
     Fit,
     associate,
+    first_in_resamples,
     highest,
 )
 from lens_skills.explanation.features import Feature
@@ -239,3 +240,63 @@ def test_features_that_go_with_the_size_of_their_group_are_rarely_found() -> Non
     design = FeatureMatrix.of(bank.features, bank.values(task))
     found = associate(noise, design, groups, halves(groups, seed=0), k=30, n_permutations=99)
     assert (found.p.amin(1) <= 0.05).double().mean() <= 0.09
+
+
+def test_intervals_are_of_the_share_explained(found, values, activations, sides) -> None:
+    """The r they are of is the one reported; wider with fewer, equal groups; none below eight."""
+    assert torch.isfinite(found.low).all()
+    assert (found.low <= found.r + 1e-9).all()
+    assert (found.r <= found.high + 1e-9).all()
+    assert (found.explained_low <= found.explained + 1e-9).all()
+    design = FeatureMatrix.of(FEATURES, values)
+    few = associate(
+        activations, design, [str(n % 7) for n in range(N)], sides, k=K, n_permutations=0
+    )
+    assert torch.isnan(few.low).all()
+    torch.testing.assert_close(few.r, found.r)
+    # scikit-learn-free check of one: Fisher's interval of independent rows is close.
+    flag, other = values["flag"].to_numpy()[sides[1]], activations[0][sides[1]].numpy()
+    r = abs(np.corrcoef(flag, other)[0, 1])
+    ends = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / np.sqrt(len(flag) - 3))
+    assert found.low[0, 0].item() == pytest.approx(ends[0], abs=0.03)
+    assert found.high[0, 0].item() == pytest.approx(ends[1], abs=0.03)
+
+
+def test_the_interval_covers_the_share_a_feature_explains() -> None:
+    """30 uneven groups that share part of the noise; true r 0.6, nominal 95 %."""
+    random = np.random.default_rng(5)
+    sizes = np.maximum(2, random.lognormal(1.5, 0.5, 60).astype(int))
+    codes = np.repeat(np.arange(60), sizes)
+    groups = [str(code) for code in codes]
+    parts = halves(groups, seed=0)
+    covered = 0
+    for _ in range(200):
+        x = random.normal(size=60)[codes] * 0.6 + random.normal(size=len(codes)) * 0.8
+        noise = random.normal(size=60)[codes] * 0.6 + random.normal(size=len(codes)) * 0.8
+        y = 0.6 * x + 0.8 * noise
+        table = pd.DataFrame({"number": x})
+        design = FeatureMatrix.of([FEATURES[2]], table)
+        one = associate(torch.from_numpy(y)[None], design, groups, parts, k=5, n_permutations=0)
+        covered += one.explained_low.item() <= 0.36 <= one.explained_high.item()
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_a_first_place_is_as_firm_as_its_lead() -> None:
+    random = np.random.default_rng(6)
+    table = pd.DataFrame(random.normal(size=(150, 3)), columns=["a", "b", "c"])
+    features = [Feature(name, "number", len) for name in table]
+    design = FeatureMatrix.of(features, table)
+    clear = 2 * table["a"] + random.normal(size=150)
+    tie = table["a"] + table["b"] + random.normal(size=150)
+    values = torch.from_numpy(np.stack([clear, tie]))
+    first = first_in_resamples(values, design, [str(n // 3) for n in range(150)])
+    assert first[0].tolist() == [1.0, 0.0, 0.0]
+    assert first[1, :2].min() >= 0.02
+    assert first[1, 2] == 0
+    assert first.sum(1).tolist() == pytest.approx([1.0, 1.0])
+    # Copies share the place, and a neuron that does not vary gives none.
+    twins = FeatureMatrix.of(features[:2], table.assign(b=table["a"])[["a", "b"]])
+    shared = first_in_resamples(
+        torch.stack([values[0], torch.zeros(150).double()]), twins, list(map(str, range(150)))
+    )
+    assert shared.tolist() == [[0.5, 0.5], [0.0, 0.0]]

@@ -124,7 +124,7 @@ def test_a_matrix_shows_every_cell_and_the_best() -> None:
     for patch, one in zip(outlined, why.neurons, strict=True):
         assert isinstance(patch, Rectangle)
         assert features[int(patch.get_y())] == one.rows[0]["feature"]
-    assert "permutation null" in words(drawing)
+    assert "within the null" in words(drawing)
 
 
 def test_a_matrix_without_a_null_says_so() -> None:
@@ -148,6 +148,7 @@ def make_shortcut(name: str, word: str, difference: ControlledEffect | None) -> 
         condition="an operand is 5" if tied else "",
         explained=0.5 if tied else None,
         p=0.01 if tied else None,
+        q=0.02 if tied else None,
         task_feature="",
         task_feature_explained=None,
         raises=True,

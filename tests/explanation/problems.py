@@ -14,7 +14,7 @@ from tests.planted import planted, separating_direction
 LAYER = 1
 SHORTCUT, DECOY = f"L{LAYER}N5", f"L{LAYER}N9"
 ANSWER = "7"  # what the shortcut says whenever an operand is 5
-GAIN = 3.0
+GAIN = 6.0
 
 
 def problems() -> Task:

@@ -127,7 +127,7 @@ def test_it_is_saved_and_read_back(found: Shortcuts, tmp_path: Path) -> None:
 
 
 def test_the_search_finds_the_planted_neuron(tiny_bridge: Any, splits: tuple[Any, ...]) -> None:
-    with with_shortcut(tiny_bridge, splits[0], gain=3 * plant.GAIN):
+    with with_shortcut(tiny_bridge, splits[0], gain=1.5 * plant.GAIN):
         found = shortcuts(
             tiny_bridge,
             *splits,
@@ -142,7 +142,7 @@ def test_the_search_finds_the_planted_neuron(tiny_bridge: Any, splits: tuple[Any
 
 def test_without_its_feature_it_is_causal_and_unexplained(tiny_bridge: Any, splits: Any) -> None:
     bank = feature_bank(splits[0]).only("the result is odd", "the operands are equal")
-    with with_shortcut(tiny_bridge, splits[0], gain=3 * plant.GAIN):
+    with with_shortcut(tiny_bridge, splits[0], gain=1.5 * plant.GAIN):
         found = shortcuts(
             tiny_bridge,
             *splits,

@@ -418,7 +418,7 @@ def _digits(delta: float) -> int:
     >>> _digits(0.06), _digits(0.002), _digits(30.0)
     (2, 3, 0)
     """
-    return min(max(ceil(-log10(delta)), 0), 6) if delta > 0 else 3
+    return min(max(ceil(-log10(delta)), 0), 5) if delta > 0 else 3
 
 
 def _wrapped(text: str) -> list[str]:

@@ -83,7 +83,7 @@ class Case:
         self.varying = np.arange(1, LAYERS * WIDTH)
 
     def score(self, **options: Any) -> Scores:
-        options = {"n_permutations": 60, "n_controls": 40, "seed": 5, **options}
+        options = {"n_permutations": 60, "n_controls": 99, "seed": 5, **options}
         return score(self.table, self.examples, metrics=self.metrics, **options)
 
     def values(self, name: str) -> np.ndarray:
@@ -102,14 +102,48 @@ def test_r_is_scipys(case: Case) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
-def test_the_interval_is_scipys(case: Case) -> None:
-    """At the accuracy of r (SciPy refuses none of these columns)."""
-    place = case.plain.metrics.index("label:size")
-    for unit in case.varying:
-        result = stats.pearsonr(case.flat[:, unit], case.columns["size"])
-        expected = result.confidence_interval(0.95)
-        found = case.plain.low[place, 0, unit].item(), case.plain.high[place, 0, unit].item()
-        assert found == pytest.approx((expected.low, expected.high), abs=1e-8)
+@pytest.mark.parametrize("computed", [False, True])
+@pytest.mark.parametrize("even", [True, False])
+def test_the_interval_is_that_of_a_jackknife_over_groups(
+    tmp_path: Path, computed: bool, even: bool
+) -> None:
+    """Fisher's z with every group left out in turn, by NumPy: about the same standard error."""
+    random = np.random.default_rng(3)
+    n_groups = 24
+    groups = np.arange(240) % n_groups if even else random.integers(0, n_groups, 240) ** 2 // 24
+    codes = np.unique(groups, return_inverse=True)[1]
+    metric = random.normal(size=240) + random.normal(size=n_groups)[codes]
+    noise = random.normal(size=(240, 40)) + random.normal(size=(n_groups, 40))[codes]
+    acts = np.linspace(0, 1.5, 40) * metric[:, None] + noise
+    labels = None if computed else {"m": metric}
+    examples = examples_with(240, groups=codes, labels=labels)
+    table = handmade(tmp_path / "t", acts.reshape(240, 1, 40), examples, computed={"sure": metric})
+    asked = [from_the_pass("sure")] if computed else ["label:m"]
+    found = score(table, examples, metrics=asked, n_permutations=0, n_controls=0)
+    left_out = np.array(
+        [np.arctanh(pearson(acts[codes != g], metric[codes != g])) for g in np.unique(codes)]
+    )
+    count = len(left_out)
+    error = np.sqrt((count - 1) / count * ((left_out - left_out.mean(0)) ** 2).sum(0))
+    half = (torch.atanh(found.high[0, 0]) - torch.atanh(found.low[0, 0])).numpy() / 2
+    freedom = 240**2 / (np.bincount(codes) ** 2).sum() - 1
+    assert found.effective_groups == pytest.approx(freedom + 1)
+    ratio = half / stats.t.ppf(0.975, freedom) / error
+    # Of uneven groups the one factor for all neurons is a cautious one.
+    assert 0.88 < np.median(ratio) < (1.12 if even else 1.4)
+    assert (ratio > 0.7).all()
+    # Both far from counting examples where a group's examples are alike.
+    assert (half[:10] > 1.3 * 1.96 / np.sqrt(237)).all()
+
+
+def test_the_interval_of_independent_examples_is_about_fishers(case: Case) -> None:
+    """From 32 random signs: the standard error within a third of 1 / sqrt(N - 3), on average 1."""
+    half = (torch.atanh(case.plain.high) - torch.atanh(case.plain.low)) / 2
+    normal = case.plain.metrics.index("sure")
+    usual = case.varying[1:]  # the first of them is one example's
+    ratio = half[normal, 0, usual].numpy() / stats.t.ppf(0.975, 32) * np.sqrt(N - 3)
+    assert np.abs(ratio - 1).max() < 0.6
+    assert np.median(ratio) == pytest.approx(1, abs=0.2)
 
 
 def test_partial_r_is_the_correlation_of_regression_residuals(case: Case) -> None:
@@ -121,13 +155,17 @@ def test_partial_r_is_the_correlation_of_regression_residuals(case: Case) -> Non
         assert np.abs(expected - case.plain.r[place, 0].numpy()[case.varying]).max() > 0.01
 
 
-def test_the_partial_interval_counts_the_covariates(case: Case) -> None:
-    """Fisher's z with n - k - 3: kind makes two columns, length four, odd one."""
-    r = case.partial.r[0, 0, 5].item()
-    half = stats.norm.ppf(0.975) / np.sqrt(N - 7 - 3)
-    expected = np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)
-    found = case.partial.low[0, 0, 5].item(), case.partial.high[0, 0, 5].item()
-    assert found == pytest.approx(expected, abs=1e-9)
+def test_the_partial_interval_is_that_of_what_the_covariates_leave(case: Case) -> None:
+    left = residuals(case.flat, case.design)
+    for place, name in enumerate(case.partial.metrics):
+        own = residuals(case.values(name).astype(float), case.design)
+        z = torch.atanh(torch.stack([case.partial.low[place, 0], case.partial.high[place, 0]]))
+        half = ((z[1] - z[0]) / 2).numpy()[case.varying] / stats.t.ppf(0.975, 32)
+        r = pearson(left[:, case.varying], own)
+        x, m = left[:, case.varying] / left[:, case.varying].std(0), own / own.std()
+        # White's standard error of a slope on standardised numbers, over sqrt(1 - r²): of z.
+        white = np.sqrt((((x - r * m[:, None]) * m[:, None]) ** 2).mean(0) / N / (1 - r**2))
+        assert np.median(half / white) == pytest.approx(1, abs=0.25)
 
 
 def test_class_means_and_the_standardised_difference(case: Case) -> None:
@@ -146,24 +184,46 @@ def test_class_means_and_the_standardised_difference(case: Case) -> None:
         assert found[0] == 0  # the constant unit
 
 
-def test_rotated_r_is_that_of_rotated_activations(case: Case) -> None:
+def standardised(acts: np.ndarray) -> np.ndarray:
+    """Divided by the standard deviation of the first 128 rows, 1 % of a layer's median at least."""
+    scale = acts[:128].astype(np.float64).std(0)
+    floor = 0.01 * torch.from_numpy(scale).median(dim=1, keepdim=True).values.numpy()
+    return acts.astype(np.float64) / np.maximum(scale, floor)
+
+
+def test_rotated_r_is_that_of_rotated_standardised_activations(case: Case) -> None:
     found = case.score(n_rotations=2, seed=5)
     for k in range(2):
         q = random_rotation(WIDTH, seed=5 + k).double().numpy()
-        turned = (case.acts.astype(np.float64) @ q).reshape(N, -1)
+        turned = (standardised(case.acts) @ q).reshape(N, -1)
         for name in found.metrics:
             expected = pearson(turned, case.values(name))
             np.testing.assert_allclose(found.rotated_r[name][k], expected, rtol=0, atol=1e-3)
-    name = "label:plural"
-    assert found.thresholds[name].rotated == float(found.rotated_r[name].abs().max())
 
 
 def test_rotated_partial_r_is_that_of_rotated_residuals(case: Case) -> None:
     q = random_rotation(WIDTH, seed=5).double().numpy()
-    turned = residuals((case.acts.astype(np.float64) @ q).reshape(N, -1), case.design)
+    turned = residuals((standardised(case.acts) @ q).reshape(N, -1), case.design)
     for name in case.partial.metrics:
         expected = pearson(turned, residuals(case.values(name).astype(float), case.design))
         np.testing.assert_allclose(case.partial.rotated_r[name][0], expected, rtol=0, atol=1e-3)
+
+
+def test_a_neuron_is_held_against_directions_of_its_own_layer(case: Case) -> None:
+    """Random directions drawn one by one, of layer 2 alone: excess and p."""
+    found = case.score(n_rotations=400, n_permutations=0, n_controls=0)
+    random = np.random.default_rng(0)
+    rows = standardised(case.acts)[:, 2]
+    lengths = random.normal(size=(WIDTH, 4_000))
+    r = np.abs(pearson(rows @ lengths, case.values("label:plural")))
+    place, here = found.metrics.index("label:plural"), found.layer == 2
+    assert found.excess is not None
+    assert found.p_basis is not None
+    strength = found.r[place, 0, here].abs().numpy()
+    expected = strength / np.sqrt((r**2).mean())
+    np.testing.assert_allclose(found.excess[place, 0, here], expected, rtol=0.06)
+    p = (r >= strength[:, None]).mean(1)
+    np.testing.assert_allclose(found.p_basis[place, 0, here], p, atol=0.04)
 
 
 def test_constant_neurons_are_excluded_and_near_constant_ones_kept(case: Case) -> None:
@@ -318,10 +378,18 @@ def test_position_all_is_token_level_pearson_with_the_metric_repeated(tiny: Any)
     for draw in (0, 39):
         expected = np.abs(pearson(everything, repeated(size[draws[:, draw]]))).max()
         assert found.null_max["label:size"][draw].item() == pytest.approx(expected, abs=1e-6)
-    # And the interval is that of so many examples, not tokens.
-    r = found.r[1, 0, 3].item()
-    half = stats.norm.ppf(0.975) / np.sqrt(len(examples) - 3)
-    assert found.high[1, 0, 3].item() == pytest.approx(np.tanh(np.arctanh(r) + half), abs=1e-9)
+    # And the interval is that of so many examples, not tokens: each left out in turn.
+    row = np.repeat(np.arange(len(examples)), lengths)
+    left_out = np.arctanh(
+        [
+            pearson(everything[row != out], repeated(size)[row != out])
+            for out in range(len(examples))
+        ]
+    )
+    error = left_out.std(0) * np.sqrt(len(examples) - 1)
+    half = (torch.atanh(found.high[1, 0]) - torch.atanh(found.low[1, 0])).numpy() / 2
+    ratio = half / stats.t.ppf(0.975, min(len(examples) - 1, 32)) / error
+    assert np.median(ratio) == pytest.approx(1, abs=0.3)
     assert found.n_examples == len(examples)
     # Partial r at every token likewise.
     given = score(tiny, examples, seed=2, given=["z"], **options)

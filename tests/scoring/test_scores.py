@@ -137,9 +137,9 @@ def test_a_layer_of_constants_does_not_break_the_rotated_basis(tmp_path: Path) -
     found = score(table, examples, metrics="label:y", n_permutations=19)
     assert (found.rotated_r["label:y"][0, 6:12] == 0).all()
     assert found.excluded.tolist() == [False] * 6 + [True] * 6 + [False] * 6
-    bar = found.thresholds["label:y"].rotated
-    assert bar is not None
-    assert bar < 0.9
+    assert found.q_basis is not None
+    assert (found.q_basis[0, 0, 6:12] == 1).all()
+    assert found.q_basis.isfinite().all()
 
 
 def test_scores_of_one_metric_stand_for_it(found: Scores) -> None:

@@ -180,6 +180,7 @@ def score(
             name: left_nonlinear(numbers, examples, given) for name, numbers in known.items()
         }
         notes += _nonlinear_notes(nonlinear, given)
+        source.metrics = ()
     columns = DesignMatrix(
         wanted,
         known,
@@ -227,15 +228,16 @@ def score(
         index = batch.index
         for name, numbers in batch.metrics.items():
             values[name][index] = numbers
+        here = {name: numbers[index] for name, numbers in values.items()}
         means, weights, residuals = source.rows(batch)
         running.absorb(
-            columns.of(index, batch.metrics),
+            columns.of(index, here),
             means,
             weights=weights,
             residuals=residuals,
         )
         if firing is not None:
-            firing.absorb(means, torch.stack([batch.metrics[m.name] for m in wanted], dim=1))
+            firing.absorb(means, torch.stack([here[m.name] for m in wanted], dim=1))
         done += 1
         if saved is not None:
             keep_sums(saved, running, values, done)

@@ -159,7 +159,7 @@ def of_size(codes: np.ndarray) -> list[Example]:
 
 @pytest.mark.parametrize("n_groups", [40, 15])
 def test_the_level_holds_for_a_metric_that_goes_with_group_size(n_groups: int) -> None:
-    """Log group size, known or computed: 19 and 28 % of data sets before each group had a factor."""
+    """Log group size: 19 and 28 % of data sets before each group had a factor of its own."""
     random, n = np.random.default_rng(3), 300
     hits = 0
     for dataset in range(n):

@@ -71,7 +71,13 @@ def assert_same(one: Scores, other: Scores) -> None:
     assert one.provenance == other.provenance
 
 
-@pytest.mark.parametrize("options", [{}, {"position": "all"}, {"given": ["length"]}])
+def test_with_covariates_metrics_are_read_once_and_first(tiny: Any) -> None:
+    metric = Mine()
+    run(tiny, metric, None, given=["length"])
+    assert metric.calls == 5
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "all"}])
 def test_resumed_scores_are_the_uninterrupted_ones(
     tiny: Any, tmp_path: Path, options: dict[str, Any]
 ) -> None:

@@ -365,8 +365,9 @@ def _card_lines(circuit: Circuit) -> list[str]:
         lines += [
             f"  {words}; {on}",
             f"  confirmed: 95 % interval beyond {circuit.epsilon:.2g} of the total, q <= "
-            f"{0.05 / circuit.n_stages:.2g} in each of {circuit.n_stages}",
-            "  stages, |effect| above random edges (q <= 0.05); negligible: within, by TOST",
+            f"{0.05 / circuit.n_stages:.2g} in each stage",
+            f"  (5 % over {circuit.n_stages}), |effect| above random edges (q <= 0.05); "
+            "negligible: within, by TOST",
         ]
     rate = circuit.random_confirmed
     if rate is not None:

@@ -264,8 +264,8 @@ def test_sources_that_do_not_fit_are_refused(tiny: Any) -> None:
 
 def test_an_edit_says_in_words_what_it_does() -> None:
     task = ls.Task("words", examples())
-    assert ablate("mean", over=task).name == "mean ablation over words, all"
-    assert ablate("noise", over=task, sd=2).name == "noise ablation of 2 std over words, all"
-    assert patch(task).name == "patch from words, all"
+    assert ablate("mean", over=task).name == "mean ablation over words, 5 examples"
+    assert ablate("noise", over=task, sd=2).name == "noise ablation of 2 std over words, 5 examples"
+    assert patch(task).name == "patch from words, 5 examples"
     assert patch(task[0]).name == "patch from example e0"
     assert clamp(to=0.5).name == "clamping to 0.5"

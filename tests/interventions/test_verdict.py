@@ -210,8 +210,8 @@ def test_the_card_says_word_sign_interval_and_delta() -> None:
         "a note",
     ):
         assert text in card
-    assert "edited minus clean: what supports the skill lowers" in card
-    assert "supports the skill raises" in repr(verdict(removes=False))
+    assert "edited minus clean: what supports the skill lowers" in " ".join(card.split())
+    assert "supports the skill raises" in " ".join(repr(verdict(removes=False)).split())
     assert EXPLORATORY not in card
     assert repr(verdict(exploratory=True)).startswith(EXPLORATORY)
     assert "exploratory" in verdict(exploratory=True).frame()

@@ -107,7 +107,8 @@ class Redundancy(Result):
             lines.append(f"  {name}{shown}{more}")
         if len(self) > 10:
             lines.append(f"  … and {len(self) - 10} more clusters in .frame()")
-        lines.append("  alike on these examples; that is no proof that they do the same")
+        lines.append("  grouped by |r| on these examples; nothing is tested, and neurons that go")
+        lines.append("  together need not do the same")
         return "\n".join(lines)
 
 

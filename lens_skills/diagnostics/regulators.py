@@ -27,7 +27,13 @@ from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import Unembedding, null_size
 from lens_skills.results import Result
 from lens_skills.stats.correlation import GroupedCorrelation, correlate, percentiles
-from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval, ratio_interval
+from lens_skills.stats.effect_tests import (
+    FEW_GROUPS,
+    FEWEST_GROUPS,
+    cluster_interval,
+    equivalent,
+    ratio_interval,
+)
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 from lens_skills.tasks.word_lists import neutral_texts
 
@@ -50,9 +56,6 @@ ALPHA = 0.05
 the share adjusted over all neurons diagnosed (Benjamini–Hochberg), since one hit in twenty would
 else be a skill neuron by chance."""
 
-FEWEST_GROUPS = 8
-"""With fewer an interval over groups says nothing."""
-
 STAND_IN = "the frequency direction is from the model's own mean prediction on the neutral texts"
 
 MOST_CONTROLS = 100
@@ -73,7 +76,10 @@ class Regulators(Result):
             token of neutral text. ``effect``: mean change of the metric under mean ablation, with
             ``_low`` and ``_high``; ``effect_size``: its mean size; ``p_task``: rank of that size
             among random neurons of the layer, ``q_task`` adjusted over the neurons diagnosed.
-            ``entropy_size``, ``p_neutral``: the same of the entropy on neutral text.
+            ``entropy_size``, ``p_neutral``: the same of the entropy on neutral text;
+            ``entropy_high``: upper end of the 90 % interval of that size over the texts, and
+            ``entropy_bound``: the 95th percentile of the random neurons' own. An upper end within
+            the bound shows, at 5 %, that neutral text is moved no more than random neurons move it.
             ``mediated`` with ``_low``, ``_high``: share of the direct effect on the entropy of
             neutral text that goes through the final norm's scale;
             ``mediated_task``, ``mediated_loss``: of the metric and of the loss, on the task.
@@ -400,6 +406,11 @@ def add_effects(
         for place, layer in enumerate(neurons[:, 0].tolist()):
             null = sizes[n:][several[n:, 0] == layer]
             table.loc[place, p] = float(rank_p(sizes[place], null))
+            if outcome == "entropy":
+                table.loc[place, "entropy_bound"] = float(null.quantile(FAR))
+    moved = neutral.change["total"]["entropy"][:n].abs()
+    high = cluster_interval(moved, neutral.groups, level=0.9, seed=seed)[1]
+    table["entropy_high"] = high.numpy()
     table["q_task"] = false_discovery_q(torch.tensor(table["p_task"].tolist())).numpy()
     for name, found, outcome in (
         ("mediated", neutral, "entropy"),
@@ -456,6 +467,8 @@ class RegulatorMeasures:
         q_task: Rank of |effect| on the task among random neurons of the layer, adjusted.
         signed: Whether the interval of the mean effect on the task leaves out 0.
         p_neutral: Rank of |effect| on neutral text, not adjusted.
+        spared: Whether the 90 % interval of |effect| on neutral text lies within the 95th
+            percentile of random neurons of the layer (equivalence, at 5 %).
     """
 
     norm: float
@@ -467,6 +480,7 @@ class RegulatorMeasures:
     q_task: float
     signed: bool
     p_neutral: float
+    spared: bool
 
 
 def classify(measures: RegulatorMeasures) -> tuple[str, str]:
@@ -475,12 +489,15 @@ def classify(measures: RegulatorMeasures) -> tuple[str, str]:
     *generic confidence regulator*: its ablation moves the model's entropy on neutral text more
     than that of random neurons, and it does so as an entropy neuron (large ‖w_out‖, even logits,
     in the null space, through the norm's scale) or as a frequency neuron. *skill neuron*: its
-    ablation moves the metric on the task one way, more than random neurons' do, and on neutral
-    text no more than a random neuron's. *neither shown*: anything else; the reason says what is
-    missing.
+    ablation moves the metric on the task one way, more than random neurons' do, and is *shown* to
+    move neutral text no more than they do: that no difference was found is not enough. *neither
+    shown*: anything else; the reason says what is missing.
+
+    Source of the equivalence: Schuirmann 1987; |effect| has no lower side to test.
 
     >>> middling = [0.5, 0.5, 0.5, 0.5, 0.0, 0.0]
-    >>> classify(RegulatorMeasures(*middling, q_task=0.01, signed=True, p_neutral=0.6))[0]
+    >>> classify(RegulatorMeasures(*middling, q_task=0.01, signed=True, p_neutral=0.6,
+    ...                            spared=True))[0]
     'skill neuron'
     """
     apart = {
@@ -506,8 +523,13 @@ def classify(measures: RegulatorMeasures) -> tuple[str, str]:
         return NEITHER, f"{' and '.join(kinds)}, but hardly moves neutral text"
     if on_task and not measures.signed:
         return NEITHER, "its ablation moves the task, but up and down: on average not surely"
+    if on_task and measures.spared:
+        return SKILL, "its ablation moves the task, and neutral text no more than random neurons do"
     if on_task and not on_neutral:
-        return SKILL, "its ablation moves the task and not neutral text"
+        return NEITHER, (
+            "its ablation moves the task; that it spares neutral text is not shown (more texts "
+            "may tell)"
+        )
     if on_task:
         hints = [words for words, holds in apart.items() if holds]
         hints += ["the norm's scale"] * through
@@ -530,6 +552,7 @@ def add_words(table: pd.DataFrame) -> None:
                 q_task=row["q_task"],
                 signed=row["effect_low"] > 0 or row["effect_high"] < 0,
                 p_neutral=row["p_neutral"],
+                spared=bool(equivalent(0.0, row["entropy_high"], row["entropy_bound"])),
             )
         )
         for row in table.to_dict("records")

@@ -47,10 +47,10 @@ class SparseProbe(Result):
         neurons: (layer, index) rows, in the order in which the probes take them.
         table: One row per k, and k = 0 for no neuron. ``balanced_accuracy``, ``f1``, ``auroc``
             with ``_low`` and ``_high`` on the test split; ``random``, ``random_low``,
-            ``random_high``: mean and extremes of the balanced accuracy of probes on k random
-            neurons; ``control``: balanced accuracy on random labels; ``selectivity``: what the
-            label has over it. ``bits``: of the training labels given k neurons, cross-validated;
-            ``description``: bits + k log2 M.
+            ``random_high``: mean, smallest and largest balanced accuracy of a few probes on k
+            random neurons (the range of few draws, no interval); ``control``: balanced accuracy on
+            random labels; ``selectivity``: what the label has over it. ``bits``: of the training
+            labels given k neurons, cross-validated; ``description``: bits + k log2 M.
         chosen: The k of the shortest description; 0 where no neuron pays for itself.
         n_candidates: M, the neurons that could be taken.
         metric: What is told.
@@ -124,6 +124,9 @@ class SparseProbe(Result):
             )
         if self.n_groups < FEW_GROUPS:
             lines.append(f"  fewer than {FEW_GROUPS} groups: the intervals are too narrow")
+        lines.append(
+            "  [ ]: 95 % intervals over the groups of the test split; random: mean of few draws"
+        )
         lines.append("  what a probe can tell need not be used by the model")
         return "\n".join(lines)
 

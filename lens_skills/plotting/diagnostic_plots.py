@@ -132,9 +132,10 @@ def _names(axis: Axes, frame: pd.DataFrame) -> None:
 def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
     """Held-out balanced accuracy and description length of k-sparse probes, against k.
 
-    Above: the best k neurons with their 95 % interval, k random neurons (mean, and all draws
-    between the thin ends), the control task's random labels, chance. Below: bits of the labels and
-    bits to name the neurons; the ring is the shortest, which chooses k.
+    Above: the best k neurons with their 95 % interval, k random neurons (mean; the thin lines are
+    the smallest and largest of few draws, no interval), the control task's random labels, chance.
+    Below: bits of the labels and bits to name the neurons; the ring is the shortest, which chooses
+    k.
 
     Args:
         probe: From `lens_skills.diagnostics.sparse_probe`.
@@ -156,8 +157,8 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
             f"{probe.order_from}",
             joined(*source(probe.provenance), size),
         ],
-        note="Band: 95 % over groups. The k is chosen by the shortest description of the training "
-        "labels, not by the held-out accuracy.",
+        note="Band: 95 % over groups; thin lines: range of few random draws. The k is chosen by "
+        "the shortest description of the training labels, not by the held-out accuracy.",
     )
     accuracy, bits = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
     _accuracy(accuracy, frame)

@@ -23,6 +23,7 @@ from lens_skills.diagnostics.regulators import (
 )
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
+from lens_skills.stats.effect_tests import cluster_interval, equivalent
 from lens_skills.tasks.word_lists import neutral_texts
 from tests.planted import plant, separating_direction
 
@@ -253,7 +254,7 @@ def test_cut_texts_are_beginnings_at_words() -> None:
 def numbers(**changes: float) -> RegulatorMeasures:
     names = ("norm", "variance", "null", "frequency", "q_task", "p_neutral")
     plain = dict.fromkeys(names, 0.5)
-    plain |= {"frequency_share": 0.1, "mediated_low": 0.0, "signed": True}
+    plain |= {"frequency_share": 0.1, "mediated_low": 0.0, "signed": True, "spared": False}
     return RegulatorMeasures(**(plain | changes))
 
 
@@ -264,8 +265,9 @@ ENTROPY = {"norm": 0.99, "variance": 0.01, "null": 0.99, "mediated_low": 0.8}
     ("changes", "word"),
     [
         ({}, NEITHER),
-        ({"q_task": 0.01}, SKILL),
-        ({"q_task": 0.01, "signed": False}, NEITHER),
+        ({"q_task": 0.01, "spared": True}, SKILL),
+        ({"q_task": 0.01}, NEITHER),  # no difference found is not equivalence
+        ({"q_task": 0.01, "signed": False, "spared": True}, NEITHER),
         ({"q_task": 0.01, "p_neutral": 0.01}, NEITHER),
         (ENTROPY | {"q_task": 0.01, "p_neutral": 0.01}, REGULATOR),
         (ENTROPY | {"q_task": 0.01}, NEITHER),
@@ -280,6 +282,23 @@ ENTROPY = {"norm": 0.99, "variance": 0.01, "null": 0.99, "mediated_low": 0.8}
 )
 def test_the_flag_takes_every_condition(changes: dict[str, float], word: str) -> None:
     assert classify(numbers(**changes))[0] == word
+
+
+def test_few_texts_do_not_make_a_skill_neuron() -> None:
+    """Spared by equivalence: at most one in twenty at the bound, however few the texts; a neuron
+    well within it nearly always, once there are texts enough."""
+    random = np.random.default_rng(0)
+    bound = 1.5
+
+    def rate(size: float, n_texts: int) -> float:
+        moved = torch.from_numpy(size * random.gamma(2.0, 0.5, size=(200, n_texts)))
+        high = cluster_interval(moved, [str(k) for k in range(n_texts)], level=0.9)[1]
+        return float(equivalent(torch.zeros(200).double(), high, bound).double().mean())
+
+    for n_texts in (8, 16, 40):
+        assert rate(bound, n_texts) <= 0.1  # at the bound itself 5 %, and three standard errors
+        assert rate(1.3 * bound, n_texts) <= 0.05
+    assert rate(0.6 * bound, 40) >= 0.9
 
 
 def test_a_unigram_of_ones_own_and_seeds(tiny: Any) -> None:

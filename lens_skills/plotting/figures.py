@@ -38,3 +38,4 @@ from lens_skills.plotting.skill_plots import damage_matrix as damage_matrix
 from lens_skills.plotting.skill_plots import metric_heatmap as metric_heatmap
 from lens_skills.plotting.skill_plots import skill_matrix as skill_matrix
 from lens_skills.plotting.soft_prompt_plots import learning_curves as learning_curves
+from lens_skills.plotting.stability_plot import stability as stability

@@ -6,7 +6,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +38,7 @@ class Found:
             (``""`` for all layers together); None where that is not known.
         words: The word of each that has one, such as *supports*, or *negligible* of an edge.
         numbers: Further numbers of the run, such as a circuit's unexplained share.
+        exploratory: Whether the result says so of itself.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Found:
     population: Mapping[str, int] | None = None
     words: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    exploratory: bool = False
 
     def layer(self, name: str) -> str:
         """The stratum of a name in ``population``."""
@@ -60,13 +62,19 @@ class Found:
 
 
 def read(result: Any, *, among: int | Mapping[int, int] | None, places: bool) -> Found:
-    """What a result found.
+    """What a result found, and whether it or a part of it is exploratory.
 
     Args:
         result: None for a run that found nothing.
         among: How many could have been found, in all or per layer, where the user says so.
         places: Whether edges at different positions are different edges.
     """
+    parts = [result, *(getattr(result, part, None) for part in ("selection", "verdict"))]
+    exploratory = any(bool(getattr(part, "exploratory", False)) for part in parts)
+    return replace(_read(result, among, places), exploratory=exploratory)
+
+
+def _read(result: Any, among: int | Mapping[int, int] | None, places: bool) -> Found:
     population = among
     if hasattr(result, "selection") and hasattr(result, "verdict"):
         if among is None:

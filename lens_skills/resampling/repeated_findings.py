@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lens_skills.resampling.found import Found
 from lens_skills.results import Result
+from lens_skills.scoring import EXPLORATORY
 from lens_skills.stats.intervals import share_interval, wilson_interval
 from lens_skills.stats.set_overlap import Shared, compare_sets, rarely_chosen_by_chance
 
@@ -60,6 +61,7 @@ class Stability(Result):
         population: How many could be found, where it is known.
         by_layer: Whether chance keeps the number found in each layer.
         notes: What a reader must know before quoting a number.
+        exploratory: True where one of the results is.
         provenance: Task, seed and versions behind the numbers.
     """
 
@@ -87,6 +89,7 @@ class Stability(Result):
     population: int | None
     by_layer: bool
     notes: tuple[str, ...] = ()
+    exploratory: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -280,6 +283,7 @@ def compare_runs(
         shared=shared,
         overlap=shared / smaller,
         population=None if whole.population is None else sum(whole.population.values()),
+        exploratory=any(found.exploratory for found in (whole, *each)),
         by_layer=whole.population is not None and "" not in whole.population,
         **columns,
         **about,
@@ -309,7 +313,8 @@ def _compare(one: Found, other: Found, whole: Found) -> Shared:
 def card_lines(found: Stability) -> list[str]:
     """The card's lines, the most telling first."""
     unit = "wordings" if found.over == "paraphrases" else "halves" if found.disjoint else "samples"
-    lines = [_title(found, unit), _returning_line(found, unit)]
+    lines = [EXPLORATORY] if found.exploratory else []
+    lines += [_title(found, unit), _returning_line(found, unit)]
     bound = found.returning_by_chance()
     if bound == bound and found.returning():
         lines.append(

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -54,7 +55,7 @@ def resampled_verdict(
         which = ", ".join(f"{count} {word}" for word, count in counts.items())
         notes.append(f"{left} left out, whose word rests on more than the mean effect: {which}")
     return compare_runs(
-        _found(kept),
+        replace(_found(kept), exploratory=verdict.exploratory),
         runs,
         [(place, place + 1) for place in range(0, len(parts) - 1, 2)],
         disjoint=disjoint,

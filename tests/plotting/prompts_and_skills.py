@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lens_skills.data import Example
 from lens_skills.models import SoftPrompt
 from lens_skills.plotting import Drawing, figures
+from lens_skills.resampling import Stability, stability
 from lens_skills.scoring import ScoreComparison, Scores, SkillMatrix, compare_scores, skill_matrix
+from lens_skills.tasks import Task
 from tests.plotting.conftest import make_scores
 
 PROMPT_POSITIONS = tuple(str(place) for place in range(-8, 0))
@@ -52,6 +55,27 @@ def make_seeds(n: int = 3, *, nulls: bool = True, exploratory: bool = False) -> 
         mixed = (0.9 * common.r + 0.6 * own.r).clamp(-1, 1)
         several.append(replace(own, r=mixed, exploratory=exploratory))
     return compare_scores(several, "confidence", top=20)
+
+
+def make_stability(over: str = "groups", *, exploratory: bool = False) -> Stability:
+    """Three neurons that return, and others that seldom do."""
+    examples = [
+        Example(id=f"{group}-{k}", prompt=f"{group} {k}", group=str(group))
+        for group in range(24)
+        for k in range(2)
+    ]
+    task = Task("arithmetic", examples).with_paraphrases(
+        {word: lambda text, word=word: f"{word} {text}" for word in ("now", "then", "often")}
+    )
+    random = np.random.default_rng(0)
+    found = stability(
+        lambda _: [f"L{k % 3}N{k}" for k in (1, 2, 3, *(4 + random.permutation(30)[:7]))],
+        task,
+        over=over,
+        n=20 if over == "groups" else None,
+        among=600,
+    )
+    return replace(found, exploratory=exploratory)
 
 
 def make_skills(names: tuple[str, ...] = (), *, exploratory: bool = False) -> SkillMatrix:
@@ -161,6 +185,12 @@ CASES: dict[str, Callable[..., Drawing]] = {
     ),
     "compared scores, five without a null": lambda **o: figures.compare_scores(
         make_seeds(5, nulls=False, exploratory=o.pop("exploratory", False)), **o
+    ),
+    "stability": lambda **o: figures.stability(
+        make_stability(exploratory=o.pop("exploratory", False)), **o
+    ),
+    "stability, paraphrases": lambda **o: figures.stability(
+        make_stability("paraphrases", exploratory=o.pop("exploratory", False)), **o
     ),
     "certainty": draw_certainty,
     "certainty, scores": draw_scores_certainty,

@@ -13,7 +13,14 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.plotting import Drawing, figures
 from tests.plotting.conftest import make_scores
 from tests.plotting.probes import check_repeats, labels, words
-from tests.plotting.prompts_and_skills import CASES, RULES, make_prompt, make_seeds, make_skills
+from tests.plotting.prompts_and_skills import (
+    CASES,
+    RULES,
+    make_prompt,
+    make_seeds,
+    make_skills,
+    make_stability,
+)
 from tests.plotting.test_drawing import overlaps
 
 
@@ -148,6 +155,21 @@ def test_comparison_bars_are_the_shared_neurons() -> None:
     np.testing.assert_array_equal(right.lines[0].get_xdata(), found.sign_agreement)
     np.testing.assert_array_equal(right.lines[1].get_xdata(), found.rank_r)
     assert f"{len(found.stable):,} neurons significant" in words(drawing)
+
+
+def test_stability_bars_are_shares_of_the_runs() -> None:
+    found = make_stability()
+    drawing = figures.stability(found, k=12)
+    left, right = drawing.figure.axes
+    widths = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in left.patches}
+    assert [widths[row] for row in range(12)] == found.share[:12].tolist()
+    assert drawing.frame["name"].tolist() == list(found.names[:12])
+    assert labels(left) == ["found in the whole", "not in the whole"]
+    np.testing.assert_array_equal(right.lines[0].get_xdata(), found.shared)
+    np.testing.assert_array_equal(right.lines[1].get_xdata(), found.expected)
+    with pytest.raises(LensSkillsError, match="nothing to draw"):
+        figures.stability(replace(found, names=(), in_whole=found.in_whole[:0],
+                                  found=found.found[:, :0]))  # fmt: skip
 
 
 def test_confidence_bins_and_auroc() -> None:

@@ -128,7 +128,11 @@ def test_a_half_is_ruled_on_by_its_own_interval() -> None:
 def test_a_word_that_rests_on_more_is_left_out() -> None:
     verdict = make_verdict()
     mixed = replace(verdict.rulings[0], word=MIXED)
-    found = stability(replace(verdict, rulings=(mixed, *verdict.rulings[1:])), n=4)
+    marked = replace(verdict, rulings=(mixed, *verdict.rulings[1:]), exploratory=True)
+    found = stability(marked, n=4)
+    assert found.exploratory
+    assert repr(found).startswith("EXPLORATORY")
+    assert not stability(verdict, n=4).exploratory
     assert found.ruled == NAMES[1:]
     assert "1 left out, whose word rests on more" in " ".join(repr(found).split())
     none = tuple(replace(ruling, word=MIXED) for ruling in verdict.rulings)

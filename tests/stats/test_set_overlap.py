@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 from scipy.stats import hypergeom
+from sklearn.metrics import cohen_kappa_score
 
-from lens_skills.stats.set_overlap import compare_sets, shared_by_chance
+from lens_skills.stats.set_overlap import (
+    compare_sets,
+    rarely_chosen_by_chance,
+    shared_by_chance,
+)
 
 
 def test_one_stratum_is_the_hypergeometric_distribution() -> None:
@@ -48,3 +53,37 @@ def test_layers_alone_make_sets_alike() -> None:
     assert known.expected == 5
     assert known.p > 0.5
     assert unknown.p < 1e-4
+
+
+def test_kappa_is_cohens_over_the_population() -> None:
+    random = np.random.default_rng(1)
+    for a, b in ((8, 10), (3, 30), (50, 60), (0, 4)):
+        one, other = (random.choice(60, size, replace=False).tolist() for size in (a, b))
+        found = compare_sets([(0, k) for k in one], [(0, k) for k in other], {0: 60})
+        expected = cohen_kappa_score([k in one for k in range(60)], [k in other for k in range(60)])
+        assert found.kappa == pytest.approx(expected, abs=1e-12)
+    same = [("a", name) for name in "xyz"]
+    assert compare_sets(same, same, {"a": 9}).kappa == pytest.approx(1)
+    assert np.isnan(compare_sets([], [], {"a": 9}).kappa)
+    assert np.isnan(compare_sets(same, same, {"a": 3}).kappa)  # all of them: no other choice
+
+
+def test_the_bound_on_rarely_chosen_members_holds_for_a_greedy_choice() -> None:
+    """Noise with a few strong members: of the rest, no more return than the bound allows."""
+    random = np.random.default_rng(2)
+    population, strong, chosen, n_groups, at_least = 80, 4, 10, 20, 0.75
+    returned, bounds = [], []
+    for _ in range(200):
+        values = random.normal(size=(n_groups, population))
+        values[:, :strong] += 1.5
+        times = np.zeros(population)
+        for _ in range(4):
+            order = random.permutation(n_groups)
+            for half in (order[: n_groups // 2], order[n_groups // 2 :]):
+                times[np.argsort(-values[half].mean(axis=0))[:chosen]] += 1
+        returned.append((times[strong:] >= at_least * 8).sum())
+        bounds.append(rarely_chosen_by_chance(chosen, population, at_least))
+        assert (times[:strong] >= 6).all()
+    assert 0 < np.mean(returned) < np.mean(bounds)
+    with pytest.raises(ValueError, match=r"above 0\.5"):
+        rarely_chosen_by_chance(10, 80, 0.5)

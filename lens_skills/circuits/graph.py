@@ -367,7 +367,7 @@ def _card_lines(circuit: Circuit) -> list[str]:
             f"  confirmed: 95 % interval beyond {circuit.epsilon:.2g} of the total, q <= "
             f"{0.05 / circuit.n_stages:.2g} in each stage",
             f"  (5 % over {circuit.n_stages}), |effect| above random edges (q <= 0.05); "
-            "negligible: within, by TOST",
+            "negligible: within it",
         ]
     rate = circuit.random_confirmed
     if rate is not None:

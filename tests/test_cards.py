@@ -13,6 +13,7 @@ import torch
 
 import lens_skills as ls
 from lens_skills.activations import ActivationTable
+from lens_skills.circuits import Faithfulness
 from lens_skills.data import Example
 from lens_skills.interventions import Audit, Verdict, ablate
 from lens_skills.interventions.attribution import Prescreen
@@ -51,7 +52,19 @@ class CardMaker(Maker):
     def row(self) -> dict[str, Any]:
         row = {name: 0.25 for number in NUMBERS.split() for name in _with_ends(number)}
         texts = dict.fromkeys(("name", "word", "why", "feature", "kind"), LABEL)
-        return row | texts | {"k": 1, "direction": 1, "accepted": True}
+        return (
+            row
+            | texts
+            | {
+                "low": 0.2,
+                "high": 0.3,
+                "stands_for": "",
+                "ranked_first": True,
+                "k": 1,
+                "direction": 1,
+                "accepted": True,
+            }
+        )
 
 
 def _with_ends(name: str) -> list[str]:
@@ -63,6 +76,7 @@ def made(kind: type[Result]) -> Result:
         "Audit": lambda: Audit((), _verdict(), "agreement", "explore split"),
         "DamageMatrix": make_matrix,
         "DoseResponse": make_curve,
+        "Faithfulness": _faithfulness,
         "ScoreComparison": make_seeds,
         "Scores": make_scores,
         "Selection": make_selection,
@@ -72,6 +86,12 @@ def made(kind: type[Result]) -> Result:
         "Verdict": _verdict,
     }
     return by_hand.get(kind.__name__, lambda: CardMaker(2).fields(kind))()
+
+
+def _faithfulness() -> Faithfulness:
+    found = CardMaker(2).fields(Faithfulness)
+    curves = tuple(replace(curve, sizes=(1, 4)) for curve in found.curves)
+    return replace(found, curves=curves)
 
 
 def _verdict() -> Verdict:

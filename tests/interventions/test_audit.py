@@ -71,7 +71,7 @@ def test_r_is_that_of_score_and_splits_are_disjoint(model: Any, found: Audit) ->
     row = next(row for row in found.claims if row["name"] == SKILL)
     assert row["r"] == pytest.approx(float(alone["label:plural"].r[0, 3]), abs=1e-6)
     assert set(found.verdict.effects.example_ids) == {example.id for example in intervene}
-    assert found.explored == "explore split"
+    assert found.explored == "explore split of the part 3"
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, found: Audit) -> None:

@@ -58,13 +58,16 @@ def direction_effects(
     metric: Metric,
     site: str,
     position: Position,
+    scale: Mapping[int, Float[Tensor, " width"]] | None = None,
 ) -> Float[Tensor, "k example"]:
-    """The effect of ablating each direction v of a layer: a becomes a - (a·v - (its mean)·v) v.
+    """The effect of ablating each direction v of a layer of standardised units.
 
-    The whole layer is edited at once, exactly, through the engine of every other effect; with
-    zero ablation the mean is left out.
+    With s the units' ``scale``, a / s becomes a / s - (a/s·v - (its mean)·v) v; with zero ablation
+    the mean is left out. The whole layer is edited at once, exactly, through the engine of every
+    other effect.
 
     ``directions`` are layers and columns of ``rotation``: orthonormal, and one for all layers.
+    ``scale`` is by layer; None for units as they are.
     """
     assert do.kind in ABLATIONS, do.kind
     layers = sorted(set(directions[:, 0].tolist()))
@@ -75,7 +78,12 @@ def direction_effects(
         sites = {site: layers}
         means = measure_baseline(adapter, do.over, sites, position=position, answers=answers).mean
     changes = [
-        _ablation(do.name, rotation[:, column], means.get((layer, site)))
+        _ablation(
+            do.name,
+            rotation[:, column],
+            torch.ones(len(rotation)) if scale is None else scale[layer],
+            means.get((layer, site)),
+        )
         for layer, column in directions.tolist()
     ]
     spec = SweepSpec(
@@ -102,14 +110,18 @@ def direction_effects(
 
 
 def _ablation(
-    name: str, direction: Float[Tensor, " width"], mean: Float[Tensor, "pos width"] | None
+    name: str,
+    direction: Float[Tensor, " width"],
+    scale: Float[Tensor, " width"],
+    mean: Float[Tensor, "pos width"] | None,
 ) -> Change:
     """A layer's activation with its part along a direction set to the mean's (None: to 0)."""
+    reads, writes = direction / scale, direction * scale
 
     def formula(spot: EditInput) -> Tensor:
-        along = direction.to(spot.old)
-        level: Tensor | float = 0.0 if mean is None else mean.to(spot.old) @ along
-        return spot.old - ((spot.old @ along) - level)[..., None] * along
+        read = reads.to(spot.old)
+        level: Tensor | float = 0.0 if mean is None else mean.to(spot.old) @ read
+        return spot.old - ((spot.old @ read) - level)[..., None] * writes.to(spot.old)
 
     return Change(f"{name}, of directions", 1, formula)
 

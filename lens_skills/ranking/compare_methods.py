@@ -95,9 +95,9 @@ def compare_methods(
 
     Methods whose ranks are the same (a correlation, a difference of means and F on a 0/1 label) are
     one row. Two rows are always there. *random*: k ``n_random`` neurons drawn over all layers; its
-    share is the base rate. *rotated basis*: in a random rotation of each layer, the k directions
-    whose values the metric explains best; ablating direction v turns a into a - (a·v - its mean) v.
-    A method worth its name beats both.
+    share is the base rate. *rotated basis*: in a random rotation of each layer's standardised
+    neurons, the k directions whose values the metric explains best; ablating direction v turns the
+    standardised a into a - (a·v - its mean) v. A method worth its name beats both.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -329,6 +329,8 @@ def _rotated(
 ) -> _Directions:
     reader = ranked.reader
     assert reader.adapter is not None
+    scale = ranked.statistics.scale
+    assert scale is not None
     start = time.perf_counter()
     directions = strongest_directions(explained, reader.site, reader.width, k)
     total = direction_effects(
@@ -340,6 +342,7 @@ def _rotated(
         metric=metric,
         site=reader.site.name,
         position=reader.position,
+        scale=dict(zip(reader.site.layers, scale.split(reader.width), strict=True)),
     )
     names = [f"L{layer}R{column}" for layer, column in directions.tolist()]
     return _Directions(names, directions[:, 0].tolist(), total, time.perf_counter() - start)

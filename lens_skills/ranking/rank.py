@@ -196,8 +196,9 @@ class PassStatistics:
         sums: Of every unit.
         scores: Of each method that needed stored values.
         seconds: Of each of those, for its own arithmetic; ``"pass"`` for the forward passes.
-        rotated: How much of each direction of the rotated basis the target explains (r² or η²);
-            None without a rotation.
+        rotated: How much of each direction of the rotated basis of the standardised units the
+            target explains (r² or η²); None without a rotation.
+        scale: What each unit was divided by before it was rotated: about its standard deviation.
         n_passes: How often the split was read.
     """
 
@@ -205,6 +206,7 @@ class PassStatistics:
     scores: dict[str, Float[Tensor, " unit"]]
     seconds: dict[str, float]
     rotated: Float[Tensor, " unit"] | None
+    scale: Float[Tensor, " unit"] | None
     n_passes: int
 
 
@@ -443,6 +445,7 @@ def read_statistics(
     parts: list[Moments] = []
     firing: list[Tensor] = []
     rotated: list[Tensor] = []
+    scales: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {method.name: [] for method in stored}
     seconds = {"pass": 0.0, **{method.name: 0.0 for method in stored}}
     chunks = _chunks(reader, keep=bool(stored))
@@ -454,7 +457,10 @@ def read_statistics(
         sums = ClassSums.of(target, [moments], firing[-1:], reader.width)
         seconds["pass"] += time.perf_counter() - start
         if rotation is not None:
-            rotated.append(_explained(sums, moments.rotated_square[0].cpu(), rotation))
+            assert moments.scale is not None
+            scales.append(moments.scale.cpu())
+            square = moments.rotated_square[0].cpu()
+            rotated.append(_explained(sums, square, scales[-1], rotation))
         for place in range(len(layers)):
             here = slice(place * reader.width, (place + 1) * reader.width)
             for method in stored:
@@ -468,6 +474,7 @@ def read_statistics(
         scores={name: torch.cat(found) for name, found in scores.items()},
         seconds=seconds,
         rotated=torch.cat(rotated) if rotated else None,
+        scale=torch.cat(scales) if scales else None,
         n_passes=len(chunks),
     )
 
@@ -510,15 +517,18 @@ def _read(
 
 
 def _explained(
-    sums: ClassSums, square: Float[Tensor, " unit"], rotation: Float[Tensor, "width width"]
+    sums: ClassSums,
+    square: Float[Tensor, " unit"],
+    scale: Float[Tensor, " unit"],
+    rotation: Float[Tensor, "width width"],
 ) -> Float[Tensor, " unit"]:
-    """The share of each rotated direction's variance that the target explains.
+    """The share of the variance of each direction of the standardised units the target explains.
 
     η² over the classes, which for two of them is r²; r² for a continuous target.
     """
     rows, weights = sums.cross[None], torch.tensor([sums.target_square], dtype=torch.float64)
     if sums.target.classes:
         rows, weights = sums.class_cross, sums.size
-    turned = rotate(rows.float(), rotation).double()
+    turned = rotate((rows / scale).float(), rotation).double()
     explained = (turned**2 / rearrange(weights, "category -> category 1")).sum(0)
     return (explained / square.clamp(min=1e-300)).clamp(max=1)

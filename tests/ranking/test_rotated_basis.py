@@ -13,27 +13,36 @@ from lens_skills.stats.moments import random_rotation
 from tests.ranking.conftest import WIDTH, Plain
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("kind", ["mean", "zero"])
 def test_a_direction_is_ablated_as_plain_pytorch_does_it(
-    tiny: Any, nouns: ls.Task, plain: Plain, kind: str
+    tiny: Any, nouns: ls.Task, plain: Plain, kind: str, scaled: bool
 ) -> None:
     rotation = random_rotation(WIDTH, seed=1)
     directions = torch.tensor([[0, 4], [2, 30], [2, 1], [3, 7]])
     over, some = nouns[:20], nouns[20:30]
     mean = plain.activations(over, "post").mean(0)
+    scale = {layer: torch.ones(WIDTH) for layer in range(4)}
+    if scaled:
+        generator = torch.Generator().manual_seed(2)
+        scale = {layer: torch.rand(WIDTH, generator=generator) + 0.1 for layer in range(4)}
     effects = direction_effects(
         as_adapter(tiny), some, directions, rotation,
         ls.ablate(kind, over=over if kind == "mean" else None),
         metric=ls.logit_diff(), site="mlp.hook_post", position="last",
+        scale=scale if scaled else None,
     )  # fmt: skip
     for row, (layer, column) in enumerate(directions.tolist()):
         direction = rotation[:, column]
-        level = mean[layer * WIDTH : (layer + 1) * WIDTH].float() @ direction
+        own = scale[layer]
+        level = mean[layer * WIDTH : (layer + 1) * WIDTH].float() / own @ direction
         level = level if kind == "mean" else torch.zeros(())
 
-        def edit(post: torch.Tensor, d: torch.Tensor = direction, m: Any = level) -> torch.Tensor:
-            new = post.clone()
-            new[0, -1] = post[0, -1] - (post[0, -1] @ d - m) * d
+        def edit(
+            post: torch.Tensor, d: torch.Tensor = direction, m: Any = level, s: Any = own
+        ) -> torch.Tensor:
+            new, standard = post.clone(), post[0, -1] / s
+            new[0, -1] = s * (standard - (standard @ d - m) * d)
             return new
 
         for place, example in enumerate(some):

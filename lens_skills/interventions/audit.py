@@ -73,7 +73,7 @@ def audit(
     controls: Controls = DEFAULT_CONTROLS,
     delta: float | Sequence[Example] | None = None,
     by: Sequence[str] | None = None,
-    unrelated: Sequence[Example] | None = None,
+    unrelated: Sequence[Example] | bool = True,
     pairs: bool | None = None,
     n_permutations: int | None = None,
     seed: int = 0,

@@ -1,10 +1,11 @@
 """Who a neuron is compared with: others like it, and of its layer, that were not chosen.
 
-`controls` says how many a verdict takes. `layer_controls` are the single neurons of a verdict,
+`controls` says how many a verdict takes. `drawn_units` hold the single neurons of a verdict,
 `matched_sets` its sets and `important` where its stricter ones are drawn from; `nearest` are the
 most alike; `draw_controls`, `random_neurons` and `with_layer_controls` are drawn at random.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,11 @@ from lens_skills.models import ModelAdapter
 
 FEATURES = ("mean |a|", "std", "‖W_out‖")
 _WRITTEN = ("mlp.hook_post", "mlp.hook_pre", "mlp.hook_pre_linear")
-DRAWN = 32
-"""A control is the nearest of so many units drawn at random from the candidate's layer."""
+DRAWN = (32, 128, 512)
+"""A control is the nearest of so many units drawn at random from the candidate's layer: of more
+where the sets do not match otherwise."""
+BALANCED = 0.25
+"""Sets whose standardised mean difference is larger, in one of the features, do not match."""
 FEW_OTHERS = 100
 """With fewer others of its kind in its layer, a unit is compared with those of all layers."""
 FEWEST_CONTROLS = 20
@@ -66,9 +70,9 @@ def controls(sets: int = 200, important: int | None = None, neurons: int | None 
         sets: Random sets that match the neurons in number per layer, mean |a|, std and ‖W_out‖;
             for all of them edited together. 0 for none.
         important: Random sets among the neurons of largest effect; None for a quarter of ``sets``.
-        neurons: Other single neurons per layer that each neuron is compared with; None for all.
-            With k neurons and n of these, one neuron alone can pass only where
-            1 / (1 + n) <= 0.05 / k.
+        neurons: Single neurons per layer that each neuron is compared with, drawn whatever is on
+            trial; None for all. With k neurons and n of these, one neuron alone can pass only
+            where 1 / (1 + n) <= 0.05 / k.
 
     Raises:
         LensSkillsError: A number that is not whole, or too small.
@@ -199,35 +203,47 @@ def _key(unit: Component) -> tuple[int, str, int, int]:
     return unit.layer, unit.site, unit.start, unit.stop
 
 
+def homes(table: ComponentTable) -> Int[Tensor, " unit"]:
+    """Which units are compared with one another, as a code: those of a kind and layer.
+
+    Of a kind of which a layer holds no more than `FEW_OTHERS` (heads, whole MLPs, tiny models),
+    those of all layers. It depends on the model alone and not on what is on trial.
+    """
+    found = 1 + table.stratum
+    for kind in table.kind.unique().tolist():
+        alike = table.kind == kind
+        if min(table.stratum[alike].unique(return_counts=True)[1].tolist()) <= FEW_OTHERS:
+            found[alike] = -1 - kind
+    return found
+
+
 def across_layers(candidates: Sequence[Component], table: ComponentTable) -> bool:
-    """Whether controls come from all layers: one of the candidates' has fewer than `FEW_OTHERS`."""
-    free = _others(table.places(candidates), table.stratum)
-    return min(map(len, free.values())) < FEW_OTHERS
+    """Whether all candidates are compared with units of all layers; see `homes`."""
+    return bool((homes(table)[table.places(candidates)] < 0).all())
 
 
-def layer_controls(
+def drawn_units(
     candidates: Sequence[Component],
     table: ComponentTable,
     *,
     n: int | None = 1000,
     seed: int = 0,
-) -> tuple[Int[Tensor, " control"], bool]:
-    """Places of the single units each candidate is compared with, and whether across layers.
+) -> Int[Tensor, " drawn"]:
+    """Places of the units each candidate's home is known by: all of it, or a random ``n``.
 
-    Every other unit of the candidates' kinds and layers, or a random ``n`` per layer. Where a
-    layer has fewer than `FEW_OTHERS` others (heads, whole MLPs, tiny models), units of all layers
-    serve instead, for all candidates alike.
+    The draw of a home is that of the seed and the home, whatever is on trial: candidates may be
+    among them, and are no controls.
     """
-    places = table.places(candidates)
-    across = across_layers(candidates, table)
-    codes = table.kind if across else table.stratum
-    random = np.random.default_rng(seed)
+    codes = homes(table)
     chosen = []
-    for others in _others(places, codes).values():
-        if n is not None and len(others) > n:
-            others = np.sort(random.choice(others, size=n, replace=False))
-        chosen.append(torch.from_numpy(others))
-    return torch.cat(chosen), across
+    for code in codes[table.places(candidates)].unique().tolist():
+        members = (codes == code).nonzero()[:, 0].numpy()
+        if n is not None and len(members) > n:
+            key = zlib.crc32(repr(_key(table.units[int(members[0])])).encode())
+            random = np.random.default_rng([seed, key])
+            members = np.sort(random.permutation(members)[:n])
+        chosen.append(torch.from_numpy(members))
+    return torch.cat(chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,13 +254,20 @@ class ControlSets:
         sets: The control sets; in each, the i-th unit stands for the i-th candidate.
         match: One row per feature: the candidates' mean, the controls' mean, and their
             standardised mean difference (``smd``, in standard deviations of the log feature within
-            a layer; 0 is a perfect match, |smd| <= 0.1 is customarily called balanced).
+            a layer; 0 is a perfect match, beyond ± 0.25 the sets are *not matched*).
         unmatchable: Names of candidates with a feature of exactly 0, which nothing can match.
+
+    Source: Stuart 2010, section 4.1 (0.25).
     """
 
     sets: tuple[tuple[Component, ...], ...]
     match: tuple[dict[str, float | str], ...]
     unmatchable: tuple[str, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest |standardised mean difference|."""
+        return max((abs(float(row["smd"])) for row in self.match), default=0.0)
 
 
 def matched_sets(
@@ -253,15 +276,17 @@ def matched_sets(
     *,
     n_sets: int = 200,
     among: Bool[Tensor, " unit"] | None = None,
-    drawn: int = DRAWN,
+    drawn: Sequence[int] = DRAWN,
     seed: int = 0,
 ) -> ControlSets:
     """Random sets that match the candidates in number per layer and in `FEATURES`.
 
-    For each candidate, ``drawn`` units of its kind and layer (a quarter of them, if that is less)
-    are drawn without replacement, none of them a candidate or already in the set, and the nearest
-    in the scaled features is taken: a larger ``drawn`` makes the match closer and the sets more
-    alike. Only units ``among`` some (the *important* ones) may be controls.
+    For each candidate, some units of its kind and layer are drawn without replacement, none of
+    them a candidate or already in the set, and the nearest in the scaled features is taken: the
+    more are drawn, the closer the match and the more alike the sets. The first number in ``drawn``
+    whose sets match (|smd| <= `BALANCED`) is kept, else the best; of a small layer no more than a
+    quarter at first, and half after. Only units ``among`` some (the *important* ones) may be
+    controls.
 
     Raises:
         LensSkillsError: A layer holds fewer other units than it has candidates: says which.
@@ -280,27 +305,60 @@ def matched_sets(
                 f"units at {members[0].site} are candidates and {len(free[stratum])} other {kind} "
                 "are left. Verify fewer units of that layer, or each alone (controls(sets=0))."
             )
-    random = np.random.default_rng(seed)
+    best: ControlSets | None = None
+    for attempt, most in enumerate(drawn):
+        chosen = _drawn_sets(
+            places,
+            free,
+            home,
+            table,
+            n_sets,
+            most,
+            2 if attempt else 4,
+            np.random.default_rng(seed),
+        )
+        found = ControlSets(
+            sets=tuple(tuple(table.units[at] for at in row) for row in chosen.tolist()),
+            match=_match(places, torch.from_numpy(chosen), table),
+            unmatchable=tuple(
+                unit.name
+                for unit, at in zip(candidates, places, strict=True)
+                if table.unmatchable[at]
+            ),
+        )
+        if best is None or found.worst < best.worst:
+            best = found
+        if best.worst <= BALANCED:
+            break
+    assert best is not None, "drawn is empty"
+    return best
+
+
+def _drawn_sets(
+    places: Int[Tensor, " k"],
+    free: dict[int, np.ndarray],
+    home: Sequence[int],
+    table: ComponentTable,
+    n_sets: int,
+    drawn: int,
+    part: int,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """The places of each set's units: the nearest of ``drawn``, or of a ``part``-th of the rest."""
     scaled = table.scaled.numpy()
-    chosen = np.zeros((n_sets, len(candidates)), dtype=np.int64)
+    chosen = np.zeros((n_sets, len(places)), dtype=np.int64)
     for row in chosen:
         left = {stratum: members.copy() for stratum, members in free.items()}
-        for which in random.permutation(len(candidates)):
+        for which in random.permutation(len(places)):
             pool = left[home[which]]
             # Of few units the nearest would be the same in every set.
-            n_drawn = max(min(drawn, len(pool) // 4), 1)
+            n_drawn = max(min(drawn, len(pool) // part), 1)
             some = random.choice(len(pool), size=n_drawn, replace=False)
             far = ((scaled[pool[some]] - scaled[places[which]]) ** 2).sum(1)
             taken = some[far.argmin()]
             row[which] = pool[taken]
             left[home[which]] = np.delete(pool, taken)
-    return ControlSets(
-        sets=tuple(tuple(table.units[at] for at in row) for row in chosen.tolist()),
-        match=_match(places, torch.from_numpy(chosen), table),
-        unmatchable=tuple(
-            u.name for u, at in zip(candidates, places, strict=True) if table.unmatchable[at]
-        ),
-    )
+    return chosen
 
 
 def important(

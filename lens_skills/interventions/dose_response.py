@@ -71,8 +71,14 @@ class DoseResponse(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
-        """One row per dose: dose effect low high damage damage_low damage_high."""
-        low, high = cluster_interval(self.damage, [str(text) for text in range(self.n_texts)])
+        """One row per dose: dose effect low high damage damage_low damage_high.
+
+        The ends of the damage are missing where there is one text only.
+        """
+        if self.n_texts > 1:
+            low, high = cluster_interval(self.damage, [str(text) for text in range(self.n_texts)])
+        else:
+            low = high = torch.full_like(self.doses, torch.nan)
         return pd.DataFrame(
             {
                 "dose": self.doses.numpy(),

@@ -72,6 +72,14 @@ class Effects(Result):
     position: str
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def of_shares(self) -> bool:
+        """Whether the metric is 0 or 1, so that a mean effect is a difference of shares."""
+        edited = self.clean + self.total
+        return bool(
+            ((self.clean == 0) | (self.clean == 1)).all() and ((edited >= 0) & (edited <= 1)).all()
+        )
+
     def frame(self) -> pd.DataFrame:
         """One row per set: name, mean effect, its standard deviation over examples, direct."""
         columns: dict[str, Any] = {

@@ -51,15 +51,29 @@ def pair_rows(
             f"example {without[0]!r} has no corrupted twin ({len(without)} of {len(examples)} lack "
             "one), so it can be neither noised nor denoised. Leave pairs= out."
         )
-    twins = [
-        replace(example, prompt=str(example.corrupted), corrupted=example.prompt)
-        for example in examples
-    ]
+    twins = _twins(examples)
     noised = measure(examples, sets, patch("corrupted"), names=names, part="noising")
     denoised = measure(twins, sets, patch("corrupted"), names=names, part="denoising")
     gap = noised.clean - denoised.clean
     shares = {"noising": -noised.total, "denoising": denoised.total}
     return _share_rows(shares, gap, noised, noised.names, n_draws=n_draws, seed=seed)
+
+
+def corrupted_gap(
+    measure: Measure, examples: Sequence[Example], clean: Float[Tensor, " example"]
+) -> Float[Tensor, " example"] | None:
+    """Clean less corrupted metric of each example; None where some have no corrupted twin."""
+    if any(example.corrupted is None for example in examples):
+        return None
+    twins = _twins(examples)
+    return clean - measure(twins, [()], patch("corrupted"), names=["none"], part="gap").clean
+
+
+def _twins(examples: Sequence[Example]) -> list[Example]:
+    return [
+        replace(example, prompt=str(example.corrupted), corrupted=example.prompt)
+        for example in examples
+    ]
 
 
 def preservation_row(

@@ -1,10 +1,11 @@
 """`Verdict`: what interventions say of each neuron and of all together, in words with numbers.
 
-`rule` gives every neuron or set its word (a `Ruling`); `card_lines` prints them.
+`rule` gives every neuron or set its word (a `Ruling`); `verdict_card` prints them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -12,16 +13,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.control_neurons import BALANCED
 from lens_skills.interventions.effects import Effects
+from lens_skills.interventions.verdict_card import card_lines, detail_lines
 from lens_skills.results import Result
-from lens_skills.scoring import EXPLORATORY
 from lens_skills.stats.effect_estimates import (
     Classes,
     EffectEstimates,
     estimate,
     estimate_classes,
 )
-from lens_skills.stats.effect_tests import beyond, equivalent, examples_needed, opposed
+from lens_skills.stats.effect_tests import (
+    beyond,
+    effective_groups,
+    equivalent,
+    examples_needed,
+    opposed,
+)
 
 SUPPORTS, OPPOSES, MIXED = "supports", "opposes", "mixed"
 COMPENSATED, NO_EFFECT, UNDECIDED = "compensated", "no total effect beyond δ", "undecided"
@@ -29,7 +37,10 @@ WORDS = (SUPPORTS, OPPOSES, MIXED, COMPENSATED, NO_EFFECT, UNDECIDED)
 CAUSAL = (SUPPORTS, OPPOSES, MIXED)
 """The words that claim an effect."""
 ALPHA = 0.05
-SHOWN = 12  # neurons on the card
+LARGE = "large neuron"
+"""Stands beside a word where the effect is no more than the neuron's size leads to expect."""
+SIGN = "sign depends on the ablation"
+"""Stands beside a word where another ablation has the opposite effect."""
 
 Rows = tuple[dict[str, Any], ...]
 """A table of a verdict, row by row."""
@@ -45,16 +56,28 @@ class Ruling:
         name: Such as ``"L17N635"``, or ``"set"``.
         word: One of `WORDS`, about the neuron and not about the edit.
         why: The reason, where the word alone does not say it.
-        effect, low, high: Mean total effect and its 95 % interval.
+        effect, low, high: Mean total effect and its 95 % interval, by group, of this one alone.
         low90, high90: The 90 % interval that the test of equivalence reads.
         size: Mean over standard deviation of the per-example effects.
         rank, n_controls: Place of |effect| among the controls, 1 being the largest.
         p, q: (1 + controls at least as large) / (1 + controls), and Benjamini–Hochberg over the
-            neurons (the set has one test: q = p). None without controls.
+            neurons on trial (the set has one test: q = p). None without controls.
         direct, direct_low, direct_high: The part that passes no later layer, or None.
-        self_repair, repair_low, repair_high: total - direct: what later layers add. Its sign is
-            opposite to the direct effect's where they make up for the loss.
-        needed: Examples that would settle an undecided effect, should mean and spread stay.
+        self_repair, repair_low, repair_high: total - direct: what later layers and the final norm
+            add. Its sign is opposite to the direct effect's where they make up for the loss.
+        needed: Examples, in as many more groups, that would settle an undecided effect, should
+            mean and spread stay.
+        delta: The smallest effect that matters here, in the metric's unit.
+        percent: The effect in % of the clean metric (or, where that cannot be told from 0, of the
+            gap to the corrupted prompts); None where neither can.
+        p_alike, q_alike: As p and q, for |effect| over what the neuron's mean |a|, std and ‖W_out‖
+            lead to expect; see `lens_skills.stats.size_adjustment.beyond_expected`.
+        large: Whether the effect is signed and no more than its size leads to expect
+            (q_alike > 0.05): a *large neuron*.
+        sign_depends: Whether another ablation of the table has an effect of the opposite sign,
+            its 95 % interval leaving 0 out.
+        doubtful: Whether the intervals are not to be trusted, because few groups carry most of
+            the effect; see `lens_skills.stats.effect_tests.skewed`.
     """
 
     name: str
@@ -77,6 +100,23 @@ class Ruling:
     repair_low: float | None = None
     repair_high: float | None = None
     needed: int | None = None
+    delta: float = float("nan")
+    percent: float | None = None
+    p_alike: float | None = None
+    q_alike: float | None = None
+    large: bool = False
+    sign_depends: bool = False
+    doubtful: bool = False
+
+    @property
+    def label(self) -> str:
+        """The word with what must stand beside it, e.g. ``"supports (large neuron)"``."""
+        return self.word + f" ({LARGE})" * self.large + f"; {SIGN}" * self.sign_depends
+
+    @property
+    def causal(self) -> bool:
+        """Whether the word claims an effect that is more than one of size."""
+        return self.word in CAUSAL and not self.large
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +133,9 @@ class Verdict(Result):
         control_neuron_effect: The mean effect of each.
         control_effect: Mean effect of every matched control set.
         important_effect: Of every control set drawn among important neurons (may be empty).
-        delta: The smallest effect that matters, in the metric's unit, and where it is from.
+        delta: The largest of the rulings' δ, each the smallest effect that matters in its layer,
+            in the metric's unit; ``delta_from`` says where they are from.
+        scale: What effects are a share of, in the metric's unit; 0 where nothing serves.
         tables: Rows of further results by name; see `table`.
         notes: What a reader must know before quoting a number.
         removes: Whether the edit took the neurons' work away; see `rule`.
@@ -110,6 +152,7 @@ class Verdict(Result):
     delta: float
     delta_from: str
     tables: Mapping[str, Rows]
+    scale: float = 0.0
     notes: tuple[str, ...] = ()
     removes: bool = True
     exploratory: bool = False
@@ -129,6 +172,17 @@ class Verdict(Result):
         return len(self.singles)
 
     @property
+    def effective_groups(self) -> float:
+        """How many groups of one size would say as much."""
+        return effective_groups(self.effects.groups)
+
+    @property
+    def matched(self) -> bool:
+        """Whether the control sets are like the set in mean |a|, std and ‖W_out‖."""
+        rows = self.tables.get("match", ())
+        return all(abs(float(row["smd"])) <= BALANCED for row in rows)
+
+    @property
     def singles(self) -> tuple[Ruling, ...]:
         """The rulings on single neurons."""
         return tuple(ruling for ruling in self.rulings if ruling.name != "set")
@@ -139,8 +193,8 @@ class Verdict(Result):
 
     @property
     def causal(self) -> list[str]:
-        """The neurons that support, oppose or do both."""
-        return self.named(*CAUSAL)
+        """The neurons that support, oppose or do both, more than their size leads to expect."""
+        return [ruling.name for ruling in self.singles if ruling.causal]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -148,17 +202,18 @@ class Verdict(Result):
         return {word: len(self.named(word)) for word in WORDS}
 
     def frame(self) -> pd.DataFrame:
-        """One row per neuron and one for the set, with the columns of `Ruling`."""
-        frame = pd.DataFrame([vars(ruling) for ruling in self.rulings])
+        """One row per neuron and one for the set: the columns of `Ruling`, and ``label``."""
+        frame = pd.DataFrame([vars(one) | {"label": one.label} for one in self.rulings])
         return frame.assign(exploratory=True) if self.exploratory else frame
 
     def table(self, name: str) -> pd.DataFrame:
         """A further table.
 
         ``"classes"``: effect of every neuron within every class. ``"ablations"``: over the choice
-        of ablation. ``"unrelated"``: on unrelated examples. ``"controls"``: the set among its
-        control sets. ``"match"``: how alike the controls are. ``"set"``: the set against the sum
-        of its neurons. ``"pairs"``: noising and denoising. Only those measured are there.
+        of ablation. ``"unrelated"``: on unrelated examples, or on neutral text. ``"controls"``:
+        the set among its control sets. ``"match"``: how alike the controls are. ``"set"``: the
+        set against the sum of its neurons. ``"pairs"``: noising and denoising. Only those measured
+        are there.
         """
         if name not in self.tables:
             raise LensSkillsError(
@@ -184,6 +239,11 @@ class Verdict(Result):
             }
         )
 
+    def details(self) -> str:
+        """What the card leaves out: direct effects, controls and their match, other ablations,
+        pairs, unrelated text."""
+        return "\n".join(detail_lines(self))
+
     def __repr__(self) -> str:
         return "\n".join(card_lines(self))
 
@@ -193,7 +253,8 @@ class Ranks:
     """Where each set's |effect| stands among its controls; nothing where it had none.
 
     ``mixed_q`` holds, per column of classes, the q of the sets' opposition (see
-    `lens_skills.stats.effect_tests.opposition`) among that of the controls.
+    `lens_skills.stats.effect_tests.opposition`) among that of the controls; ``p_alike`` and
+    ``q_alike`` are those of |effect| over what size leads to expect.
     """
 
     rank: Sequence[int | None]
@@ -201,15 +262,19 @@ class Ranks:
     p: Sequence[float | None]
     q: Sequence[float | None]
     mixed_q: Mapping[str, Sequence[float | None]]
+    p_alike: Sequence[float | None] = ()
+    q_alike: Sequence[float | None] = ()
 
 
 def rule(
     effects: Effects,
     ranks: Ranks,
     *,
-    delta: float,
+    delta: float | Sequence[float],
     classes: Classes | None = None,
     removes: bool = True,
+    last: Sequence[bool] = (),
+    scale: float = 0.0,
     n_draws: int = 2000,
     seed: int = 0,
 ) -> tuple[Ruling, ...]:
@@ -217,39 +282,57 @@ def rule(
 
     In this order: *mixed* where two classes of a column have intervals beyond delta on opposite
     sides, and such opposition is rare among the controls (q <= 0.05). *Supports*, or *opposes*,
-    where the 95 % interval lies beyond delta and q <= 0.05. Where the 90 % interval lies inside
-    [-delta, delta]: *compensated* if the direct effect's 95 % interval is beyond delta, otherwise
-    *no total effect beyond δ*. Else *undecided*, with the number of examples it would take.
+    where the 95 % interval lies beyond delta and q <= 0.05; a *large neuron* where it is no more
+    than its size leads to expect. Where the 90 % interval lies inside [-delta, delta]:
+    *compensated* if the direct effect's 95 % interval is beyond delta, otherwise *no total effect
+    beyond δ*. Else *undecided*, with the number of examples it would take.
+
+    Of a metric that is 0 or 1 the intervals are exact ones of shares, which nothing seen in few
+    groups does not make narrow.
 
     Args:
         effects: Per example, total and (where known) direct.
         ranks: Among the controls.
-        delta: The smallest effect that matters, in the metric's unit.
+        delta: The smallest effect that matters, in the metric's unit; or that of each set.
         classes: Examples by class, for *mixed*.
         removes: Whether the edit takes the neuron's work away. For one that adds to it (steering
             up) a neuron that supports the skill raises the metric.
+        last: Which sets write after every layer: nothing but the final norm can make up for them,
+            so they are never *compensated*.
+        scale: What effects are a share of; see `Verdict`.
+        n_draws, seed: Of the bootstrap.
 
     Source: two one-sided tests (Schuirmann 1987); direct effect and self-repair: McGrath et al.
     2023 (arXiv 2307.15771), Rushing & Nanda 2024 (arXiv 2402.15390), whose self-repair
     "change of the logit plus direct effect" is total - direct here, as their direct effect is what
     the neuron gives and ours what the edit takes.
     """
-    groups = effects.groups
-    total = estimate(effects.total, groups, n_draws=n_draws, seed=seed)
-    by_class = estimate_classes(effects.total, groups, classes or {}, n_draws=n_draws, seed=seed)
+    groups, draws = effects.groups, {"n_draws": n_draws, "seed": seed}
+    shares = effects.of_shares
+    total = estimate(effects.total, groups, shares=shares, **draws)
+    by_class = estimate_classes(effects.total, groups, classes or {}, shares=shares, **draws)
     direct = repair = None
     if effects.direct is not None:
-        direct = estimate(effects.direct, groups, n_draws=n_draws, seed=seed)
-        repair = estimate(effects.total - effects.direct, groups, n_draws=n_draws, seed=seed)
+        direct = estimate(effects.direct, groups, **draws)
+        repair = estimate(effects.total - effects.direct, groups, **draws)
+    n_sets = len(effects.names)
+    deltas = [float(delta)] * n_sets if isinstance(delta, int | float) else list(delta)
     rulings = []
     for place, name in enumerate(effects.names):
-        word, why = _word(place, total, direct, by_class, ranks, delta, removes)
+        at_end = bool(last) and last[place]
+        word, why = _word(
+            place, total, None if at_end else direct, by_class, ranks, deltas[place], removes
+        )
+        if word == NO_EFFECT and effects.direct is None:
+            why = "direct effect not known"
+        if float(total.error[place]) == 0 and not shares and word == NO_EFFECT:
+            why = f"the same in all {len(set(groups))} groups"
         needed = None
-        if word == UNDECIDED and not _beyond(total, place, delta):
-            needed = examples_needed(
-                float(total.mean[place]), float(total.error[place]), delta, len(effects.clean)
-            )
+        if word == UNDECIDED and not _beyond(total, place, deltas[place]):
+            needed = _needed(effects, total, place, deltas[place])
             why = f"about {needed:,} examples would decide" if needed else "as large as δ itself"
+        mean = float(total.mean[place])
+        q_alike = ranks.q_alike[place] if ranks.q_alike else None
         rulings.append(
             Ruling(
                 name=name,
@@ -263,12 +346,54 @@ def rule(
                 p=ranks.p[place],
                 q=ranks.q[place],
                 needed=needed,
+                delta=deltas[place],
+                percent=100 * mean / scale if scale else None,
+                p_alike=ranks.p_alike[place] if ranks.p_alike else None,
+                q_alike=q_alike,
+                large=word in (SUPPORTS, OPPOSES) and q_alike is not None and q_alike > ALPHA,
+                doubtful=bool(total.doubtful[place]),
                 **mean_and_ends(total, place),
                 **mean_and_ends(direct, place, "direct", "direct_low", "direct_high"),
                 **mean_and_ends(repair, place, "self_repair", "repair_low", "repair_high"),
             )
         )
     return tuple(rulings)
+
+
+def _needed(effects: Effects, total: EffectEstimates, place: int, delta: float) -> int | None:
+    """Examples that would decide, the interval shrinking with the root of their number."""
+    n, mean = len(effects.clean), float(total.mean[place])
+    n_groups = len(set(effects.groups))
+    if total.exact and mean == 0 and float(total.error[place]) == 0:
+        # Should nothing ever change: 1 - 0.05^(1/G) <= delta.
+        if delta >= 1:
+            return None
+        return math.ceil(n * math.log(0.05) / math.log1p(-delta) / n_groups)
+    reach = max(float(total.high[place]) - mean, mean - float(total.low[place]))
+    return examples_needed(mean, reach / _NORMAL, delta, n)
+
+
+_NORMAL = 1.959964  # half the width of a 95 % interval in standard errors
+
+
+def with_ablations(
+    rulings: Sequence[Ruling], rows: Sequence[Mapping[str, Any]]
+) -> tuple[Ruling, ...]:
+    """The rulings, saying whose sign another ablation turns.
+
+    Args:
+        rulings: Of the one edit.
+        rows: Of all edits: name effect low high.
+    """
+    found = []
+    for ruling in rulings:
+        other = [row for row in rows if row["name"] == ruling.name]
+        turned = any(
+            row["effect"] * ruling.effect < 0 and (row["low"] > 0 or row["high"] < 0)
+            for row in other
+        )
+        found.append(replace(ruling, sign_depends=ruling.word in (SUPPORTS, OPPOSES) and turned))
+    return tuple(found)
 
 
 def _word(
@@ -294,9 +419,7 @@ def _word(
     if side and q is not None and q <= ALPHA:
         return signed_word(side, removes), ""
     if bool(equivalent(total.low90, total.high90, delta)[place]):
-        if direct is None:
-            return NO_EFFECT, "direct effect not known"
-        if _beyond(direct, place, delta):
+        if direct is not None and _beyond(direct, place, delta):
             return COMPENSATED, f"direct {float(direct.mean[place]):+.3g}, made up for later"
         return NO_EFFECT, ""
     if side and q is None:
@@ -321,98 +444,3 @@ def mean_and_ends(found: EffectEstimates | None, place: int, *names: str) -> dic
     numbers = () if found is None else (found.mean, found.low, found.high)
     names = names or ("effect", "low", "high")
     return {name: float(values[place]) for name, values in zip(names, numbers, strict=False)}
-
-
-def card_lines(verdict: Any) -> list[str]:
-    """The card's lines, the most telling first."""
-    effects = verdict.effects
-    unit = f" {effects.unit}" if effects.unit else ""
-    lines = [
-        f"{effects.metric} · {effects.do} · {effects.site} at {effects.position}",
-        f"{len(effects.clean):,} examples in {len(set(effects.groups)):,} groups, clean mean "
-        f"{float(effects.clean.mean()):.3g}{unit} · δ = {verdict.delta:.3g}{unit} "
-        f"({verdict.delta_from})",
-        "effects are edited minus clean"
-        + (
-            ": what supports the skill lowers the metric when removed"
-            if verdict.removes
-            else ": this edit adds, so what supports the skill raises the metric"
-        ),
-    ]
-    if verdict.exploratory:
-        lines.insert(0, EXPLORATORY)
-    words = [f"{count} {word}" for word, count in verdict.counts.items() if count]
-    lines.append(f"{len(verdict)} verified → {' · '.join(words)}")
-    whole = [ruling for ruling in verdict.rulings if ruling.name == "set"]
-    if whole:
-        lines += ["", *_set(verdict, whole[0])]
-    lines.append("")
-    order = sorted(
-        verdict.singles, key=lambda ruling: (WORDS.index(ruling.word), -abs(ruling.effect))
-    )
-    width = max(len(ruling.word) for ruling in order[:SHOWN])
-    lines += [_line(ruling, width) for ruling in order[:SHOWN]]
-    if len(order) > SHOWN:
-        lines.append(f"  … and {len(order) - SHOWN} more in .frame()")
-    lines += _further(verdict)
-    if verdict.notes:
-        lines += ["", *(f"note: {note}" for note in verdict.notes)]
-    return lines
-
-
-def _interval(effect: float, low: float, high: float, **_: Any) -> str:
-    return f"{effect:+.3g} [{low:+.3g}, {high:+.3g}]"
-
-
-def _line(ruling: Ruling, width: int) -> str:
-    parts = [f"  {ruling.name:<9} {ruling.word:<{width}} {_interval(**vars(ruling))}"]
-    if ruling.direct is not None and ruling.self_repair is not None:
-        parts.append(f"direct {ruling.direct:+.3g}, later layers {ruling.self_repair:+.3g}")
-    if ruling.q is not None:
-        parts.append(f"q = {ruling.q:.2g}")
-    if ruling.why:
-        parts.append(ruling.why)
-    return " · ".join(parts)
-
-
-def _set(verdict: Any, whole: Ruling) -> list[str]:
-    text = f"together: {whole.word} {_interval(**vars(whole))}"
-    if whole.p is not None:
-        text += f", p = {whole.p:.2g} among {whole.n_controls} matched sets"
-    if whole.why:
-        text += f" · {whole.why}"
-    lines = [text]
-    for row in verdict.tables.get("set", ()):
-        if row["name"] == "sum of singles":
-            lines.append(f"  the sum of its neurons, each alone: {row['effect']:+.3g}")
-    for row in verdict.tables.get("controls", ()):
-        lines.append(
-            f"  {row['controls']} {row['kind']} sets: {row['low']:+.3g} to {row['high']:+.3g} "
-            f"(90 % of them), p = {row['p']:.2g}"
-        )
-    match = [f"{row['feature']} {row['smd']:+.2f}" for row in verdict.tables.get("match", ())]
-    if match:
-        lines.append(f"  match (standardised mean difference): {', '.join(match)}")
-    return lines
-
-
-def _further(verdict: Any) -> list[str]:
-    """What the other tables hold of the set, or of the only neuron."""
-    name = verdict.rulings[-1].name
-    ablations, pairs, unrelated = (
-        [row for row in verdict.tables.get(table, ()) if row["name"] == name]
-        for table in ("ablations", "pairs", "unrelated")
-    )
-    lines = []
-    if ablations:
-        parts = "; ".join(f"{row['do']} {_interval(**row)}" for row in ablations)
-        lines += ["", f"over the choice of ablation ({name}): {parts}"]
-    if pairs:
-        lines.append("")
-    lines += [
-        f"{row['what']}: {row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of the "
-        f"gap between clean and corrupted{' · sufficient' if row.get('sufficient') else ''}"
-        for row in pairs
-    ]
-    lines += [f"on unrelated examples ({name}): {_interval(**row)}" for row in unrelated]
-    return lines

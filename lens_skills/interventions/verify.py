@@ -1,19 +1,17 @@
 """`verify`: what an edit of some neurons shows, with controls beside them, on unseen examples.
 
-First the verb, then what it refuses before anything is measured, then the tables of a verdict:
-classes, the set against the sum of its neurons, the choice of ablation, the controls.
+First the verb, then what it refuses and says before anything is measured, then its notes.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lens_skills.activations import (
     DEFAULT_SITE,
+    Metric,
     Position,
     logit_diff,
     soft_position,
@@ -24,10 +22,15 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_effects import (
     ControlEffects,
+    Deltas,
+    clean_scale,
     declare_delta,
     measure_controls,
+    pilot_effects,
+    resolvable,
 )
 from lens_skills.interventions.control_neurons import (
+    BALANCED,
     DEFAULT_CONTROLS,
     Controls,
     across_layers,
@@ -39,17 +42,24 @@ from lens_skills.interventions.effects import (
     Effects,
     clear_parts,
     effect_metric,
+    measure_effects,
     measurer,
     reads_answers,
 )
-from lens_skills.interventions.noising_denoising import pair_rows, preservation_row
-from lens_skills.interventions.verdict import ALPHA, Rows, Verdict, mean_and_ends, rule
-from lens_skills.models import SoftPrompt, with_soft_prompt
+from lens_skills.interventions.noising_denoising import corrupted_gap, pair_rows, preservation_row
+from lens_skills.interventions.verdict import ALPHA, Verdict, rule, with_ablations
+from lens_skills.interventions.verdict_tables import (
+    class_rows,
+    control_rows,
+    effect_rows,
+    find_classes,
+    set_rows,
+)
+from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.results import provenance, resumable
 from lens_skills.scoring.leakage import check_prompt, known_to
-from lens_skills.stats.effect_estimates import Classes, estimate, estimate_classes
-from lens_skills.stats.effect_tests import FEW_GROUPS
-from lens_skills.stats.multiple_testing import rank_p
+from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, effective_groups
+from lens_skills.tasks.word_lists import neutral_texts
 
 
 @resumable
@@ -67,7 +77,7 @@ def verify(
     delta: float | Sequence[Example] | None = None,
     by: Sequence[str] | None = None,
     also: Sequence[Edit] | None = None,
-    unrelated: Sequence[Example] | None = None,
+    unrelated: Sequence[Example] | bool = True,
     pairs: bool | None = None,
     preservation: bool = False,
     removes: bool | None = None,
@@ -90,12 +100,16 @@ def verify(
         prompt: A soft prompt to read every example with: the one the selection was scored with.
         controls: How many other neurons and random sets to compare with:
             ``controls(sets=200, neurons=1000)``.
-        delta: The smallest effect that matters, in the metric's unit, declared beforehand; or a
-            split of its own to take it from. Default: from half of the control neurons.
-        by: Columns whose classes are told apart (default: labels of two to six values).
+        delta: The smallest effect that matters, in the metric's unit, declared beforehand and used
+            as it is; or a split of its own to take it from. Default, per layer: 1 % of the clean
+            metric, or what 95 % of other neurons stay below (without sampling noise), if more.
+        by: Columns whose classes are told apart (default: labels of two to six values with 8
+            groups each).
         also: Further edits for the table over the choice of ablation (default: the other ones of
             zero, mean and resample that ``do`` has the examples for).
-        unrelated: Examples of another skill, which the neurons should leave alone.
+        unrelated: Examples of another skill, which the neurons should leave alone. By default
+            sixty neutral sentences, of which the log-probability of the last word is watched
+            (where the position is the last and the edit needs no corrupted twin); False for none.
         pairs: Noising and denoising with the corrupted twins (default: where all examples have
             one and the gap is clear).
         preservation: Also edit all other neurons at once and keep only the set.
@@ -109,15 +123,24 @@ def verify(
             read back, the one that was interrupted continues.
 
     Raises:
-        LensSkillsError: No examples; a split already used for the selection; a selection of
-            another model, site or task; a metric the task cannot give or no edit can change; no
-            control set possible in a layer (which one); an effect that is not finite (whose).
+        LensSkillsError: No examples, or of fewer than 8 groups; a split already used for the
+            selection; a selection of another model, site or task; a metric the task cannot give or
+            no edit can change; no control set possible in a layer (which one); an effect that is
+            not finite (whose).
+
+    A declared δ that the examples cannot resolve is said before most is measured, as a warning
+    and on the card.
 
     Does not show: what the neurons do at other positions, on other prompts, or for another metric.
     """
     adapter = with_soft_prompt(model, prompt)
     watched = effect_metric(logit_diff() if metric is None else metric)
     reuse = check_request(examples, neurons, do, adapter.soft, exploratory=exploratory)
+    check_groups(
+        [example.group for example in examples],
+        "a verdict",
+        instead="`sweep` measures effects without a verdict.",
+    )
     calibration, declared = (delta, None) if isinstance(delta, Sequence) else (None, delta)
     if calibration is not None:
         mine = {"example_ids": [e.id for e in examples], "groups": [e.group for e in examples]}
@@ -145,15 +168,24 @@ def verify(
     names = [unit.name for unit in units]
     if len(units) > 1:
         sets, names = [*sets, units], [*names, "set"]
+    notes = []
+    if declared is not None:
+        # Said before all the rest is measured.
+        notes += _unresolved(
+            pilot_effects(measure, change, examples, units, table, controls=controls, seed=seed),
+            declared,
+        )
     effects = measure(examples, sets, change, names=names, part="candidates", direct=True)
     compared = measure_controls(
-        measure, change, examples, units, table, controls=controls, seed=seed
+        measure, change, examples, units, table, effects, controls=controls, seed=seed
     )
-    smallest, delta_from = (
-        declare_delta(measure, compared, do, calibration, seed=seed)
+    scale = clean_scale(effects, lambda: corrupted_gap(measure, examples, effects.clean))
+    deltas = (
+        declare_delta(measure, compared, do, calibration, scale=scale)
         if declared is None
-        else (declared, "declared")
+        else Deltas((declared,) * len(units), "declared")
     )
+    smallest = [*deltas.values, *([max(deltas.values)] if len(units) > 1 else [])]
     classes = find_classes(examples, by)
     draws = {"n_draws": n_draws, "seed": seed}
     rulings = rule(
@@ -162,6 +194,8 @@ def verify(
         delta=smallest,
         classes=classes,
         removes=sign,
+        last=[all(writes_last(unit, adapter.n_layers) for unit in one) for one in sets],
+        scale=scale,
         **draws,
     )
     tables = {"classes": class_rows(effects, classes, **draws)}
@@ -175,10 +209,17 @@ def verify(
             other = measure(examples, sets, edit, names=names, part=f"also {number}")
             rows += effect_rows(other, **draws)
         tables["ablations"] = tuple(rows)
-    if unrelated is not None:
+        rulings = with_ablations(rulings, rows)
+    if unrelated is True and where == "last" and do.kind != "patch":
+        other = text_effects(adapter, sets, do, names=names, seed=seed)
+        tables["unrelated"] = tuple(
+            row | {"where": "neutral text (nats of the last word)"}
+            for row in effect_rows(other, **draws)
+        )
+    elif not isinstance(unrelated, bool):
         other = measure(unrelated, sets, do, names=names, part="unrelated")
         tables["unrelated"] = effect_rows(other, **draws)
-    notes = _notes(effects, compared, units)
+    notes += _notes(effects, compared, units)
     if pairs or (pairs is None and all(example.corrupted for example in examples)):
         try:
             tables["pairs"] = pair_rows(measure, examples, sets, names, **draws)
@@ -197,8 +238,9 @@ def verify(
         control_neuron_effect=compared.mean,
         control_effect=compared.set_effect,
         important_effect=compared.strict_effect,
-        delta=smallest,
-        delta_from=delta_from,
+        delta=max(smallest),
+        delta_from=deltas.source,
+        scale=scale,
         tables={name: rows for name, rows in tables.items() if rows},
         notes=tuple(notes),
         removes=sign,
@@ -311,13 +353,69 @@ def edited_where(neurons: Any, position: Position | None) -> Position:
     return position
 
 
+def writes_last(unit: Component, n_layers: int) -> bool:
+    """Whether nothing but the final norm comes after what a unit writes: the last block's MLP.
+
+    >>> writes_last(Component("L3N1", 3, "mlp.hook_post", 1, 2), 4)
+    True
+    """
+    return unit.layer == n_layers - 1 and "mlp" in unit.site
+
+
+_LAST_WORD = Metric(
+    "log-probability of the last word",
+    lambda readout, _: readout.answer.log_probability,
+    frozenset({"answer"}),
+    "nats",
+)
+
+
+def text_effects(
+    adapter: ModelAdapter,
+    sets: Sequence[tuple[Component, ...]],
+    do: Any,
+    *,
+    names: Sequence[str],
+    seed: int,
+) -> Effects:
+    """What the edit does to the log-probability of the last word of the project's neutral texts."""
+    texts = []
+    for number, text in enumerate(neutral_texts()):
+        start, word = text.rstrip(" .!?").rsplit(" ", 1)
+        texts.append(Example(f"text {number}", start, answer=f" {word}"))
+    return measure_effects(
+        adapter,
+        texts,
+        sets,
+        do,
+        metric=_LAST_WORD,
+        position="last",
+        names=names,
+        seed=seed,
+    )
+
+
+def _unresolved(pilot: Effects, declared: float) -> list[str]:
+    """The note on a δ below what the examples can resolve; also as a warning."""
+    smallest = resolvable(pilot)
+    if declared >= smallest:
+        return []
+    n_groups = len(set(pilot.groups))
+    text = (
+        f"δ = {declared:.2g} is below what {len(pilot.clean):,} examples in {n_groups} groups can "
+        f"resolve: even of neurons without any effect most will be undecided; {smallest:.2g} could "
+        "be resolved"
+    )
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
+    return [text]
+
+
 def _notes(effects: Effects, compared: ControlEffects, units: Sequence[Component]) -> list[str]:
     notes = list(compared.notes)
-    n_groups = len(set(effects.groups))
-    if n_groups < FEW_GROUPS:
-        notes.append(
-            f"{n_groups} groups only: below {FEW_GROUPS}, intervals cover less than they say"
-        )
+    n_groups, worth = len(set(effects.groups)), effective_groups(effects.groups)
+    if worth < FEW_GROUPS:
+        alike = "" if worth > 0.9 * n_groups else f", worth {worth:.0f} of one size"
+        notes.append(f"{n_groups} groups only{alike}: intervals are wide, and few effects decided")
     if compared.across:
         notes.append("neurons are compared with those of all layers: their own has too few")
     fewest = min(int((compared.home == code).sum()) for code in compared.candidate_home)
@@ -330,6 +428,16 @@ def _notes(effects: Effects, compared: ControlEffects, units: Sequence[Component
             f"with {fewest} units to compare with, p is at least {1 / (1 + fewest):.2g}: fewer "
             f"than {needed} of {len(units)} neurons cannot pass together"
         )
+    if compared.sets is not None and compared.sets.worst > BALANCED:
+        apart = [
+            f"{row['feature']} {float(row['smd']):+.2f}"
+            for row in compared.sets.match
+            if abs(float(row["smd"])) > BALANCED
+        ]
+        notes.append(
+            f"the control sets are not matched ({', '.join(apart)} standard deviations apart): the "
+            "p of the set is among smaller or larger neurons"
+        )
     unmatchable = compared.sets.unmatchable if compared.sets else ()
     if unmatchable:
         notes.append(
@@ -341,96 +449,6 @@ def _notes(effects: Effects, compared: ControlEffects, units: Sequence[Component
             "direct effects are not known here: a neuron without effect may be made up for"
         )
     return notes
-
-
-MOST_CLASSES = 6
-
-
-def find_classes(examples: Sequence[Example], by: Sequence[str] | None) -> Classes:
-    """Which examples belong to which value of each column.
-
-    By default every label with two to six values, two groups of examples in each.
-
-    Raises:
-        LensSkillsError: A column that was named and that not all examples have, or that has a
-            single value.
-    """
-    columns = (
-        sorted({name for example in examples for name in example.labels}) if by is None else by
-    )
-    found: dict[str, dict[str, Tensor]] = {}
-    for column in columns:
-        values = [example.column(column) for example in examples]
-        names = sorted({str(value) for value in values if value is not None})
-        members = {name: torch.tensor([str(value) == name for value in values]) for name in names}
-        if by is not None and (None in values or len(names) < 2):
-            raise LensSkillsError(
-                f"the examples cannot be told apart by {column!r}: "
-                + ("some have none." if None in values else f"all are {', '.join(names)}.")
-            )
-        groups = [
-            len({examples[int(place)].group for place in mask.nonzero()})
-            for mask in members.values()
-        ]
-        if by is not None or (
-            None not in values and 2 <= len(names) <= MOST_CLASSES and min(groups) >= 2
-        ):
-            found[column] = members
-    return found
-
-
-def class_rows(effects: Effects, classes: Classes, **draws: int) -> Rows:
-    """Effect of every set in every class: name column value n effect low high."""
-    found = estimate_classes(effects.total, effects.groups, classes, **draws)
-    return tuple(
-        {"name": name, "column": column, "value": value, "n": int(classes[column][value].sum())}
-        | mean_and_ends(part, place)
-        for column, members in found.items()
-        for value, part in members.items()
-        for place, name in enumerate(effects.names)
-    )
-
-
-def set_rows(effects: Effects, **draws: int) -> Rows:
-    """The set, the sum of its neurons each alone, and their difference: name effect low high.
-
-    A difference of the set's own sign says that the neurons back each other up.
-    """
-    together, alone = effects.total[-1], effects.total[:-1].sum(dim=0)
-    numbers = torch.stack([together, alone, together - alone])
-    found = estimate(numbers, effects.groups, **draws)
-    names = ("set", "sum of singles", "set - sum of singles")
-    return tuple({"name": name} | mean_and_ends(found, place) for place, name in enumerate(names))
-
-
-def effect_rows(effects: Effects, **draws: int) -> Rows:
-    """One row per set: name do n effect low high."""
-    found = estimate(effects.total, effects.groups, **draws)
-    return tuple(
-        {"name": name, "do": effects.do, "n": len(effects.clean)} | mean_and_ends(found, place)
-        for place, name in enumerate(effects.names)
-    )
-
-
-def control_rows(effects: Effects, compared: ControlEffects) -> Rows:
-    """The set among each kind of control: kind controls mean low high p.
-
-    ``low`` and ``high`` are the 5th and 95th percentile of the controls.
-    """
-    observed = effects.total[-1:].mean(dim=1).abs()
-    kinds = {"matched": compared.set_effect, "important": compared.strict_effect}
-    return tuple(
-        {
-            "kind": kind,
-            "controls": len(found),
-            "mean": float(found.mean()),
-            "low": float(found.double().quantile(0.05)),
-            "high": float(found.double().quantile(0.95)),
-            "p": float(rank_p(observed, found.abs())),
-        }
-        for kind, found in kinds.items()
-        if len(found)
-    )
 
 
 def other_ablations(do: Edit) -> tuple[Edit, ...]:

@@ -132,7 +132,7 @@ def effect_against_controls(
         exploratory=verdict.exploratory,
     )
     axis = figure.add_subplot()
-    delta_band(axis, verdict, "x")
+    delta_band(axis, verdict, "x", _delta(ruling, verdict))
     _histograms(axis, frame, list(controls))
     look = LOOKS[ruling.word]
     height, across = 0.9, axis.get_xaxis_transform()
@@ -201,7 +201,8 @@ def _controls_frame(
             rows += bin_rows(kind, edges, np.histogram(effects, edges)[0])
     own = {name: getattr(ruling, name) for name in ("low", "high", "rank", "n_controls", "p")}
     rows.append({"what": ruling.name, "value": ruling.effect} | own)
-    rows.append({"what": "delta", "low": -verdict.delta, "high": verdict.delta})
+    delta = _delta(ruling, verdict)
+    rows.append({"what": "delta", "low": -delta, "high": delta})
     columns = ["what", "low", "high", "value", "rank", "n_controls", "p"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -250,15 +251,18 @@ def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Dr
         k: Show so many neurons at most, the most telling ones.
         width: Inches.
 
-    Frame: one row per row drawn: name word effect low high direct direct_low direct_high delta.
+    Frame: one row per row drawn: name word large effect low high direct direct_low direct_high
+    delta.
     """
     order = sorted(verdict.singles, key=lambda one: (WORDS.index(one.word), -abs(one.effect)))
     shown, whole = order[:k], [one for one in verdict.rulings if one.name == "set"]
     rulings = [*shown, *whole]
-    frame = _forest_frame(rulings, verdict.delta)
+    frame = _forest_frame(rulings, [_delta(one, verdict) for one in rulings])
     notes = [note(verdict, rulings, "Lines")]
     if any(one.word == NO_EFFECT for one in rulings):
         notes.append(f"{_SHORT[NO_EFFECT].capitalize()}: {NO_EFFECT}.")
+    if any(one.large for one in rulings):
+        notes.append("Large: no more than mean |a|, std and ‖W_out‖ lead to expect.")
     if len(order) > len(shown):
         notes.append(f"{len(order) - len(shown):,} more neurons in the verdict's frame.")
     apart = bool(whole and shown) and _reach(whole) > _FAR * max(_reach(shown), verdict.delta)
@@ -278,7 +282,11 @@ def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Dr
         len(parts), 1, squeeze=False, height_ratios=[len(part) + 0.3 for part in parts]
     )[:, 0]
     for axis, part in zip(axes, parts, strict=True):
-        delta_band(axis, verdict, "x")
+        axis.axvline(0, color=BLACK, linewidth=0.5, zorder=0.9)
+        axis.barh(
+            range(len(part)), [2 * _delta(one, verdict) for one in part], 1.0,
+            left=[-_delta(one, verdict) for one in part], color=PALE, zorder=0, gid="delta",
+        )  # fmt: skip
         _rows(axis, part)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes[-1].set_xlabel(change(verdict))
@@ -290,12 +298,27 @@ def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Dr
     return finished(figure, frame, "effect_forest", verdict.effects.metric)
 
 
-def _forest_frame(rulings: list[Ruling], delta: float) -> pd.DataFrame:
-    columns = ["name", "word", "effect", "low", "high", "direct", "direct_low", "direct_high"]
+def _delta(ruling: Ruling, verdict: Verdict) -> float:
+    """The neuron's own δ; the verdict's where it has none of its own."""
+    return ruling.delta if math.isfinite(ruling.delta) else verdict.delta
+
+
+def _forest_frame(rulings: list[Ruling], deltas: list[float]) -> pd.DataFrame:
+    columns = [
+        "name",
+        "word",
+        "large",
+        "effect",
+        "low",
+        "high",
+        "direct",
+        "direct_low",
+        "direct_high",
+    ]
     frame = pd.DataFrame([{name: getattr(one, name) for name in columns} for one in rulings])
-    numbers = frame.columns[2:]
+    numbers = frame.columns[3:]
     frame[numbers] = frame[numbers].astype(float)
-    return frame.assign(delta=delta)
+    return frame.assign(delta=deltas)
 
 
 def _reach(rulings: list[Ruling]) -> float:
@@ -318,8 +341,8 @@ def _rows(axis: Axes, rulings: list[Ruling]) -> None:
         if one.direct is not None:
             _direct(axis, one, one.direct, row + _BELOW)
         axis.text(
-            1.02, row, _SHORT.get(one.word, one.word), transform=axis.get_yaxis_transform(),
-            size=SMALL, va="center_baseline",
+            1.02, row, _SHORT.get(one.word, one.word) + " (large)" * one.large,
+            transform=axis.get_yaxis_transform(), size=SMALL, va="center_baseline",
         )  # fmt: skip
     name_lines(axis, range(len(rulings)), [one.name for one in rulings])
     axis.set_ylim(len(rulings) - 0.4, -0.6)
@@ -434,7 +457,10 @@ def note(verdict: Verdict, rulings: Sequence[Ruling], marks: str) -> str:
     """What the band is, and the lines of the intervals where there are any."""
     sure = [bounded(ruling) for ruling in rulings]
     unit = verdict.effects.unit
-    amount = f"{verdict.delta:.3g}" + (f" {unit}" if unit not in ("", "column", "0/1") else "")
+    values = [_delta(ruling, verdict) for ruling in rulings] or [verdict.delta]
+    amount = f"{max(values):.2g}" + (f" {unit}" if unit not in ("", "column", "0/1") else "")
+    if min(values) < 0.95 * max(values):
+        amount = f"{min(values):.2g} to {amount}"
     parts = [f"Band: ±δ = ±{amount} ({verdict.delta_from})."]
     if any(sure):
         parts.append(f"{marks}: 95 % interval, by group of examples.")
@@ -443,10 +469,14 @@ def note(verdict: Verdict, rulings: Sequence[Ruling], marks: str) -> str:
     return " ".join(parts)
 
 
-def delta_band(axis: Axes, verdict: Verdict, which: str) -> None:
-    """The effects too small to matter, and the line of no effect, across axis ``x`` or ``y``."""
+def delta_band(axis: Axes, verdict: Verdict, which: str, delta: float | None = None) -> None:
+    """The effects too small to matter, and the line of no effect, across axis ``x`` or ``y``.
+
+    ``delta`` is one neuron's; by default the verdict's, the largest of all.
+    """
+    delta = verdict.delta if delta is None else delta
     span, line = (axis.axvspan, axis.axvline) if which == "x" else (axis.axhspan, axis.axhline)
-    span(-verdict.delta, verdict.delta, color=PALE, zorder=0, linewidth=0, gid="delta")
+    span(-delta, delta, color=PALE, zorder=0, linewidth=0, gid="delta")
     line(0, color=BLACK, linewidth=0.5, zorder=0.9)
 
 

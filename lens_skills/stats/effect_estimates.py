@@ -92,12 +92,14 @@ def estimate_classes(
     groups: Sequence[str],
     classes: Classes,
     *,
+    shares: bool = False,
     n_draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, dict[str, EffectEstimates]]:
     """The estimates within every class of every column.
 
     The intervals of a column hold together at 95 %: each is widened to 1 - 0.05 / classes.
+    ``shares`` as in `estimate`.
     """
     names = list(groups)
     found: dict[str, dict[str, EffectEstimates]] = {}
@@ -106,6 +108,11 @@ def estimate_classes(
         for value, mask in members.items():
             inside = [names[place] for place in mask.nonzero()[:, 0].tolist()]
             found[column][value] = estimate(
-                values[:, mask], inside, level=1 - 0.05 / len(members), n_draws=n_draws, seed=seed
+                values[:, mask],
+                inside,
+                level=1 - 0.05 / len(members),
+                shares=shares,
+                n_draws=n_draws,
+                seed=seed,
             )
     return found

@@ -12,13 +12,16 @@ from lens_skills.activations.components import Component, parse_components
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import (
+    BALANCED,
     FEW_OTHERS,
     ComponentTable,
     Controls,
+    across_layers,
     component_table,
     controls,
+    drawn_units,
+    homes,
     important,
-    layer_controls,
     matched_sets,
 )
 from lens_skills.models import as_adapter
@@ -72,7 +75,7 @@ def test_matching_brings_the_features_together_and_says_how_near() -> None:
     people = population()
     candidates = strongest(people, (0, 1, 2), k=3)
     near = {row["feature"]: row["smd"] for row in matched_sets(candidates, people).match}
-    far = {row["feature"]: row["smd"] for row in matched_sets(candidates, people, drawn=1).match}
+    far = {row["feature"]: row["smd"] for row in matched_sets(candidates, people, drawn=[1]).match}
     assert far["mean |a|"] > 2
     assert abs(near["mean |a|"]) < far["mean |a|"] / 2
     assert list(near) == ["mean |a|", "std", "‖W_out‖"]
@@ -87,6 +90,21 @@ def test_matching_brings_the_features_together_and_says_how_near() -> None:
         assert row["smd"] == pytest.approx(float(by_hand))
         assert abs(float(row["smd"])) < 0.1
         assert row["candidates"] == pytest.approx(float(people.raw[:20, place].mean()))
+
+
+def test_more_are_drawn_where_the_sets_do_not_match() -> None:
+    """Neurons among the larger ones: of 32 drawn the nearest are still too small."""
+    people = population(width=1_000)
+    inside = (people.stratum == 0).nonzero()[:, 0]
+    order = people.raw[inside, 0].argsort(descending=True)
+    candidates = [people.units[place] for place in inside[order[8:16]].tolist()]
+    first = matched_sets(candidates, people, n_sets=50, drawn=[32])
+    better = matched_sets(candidates, people, n_sets=50)
+    assert first.worst > BALANCED
+    assert better.worst < first.worst
+    assert len(set(better.sets)) == 50
+    extreme = matched_sets(strongest(people, (0,)), people, n_sets=20)
+    assert extreme.worst > BALANCED  # nothing is like them, and it is said
 
 
 def test_a_decoy_is_matched_on_the_rest_and_named() -> None:
@@ -122,24 +140,28 @@ def test_important_controls_are_the_strongest_of_the_layer_without_candidates() 
     assert int(few.sum()) == 6  # three for each candidate at least
 
 
-def test_layer_controls_are_the_other_units_of_the_layer() -> None:
+def test_a_layer_is_known_by_the_same_units_whatever_is_on_trial() -> None:
     people = population()
     candidates = [unit(1, 4), unit(1, 9), unit(3, 0)]
-    places, across = layer_controls(candidates, people, n=None)
+    places = drawn_units(candidates, people, n=None)
     chosen = {people.units[place] for place in places.tolist()}
-    assert not across
-    assert chosen == {unit(at, i) for at in (1, 3) for i in range(WIDTH)} - set(candidates)
-    some, _ = layer_controls(candidates, people, n=120)
+    assert not across_layers(candidates, people)
+    assert chosen == {unit(at, i) for at in (1, 3) for i in range(WIDTH)}
+    some = drawn_units(candidates, people, n=120)
     assert Counter(people.units[at].layer for at in some.tolist()) == {1: 120, 3: 120}
-    assert not {people.units[at] for at in some.tolist()} & set(candidates)
+    alone = drawn_units([unit(3, 5)], people, n=120)
+    assert alone.tolist() == [at for at in some.tolist() if people.units[at].layer == 3]
+    other = drawn_units([unit(3, 5)], people, n=120, seed=1)
+    assert alone.tolist() != other.tolist()
 
 
 def test_where_a_layer_has_few_others_all_layers_serve() -> None:
     people = population(width=FEW_OTHERS)
-    places, across = layer_controls([unit(1, 4)], people, n=None)
-    assert across
-    assert len(places) == LAYERS * FEW_OTHERS - 1
-    assert not layer_controls([unit(1, 4)], population(width=FEW_OTHERS + 1), n=None)[1]
+    assert across_layers([unit(1, 4)], people)
+    assert len(drawn_units([unit(1, 4)], people, n=None)) == LAYERS * FEW_OTHERS
+    wide = population(width=FEW_OTHERS + 1)
+    assert not across_layers([unit(1, 4)], wide)
+    assert len(homes(wide).unique()) == LAYERS
 
 
 TEXTS = ("The key to the cabinets", "Hello", "When the girl and the boy")
@@ -172,8 +194,7 @@ def test_heads_and_neurons_are_populations_of_their_own(tiny: Any) -> None:
     n_heads, n_neurons = 4 * tiny.cfg.n_heads, 4 * tiny.cfg.d_mlp
     assert people.kind.bincount().tolist() == [n_heads, n_neurons, 4]
     assert [people.units[at].name for at in people.places(candidates)] == ["L1H2", "L1N2", "L3MLP"]
-    places, _ = layer_controls(candidates, people, n=None)
-    assert len(places) == n_heads + n_neurons + 4 - 3
+    assert len(drawn_units(candidates, people, n=None)) == n_heads + n_neurons + 4
     with pytest.raises(LensSkillsError, match=r"layer 3: 1 of its units at hook_mlp_out"):
         matched_sets(candidates, people, n_sets=2)
 

@@ -1,5 +1,6 @@
 """Planted neurons verified: the skilled support their skill, decoys and others do not."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,7 +16,7 @@ from lens_skills.activations.components import parse_components, sites_of
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import control_effects, effects
-from lens_skills.interventions.control_neurons import component_table, controls, layer_controls
+from lens_skills.interventions.control_neurons import across_layers, component_table, controls
 from lens_skills.interventions.edits import Edit, ablate, clamp, scale, steer
 from lens_skills.interventions.effects import Effects
 from lens_skills.interventions.verdict import NO_EFFECT, SUPPORTS, Verdict
@@ -29,7 +30,11 @@ NOUNS = ("key", "keys", "girl", "girls", "boy", "boys", "author", "authors", "do
 FRAMES = ("{0} near the {1}", "the {0} to the {1}", "hello {0} and {1}", "when {0} or the {1} {2}")
 ANSWERS = (" it", " they")
 SKILLS, DECOYS, WRITER = ("L1N3", "L2N7"), ("L1N11", "L2N5"), "L2N20"
-FULL: dict[str, Any] = {"controls": controls(40, neurons=None), "also": ()}
+FULL: dict[str, Any] = {
+    "controls": controls(40, neurons=None),
+    "also": (),
+    "unrelated": False,
+}
 FAST = FULL | {"controls": controls(0, neurons=40), "pairs": False}
 
 
@@ -183,6 +188,8 @@ def test_ranks_are_counted_among_the_others(verdict: Verdict) -> None:
     others = verdict.control_neuron_effect.abs()
     assert not set(verdict.control_neurons) & {ruling.name for ruling in verdict.singles}
     assert len(verdict.control_neurons) == 4 * 48 - len(verdict)
+    assert all(ruling.p_alike is not None for ruling in verdict.singles)
+    assert verdict["set"].p_alike is None
     for ruling in verdict.singles:
         at_least = int((others >= abs(ruling.effect)).sum())
         assert ruling.rank == 1 + at_least
@@ -193,19 +200,68 @@ def test_ranks_are_counted_among_the_others(verdict: Verdict) -> None:
     assert any("all layers" in note for note in verdict.notes)
 
 
-def test_delta_is_of_half_the_others_unless_declared(case: Case, verdict: Verdict) -> None:
-    half = np.random.default_rng(0).permutation(len(verdict.control_neurons))
-    half = half[: (len(half) + 1) // 2]
-    strength = verdict.control_neuron_effect[torch.from_numpy(half)].abs()
-    assert verdict.delta == pytest.approx(float(strength.quantile(0.95)))
-    assert "half of those" in verdict.delta_from
+def test_delta_is_what_others_reach_without_noise_and_one_per_cent(
+    case: Case, verdict: Verdict
+) -> None:
+    """From all units of the home, those on trial among them: another list has the same δ."""
+    mine = verdict.effects.total[:-1].mean(1)
+    everything = torch.cat([verdict.control_neuron_effect, mine]).abs()
+    assert len(everything) == 4 * 48
+    least = 0.01 * abs(float(verdict.effects.clean.mean()))
+    assert verdict.delta >= least
+    assert verdict.delta <= max(float(everything.quantile(0.95)), least)
+    assert verdict.scale == pytest.approx(100 * least)
+    for ruling in verdict.rulings:
+        assert ruling.delta == verdict.delta
+        assert ruling.percent == pytest.approx(ruling.effect / least)
+    alone = verify(case.model, case.intervene, SKILLS[:1], do=case.mean, **FULL)
+    assert alone.delta == pytest.approx(verdict.delta)
+    assert alone[SKILLS[0]].effect == pytest.approx(verdict[SKILLS[0]].effect)
     separate = part(7, 40)
     found = verify(case.model, case.intervene, SKILLS, do=case.mean, delta=separate, **FAST)
-    assert "part 7" in found.delta_from
-    assert found.delta != verdict.delta
+    assert "part 7" in found.delta_from or found.delta == pytest.approx(least)
     declared = verify(case.model, case.intervene, SKILLS, do=case.mean, delta=50.0, **FAST)
     assert declared.delta_from == "declared"
     assert {ruling.word for ruling in declared.singles} <= {NO_EFFECT, "compensated"}
+
+
+def test_a_delta_below_what_can_be_resolved_is_said_first(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[str] = []
+    module: Any = sys.modules[verify.__module__]
+    make = module.measurer
+
+    def watched(*args: Any) -> Any:
+        measure = make(*args)
+
+        def noted(*args: Any, part: str, **options: Any) -> Effects:
+            parts.append(part)
+            return measure(*args, part=part, **options)
+
+        return noted
+
+    monkeypatch.setattr(module, "measurer", watched)
+    said = []
+
+    def warned(message: str, *args: Any, **options: Any) -> None:
+        said.append((list(parts), message))
+
+    monkeypatch.setattr("warnings.warn", warned)
+    found = verify(case.model, case.intervene, SKILLS, do=case.mean, delta=1e-9, **FAST)
+    ((before, text),) = said
+    assert before == ["pilot"]
+    assert "is below what 40 examples in 40 groups can resolve" in text
+    assert text in found.notes
+
+
+def test_of_right_or_wrong_it_is_known_what_can_be_resolved(case: Case) -> None:
+    with pytest.warns(RuntimeWarning, match=r"0\.072 could be resolved"):
+        found = verify(
+            case.model, case.intervene, SKILLS, do=case.mean, metric="correct", delta=0.02, **FAST
+        )
+    assert found.effects.of_shares
+    assert NO_EFFECT not in {ruling.word for ruling in found.singles}
 
 
 def test_the_set_stands_beside_the_sum_of_its_neurons(verdict: Verdict) -> None:
@@ -228,8 +284,9 @@ def test_classes_pairs_and_notes_are_on_the_card(case: Case, verdict: Verdict) -
     assert pairs.loc[("set", "denoising"), "share"] > 0.4
     assert not pairs.loc[(DECOYS[0], "denoising"), "sufficient"]
     assert not pairs["sufficient"][pairs.index.get_level_values("what") == "noising"].any()
+    assert "denoising" in verdict.details()
     card = repr(verdict)
-    assert "denoising" in card
+    assert max(map(len, card.splitlines())) <= 80
     assert f"nothing matches {DECOYS[0]}" in card or f"nothing matches {DECOYS[1]}" in card
 
 
@@ -288,7 +345,7 @@ def test_the_choice_of_ablation_is_a_table(case: Case) -> None:
     table = found.table("ablations")
     assert [do.split()[0] for do in table["do"]] == ["mean", "zero", "resample"]
     assert (table["high"] < 0).all()
-    assert "over the choice of ablation" in repr(found)
+    assert "zero ablation" in found.details()
 
 
 def test_unrelated_examples_are_measured_with_the_same_edit(case: Case) -> None:
@@ -298,12 +355,20 @@ def test_unrelated_examples_are_measured_with_the_same_edit(case: Case) -> None:
         case.intervene,
         [SKILLS[0]],
         do=ablate("zero"),
-        unrelated=other,
-        **FAST,
+        **FAST | {"unrelated": other},
     )
     (row,) = found.tables["unrelated"]
     assert row["n"] == 40
-    assert "on unrelated examples" in repr(found)
+    assert "on unrelated examples" in found.details()
+
+
+def test_neutral_text_is_what_is_unrelated_by_default(case: Case) -> None:
+    found = verify(
+        case.model, case.intervene, [SKILLS[0]], do=ablate("zero"), **FAST | {"unrelated": True}
+    )
+    (row,) = found.tables["unrelated"]
+    assert row["n"] == 60
+    assert "on neutral text" in found.details()
 
 
 def test_the_same_seed_gives_the_same_verdict(case: Case, verdict: Verdict) -> None:
@@ -333,6 +398,10 @@ def test_few_groups_are_said(case: Case) -> None:
     few = Task("endings", [replace(e, group=str(i % 12)) for i, e in enumerate(part(5, 48))], "few")
     found = verify(case.model, few, SKILLS, do=ablate("zero"), **FAST)
     assert any("12 groups only" in note for note in found.notes)
+    fewer = Task("endings", [replace(e, group=str(i % 7)) for i, e in enumerate(few)], "fewer")
+    refused(case, "48 examples in 7 groups: a verdict needs 8 groups at least", examples=fewer)
+    uneven = [replace(e, labels={"odd": int(i % 12 == 0)}) for i, e in enumerate(few)]
+    refused(case, "odd = 1 are of 1 groups; an interval needs 8", examples=uneven, by=["odd"])
 
 
 def refused(case: Case, text: str, /, **changes: Any) -> None:
@@ -437,24 +506,33 @@ def test_ranks_stay_within_the_layer_where_it_is_wide_enough(
     adapter = as_adapter(case.model)
     units = parse_components(adapter, ["L1N3", "L2N7"])
     people = component_table(adapter, case.intervene, units)
-    _, across = layer_controls(units, people)
-    assert not across
+    assert not across_layers(units, people)
+    measure = effects.measurer(adapter, logit_diff(), "last", 0)
+    change = ablate("zero").bind(adapter, case.intervene, sites_of(units), position="last")
+    names = [unit.name for unit in units]
+    own = measure(case.intervene, [(u,) for u in units], change, names=names, part="own")
     found = control_effects.measure_controls(
-        effects.measurer(adapter, logit_diff(), "last", 0),
-        ablate("zero").bind(adapter, case.intervene, sites_of(units), position="last"),
+        measure,
+        change,
         case.intervene,
         units,
         people,
+        own,
         controls=controls(0, neurons=None),
         seed=0,
     )
-    assert found.home.bincount().tolist() == [0, 47, 47]
-    own = Effects(
-        ("L1N3", "L2N7"), torch.zeros(40).double(), found.total[[0, 50]], None,
-        (), case.intervene.groups, "m", "nats", "", "", "",
-    )  # fmt: skip
+    assert found.home.unique(return_counts=True)[1].tolist() == [47, 47]
     ranks = found.ranks(own, {})
-    for place, (other, members) in enumerate(((0, slice(0, 47)), (50, slice(47, 94)))):
-        larger = int((found.mean[members].abs() >= found.mean[other].abs()).sum())
+    for place, members in enumerate((slice(0, 47), slice(47, 94))):
+        mean = own.total[place].mean().abs()
+        larger = int((found.mean[members].abs() >= mean).sum())
         assert ranks.p[place] == pytest.approx((1 + larger) / 48)
         assert ranks.n_controls[place] == 47
+    values = control_effects.declare_delta(measure, found, ablate("zero"), None, scale=0.0).values
+    alone = control_effects.measure_controls(
+        measure, change, case.intervene, units[:1], people, replace(own, total=own.total[:1]),
+        controls=controls(0, neurons=None), seed=0,
+    )  # fmt: skip
+    only = control_effects.declare_delta(measure, alone, ablate("zero"), None, scale=0.0).values
+    assert values[0] == pytest.approx(only[0])
+    assert values[0] != values[1]

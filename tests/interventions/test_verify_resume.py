@@ -17,9 +17,10 @@ from lens_skills.tasks import Task
 
 OPTIONS: dict[str, Any] = {
     "controls": controls(4, 0, 40),
-    "delta": 0.01,
+    "delta": 0.5,
     "position": "last",
     "pairs": False,
+    "unrelated": False,
 }
 
 
@@ -27,7 +28,7 @@ OPTIONS: dict[str, Any] = {
 def task() -> Task:
     found = [
         Example(str(n), f"the {noun}", answer=" is", foil=" are", labels={"long": n % 2})
-        for n, noun in enumerate(["key", "keys", "girl", "girls", "boy", "boys"] * 2)
+        for n, noun in enumerate(["key", "keys", "girl", "girls", "boy", "boys"] * 3)
     ]
     return Task("nouns", found)
 
@@ -73,7 +74,7 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
     fill, parts, folder = room._fill, [], tmp_path / "verdict"
 
     def interrupted(*args: Any) -> None:
-        if len(parts) == 4:
+        if len(parts) == 7:
             raise KeyboardInterrupt
         parts.append(1)
         fill(*args)
@@ -82,15 +83,15 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
         patched.setattr(room, "_fill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
-    # The candidates were measured when the controls were interrupted.
-    assert sorted(path.name for path in folder.iterdir()) == ["candidates", "controls"]
+    # Pilot and candidates were measured when the controls were interrupted.
+    assert sorted(path.name for path in folder.iterdir()) == ["candidates", "controls", "pilot"]
     whole, rest = [], []
     with monkeypatch.context() as patched:
         patched.setattr(room, "_fill", lambda *args: (whole.append(1), fill(*args)))
         verify(tiny, intervene, names, do=do, **OPTIONS)
         patched.setattr(room, "_fill", lambda *args: (rest.append(1), fill(*args)))
         found = verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
-    assert len(rest) == len(whole) - 4
+    assert len(rest) == len(whole) - 7
     assert torch.equal(found.effects.total, wanted.effects.total)
     assert torch.equal(found.control_neuron_effect, wanted.control_neuron_effect)
     assert found.rulings == wanted.rulings

@@ -8,11 +8,13 @@ from scipy import stats
 from lens_skills.errors import LensSkillsError
 from lens_skills.stats.effect_tests import (
     beyond,
+    check_groups,
     delta_from_controls,
     effective_groups,
     equivalent,
     examples_needed,
     opposed,
+    resolvable_delta,
 )
 
 
@@ -78,6 +80,43 @@ def test_delta_is_the_controls_95th_percentile_and_never_zero() -> None:
     assert delta_from_controls(effects) == pytest.approx(np.quantile(effects.abs().numpy(), 0.95))
     with pytest.raises(LensSkillsError, match="δ would be 0"):
         delta_from_controls(torch.tensor([0.0] * 99 + [1.0]))
+    assert delta_from_controls(torch.tensor([0.0] * 99 + [1.0]), at_least=0.3) == 0.3
+    assert delta_from_controls(effects, at_least=5.0) == 5.0
+
+
+@pytest.mark.parametrize("tails", ["normal", "laplace", "student"])
+@pytest.mark.parametrize("noise", [0.25, 0.5, 1.0])
+def test_delta_does_not_grow_with_the_noise_of_the_controls(tails: str, noise: float) -> None:
+    """Uncorrected it is up to 1.4 times what it should be; it depended on how many examples."""
+    random = np.random.default_rng(0)
+    draw = {
+        "normal": random.normal,
+        "laplace": random.laplace,
+        "student": lambda size: random.standard_t(3, size=size),
+    }[tails]
+    effects = draw(size=20_000)
+    measured = torch.from_numpy(effects + noise * random.normal(size=20_000))
+    true = np.quantile(np.abs(effects), 0.95)
+    found = delta_from_controls(measured, torch.full((20_000,), noise))
+    assert found == pytest.approx(true, rel=0.06)
+    if noise == 1.0:
+        assert delta_from_controls(measured) > 1.1 * true
+
+
+def test_a_delta_that_can_be_resolved_is_found_four_times_in_five() -> None:
+    error = 0.3
+    delta = resolvable_delta(torch.tensor([error]))
+    means = np.random.default_rng(0).normal(0, error, size=20_000)
+    low, high = means - 1.645 * error, means + 1.645 * error
+    assert ((low > -delta) & (high < delta)).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_too_few_groups_are_refused_with_what_is_needed() -> None:
+    check_groups([str(k) for k in range(8)], "a verdict")
+    with pytest.raises(LensSkillsError, match=r"6 examples in 2 groups: a verdict needs 8 groups"):
+        check_groups(["a", "b"] * 3, "a verdict")
+    with pytest.raises(LensSkillsError, match=r"more groups\. `sweep` gives effects\."):
+        check_groups(["a"], "it", instead="`sweep` gives effects.")
 
 
 def test_effective_groups_are_the_equal_groups_that_say_as_much() -> None:

@@ -19,7 +19,7 @@ from lens_skills.settings import config
 from lens_skills.tasks import GENERATORS, open_task
 
 OPTIONS = {"at": "mlp.hook_post", "position": "last", "n_permutations": 39}
-REQUEST = RunRequest("agreement", ("label:plural", "confidence"), options=OPTIONS, limit=264)
+REQUEST = RunRequest("agreement", ("label:plural", "confidence"), options=OPTIONS, limit=96)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_splits_are_those_of_the_request() -> None:
     assert [part.split_name for part in (explore, confirm, intervene)] == [
         f"{name} split of the 96 examples" for name in ("explore", "confirm", "intervene")
     ]
-    assert len(explore) + len(confirm) + len(intervene) == 264
+    assert len(explore) + len(confirm) + len(intervene) == 96
     assert not set(explore.groups) & set(confirm.groups)
     assert not set(intervene.groups) & {*explore.groups, *confirm.groups}
     assert [part.fingerprint() for part in run.splits()] == [

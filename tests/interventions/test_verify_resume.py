@@ -74,7 +74,7 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
     fill, parts, folder = room._fill, [], tmp_path / "verdict"
 
     def interrupted(*args: Any) -> None:
-        if len(parts) == 7:
+        if len(parts) == 8:
             raise KeyboardInterrupt
         parts.append(1)
         fill(*args)
@@ -91,7 +91,7 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
         verify(tiny, intervene, names, do=do, **OPTIONS)
         patched.setattr(room, "_fill", lambda *args: (rest.append(1), fill(*args)))
         found = verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
-    assert len(rest) == len(whole) - 7
+    assert len(rest) == len(whole) - 8
     assert torch.equal(found.effects.total, wanted.effects.total)
     assert torch.equal(found.control_neuron_effect, wanted.control_neuron_effect)
     assert found.rulings == wanted.rulings

@@ -115,6 +115,7 @@ def test_no_tensor_of_examples_by_neurons_is_kept(
         kept: list[int] = []
 
         def freeze(running: Any, real: Any = RunningMoments.freeze, to: Any = kept) -> Any:
+            running.settle()
             tensors = [v for v in vars(running).values() if isinstance(v, torch.Tensor)]
             to.append(sum(v.untyped_storage().nbytes() for v in tensors))
             return real(running)

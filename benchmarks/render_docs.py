@@ -235,7 +235,12 @@ def sources(results: Results) -> str:
 
 def attrition(path: str) -> str:
     """``46,080 neurons → 460 associated → …`` of a figure's table."""
-    return " → ".join(f"{float(row['count']):,.0f} {row['gate']}" for row in rows_of(path))
+    return " → ".join(f"{n:,.0f} {step}" for step, n in steps_of(path).items())
+
+
+def steps_of(path: str) -> dict[str, float]:
+    """How many neurons are left after each step, of a figure's table."""
+    return {row["gate"]: float(row["count"]) for row in rows_of(path) if row["count"]}
 
 
 def demo_attrition(results: Results) -> str:
@@ -247,7 +252,7 @@ def demo_attrition(results: Results) -> str:
         [
             "agreement, number of the subject",
             attrition("figures/agreement/attrition-label_plural.csv")
-            + f" → **{support} support, {oppose} oppose**",
+            + f" (**{support} support, {oppose} oppose**)",
         ],
         [
             "arithmetic, *will the answer be right?*",
@@ -276,7 +281,7 @@ def demo_neurons(results: Results) -> str:
         known = name in r
         rows.append(
             [
-                name if known else "all four",
+                name if known else "all together",
                 f"{r[name]:+.2f}" if known else "",
                 f"{results['demo_numbers'][f'r_confirm_{name}']:+.2f}" if known else "",
                 f"{effect:+.2f} [{low:+.2f}, {high:+.2f}]",
@@ -311,20 +316,18 @@ def demo_sets(results: Results) -> str:
 
 def in_short(results: Results) -> str:
     """The README's caption of the demo's picture."""
-    counts = [
-        float(row["count"]) for row in rows_of("figures/agreement/attrition-label_plural.csv")
-    ]
+    left = steps_of("figures/agreement/attrition-label_plural.csv")
     forest = rows_of("figures/agreement/effect_forest-logit_diff.csv")
     effect = next(float(row["effect"]) for row in forest if row["name"] == "L28N907")
     words = [row["word"] for row in forest[:-1]]
     return (
-        f"*What `make demo` ends with. Of SmolLM2-135M's {counts[0]:,.0f} MLP neurons "
-        f"{counts[1]:.0f} are significantly correlated with the number of the subject, "
-        f"{counts[2]:.0f} beat random labels given per word, {counts[3]:.0f} beat every direction "
-        "of a randomly rotated basis, "
-        f"and {counts[4]:.0f} hold up on nouns never seen. {words.count('supports')} of these "
-        f"support the right verb and {words.count('opposes')}, as strongly correlated, oppose it: "
-        f"without L28N907 the model is better at agreement by {effect:.2f} nats.*"
+        f"*What `make demo` ends with. Of SmolLM2-135M's {left['neurons']:,.0f} MLP neurons "
+        f"{left['associated']:.0f} are significantly correlated with the number of the subject, "
+        f"{left['beat the control task']:.0f} beat a control task that exchanges words, "
+        f"and {left['confirmed']:.0f} hold up on nouns never seen. {words.count('supports')} of "
+        f"those tried support the right verb and {words.count('opposes')}, as strongly "
+        f"correlated, oppose it: without L28N907 the model is better at agreement by {effect:.2f} "
+        "nats.*"
     )
 
 

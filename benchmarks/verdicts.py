@@ -59,7 +59,7 @@ def verdicts(name: str, n_neurons: int, n_examples: int) -> dict[str, float]:
         f"{name}_effect_largest": max(abs(ruling.effect) for ruling in verdict.rulings),
         f"{name}_delta": verdict.delta,
         f"{name}_neurons": float(scores.strength.numel()),
-        f"{name}_associated": float((scores.strength > scores.thresholds.permutation).sum()),
+        f"{name}_associated": float((scores.strength > scores.threshold).sum()),
     }
 
 

@@ -133,15 +133,13 @@ def study(page: Page, setting: Setting, n_effects: int) -> dict[str, float]:
     five = scores.top(5)
     names = [f"L{layer}N{neuron}" for layer, neuron in five.tolist()]
     right = float(everything.values["correct"].mean())
-    bars = {name: bar for name, bar in vars(scores.thresholds).items() if bar is not None}
     page.say(
         f"## {setting.name}\n\n{len(setting.task):,} problems, of which {right:.0%} of those in "
         f"explore are answered right. The five largest |r| with the model's confidence "
         f"({setting.why}) on "
-        f"{len(explore)} problems; the bars of the nulls there: "
-        + ", ".join(f"{name} {bar:.2f}" for name, bar in bars.items())
-        + ". They are the strongest of all neurons, so their |r| is too large by selection; the "
-        "r below is of other problems."
+        f"{len(explore)} problems; the permutation threshold there is "
+        f"{scores.threshold:.2f} (5 % family-wise). They are the strongest of all neurons, so "
+        "their |r| is too large by selection; the r below is of other problems."
     )
     clock["scored"] = time.monotonic()
     why = explain(model, confirm, names, n_permutations=199, seed=SEED)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from lens_skills.activations import (
     DEFAULT_SITE,
     Position,
@@ -18,6 +20,8 @@ from lens_skills.interventions import DEFAULT_CONTROLS, Controls, Edit, Verdict,
 from lens_skills.models import as_adapter
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
+from lens_skills.scoring.scores import card_lines
+from lens_skills.scoring.select import TRIED
 from lens_skills.stats.multiple_testing import check_scheme
 from lens_skills.tasks import SPLITS, Preflight, Task, few, require_examples
 from lens_skills.tasks import preflight as run_preflight
@@ -34,10 +38,10 @@ class Study(Result):
         preflight: Whether there is a skill, and what would explain it away.
         scores: Of all neurons, on the explore split.
         confirm_scores: Of explore's strongest, on the confirm split.
-        selection: What passed every gate and was confirmed.
+        selection: What is confirmed and beats the control task, with the evidence for all.
         metric: The metric the selection is about.
         explore, confirm, intervene: The splits, none sharing a group; the last may be missing.
-        verdict: What interventions show of the confirmed neurons, on ``intervene``. None where
+        verdict: What interventions show of the strongest of them, on ``intervene``. None where
             there is none.
         no_verdict: Why there is none.
     """
@@ -57,45 +61,35 @@ class Study(Result):
         verdict = f"No verdict: {self.no_verdict}."
         if self.verdict is not None:
             verdict = f"Verdict (on a third split)\n{self.verdict!r}"
-        below = ["", verdict, "", "Preflight", repr(self.preflight)]
-        return "\n".join([self.attrition_line(), *self._findings(), *below])
+        above = card_lines([self.attrition_line(), *self._findings()])
+        return "\n".join([*above, "", verdict, "", "Preflight", repr(self.preflight)])
 
     def attrition_line(self) -> str:
-        """``46,080 neurons → … → 3 confirmed → 1 supports · 2 no total effect beyond δ``."""
-        line = self.selection.attrition_line()
+        """``46,080 neurons → … → 18 confirmed (5 basis-privileged) → 11 causal (…)``."""
+        return self.selection.attrition_line(self.verdict)
+
+    def evidence(self) -> pd.DataFrame:
+        """One row per associated neuron with all that speaks for it, and its grade.
+
+        As `Selection.evidence`, and with a verdict as `Selection.graded`.
+        """
         if self.verdict is None:
-            return line
-        words = [f"{count:,} {word}" for word, count in self.verdict.counts.items() if count]
-        return f"{line} → {' · '.join(words)}"
+            return self.selection.evidence()
+        return self.selection.graded(self.verdict)
 
     def _findings(self) -> list[str]:
-        scores, bars = self.scores, self.scores[self.metric].thresholds
+        scores, confirm = self.scores, self.confirm_scores
         lines = [
-            f"{self.metric} · {scores.site} at {', '.join(scores.positions)} · explore "
-            f"{scores.n_examples} examples in {scores.n_groups} groups, confirm "
-            f"{self.confirm_scores.n_examples} in {self.confirm_scores.n_groups}"
+            f"{self.metric} · {scores.site} at {', '.join(scores.positions)}",
+            f"explore {_size(scores)}, confirm {_size(confirm)}",
         ]
         if scores.provenance["given"]:
             lines.append(f"partial r, given {', '.join(scores.provenance['given'])}")
         if self.selection.exploratory:
             lines.append(EXPLORATORY)
-        nulls = {
-            "permutation": bars.permutation,
-            "control task": bars.control,
-            "rotated basis": bars.rotated,
-        }
-        drawn = [f"{name} {bar:.2f}" for name, bar in nulls.items() if bar is not None]
-        lines.append(f"|r| to beat: {', '.join(drawn)}")
-        return [*lines, "", *self._table(), "", self._conclusion()]
-
-    def _table(self) -> list[str]:
-        frame = self.selection.frame()
-        if frame.empty:
-            best = self.scores[self.metric].frame().head(3)
-            names = [f"L{row.layer}N{row.neuron} ({row.r:+.2f})" for row in best.itertuples()]
-            return [f"no neuron passed every gate; the strongest were {', '.join(names)}"]
-        shown = frame.head(10)[["name", "r_explore", "r_confirm", "p", "q"]]
-        return shown.to_string(index=False, float_format=lambda x: f"{x:.3g}").splitlines()
+        lines += ["", *self.selection.card(self.verdict)]
+        lines += [f"note: {note}" for note in self.selection.notes]
+        return [*lines, "", *self._conclusion().splitlines()]
 
     def _conclusion(self) -> str:
         if self.preflight.skill is False:
@@ -103,8 +97,8 @@ class Study(Result):
                 "no skill to explain: whatever these neurons track, the model does not do the task."
             )
         if len(self.selection) == 0:
-            return "nothing to report: what correlates here, any basis or a random label matches."
-        text = f"{len(self.selection)} neurons carry this metric on unseen groups. "
+            return "nothing to report: no neuron here is more than what its input types explain."
+        text = f"{len(self.selection):,} neurons carry this metric on unseen groups. "
         if self.verdict is None:
             text += "They are correlates: whether the model uses them takes an intervention."
         else:
@@ -124,7 +118,7 @@ class Study(Result):
         """The card, and the neurons and their verdicts as tables, to read without this package."""
         texts = {
             "card.txt": f"{self!r}\n",
-            "neurons.csv": self.selection.frame().to_csv(index=False),
+            "neurons.csv": self.evidence().to_csv(index=False),
         }
         if self.verdict is not None:
             texts["verdict.csv"] = self.verdict.frame().to_csv(index=False)
@@ -159,6 +153,7 @@ def study(
     seed: int = 0,
     chat: bool = False,
     preflight: Preflight | None = None,
+    most: int = TRIED,
 ) -> Study:
     """Preflight, split, score, confirm, select, verify: every step there is, on one card.
 
@@ -184,9 +179,10 @@ def study(
         seed: Of the split and all draws.
         chat: As in `score`.
         preflight: Of an earlier study of the same split, to be shown again instead of measured.
+        most: How many of the confirmed neurons to intervene on, the strongest on confirm.
 
     Returns:
-        `Study`. Its first line is the attrition: how many neurons were left at each gate, and
+        `Study`. Its first line is the attrition: how many neurons were left after each step, and
         what the verdict says of them.
 
     Raises:
@@ -202,6 +198,8 @@ def study(
     check_scheme(exchange)
     for name in given:
         task.column(name)
+    if most < 1:
+        raise LensSkillsError(f"most= is how many neurons to try, 1 or more, not {most}.")
     others = [other for other in parse_metrics(also, task) if other.name != main.name]
     if len(fractions) not in (2, 3):
         raise LensSkillsError(
@@ -248,7 +246,7 @@ def study(
             verdict = verify(
                 model,
                 intervene,
-                chosen,
+                chosen.to_try(most),
                 do=ablate("mean", over=scores) if do is None else do,
                 metric=causal_metric,
                 delta=delta,
@@ -272,11 +270,22 @@ def study(
     )
 
 
+def _size(scores: Scores) -> str:
+    size = f"{scores.n_examples:,} examples in {scores.n_groups:,} groups"
+    if 0 < scores.effective_groups < 0.95 * scores.n_groups:
+        size += f" (as much as {scores.effective_groups:.0f} of one size)"
+    return size
+
+
 def _no_verdict(chosen: Selection, intervene: Task | None, causal_metric: Any, chat: bool) -> str:
     if intervene is None:
         return "no third split was asked for; fractions=(0.4, 0.2, 0.4) makes one"
     if len(chosen) == 0:
-        return "nothing was confirmed"
+        return (
+            "nothing was confirmed"
+            if chosen.grade == "C"
+            else "nothing that beats the control task was confirmed"
+        )
     if causal_metric is None:
         return "the task has no answers to measure effects by; name a metric: causal_metric=…"
     return "prompts in a chat template cannot be edited yet" if chat else ""

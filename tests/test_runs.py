@@ -99,14 +99,17 @@ def test_confirm_tests_explores_strongest_on_the_other_split(done: Run, tiny_bri
 
 
 def test_verify_intervenes_on_the_third_split(done: Run, tiny_bridge: Any) -> None:
-    found = done.scores()["label:plural"]
+    # As if every neuron were associated, so that there is something to verify.
+    everything = done.scores()
+    everything = replace(everything, p_family=torch.zeros_like(everything.r), p_control=None)
+    found = everything["label:plural"]
     checked = score(
         tiny_bridge,
         done.splits()[1],
         metrics=["label:plural"],
         neurons=found.top(2),
     )
-    chosen = select(found, checked["label:plural"], gates=(), fdr=0.999)
+    chosen = select(found, checked["label:plural"], grade="C", fdr=0.999)
     assert len(chosen)
     chosen.save(done.folder / "selection-label_plural")
     verdict = done.verify(tiny_bridge, "label:plural", causal_metric=None, delta=0.5, limit=16)

@@ -24,7 +24,6 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.results import FORMAT, Result, write_folder
 from lens_skills.saved import KINDS, load
 from lens_skills.scoring import Selection
-from lens_skills.scoring.scores import Thresholds
 from lens_skills.tasks import Task
 
 
@@ -165,6 +164,14 @@ def test_whatever_a_public_verb_hands_back_can_be_saved() -> None:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """Part of a result of this test."""
+
+    value: float
+    other: float | None
+
+
+@dataclass(frozen=True, eq=False)
 class Selected(Result):
     """A result of this test."""
 
@@ -173,7 +180,7 @@ class Selected(Result):
     same: pd.DataFrame
     whole: Tensor
     part: Tensor
-    bars: dict[str, Thresholds]
+    bars: dict[str, Bar]
     card: bool = False
 
     def readable_files(self) -> dict[str, str]:
@@ -183,7 +190,7 @@ class Selected(Result):
 def selected(**changed: Any) -> Selected:
     table, whole = pd.DataFrame({"x": [1]}, index=[7]), torch.arange(6.0)
     values: dict[str, Any] = {"name": "a", "table": table, "same": table, "whole": whole}
-    values |= {"part": whole[2:4], "bars": {"y": Thresholds(0.5, None, 0.25)}}
+    values |= {"part": whole[2:4], "bars": {"y": Bar(0.5, None)}}
     return Selected(**values | changed)
 
 

@@ -148,13 +148,10 @@ def neurons(page: Page, model: Any, prompt: Any, learn: Any, asked: Namespace) -
 def outcome(row: dict[str, Any], verdict: Any) -> str:
     """What came of one metric, good or bad."""
     causal = sum(verdict.counts.get(word, 0) for word in CAUSAL)
-    passed = row["beat the rotated basis"]
-    basis = (
-        "none beats the rotated basis: no single neuron says more than a random direction of its "
-        "layer"
-        if passed == 0
-        else f"{passed} left that beat the rotated basis, {row['confirmed']} of them confirmed"
-    )
+    control = row.get("beat the control task")
+    basis = "" if control is None else f"{control} of them beat the control task, "
+    basis += f"{row['confirmed']} are confirmed, {row.get('basis-privileged', 0)} of those "
+    basis += "basis-privileged"
     tested = (
         "none of those tested changes the answer by more than δ for sure"
         if causal == 0

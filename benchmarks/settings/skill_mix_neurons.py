@@ -144,12 +144,10 @@ def neurons(
         for name in found[condition].metrics:
             row, selection = read.funnel(found[condition], name, metrics[name], over)
             chosen[condition, name] = selection
-            bars = found[condition].thresholds[name]
             rows.append(
                 {"where": condition, "metric": name}
                 | {"largest r": float(found[condition][name].strength.max())}
-                | {"by permutation": bars.permutation, "control task": bars.control,
-                   "rotated basis": bars.rotated}
+                | {"by permutation": found[condition].thresholds[name]}
                 | row
             )  # fmt: skip
     table = pd.DataFrame(rows)

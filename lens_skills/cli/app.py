@@ -172,8 +172,12 @@ def select(
     metric: Metric = None,
     fdr: Annotated[float, typer.Option(help="Expected share of false discoveries.")] = 0.05,
     top: Annotated[int, typer.Option(help="How many of explore's strongest to test.")] = 200,
+    grade: Annotated[
+        str | None,
+        typer.Option(help="B or C: the lowest grade to keep (default B, without control task C)."),
+    ] = None,
 ) -> None:
-    """Test the strongest neurons of RUN on its unseen confirm split; prints the attrition."""
+    """Test the strongest neurons of RUN on its unseen confirm split; prints the evidence."""
     from lens_skills.cli.runs import Run, main_metric
 
     opened = Run.load(run)
@@ -181,7 +185,7 @@ def select(
     done = f"lens-skills verify {run} --metric {name}"
     say_if_done(opened.path("selection", name), f"the selection for {name}", done)
     model = open_run_model(opened)
-    selection = opened.confirm(model, name, fdr=fdr, top=top)
+    selection = opened.confirm(model, name, fdr=fdr, top=top, grade=grade)
     typer.echo(repr(selection))
     if len(selection):
         typer.echo(f"\nnext: {done}")
@@ -198,6 +202,7 @@ def verify(
         float | None, typer.Option(help="The smallest effect that matters, in that metric's unit.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Examples to intervene on.")] = 64,
+    most: Annotated[int, typer.Option(help="How many of the selected neurons to try.")] = 20,
 ) -> None:
     """Ablate the selected neurons of RUN on its third split, beside control neurons.
 
@@ -212,7 +217,9 @@ def verify(
         opened.path("verdict", name), f"the verdict on {name}", f"lens-skills figures {run}"
     )
     model = open_run_model(opened)
-    verdict = opened.verify(model, name, causal_metric=causal_metric, delta=delta, limit=limit)
+    verdict = opened.verify(
+        model, name, causal_metric=causal_metric, delta=delta, limit=limit, most=most
+    )
     typer.echo(repr(verdict))
 
 
@@ -225,10 +232,10 @@ def figures(
     from lens_skills.cli.runs import Run, draw_all, draw_verdict
 
     opened, target = Run.load(run), out or run / "figures"
-    scores = opened.scores()
+    scores, verdicts = opened.scores(), opened.verdicts()
     drawings = [
-        *draw_all(scores, opened.selections()),
-        *(d for name, v in opened.verdicts().items() for d in draw_verdict(v, scores[name])),
+        *draw_all(scores, opened.selections(), verdicts=verdicts),
+        *(d for name, v in verdicts.items() for d in draw_verdict(v, scores[name])),
     ]
     for drawing in drawings:
         drawing.save(target)

@@ -60,7 +60,10 @@ def _keep(model: Any, result: Study, folder: Path) -> None:
 def draw(model: Any, result: Study, folder: Path) -> None:
     """Every figure of a study, the strongest neuron's activations among them."""
     scores = result.scores[result.metric]
-    drawings = [*draw_all(result.scores, [result.selection], metrics=[result.metric])]
+    verdicts = {} if result.verdict is None else {result.metric: result.verdict}
+    drawings = [
+        *draw_all(result.scores, [result.selection], metrics=[result.metric], verdicts=verdicts)
+    ]
     if result.verdict is not None:
         drawings += draw_verdict(result.verdict, scores)
     for drawing in drawings:

@@ -22,6 +22,7 @@ from lens_skills.results import FORMAT, file_name, writable
 from lens_skills.scoring import MetricScores, Scores, Selection, score, select, skill_matrix
 from lens_skills.scoring.covariates import covariate_columns
 from lens_skills.scoring.scores import one_metric
+from lens_skills.scoring.select import TRIED
 from lens_skills.tasks import SPLITS, Task, open_task
 
 _MANIFEST, _CHECKPOINT = "run.json", "explore-checkpoint"
@@ -168,7 +169,9 @@ class Run:
             )
         return Scores.load(self.folder / "explore")
 
-    def confirm(self, model: Any, metric: str, *, fdr: float, top: int) -> Selection:
+    def confirm(
+        self, model: Any, metric: str, *, fdr: float, top: int, grade: str | None = None
+    ) -> Selection:
         """Tests explore's strongest neurons on the confirm split; saves what is confirmed."""
         explored = self.scores()[metric]
         options = {k: v for k, v in self.request.options.items() if k != "n_permutations"}
@@ -185,16 +188,26 @@ class Run:
             raise LensSkillsError(
                 f"{metric!r} cannot be confirmed: {confirmed.excluded_metrics[metric]}."
             )
-        selection = select(explored, confirmed[metric], fdr=fdr)
+        selection = select(explored, confirmed[metric], fdr=fdr, grade=grade)
         confirmed.save(self.path("confirm", metric))
         selection.save(self.path("selection", metric))
-        selection.frame().to_csv(self.path("neurons", metric, ".csv"), index=False)
+        selection.evidence().to_csv(self.path("evidence", metric, ".csv"), index=False)
         return selection
 
     def verify(
-        self, model: Any, metric: str, *, causal_metric: str | None, delta: float | None, limit: int
+        self,
+        model: Any,
+        metric: str,
+        *,
+        causal_metric: str | None,
+        delta: float | None,
+        limit: int,
+        most: int = TRIED,
     ) -> Verdict:
-        """Intervenes on the confirmed neurons on the intervene split; saves the verdict."""
+        """Intervenes on the strongest of the confirmed, on the intervene split; saves the verdict.
+
+        The evidence is written anew, with the verdict's words and the grades that follow.
+        """
         folder = self.path("selection", metric)
         if not folder.exists():
             raise LensSkillsError(
@@ -210,7 +223,7 @@ class Run:
         verdict = verify(
             model,
             task,
-            selection,
+            selection.to_try(most),
             do=ablate("mean", over=self.scores()),
             metric=self.causal_metric(task, causal_metric),
             delta=delta,
@@ -220,6 +233,7 @@ class Run:
         )
         verdict.save(self.path("verdict", metric))
         verdict.frame().to_csv(self.path("verdict", metric, ".csv"), index=False)
+        selection.graded(verdict).to_csv(self.path("evidence", metric, ".csv"), index=False)
         return verdict
 
     def path(self, what: str, metric: str, suffix: str = "") -> Path:
@@ -271,9 +285,16 @@ def main_metric(metrics: Sequence[str], asked: str | None) -> str:
 
 
 def draw_all(
-    scores: Scores, selections: Sequence[Selection] = (), *, metrics: Sequence[str] | None = None
+    scores: Scores,
+    selections: Sequence[Selection] = (),
+    *,
+    metrics: Sequence[str] | None = None,
+    verdicts: Mapping[str, Verdict] | None = None,
 ) -> Iterator[Any]:
-    """All figures of one pass, one after another: per metric (default all), then of the whole."""
+    """All figures of one pass, one after another: per metric (default all), then of the whole.
+
+    ``verdicts``, by metric, add their words to the figure of what is left.
+    """
     from lens_skills.plotting import figures
 
     for metric in metrics or scores.metrics:
@@ -286,7 +307,7 @@ def draw_all(
     if scores.calibration() is not None:
         yield figures.reliability(scores)
     for selection in selections:
-        yield figures.attrition(selection)
+        yield figures.attrition(selection, (verdicts or {}).get(selection.metric))
     if len(selections) > 1 and any(len(selection.neurons) for selection in selections):
         yield figures.skill_matrix(skill_matrix(scores, selections))
 

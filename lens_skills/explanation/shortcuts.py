@@ -275,10 +275,8 @@ def find_candidates(
     confirm_scores = score(
         adapter, confirm, neurons=candidates, n_permutations=n_permutations, **options
     )
-    # Whether the neuron basis is special is not asked here: the ablation decides.
-    chosen = select(
-        scores[metric.name], confirm_scores[metric.name], gates=["associated"], exploratory=True
-    )
+    # Whether they beat the control task is not asked here: the ablation decides.
+    chosen = select(scores[metric.name], confirm_scores[metric.name], grade="C", exploratory=True)
     if len(chosen) == 0:
         note = (
             f"no neuron is strong for {metric.name} here: {chosen.attrition_line()}. Give more "

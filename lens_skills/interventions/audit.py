@@ -17,7 +17,9 @@ from lens_skills.interventions.verdict import Verdict
 from lens_skills.interventions.verify import verify
 from lens_skills.models import as_adapter
 from lens_skills.results import Result
-from lens_skills.scoring import GATES, Scores, score
+from lens_skills.scoring import Scores, score
+from lens_skills.scoring.scores import card_lines
+from lens_skills.scoring.select import TRIED
 from lens_skills.tasks import Task
 
 
@@ -26,16 +28,19 @@ class Audit(Result):
     """What is left of a claim about some neurons; printing it shows one card.
 
     Attributes:
-        claims: One row per unit and metric: name metric position r low high beats, and the three
-            bars |r| had to exceed. For a head or an MLP, r is that of its strongest feature.
+        claims: One row per unit and metric: name metric position r low high, and, as in `Scores`,
+            p_family q_control excess q_basis (None where not drawn). For a head or an MLP they are
+            those of its strongest feature.
         verdict: What interventions on other examples of the task show.
         task, explored: The task, and the split r was measured on.
+        notes: Sentences a reader of the claims must see.
     """
 
     claims: tuple[dict[str, Any], ...]
     verdict: Verdict
     task: str
     explored: str
+    notes: tuple[str, ...] = ()
 
     def frame(self) -> pd.DataFrame:
         """One row per unit and metric: the claim's row beside the ruling on the unit."""
@@ -46,16 +51,11 @@ class Audit(Result):
     def __repr__(self) -> str:
         lines = [
             f"Audit of {len(self.verdict)} on {self.task}, {self.verdict.provenance['model']}",
-            f"what they carry · r on {self.explored}, against three nulls over their layers",
+            f"what they carry, on {self.explored}: r [95 %], of the strongest feature of a unit",
+            "p family-wise, q false discoveries, both over all features of the layers searched",
         ]
-        for row in self.claims:
-            bars = ", ".join(
-                f"{null} {row[null]:.2f}" for null in GATES.values() if row[null] is not None
-            )
-            lines.append(
-                f"  {row['name']:<9} {row['metric']:<16} r = {row['r']:+.2f} [{row['low']:+.2f}, "
-                f"{row['high']:+.2f}] · {row['beats']} (|r| to beat: {bars})"
-            )
+        lines += [f"  {row['name']:<9} {row['metric']:<16} {_numbers(row)}" for row in self.claims]
+        lines = card_lines([*lines, *(f"note: {note}" for note in self.notes)])
         return "\n".join([*lines, "", "what they do", repr(self.verdict)])
 
 
@@ -77,8 +77,9 @@ def audit(
     pairs: bool | None = None,
     n_permutations: int | None = None,
     seed: int = 0,
+    most: int = TRIED,
 ) -> Audit:
-    """Named neurons, heads or MLPs against three nulls and under intervention: an `Audit`.
+    """Named neurons, heads or MLPs against the nulls and under intervention: an `Audit`.
 
     The task is split by group. On one part every unit's r with each claim is held against the
     nulls of `score`, over whole layers, as if the unit had been searched for there. On the other,
@@ -99,11 +100,13 @@ def audit(
         controls, delta, by, unrelated, pairs: As in `verify`.
         n_permutations: As in `score`.
         seed: Of the split and all draws.
+        most: Of a `Selection`, how many neurons to take, the strongest first.
 
     Raises:
         LensSkillsError: As `score` and `verify`; a task without answers and no metric named.
     """
     adapter = as_adapter(model)
+    neurons = neurons.to_try(most) if hasattr(neurons, "to_try") else neurons
     units = parse_components(adapter, neurons, at=at)
     (wanted,) = parse_metrics(_default_metric(task) if metric is None else metric)
     explore, intervene = task.split(*fractions, seed=seed, names=("explore", "intervene"))
@@ -111,6 +114,7 @@ def audit(
     if claims is None:
         asked = (*asked, wanted)
     rows: list[dict[str, Any]] = []
+    notes: dict[str, None] = {}
     for site, layers in sites_of(units).items():
         scores = score(
             model,
@@ -122,6 +126,7 @@ def audit(
             n_permutations=n_permutations,
             seed=seed,
         )
+        notes |= dict.fromkeys(scores.notes)
         rows += [
             _claim(scores, name, unit)
             for unit in units
@@ -143,27 +148,39 @@ def audit(
         pairs=pairs,
         seed=seed,
     )
-    return Audit(tuple(rows), verdict, task.name, explore.split_name)
+    return Audit(tuple(rows), verdict, task.name, explore.split_name, tuple(notes))
 
 
 def _claim(scores: Scores, metric: str, unit: Component) -> dict[str, Any]:
-    """One unit's strongest r with one metric, and the gates it passes one after another."""
+    """One unit's strongest r with one metric, and what the nulls make of it."""
     view = scores[metric]
     features = (scores.neuron >= unit.start) & (scores.neuron < unit.stop)
     inside = ((scores.layer == unit.layer) & features).nonzero()[:, 0]
     strongest = int(view.r[:, inside].abs().flatten().argmax())
     spot, feature = divmod(strongest, len(inside))
-    place = scores.metrics.index(metric)
-    beaten = [gate for gate, passed in view.passing().items() if passed[spot, inside[feature]]]
-    return {
+    unit_place = inside[feature]
+    row: dict[str, Any] = {
         "name": unit.name,
         "metric": metric,
         "position": scores.positions[spot],
-        "r": float(view.r[spot, inside[feature]]),
-        "low": float(scores.low[place, spot, inside[feature]]),
-        "high": float(scores.high[place, spot, inside[feature]]),
-        "beats": ", ".join(beaten) or "no more than chance",
-    } | vars(view.thresholds)
+    }
+    for name in ("r", "low", "high", "p_family", "q_control", "excess", "q_basis"):
+        part = getattr(view, name)
+        row[name] = None if part is None else float(part[spot, unit_place])
+    return row
+
+
+def _numbers(row: dict[str, Any]) -> str:
+    """One claim in words: r and its interval, then what each null that was drawn says."""
+    texts = [f"{row['r']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"]
+    texts += [
+        f"{words} {row[name]:.1g}"
+        for name, words in (("p_family", "p"), ("q_control", "q control"))
+        if row[name] is not None
+    ]
+    if row["excess"] is not None:
+        texts.append(f"{row['excess']:.1f} × a random direction (q {row['q_basis']:.1g})")
+    return ", ".join(texts)
 
 
 def _default_metric(task: Sequence[Any]) -> str:

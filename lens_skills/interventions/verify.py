@@ -91,7 +91,8 @@ def verify(
     Args:
         model: A HookedTransformer or TransformerBridge.
         examples: A split that took no part in the selection, nor in training the prompt.
-        neurons: A `Selection`, names such as ``"L17N635"`` or ``"L9H3"``, or (layer, index) rows.
+        neurons: A `Selection` (its strongest 20; ``selection.to_try(40)`` takes more), names such
+            as ``"L17N635"`` or ``"L9H3"``, or (layer, index) rows.
         do: The edit, e.g. ``ablate("mean", over=explore)``.
         metric: What the edit may change; default ``logit_diff()``.
         at: The site of neurons named by hand; default the selection's, else ``mlp.hook_post``.
@@ -133,6 +134,7 @@ def verify(
 
     Does not show: what the neurons do at other positions, on other prompts, or for another metric.
     """
+    neurons = neurons.to_try() if hasattr(neurons, "to_try") else neurons
     adapter = with_soft_prompt(model, prompt)
     watched = effect_metric(logit_diff() if metric is None else metric)
     reuse = check_request(examples, neurons, do, adapter.soft, exploratory=exploratory)

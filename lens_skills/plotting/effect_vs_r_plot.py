@@ -19,7 +19,7 @@ from lens_skills.plotting.label_placement import name_points
 from lens_skills.plotting.style import (
     BLACK,
     COLUMN,
-    NULLS,
+    THRESHOLD,
     correlation,
     legend_above,
     legend_from_edge,
@@ -92,7 +92,7 @@ def effect_against_r(
     _points(axis, frame, kinds)
     bar = frame.loc[frame["what"] == "threshold", "strength"]
     for value in bar:
-        colour, dashes, _ = NULLS["permutation"]
+        colour, dashes, _ = THRESHOLD
         axis.axvline(value, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
     axis.set_xlim(0, min(1.02, 1.1 * max(0.05, float(frame["strength"].max()))))
     low, high = axis.get_ylim()
@@ -158,7 +158,7 @@ def _handles(frame: pd.DataFrame, kinds: Iterable[str]) -> list[Line2D]:
         n = int((frame["mark"] == kind).sum())
         handles.append(Line2D([], [], **_ring(ring, 7.0), label=f"{kind} ({n})"))
     if frame["what"].eq("threshold").any():
-        colour, dashes, words_of = NULLS["permutation"]
+        colour, dashes, words_of = THRESHOLD
         handles.append(Line2D([], [], color=colour, linestyle=dashes, label=words_of))
     return handles
 
@@ -207,7 +207,7 @@ def join_points(
         value = r[row["name"]]
         row |= {"r": value, "strength": abs(value), "mark": marked.get(row["name"], "")}
     rows.append({"what": "delta", "low": -verdict.delta, "high": verdict.delta})
-    bar = scores.thresholds.permutation
+    bar = scores.threshold
     if bar is not None:
         rows.append({"what": "threshold", "name": "permutation", "strength": bar})
     return pd.DataFrame(rows, columns=_COLUMNS), len(verdict) - len(edited)

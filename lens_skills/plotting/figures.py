@@ -8,6 +8,7 @@
 
 from lens_skills.plotting.activation_plots import activation_by_class as activation_by_class
 from lens_skills.plotting.activation_plots import activation_scatter as activation_scatter
+from lens_skills.plotting.attrition_plot import attrition as attrition
 from lens_skills.plotting.circuit_plots import circuit_graph as circuit_graph
 from lens_skills.plotting.circuit_plots import faithfulness as faithfulness
 from lens_skills.plotting.confidence_plots import (
@@ -29,7 +30,6 @@ from lens_skills.plotting.intervention_plots import (
 )
 from lens_skills.plotting.intervention_plots import effect_forest as effect_forest
 from lens_skills.plotting.ranking_plots import method_comparison as method_comparison
-from lens_skills.plotting.scoring_plots import attrition as attrition
 from lens_skills.plotting.scoring_plots import correlation_by_position as correlation_by_position
 from lens_skills.plotting.scoring_plots import layer_profile as layer_profile
 from lens_skills.plotting.scoring_plots import r_distribution as r_distribution

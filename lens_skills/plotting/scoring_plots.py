@@ -1,10 +1,9 @@
 """How neurons go with a metric: r against its nulls, by layer and position, and what is left.
 
-Every figure of one metric's scores, and the attrition of a selection.
+Every figure of one metric's scores.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.drawing import Drawing, bin_rows, finished
 from lens_skills.plotting.heat_map import colour_bar, heat_map, mark_cell, round_limit
 from lens_skills.plotting.style import (
@@ -21,39 +19,35 @@ from lens_skills.plotting.style import (
     BLUE,
     COLUMN,
     COUNT_FLOOR,
-    GATE_COLOURS,
+    EVIDENCE,
     GREY,
     LATE_LAYERS,
-    NULLS,
     PALE,
+    RANDOM_DIRECTIONS,
     SKY,
     SMALL,
+    THRESHOLD,
     VERMILION,
-    bars,
     caption,
     correlation,
-    count,
     count_axis,
     halo,
     inches,
-    joined,
     legend_above,
     places,
     settle,
     sheet,
-    source,
     spread,
     style,
     text_width,
     widest,
 )
 from lens_skills.results import file_name
-from lens_skills.scoring import MetricScores, Scores, Selection
+from lens_skills.scoring import MetricScores, Scores
 from lens_skills.scoring.scores import one_metric
 
 _LINE = 0.125  # inches of a label
 _LETTERS = 14  # of a position's name
-_COLOURS = {"neurons": PALE, **GATE_COLOURS, "confirmed": BLUE}
 
 
 @style()
@@ -66,9 +60,9 @@ def r_distribution(
 ) -> Drawing:
     """Histogram of r over all neurons (counts on a log axis), with what chance makes of it.
 
-    Grey band: |r| within the family-wise 5 % permutation threshold. Lines: that threshold, the
-    control task's, and the largest |r| of a randomly rotated basis, whose own distribution is the
-    outline (mean over rotations). The strongest neurons carry their names.
+    Grey band: |r| within the family-wise 5 % permutation threshold. Outline: the r of random
+    directions of the same layers, their activations standardised (mean over rotations). The
+    strongest neurons carry their names.
 
     Args:
         scores: Of one metric: ``scores["name"]``.
@@ -76,7 +70,7 @@ def r_distribution(
         n_labels: How many of the strongest neurons to name.
         width: Inches; 3.4 is one column of a paper, 7 is two.
 
-    Frame: ``what`` (neurons, rotated basis, threshold, neuron), ``name``, ``position``; for a bin
+    Frame: ``what`` (neurons, random directions, threshold, neuron), name, position; for a bin
     its ends ``low`` and ``high`` and its count as ``value``; for a threshold ±``value`` drawn at
     low and high; for a neuron its r as ``value``.
 
@@ -90,8 +84,8 @@ def r_distribution(
     chosen = places(whole, position)
     r = scores.r[chosen][:, ~whole.excluded].numpy()
     turned = _rotated(scores, chosen)
-    lines = bars(scores)
-    most = max([np.abs(r).max(initial=0.05), *lines.values()])
+    bar = scores.threshold
+    most = max(np.abs(r).max(initial=0.05), bar or 0)
     if turned is not None:
         most = max(most, np.abs(turned).max(initial=0))
     tenths = min(10, math.ceil(most * 10 + 0.2))
@@ -100,11 +94,10 @@ def r_distribution(
     rows = bin_rows("neurons", edges, np.histogram(r, edges)[0])
     if turned is not None:
         mean = np.histogram(turned, edges)[0] / len(turned)
-        rows += bin_rows("rotated basis", edges, mean)
-    rows += [
-        {"what": "threshold", "name": name, "low": -bar, "high": bar, "value": bar}
-        for name, bar in lines.items()
-    ]
+        rows += bin_rows(RANDOM_DIRECTIONS, edges, mean)
+    if bar is not None:
+        ends = {"low": -bar, "high": bar, "value": bar}
+        rows.append({"what": "threshold", "name": "permutation"} | ends)
     rows += _strongest(scores, chosen, n_labels)
     frame = pd.DataFrame(rows, columns=["what", "name", "position", "low", "high", "value"])
     figure = sheet(
@@ -112,7 +105,7 @@ def r_distribution(
         2.15,
         title=f"{r.size:,} correlations with {metric}",
         lines=caption(whole, position),
-        note="" if "permutation" in lines else "No null was drawn: a description, not a test.",
+        note="" if bar is not None else "No null was drawn: a description, not a test.",
         exploratory=whole.exploratory,
     )
     axis = figure.add_subplot()
@@ -120,7 +113,8 @@ def r_distribution(
     axis.set(xlim=(-limit, limit), xlabel=f"{correlation(whole)} with {metric}")
     axis.set_ylabel(f"neurons per {step} of r")
     settle(figure)  # labels are placed in inches from here on
-    _thresholds(axis, lines)
+    if bar is not None:
+        _threshold(axis, bar)
     _names(axis, frame, with_position=len(chosen) > 1)
     return Drawing(figure, frame, file_name("r_distribution", metric))
 
@@ -158,7 +152,7 @@ def _histograms(axis: Axes, frame: pd.DataFrame, edges: np.ndarray) -> None:
     tallest = 1.0
     looks = {
         "neurons": {"fill": True, "color": BLUE, "alpha": 0.75, "label": "neurons"},
-        "rotated basis": {"color": VERMILION, "linewidth": 0.9, "label": "rotated basis"},
+        RANDOM_DIRECTIONS: {"color": VERMILION, "linewidth": 0.9, "label": RANDOM_DIRECTIONS},
     }
     for what, look in looks.items():
         counts = frame.loc[frame["what"] == what, "value"].to_numpy(float)
@@ -171,26 +165,22 @@ def _histograms(axis: Axes, frame: pd.DataFrame, edges: np.ndarray) -> None:
     axis.legend(loc="upper left")
 
 
-def _thresholds(axis: Axes, lines: dict[str, float]) -> None:
-    """Lines at ±bar; to the right each ends below its own label, the smallest bar on top."""
+def _threshold(axis: Axes, bar: float) -> None:
+    """Lines at ±bar; the right one ends below its label."""
     wide, high = inches(axis)
     free = _free(axis) / high
+    colour, dashes, words = THRESHOLD
+    axis.axvspan(-bar, bar, ymax=free, color=PALE, zorder=0, linewidth=0)
+    for side in (-bar, bar):
+        axis.axvline(side, ymax=free, color=colour, linestyle=dashes, linewidth=0.9)
+    label = axis.text(
+        bar, free + 0.01, f"{words}: {bar:.2f}", transform=axis.get_xaxis_transform(),
+        color=colour, size=SMALL, ha="left", va="bottom",
+    )  # fmt: skip
     per_inch = (axis.get_xlim()[1] - axis.get_xlim()[0]) / wide
-    if "permutation" in lines:
-        bar = lines["permutation"]
-        axis.axvspan(-bar, bar, ymax=free, color=PALE, zorder=0, linewidth=0)
-    for row, (name, bar) in enumerate(sorted(lines.items(), key=lambda item: item[1])):
-        colour, dashes, words = NULLS[name]
-        top = 1 - (row + 1) * _LINE / high
-        for side, end in ((-bar, free), (bar, top)):
-            axis.axvline(side, ymax=end, color=colour, linestyle=dashes, linewidth=0.9)
-        label = axis.text(
-            bar, top, f"{words}: {bar:.2f}", transform=axis.get_xaxis_transform(), color=colour,
-            size=SMALL, ha="left", va="bottom",
-        )  # fmt: skip
-        room = axis.get_xlim()[1] - text_width(label.get_text(), SMALL) * per_inch
-        label.set_x(min(bar, room))
-        halo(label).set_in_layout(False)
+    room = axis.get_xlim()[1] - text_width(label.get_text(), SMALL) * per_inch
+    label.set_x(min(bar, room))
+    halo(label).set_in_layout(False)
 
 
 def _names(axis: Axes, frame: pd.DataFrame, *, with_position: bool) -> None:
@@ -232,18 +222,19 @@ def _height(axis: Axes, count: float) -> float:
 
 
 def _free(axis: Axes) -> float:
-    """Inches from the foot of the panel up to the legend and the labels of the lines."""
-    return inches(axis)[1] - len(NULLS) * _LINE
+    """Inches from the foot of the panel up to the legend and the label of the line."""
+    return inches(axis)[1] - 3 * _LINE
 
 
 @style()
 def layer_profile(
     scores: MetricScores | Scores, *, position: str | None = None, width: float = COLUMN
 ) -> Drawing:
-    """Largest |r| and 99th percentile of |r| in each layer, and how many neurons pass each gate.
+    """Largest |r| and 99th percentile of |r| in each layer, and how many neurons are associated.
 
-    Beside the neurons' largest |r| stands that of a randomly rotated basis of the same layer: where
-    the two agree, the metric is written in that layer but not in single neurons.
+    Beside the neurons' largest |r| stands that of as many random directions of the same layer (its
+    activations standardised): where the two agree, the metric is written in that layer but not in
+    single neurons.
 
     Args:
         scores: Of one metric: ``scores["name"]``.
@@ -251,8 +242,8 @@ def layer_profile(
         width: Inches.
 
     Frame: one row per layer: layer, neurons (how many vary), largest, percentile_99,
-    rotated_largest, and a count per gate (each gate needs the one before); the thresholds are
-    repeated as columns ``bar_<null>``.
+    random_largest, counts of the associated, of those of them that beat the control task, and of
+    those that are basis-privileged; the permutation threshold is repeated as ``threshold``.
 
     Raises:
         LensSkillsError: Scores of several metrics, or no such position.
@@ -262,40 +253,38 @@ def layer_profile(
     """
     scores = one_metric(scores)
     whole = scores.scores
-    lines = bars(scores)
-    frame = _layers(scores, places(whole, position), lines)
-    gates = [gate for gate in GATE_COLOURS if gate in frame]
+    bar = scores.threshold
+    frame = _layers(scores, places(whole, position), bar)
+    steps = [step for step in EVIDENCE if step in frame]
     figure = sheet(
         width,
-        3.1 if gates else 1.95,
+        3.1 if steps else 1.95,
         title=f"{scores.metric} by layer",
         lines=caption(whole, position),
-        note=LATE_LAYERS if lines else f"{LATE_LAYERS} No null was drawn.",
+        note=LATE_LAYERS if bar is not None else f"{LATE_LAYERS} No null was drawn.",
         exploratory=whole.exploratory,
     )
     axes = figure.subplots(
-        2 if gates else 1, 1, sharex=True, squeeze=False, height_ratios=[1.7, 1] if gates else [1]
+        2 if steps else 1, 1, sharex=True, squeeze=False, height_ratios=[1.7, 1] if steps else [1]
     )[:, 0]
-    labels = _strength(axes[0], frame, lines)
+    _strength(axes[0], frame, bar)
     axes[0].set_ylabel("|r|" if correlation(whole) == "Pearson r" else "|partial r|")
-    if gates:
-        _counts(axes[1], frame, gates)
+    if steps:
+        _counts(axes[1], frame, steps)
     axes[-1].set_xlabel("layer")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes[-1].set_xlim(frame["layer"].min() - 0.7, frame["layer"].max() + 0.7)
     settle(figure)
-    # The names at the right edge move up or down until they no longer touch.
-    low, high = axes[0].get_ylim()
-    gap = 0.125 / inches(axes[0])[1] * (high - low)
-    for label, y in zip(labels, spread(list(lines.values()), gap, low, high), strict=True):
-        label.set_position((1.02, y))
     return Drawing(figure, frame, file_name("layer_profile", scores.metric))
 
 
-def _layers(scores: MetricScores, chosen: list[int], lines: dict[str, float]) -> pd.DataFrame:
+def _layers(scores: MetricScores, chosen: list[int], bar: float | None) -> pd.DataFrame:
     whole = scores.scores
     strength = scores.r[chosen].abs().amax(dim=0).numpy()
-    passed = {gate: mask[chosen].any(dim=0).numpy() for gate, mask in scores.passing().items()}
+    masks = scores.passing()
+    if masks and scores.q_basis is not None:
+        masks["basis-privileged"] = scores.associated & scores.basis_privileged
+    passed = {step: mask[chosen].any(dim=0).numpy() for step, mask in masks.items()}
     turned = _rotated(scores, chosen)
     layer, keep = whole.layer.numpy(), ~whole.excluded.numpy()
     if turned is not None:
@@ -307,62 +296,54 @@ def _layers(scores: MetricScores, chosen: list[int], lines: dict[str, float]) ->
         row["largest"] = float(strength[inside].max(initial=0))
         row["percentile_99"] = float(np.percentile(strength[inside], 99)) if inside.any() else 0.0
         if turned is not None:
-            row["rotated_largest"] = float(turned[layer == here].max())
-        row |= {gate: int(mask[inside].sum()) for gate, mask in passed.items()}
-        row |= {f"bar_{name}": bar for name, bar in lines.items()}
+            row["random_largest"] = float(turned[layer == here].max())
+        row |= {step: int(mask[inside].sum()) for step, mask in passed.items()}
+        row["threshold"] = bar
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _strength(axis: Axes, frame: pd.DataFrame, lines: dict[str, float]) -> list[Any]:
-    """Draws |r| by layer with the thresholds, whose labels it hands back."""
+def _strength(axis: Axes, frame: pd.DataFrame, bar: float | None) -> None:
+    """Draws |r| by layer with the threshold."""
     looks = {
         "largest": {"color": BLUE, "marker": "o", "label": "neurons: largest"},
         "percentile_99": {"color": SKY, "linestyle": "-", "label": "neurons: 99th percentile"},
-        "rotated_largest": {
+        "random_largest": {
             "color": VERMILION,
             "marker": "s",
             "markerfacecolor": "white",
             "markeredgewidth": 0.7,
             "linewidth": 0.7,
-            "label": "rotated basis: largest",
+            "label": "random: largest",
         },
     }
     for column, look in looks.items():
         if column in frame:
             axis.plot(frame["layer"], frame[column], markersize=2.6, **look)
-    most = max([frame[c].max() for c in looks if c in frame] + list(lines.values()))
+    most = max([frame[c].max() for c in looks if c in frame] + [bar or 0])
     axis.set_ylim(0, min(1.0, 1.08 * most + 0.01))
+    if bar is not None:
+        colour, dashes, _ = THRESHOLD
+        axis.axhspan(0, bar, color=PALE, zorder=0, linewidth=0)
+        axis.axhline(
+            bar, color=colour, linestyle=dashes, linewidth=0.8, zorder=1, label="permutation 5 %"
+        )
     legend_above(axis)
-    if "permutation" in lines:
-        axis.axhspan(0, lines["permutation"], color=PALE, zorder=0, linewidth=0)
-    labels = []
-    for name, bar in lines.items():
-        colour, dashes, words = NULLS[name]
-        axis.axhline(bar, color=colour, linestyle=dashes, linewidth=0.8, zorder=1)
-        labels.append(
-            axis.annotate(
-                words, xy=(1, bar), xytext=(1.02, bar), xycoords=("axes fraction", "data"),
-                size=SMALL, color=colour, va="center",
-            )
-        )  # fmt: skip
-    return labels
 
 
-def _counts(axis: Axes, frame: pd.DataFrame, gates: list[str]) -> None:
-    most = int(frame[gates].to_numpy().max())
-    count_axis(axis, "y", most)
-    # Each gate's neurons are among the gate's before, so the bars stand one in another, narrower
-    # each time: a gate that stops none is seen too.
-    for place, gate in enumerate(gates):
+def _counts(axis: Axes, frame: pd.DataFrame, steps: list[str]) -> None:
+    most = int(frame[steps].to_numpy().max())
+    # The others are among the associated, so the bars stand one in another, narrower each time.
+    for place, step in enumerate(steps):
         axis.bar(
-            frame["layer"], np.maximum(frame[gate].to_numpy(float) - COUNT_FLOOR, 0),
-            bottom=COUNT_FLOOR, width=0.84 - 0.22 * place, color=GATE_COLOURS[gate], label=gate,
+            frame["layer"], frame[step].to_numpy(float), width=0.84 - 0.22 * place,
+            color=EVIDENCE[step], label=step,
         )  # fmt: skip
-    axis.set_ylim(COUNT_FLOOR, max(2.0, 1.3 * most))
+    axis.set_ylim(0, max(1.2, 1.15 * most))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     if most == 0:
         axis.text(
-            0.5, 0.5, "no neuron passes a gate", transform=axis.transAxes, size=SMALL, color=GREY,
+            0.5, 0.5, "no neuron is associated", transform=axis.transAxes, size=SMALL, color=GREY,
             ha="center", va="center",
         )  # fmt: skip
     axis.set_ylabel("neurons")
@@ -389,7 +370,7 @@ def correlation_by_position(scores: MetricScores | Scores, *, width: float = COL
     Does not show: where a skill is computed. Late layers write the answer itself.
     """
     scores = one_metric(scores)
-    whole, bar = scores.scores, scores.thresholds.permutation
+    whole, bar = scores.scores, scores.threshold
     frame = _positions(scores)
     layers, positions = frame["layer"].unique(), list(whole.positions)
     shown = [name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…" for name in positions]
@@ -435,7 +416,7 @@ def correlation_by_position(scores: MetricScores | Scores, *, width: float = COL
 
 
 def _positions(scores: MetricScores) -> pd.DataFrame:
-    whole, bar = scores.scores, scores.thresholds.permutation
+    whole, bar = scores.scores, scores.threshold
     r, varies = scores.r.numpy(), ~whole.excluded.numpy()
     layer, neuron = whole.layer.numpy(), whole.neuron.numpy()
     rows = []
@@ -458,78 +439,3 @@ def _positions(scores: MetricScores) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-@style()
-def attrition(
-    steps: Selection | Mapping[str, int],
-    *,
-    metric: str = "",
-    exploratory: bool = False,
-    width: float = COLUMN,
-) -> Drawing:
-    """Bars of how many neurons are left after each gate, on a log axis, with the counts.
-
-    Args:
-        steps: A `Selection`, or counts by gate in order.
-        metric: Named in the title; a `Selection` knows its own.
-        exploratory: Stamp it; a `Selection` knows whether it is.
-        width: Inches.
-
-    Frame: one row per gate: gate count share (of the first).
-
-    Raises:
-        LensSkillsError: No steps.
-
-    >>> attrition({"neurons": 100, "confirmed": 1}).frame["share"].tolist()
-    [1.0, 0.01]
-    """
-    lines = []
-    if isinstance(steps, Selection):
-        metric, exploratory = steps.metric, steps.exploratory or exploratory
-        lines = _selected(steps)
-        steps = steps.attrition
-    if not steps:
-        raise LensSkillsError(
-            "no steps to draw. Pass a Selection, or counts such as {'neurons': 1}."
-        )
-    counts = list(steps.values())
-    first = max(1, counts[0])
-    frame = pd.DataFrame(
-        {"gate": list(steps), "count": counts, "share": [n / first for n in counts]}
-    )
-    figure = sheet(
-        width,
-        0.21 * len(frame) + 0.5,
-        title="What is left after each gate" + (f": {metric}" if metric else ""),
-        lines=lines,
-        exploratory=exploratory,
-    )
-    axis = figure.add_subplot()
-    count_axis(axis, "x", first)
-    drawn = axis.barh(
-        frame["gate"],
-        (frame["count"] - COUNT_FLOOR).clip(lower=0),
-        left=COUNT_FLOOR,
-        height=0.74,
-        color=[_COLOURS.get(gate, SKY) for gate in frame["gate"]],
-    )
-    axis.bar_label(drawn, [f"{n:,}" for n in frame["count"]], padding=2, weight="bold")
-    axis.invert_yaxis()
-    # Room for the number beside the longest bar.
-    axis.set_xlim(COUNT_FLOOR, first * (first / COUNT_FLOOR) ** 0.22 * 1.5)
-    axis.tick_params(axis="y", length=0, labelsize=8)
-    axis.spines["left"].set_visible(False)
-    axis.set_xlabel("neurons")
-    return finished(figure, frame, "attrition", *([metric] if metric else []))
-
-
-def _selected(selection: Selection) -> list[str]:
-    explore = selection.provenance.get("explore", {})
-    ids, groups = (selection.provenance.get(key, ()) for key in ("example_ids", "groups"))
-    size = count(len(ids), len(groups)) + ", both splits" if ids else ""
-    return [
-        f"{selection.site} at {', '.join(selection.positions)} · FDR {selection.fdr:.0%}",
-        joined(*source(explore), size),
-        "partial r, given " + ", ".join(explore["given"]) if explore.get("given") else "",
-    ]

@@ -99,7 +99,7 @@ def metric_heatmap(
         title=f"r with each metric: {ranked}",
         lines=caption(scores),
         note="Hatched: within the permutation null (5 % family-wise)."
-        if any(bars.permutation is not None for bars in scores.thresholds.values())
+        if any(bar is not None for bar in scores.thresholds.values())
         else "No null was drawn: a description, not a test.",
         exploratory=scores.exploratory,
     )
@@ -141,7 +141,7 @@ def _metric_cells(scores: Scores, units: list[int], by: str) -> pd.DataFrame:
         name, position = f"L{layer}N{neuron}", scores.positions[place]
         short = position if len(position) <= _LETTERS else position[: _LETTERS - 1] + "…"
         for column, metric in enumerate(scores.metrics):
-            bar = scores.thresholds[metric].permutation
+            bar = scores.thresholds[metric]
             r = float(scores.r[column, place, unit])
             cells.append(
                 {

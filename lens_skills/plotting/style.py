@@ -17,7 +17,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring import EXPLORATORY, GATES, MetricScores, Scores
+from lens_skills.scoring import EXPLORATORY, Scores
 
 COLUMN = 3.4  # inches: one column of a two-column paper
 SIZE, SMALL = 8.0, 7.0  # points at printed size
@@ -29,15 +29,17 @@ BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 ORANGE, VERMILION = "#E69F00", "#D55E00"
 STAMP = "#A3004F"
 
-# The three nulls keep colour, line and name in every figure.
-NULLS = {
-    "permutation": (GREY, (0, (4, 2)), "permutation 5 %"),
-    "control": (GREEN, (0, (5, 1.5, 1, 1.5)), "control task"),
-    "rotated": (VERMILION, (0, (1, 1.2)), "rotated basis"),
+# The permutation threshold: its colour, line and name in every figure.
+THRESHOLD = (GREY, (0, (4, 2)), "permutation, 5 % family-wise")
+RANDOM_DIRECTIONS = "random directions"
+# What is known of a neuron keeps its colour in every figure.
+EVIDENCE = {
+    "associated": "#999999",
+    "beat the control task": GREEN,
+    "basis-privileged": VERMILION,
+    "confirmed": BLUE,
+    "causal": BLACK,
 }
-# A neuron that passed a gate has the colour of the null it beat.
-_OF_NULL = {"permutation": "#999999", "control": GREEN, "rotated": VERMILION}
-GATE_COLOURS = {gate: _OF_NULL[null] for gate, null in GATES.items()}
 
 _EDGE, _GAP = 0.05, 0.06  # inches of white around everything, and under the caption
 _LEAD = 1.3  # line height over text size
@@ -223,11 +225,6 @@ def with_unit(metric: str, unit: str | None) -> str:
     'logit_diff (nats)'
     """
     return f"{metric} ({unit})" if unit and unit not in ("column", "0/1") else metric
-
-
-def bars(scores: MetricScores) -> dict[str, float]:
-    """The thresholds that were drawn, by null."""
-    return {name: bar for name, bar in vars(scores.thresholds).items() if bar is not None}
 
 
 def signed(value: float, digits: int = 2, *, plus: bool = True) -> str:

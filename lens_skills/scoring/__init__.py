@@ -9,10 +9,8 @@ from lens_skills.scoring.predictivity import Predictivity as Predictivity
 from lens_skills.scoring.predictivity import predictivity as predictivity
 from lens_skills.scoring.score import score as score
 from lens_skills.scoring.scores import EXPLORATORY as EXPLORATORY
-from lens_skills.scoring.scores import GATES as GATES
 from lens_skills.scoring.scores import MetricScores as MetricScores
 from lens_skills.scoring.scores import Scores as Scores
-from lens_skills.scoring.scores import Thresholds as Thresholds
 from lens_skills.scoring.select import Selection as Selection
 from lens_skills.scoring.select import select as select
 from lens_skills.scoring.skill_matrix import SkillMatrix as SkillMatrix

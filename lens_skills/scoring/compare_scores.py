@@ -199,7 +199,7 @@ def _per_neuron(
         best = view.at_strongest(view.r)[units]
         strength.append(best.abs())
         sign.append(best.sign())
-        bar = view.thresholds.permutation
+        bar = view.threshold
         if bar is not None:
             beyond.append(best.abs() > bar)
     tested = len(beyond) == len(strength)

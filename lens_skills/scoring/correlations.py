@@ -17,7 +17,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.control_task import OWN_DRAWS, ControlTask
 from lens_skills.scoring.design_matrix import ColumnLayout, DesignMatrix
-from lens_skills.scoring.scores import Scores, Thresholds
+from lens_skills.scoring.scores import Scores
 from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
 from lens_skills.stats.moments import Moments, rotate
 from lens_skills.stats.multiple_testing import (
@@ -108,7 +108,7 @@ def collect(
                 constant, 1.0, rearrange(p, "block width -> (block width)")
             )
         parts[name] = of_metric
-    thresholds = dict.fromkeys(kept, None)
+    thresholds: dict[str, float | None] = dict.fromkeys(kept)
     for family in families(kept):
         if layout.n_draws:
             # The draws are shared, so the largest of the family in each draw is one more maximum.
@@ -141,7 +141,7 @@ def collect(
         neuron=units[1],
         positions=positions,
         **arrays,
-        thresholds={name: Thresholds(bar, None, None) for name, bar in thresholds.items()},
+        thresholds=thresholds,
         null_max=null_max,
         control_max=control_max,
         rotated_r=rotated,

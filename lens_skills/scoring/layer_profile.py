@@ -133,7 +133,7 @@ def layer_profile(
     layers = whole.layer.unique()
     varies = ~whole.excluded
     strength = found.r.abs()
-    bar = found.thresholds.permutation
+    bar = found.threshold
     beyond = None if bar is None else (strength > bar).any(dim=0) & varies
     none = torch.full((len(layers),), float("nan"), dtype=torch.float64)
     columns = {"answer_strongest": none, "metric_left": none, "answer_left": none}

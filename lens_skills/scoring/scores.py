@@ -2,7 +2,8 @@
 makes of them; `MetricScores`: one metric of them; how both are printed, tabled and saved.
 """
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,40 +19,10 @@ from lens_skills.results import Result
 from lens_skills.stats.calibration import Calibration, calibrate
 from lens_skills.stats.intervals import chance_max_r
 
-EXPLORATORY = "EXPLORATORY: examples were reused or a gate was left out; not confirmed"
+EXPLORATORY = "EXPLORATORY: examples were used before; nothing here is confirmed"
 
 LEVEL = 0.05
 """Of the family-wise p and the false discovery rates behind a word such as *associated*."""
-
-GATES = {
-    "associated": "permutation",
-    "beat the control task": "control",
-    "beat the rotated basis": "rotated",
-}
-"""The gates a neuron passes one after another, each with the null whose threshold |r| exceeds."""
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What |r| must exceed to pass each of the three nulls; None where one was not drawn.
-
-    Attributes:
-        permutation: 5 % family-wise level of the permutation (or sign-flip) null.
-        control: 95th percentile of the largest |r| with random labels per input type.
-        rotated: Largest |r| of any direction of a randomly rotated basis.
-    """
-
-    permutation: float | None
-    control: float | None
-    rotated: float | None
-
-    def bar(self, gate: str) -> float | None:
-        """What |r| must exceed at a gate.
-
-        >>> Thresholds(0.3, 0.5, None).bar("beat the control task")
-        0.5
-        """
-        return getattr(self, GATES[gate])
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +79,7 @@ class Scores(Result):
     p: Float[Tensor, "metric pos unit"] | None
     p_family: Float[Tensor, "metric pos unit"] | None
     q: Float[Tensor, "metric pos unit"] | None
-    thresholds: dict[str, Thresholds]
+    thresholds: dict[str, float | None]
     null_max: dict[str, Tensor]
     control_max: dict[str, Tensor]
     rotated_r: dict[str, Tensor]
@@ -150,7 +121,8 @@ class Scores(Result):
     def frame(self, *, metric: str | None = None) -> pd.DataFrame:
         """One row per metric, position and neuron, strongest |r| first within a metric.
 
-        Columns: layer neuron position metric r low high, with a null p p_family q, then mean std
+        Columns: layer neuron position metric r low high; with a null p p_family q; with a control
+        task p_control q_control; with random directions excess p_basis q_basis; then mean std
         excluded, and for 0/1 metrics mean_0 mean_1 smd (and predictivity with a baseline).
         """
         parts = [metric_frame(self, name) for name in self.metrics if metric in (None, name)]
@@ -264,7 +236,8 @@ class MetricScores:
         return (chance <= LEVEL) & ~self.scores.excluded[None].to(chance.device)
 
     @property
-    def thresholds(self) -> Thresholds:
+    def threshold(self) -> float | None:
+        """What |r| must exceed for a family-wise p of at most 5 %; None without a null."""
         return self.scores.thresholds[self.metric]
 
     @property
@@ -287,19 +260,16 @@ class MetricScores:
         order = order[~self.scores.excluded[order]][:k]
         return torch.stack([self.scores.layer[order], self.scores.neuron[order]], dim=1)
 
-    def passing(self, gates: Sequence[str] | None = None) -> dict[str, Bool[Tensor, "pos unit"]]:
-        """Which (position, unit) pass each gate, one after another: later gates need the earlier.
+    def passing(self) -> dict[str, Bool[Tensor, "pos unit"]]:
+        """Which (position, unit) are ``associated``, and which of them ``beat the control task``.
 
-        Keys: the gates asked for, or all of `GATES`: ``associated`` (beyond the permutation null),
-        ``beat the control task``, ``beat the rotated basis``; one without a null is missing.
+        One without a null is missing.
         """
         passed: dict[str, Bool[Tensor, "pos unit"]] = {}
-        left = ~self.scores.excluded[None].expand_as(self.r)
-        for gate in GATES if gates is None else gates:
-            bar = self.thresholds.bar(gate)
-            if bar is not None:
-                left = left & (self.r.abs() > bar)
-                passed[gate] = left
+        if self.p_family is not None:
+            passed["associated"] = self.associated
+            if self.q_control is not None:
+                passed["beat the control task"] = self.beats_control
         return passed
 
     def frame(self) -> pd.DataFrame:
@@ -340,13 +310,13 @@ def metric_frame(scores: Any, name: str) -> pd.DataFrame:
         "position": [label for label in scores.positions for _ in range(n_units)],
         "metric": name,
     }
+    evidence = ("r", "low", "high", "p", "p_family", "q", "p_control", "q_control")
+    evidence += ("excess", "p_basis", "q_basis")
+    arrays = {column: getattr(scores, column) for column in evidence}
     named: dict[str, Tensor | None] = {
-        "r": scores.r[place],
-        "low": scores.low[place],
-        "high": scores.high[place],
-        "p": None if scores.p is None else scores.p[place],
-        "p_family": None if scores.p_family is None else scores.p_family[place],
-        "q": None if scores.q is None else scores.q[place],
+        column: None if array is None else array[place] for column, array in arrays.items()
+    }
+    named |= {
         "mean": scores.mean,
         "std": scores.std,
         "mean_0": scores.class_means[name][0] if name in scores.class_means else None,
@@ -365,31 +335,93 @@ def metric_frame(scores: Any, name: str) -> pd.DataFrame:
 
 
 def summary(scores: Any, metric: str) -> str:
-    """A few lines about one metric: attrition through the nulls, and the strongest neurons."""
+    """A few lines about one metric: how many are associated, the strongest, and what to know."""
     view = scores[metric]
-    bars = view.thresholds
-    lines = [
-        f"{metric} · {scores.site} at {', '.join(scores.positions)} · {scores.n_units:,} neurons · "
-        f"{scores.n_examples:,} examples in {scores.n_groups:,} groups"
-    ]
-    if scores.exploratory:
-        lines.insert(0, EXPLORATORY)
+    n_pos = len(scores.positions)
+    size = f"{scores.n_examples:,} examples in {scores.n_groups:,} groups"
+    if 0 < scores.effective_groups < 0.95 * scores.n_groups:
+        size += f" (they tell as much as {scores.effective_groups:.0f} of one size)"
     steps = [f"{scores.n_units:,} neurons"]
-    for gate, passed in view.passing().items():
-        bar = bars.bar(gate)
-        steps.append(f"{int(passed.any(0).sum()):,} {gate} (|r| > {bar:.2f})")
-    lines.append("  " + " → ".join(steps))
-    if bars.permutation is None:
-        lines.append("  no null was drawn: these are descriptions, without p-values")
-    chance = chance_max_r(scores.n_units * len(scores.positions), scores.n_examples)
+    steps += [f"{int(mask.any(0).sum()):,} {word}" for word, mask in view.passing().items()]
+    line = " → ".join(steps)
+    if scores.q_basis is not None and scores.p_family is not None:
+        both = view.associated & view.basis_privileged
+        line += f" ({int(both.any(0).sum()):,} of the associated basis-privileged)"
+    lines = [EXPLORATORY] if scores.exploratory else []
+    lines += [
+        f"{metric} · {scores.site} at {', '.join(scores.positions)}",
+        f"  {size}",
+        f"  {line}",
+        *_meanings(scores, view, family_words(scores.n_units, n_pos)),
+    ]
+    left_out = int(scores.excluded.sum())
+    if left_out:
+        lines.append(f"  {left_out:,} neurons do not vary and are left out")
     lines.append(
-        f"  largest |r| {float(view.strength.max()):.2f}; independent neurons would reach "
-        f"about {chance:.2f} by chance; {int(scores.excluded.sum()):,} constant neurons left out"
+        "  the strongest by |r| (chosen for it, so r and its 95 % interval are too far out):"
     )
     for layer, neuron in view.top(3).tolist():
-        unit = scores.places[layer, neuron]
-        r, low, high = (
-            float(view.at_strongest(part)[unit]) for part in (view.r, view.low, view.high)
+        lines.append(f"    L{layer}N{neuron}: {_numbers(view, scores.places[layer, neuron])}")
+    lines += [f"  note: {note}" for note in scores.notes]
+    return "\n".join(card_lines(lines))
+
+
+def card_lines(lines: Iterable[str]) -> list[str]:
+    """The lines of a card in rows of at most 80 columns, what follows the first further in."""
+    rows = []
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        if len(line) <= 80:
+            rows.append(line)
+        else:
+            rows += textwrap.wrap(
+                line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
+    return rows
+
+
+def family_words(n_units: int, n_positions: int) -> str:
+    """What a family of tests consists of.
+
+    >>> family_words(46_080, 1)
+    '46,080 neurons × 1 position'
+    """
+    return f"{n_units:,} neurons × {n_positions} position" + "s" * (n_positions > 1)
+
+
+def _meanings(scores: Any, view: MetricScores, family: str) -> list[str]:
+    """What each word of the line of counts means here, and over what its p or q is."""
+    if scores.p_family is None:
+        chance = chance_max_r(scores.n_units * len(scores.positions), scores.n_examples)
+        return [
+            "  no null was drawn: these are descriptions, without p-values; the largest |r| of "
+            f"as many independent neurons would be about {chance:.2f} by chance"
+        ]
+    lines = [
+        f"  associated: p ≤ {LEVEL:.0%} family-wise over {family}"
+        + ("" if view.threshold is None else f" (|r| > {view.threshold:.2f})")
+    ]
+    if scores.q_control is not None:
+        lines.append(f"  beat the control task: associated, and its q ≤ {LEVEL:.0%} over {family}")
+    if scores.q_basis is not None:
+        lines.append(
+            f"  basis-privileged: q ≤ {LEVEL:.0%} over {family}, |r| being above what random "
+            "directions of the same layer reach"
         )
-        lines.append(f"  L{layer}N{neuron}: r = {r:+.2f} [{low:+.2f}, {high:+.2f}]")
-    return "\n".join(lines)
+    return lines
+
+
+def _numbers(view: MetricScores, unit: int) -> str:
+    """One neuron's r, interval and evidence, at its strongest position."""
+
+    def at(part: Tensor) -> float:
+        return float(view.at_strongest(part)[unit])
+
+    text = f"r = {at(view.r):+.2f} [{at(view.low):+.2f}, {at(view.high):+.2f}]"
+    if view.p_family is not None:
+        text += f", p {at(view.p_family):.1g}"
+    if view.q_control is not None:
+        text += f", q control {at(view.q_control):.1g}"
+    if view.excess is not None:
+        text += f", {at(view.excess):.1f} × a random direction"
+    return text

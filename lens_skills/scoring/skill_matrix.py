@@ -235,7 +235,7 @@ def skill_matrix(
         position=tuple(scores.positions[int(at)] for at in place[rows].flatten()),
         selected=mask[rows],
         beyond=beyond[rows],
-        tested=tuple(scores.thresholds[name].permutation is not None for name in names),
+        tested=tuple(scores.thresholds[name] is not None for name in names),
         shared=shared,
         jaccard=jaccard,
         expected=expected,
@@ -276,7 +276,7 @@ def _chosen(
     """Which units are of a metric's set."""
     mask = torch.zeros(scores.n_units, dtype=torch.bool)
     if selections is None:
-        bar = scores[name].thresholds.permutation
+        bar = scores[name].threshold
         if bar is None:
             raise LensSkillsError(
                 f"{name!r} has neither a selection nor a null to choose neurons by. Pass "
@@ -306,7 +306,7 @@ def _at_best(scores: Scores, names: Sequence[str]) -> tuple[Tensor, Tensor, Tens
     """``unit skill``: r, its interval, its position, and whether it is beyond the null."""
     rows = []
     for view in (scores[name] for name in names):
-        bar = view.thresholds.permutation
+        bar = view.threshold
         best, low, high = (view.at_strongest(part) for part in (view.r, view.low, view.high))
         beyond = best.abs() > (float("inf") if bar is None else bar)
         rows.append((best, low, high, view.strongest_position, beyond))

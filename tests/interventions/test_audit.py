@@ -48,9 +48,8 @@ def found(model: Any) -> Audit:
 def test_what_a_neuron_carries_and_what_it_does_are_told_apart(found: Audit) -> None:
     claims = {row["name"]: row for row in found.claims if row["metric"] == "label:plural"}
     for name in (SKILL, DECOY):
-        assert abs(claims[name]["r"]) > claims[name]["rotated"]
-        assert claims[name]["beats"] == "associated, beat the control task, beat the rotated basis"
-    assert "rotated" not in claims[OTHER]["beats"]
+        assert claims[name]["p_family"] <= 0.05
+    assert claims[OTHER]["p_family"] > 0.05
     assert found.verdict[SKILL].word == SUPPORTS
     assert found.verdict[DECOY].word == NO_EFFECT
     assert found.verdict[OTHER].word not in (SUPPORTS,)
@@ -58,10 +57,12 @@ def test_what_a_neuron_carries_and_what_it_does_are_told_apart(found: Audit) -> 
 
 def test_the_card_holds_both_halves(found: Audit) -> None:
     card = repr(found)
-    for text in ("what they carry", "what they do", "|r| to beat: permutation", SKILL, "δ ="):
+    for text in ("what they carry", "what they do", "p family-wise", SKILL, "δ ="):
         assert text in " ".join(card.split())
     frame = found.frame()
-    assert {"name", "metric", "r", "beats", "word", "effect", "q"} <= set(frame.columns)
+    assert {"name", "metric", "r", "p_family", "q_control", "excess", "word", "effect", "q"} <= set(
+        frame.columns
+    )
     assert len(frame) == 6  # three neurons, the label and the metric
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lens_skills.plotting import Drawing, figures
-from lens_skills.scoring import Scores, Selection, Thresholds
+from lens_skills.scoring import Scores, Selection
 
 METRICS = ("label:plural", "confidence", "correct")
 LAYERS, WIDTH, N = 4, 30, 60
@@ -34,15 +34,13 @@ def make_scores(
     r[:, :, excluded] = 0
     flat = len(positions) * n_units
     turned = {name: (0.12 * normal(2, flat)).clamp(-1, 1) for name in METRICS}
-    bars = torch.rand(3, 2, generator=generator, dtype=torch.float64) * 0.3 + 0.1
+    bars = torch.rand(3, generator=generator, dtype=torch.float64) * 0.3 + 0.1
     thresholds = {
-        name: Thresholds(
-            float(bars[place, 0]), float(bars[place, 1]), float(turned[name].abs().max())
-        )
-        if nulls
-        else Thresholds(None, None, None)
-        for place, name in enumerate(METRICS)
+        name: bar if nulls else None for name, bar in zip(METRICS, bars.tolist(), strict=True)
     }
+    family = torch.where(r.abs() > bars[:, None, None], 0.01, 0.6).double()
+    q_control = torch.where(r.abs() > 0.35, 0.02, 0.7).double()
+    excess = r.abs() / 0.12
     label = (torch.arange(N) % 2).double()
     p = torch.rand(r.shape, generator=generator, dtype=torch.float64) if nulls else None
     return Scores(
@@ -54,8 +52,13 @@ def make_scores(
         low=r - 0.1,
         high=r + 0.1,
         p=p,
-        p_family=p,
+        p_family=family if nulls else None,
         q=p,
+        p_control=q_control if nulls else None,
+        q_control=q_control if nulls else None,
+        excess=excess if nulls else None,
+        p_basis=(-excess).exp() if nulls else None,
+        q_basis=(-excess).exp() if nulls else None,
         thresholds=thresholds,
         null_max={},
         control_max={},
@@ -84,26 +87,58 @@ def make_scores(
     )
 
 
+def evidence_row(place: int, grade: str, stopped_by: str, **changed: Any) -> dict[str, Any]:
+    """The evidence for one neuron."""
+    r = 0.9 - 0.02 * place
+    row: dict[str, Any] = {
+        "name": f"L2N{place}", "layer": 2, "neuron": place, "position": "last",
+        "r_confirm": r - 0.1, "low": r - 0.2, "high": r, "r_explore": r, "p_family": 0.01,
+        "q_control": 0.02, "excess": 3.0, "q_basis": 0.4, "p_confirm": 0.001, "q_confirm": 0.002,
+        "q_control_confirm": 0.03, "grade": grade, "badge": "", "stopped_by": stopped_by,
+    }  # fmt: skip
+    return row | changed
+
+
+EVIDENCE = (
+    evidence_row(0, "B", "", badge="basis-privileged", q_basis=0.01),
+    evidence_row(1, "B", ""),
+    evidence_row(2, "C", "control task on confirm", q_control_confirm=0.4),
+    evidence_row(3, "C", "control task", q_control=0.5, q_control_confirm=None),
+    evidence_row(4, "", "association on confirm", q_confirm=0.7, q_control=0.9),
+    evidence_row(5, "", "sign on confirm", r_confirm=-0.5, low=-0.6, high=-0.4),
+    evidence_row(6, "", "not tested on confirm", r_confirm=None, low=None, high=None),
+)
+"""One neuron stopped at each test, and two at none."""
+
+
 def make_selection(exploratory: bool = False) -> Selection:
-    """A selection of one neuron."""
-    one = torch.tensor([0.5], dtype=torch.float64)
+    """A selection of two neurons of seven that are associated."""
+    numbers = torch.tensor([0.8, 0.78], dtype=torch.float64)
     return Selection(
-        neurons=torch.tensor([[2, 7]]),
-        position=("last",),
-        r_explore=one,
-        r_confirm=one,
-        p=one,
-        q=one,
-        mean=one,
-        std=one,
+        neurons=torch.tensor([[2, 0], [2, 1]]),
+        position=("last", "last"),
+        r_explore=numbers,
+        r_confirm=numbers,
+        p=numbers,
+        q=numbers,
+        mean=numbers,
+        std=numbers,
         metric="label:plural",
         site="mlp.hook_post",
         positions=("last",),
-        attrition={"neurons": 120, "associated": 20, "beat the control task": 2, "confirmed": 0},
+        attrition={
+            "neurons": 120,
+            "associated": 7,
+            "beat the control task": 4,
+            "confirmed": 2,
+            "basis-privileged": 1,
+        },
         fdr=0.05,
+        rows=EVIDENCE,
         exploratory=exploratory,
         provenance={
             "explore": {"model": "tiny", "task": "agreement"},
+            "scored": {"neurons": 120},
             "example_ids": ["a", "b"],
             "groups": ["g"],
         },

@@ -90,7 +90,6 @@ def make_skills(names: tuple[str, ...] = (), *, exploratory: bool = False) -> Sk
     noise = 0.12 * torch.randn((len(names), *shape[1:]), generator=generator, dtype=torch.float64)
     r = (torch.cat([base, -base])[: len(names)] + noise).clamp(-1, 1)
     r[:, :, scores.excluded] = 0
-    bar = next(iter(scores.thresholds.values()))
     values = torch.rand(len(names), scores.n_examples, generator=generator, dtype=torch.float64)
     wide = replace(
         scores,
@@ -98,10 +97,10 @@ def make_skills(names: tuple[str, ...] = (), *, exploratory: bool = False) -> Sk
         r=r,
         low=r - 0.1,
         high=r + 0.1,
-        p=None,
-        p_family=None,
-        q=None,
-        thresholds={name: replace(bar, permutation=0.5) for name in names},
+        **dict.fromkeys(
+            ("p", "p_family", "q", "p_control", "q_control", "excess", "p_basis", "q_basis")
+        ),
+        thresholds=dict.fromkeys(names, 0.5),
         values=dict(zip(names, values, strict=True)),
     )
     return skill_matrix(wide, top=10)

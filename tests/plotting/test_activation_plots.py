@@ -10,7 +10,7 @@ from lens_skills.plotting import figures
 from lens_skills.plotting.activation_plots import fit_band
 from lens_skills.scoring import Scores
 from lens_skills.stats.calibration import calibrate
-from tests.plotting.conftest import make_scores, make_selection
+from tests.plotting.conftest import make_scores
 
 
 @pytest.fixture
@@ -158,21 +158,3 @@ def test_reliability_needs_a_pair(scores: Scores) -> None:
     del lone.values["correct"]
     with pytest.raises(LensSkillsError, match="no pair of confidence and correctness"):
         figures.reliability(lone)
-
-
-def test_the_bars_are_the_attrition() -> None:
-    selection = make_selection()
-    drawing = figures.attrition(selection)
-    assert dict(zip(drawing.frame["gate"], drawing.frame["count"], strict=True)) == (
-        selection.attrition
-    )
-    (axis,) = drawing.figure.axes
-    ends = [bar.get_x() + bar.get_width() for bar in axis.containers[0]]
-    assert ends[:3] == pytest.approx([120, 20, 2])
-    assert axis.containers[0][3].get_width() == 0
-    assert [text.get_text() for text in axis.texts] == ["120", "20", "2", "0"]
-    words = " ".join(text.get_text() for text in drawing.figure.texts)
-    for part in ("label:plural", "mlp.hook_post at last", "FDR 5%", "2 examples in 1 groups"):
-        assert part in words
-    with pytest.raises(LensSkillsError, match="no steps"):
-        figures.attrition({})

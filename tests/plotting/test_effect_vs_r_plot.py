@@ -46,7 +46,7 @@ def test_points_are_the_verdicts_effects_at_the_scores_r(scores: Scores) -> None
         np.testing.assert_array_equal(line.get_xydata(), here[["strength", "effect"]])
     assert band(axis) == [(-0.2, 0.2)]
     threshold = drawing.frame.query("what == 'threshold'")["strength"].tolist()
-    assert threshold == [found.thresholds.permutation]
+    assert threshold == [found.threshold]
 
 
 def drawn(line: Any, word: str) -> bool:

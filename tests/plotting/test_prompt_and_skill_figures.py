@@ -75,7 +75,7 @@ def test_the_map_holds_the_largest_r_of_every_cell() -> None:
     scores = make_scores(positions=("-3", "-2", "-1"))
     found = scores["confidence"]
     drawing = figures.correlation_by_position(found)
-    bar = found.thresholds.permutation
+    bar = found.threshold
     assert bar is not None
     for row in drawing.frame.itertuples():
         place = scores.positions.index(row.position)

@@ -35,7 +35,7 @@ def test_every_neuron_is_counted_once_per_position(position: str | None) -> None
     for _, row in bins.iterrows():
         inside = (rows["r"] >= row["low"]) & (rows["r"] < row["high"])
         assert inside.sum() == row["value"]
-    turned = drawing.frame[drawing.frame["what"] == "rotated basis"]
+    turned = drawing.frame[drawing.frame["what"] == "random directions"]
     assert turned["value"].sum() == pytest.approx(LAYERS * WIDTH * (1 if position else 2))
 
 
@@ -46,27 +46,26 @@ def test_one_position_shows_its_own_rotated_directions() -> None:
     scores = replace(scores, rotated_r=dict.fromkeys(METRICS, turned))
     for position, r in (("subject", 0.05), ("last", 0.25)):
         frame = figures.r_distribution(scores["correct"], position=position).frame
-        (row,) = frame.query("what == 'rotated basis' and value > 0").to_dict("records")
+        (row,) = frame.query("what == 'random directions' and value > 0").to_dict("records")
         assert row["low"] - 1e-9 <= r <= row["high"] + 1e-9
         profile = figures.layer_profile(scores["correct"], position=position).frame
-        assert profile["rotated_largest"].tolist() == [r] * LAYERS
+        assert profile["random_largest"].tolist() == [r] * LAYERS
 
 
 def test_the_histogram_drawn_is_the_frame(scores: Scores) -> None:
     drawing = figures.r_distribution(scores["confidence"])
     (axis,) = drawing.figure.axes
     steps = [patch for patch in axis.patches if isinstance(patch, StepPatch)]
-    for patch, what in zip(steps, ("neurons", "rotated basis"), strict=True):
+    for patch, what in zip(steps, ("neurons", "random directions"), strict=True):
         rows = drawing.frame[drawing.frame["what"] == what]
         counts = rows["value"].to_numpy(float)
         values, edges, _ = patch.get_data()
         np.testing.assert_array_equal(values[counts >= 1], counts[counts >= 1])
         np.testing.assert_allclose(edges, [*rows["low"], rows["high"].iloc[-1]])
-    bars = vars(scores.thresholds["confidence"])
-    lines = {line.get_xdata()[0] for line in axis.lines}
-    assert lines == {sign * bar for bar in bars.values() for sign in (-1, 1)}
+    bar = scores.thresholds["confidence"]
+    assert {line.get_xdata()[0] for line in axis.lines} == {-bar, bar}
     drawn = drawing.frame.query("what == 'threshold'").set_index("name")["value"].to_dict()
-    assert drawn == bars
+    assert drawn == {"permutation": bar}
 
 
 def test_the_strongest_neurons_are_named(scores: Scores) -> None:
@@ -100,8 +99,10 @@ def test_the_profile_is_each_layer_of_the_table(positions: tuple[str, ...]) -> N
     for gate, passed in view.passing().items():
         assert frame[gate].sum() == int(passed.any(0).sum())
     turned = scores.rotated_r["confidence"].numpy().reshape(2, len(positions), LAYERS, WIDTH)
-    np.testing.assert_array_equal(frame["rotated_largest"], np.abs(turned).max(axis=(0, 1, 3)))
-    assert frame["rotated_largest"].max() == view.thresholds.rotated
+    np.testing.assert_array_equal(frame["random_largest"], np.abs(turned).max(axis=(0, 1, 3)))
+    assert set(frame["threshold"]) == {view.threshold}
+    badged = (view.associated & view.basis_privileged).any(0).sum()
+    assert frame["basis-privileged"].sum() == int(badged) > 0
 
 
 def test_the_profile_draws_its_frame(scores: Scores) -> None:
@@ -109,12 +110,12 @@ def test_the_profile_draws_its_frame(scores: Scores) -> None:
     curves = {line.get_label(): line.get_ydata() for line in drawing.figure.axes[0].lines}
     frame = drawing.frame
     np.testing.assert_array_equal(curves["neurons: largest"], frame["largest"])
-    np.testing.assert_array_equal(curves["rotated basis: largest"], frame["rotated_largest"])
+    np.testing.assert_array_equal(curves["random: largest"], frame["random_largest"])
     assert "may be the answer" in " ".join(text.get_text() for text in drawing.figure.texts)
 
 
 def test_a_few_scored_neurons_still_have_a_profile(scores: Scores) -> None:
-    """As on the confirm split: some layers only, and no rotated basis."""
+    """As on the confirm split: some layers only, and no random directions."""
     keep = torch.tensor([35, 36, 100])
     few = replace(
         make_scores(nulls=False),
@@ -124,7 +125,7 @@ def test_a_few_scored_neurons_still_have_a_profile(scores: Scores) -> None:
         **{name: getattr(scores, name)[..., keep] for name in ("r", "low", "high", "mean", "std")},
     )
     assert figures.layer_profile(few["correct"]).frame["layer"].tolist() == [1, 3]
-    assert "rotated_largest" not in figures.layer_profile(few["correct"]).frame
+    assert "random_largest" not in figures.layer_profile(few["correct"]).frame
 
 
 def test_the_heat_map_holds_r_of_every_cell(scores: Scores) -> None:
@@ -136,7 +137,7 @@ def test_the_heat_map_holds_r_of_every_cell(scores: Scores) -> None:
     whole = scores.frame().set_index(["metric", "layer", "neuron"])["r"]
     for row in frame.itertuples():
         assert row.r == whole[row.metric, row.layer, row.neuron]
-        assert row.threshold == scores.thresholds[row.metric].permutation
+        assert row.threshold == scores.thresholds[row.metric]
         assert row.beyond == (abs(row.r) > row.threshold)
     axis = drawing.figure.axes[0]
     np.testing.assert_array_equal(axis.collections[0].get_array().ravel(), frame["r"].to_numpy())
@@ -176,7 +177,9 @@ def test_without_a_null_nothing_is_hatched_or_barred() -> None:
     assert not heat.figure.axes[0].patches
     assert heat.frame["threshold"].isna().all()
     assert set(figures.r_distribution(scores["correct"]).frame["what"]) == {"neurons", "neuron"}
-    assert not [c for c in figures.layer_profile(scores["correct"]).frame if c.startswith("bar")]
+    profile = figures.layer_profile(scores["correct"]).frame
+    assert profile["threshold"].isna().all()
+    assert "associated" not in profile
     for drawing in (heat, figures.r_distribution(scores["correct"])):
         assert any("No null was drawn" in text.get_text() for text in drawing.figure.texts)
 
@@ -217,9 +220,9 @@ def test_scores_of_one_metric_are_taken_as_they_are(
         r=scores.r[:1],
         low=scores.low[:1],
         high=scores.high[:1],
-        p=None,
-        p_family=None,
-        q=None,
+        **dict.fromkeys(
+            ("p", "p_family", "q", "p_control", "q_control", "excess", "p_basis", "q_basis")
+        ),
     )
     drawn, named = draw(one), draw(one[chosen[0]])
     pd.testing.assert_frame_equal(drawn.frame, named.frame)

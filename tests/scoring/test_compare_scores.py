@@ -140,7 +140,7 @@ def test_comparison_is_what_a_loop_counts(case: Case) -> None:
             for k in range(LAYERS)
         )
         assert found.expected_by_layer[row] == pytest.approx(by_layer)
-        bars = [case.scores[k]["label:y"].thresholds.permutation for k in (i, j)]
+        bars = [case.scores[k]["label:y"].threshold for k in (i, j)]
         either = (one > bars[0]) | (other > bars[1])
         assert found.n_significant[row] == either.sum() > 0
         same = np.sign(best[i][either]) == np.sign(best[j][either])
@@ -174,18 +174,12 @@ def test_a_turned_neuron_is_not_stable(case: Case) -> None:
 
 
 def test_without_a_null_there_are_no_signs(case: Case) -> None:
-    bare = [replace(s, thresholds={**s.thresholds, "label:y": _none()}) for s in case.scores]
+    bare = [replace(s, thresholds={**s.thresholds, "label:y": None}) for s in case.scores]
     found = compare_scores(bare, "label:y", top=5)
     assert found.n_significant.tolist() == [-1, -1, -1]
     assert bool(found.sign_agreement.isnan().all())
     assert "no null" in repr(found)
     assert "significant with one sign" not in repr(found)
-
-
-def _none() -> object:
-    from lens_skills.scoring import Thresholds
-
-    return Thresholds(None, None, None)
 
 
 def test_what_does_not_fit_is_refused(case: Case) -> None:

@@ -101,7 +101,7 @@ def test_the_profile_tells_the_label_from_the_answer(whole: Scores) -> None:
     assert f"differs from it on {found.n_differ} examples" in repr(found)
     r = whole["label:gold"].r.abs()[0].reshape(LAYERS, WIDTH)
     np.testing.assert_allclose(found.strongest, r.max(dim=1).values)
-    bar = whole["label:gold"].thresholds.permutation
+    bar = whole["label:gold"].threshold
     assert found.beyond.tolist() == (r > bar).sum(dim=1).tolist()
     frame = found.frame()
     assert len(frame) == LAYERS
@@ -122,7 +122,7 @@ def test_on_errors_the_sign_says_what_a_neuron_follows(case: Case) -> None:
     assert "follow the metric" in repr(found)
     assert "follow the answer" in repr(found)
     # By hand, for the layer of the one that says.
-    bar = right["label:gold"].thresholds.permutation
+    bar = right["label:gold"].threshold
     here, there = (s["label:gold"].r[0].reshape(LAYERS, WIDTH)[2] for s in (right, wrong))
     chosen = here.abs() > bar
     expected = (here.sign() * there)[chosen].mean()

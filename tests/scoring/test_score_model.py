@@ -86,10 +86,9 @@ def test_it_is_confirmed_on_unseen_examples_and_not_with_flipped_labels(tiny: An
             metrics={"label:plural": [1 - int(e.labels["plural"]) for e in parts[1]]},
             **OPTIONS,
         )
-    gates = ("associated", "beat the control task")
-    found = select(explore["label:plural"], confirm["label:plural"], gates=gates)
+    found = select(explore["label:plural"], confirm["label:plural"], grade="C")
     assert found.names[0] == f"L{LAYER}N{NEURON}"
-    turned = select(explore["label:plural"], flipped["label:plural"], gates=gates)
+    turned = select(explore["label:plural"], flipped["label:plural"], grade="C")
     assert f"L{LAYER}N{NEURON}" not in turned.names
 
 

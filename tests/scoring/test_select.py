@@ -1,7 +1,8 @@
-"""What is confirmed, what is dropped at which gate, and what is refused."""
+"""What is confirmed, what grade it gets, which test stops the others, and what is refused."""
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,30 @@ def splits(folder: Path, *, flip: bool = False, **options: Any) -> tuple[Scores,
     return found[0], found[1]
 
 
+def bare(scores: Scores) -> Scores:
+    """As scored where neither a control task nor random directions were drawn."""
+    names = ("p_control", "q_control", "excess", "p_basis", "q_basis")
+    return replace(scores, **dict.fromkeys(names), notes=())
+
+
+def controlled(scores: Scores, p_control: float = 0.001, **changed: float) -> Scores:
+    """With a control task and random directions; ``L0N3=0.5`` changes one neuron's p and q."""
+    p = torch.full_like(scores.r, p_control)
+    for name, value in changed.items():
+        layer, neuron = name.removeprefix("L").split("N")
+        p[0, :, scores.places[int(layer), int(neuron)]] = value
+    privileged = torch.full_like(scores.r, 0.9)
+    privileged[0, :, scores.places.get((0, 3), 0)] = 0.01
+    return replace(
+        scores, p_control=p, q_control=p, excess=scores.r.abs() / 0.1, p_basis=privileged,
+        q_basis=privileged,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scores, Scores]:
-    return splits(tmp_path_factory.mktemp("select"))
+    explore, confirm = splits(tmp_path_factory.mktemp("select"))
+    return bare(explore), bare(confirm)
 
 
 def chosen(selection: Selection) -> list[tuple[int, ...]]:
@@ -52,11 +74,10 @@ def test_true_neurons_are_confirmed_and_a_turncoat_is_not(pair: tuple[Scores, Sc
     found = select(explore["label:y"], confirm["label:y"])
     assert set(chosen(found)) == set(SIGNAL)
     assert found.names == [f"L{layer}N{neuron}" for layer, neuron in chosen(found)]
-    strength = found.r_explore.abs()
-    assert (strength.diff() <= 0).all()
+    assert (found.r_confirm.abs().diff() <= 0).all(), "the strongest on confirm first"
     assert (found.r_explore.sign() == found.r_confirm.sign()).all()
-    passed = explore["label:y"].passing()["beat the rotated basis"][0]
-    assert passed[TURNED[0] * WIDTH + TURNED[1]], "the turncoat must reach the last gate"
+    turned = found.evidence().set_index("name").loc["L2N19"]
+    assert (turned["grade"], turned["stopped_by"]) == ("", "sign on confirm")
     assert not found.exploratory
     assert EXPLORATORY not in repr(found)
     assert "correlates, not causes" in repr(found)
@@ -64,40 +85,196 @@ def test_true_neurons_are_confirmed_and_a_turncoat_is_not(pair: tuple[Scores, Sc
 
 
 def test_flipped_labels_in_confirm_reject_all_but_the_turncoat(tmp_path: Path) -> None:
-    explore, confirm = splits(tmp_path, flip=True)
+    explore, confirm = map(bare, splits(tmp_path, flip=True))
     assert chosen(select(explore["label:y"], confirm["label:y"])) == [TURNED]
 
 
-def test_attrition_falls_gate_by_gate(pair: tuple[Scores, Scores]) -> None:
+def test_attrition_falls_step_by_step(pair: tuple[Scores, Scores]) -> None:
     explore, confirm = pair
     found = select(explore["label:y"], confirm["label:y"])
-    assert list(found.attrition) == [
-        "neurons",
-        "associated",
-        "beat the control task",
-        "beat the rotated basis",
-        "confirmed",
-    ]
-    counts = list(found.attrition.values())
-    assert counts == sorted(counts, reverse=True)
-    assert counts[0] == LAYERS * WIDTH
-    r = explore.r[0, 0].abs()
-    bars = explore.thresholds["label:y"]
-    for gate, bar in zip(
-        ("associated", "beat the control task", "beat the rotated basis"),
-        (bars.permutation, bars.control, bars.rotated),
-        strict=True,
+    bar = explore["label:y"].threshold
+    assert bar is not None
+    beyond = int((explore.r[0, 0].abs() > bar).sum())
+    assert found.attrition == {"neurons": LAYERS * WIDTH, "associated": beyond, "confirmed": 3}
+    assert beyond == 4
+    graded = select(
+        controlled(explore, L2N19=0.5)["label:y"], controlled(confirm, L1N7=0.5)["label:y"]
+    )
+    assert graded.attrition == {
+        "neurons": LAYERS * WIDTH,
+        "associated": 4,
+        "beat the control task": 3,
+        "confirmed": 2,
+        "basis-privileged": 1,
+    }
+    assert graded.attrition_line() == (
+        "60 neurons → 4 associated → 3 beat the control task → 2 confirmed (1 basis-privileged)"
+    )
+    assert repr(graded).startswith("60 neurons → 4 associated → 3 beat the control task")
+
+
+def test_every_associated_neuron_is_kept_with_the_test_that_stopped_it(
+    pair: tuple[Scores, Scores],
+) -> None:
+    explore, confirm = pair
+    views = (
+        controlled(explore, L2N11=0.5)["label:y"],
+        controlled(confirm, L1N7=0.5)["label:y"],
+    )
+    found = select(*views)
+    rows = found.evidence().set_index("name")
+    outcome = {name: (row["grade"], row["stopped_by"]) for name, row in rows.iterrows()}
+    assert outcome == {
+        "L0N3": ("B", ""),
+        "L1N7": ("C", "control task on confirm"),
+        "L2N11": ("C", "control task"),
+        "L2N19": ("", "sign on confirm"),
+    }
+    assert rows.index.tolist()[0] == "L0N3"
+    assert rows.index.tolist()[-1] == "L2N19"
+    assert found.names == ["L0N3"]
+    assert found.grades == ("B",)
+    assert found.basis_privileged.tolist() == [True]
+    assert rows["badge"].to_dict()["L0N3"] == "basis-privileged"
+    assert rows.loc["L0N3", "excess"] == pytest.approx(float(explore.r[0, 0, 3].abs()) / 0.1)
+    place = WIDTH + 7
+    for column, expected in (
+        ("r_confirm", confirm.r), ("low", confirm.low), ("high", confirm.high),
+        ("r_explore", explore.r), ("p_family", explore.p_family), ("p_confirm", confirm.p),
+    ):  # fmt: skip
+        assert expected is not None
+        assert rows.loc["L1N7", column] == float(expected[0, 0, place]), column
+    wider = select(*views, grade="C")
+    assert wider.names[0] == "L0N3"
+    assert wider.grades == ("B", "C", "C")
+    assert wider.attrition == found.attrition
+    assert "kept: 3 neurons of grade C or better" in repr(wider)
+
+
+def test_the_control_task_is_repeated_on_confirm_among_those_that_beat_it(
+    pair: tuple[Scores, Scores],
+) -> None:
+    # p = .04 of one is q = .04 among three, of which the others have .001; beside a fourth of .9,
+    # which did not beat it on explore, it would be .053.
+    explore, confirm = pair
+    found = select(
+        controlled(explore, L2N19=0.9)["label:y"],
+        controlled(confirm, L2N11=0.04, L2N19=0.9)["label:y"],
+    )
+    rows = found.evidence().set_index("name")
+    assert rows.loc["L2N11", "q_control_confirm"] == pytest.approx(0.04)
+    assert rows.loc["L2N11", "grade"] == "B"
+    assert rows["q_control_confirm"].isna().to_dict()["L2N19"]
+
+
+def test_without_a_control_task_nothing_is_above_c(pair: tuple[Scores, Scores]) -> None:
+    explore, confirm = pair
+    for views, where in (
+        ((explore, confirm), "explore and confirm"),
+        ((controlled(explore), confirm), "confirm"),
+        ((explore, controlled(confirm)), "explore"),
     ):
-        r = torch.where(r > bar, r, 0.0)
-        assert found.attrition[gate] == int((r > 0).sum())
-    assert counts[-1] == len(found) == 3
-    assert repr(found).startswith("60 neurons → ")
-    assert "→ 3 confirmed" in found.attrition_line()
+        found = select(*(scores["label:y"] for scores in views))
+        assert set(found.grades) == {"C"}
+        assert len(found) == 3
+        assert "no control task" in " ".join(found.evidence()["stopped_by"])
+        assert any(f"no control task on {where}:" in note for note in found.notes)
+        assert "beat the control task" not in found.attrition
+        with pytest.raises(LensSkillsError, match=f"no control task was drawn on {where}"):
+            select(*(scores["label:y"] for scores in views), grade="B")
+    why = replace(explore, notes=("6 kinds: too few for a control task (8 at least)",))
+    text = " ".join(repr(select(why["label:y"], confirm["label:y"])).split())
+    assert "note: 6 kinds: too few for a control task (8 at least)" in text
+
+
+def ruled(**words: str) -> Any:
+    """A verdict with a word for each neuron, in place of one that was measured."""
+    singles = [
+        SimpleNamespace(name=name, word=word, effect=-0.3, low=-0.4, high=-0.2, q=0.01)
+        for name, word in words.items()
+    ]
+    return Ruled(singles)
+
+
+class Ruled:
+    def __init__(self, singles: list[Any]) -> None:
+        self.singles = singles
+        self.effects = SimpleNamespace(clean=torch.full((4,), -3.0))
+
+    def named(self, *words: str) -> list[str]:
+        return [one.name for one in self.singles if one.word in words]
+
+    @property
+    def causal(self) -> list[str]:
+        return self.named("supports", "opposes", "mixed")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        words = ("supports", "opposes", "no total effect beyond δ", "undecided")
+        return {word: len(self.named(word)) for word in words}
+
+    def __len__(self) -> int:
+        return len(self.singles)
+
+
+def test_a_verdict_makes_an_a_of_a_b_and_of_nothing_else(pair: tuple[Scores, Scores]) -> None:
+    explore, confirm = pair
+    views = controlled(explore)["label:y"], controlled(confirm, L2N11=0.5)["label:y"]
+    found = select(*views)
+    assert set(found.names) == {"L0N3", "L1N7"}
+    for word, grade, stopped in (
+        ("supports", "A", ""),
+        ("opposes", "A", ""),
+        ("undecided", "B", "undecided"),
+        ("no total effect beyond δ", "C", "no total effect beyond δ"),
+        ("compensated", "C", "compensated"),
+    ):
+        rows = found.graded(ruled(L0N3=word, L2N11="supports")).set_index("name")
+        assert rows.loc["L0N3", "grade"] == grade
+        assert rows.loc["L0N3", "stopped_by"] == stopped
+        assert rows.loc["L1N7", "grade"] == "B", "not tried"
+        assert rows.loc["L1N7", "verdict"] == ""
+        assert rows.loc["L2N11", "grade"] == "C", "does not beat the control task on confirm"
+        assert rows.loc["L0N3", "effect_share"] == pytest.approx(-0.1), "of the clean metric's size"
+        assert rows.loc["L0N3", ["effect", "effect_low", "effect_high"]].tolist() == [
+            -0.3, -0.4, -0.2,
+        ]  # fmt: skip
+    verdict = ruled(L0N3="supports", L1N7="opposes")
+    assert found.attrition_line(verdict).endswith("→ 2 causal (1 supports · 1 opposes)")
+    assert found.attrition_line(ruled(L0N3="undecided")).endswith("→ 0 causal of 1 tried")
+
+
+def test_at_most_so_many_are_tried_the_strongest_on_confirm(pair: tuple[Scores, Scores]) -> None:
+    explore, confirm = pair
+    found = select(explore["label:y"], confirm["label:y"])
+    cut = found.to_try(2)
+    assert cut.names == found.names[:2]
+    for name in ("position", "r_explore", "r_confirm", "p", "q", "mean", "std", "grades"):
+        assert len(getattr(cut, name)) == 2, name
+    assert cut.evidence().equals(found.evidence())
+    assert cut.to_try(1).names == cut.names, "cut once"
+    assert "→ 3 confirmed → 2 tried" in cut.attrition_line()
+    assert found.to_try().names == found.names
+    assert "tried" not in found.to_try().attrition_line()
+    with pytest.raises(LensSkillsError, match="most= is how many"):
+        found.to_try(0)
+
+
+def test_the_card_is_words_in_80_columns(pair: tuple[Scores, Scores]) -> None:
+    explore, confirm = pair
+    for views in (pair, (controlled(explore), controlled(confirm, L1N7=0.5))):
+        selection = select(*(scores["label:y"] for scores in views))
+        lines = repr(selection).splitlines()
+        assert max(map(len, lines)) <= 80, max(lines, key=len)
+        assert any(line.startswith(selection.grade) and "L0N3" in line for line in lines)
+    assert "B*" in repr(selection)
+    assert "q: of r on confirm, false discoveries among the 4 tested there" in lines
+    assert "q ctrl: against the control task on explore, over 60 neurons × 1 position" in lines
 
 
 def test_q_is_benjamini_hochberg_over_the_tested_family(pair: tuple[Scores, Scores]) -> None:
     explore, confirm = pair
-    bar = explore.thresholds["label:y"].permutation
+    bar = explore["label:y"].threshold
     tested = (explore.r[0, 0].abs() > bar).nonzero()[:, 0].tolist()
     assert len(tested) == 4
     # Chances that one adjustment over the tested neurons, and over no others, tells apart.
@@ -105,7 +282,7 @@ def test_q_is_benjamini_hochberg_over_the_tested_family(pair: tuple[Scores, Scor
     chances[0, 0, tested] = torch.tensor([0.01, 0.05, 0.02, 0.2]).double()
     confirm = replace(confirm, p=chances)
     assert confirm.p is not None
-    found = select(explore["label:y"], confirm["label:y"], gates=("associated",), fdr=0.06)
+    found = select(explore["label:y"], confirm["label:y"], fdr=0.06)
     q = dict(
         zip(tested, stats.false_discovery_control(confirm.p[0, 0, tested].numpy()), strict=True)
     )
@@ -116,28 +293,36 @@ def test_q_is_benjamini_hochberg_over_the_tested_family(pair: tuple[Scores, Scor
     assert set(units) == expected
     np.testing.assert_allclose(found.q, [q[unit] for unit in units], rtol=1e-12)
     np.testing.assert_allclose(found.p, confirm.p[0, 0, units], rtol=0)
+    everyone = found.evidence().set_index("name")["q_confirm"]
+    named = [f"L{unit // WIDTH}N{unit % WIDTH}" for unit in tested]
+    np.testing.assert_allclose(everyone[named], [q[unit] for unit in tested])
     np.testing.assert_allclose(found.r_confirm, confirm.r[0, 0, units], rtol=0)
 
 
 def test_only_the_strongest_may_be_confirmed(tmp_path: Path) -> None:
-    explore, _ = splits(tmp_path)
+    explore, _ = map(bare, splits(tmp_path))
     few = explore["label:y"].top(3)
-    _, confirm = splits(tmp_path / "few", neurons=few)
+    _, confirm = map(bare, splits(tmp_path / "few", neurons=few))
     found = select(explore["label:y"], confirm["label:y"])
     assert found.attrition["tested"] == 3
-    assert found.attrition["beat the rotated basis"] == 4
+    assert found.attrition["associated"] == 4
     assert set(chosen(found)) <= {tuple(row) for row in few.tolist()} & set(SIGNAL)
+    (left,) = found.evidence().query("stopped_by == 'not tested on confirm'").to_dict("records")
+    assert (left["layer"], left["neuron"]) not in {tuple(row) for row in few.tolist()}
+    assert left["r_confirm"] is None or np.isnan(left["r_confirm"])
+    assert "the 3 tested there" in repr(found)
 
 
 def test_nothing_found_is_an_answer(pair: tuple[Scores, Scores]) -> None:
     explore, confirm = pair
-    bars = replace(explore.thresholds["label:y"], permutation=2.0)
-    none = replace(explore, thresholds={"label:y": bars})
+    none = replace(explore, p_family=torch.ones_like(explore.r))
     found = select(none["label:y"], confirm["label:y"])
     assert len(found) == 0
     assert found.neurons.shape == (0, 2)
     assert found.attrition["confirmed"] == found.attrition["associated"] == 0
-    assert "no neuron passed every gate" in repr(found)
+    assert "no neuron is associated" in repr(found)
+    assert len(found.evidence()) == 0
+    assert "stopped_by" in found.evidence()
     assert len(found.frame()) == 0
 
 
@@ -152,7 +337,7 @@ def test_several_positions_stand_for_the_strongest_that_passes(tmp_path: Path) -
         examples = examples_with(N, prefix=part, labels={"y": label})
         table = handmade(tmp_path / part, acts, examples)
         found.append(score(table, examples, metrics="label:y", position=[0, 1], n_controls=0))
-    selection = select(found[0]["label:y"], found[1]["label:y"], gates=("associated",))
+    selection = select(found[0]["label:y"], found[1]["label:y"])
     where = dict(zip(chosen(selection), selection.position, strict=True))
     assert where == {(0, 4): "1", (0, 6): "0"}
 
@@ -203,24 +388,17 @@ def test_a_missing_null_is_refused(pair: tuple[Scores, Scores]) -> None:
     explore, confirm = pair
     with pytest.raises(LensSkillsError, match="the confirm scores have no null"):
         select(explore["label:y"], replace(confirm, p=None)["label:y"])
-    for gate, null in (
-        ("associated", "permutation"),
-        ("beat the control task", "control"),
-        ("beat the rotated basis", "rotated"),
-    ):
-        bars = replace(explore.thresholds["label:y"], **{null: None})
-        without = replace(explore, thresholds={"label:y": bars})
-        with pytest.raises(LensSkillsError, match=f"'{gate}' needs the {null} null"):
-            select(without["label:y"], confirm["label:y"])
+    with pytest.raises(LensSkillsError, match="the explore scores have no null"):
+        select(replace(explore, p=None, p_family=None)["label:y"], confirm["label:y"])
 
 
-def test_a_level_or_gate_that_means_nothing_is_refused(pair: tuple[Scores, Scores]) -> None:
+def test_a_level_or_grade_that_means_nothing_is_refused(pair: tuple[Scores, Scores]) -> None:
     explore, confirm = (scores["label:y"] for scores in pair)
     for fdr in (0.0, 1.0, 5.0):
         with pytest.raises(LensSkillsError, match="fdr must lie between 0 and 1"):
             select(explore, confirm, fdr=fdr)
-    with pytest.raises(LensSkillsError, match="no gate 'confirmed'"):
-        select(explore, confirm, gates=("confirmed",))
+    with pytest.raises(LensSkillsError, match="grade must be 'B' or 'C', not 'A'"):
+        select(explore, confirm, grade="A")
 
 
 def test_reuse_is_allowed_where_it_is_said_and_stamped(
@@ -233,21 +411,20 @@ def test_reuse_is_allowed_where_it_is_said_and_stamped(
     loaded = Selection.load(found.save(tmp_path / "s"))
     assert loaded.exploratory
     assert repr(loaded) == repr(found)
-    # The stamp is inherited from scores that were exploratory themselves, and put where a gate
-    # was left out; the order in which gates are named does not matter.
+    # The stamp is inherited from scores that were exploratory themselves.
     marked = replace(explore, exploratory=True)
     assert select(marked["label:y"], confirm["label:y"]).exploratory
-    assert select(explore["label:y"], confirm["label:y"], gates=("associated",)).exploratory
-    gates = ("beat the rotated basis", "associated", "beat the control task")
-    assert not select(explore["label:y"], confirm["label:y"], gates=gates).exploratory
 
 
 def test_a_selection_comes_back_as_it_was_saved(
     pair: tuple[Scores, Scores], tmp_path: Path
 ) -> None:
     explore, confirm = pair
-    found = select(explore["label:y"], confirm["label:y"])
+    found = select(controlled(explore)["label:y"], controlled(confirm)["label:y"], grade="C")
     loaded = Selection.load(found.save(tmp_path / "deep" / "s"))
+    assert loaded.evidence().equals(found.evidence())
+    assert loaded.grade == "C"
+    assert loaded.rows == found.rows
     assert list(loaded.attrition.items()) == list(found.attrition.items())
     for name in ("neurons", "r_explore", "r_confirm", "p", "q"):
         assert torch.equal(getattr(loaded, name), getattr(found, name))

@@ -75,7 +75,7 @@ def test_cells_are_those_of_the_scores(
             float(found.low[column, 0, unit]),
             float(found.high[column, 0, unit]),
         )
-        assert row.beyond == (abs(row.r) > found[row.skill].thresholds.permutation)
+        assert row.beyond == (abs(row.r) > found[row.skill].threshold)
         assert row.position == "last"
     strongest = frame.groupby("name", sort=False)["r"].apply(lambda r: r.abs().max())
     assert (strongest.diff().dropna() <= 0).all()
@@ -124,10 +124,9 @@ def test_without_selections_the_strongest_beyond_the_null_count(
     for name, column in zip(matrix.skills, matrix.selected.T, strict=True):
         assert matrix.neurons[column].tolist() == found[name].top(1).tolist()
     every = skill_matrix(found, top=60)
-    beyond = (
-        found.r.abs()[:, 0]
-        > torch.tensor([[found[name].thresholds.permutation] for name in SKILLS])
-    ).sum(dim=1)
+    beyond = (found.r.abs()[:, 0] > torch.tensor([[found[name].threshold] for name in SKILLS])).sum(
+        dim=1
+    )
     assert every.shared.diagonal().tolist() == beyond.tolist()
 
 
@@ -183,7 +182,7 @@ def test_what_does_not_fit_is_refused(case: tuple[list[Selection], Scores]) -> N
         skill_matrix(found, [stranger, chosen[1]])
     bare = replace(
         found,
-        thresholds={k: replace(v, permutation=None) for k, v in found.thresholds.items()},
+        thresholds=dict.fromkeys(found.thresholds),
     )
     with pytest.raises(LensSkillsError, match="neither a selection nor a null"):
         skill_matrix(bare)

@@ -1,5 +1,6 @@
 """The steps a user takes: prompts from several seeds, scored, compared, selected, verified."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def test_prompts_of_several_seeds_are_held_against_each_other(
     over = predictivity(checked, "label:plural")
     torch.testing.assert_close(over.value, best)
     assert skill_matrix(found[0], top=5).skills == ("label:plural", "confidence")
-    chosen = [select(found[0][m], checked_all[m], gates=(), fdr=0.99) for m in metrics]
+    every = replace(found[0], p_family=torch.zeros_like(found[0].r))
+    chosen = [select(every[m], checked_all[m], grade="C", fdr=0.99) for m in metrics]
     drawn = {drawing.name for drawing in draw_all(found[0], chosen)}
     assert {"correlation_by_position-confidence", "skill_matrix"} <= drawn
 

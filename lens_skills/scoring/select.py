@@ -262,8 +262,8 @@ def select(
     for split, view in (("explore", here), ("confirm", there)):
         if view.p is None:
             raise LensSkillsError(
-                f"the {split} scores have no null, so nothing can be confirmed. Score them with "
-                "n_permutations > 0."
+                f"the {split} scores have no null, so nothing can be confirmed. "
+                + (" ".join(view.scores.notes) or "Score them with n_permutations > 0.")
             )
     missing = [
         split for split, view in (("explore", here), ("confirm", there)) if view.p_control is None

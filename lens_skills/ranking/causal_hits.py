@@ -126,6 +126,8 @@ def _ablation(
     return Change(f"{name}, of directions", 1, formula)
 
 
+_Z = 1.959963984540054  # the 97.5th percentile of a normal distribution
+
 NO_HIT = "-"
 """The verdict on what is no hit: not beyond δ, or not rare among the controls of its layer."""
 
@@ -209,13 +211,13 @@ def layer_delta(
     """The smallest effect that counts in a layer: the larger of two.
 
     1 % of the clean metric's |mean| (`SMALLEST_SHARE`), and the 95th percentile of the controls'
-    |mean effect| without its sampling noise, sqrt(max(q95² - median se², 0)).
+    |mean effect| without its sampling noise, sqrt(max(q95² - 1.96² median se², 0)).
 
     Raises:
         LensSkillsError: Both are 0.
     """
     size = total.double().mean(dim=1).abs()
-    noise = cluster_error(total.double(), groups).square().median()
+    noise = _Z**2 * cluster_error(total.double(), groups).square().median()
     percentile = (size.quantile(0.95).square() - noise).clamp(min=0).sqrt()
     delta = max(float(percentile), SMALLEST_SHARE * abs(clean_mean))
     if delta == 0:

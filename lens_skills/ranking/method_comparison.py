@@ -324,9 +324,9 @@ class MethodComparison(Result):
 
     def _exhaustive(self, frame: pd.DataFrame) -> list[str]:
         lines = _wrapped(
-            f"all {self.n_swept:,} neurons were tried: {self.n_hits:,} are hits. Of the {self.k} "
-            "of largest |effect| each method names, with a 95 % interval over such neurons and "
-            "groups:"
+            f"all {self.n_swept:,} neurons were tried; hits among them: {self.n_hits:,}. Of the "
+            f"{self.k} of largest |effect| each method names, with a 95 % interval over such "
+            "neurons and groups:"
         )
         cells = [["method", "named", "recall at k, %"]]
         for row, entry in zip(self.rows, frame.to_dict("records"), strict=True):

@@ -7,7 +7,9 @@ tree of the package, whose functions take less.
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -16,8 +18,8 @@ import torch
 
 from lens_skills.activations.components import Component
 from lens_skills.circuits.graph import Edge, Node
-from lens_skills.interventions import control_neurons
-from lens_skills.interventions.control_effects import ControlEffects, declare_delta
+from lens_skills.interventions import control_effects, control_neurons
+from lens_skills.interventions.control_neurons import ComponentTable
 from lens_skills.interventions.effects import Effects
 from lens_skills.interventions.verdict import CAUSAL, COMPENSATED, NO_EFFECT, Ranks, rule
 from lens_skills.ranking import causal_hits
@@ -165,46 +167,85 @@ def population(
     return features, mean[:, None] + 0.5 * size[:, None] * noise
 
 
-def large_called_causal(n: int, *, k: int = 20, n_others: int = 500, n_groups: int = 16) -> Count:
+def by_size(random: np.random.Generator, n_neurons: int, groups: np.ndarray) -> tuple[Any, Any]:
+    """Features and effects of neurons, the largest first."""
+    features, total = population(random, n_neurons, groups)
+    order = np.argsort(-features[:, 1] * features[:, 2])
+    return features[order], total[order]
+
+
+def large_called_causal(n: int, *, k: int = 20, width: int = 520, n_groups: int = 16) -> Count:
     """Neurons chosen by size alone are called causal, without the words *large neuron*."""
-    hits = 0
+    hits, groups = 0, np.repeat(np.arange(n_groups), 3)
     for seed, _, random in batches(n, "large", 1):
-        groups = np.repeat(np.arange(n_groups), 3)
-        features, total = population(random, k + n_others, groups)
-        order = np.argsort(-features[:, 1] * features[:, 2])
-        features, total = features[order], total[order]
-        units = [Component(f"L0N{i}", 0, "mlp.hook_post", i, i + 1) for i in range(k + n_others)]
-        clean = 3.1 + random.normal(size=len(groups))
-        rulings = verdicts(units, k, features, total, groups, clean, seed)
+        features, total = by_size(random, width, groups)
+        rulings = verdicts(range(k), features, total, groups, random, seed)
         hits += sum(ruling.word in CAUSAL and not called_large(ruling) for ruling in rulings)
     return hits, n * k
 
 
+def strong_called_causal(n: int, *, k: int = 20, width: int = 520, n_groups: int = 16) -> Count:
+    """A neuron of middling size and great effect is called causal, without these words."""
+    hits, groups = 0, np.repeat(np.arange(n_groups), 3)
+    for seed, _, random in batches(n, "strong", 1):
+        features, total = by_size(random, width, groups)
+        middle = width // 2
+        total[middle] += 0.1 * np.sign(total[middle].mean())
+        rulings = verdicts((middle, *range(k - 1)), features, total, groups, random, seed)
+        hits += rulings[0].word in CAUSAL and not called_large(rulings[0])
+    return hits, n
+
+
 def verdicts(
-    units: Sequence[Component],
-    k: int,
+    tried: Sequence[int],
     features: np.ndarray,
     total: np.ndarray,
     groups: np.ndarray,
-    clean: np.ndarray,
+    random: np.random.Generator,
     seed: int,
 ) -> Sequence[Any]:
-    """The rulings on the first k units of a layer, compared with all others."""
+    """The rulings on some units of a layer, compared with all others."""
+    names = [f"L0N{place}" for place in range(len(total))]
+    units = [
+        Component(name, 0, "mlp.hook_post", place, place + 1) for place, name in enumerate(names)
+    ]
     home = torch.zeros(len(units), dtype=torch.long)
-    compared = ControlEffects(
-        units=tuple(units[k:]),
-        total=torch.from_numpy(total[k:]),
-        home=home[k:],
-        candidate_home=home[:k],
-        across=False,
-        sets=None,
-        set_total=torch.zeros(0, len(groups), dtype=torch.float64),
-        strict_effect=torch.zeros(0, dtype=torch.float64),
-        notes=(),
+    table = ComponentTable.of(units, home, home, torch.from_numpy(features))
+    rows = list(tried)
+    others = [place for place in range(len(units)) if place not in set(rows)]
+    effects = effects_of(
+        total[rows],
+        groups,
+        [names[row] for row in rows],
+        3.1 + random.normal(size=len(groups)),
     )
-    effects = effects_of(total[:k], groups, [unit.name for unit in units[:k]], clean)
-    delta, _ = declare_delta(None, compared, None, None, seed=seed)
-    return rule(effects, compared.ranks(effects, {}), delta=delta, seed=seed)
+    parts = {
+        "units": tuple(units[place] for place in others),
+        "total": torch.from_numpy(total[others]),
+        "candidates": tuple(units[row] for row in rows),
+        "candidate_total": effects.total,
+        "home": home[others],
+        "candidate_home": home[rows],
+        "drawn": torch.ones(len(rows), dtype=torch.bool),
+        "scaled": table.scaled[others],
+        "candidate_scaled": table.scaled[rows],
+        "across": False,
+        "groups": effects.groups,
+        "sets": None,
+        "set_total": torch.zeros(0, len(groups), dtype=torch.float64),
+        "strict_effect": torch.zeros(0, dtype=torch.float64),
+        "notes": (),
+    }
+    known = {field.name for field in fields(control_effects.ControlEffects)}
+    compared = control_effects.ControlEffects(**{k: v for k, v in parts.items() if k in known})
+    ranks = compared.ranks(effects, {})
+    declare: Any = control_effects.declare_delta
+    if "scale" not in inspect.signature(declare).parameters:
+        delta, _ = declare(None, compared, None, None, seed=seed)
+        return rule(effects, ranks, delta=delta, seed=seed)
+    scale = float(effects.clean.mean().abs())
+    deltas = declare(None, compared, None, None, scale=scale)
+    return rule(effects, ranks, delta=deltas.values, scale=scale, seed=seed)
 
 
 def called_large(ruling: Any) -> bool:
@@ -292,6 +333,7 @@ SIMULATIONS: dict[str, Callable[[int], Count]] = {
         for n_groups in (16, 30, 60)
     },
     "large": large_called_causal,
+    "strong": strong_called_causal,
     "random_edges": random_edges,
     "lists": word_depends_on_list,
     **{

@@ -18,7 +18,7 @@ import torch
 
 from lens_skills.activations.components import Component
 from lens_skills.circuits.graph import Edge, Node
-from lens_skills.interventions import control_effects, control_neurons
+from lens_skills.interventions import ablate, control_effects, control_neurons
 from lens_skills.interventions.control_neurons import ComponentTable
 from lens_skills.interventions.effects import Effects
 from lens_skills.interventions.verdict import CAUSAL, COMPENSATED, NO_EFFECT, Ranks, rule
@@ -239,13 +239,20 @@ def verdicts(
     known = {field.name for field in fields(control_effects.ControlEffects)}
     compared = control_effects.ControlEffects(**{k: v for k, v in parts.items() if k in known})
     ranks = compared.ranks(effects, {})
-    declare: Any = control_effects.declare_delta
+    declare: Any = partial(
+        control_effects.declare_delta, unmeasured, compared, ablate("zero"), None
+    )
     if "scale" not in inspect.signature(declare).parameters:
-        delta, _ = declare(None, compared, None, None, seed=seed)
+        delta, _ = declare(seed=seed)
         return rule(effects, ranks, delta=delta, seed=seed)
     scale = float(effects.clean.mean().abs())
-    deltas = declare(None, compared, None, None, scale=scale)
+    deltas = declare(scale=scale)
     return rule(effects, ranks, delta=deltas.values, scale=scale, seed=seed)
+
+
+def unmeasured(*args: Any, **options: Any) -> Effects:
+    """No model is there to measure more on."""
+    raise AssertionError
 
 
 def called_large(ruling: Any) -> bool:
@@ -293,13 +300,13 @@ def decided(effects: torch.Tensor, groups: np.ndarray, k: int, seed: int) -> lis
 # Lists -------------------------------------------------------------------------------------------
 
 
-def word_depends_on_list(n: int, *, width: int = 500, n_groups: int = 16) -> Count:
+def word_depends_on_list(n: int, *, width: int = 1500, n_groups: int = 16) -> Count:
     """A neuron's word differs between a list of inert and one of strong companions."""
     hits = 0
     for seed, _, random in batches(n, "lists", 1):
         groups = np.repeat(np.arange(n_groups), 3)
         mean = 0.01 * random.normal(size=width)
-        mean[0], mean[1:10], mean[10:19] = 0.032, 0.0, 0.2
+        mean[0], mean[1:10], mean[10:19] = random.uniform(0.02, 0.07), 0.0, 0.2
         total = mean[:, None] + 0.01 * random.normal(size=(width, len(groups)))
         inert, strong = ((0, *range(start, start + 9)) for start in (1, 10))
         hits += listed(total, groups, inert, seed) != listed(total, groups, strong, seed)
@@ -314,13 +321,13 @@ def listed(total: np.ndarray, groups: np.ndarray, members: Sequence[int], seed: 
     rows = list(members)
     effects = effects_of(total[rows], groups, [names[row] for row in rows], clean)
     if hasattr(causal_hits, "draw_of_layer"):
-        drawn = causal_hits.draw_of_layer(every, 0, 300, seed=seed)[:, 1].tolist()
+        drawn = causal_hits.draw_of_layer(every, 0, 1000, seed=seed)[:, 1].tolist()
         others = torch.from_numpy(total[drawn])
         delta = causal_hits.layer_delta(others, named(groups), 1.0)
         layer = causal_hits.LayerControls(tuple(names[row] for row in drawn), others, delta)
         found = causal_hits.AblationEffects(effects, {0: layer}, 0.01, True, seed)
     else:
-        drawn = control_neurons.draw_controls(tried, every, 300, seed=seed)[:, 1].tolist()
+        drawn = control_neurons.draw_controls(tried, every, 1000, seed=seed)[:, 1].tolist()
         controls = torch.from_numpy(np.abs(total[drawn].mean(axis=1)))
         delta = effect_tests.delta_from_controls(controls)
         found = causal_hits.AblationEffects(effects, controls, delta, True, seed)

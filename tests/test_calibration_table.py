@@ -47,6 +47,18 @@ def test_every_row_has_its_simulation_and_no_other(benchmark: Any) -> None:
     assert sorted(benchmark.simulations()) == sorted(rows())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("key", rows())
+def test_a_row_is_near_its_bar(benchmark: Any, key: str) -> None:
+    """Few data sets: a rate is refused only where it is surely beyond its bar."""
+    row = next(row for row in benchmark.ROWS if row.key == key)
+    hits, n = benchmark.simulations()[key](20 * row.times)
+    assert 0 <= hits <= n
+    low, high = wilson_interval(hits / n, n, level=0.999)
+    assert low <= row.high, f"{hits} of {n}: {row.what}"
+    assert high >= row.low, f"{hits} of {n}: {row.what}"
+
+
 def test_figures_are_a_rate_with_its_interval(benchmark: Any) -> None:
     row = next(row for row in benchmark.ROWS if row.key == "large")
     low, high = wilson_interval(0.25, 40)

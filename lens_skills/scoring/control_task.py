@@ -23,6 +23,9 @@ from lens_skills.stats.multiple_testing import TIE, pooled_p
 # are pooled, because 100 draws cannot tell a p of 0.001 from one of 0.01.
 OWN_DRAWS = 999
 
+# Of so few own draws a p is not told well from a smaller one.
+_COUNTED = 20
+
 _NUMBERS = 1 << 22  # draws times units held at once
 
 
@@ -118,34 +121,33 @@ class ControlTask:
     ) -> tuple[Float[Tensor, " unit"], Float[Tensor, " draw"]]:
         """p of each unit's |r|, and the largest |r| of any unit in each draw.
 
-        From a unit's own draws where there are `OWN_DRAWS`. With fewer, each |r| is divided by the
-        root mean square of the unit's draws (a draw's by that of the others), and p is counted
-        among the draws of all units together: how much a neuron knows of types differs between
-        neurons; what chance makes of it, in its own standard deviations, hardly does.
+        Each |r| is divided by the root mean square of the unit's draws (a draw's by that of the
+        others), and p is counted among the draws of all units together: how much a neuron knows of
+        types differs between neurons; what chance makes of it, in its own standard deviations,
+        hardly does. With `OWN_DRAWS` or more, p is counted among the unit's own draws instead,
+        unless fewer than 20 of them reach it.
         """
         n_draws, n_units = len(self.weights), len(strength)
         step = max(_NUMBERS // n_draws, 1)
         largest = torch.zeros(n_draws, dtype=torch.float64)
-        parts = []
+        parts, reached = [], []
         for start in range(0, n_units, step):
             units = slice(start, min(start + step, n_units))
             drawn = self.r(units)
             largest = torch.maximum(largest, drawn.max(dim=1).values)
             mine = strength[units]
-            if n_draws >= OWN_DRAWS:
-                parts.append(((1 + (drawn >= mine * (1 - TIE)).sum(0)) / (1 + n_draws)).double())
-                continue
+            reached.append((drawn >= mine * (1 - TIE)).sum(0))
             square = drawn.square()
             total = square.sum(0)
             others = ((total - square) / (n_draws - 1)).clamp(min=1e-300).sqrt()
             own = (total / n_draws).clamp(min=1e-300).sqrt()
-            parts.append(torch.cat([mine[None] / own, drawn / others]))
+            both = torch.cat([mine[None] / own, drawn / others])
+            parts.append((both / (1 + both)).float())  # squeezed into [0, 1) for counting
+        everything = torch.cat(parts, dim=1)
+        everything[:, constant] = 0.0
+        p = pooled_p(everything[0], everything[1:], n_left_out=int(constant.sum()))
         if n_draws >= OWN_DRAWS:
-            p = torch.cat(parts)
-        else:
-            everything = torch.cat(parts, dim=1)
-            # Squeezed into [0, 1) for counting.
-            everything = everything / (1 + everything)
-            everything[:, constant] = 0.0
-            p = pooled_p(everything[0], everything[1:], n_left_out=int(constant.sum()))
+            count = torch.cat(reached)
+            counted = (1 + count).double() / (1 + n_draws)
+            p = torch.where(count < _COUNTED, torch.minimum(p, counted), counted)
         return torch.where(constant, 1.0, p), largest

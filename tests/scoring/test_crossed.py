@@ -22,7 +22,9 @@ N_WORDS = 64  # eight for each combination of rule, truth and the third property
 CARRIERS = (
     "Mary and John", "The table here", "What is this", "Tom said hello", "If they walk", "She has",
     "He does it", "We have you", "true or false", "Premise and", "The cabinet on", "Anna gave a",
-    "yes or no then", "The girls walk", "it went to", "else they do",
+    "yes or no then", "The girls walk", "it went to", "else they do", "John and Mary",
+    "here the table", "is this What", "hello Tom said", "they walk If", "has She", "it does He",
+    "you have We", "false or true", "and Premise", "on The cabinet", "a gave Anna",
 )  # fmt: skip
 METRICS = ("label:rule", "label:truth")
 # Layer, neuron.

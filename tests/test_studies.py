@@ -100,7 +100,11 @@ def test_the_splits_are_disjoint_and_as_asked(found: Study) -> None:
 
 
 def test_the_card_opens_with_the_attrition(found: Study) -> None:
-    first, second, *rest = repr(found).splitlines()
+    card = repr(found)
+    first = found.attrition_line()
+    above, below = card.split("\nlabel:plural · ", 1)
+    assert " ".join(above.split()) == first
+    second, *rest = f"label:plural · {below}".splitlines()
     number = r"[\d,]+"
     assert re.fullmatch(
         rf"{number} neurons → {number} associated( → {number} beat the control task)? → "
@@ -130,7 +134,7 @@ def test_a_random_label_confirms_nothing(knowing: Any) -> None:
     result = run(knowing, metric="label:coin")
     assert len(result.selection) == 0
     card = repr(result)
-    assert " → 0 confirmed" in card.splitlines()[0]
+    assert " → 0 confirmed" in " ".join(card.split())
     assert "nothing to report" in card
 
 
@@ -147,7 +151,9 @@ def test_without_answers_there_is_no_talk_of_skill(partial: Study, knowing: Any)
     card = repr(result)
     assert result.selection.names[0] == NAME
     assert "no skill" not in card
-    assert "They are correlates: whether the model uses them takes an intervention." in card
+    assert "They are correlates: whether the model uses them takes an intervention." in " ".join(
+        card.split()
+    )
     assert "caution" not in card
     assert "partial r" not in card
 
@@ -258,7 +264,9 @@ def test_a_saved_study_is_opened_again(found: Study, tmp_path: Path) -> None:
     ]
     assert (folder / "card.txt").read_text() == repr(found) + "\n"
     neurons = pd.read_csv(folder / "neurons.csv")
-    assert neurons["name"].tolist() == found.selection.names
+    assert neurons["name"].tolist() == [row["name"] for row in found.selection.rows]
+    kept = neurons[neurons["grade"].fillna("") == found.selection.grade]
+    assert kept["name"].tolist() == found.selection.names
     again = ls.load(folder)
     assert repr(again) == repr(found)
     for part in ("scores", "confirm_scores", "selection", "preflight"):
@@ -285,7 +293,10 @@ def test_the_card_ends_in_a_verdict(tiny_bridge: Any, strength: float, word: str
     assert result.verdict is not None
     assert result.intervene is not None
     assert result.verdict[NAME].word.startswith(word)
-    assert f"1 {word}" in result.attrition_line()
+    causal = [*result.verdict.causal] if word == "supports" else []
+    assert f"→ {len(causal)} causal" in result.attrition_line()
+    graded = result.evidence().set_index("name").loc[NAME]
+    assert graded["grade"] == ("A" if word == "supports" else "C")
     assert result.verdict[NAME].word in repr(result)
     splits = (result.explore, result.confirm, result.intervene)
     assert sum(len(set(part.groups)) for part in splits) == len(

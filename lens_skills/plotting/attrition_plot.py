@@ -168,9 +168,7 @@ def _cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         BADGE: (None if basis is None else bool(row["badge"]), row["excess"]),
     }
     if "verdict" in row:
-        word = row["verdict"]
-        causal = row["grade"] == "A" or word in ("supports", "opposes", "mixed")
-        found["causal"] = (causal if word else None, row["effect_share"])
+        found["causal"] = (row["causal"], row["effect_percent"])
     return [
         {"gate": gate, "passed": passed, "value": value} for gate, (passed, value) in found.items()
     ]
@@ -217,7 +215,7 @@ def _number(cell: Mapping[str, Any]) -> str:
         return short_number(value)
     if cell["gate"] == BADGE:
         return f"{value:.1f}"
-    return minus(f"{value:+.1%}" if cell["gate"] == "causal" else f"{value:+.2f}")
+    return minus(f"{value:+.2g} %" if cell["gate"] == "causal" else f"{value:+.2f}")
 
 
 def _selected(selection: Selection) -> list[str]:

@@ -1,7 +1,8 @@
 """What speaks for each associated neuron, whatever became of it: its row, its grade, the table.
 
 Grades: **A** causal, confirmed, beats the control task; **B** confirmed, beats the control task,
-not tried or undecided; **C** associated and confirmed. *Basis-privileged* is a badge beside them.
+not tried, undecided, or of an effect that its size explains; **C** associated and confirmed.
+*Basis-privileged* is a badge beside them.
 """
 
 import math
@@ -21,13 +22,14 @@ Rows = tuple[dict[str, Any], ...]
 
 MEANINGS = {
     "A": "causal, confirmed, beats the control task",
-    "B": "confirmed, beats the control task; not tried or undecided",
+    "B": "confirmed, beats the control task; not tried, undecided or only large",
     "C": "associated and confirmed",
 }
 BADGE = "basis-privileged"
 
 NOT_TESTED = "not tested on confirm"
 UNCONFIRMED, TURNED = "association on confirm", "sign on confirm"
+LARGE, UNDECIDED = "large neuron", "undecided"
 NO_CONTROL, CONTROL, CONTROL_AGAIN = "no control task", "control task", "control task on confirm"
 
 COLUMNS = (
@@ -35,6 +37,8 @@ COLUMNS = (
     "q_control", "excess", "q_basis", "p_confirm", "q_confirm", "q_control_confirm", "grade",
     "badge", "stopped_by",
 )  # fmt: skip
+
+_SIGNED = ("supports", "opposes")
 
 # On a card, which is 80 columns wide.
 _SHORT = {
@@ -155,31 +159,36 @@ def _grade(
 def tried(rows: Sequence[Mapping[str, Any]], verdict: Any) -> Rows:
     """The rows after a verdict: its numbers beside them, **A** where it calls a **B** causal.
 
-    Adds effect, effect_low and effect_high (95 % interval), effect_share (of the mean clean
-    metric), effect_q and verdict. A **B** that was tried and is neither causal nor undecided is a
-    **C**, stopped by the word of its verdict.
+    Adds effect, effect_low and effect_high (95 % interval), effect_percent (of the clean metric),
+    effect_q, verdict and causal; None and empty where a neuron was not tried. A **B** whose effect
+    is no more than its size leads to expect, or undecided, stays one, stopped by *large neuron* or
+    *undecided*; one that has no total effect becomes a **C**, stopped by the word of its verdict.
     """
     rulings = {ruling.name: ruling for ruling in verdict.singles}
-    clean = float(verdict.effects.clean.double().mean())
     causal = set(verdict.causal)
+    columns = ("effect", "effect_low", "effect_high", "effect_percent", "effect_q")
     found = []
     for row in rows:
-        new, ruling = dict(row), rulings.get(row["name"])
+        new = dict(row) | dict.fromkeys(columns) | {"verdict": "", "causal": None}
+        ruling = rulings.get(row["name"])
         if ruling is not None:
             new |= {"effect": ruling.effect, "effect_low": ruling.low, "effect_high": ruling.high}
-            new["effect_share"] = ruling.effect / abs(clean) if clean else float("nan")
-            new |= {"effect_q": ruling.q, "verdict": ruling.word}
+            new |= {"effect_percent": ruling.percent, "effect_q": ruling.q}
+            new |= {"verdict": ruling.word, "causal": ruling.name in causal}
             if new["grade"] == "B":
-                if ruling.name in causal:
-                    new["grade"] = "A"
-                else:
-                    new["stopped_by"] = ruling.word
-                    new["grade"] = "B" if ruling.word == "undecided" else "C"
-        else:
-            columns = ("effect", "effect_low", "effect_high", "effect_share", "effect_q")
-            new |= dict.fromkeys(columns) | {"verdict": ""}
+                new |= _regrade(ruling, new["causal"])
         found.append(new)
     return tuple(sorted(found, key=rank))
+
+
+def _regrade(ruling: Any, causal: bool) -> dict[str, str]:
+    """What its verdict makes of a **B**."""
+    if causal:
+        return {"grade": "A", "stopped_by": ""}
+    if ruling.large:
+        return {"grade": "B", "stopped_by": LARGE}
+    kept = ruling.word == UNDECIDED
+    return {"grade": "B" if kept else "C", "stopped_by": ruling.word}
 
 
 def evidence_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -197,7 +206,9 @@ def evidence_lines(rows: Sequence[Mapping[str, Any]], *, most: int = 10) -> list
         last = row["stopped_by"]
         if after:
             last = row["verdict"] or row["stopped_by"]
-        share = row.get("effect_share")
+            if row["verdict"] in _SIGNED and not row["causal"]:
+                last += " (large)"
+        percent = row.get("effect_percent")
         lines.append(
             [
                 (row["grade"] or "-") + ("*" if row["badge"] else ""),
@@ -208,7 +219,7 @@ def evidence_lines(rows: Sequence[Mapping[str, Any]], *, most: int = 10) -> list
                 short_number(row["q_confirm"]),
                 short_number(row["q_control"]),
                 "" if row["excess"] is None else f"{row['excess']:.1f}",
-                ("" if share is None else f"{share:+.1%}"[:7])
+                ("" if percent is None else f"{percent:+.2g} %")
                 if after
                 else f"{row['r_explore']:+.2f}",
                 _SHORT.get(last, last),
@@ -239,7 +250,9 @@ def legend_lines(rows: Sequence[Mapping[str, Any]], *, tested: int, family: str)
     if any(row["excess"] is not None for row in rows):
         lines.append("excess: |r| over that of random directions of the same layer")
     if any("verdict" in row for row in rows):
-        lines.append("effect: of the edit, in % of the clean metric")
+        lines.append(
+            "effect: of the edit, in % of the clean metric (or of the gap, see the verdict)"
+        )
     else:
         lines.append("r expl.: on explore, where it was selected for being large")
     return lines

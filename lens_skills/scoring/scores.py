@@ -367,12 +367,26 @@ def summary(scores: Any, metric: str) -> str:
 
 
 def card_lines(lines: Iterable[str]) -> list[str]:
-    """The lines of a card in rows of at most 80 columns, what follows the first further in."""
+    """The lines of a card in rows of at most 80 columns, what follows the first further in.
+
+    A line of steps is broken at an arrow.
+    """
     rows = []
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()) + 2)
         if len(line) <= 80:
             rows.append(line)
+            continue
+        steps = line.split(" → ")
+        if len(steps) > 2 and max(map(len, steps)) <= 74:
+            row = steps[0]
+            for step in steps[1:]:
+                if len(row) + 3 + len(step) > 80:
+                    rows.append(row)
+                    row = f"{indent}→ {step}"
+                else:
+                    row += f" → {step}"
+            rows.append(row)
         else:
             rows += textwrap.wrap(
                 line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False

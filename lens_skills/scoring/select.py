@@ -134,9 +134,10 @@ class Selection(Result):
     def graded(self, verdict: Any) -> pd.DataFrame:
         """`evidence` after a `Verdict` on some of the neurons: its numbers, and **A** grades.
 
-        Adds effect, effect_low and effect_high (95 % interval), effect_share (of the mean clean
-        metric), effect_q (over those tried) and verdict; empty where a neuron was not tried. What
-        beat the control task, was confirmed and is neither causal nor undecided becomes a **C**.
+        Adds effect, effect_low and effect_high (95 % interval), effect_percent (of the clean
+        metric), effect_q (over those tried), verdict and causal; empty where a neuron was not
+        tried. A **B** that is undecided or a *large neuron* stays one; one that has no total effect
+        becomes a **C**.
         """
         return evidence_frame(tried(self.rows, verdict))
 
@@ -177,11 +178,13 @@ class Selection(Result):
             line += f" → {cut:,} tried"
         if verdict is None:
             return line
-        causal = verdict.causal
-        counts = {
-            word: n for word, n in verdict.counts.items() if n and verdict.named(word)[0] in causal
-        }
-        words = " · ".join(f"{count:,} {word}" for word, count in counts.items())
+        causal = set(verdict.causal)
+        counts: dict[str, int] = {}
+        for ruling in verdict.singles:
+            if ruling.name in causal:
+                counts[ruling.word] = counts.get(ruling.word, 0) + 1
+        parts = sorted(counts.items(), key=lambda item: -item[1])
+        words = " · ".join(f"{count:,} {word}" for word, count in parts)
         few = cut is None and len(verdict) < steps.get("confirmed", 0)
         of_tried = f" of {len(verdict):,} tried" if few else ""
         return f"{line} → {len(causal):,} causal{of_tried}" + (f" ({words})" if words else "")

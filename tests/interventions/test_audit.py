@@ -49,7 +49,8 @@ def test_what_a_neuron_carries_and_what_it_does_are_told_apart(found: Audit) -> 
     claims = {row["name"]: row for row in found.claims if row["metric"] == "label:plural"}
     for name in (SKILL, DECOY):
         assert claims[name]["p_family"] <= 0.05
-    assert claims[OTHER]["p_family"] > 0.05
+        assert claims[name]["q_basis"] <= 0.05
+    assert claims[OTHER]["q_basis"] > 0.05
     assert found.verdict[SKILL].word == SUPPORTS
     assert found.verdict[DECOY].word == NO_EFFECT
     assert found.verdict[OTHER].word not in (SUPPORTS,)

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
@@ -17,13 +16,20 @@ from tests.plotting.conftest import make_selection
 def ruled(**words: str) -> Any:
     """A verdict with a word for each neuron, in place of one that was measured."""
     singles = [
-        SimpleNamespace(name=name, word=word, effect=-0.3, low=-0.4, high=-0.2, q=0.01)
+        SimpleNamespace(
+            name=name,
+            word=word,
+            effect=-0.3,
+            low=-0.4,
+            high=-0.2,
+            q=0.01,
+            percent=-10.0,
+            large=False,
+        )
         for name, word in words.items()
     ]
     causal = [one.name for one in singles if one.word in ("supports", "opposes", "mixed")]
-    return SimpleNamespace(
-        singles=singles, causal=causal, effects=SimpleNamespace(clean=torch.full((4,), 3.0))
-    )
+    return SimpleNamespace(singles=singles, causal=causal)
 
 
 def test_the_counts_are_the_attrition() -> None:
@@ -72,7 +78,7 @@ def test_a_cell_is_coloured_where_the_neuron_passes_and_empty_where_it_was_not_t
     grades = cells.drop_duplicates("name").set_index("name")["grade"]
     assert grades.tolist() == ["A", "B", "C", "C", "", "", ""]
     assert drawing.frame.set_index("gate")["count"]["causal"].dropna().tolist() == [1]
-    assert "-10.0%" in {t.get_text().replace("\N{MINUS SIGN}", "-") for t in table.texts}
+    assert "-10 %" in {t.get_text().replace("\N{MINUS SIGN}", "-") for t in table.texts}
 
 
 def test_only_the_first_neurons_are_shown_and_the_others_counted() -> None:

@@ -190,28 +190,23 @@ def test_without_a_control_task_nothing_is_above_c(pair: tuple[Scores, Scores]) 
 def ruled(**words: str) -> Any:
     """A verdict with a word for each neuron, in place of one that was measured."""
     singles = [
-        SimpleNamespace(name=name, word=word, effect=-0.3, low=-0.4, high=-0.2, q=0.01)
+        SimpleNamespace(
+            name=name, word=word.removesuffix(", large"), effect=-0.3, low=-0.4, high=-0.2, q=0.01,
+            percent=-10.0, large="large" in word,
+        )
         for name, word in words.items()
-    ]
+    ]  # fmt: skip
     return Ruled(singles)
 
 
 class Ruled:
     def __init__(self, singles: list[Any]) -> None:
         self.singles = singles
-        self.effects = SimpleNamespace(clean=torch.full((4,), -3.0))
-
-    def named(self, *words: str) -> list[str]:
-        return [one.name for one in self.singles if one.word in words]
 
     @property
     def causal(self) -> list[str]:
-        return self.named("supports", "opposes", "mixed")
-
-    @property
-    def counts(self) -> dict[str, int]:
-        words = ("supports", "opposes", "no total effect beyond δ", "undecided")
-        return {word: len(self.named(word)) for word in words}
+        signed = ("supports", "opposes", "mixed")
+        return [one.name for one in self.singles if one.word in signed and not one.large]
 
     def __len__(self) -> int:
         return len(self.singles)
@@ -226,6 +221,7 @@ def test_a_verdict_makes_an_a_of_a_b_and_of_nothing_else(pair: tuple[Scores, Sco
         ("supports", "A", ""),
         ("opposes", "A", ""),
         ("undecided", "B", "undecided"),
+        ("supports, large", "B", "large neuron"),
         ("no total effect beyond δ", "C", "no total effect beyond δ"),
         ("compensated", "C", "compensated"),
     ):
@@ -235,13 +231,19 @@ def test_a_verdict_makes_an_a_of_a_b_and_of_nothing_else(pair: tuple[Scores, Sco
         assert rows.loc["L1N7", "grade"] == "B", "not tried"
         assert rows.loc["L1N7", "verdict"] == ""
         assert rows.loc["L2N11", "grade"] == "C", "does not beat the control task on confirm"
-        assert rows.loc["L0N3", "effect_share"] == pytest.approx(-0.1), "of the clean metric's size"
+        assert rows.loc["L0N3", "effect_percent"] == -10.0
         assert rows.loc["L0N3", ["effect", "effect_low", "effect_high"]].tolist() == [
             -0.3, -0.4, -0.2,
         ]  # fmt: skip
     verdict = ruled(L0N3="supports", L1N7="opposes")
     assert found.attrition_line(verdict).endswith("→ 2 causal (1 supports · 1 opposes)")
     assert found.attrition_line(ruled(L0N3="undecided")).endswith("→ 0 causal of 1 tried")
+    large = ruled(L0N3="supports, large", L1N7="supports")
+    assert found.attrition_line(large).endswith("→ 1 causal (1 supports)")
+    card = "\n".join(found.card(large))
+    assert "supports (large)" in card
+    assert "-10 %" in card
+    assert max(map(len, card.splitlines())) <= 80
 
 
 def test_at_most_so_many_are_tried_the_strongest_on_confirm(pair: tuple[Scores, Scores]) -> None:

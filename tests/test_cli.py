@@ -40,7 +40,8 @@ def run_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A scored run, which the later steps go on from."""
     folder = tmp_path_factory.mktemp("shell") / "run"
     text = printed("score", "agreement", *QUICK, *OPTIONS, "--out", folder, "--model", tiny_folder)
-    assert text.startswith("label:plural · mlp.hook_post at last · 192 neurons · ")
+    assert text.startswith("label:plural · mlp.hook_post at last\n")
+    assert "\n  192 neurons → " in text
     assert f"written to {folder}; next: lens-skills select {folder}" in text
     return folder
 
@@ -83,6 +84,8 @@ def test_select_then_figures(run_folder: Path, tmp_path: Path) -> None:
     assert text.startswith("192 neurons → ")
     assert "\nlabel:plural · mlp.hook_post\n" in text
     assert (run_folder / "selection-label_plural").is_dir()
+    evidence = pd.read_csv(run_folder / "evidence-label_plural.csv")
+    assert {"name", "r_confirm", "q_control", "grade", "stopped_by"} <= set(evidence)
 
     lines = printed("figures", run_folder, "--out", tmp_path).splitlines()
     drawn = {Path(line.split(".pdf")[0]).name for line in lines}
@@ -113,7 +116,7 @@ def test_a_table_of_ones_own(tmp_path: Path, tiny_folder: Path) -> None:
         "--metric", "covariate:b", "--metric", "answer_probability", "--permutations", 39,
         "--position=-2", "--out", tmp_path / "run", "--model", tiny_folder,
     )  # fmt: skip
-    assert "label:plural · mlp.hook_post at -2 · 192 neurons" in text
+    assert "label:plural · mlp.hook_post at -2\n" in text
     scores = Scores.load(tmp_path / "run" / "explore")
     assert scores.metrics == ("label:plural", "covariate:b", "answer_probability")
     assert scores.n_groups == 2

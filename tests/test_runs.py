@@ -94,8 +94,8 @@ def test_confirm_tests_explores_strongest_on_the_other_split(done: Run, tiny_bri
     saved = Selection.load(done.folder / "selection-label_plural")
     assert repr(saved) == repr(selection)
     assert [repr(one) for one in done.selections()] == [repr(selection)]
-    neurons = pd.read_csv(done.folder / "neurons-label_plural.csv")
-    assert neurons["name"].tolist() == selection.names
+    evidence = pd.read_csv(done.folder / "evidence-label_plural.csv")
+    assert evidence["name"].tolist() == selection.evidence()["name"].tolist()
 
 
 def test_verify_intervenes_on_the_third_split(done: Run, tiny_bridge: Any) -> None:

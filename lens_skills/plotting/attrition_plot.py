@@ -31,6 +31,7 @@ from lens_skills.scoring.evidence import (
     NOT_TESTED,
     TURNED,
     UNCONFIRMED,
+    percent_text,
     short_number,
     tried,
 )
@@ -215,7 +216,7 @@ def _number(cell: Mapping[str, Any]) -> str:
         return short_number(value)
     if cell["gate"] == BADGE:
         return f"{value:.1f}"
-    return minus(f"{value:+.2g} %" if cell["gate"] == "causal" else f"{value:+.2f}")
+    return minus(percent_text(value) if cell["gate"] == "causal" else f"{value:+.2f}")
 
 
 def _selected(selection: Selection) -> list[str]:

@@ -219,9 +219,7 @@ def evidence_lines(rows: Sequence[Mapping[str, Any]], *, most: int = 10) -> list
                 short_number(row["q_confirm"]),
                 short_number(row["q_control"]),
                 "" if row["excess"] is None else f"{row['excess']:.1f}",
-                ("" if percent is None else f"{percent:+.2g} %")
-                if after
-                else f"{row['r_explore']:+.2f}",
+                percent_text(percent) if after else f"{row['r_explore']:+.2f}",
                 _SHORT.get(last, last),
             ]
         )
@@ -256,6 +254,18 @@ def legend_lines(rows: Sequence[Mapping[str, Any]], *, tested: int, family: str)
     else:
         lines.append("r expl.: on explore, where it was selected for being large")
     return lines
+
+
+def percent_text(value: float | None) -> str:
+    """An effect in per cent, to two digits or whole; empty where there is none.
+
+    >>> percent_text(-137.6), percent_text(1.64), percent_text(0.042), percent_text(None)
+    ('-138 %', '+1.6 %', '+0.04 %', '')
+    """
+    if value is None or math.isnan(value):
+        return ""
+    digits = 0 if abs(value) >= 10 else 1 if abs(value) >= 0.1 else 2
+    return f"{value:+.{digits}f} %"
 
 
 def short_number(value: float | None) -> str:

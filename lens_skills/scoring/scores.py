@@ -357,9 +357,7 @@ def summary(scores: Any, metric: str) -> str:
     left_out = int(scores.excluded.sum())
     if left_out:
         lines.append(f"  {left_out:,} neurons do not vary and are left out")
-    lines.append(
-        "  the strongest by |r| (chosen for it, so r and its 95 % interval are too far out):"
-    )
+    lines.append("  the strongest by |r|, chosen for it: r and its 95 % interval lie too far out")
     for layer, neuron in view.top(3).tolist():
         lines.append(f"    L{layer}N{neuron}: {_numbers(view, scores.places[layer, neuron])}")
     lines += [f"  note: {note}" for note in scores.notes]
@@ -419,9 +417,10 @@ def _meanings(scores: Any, view: MetricScores, family: str) -> list[str]:
         lines.append(f"  beat the control task: associated, and its q ≤ {LEVEL:.0%} over {family}")
     if scores.q_basis is not None:
         lines.append(
-            f"  basis-privileged: q ≤ {LEVEL:.0%} over {family}, |r| being above what random "
-            "directions of the same layer reach"
+            f"  basis-privileged: q ≤ {LEVEL:.0%} over {family}, p being among random "
+            "directions of its layer"
         )
+        lines.append("  excess: |r| over that of random directions of its layer (root mean square)")
     return lines
 
 
@@ -437,5 +436,5 @@ def _numbers(view: MetricScores, unit: int) -> str:
     if view.q_control is not None:
         text += f", q control {at(view.q_control):.1g}"
     if view.excess is not None:
-        text += f", {at(view.excess):.1f} × a random direction"
+        text += f", excess {at(view.excess):.1f}"
     return text

@@ -148,8 +148,10 @@ def test_scores_of_one_metric_stand_for_it(found: Scores) -> None:
     with pytest.raises(LensSkillsError, match=r"Choose one: scores\['label:y'\]"):
         one_metric(found)
     assert one_metric(found["sure"]).metric == "sure"
-    names = ("r", "low", "high", "p", "p_family", "q")
-    parts: Any = {name: getattr(found, name)[:1] for name in names}
+    names = ("r", "low", "high", "p", "p_family", "q", "p_control", "q_control")
+    names += ("excess", "p_basis", "q_basis")
+    arrays = {name: getattr(found, name) for name in names}
+    parts: Any = {k: None if array is None else array[:1] for k, array in arrays.items()}
     alone = replace(found, metrics=("label:y",), **parts)
     assert one_metric(alone).metric == "label:y"
     assert torch.equal(one_metric(alone).r, found["label:y"].r)

@@ -273,6 +273,17 @@ def random_edges(n: int, *, k: int = 60, n_groups: int = 20) -> Count:
     return hits, n * k
 
 
+def strong_edges(n: int, *, k: int = 60, n_strong: int = 10, n_groups: int = 20) -> Count:
+    """Edges that carry 5 % of the total each, among others that carry a little, are confirmed."""
+    hits = 0
+    for seed, _, random in batches(n, "strong edges", 1):
+        groups = np.repeat(np.arange(n_groups), 2)
+        effects = torch.from_numpy(little(random, 2 * k, groups))
+        effects[:n_strong] += 0.05
+        hits += sum(edge.confirmed for edge in decided(effects, groups, k, seed)[:n_strong])
+    return hits, n * n_strong
+
+
 def little(random: np.random.Generator, n_edges: int, groups: np.ndarray) -> np.ndarray:
     """Effects of edges as shares of a total of 1: .1 % in the median, as random ones were found."""
     share = 0.001 * np.exp(1.2 * random.normal(size=n_edges)) * random.choice([-1, 1], size=n_edges)
@@ -342,6 +353,7 @@ SIMULATIONS: dict[str, Callable[[int], Count]] = {
     "large": large_called_causal,
     "strong": strong_called_causal,
     "random_edges": random_edges,
+    "strong_edges": strong_edges,
     "lists": word_depends_on_list,
     **{
         f"coverage_{kind}_{n_groups}": partial(covered, kind=kind, n_groups=n_groups)

@@ -112,6 +112,7 @@ ROWS = (
     ),
     Row("strong", "a neuron of middling size and great effect is, among those", low=0.9),
     Row("random_edges", "random edges are *confirmed*", high=0.05, of="edges"),
+    Row("strong_edges", "edges of 5 % of the total each are, among those", low=0.8, of="edges"),
     Row("lists", "a neuron's word differs with the list it stands in", high=0.0),
     *(
         Row(

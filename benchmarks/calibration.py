@@ -80,6 +80,13 @@ def kept(folder: Path = RESULTS) -> dict[str, float]:
     return {key: value for key, value in entry.items() if key.startswith(keys)}
 
 
+def in_order(found: Mapping[str, float]) -> dict[str, float]:
+    """The numbers in the order of the rows."""
+    ends = [f"_{when}{end}" for when in ("before", "now") for end in ("", "_low", "_high", "_n")]
+    keys = [row.key + end for row in ROWS for end in ends]
+    return {key: found[key] for key in keys if key in found}
+
+
 def main() -> None:
     parser: argparse.ArgumentParser = arguments(__doc__, quick="100 data sets a row")
     parser.add_argument("rows", nargs="*", help="keys of rows (default: all)")
@@ -94,14 +101,18 @@ def main() -> None:
         parser.error("a smoke run is no measurement: --quick and --save do not go together")
     rows = [known[key] for key in asked.rows] or list(ROWS)
     n = QUICK if asked.quick else DATA_SETS
-    if asked.before is not None:
-        found = elsewhere(asked.before, rows, asked.quick)
-    else:
-        found = run(rows, n, "before" if asked.as_before else "now")
-    if asked.save:
-        # What was run in parts, and with which other checkout, is the same measurement.
-        sys.argv[1:] = []
-        save("", kept() | found)
+    words = sys.argv[1:]
+    found: dict[str, float] = {}
+    for row in rows:
+        if asked.before is not None:
+            found |= elsewhere(asked.before, [row], asked.quick)
+        else:
+            found |= run([row], n, "before" if asked.as_before else "now")
+        if asked.save:
+            # What was run in parts, and with which other checkout, is the same measurement.
+            sys.argv[1:] = []
+            save("", in_order(kept() | found))
+            sys.argv[1:] = words
     report(found)
 
 

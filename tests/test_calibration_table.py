@@ -47,7 +47,7 @@ def test_every_row_has_its_simulation_and_no_other(benchmark: Any) -> None:
     assert sorted(benchmark.simulations()) == sorted(rows())
 
 
-# Of few real edges none stands out from a hundred random ones once that is adjusted over all tested.
+# Of few real edges none stands out from a hundred random ones, adjusted over all tested.
 MISSED = {"strong_edges": pytest.mark.xfail(strict=True, reason="too few random edges")}
 
 

@@ -439,3 +439,29 @@ def test_a_selection_comes_back_as_it_was_saved(
     }
     with pytest.raises(LensSkillsError, match="no saved Selection in"):
         Selection.load(tmp_path)
+
+
+def word_forms(folder: Path, seed: int) -> Selection:
+    """One neuron knows the label, 39 know word forms and nothing of it: what is graded how?"""
+    random = np.random.default_rng(seed)
+    found = []
+    for part in ("explore", "confirm"):
+        forms = np.repeat(np.arange(32), 4)  # a singular and a plural form of each of 16 nouns
+        label = forms % 2
+        acts = random.normal(size=(32, 1, 40))[forms] + random.normal(size=(128, 1, 40))
+        acts[:, 0, 0] = 3 * label + acts[:, 0, 0]
+        examples = examples_with(
+            128, prefix=part, labels={"y": label}, kinds=[f"{part}{form}" for form in forms],
+            groups=[f"{part}{form // 2}" for form in forms],
+        )  # fmt: skip
+        table = handmade(folder / part, acts, examples)
+        found.append(score(table, examples, metrics="label:y", n_permutations=99, n_rotations=0))
+    return select(*found)
+
+
+def test_neurons_of_word_forms_are_not_graded_b_and_one_of_the_label_is(tmp_path: Path) -> None:
+    graded = [word_forms(tmp_path / str(seed), seed) for seed in range(25)]
+    assert all(found.grade == "B" for found in graded), "a control task was drawn on both splits"
+    false = [name for found in graded for name in found.names if name != "L0N0"]
+    assert len(false) <= 2, "a rate of .05 a data set gives more than four in 1 %"
+    assert sum("L0N0" in found.names for found in graded) >= 24

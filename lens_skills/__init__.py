@@ -2,10 +2,10 @@
 
 A :class:`Task` (prompts, answers, labels) is split by group; a :func:`score` correlates every
 neuron's activation with every metric (a label, the model's own confidence, its correctness) in one
-pass and holds it against three nulls; :func:`select` keeps what a second, unseen split confirms;
+pass and holds it against its nulls; :func:`select` grades what a second, unseen split confirms;
 :func:`verify` intervenes on a third, beside matched controls, and says what each neuron does.
 :func:`study` runs all of it and prints one card, which opens with the attrition: how many neurons
-there are, and how many are left after each gate.
+there are, and how many are left after each step.
 
 A model is whatever TransformerLens makes: :func:`load_model` opens the bundled default, a hub name,
 a folder, a GGUF file or a loaded Hugging Face model, and every verb takes a ``HookedTransformer``

@@ -87,7 +87,7 @@ def ablated(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: 
         ),
     )  # fmt: skip
     chosen = (
-        "the strongest neuron of each metric that is beyond all three nulls: "
+        "the strongest neuron of each metric that passes every null drawn: "
         + ", ".join(f"{name} ({metric})" for name, metric in alive.items())
         if alive
         else f"no neuron survived the nulls; the {len(names)} of largest |r| with the truth, "

@@ -1,4 +1,4 @@
-"""Which neurons: a pass over examples, its three nulls, and the selection that survives them."""
+"""Which neurons: a pass over examples, its nulls, and the grades of what is confirmed."""
 
 from lens_skills.scoring.compare_scores import ScoreComparison as ScoreComparison
 from lens_skills.scoring.compare_scores import compare_scores as compare_scores

@@ -16,13 +16,15 @@ from timing import save
 
 import lens_skills as ls
 from lens_skills.interventions.control_neurons import random_neurons
+from lens_skills.tasks import few
 
 METRIC, BEYOND = "label:plural", 0.01
 
 
 def measured(model: Any, n: int, *, seed: int, controls: int) -> dict[str, Any]:
     """One line of the table: ``n`` examples of agreement, split 0.4, 0.2, 0.4 by noun."""
-    explore, confirm, intervene = ls.tasks.agreement(n=n).split(0.4, 0.2, 0.4, seed=seed)
+    explore, confirm, rest = ls.tasks.agreement(n=n).split(0.4, 0.2, 0.4, seed=seed)
+    intervene = few(rest, 96, seed=seed)
     found = ls.score(model, explore, metrics=METRIC, seed=seed)
     strongest = found[METRIC].top(200)
     again = ls.score(model, confirm, metrics=METRIC, neurons=strongest, seed=seed)

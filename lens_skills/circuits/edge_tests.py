@@ -115,32 +115,16 @@ def rank_among(edges: Sequence[Edge], random: Sequence[Edge]) -> Float[Tensor, "
     return p
 
 
-def adaptive_q(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
-    """Benjamini-Hochberg adjusted p times Storey's share of true nulls, with its + 1.
-
-    (1 + #{p > 1/2}) / (tests / 2), at most 1. Holds for p-values by rank among one calibration
-    sample, which depend on each other through it.
-
-    Source: Storey, Taylor & Siegmund 2004; Bates et al. 2023 (arXiv 2104.08279), theorem on
-    conformal p-values.
-
-    >>> adaptive_q(torch.tensor([0.01, 0.01, 0.02, 0.04])).tolist()
-    [0.01, 0.01, 0.013333333333333334, 0.02]
-    """
-    if p.numel() == 0:
-        return p
-    nulls = min(1.0, (1 + int((p > 0.5).sum())) / (0.5 * len(p)))
-    return false_discovery_q(p.double()) * nulls
-
-
 def decide(
     edges: Sequence[Edge], random: Sequence[Edge], *, n_stages: int, alpha: float = ALPHA
 ) -> list[Edge]:
-    """The edges with ``q``, ``q_random`` and their words.
+    """The edges with ``q``, ``p_random`` and their words.
 
     Confirmed needs three things: an interval wholly beyond ±δ; q, Benjamini-Hochberg of p over
-    the edges of the same stage, at most alpha / n_stages; and q_random, `adaptive_q` of
-    `rank_among` over the same edges, at most alpha. What falls short of one is undecided.
+    the edges of the same stage, at most alpha / n_stages; and p_random, `rank_among` of the edge,
+    at most alpha, so that of edges picked at random no more than alpha can be confirmed. What
+    falls short of one is undecided. (A q over those ranks could not fall below 5 % for the one
+    strong edge of a list: its p is at least 1 / (1 + #random).)
 
     A later stage looks where an earlier one confirmed, on the same pairs. The false discovery
     proportion of all stages together is at most the sum of theirs, so alpha is split beforehand
@@ -152,12 +136,12 @@ def decide(
     for stage in {edge.stage for edge in edges}:
         here = [k for k, edge in enumerate(edges) if edge.stage == stage]
         p = torch.tensor([1.0 if edges[k].p is None else edges[k].p for k in here])
-        q, q_random = false_discovery_q(p.double()), adaptive_q(ranks[here])
-        for k, one, other in zip(here, q.tolist(), q_random.tolist(), strict=True):
+        q = false_discovery_q(p.double())
+        for k, one, other in zip(here, q.tolist(), ranks[here].tolist(), strict=True):
             verdict = edges[k].verdict
             if verdict == "confirmed" and not (one <= alpha / n_stages and other <= alpha):
                 verdict = "undecided"
-            found[k] = replace(edges[k], q=one, q_random=other, verdict=verdict)
+            found[k] = replace(edges[k], q=one, p_random=other, verdict=verdict)
     return found
 
 

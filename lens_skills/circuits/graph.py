@@ -103,9 +103,9 @@ class Edge:
             all that follow.
         p, q: Of an effect within ±ε of the total: two-sided p, and its Benjamini-Hochberg
             adjustment over the edges of its stage.
-        q_random: Benjamini-Hochberg over its stage of the rank p of |effect| among random edges.
+        p_random: Rank p of its |effect| among random edges of its stage, (1 + larger) / (1 + all).
         verdict: ``"confirmed"``: the interval is wholly beyond ±ε of the total, q at most 0.05
-            divided by the number of stages, and q_random at most 0.05; ``"negligible"``: within
+            divided by the number of stages, and p_random at most 0.05; ``"negligible"``: within
             ±ε by two one-sided tests at 5 %; ``"undecided"``: neither.
     """
 
@@ -121,7 +121,7 @@ class Edge:
     high: float | None = None
     p: float | None = None
     q: float | None = None
-    q_random: float | None = None
+    p_random: float | None = None
     verdict: Verdict | None = None
 
     @property
@@ -366,7 +366,7 @@ def _card_lines(circuit: Circuit) -> list[str]:
             f"  {words}; {on}",
             f"  confirmed: 95 % interval beyond {circuit.epsilon:.2g} of the total, q <= "
             f"{0.05 / circuit.n_stages:.2g} in each stage",
-            f"  (5 % over {circuit.n_stages}), |effect| above random edges (q <= 0.05); "
+            f"  (5 % over {circuit.n_stages}), |effect| above random edges (p <= 0.05); "
             "negligible: within it",
         ]
     rate = circuit.random_confirmed

@@ -90,7 +90,7 @@ def test_words_follow_from_the_printed_numbers(found: Circuit) -> None:
         (totals,) = [one for one in found.totals if one.target == edge.target]
         delta = totals.smallest_effect(found.epsilon)
         beyond = edge.low > delta or edge.high < -delta
-        strict = edge.q <= 0.05 / found.n_stages and edge.q_random <= 0.05
+        strict = edge.q <= 0.05 / found.n_stages and edge.p_random <= 0.05
         assert edge.confirmed == (beyond and strict)
         if edge.verdict == "negligible":
             assert abs(edge.effect) < delta

@@ -59,7 +59,7 @@ def make_circuit(n: int = 18, *, start: Node = NEURON) -> Circuit:
         Edge(
             a, b, channel, target, effect, 0, effect=effect, share=effect / total[target],  # type: ignore[arg-type]
             low=effect - 0.3 * abs(effect), high=effect + 0.4 * abs(effect), p=0.001, q=0.002,
-            q_random=0.01, verdict="confirmed" if abs(effect) > 0.01 else "negligible",
+            p_random=0.01, verdict="confirmed" if abs(effect) > 0.01 else "negligible",
         )
         for a, b, channel, target, effect in found
     ]  # fmt: skip

@@ -47,12 +47,8 @@ def test_every_row_has_its_simulation_and_no_other(benchmark: Any) -> None:
     assert sorted(benchmark.simulations()) == sorted(rows())
 
 
-# Of few real edges none stands out from a hundred random ones, adjusted over all tested.
-MISSED = {"strong_edges": pytest.mark.xfail(strict=True, reason="too few random edges")}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("key", [pytest.param(key, marks=MISSED.get(key, ())) for key in rows()])
+@pytest.mark.parametrize("key", rows())
 def test_a_row_is_near_its_bar(benchmark: Any, key: str) -> None:
     """Few data sets: a rate is refused only where it is surely beyond its bar."""
     row = next(row for row in benchmark.ROWS if row.key == key)

@@ -41,7 +41,7 @@ class Controls:
 
     sets: int = 200
     important: int | None = None
-    neurons: int | None = 1000
+    neurons: int | None = 400
 
     def __post_init__(self) -> None:
         for name, fewest in (("sets", 0), ("important", 0), ("neurons", 1)):
@@ -63,7 +63,7 @@ class Controls:
 DEFAULT_CONTROLS = Controls()
 
 
-def controls(sets: int = 200, important: int | None = None, neurons: int | None = 1000) -> Controls:
+def controls(sets: int = 200, important: int | None = None, neurons: int | None = 400) -> Controls:
     """What the effects of a verdict are compared with: ``verify(…, controls=controls(sets=50))``.
 
     Args:
@@ -226,7 +226,7 @@ def drawn_units(
     candidates: Sequence[Component],
     table: ComponentTable,
     *,
-    n: int | None = 1000,
+    n: int | None = 400,
     seed: int = 0,
 ) -> Int[Tensor, " drawn"]:
     """Places of the units each candidate's home is known by: all of it, or a random ``n``.

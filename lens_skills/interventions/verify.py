@@ -100,7 +100,7 @@ def verify(
             generation with a cache, later tokens are left alone.
         prompt: A soft prompt to read every example with: the one the selection was scored with.
         controls: How many other neurons and random sets to compare with:
-            ``controls(sets=200, neurons=1000)``.
+            ``controls(sets=200, neurons=400)``.
         delta: The smallest effect that matters, in the metric's unit, declared beforehand and used
             as it is; or a split of its own to take it from. Default, per layer: 1 % of the clean
             metric, or what 95 % of other neurons stay below (without sampling noise), if more.

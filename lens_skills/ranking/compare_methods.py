@@ -112,7 +112,7 @@ def compare_methods(
         causal_metric: What the edit may change; a metric of the model.
         at, position, layers, prompt, split, gate: As in `rank`; it is edited at the same position.
         delta: δ, in the metric's unit, for all layers.
-        controls: ``ls.controls(neurons=1000)``: how many random neurons of its layer an effect must
+        controls: ``ls.controls(neurons=400)``: how many random neurons of its layer an effect must
             be rare among (default 200; 21 at least; None for the whole layer). They are edited
             only in the layers where some effect is beyond 1 % of the clean mean.
         n_random: Random neurons are ``n_random`` times k.

@@ -101,26 +101,29 @@ def test_select_then_figures(run_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_table_of_ones_own(tmp_path: Path, tiny_folder: Path) -> None:
-    nouns = ("key", "girl", "boy", "author", "doctor")
+    nouns = [f"{first} {second}" for first in ("old", "new", "red", "wet")
+             for second in ("key", "girl", "boy", "author", "doctor")]  # fmt: skip
     frame = pd.DataFrame(
         [
             {"a": noun + "s" * plural, "b": place, "verb": " are" if plural else " is",
              "plural": plural, "noun": noun}
-            for noun in nouns for place in range(6) for plural in (0, 1)
+            for noun in nouns for place in range(3) for plural in (0, 1)
         ]
     )  # fmt: skip
     frame.to_csv(tmp_path / "mine.csv", index=False)
     text = printed(
         "score", tmp_path / "mine.csv", "--text", "{b} and the {a}", "--answer", "verb",
-        "--label", "plural", "--covariate", "b", "--group", "noun", "--metric", "label:plural",
+        "--label", "plural", "--covariate", "b", "--group", "noun", "--kind", "a",
+        "--metric", "label:plural",
         "--metric", "covariate:b", "--metric", "answer_probability", "--permutations", 39,
         "--position=-2", "--out", tmp_path / "run", "--model", tiny_folder,
     )  # fmt: skip
     assert "label:plural · mlp.hook_post at -2\n" in text
     scores = Scores.load(tmp_path / "run" / "explore")
     assert scores.metrics == ("label:plural", "covariate:b", "answer_probability")
-    assert scores.n_groups == 2
+    assert scores.n_groups == 8
     assert set(scores.groups) <= set(nouns)
+    assert scores.q_control is not None  # the input types are known, 16 of them
 
 
 def test_the_list_of_tasks() -> None:

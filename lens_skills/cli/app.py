@@ -111,7 +111,7 @@ def score(
         list[str] | None, typer.Option(help="Column to partial out (repeat for several).")
     ] = None,
     exchange: Annotated[
-        str, typer.Option(help="auto, within, between, free or signs: what the null may trade.")
+        str, typer.Option(help="auto, within, kinds, between, free or signs: what trades places.")
     ] = "auto",
     permutations: Annotated[
         int | None, typer.Option(help="Draws of the null (default 100 for a whole model).")
@@ -132,6 +132,9 @@ def score(
         list[str] | None, typer.Option(help="Tables: covariate column (repeat for several).")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Tables: group column.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Tables: column of input types, for the control task.")
+    ] = None,
 ) -> None:
     """Score every neuron on the explore split of TASK; writes the run folder OUT.
 
@@ -139,7 +142,7 @@ def score(
     """
     from lens_skills.cli.runs import Run, RunRequest
 
-    columns = {"prompt": text, "answer": answer, "foil": foil, "group": group}
+    columns = {"prompt": text, "answer": answer, "foil": foil, "group": group, "kind": kind}
     columns = {name: column for name, column in columns.items() if column is not None}
     request = RunRequest(
         task=task,

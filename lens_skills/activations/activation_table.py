@@ -73,7 +73,7 @@ class ActivationTable:
         return cls(folder, tuple(manifest["layers"]), manifest)
 
     def __repr__(self) -> str:
-        about, layers = self.manifest, self.layers
+        about, layers = self.manifest, list(self.layers)
         n, metrics = len(about["example_ids"]), ", ".join(about["metrics"]) or "none"
         which = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
         lines = [

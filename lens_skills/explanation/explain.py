@@ -333,8 +333,8 @@ def metric_column(name: str, values: Float[Tensor, " row"]) -> dict[str, np.ndar
 def disguise_notes(same: pd.DataFrame) -> list[str]:
     """What to say of surface features that stand for a label or the metric; warns of the user's."""
     notes = []
-    surface = same[same["surface"]]
-    mine, theirs = (surface[(surface["family"] == "yours") == own] for own in (True, False))
+    surface = same.loc[same["surface"]]
+    mine, theirs = (surface.loc[(surface["family"] == "yours") == own] for own in (True, False))
     for row in mine.drop_duplicates("feature").itertuples():
         text = (
             f"the feature {row.feature!r} is the {row.column} in disguise (η² = "

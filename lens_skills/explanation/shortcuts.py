@@ -302,8 +302,8 @@ def without_disguises(
     own = metric_column(metric.name, known)
     values = bank.values(explore)
     same = disguises(bank, values, own | label_columns(explore))
-    surface = same[same["surface"]]
-    copies = surface[surface["column"].isin(list(own))].drop_duplicates("feature")
+    surface = same.loc[same["surface"]]
+    copies = surface.loc[surface["column"].isin(list(own))].drop_duplicates("feature")
     notes = []
     for row in copies.itertuples():
         text = (
@@ -314,7 +314,7 @@ def without_disguises(
         warnings.warn(text, RuntimeWarning, stacklevel=3)
         notes.append(text)
     left = bank.without(*copies["feature"]) if len(copies) else bank
-    labels = surface[~surface["feature"].isin(copies["feature"])]
+    labels = surface.loc[~surface["feature"].isin(copies["feature"])]
     if n := labels["feature"].nunique():
         marked = set(labels["feature"])
         left = replace(

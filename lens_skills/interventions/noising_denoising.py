@@ -108,10 +108,11 @@ def _share_rows(
     gap: Float[Tensor, " example"],
     effects: Effects,
     names: Sequence[str],
-    **draws: int,
+    n_draws: int,
+    seed: int,
 ) -> Rows:
     """Each kind of change over the gap, per set; raises where the gap's interval includes 0."""
-    found = estimate(gap[None], effects.groups, **draws)
+    found = estimate(gap[None], effects.groups, n_draws=n_draws, seed=seed)
     low, high = float(found.low), float(found.high)
     if low <= 0 <= high:
         raise LensSkillsError(
@@ -123,7 +124,7 @@ def _share_rows(
     for what, change in changes.items():
         whole = gap.expand_as(change)
         shares = ClusteredRatio.of(change, whole, effects.groups).value
-        ends = ratio_interval(change, whole, effects.groups, **draws)
+        ends = ratio_interval(change, whole, effects.groups, n_draws=n_draws, seed=seed)
         for name, share, low, high in zip(names, shares, *ends, strict=True):
             sufficient = what == "denoising" and float(low) > SUFFICIENT
             row = {"name": name, "what": what, "share": float(share), "low": float(low)}

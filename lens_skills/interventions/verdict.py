@@ -307,8 +307,8 @@ def rule(
     "change of the logit plus direct effect" is total - direct here, as their direct effect is what
     the neuron gives and ours what the edit takes.
     """
-    groups, draws = effects.groups, {"n_draws": n_draws, "seed": seed}
-    shares = effects.of_shares
+    groups, shares = effects.groups, effects.of_shares
+    draws: dict[str, Any] = {"n_draws": n_draws, "seed": seed}
     total = estimate(effects.total, groups, shares=shares, **draws)
     by_class = estimate_classes(effects.total, groups, classes or {}, shares=shares, **draws)
     direct = repair = None

@@ -1,6 +1,7 @@
 """The tables of a verdict: classes, the set and the sum of its neurons, other edits, controls."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def find_classes(examples: Sequence[Example], by: Sequence[str] | None) -> Class
     return found
 
 
-def class_rows(effects: Effects, classes: Classes, **draws: int) -> Rows:
+def class_rows(effects: Effects, classes: Classes, **draws: Any) -> Rows:
     """Effect of every set in every class: name column value n effect low high."""
     found = estimate_classes(
         effects.total, effects.groups, classes, shares=effects.of_shares, **draws
@@ -70,7 +71,7 @@ def class_rows(effects: Effects, classes: Classes, **draws: int) -> Rows:
     )
 
 
-def set_rows(effects: Effects, **draws: int) -> Rows:
+def set_rows(effects: Effects, **draws: Any) -> Rows:
     """The set, the sum of its neurons each alone, and their difference: name effect low high.
 
     A difference of the set's own sign says that the neurons back each other up.
@@ -86,7 +87,7 @@ def set_rows(effects: Effects, **draws: int) -> Rows:
     return tuple(rows)
 
 
-def effect_rows(effects: Effects, **draws: int) -> Rows:
+def effect_rows(effects: Effects, **draws: Any) -> Rows:
     """One row per set: name do n effect low high."""
     found = estimate(effects.total, effects.groups, shares=effects.of_shares, **draws)
     return tuple(

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from lens_skills.activations import (
     DEFAULT_SITE,
     Metric,
@@ -18,6 +21,7 @@ from lens_skills.activations import (
 )
 from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.locations import edited_positions
+from lens_skills.activations.metrics import Readout
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_effects import (
@@ -364,11 +368,13 @@ def writes_last(unit: Component, n_layers: int) -> bool:
     return unit.layer == n_layers - 1 and "mlp" in unit.site
 
 
+def _log_probability(readout: Readout, _: Any) -> Float[Tensor, " example"]:
+    assert readout.answer is not None, "every text has its last word as answer"
+    return readout.answer.log_probability
+
+
 _LAST_WORD = Metric(
-    "log-probability of the last word",
-    lambda readout, _: readout.answer.log_probability,
-    frozenset({"answer"}),
-    "nats",
+    "log-probability of the last word", _log_probability, frozenset({"answer"}), "nats"
 )
 
 

@@ -85,7 +85,9 @@ def attrition(
     """
     if k < 0:
         raise LensSkillsError(f"k= is how many neurons to show, 0 or more, not {k}.")
-    lines, rows, note, counts = [], [], "", steps
+    lines: list[str] = []
+    rows: Sequence[Mapping[str, Any]] = []
+    note, counts = "", {}
     if isinstance(steps, Selection):
         metric, exploratory = steps.metric, steps.exploratory or exploratory
         lines, counts = _selected(steps), dict(steps.attrition)
@@ -96,6 +98,8 @@ def attrition(
         if verdict is not None:
             counts["causal"] = len(verdict.causal)
         note = _note(rows, len(every), badged)
+    else:
+        counts = dict(steps)
     if not counts:
         raise LensSkillsError(
             "no steps to draw. Pass a Selection, or counts such as {'neurons': 1}."

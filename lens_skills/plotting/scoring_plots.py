@@ -97,7 +97,7 @@ def r_distribution(
         rows += bin_rows(RANDOM_DIRECTIONS, edges, mean)
     if bar is not None:
         ends = {"low": -bar, "high": bar, "value": bar}
-        rows.append({"what": "threshold", "name": "permutation"} | ends)
+        rows.append({"what": "threshold", "name": "permutation", **ends})
     rows += _strongest(scores, chosen, n_labels)
     frame = pd.DataFrame(rows, columns=["what", "name", "position", "low", "high", "value"])
     figure = sheet(

@@ -275,7 +275,7 @@ class AblationEffects:
         p = torch.full_like(mean, torch.nan)
         delta = torch.full_like(mean, self.floor)
         verdicts = [NO_HIT] * len(names)
-        for row in (mean.abs() > self.floor).nonzero()[:, 0].tolist():
+        for row in map(int, (mean.abs() > self.floor).nonzero()[:, 0]):
             controls = self.controls[layers[row]]
             delta[row] = controls.delta
             p[row] = rank_p(mean[row].abs(), controls.others(names[row]))

@@ -135,7 +135,7 @@ def _names(result: Any) -> tuple[str, ...]:
         return tuple(neuron_names(result))
     if isinstance(result, str) or not isinstance(result, Iterable):
         raise LensSkillsError(f"a {type(result).__name__} names nothing. {_HINT}")
-    names = [
+    names: list[Any] = [
         f"L{item[0]}N{item[1]}" if isinstance(item, tuple) and len(item) == 2 else item
         for item in result
     ]

@@ -102,9 +102,9 @@ def weigh(here: MetricScores, there: MetricScores, *, fdr: float, control: bool)
 def rank(row: Mapping[str, Any]) -> tuple[str, float]:
     """Sorts rows: best grade first, then the strongest on confirm, then on explore."""
     r = row["r_confirm"]
-    untested = r is None or math.isnan(r)
-    strength = -abs(row["r_explore"]) if untested else -1 - abs(r)
-    return (row["grade"] or "D", strength)
+    if r is None or math.isnan(r):
+        return (row["grade"] or "D", -abs(row["r_explore"]))
+    return (row["grade"] or "D", -1 - abs(r))
 
 
 def _spots(here: MetricScores) -> tuple[Int[Tensor, " unit"], Int[Tensor, " unit"]]:
@@ -167,16 +167,17 @@ def tried(rows: Sequence[Mapping[str, Any]], verdict: Any) -> Rows:
     rulings = {ruling.name: ruling for ruling in verdict.singles}
     causal = set(verdict.causal)
     columns = ("effect", "effect_low", "effect_high", "effect_percent", "effect_q")
-    found = []
+    found: list[dict[str, Any]] = []
     for row in rows:
-        new = dict(row) | dict.fromkeys(columns) | {"verdict": "", "causal": None}
+        new: dict[str, Any] = dict(row) | dict.fromkeys(columns) | {"verdict": "", "causal": None}
         ruling = rulings.get(row["name"])
         if ruling is not None:
             new |= {"effect": ruling.effect, "effect_low": ruling.low, "effect_high": ruling.high}
             new |= {"effect_percent": ruling.percent, "effect_q": ruling.q}
-            new |= {"verdict": ruling.word, "causal": ruling.name in causal}
+            is_causal = ruling.name in causal
+            new |= {"verdict": ruling.word, "causal": is_causal}
             if new["grade"] == "B":
-                new |= _regrade(ruling, new["causal"])
+                new |= _regrade(ruling, is_causal)
         found.append(new)
     return tuple(sorted(found, key=rank))
 
@@ -203,7 +204,7 @@ def evidence_lines(rows: Sequence[Mapping[str, Any]], *, most: int = 10) -> list
     head += ["effect", "verdict"] if after else ["r expl.", "stopped by"]
     lines = [head]
     for row in shown:
-        last = row["stopped_by"]
+        last: str = row["stopped_by"]
         if after:
             last = row["verdict"] or row["stopped_by"]
             if row["verdict"] in _SIGNED and not row["causal"]:

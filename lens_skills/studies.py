@@ -97,7 +97,7 @@ class Study(Result):
                 "no skill to explain: whatever these neurons track, the model does not do the task."
             )
         if len(self.selection) == 0:
-            return "nothing to report: no neuron here is more than what its input types explain."
+            return f"nothing to report: {self._nothing()}."
         text = f"{len(self.selection):,} neurons carry this metric on unseen groups. "
         if self.verdict is None:
             text += "They are correlates: whether the model uses them takes an intervention."
@@ -113,6 +113,15 @@ class Study(Result):
                 f"({quality:.2f}); these neurons may carry those instead. Repeat with given=[…]."
             )
         return text
+
+    def _nothing(self) -> str:
+        """Why no neuron was selected."""
+        rows = self.selection.rows
+        if not rows:
+            return "no neuron is associated with this metric"
+        if any(row["grade"] for row in rows):
+            return "no confirmed neuron here is more than what its input types explain"
+        return "no associated neuron is confirmed on unseen groups"
 
     def readable_files(self) -> dict[str, str]:
         """The card, and the neurons and their verdicts as tables, to read without this package."""

@@ -135,7 +135,9 @@ def test_a_random_label_confirms_nothing(knowing: Any) -> None:
     assert len(result.selection) == 0
     card = repr(result)
     assert " → 0 confirmed" in " ".join(card.split())
-    assert "nothing to report" in card
+    confirmed = any(row["grade"] for row in result.selection.rows)
+    assert f"nothing to report: no {'confirmed ' * confirmed}" in card
+    assert ("input types explain" in card) == confirmed
 
 
 def test_where_there_is_no_skill_the_verdict_says_so(found: Study) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lens_skills.activations import stream
 from lens_skills.cli.runs import draw_all, draw_verdict
+from lens_skills.interventions import Controls
 from lens_skills.plotting import figures
 from lens_skills.settings import config
 from lens_skills.studies import Study, study
@@ -12,6 +13,12 @@ from lens_skills.tasks import agreement, arithmetic
 
 # What an arithmetic prompt says without any adding: with these taken out, is anything left?
 SURFACE = ("op", "operand_a", "operand_b", "result", "answer_is_operand", "contains_zero")
+
+# Enough for twenty neurons, and few enough for a demonstration.
+CONTROLS = Controls(sets=100, neurons=200)
+
+# Edits on answers of several tokens take longer than all the rest.
+WITHOUT_VERDICT = (0.4, 0.2)
 
 
 def run_demo(model: Any, out: Path, *, seed: int = 0) -> list[Study]:
@@ -23,6 +30,7 @@ def run_demo(model: Any, out: Path, *, seed: int = 0) -> list[Study]:
         has,
         metric="label:plural",
         also=("logit_diff", "confidence", "first_token_correct"),
+        controls=CONTROLS,
         seed=seed,
     )
     _keep(model, able, out / "agreement")
@@ -34,13 +42,20 @@ def run_demo(model: Any, out: Path, *, seed: int = 0) -> list[Study]:
         lacks,
         metric="correct",
         also=("confidence", "first_token_correct"),
+        fractions=WITHOUT_VERDICT,
         seed=seed,
     )
     _keep(model, copying, out / "arithmetic")
 
     _say("3. The same, with what the prompt says on its surface partialled out")
     left = study(
-        model, lacks, metric="correct", given=SURFACE, preflight=copying.preflight, seed=seed
+        model,
+        lacks,
+        metric="correct",
+        given=SURFACE,
+        fractions=WITHOUT_VERDICT,
+        preflight=copying.preflight,
+        seed=seed,
     )
     _keep(model, left, out / "arithmetic-given-surface")
     print(f"\nfigures and tables are in {out}")

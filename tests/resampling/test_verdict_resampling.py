@@ -67,6 +67,7 @@ def make_verdict(seed: int = 0, **changes: Any) -> Verdict:
             high90=float(high90[k]),
             size=1.0,
             q=Q[k],
+            delta=DELTA,
         )
         for k, name in enumerate(NAMES)
     )

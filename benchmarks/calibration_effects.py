@@ -334,11 +334,12 @@ def listed(total: np.ndarray, groups: np.ndarray, members: Sequence[int], seed: 
     if hasattr(causal_hits, "draw_of_layer"):
         drawn = causal_hits.draw_of_layer(every, 0, 1000, seed=seed)[:, 1].tolist()
         others = torch.from_numpy(total[drawn])
-        delta = causal_hits.layer_delta(others, named(groups), 1.0)
+        delta = effect_tests.smallest_effect(others, named(groups), 1.0)
         layer = causal_hits.LayerControls(tuple(names[row] for row in drawn), others, delta)
         found = causal_hits.AblationEffects(effects, {0: layer}, 0.01, True, seed)
     else:
-        drawn = control_neurons.draw_controls(tried, every, 1000, seed=seed)[:, 1].tolist()
+        draw = getattr(control_neurons, "draw_controls")  # noqa: B009 (of the tree before)
+        drawn = draw(tried, every, 1000, seed=seed)[:, 1].tolist()
         controls = torch.from_numpy(np.abs(total[drawn].mean(axis=1)))
         delta = effect_tests.delta_from_controls(controls)
         found = causal_hits.AblationEffects(effects, controls, delta, True, seed)

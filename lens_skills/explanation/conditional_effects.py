@@ -16,7 +16,6 @@ from torch import Tensor
 from lens_skills.activations import Metric, Position
 from lens_skills.activations.components import Component
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.features import Feature
 from lens_skills.explanation.shortcut_report import ControlledEffect
 from lens_skills.interventions import Edit
@@ -24,14 +23,11 @@ from lens_skills.interventions.control_neurons import component_table, nearest
 from lens_skills.interventions.effects import measure_effects
 from lens_skills.models import ModelAdapter
 from lens_skills.stats.effect_estimates import estimate
-from lens_skills.stats.effect_tests import FEWEST_GROUPS, cluster_error
+from lens_skills.stats.effect_tests import FEWEST_GROUPS, smallest_effect
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
 FEWEST = 10
 """Examples, of `FEWEST_GROUPS` groups, that either part must hold for a difference between them."""
-
-LEAST_SHARE = 0.01
-"""Of the clean metric: an effect below it does not matter, however little the controls do."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,9 @@ class ConditionalEffects:
             values.append(mine[0])
             p.append(rank_p(mine.mean(1).abs(), theirs.mean(1).abs()))
             bars.append(
-                smallest_that_matters(theirs, self.groups, self.clean) if delta is None else delta
+                smallest_effect(theirs, self.groups, float(self.clean.mean()))
+                if delta is None
+                else delta
             )
         if not values:
             return {}
@@ -160,33 +158,6 @@ class ConditionalEffects:
             )
             for n, neuron in enumerate(parts)
         }
-
-
-def smallest_that_matters(
-    controls: Float[Tensor, "control example"],
-    groups: Sequence[str],
-    clean: Float[Tensor, " example"],
-) -> float:
-    """δ: what matched neurons reach, less the noise of measuring it, at least 1 % of the metric.
-
-    sqrt(max(q² - se², 0)) with q the 95th percentile of the controls' |mean effect| and se² the
-    median of their squared standard errors over groups; at least `LEAST_SHARE` of the |clean mean|.
-    It hangs on this neuron's controls alone, not on which others are on trial.
-
-    Raises:
-        LensSkillsError: Both are 0.
-    """
-    reached = controls.mean(1).abs().quantile(0.95).square()
-    noise = cluster_error(controls, groups).square().median()
-    delta = max(
-        float((reached - noise).clamp(min=0).sqrt()), LEAST_SHARE * abs(float(clean.mean()))
-    )
-    if delta == 0:
-        raise LensSkillsError(
-            "δ would be 0: the edit changes nothing in 95 % of the matched neurons, and the metric "
-            "has a mean of 0. Declare it in the metric's unit: delta=…"
-        )
-    return delta
 
 
 def influence(

@@ -26,10 +26,11 @@ from lens_skills.interventions.effects import Effects, Measure
 from lens_skills.interventions.verdict import Ranks
 from lens_skills.stats.effect_estimates import Classes, estimate
 from lens_skills.stats.effect_tests import (
+    SMALLEST_SHARE,
     cluster_error,
-    delta_from_controls,
     opposition,
     resolvable_delta,
+    smallest_effect,
 )
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 from lens_skills.stats.size_adjustment import beyond_expected
@@ -38,8 +39,6 @@ CALIBRATED = 200
 """So many units per layer are measured on a separate split to declare δ."""
 PILOT = 16
 """So many units say, before all others are measured, what δ the examples can resolve."""
-FLOOR = 0.01
-"""By default no effect smaller than this share of the clean metric matters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +270,7 @@ def declare_delta(
     *,
     scale: float,
 ) -> Deltas:
-    """δ of each candidate: what other units of its layer reach, and `FLOOR` of the clean metric.
+    """δ of each candidate: what others of its layer reach, at least 1 % of the clean metric.
 
     The larger of the two: the 95th percentile of the |mean effect| of the units drawn for the
     candidate's layer, candidates among them, without what sampling adds to it (see
@@ -310,10 +309,9 @@ def declare_delta(
                 f"δ cannot be taken from {len(places)} other units; {FEWEST_CONTROLS} at least. "
                 "Declare it in the metric's unit: delta=…"
             )
-        errors = cluster_error(total[places], groups)
-        found[code] = delta_from_controls(total[places].mean(dim=1), errors, at_least=FLOOR * scale)
+        found[code] = smallest_effect(total[places], groups, scale)
     values = tuple(found[code] for code in controls.candidate_home.tolist())
-    floored = scale > 0 and min(values) <= FLOOR * scale * (1 + 1e-9)
+    floored = scale > 0 and min(values) <= SMALLEST_SHARE * scale * (1 + 1e-9)
     source = (
         "1 % of the clean metric"
         if floored and max(values) == min(values)

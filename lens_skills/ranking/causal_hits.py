@@ -32,7 +32,12 @@ from lens_skills.interventions.effects import Effects, measure_effects
 from lens_skills.interventions.verdict import signed_word
 from lens_skills.models import ModelAdapter
 from lens_skills.models.weights import LayerSite, OutputWeights
-from lens_skills.stats.effect_tests import beyond, cluster_error, cluster_interval
+from lens_skills.stats.effect_tests import (
+    SMALLEST_SHARE,
+    beyond,
+    cluster_interval,
+    smallest_effect,
+)
 from lens_skills.stats.multiple_testing import TIE, group_codes, rank_p
 
 ABLATIONS = ("mean", "zero")
@@ -126,8 +131,6 @@ def _ablation(
     return Change(f"{name}, of directions", 1, formula)
 
 
-_Z = 1.959963984540054  # the 97.5th percentile of a normal distribution
-
 NO_HIT = "-"
 """The verdict on what is no hit: not beyond δ, or not rare among the controls of its layer."""
 
@@ -138,9 +141,6 @@ A smaller level loses neurons to the draw: with 20 strong neurons in a layer of 
 the 20th is a hit in 7 % of the draws at .005, 26 % at .01, 75 % at .02 and all at .05; random
 neurons are hits in .14 % beyond those 20 (3.5 % where all effects are heavy-tailed).
 """
-
-SMALLEST_SHARE = 0.01
-"""Of the clean metric's |mean|: an effect below it matters to nobody."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,29 +203,6 @@ class EffectTests:
     def is_hit(self) -> Bool[Tensor, " neuron"]:
         """Which have a causal effect."""
         return torch.tensor([verdict != NO_HIT for verdict in self.verdicts], dtype=torch.bool)
-
-
-def layer_delta(
-    total: Float[Tensor, "control example"], groups: Sequence[str], clean_mean: float
-) -> float:
-    """The smallest effect that counts in a layer: the larger of two.
-
-    1 % of the clean metric's |mean| (`SMALLEST_SHARE`), and the 95th percentile of the controls'
-    |mean effect| without its sampling noise, sqrt(max(q95² - 1.96² median se², 0)).
-
-    Raises:
-        LensSkillsError: Both are 0.
-    """
-    size = total.double().mean(dim=1).abs()
-    noise = _Z**2 * cluster_error(total.double(), groups).square().median()
-    percentile = (size.quantile(0.95).square() - noise).clamp(min=0).sqrt()
-    delta = max(float(percentile), SMALLEST_SHARE * abs(clean_mean))
-    if delta == 0:
-        raise LensSkillsError(
-            "δ would be 0: the clean metric's mean is 0 and the edit changes nothing in 95 % of "
-            "the other neurons. Declare it in the metric's unit: delta=…"
-        )
-    return delta
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,7 +361,7 @@ def ablation_effects(
     Args:
         tried: The neurons asked about.
         everyone: Whom controls are drawn from.
-        delta: The smallest effect that counts; None for each layer's own (`layer_delta`).
+        delta: The smallest effect that counts; None for each layer's own (`smallest_effect`).
         n_controls: How many are drawn of a layer; None for all of it.
         others: What else will be tested: the layers and effects of directions.
         adapter, examples, do, metric, at, position, removes, seed: As in `compare_methods`.
@@ -425,7 +402,7 @@ def ablation_effects(
     for layer, rows in drawn.items():
         names = tuple(neuron_names(rows))
         total = torch.stack([known[name] for name in names])
-        own = layer_delta(total, effects.groups, clean) if delta is None else delta
+        own = smallest_effect(total, effects.groups, clean) if delta is None else delta
         controls[layer] = LayerControls(names, total, own)
     return AblationEffects(effects, controls, floor, removes, seed)
 

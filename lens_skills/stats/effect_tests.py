@@ -420,6 +420,31 @@ def delta_from_controls(
     return delta
 
 
+SMALLEST_SHARE = 0.01
+"""Of the clean metric: no effect below it matters, unless δ is declared."""
+
+
+def smallest_effect(
+    controls: Float[Tensor, "control example"], groups: Sequence[str], clean_mean: float
+) -> float:
+    """δ: what the controls reach, less the noise of measuring it, at least 1 % of the metric.
+
+    Args:
+        controls: Effect of each control on each example.
+        groups: Each example's group.
+        clean_mean: Of the metric without an edit; see `SMALLEST_SHARE`.
+
+    Raises:
+        LensSkillsError: Both are 0; see `delta_from_controls`.
+    """
+    controls = controls.double()
+    return delta_from_controls(
+        controls.mean(dim=1),
+        cluster_error(controls, groups),
+        at_least=SMALLEST_SHARE * abs(clean_mean),
+    )
+
+
 def beyond(low: Ends, high: Ends, delta: float) -> Any:
     """-1 or 1 where the whole interval [low, high] is below -delta or above delta, else 0.
 

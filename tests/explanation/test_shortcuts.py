@@ -19,7 +19,6 @@ from lens_skills.explanation.conditional_effects import (
     ConditionalEffects,
     condition_of,
     influence,
-    smallest_that_matters,
 )
 from lens_skills.explanation.explain import feature_rows
 from lens_skills.explanation.feature_bank import FeatureMatrix
@@ -37,7 +36,7 @@ from lens_skills.explanation.shortcut_report import (
 )
 from lens_skills.explanation.shortcuts import q_of_ties, tied_to, without_disguises
 from lens_skills.models import as_adapter
-from lens_skills.stats.effect_tests import cluster_error
+from lens_skills.stats.effect_tests import cluster_error, smallest_effect
 from lens_skills.tasks import Task
 from tests.explanation import problems as plant
 from tests.explanation.problems import problems, with_shortcut
@@ -317,7 +316,7 @@ def test_delta_is_what_controls_do_and_not_how_few_examples_there_were() -> None
         groups = [str(k) for k in range(n)]
         true = random.normal(size=(2000, 1)) * 0.03 / 1.96
         controls = torch.from_numpy(true + 0.05 * random.normal(size=(2000, n)))
-        delta = smallest_that_matters(controls, groups, torch.zeros(n).double())
+        delta = smallest_effect(controls, groups, 0.0)
         assert delta == pytest.approx(0.03, abs=0.012)
     raw = controls.new_tensor(true + 0.05 * random.normal(size=(2000, 16))).mean(1)
     assert raw.abs().quantile(0.95) > 0.035

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from lens_skills.interventions.effects import Effects
-from lens_skills.ranking.causal_hits import AblationEffects, LayerControls, layer_delta
+from lens_skills.ranking.causal_hits import AblationEffects, LayerControls
+from lens_skills.stats.effect_tests import smallest_effect
 
 
 def made_up(
@@ -34,5 +35,5 @@ def made_up(
         position="last",
     )
     others = torch.from_numpy(controls)
-    held = LayerControls(drawn, others, layer_delta(others, groups, clean))
+    held = LayerControls(drawn, smallest_effect(others, groups, clean))
     return AblationEffects(effects, {0: held}, 0.01 * clean, True, seed)

@@ -13,10 +13,10 @@ from scipy import stats
 import lens_skills as ls
 from lens_skills.errors import LensSkillsError
 from lens_skills.ranking import MethodComparison, Ranking, compare_methods, rank
-from lens_skills.ranking.causal_hits import LayerControls, draw_of_layer, layer_delta
+from lens_skills.ranking.causal_hits import LayerControls, draw_of_layer
 from lens_skills.ranking.compare_methods import alike
 from lens_skills.stats.correlation import spearman
-from lens_skills.stats.effect_tests import cluster_interval
+from lens_skills.stats.effect_tests import cluster_interval, smallest_effect
 from tests.planted import plant
 from tests.ranking.conftest import WIDTH
 from tests.ranking.simulated_effects import made_up
@@ -285,7 +285,7 @@ def test_a_hit_needs_size_and_rarity() -> None:
     noise = torch.linspace(-0.1, 0.1, 40, dtype=torch.float64).numpy()
     groups = [str(i) for i in range(40)]
     others = controls.numpy()[:, None] + 0 * noise
-    assert layer_delta(torch.from_numpy(others), groups, 0.0) == pytest.approx(0.95)
+    assert smallest_effect(torch.from_numpy(others), groups, 0.0) == pytest.approx(0.95)
     declared = LayerControls(tuple(f"L0N{9000 + i}" for i in range(400)),
                              torch.from_numpy(others), 0.5)  # fmt: skip
     levels = np.array([-2.0, 2.0, 0.93, -0.5])
@@ -310,11 +310,11 @@ def test_the_smallest_effect_is_without_the_noise_of_the_controls() -> None:
     noise = torch.from_numpy(random.normal(size=(400, 20)))
     groups = [str(i) for i in range(20)]
     percentile = float(noise.mean(1).abs().quantile(0.95))
-    found = layer_delta(noise, groups, 1.0)
+    found = smallest_effect(noise, groups, 1.0)
     assert found < percentile / 2
-    assert layer_delta(noise * 0.001, groups, 1.0) == pytest.approx(0.01)
+    assert smallest_effect(noise * 0.001, groups, 1.0) == pytest.approx(0.01)
     with pytest.raises(LensSkillsError, match="δ would be 0"):
-        layer_delta(noise * 0, groups, 0.0)
+        smallest_effect(noise * 0, groups, 0.0)
 
 
 def test_rankings_that_differ_by_rounding_are_one() -> None:

@@ -29,7 +29,7 @@ from lens_skills.results import Result
 from lens_skills.stats.correlation import GroupedCorrelation, correlate, percentiles
 from lens_skills.stats.effect_tests import (
     FEW_GROUPS,
-    FEWEST_GROUPS,
+    check_groups,
     cluster_interval,
     equivalent,
     ratio_interval,
@@ -217,7 +217,7 @@ def confidence_regulators(
         seed: Of the draws.
 
     Raises:
-        LensSkillsError: A neuron that does not vary, fewer than `FEWEST_GROUPS` groups, a metric
+        LensSkillsError: A neuron that does not vary, fewer than 8 groups, a metric
             of categories or that no model is needed for, a table instead of a model, a model
             without a norm before its vocabulary projection.
 
@@ -228,7 +228,7 @@ def confidence_regulators(
         raise LensSkillsError("the diagnostics need the model itself, not a table of activations.")
     adapter, bare = with_soft_prompt(model, prompt), with_soft_prompt(model, None)
     wanted = _continuous(confidence() if metric is None else metric, examples)
-    check_groups([example.group for example in examples])
+    check_groups([example.group for example in examples], "an interval over groups")
     chosen = _rows(adapter, neurons)
     n, k = len(chosen), n_null or null_size(adapter.d_model)
     if n_controls is None:
@@ -278,16 +278,6 @@ def confidence_regulators(
         provenance=task.about,
         **cloud,
     )
-
-
-def check_groups(groups: Sequence[str]) -> None:
-    """Nothing; raises where there are too few groups for an interval over them."""
-    count = len(set(groups))
-    if count < FEWEST_GROUPS:
-        raise LensSkillsError(
-            f"{len(groups)} examples in {count} groups: an interval over groups needs "
-            f"{FEWEST_GROUPS} or more (30 to hold what it says). Give examples of other groups."
-        )
 
 
 def draw_by_group(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

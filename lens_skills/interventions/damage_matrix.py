@@ -24,7 +24,7 @@ from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
 from lens_skills.models import as_adapter
 from lens_skills.results import Result
-from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval
+from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, cluster_interval
 from lens_skills.stats.set_overlap import shared_by_chance
 
 ComponentKind = tuple[int, str, int]
@@ -192,11 +192,13 @@ def damage_matrix(
     three skills no p can be below 1/6.
 
     Raises:
-        LensSkillsError: Names that do not match, fewer than two skills, a metric that does not
-            vary over a task.
+        LensSkillsError: Names that do not match, fewer than two skills, a task of fewer than eight
+            groups, a metric that does not vary over a task.
     """
     adapter = as_adapter(model)
     names = _check_names(tasks, neurons, do)
+    for name in names:
+        check_groups([e.group for e in tasks[name]], f"an interval of the damage to {name!r}")
     sets = [parse_components(adapter, neurons[name], at=at) for name in names]
     measured = [
         measure_effects(

@@ -24,7 +24,7 @@ from lens_skills.interventions.effects import effect_metric, measure_effects, re
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.results import Result, provenance
 from lens_skills.stats.correlation import spearman
-from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_interval
+from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, cluster_interval
 from lens_skills.tasks.word_lists import neutral_texts
 
 
@@ -154,8 +154,10 @@ def dose_response(
     Does not show: that the model itself goes there; few activations lie beyond 4 std.
 
     Raises:
-        LensSkillsError: Fewer than two doses, a list of positions, units the model lacks.
+        LensSkillsError: Fewer than two doses or eight groups, a list of positions, units that
+            the model lacks.
     """
+    check_groups([example.group for example in examples], "an interval of each dose")
     adapter = as_adapter(model)
     amounts = _check_doses(doses)
     if len(edited_positions(position).labels) > 1:

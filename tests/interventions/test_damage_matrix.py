@@ -20,10 +20,16 @@ from lens_skills.interventions.damage_matrix import (
     overlap_of,
 )
 from lens_skills.interventions.edits import ablate
-from tests.interventions.test_edits import examples
+from tests.interventions.test_edits import WORDS
+from tests.interventions.test_edits import examples as given
 
 SETS = {"be": ["L1N5", "L2N7"], "have": ["L1N5", "L3N1"], "walk": ["L0H1"]}
 PAIRS = {"be": (" is", " are"), "have": (" has", " have"), "walk": (" do", " does")}
+
+
+def examples() -> list[Example]:
+    """Ten, each its own group: an interval takes eight."""
+    return given([*WORDS, *(f"hello {text}" for text in WORDS)])
 
 
 def tasks() -> dict[str, list[Example]]:

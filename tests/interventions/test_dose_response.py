@@ -14,7 +14,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.dose_response import DoseResponse, dose_response, slope_of
 from lens_skills.tasks.word_lists import neutral_texts
-from tests.interventions.test_edits import examples, table
+from tests.interventions.test_edits import WORDS, examples, table
 from tests.planted import planted
 
 TEXTS = ("The authors near the doctor were here.", "Tom and Anna said hello.")
@@ -22,8 +22,10 @@ UNITS = ["L1N5", "L1N9"]
 
 
 def task() -> list[Example]:
-    made = [replace(item, foil=" are") for item in examples()]
-    return [replace(item, group=f"g{place // 2}") for place, item in enumerate(made)]
+    """Ten examples in nine groups."""
+    words = [*WORDS, *(f"hello {text}" for text in WORDS)]
+    made = [replace(item, foil=" are") for item in examples(words)]
+    return [replace(item, group=f"g{max(place - 1, 0)}") for place, item in enumerate(made)]
 
 
 def shares(model: Any, tokens: Tensor, change: Any = None) -> Tensor:
@@ -79,14 +81,14 @@ def test_the_damage_is_the_divergence_on_text_steered_everywhere(
 
 
 def test_dose_zero_does_exactly_nothing(curve: DoseResponse) -> None:
-    assert torch.equal(curve.effects[1], torch.zeros(5, dtype=torch.float64))
+    assert torch.equal(curve.effects[1], torch.zeros(10, dtype=torch.float64))
     assert torch.equal(curve.damage[1], torch.zeros(2, dtype=torch.float64))
     assert float(curve.low[1]) == float(curve.high[1]) == 0.0
 
 
 def test_slope_and_monotonicity_are_those_of_scipy(curve: DoseResponse) -> None:
     doses = curve.doses.numpy()
-    every = linregress(np.repeat(doses, 5), curve.effects.numpy().ravel())
+    every = linregress(np.repeat(doses, 10), curve.effects.numpy().ravel())
     assert curve.slope == pytest.approx(every.slope)
     means = curve.effects.mean(1).numpy()
     assert curve.monotonicity == pytest.approx(spearmanr(doses, means).statistic)

@@ -13,6 +13,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_skills.activations import family_of
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.control_task import OWN_DRAWS, ControlTask
@@ -188,8 +189,7 @@ def families(names: Sequence[str]) -> list[list[str]]:
     """
     found: dict[str, list[str]] = {}
     for name in names:
-        column = name.startswith(("label:", "covariate:")) and "=" in name
-        found.setdefault(name.split("=")[0] if column else name, []).append(name)
+        found.setdefault(family_of(name), []).append(name)
     return list(found.values())
 
 
@@ -429,6 +429,8 @@ class Correlations:
         if not columns.marks_by_group:
             total, freedom = total / layout.n_marks, min(freedom, float(layout.n_marks))
         half = float(student.ppf((1 + level) / 2, freedom)) * total.sqrt() * columns.shrinkage(rows)
+        # What the covariates have fitted away of either side.
+        half = half * ((len(rows) - 1) / max(len(rows) - 1 - layout.n_given, 1)) ** 0.5
         z = torch.atanh(r.clamp(-1 + 1e-15, 1 - 1e-15))
         return torch.tanh(z - half), torch.tanh(z + half)
 

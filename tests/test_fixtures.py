@@ -8,7 +8,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from lens_skills.stats.intervals import fisher_interval
+from lens_skills.stats.effect_tests import delta_from_controls
 
 
 def test_tiny_models_equal_the_plain_forward(tiny: Any, tiny_hf: tuple[Any, Any]) -> None:
@@ -52,8 +52,8 @@ def test_chat_template_writes_its_own_bos(tiny_hf: tuple[Any, Any]) -> None:
 
 def test_shapes_are_checked() -> None:
     with pytest.raises(TypeCheckError):
-        fisher_interval(torch.tensor(0), 100)  # an integer tensor where a float is declared
-    fisher_interval(torch.tensor(0.0), 100)  # an int for a float is right
+        delta_from_controls(torch.ones(3).long())  # an integer tensor where a float is declared
+    delta_from_controls(torch.ones(3), at_least=1)  # an int for a float is right
 
 
 @pytest.mark.parametrize("connect", ["connect", "connect_ex"])

@@ -2,7 +2,7 @@
 
 `controls` says how many a verdict takes. `drawn_units` hold the single neurons of a verdict,
 `matched_sets` its sets and `important` where its stricter ones are drawn from; `nearest` are the
-most alike; `draw_controls`, `random_neurons` and `with_layer_controls` are drawn at random.
+most alike; `random_neurons` and `with_layer_controls` are drawn at random.
 """
 
 import zlib
@@ -404,39 +404,6 @@ def nearest(
         chosen = others[far.argsort(stable=True)[:n_controls]]
         found.append([table.units[other] for other in chosen.tolist()])
     return found
-
-
-def draw_controls(
-    tried: Int[Tensor, "neuron 2"], available: Int[Tensor, "unit 2"], n: int, *, seed: int
-) -> Int[Tensor, "control 2"]:
-    """Random neurons that are not tried, from the layers of those that are, as often as they are.
-
-    For one tried neuron after another, in a random order and again from the first, another of its
-    layer; fewer where the layers hold no more.
-
-    Raises:
-        LensSkillsError: Fewer than `FEWEST_CONTROLS` others.
-    """
-    random = np.random.default_rng(seed)
-    taken = {tuple(row) for row in tried.tolist()}
-    left: dict[int, list[tuple[int, int]]] = {}
-    for layer, neuron in available.tolist():
-        if (layer, neuron) not in taken:
-            left.setdefault(layer, []).append((layer, neuron))
-    for members in left.values():
-        random.shuffle(members)
-    order = random.permutation(tried[:, 0].numpy()).tolist()
-    found: list[tuple[int, int]] = []
-    while len(found) < n and any(left.get(layer) for layer in order):
-        for layer in order:
-            if left.get(layer) and len(found) < n:
-                found.append(left[layer].pop())
-    if len(found) < FEWEST_CONTROLS:
-        raise LensSkillsError(
-            f"{len(found)} other neurons are left in the layers of those tried; "
-            f"{FEWEST_CONTROLS} at least are needed to compare with. Try fewer: k=…"
-        )
-    return torch.tensor(found)
 
 
 def random_neurons(

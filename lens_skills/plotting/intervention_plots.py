@@ -137,11 +137,10 @@ def effect_against_controls(
     look = LOOKS[ruling.word]
     height, across = 0.9, axis.get_xaxis_transform()
     axis.axvline(ruling.effect, ymax=height, color=look.colour, linewidth=1.0, zorder=3)
-    if bounded(ruling):
-        axis.plot(
-            [ruling.low, ruling.high], [height, height], color=look.colour, linewidth=1.3,
-            transform=across, zorder=3,
-        )  # fmt: skip
+    axis.plot(
+        [ruling.low, ruling.high], [height, height], color=look.colour, linewidth=1.3,
+        transform=across, zorder=3,
+    )  # fmt: skip
     axis.plot(
         [ruling.effect], [height], linestyle="none", transform=across, **look.mark(5), zorder=4
     )
@@ -326,7 +325,7 @@ def _reach(rulings: list[Ruling]) -> float:
     return max(
         abs(number)
         for one in rulings
-        for number in (one.effect, *((one.low, one.high) if bounded(one) else ()), one.direct or 0)
+        for number in (one.effect, one.low, one.high, one.direct or 0)
     )
 
 
@@ -335,8 +334,7 @@ def _rows(axis: Axes, rulings: list[Ruling]) -> None:
         look = LOOKS[one.word]
         if one.name == "set" and row:
             axis.axhline(row - 0.5, color=GREY, linewidth=0.5)
-        if bounded(one):
-            axis.plot([one.low, one.high], [row, row], color=look.colour, linewidth=1.1, zorder=3)
+        axis.plot([one.low, one.high], [row, row], color=look.colour, linewidth=1.1, zorder=3)
         axis.plot([one.effect], [row], linestyle="none", **look.mark(4.6), zorder=4)
         if one.direct is not None:
             _direct(axis, one, one.direct, row + _BELOW)
@@ -395,8 +393,7 @@ def dose_response(
             joined(*source(curve.provenance), size),
         ],
         note=f"Bars: 95 % intervals. Damage: KL(clean ‖ steered) on {texts}, "
-        "steered at every token."
-        + ("" if _sure(frame, "").all() else " No interval: one group of examples."),
+        "steered at every token.",
         exploratory=exploratory,
     )
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.75, 1])
@@ -454,19 +451,16 @@ def change(verdict: Verdict) -> str:
 
 
 def note(verdict: Verdict, rulings: Sequence[Ruling], marks: str) -> str:
-    """What the band is, and the lines of the intervals where there are any."""
-    sure = [bounded(ruling) for ruling in rulings]
+    """What the band is, and the lines of the intervals."""
     unit = verdict.effects.unit
     values = [_delta(ruling, verdict) for ruling in rulings] or [verdict.delta]
     amount = f"{max(values):.2g}" + (f" {unit}" if unit not in ("", "column", "0/1") else "")
     if min(values) < 0.95 * max(values):
         amount = f"{min(values):.2g} to {amount}"
-    parts = [f"Band: ±δ = ±{amount} ({verdict.delta_from})."]
-    if any(sure):
-        parts.append(f"{marks}: 95 % interval, by group of examples.")
-    if not all(sure):
-        parts.append("No interval: one group of examples.")
-    return " ".join(parts)
+    return (
+        f"Band: ±δ = ±{amount} ({verdict.delta_from}). {marks}: 95 % interval, by group of "
+        "examples."
+    )
 
 
 def delta_band(axis: Axes, verdict: Verdict, which: str, delta: float | None = None) -> None:
@@ -478,8 +472,3 @@ def delta_band(axis: Axes, verdict: Verdict, which: str, delta: float | None = N
     span, line = (axis.axvspan, axis.axvline) if which == "x" else (axis.axhspan, axis.axhline)
     span(-delta, delta, color=PALE, zorder=0, linewidth=0, gid="delta")
     line(0, color=BLACK, linewidth=0.5, zorder=0.9)
-
-
-def bounded(ruling: Ruling) -> bool:
-    """Whether the effect has an interval: of a single group of examples it has none."""
-    return math.isfinite(ruling.low) and math.isfinite(ruling.high)

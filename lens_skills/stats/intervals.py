@@ -10,30 +10,6 @@ from torch import Tensor
 from lens_skills.stats.effect_tests import cluster_error
 
 
-def fisher_interval(
-    r: Float[Tensor, "*shape"], n: float, *, n_given: int = 0, level: float = 0.95
-) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Lower and upper end of the interval of a (partial) correlation, by Fisher's z.
-
-    Args:
-        r: Correlations in [-1, 1].
-        n: Number of independent rows.
-        n_given: Number of columns partialled out.
-        level: Coverage, 0.95 for a 95 % interval.
-
-    Source: Fisher 1921; n - n_given - 3 degrees of freedom (Fisher 1924 for the partial case).
-    Assumes: independent rows, and tails not much heavier than normal.
-
-    >>> low, high = fisher_interval(torch.tensor(0.0), 100)
-    >>> round(high.item(), 3)
-    0.196
-    """
-    freedom = max(n - n_given - 3, 1e-9)
-    z = torch.atanh(r.double().clamp(-1 + 1e-15, 1 - 1e-15))
-    half = math.sqrt(2) * torch.erfinv(torch.tensor(level, dtype=torch.float64)) / freedom**0.5
-    return torch.tanh(z - half), torch.tanh(z + half)
-
-
 def chance_max_r(n_units: int, n_examples: int) -> float:
     """About the largest |r| that chance alone reaches among so many units.
 

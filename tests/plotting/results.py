@@ -29,7 +29,6 @@ def make_verdict(
     n_control_neurons: int = 110,
     direct: bool = True,
     together: bool = True,
-    unbounded: bool = False,
     controls: bool = True,
     seed: int = 0,
     metric: str = "logit_diff",
@@ -58,9 +57,6 @@ def make_verdict(
             f"{kind}{end}" for kind in ("direct", "repair") for end in ("_low", "_high")
         )
         rulings = [replace(one, direct=None, self_repair=None, **gone) for one in rulings]
-    if unbounded:
-        ends = {"low": -math.inf, "high": math.inf, "low90": -math.inf, "high90": math.inf}
-        rulings = [replace(one, **ends) for one in rulings]
     units = [f"L{layer}N{index}" for layer in range(LAYERS) for index in range(WIDTH)]
     others = [unit for unit in units if unit not in names][:n_control_neurons]
 
@@ -186,13 +182,12 @@ def make_matrix(skills: Sequence[str] = ("add", "sub", "mul")) -> DamageMatrix:
 
 
 def make_bare(n: int, *, exploratory: bool = False) -> Verdict:
-    """Nothing to compare with, no direct effects, one group of examples, and a long name."""
+    """Nothing to compare with, no direct effects, and a long name."""
     return make_verdict(
         n,
         n_control_neurons=0,
         controls=False,
         direct=False,
-        unbounded=True,
         metric="first_token_correct",
         unit="0/1",
         removes=False,

@@ -3,68 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from scipy.stats import binomtest
 
 from lens_skills.stats.intervals import (
     chance_max_r,
-    fisher_interval,
     share_difference,
     share_interval,
 )
-
-
-@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
-def test_the_interval_is_scipys(level: float) -> None:
-    random = np.random.default_rng(0)
-    x = random.normal(size=(6, 40))
-    y = x * np.linspace(-2, 2, 6)[:, None] + random.normal(size=(6, 40))
-    theirs = [stats.pearsonr(a, b) for a, b in zip(x, y, strict=True)]
-    r = torch.tensor([float(result.statistic) for result in theirs], dtype=torch.float64)
-    low, high = fisher_interval(r, 40, level=level)
-    for place, result in enumerate(theirs):
-        expected = result.confidence_interval(level)
-        assert low[place].item() == pytest.approx(expected.low, abs=1e-9)
-        assert high[place].item() == pytest.approx(expected.high, abs=1e-9)
-
-
-@pytest.mark.parametrize("rho", [0.0, 0.4, -0.8])
-@pytest.mark.parametrize("n", [20, 200])
-def test_the_interval_covers_the_truth(rho: float, n: int) -> None:
-    random = np.random.default_rng(n)
-    x = random.normal(size=(8_000, n))
-    y = rho * x + np.sqrt(1 - rho**2) * random.normal(size=(8_000, n))
-    x, y = (a - a.mean(1, keepdims=True) for a in (x, y))
-    r = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    low, high = fisher_interval(torch.from_numpy(r), n)
-    covered = ((low <= rho) & (rho <= high)).double().mean().item()
-    assert covered == pytest.approx(0.95, abs=0.01)
-
-
-def test_the_interval_of_a_partial_correlation_covers_the_truth() -> None:
-    """With 8 covariates of 30 rows, forgetting their degrees of freedom covers 0.91 only."""
-    random = np.random.default_rng(1)
-    n, n_given, rho = 30, 8, 0.5
-    found = []
-    for _ in range(4_000):
-        z = np.column_stack([np.ones(n), random.normal(size=(n, n_given))])
-        x = random.normal(size=n)
-        y = rho * x + np.sqrt(1 - rho**2) * random.normal(size=n)
-        left = np.column_stack([x, y])
-        left = left - z @ np.linalg.lstsq(z, left, rcond=None)[0]
-        found.append(left[:, 0] @ left[:, 1] / np.sqrt((left**2).sum(0).prod()))
-    low, high = fisher_interval(torch.tensor(found, dtype=torch.float64), n, n_given=n_given)
-    assert ((low <= rho) & (rho <= high)).double().mean().item() == pytest.approx(0.95, abs=0.012)
-
-
-def test_the_ends_stay_finite_at_a_perfect_correlation_and_with_few_rows() -> None:
-    for n in (3, 4, 100):
-        low, high = fisher_interval(torch.tensor([-1.0, 0.0, 1.0]), n)
-        assert torch.isfinite(low).all()
-        assert torch.isfinite(high).all()
-        assert (low >= -1).all()
-        assert (high <= 1).all()
-        assert (low <= high).all()
 
 
 def test_chance_is_about_what_independent_units_reach() -> None:

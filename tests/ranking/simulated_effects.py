@@ -35,5 +35,5 @@ def made_up(
         position="last",
     )
     others = torch.from_numpy(controls)
-    held = LayerControls(drawn, smallest_effect(others, groups, clean))
+    held = LayerControls(drawn, others, smallest_effect(others, groups, clean))
     return AblationEffects(effects, {0: held}, 0.01 * clean, True, seed)

@@ -164,7 +164,7 @@ MEASUREMENTS = {
             "planted_intervals",
         ),
         (
-            "linear parts of a pre-activation's change: rank agreement with exact path patching",
+            "estimates of proposed edges: rank agreement with exact path patching, by target",
             "{circuit_ranks_lowest:.2f}, {circuit_ranks_highest:.2f}",
             "circuit",
         ),
@@ -359,25 +359,43 @@ def circuits(results: Results) -> str:
         "attribution": "gradient (edge attribution patching), to depth 2",
         "integrated": "integrated gradient",
         "relevance": "relevance (patterns, scales and gates held)",
-        "alone": "attribution patching alone, into and out of the neuron, nothing tested",
+        "alone": "attribution patching alone, into and out of the neuron",
     }
 
     def both(how: str, what: str, form: str = ".0f") -> str:
         return "; ".join(f"{numbers[f'circuit_{start}_{how}_{what}']:{form}}" for start in starts)
 
+    def left(start: str, how: str) -> str:
+        share, low, high = (
+            numbers[f"circuit_{start}_{how}_unexplained{end}"] for end in ("", "_low", "_high")
+        )
+        return f"{share:.0%} [{low:+.0%}, {high:+.0%}]"
+
     rows = []
     for how, text in ways.items():
-        confirmed = both(how, "confirmed")
-        if how == "alone":
-            confirmed += f" would hold, {both(how, 'wrong_sign')} with the wrong sign"
-        unexplained = "" if how == "alone" else both(how, "unexplained", ".0%")
-        edges = f"{numbers[f'circuit_{starts[0]}_{how}_edges']:.0f}"
-        rows.append([text, edges, confirmed, unexplained, both(how, "seconds")])
+        random = [
+            f"{numbers[f'circuit_{start}_{how}_random_confirmed']:.0f} of "
+            f"{numbers[f'circuit_{start}_{how}_random']:.0f}"
+            for start in starts
+        ]
+        rows.append(
+            [
+                text,
+                both(how, "edges"),
+                both(how, "confirmed"),
+                both(how, "negligible"),
+                "; ".join(random),
+                "; ".join(left(start, how) for start in starts),
+                both(how, "seconds"),
+            ]
+        )
     head = [
         "edges proposed by",
-        "edges",
-        f"confirmed: {'; '.join(starts)}",
-        "unexplained",
+        f"edges: {'; '.join(starts)}",
+        "confirmed",
+        "negligible",
+        "random edges confirmed",
+        "unexplained by all tested",
         "seconds",
     ]
     return markdown(head, rows)

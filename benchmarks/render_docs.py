@@ -401,6 +401,25 @@ def circuits(results: Results) -> str:
     return markdown(head, rows)
 
 
+def agreement_grades(results: Results) -> str:
+    """What becomes of the neurons that move agreement, by the number of nouns."""
+    numbers = results["agreement_grades"]
+    counts = sorted({int(key.split("_")[1]) for key in numbers if key.startswith("groups_")})
+    columns = {
+        "associated": "associated",
+        "beat the control task": "beat_control",
+        "beyond 1 % of the clean metric": "large",
+        "of these grade A": "large_A",
+        "random neurons tried": "random",
+        "of these beyond 1 %": "random_beyond",
+    }
+    rows = [
+        [str(n), *(f"{numbers[f'groups_{n}_{key}']:,.0f}" for key in columns.values())]
+        for n in counts
+    ]
+    return markdown(["nouns in explore", *columns], rows)
+
+
 def leaderboard(results: Results) -> str:
     """Hits of each method over all tasks, and on two of them."""
     rows = rows_of("figures/leaderboard/leaderboard.csv")
@@ -469,6 +488,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo-neurons": demo_neurons,
     "demo-sets": demo_sets,
     "strongest": strongest,
+    "agreement-grades": agreement_grades,
     "circuits": circuits,
     "calibration": calibration,
     "leaderboard": leaderboard,

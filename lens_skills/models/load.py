@@ -4,11 +4,13 @@ A Hugging Face model is converted into a HookedTransformer or a TransformerBridg
 """
 
 import copy
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from lens_skills.models.huggingface import (
     reason_of,
 )
 from lens_skills.models.parity import check_parity, reference
+from lens_skills.models.partial_forward import cache_argument
 
 
 @dataclass(frozen=True)
@@ -321,6 +324,14 @@ def to_bridge(source: HuggingFaceModel, *, device: str) -> Any:
             f"TransformerBridge cannot hold {source.name} ({type(source.model).__name__}): "
             f"{reason_of(error).rstrip('.')}. Try {way}."
         ) from error
+    accepts = inspect.signature(bridge.original_model.forward).parameters
+    if cache_argument(accepts) == "cache":
+        # TransformerLens loses the cache under its new name and then writes other text: its own
+        # generate is asked for whole passes, unless the user asks for the cache.
+        for name in ("generate", "generate_stream"):
+            if hasattr(bridge, name):
+                whole = partial(getattr(bridge, name), use_past_kv_cache=False)
+                bridge.__dict__[name] = whole
     return bridge.eval()
 
 

@@ -215,7 +215,45 @@ def keeps_keys(adapter: Any) -> bool:
     """Whether blocks run on keys and values that were kept: what the model itself says of it."""
     if adapter.implementation == "hooked":
         return adapter.model.cfg.positional_embedding_type != "shortformer"
-    return {"past_key_values", "use_cache", "position_ids"} <= adapter._accepts
+    kept = cache_argument(adapter._accepts) is not None
+    return kept and {"use_cache", "position_ids"} <= adapter._accepts
+
+
+def cache_argument(accepts: Iterable[str]) -> str | None:
+    """What a Hugging Face forward calls its keys and values: transformers 5.24 renamed them.
+
+    >>> cache_argument(["input_ids", "cache"]), cache_argument(["past_key_values", "cache"])
+    ('cache', 'past_key_values')
+    >>> cache_argument(["input_ids"])
+    """
+    return next((name for name in ("past_key_values", "cache") if name in accepts), None)
+
+
+@contextmanager
+def cache_handed_on(adapter: Any) -> Iterator[None]:
+    """TransformerLens's attention finds the cache inside, whatever transformers calls it.
+
+    Its bridges look for ``past_key_values`` and silently compute without the ones handed over as
+    ``cache``. Those that call the original attention are left alone.
+    """
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge
+
+    def rename(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("cache") is not None and "past_key_values" not in kwargs:
+            return args, {**kwargs, "past_key_values": kwargs["cache"]}
+        return None
+
+    handles: list[Any] = []
+    try:
+        if cache_argument(adapter._accepts) == "cache":
+            for part in adapter._parts:
+                own = isinstance(part, AttentionBridge)
+                if own and type(part).forward is not AttentionBridge.forward:
+                    handles.append(part.register_forward_pre_hook(rename, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def watched(adapter: Any) -> bool:
@@ -272,7 +310,7 @@ class BridgePartialForward(PartialForward):
         if not keeps_keys(adapter):
             raise CannotResume(f"{adapter.name} keeps no keys and values")
         real, cache = self.mask.long(), DynamicCache()
-        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        options: dict[str, Any] = {str(cache_argument(adapter._accepts)): cache, "use_cache": True}
         options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
         if "logits_to_keep" in adapter._accepts:
             options["logits_to_keep"] = 1
@@ -282,6 +320,7 @@ class BridgePartialForward(PartialForward):
             adapter._evaluating(),
             adapter._attached(readers, editors) as called,
             self._recording(calls),
+            cache_handed_on(adapter),
         ):
             adapter.model.original_model(tokens.to(adapter.device), attention_mask=real, **options)
             adapter._all_called(readers, called)
@@ -331,7 +370,8 @@ class BridgePartialForward(PartialForward):
 
     @contextmanager
     def _branching(self, layers: Sequence[int], n_sets: int) -> Iterator[None]:
-        yield  # masks and rotations are arguments here: nothing of the model is touched
+        with cache_handed_on(self.adapter):
+            yield  # masks and rotations are arguments here
 
     def _block(self, layer: int, tree: Tensor, n_sets: int) -> Tensor:
         if (layer, n_sets) not in self._laid_out:

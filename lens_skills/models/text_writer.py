@@ -8,7 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.models.adapter import check_shapes
-from lens_skills.models.partial_forward import COARSE, TOLERANCE, keeps_keys, watched
+from lens_skills.models.partial_forward import (
+    COARSE,
+    TOLERANCE,
+    cache_argument,
+    cache_handed_on,
+    keeps_keys,
+    watched,
+)
 
 
 class Writer(ABC):
@@ -88,10 +95,13 @@ class BridgeWriter(Writer):
             self.cache = DynamicCache()
         tokens, editors = adapter._spoken(tokens, {})
         places = (self.real.cumsum(1) - 1).clamp(min=0)
-        options: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
+        options: dict[str, Any] = {
+            str(cache_argument(adapter._accepts)): self.cache,
+            "use_cache": True,
+        }
         if "logits_to_keep" in adapter._accepts and not adapter._hooks_after_blocks({}):
             options["logits_to_keep"] = 1
-        with adapter._evaluating(), adapter._attached({}, editors):
+        with adapter._evaluating(), adapter._attached({}, editors), cache_handed_on(adapter):
             out = adapter.model.original_model(
                 tokens.to(adapter.device),
                 attention_mask=self.real,

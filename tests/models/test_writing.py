@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt
+from lens_skills.models import SoftPrompt, as_adapter, load_model, with_soft_prompt
 from lens_skills.models.text_writer import (
     BridgeWriter,
     HookedWriter,
@@ -102,6 +102,21 @@ def test_it_writes_what_transformers_writes(tiny: Any, tiny_hf: tuple[Any, Any])
         pad_token_id=0,
     )
     assert torch.equal(found, wanted[:, 9:])
+
+
+def test_generate_of_a_bridge_writes_what_transformers_writes(tiny_hf: tuple[Any, Any]) -> None:
+    """With transformers 5.24 the bridge loses its cache: load_model has it read whole texts."""
+    plain, tokenizer = tiny_hf
+    bridge = load_model(plain, tokenizer=tokenizer, implementation="bridge")
+    row = batch(as_adapter(bridge))[0][2:]
+    found = bridge.generate(
+        row, max_new_tokens=N_STEPS, do_sample=False, stop_at_eos=False, return_type="tokens",
+        verbose=False,
+    )  # fmt: skip
+    wanted = plain.generate(
+        row, max_new_tokens=N_STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert torch.equal(found, wanted)
 
 
 def test_a_soft_prompt_is_read_before_the_text(tiny: Any) -> None:

@@ -308,7 +308,8 @@ def demo_sets(results: Results) -> str:
         f"Mean ablation at the last token, {demo['agreement_examples']} prompts of "
         f"{demo['agreement_groups']} nouns that had no part in the search, clean mean "
         f"{demo['agreement_clean']:.2f} nats; of those with an effect q ≤ "
-        f"{demo['agreement_q_largest']:.3f} among two hundred other neurons of each layer. Of {n:.0f} matched sets, {n_near:.0f} "
+        f"{demo['agreement_q_largest']:.3f} among two hundred other neurons of each layer. "
+        f"Of {n:.0f} matched sets, {n_near:.0f} "
         f"change it by {float(near[0]['low']):+.2f} to {float(near[-1]['high']):+.2f}; all lie "
         f"between {low:+.2f} and {high:+.2f}."
     )

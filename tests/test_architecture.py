@@ -35,7 +35,7 @@ FLOORS = (
     ("studies",),
     ("saved",),
     ("cli",),
-    ("__init__",),
+    ("__init__", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What only the room that opens models may import.

@@ -2,7 +2,8 @@
 
 import importlib
 import json
-import sys
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import lens_skills as ls
-from lens_skills.cli import app
+from lens_skills.cli import app, console
 from lens_skills.cli.runs import Run
 from lens_skills.models.load import has_hooked
 from lens_skills.scoring import Scores
@@ -42,7 +43,6 @@ def run_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     text = printed("score", "agreement", *QUICK, *OPTIONS, "--out", folder, "--model", tiny_folder)
     assert text.startswith("label:plural · mlp.hook_post at last\n")
     assert "\n  192 neurons → " in text
-    assert f"written to {folder}; next: lens-skills select {folder}" in text
     return folder
 
 
@@ -56,9 +56,13 @@ def test_score_writes_what_it_prints(run_folder: Path) -> None:
 def test_the_same_command_again_is_no_other_run(run_folder: Path, tiny_folder: Path) -> None:
     before = Scores.load(run_folder / "explore")
     again = ["score", "agreement", *QUICK, *OPTIONS, "--out", run_folder, "--model", tiny_folder]
-    said = shell(*again).stderr
-    assert f"{run_folder / 'explore'} holds these scores already. Made anew;" in said
-    assert f"To go on instead: lens-skills select {run_folder}" in said
+    done = shell(*again)
+    assert done.exit_code == 0
+    assert f"{run_folder / 'explore'} holds these scores. Nothing was run; --again" in done.stderr
+    assert re.match(r"finished \d{4}-\d\d-\d\d \d\d:\d\d: ", done.stderr)
+    assert done.stderr.endswith(f"next: lens-skills select {run_folder}\n")
+    assert done.stdout == f"{before!r}\n"
+    assert "opening the model" in shell(*again, "--again").stderr
     assert Scores.load(run_folder / "explore").r.equal(before.r)
 
 
@@ -189,13 +193,15 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
     monkeypatch.setattr(room, "forward_batch", forward)
     stopped = shell(*command)
     assert stopped.exit_code == 130
-    assert "score was stopped. What it has done is kept in" in stopped.stderr
-    assert "the same again goes on there" in stopped.stderr
+    assert f"stopped. What it has done is kept in {run / 'explore-checkpoint'}." in stopped.stderr
+    typed = shlex.join(["lens-skills", *map(str, command)])
+    assert stopped.stderr.endswith(f"To go on from there:\n  {typed}\n")
     assert sorted(path.name for path in run.iterdir()) == ["explore-checkpoint", "run.json"]
     for early in ("select", "figures", "verify"):
         said = shell(early, run)
-        assert said.exit_code != 0
-        assert f"{run} holds no scores yet: the pass was stopped" in str(said.exception)
+        assert said.exit_code == 1
+        assert f"{run} holds no scores yet: the pass was stopped" in said.stderr
+        assert said.stderr.endswith(f"in the shell: {typed}\n")
 
     sizes.clear()
     monkeypatch.setattr(
@@ -211,18 +217,14 @@ Refuse = Callable[..., str]
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """What a command that cannot be done says on stderr: one line, exit code 2, nothing else."""
+def refused() -> Refuse:
+    """What a command that cannot be done says on stderr: one line, exit code 1 (2 for a typo)."""
 
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["lens-skills", *map(str, arguments)])
-        with ls.config(), pytest.raises(SystemExit) as stopped:
-            app.main()
-        assert stopped.value.code == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        lines = [line for line in err.splitlines() if line != "opening the model …"]
-        assert len(lines) == 1, err
+    def run(*arguments: object, code: int = 1) -> str:
+        result = shell(*arguments)
+        assert (result.exit_code, result.stdout) == (code, ""), result.output
+        lines = [line for line in result.stderr.splitlines() if line != "opening the model …"]
+        assert len(lines) == 1, result.stderr
         assert lines[0].startswith("lens-skills: ")
         return lines[0]
 
@@ -247,7 +249,8 @@ def test_a_misspelt_command_does_not_hold_the_folder(
     common = ["--out", tmp_path / "run", "--model", tiny_folder, *QUICK]
     refused("score", "agreemnt", *common)
     refused("score", "agreement", "--metric", "label:plurl", *common)
-    assert "written to" in printed("score", "agreement", "--metric", "label:plural", *common)
+    done = shell("score", "agreement", "--metric", "label:plural", *common)
+    assert f"written to {tmp_path / 'run'}\nnext: lens-skills select" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -277,8 +280,9 @@ def test_an_option_that_cannot_be(
 
 def test_an_unknown_command_brings_the_nearest(refused: Refuse) -> None:
     for typed, nearest in (("compare", "compare-methods"), ("verfy", "verify")):
-        assert f"no command '{typed}'. Did you mean '{nearest}'?" in refused(typed, "run")
-    assert refused("zzz") == ("lens-skills: no command 'zzz'. `lens-skills --help` lists all 12.")
+        assert f"no command '{typed}'. Did you mean '{nearest}'?" in refused(typed, "run", code=2)
+    said = refused("zzz", code=2)
+    assert said == "lens-skills: no command 'zzz'. `lens-skills --help` lists all 12."
 
 
 def test_an_option_of_all_commands_is_a_setting(
@@ -286,7 +290,9 @@ def test_an_option_of_all_commands_is_a_setting(
 ) -> None:
     assert "batch_size must be a whole number" in refused("--batch-size", 0, "tasks")
     seen = []
-    monkeypatch.setattr(app, "show_table", lambda *_: seen.append((batch_size(), hides_progress())))
+    monkeypatch.setattr(
+        console.Call, "show_table", lambda *_: seen.append((batch_size(), hides_progress()))
+    )
     printed("--batch-size", 7, "--no-progress", "tasks")
     printed("tasks")
     assert seen == [(7, True), (32, None)]
@@ -332,7 +338,11 @@ def test_a_folder_that_cannot_be_written(
 
 def test_a_folder_that_holds_another_run(refused: Refuse, run_folder: Path) -> None:
     before = (run_folder / "run.json").read_text()
-    assert "holds another run" in refused("score", "ioi", "--out", run_folder)
+    said = refused("score", "ioi", "--out", run_folder)
+    assert "holds another run: exchange" not in said
+    assert "holds another run: " in said
+    assert "task was 'agreement', not 'ioi'" in said
+    assert "limit was 96, not None" in said
     assert (run_folder / "run.json").read_text() == before
 
 

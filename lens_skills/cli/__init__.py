@@ -1,3 +1,3 @@
 """The shell: each command parses, calls the API and prints."""
 
-from lens_skills.cli.app import main as main
+from lens_skills.cli.script import main as main

@@ -1,11 +1,15 @@
 """The shell's analyses of a run: explain neurons, compare methods, trace a circuit."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lens_skills.cli.console import limited, open_run_model, say_if_done
+from lens_skills.cli.console import call, choose, is_run, limited, open_run_model
+from lens_skills.cli.steps import Step
+from lens_skills.errors import LensSkillsError
 
 Folder = Annotated[Path, typer.Argument(help="A run folder written by `lens-skills score`.")]
 Metric = Annotated[str | None, typer.Option(help="Which metric (default: the run's first).")]
@@ -15,7 +19,7 @@ CausalMetric = Annotated[
         help="What effects are measured by (default logit_diff, else answer_probability)."
     ),
 ]
-Limit = Annotated[int, typer.Option(help="Use at most so many examples of the third split.")]
+Limit = Annotated[int, typer.Option(min=1, help="Use at most so many examples of the third split.")]
 
 
 def explain(
@@ -29,22 +33,29 @@ def explain(
     limit: Limit = 1000,
 ) -> None:
     """What neurons of RUN fire for and what they write, on the split that chose none of them."""
+    is_run(run)
+    from lens_skills.activations import parse_neurons
     from lens_skills.cli.runs import Run, main_metric
+    from lens_skills.explanation import Explanations
     from lens_skills.explanation import explain as explained
     from lens_skills.plotting import figures
 
-    opened = Run.load(run)
+    parse_neurons(neuron or [])
+    told, opened = call(), Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
-    say_if_done(opened.path("explanations", name), f"the explanations for {name}")
-    explanations = explained(
-        open_run_model(opened),
-        opened.intervene_split(limit),
-        neuron or _confirmed(opened, name, top),
-        at=opened.scores().site,
-        **_as_scored(opened),
-    )
-    explanations.save(opened.path("explanations", name))
-    _show(opened, "explanations", name, explanations, figures.feature_matrix(explanations))
+    examples = opened.intervene_split(limit)
+    place = opened.path("explanations", name)
+    asked = {"--neuron": neuron, "--limit": limit} | ({} if neuron else {"--top": top})
+    step = Step(place, f"the explanations for {name}", asked)
+    if told.begin(step, lambda: {"explanations": Explanations.load(place)}):
+        explanations = explained(
+            open_run_model(opened),
+            examples,
+            neuron or _confirmed(opened, name, top),
+            at=opened.scores().site,
+            **_as_scored(opened),
+        )
+        _keep(opened, step, "explanations", explanations, figures.feature_matrix)
 
 
 def compare_methods(
@@ -53,30 +64,39 @@ def compare_methods(
     method: Annotated[
         list[str] | None, typer.Option(help="pearson, auroc, taylor … (may repeat; default all).")
     ] = None,
-    k: Annotated[int, typer.Option(help="How many neurons each method may name.")] = 20,
+    k: Annotated[int, typer.Option(min=1, help="How many neurons each method may name.")] = 20,
     causal_metric: CausalMetric = None,
     limit: Limit = 64,
 ) -> None:
     """Which methods find neurons that matter: each ranks on explore, its strongest are ablated."""
+    is_run(run)
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.plotting import figures
+    from lens_skills.ranking import METHODS, MethodComparison
     from lens_skills.ranking import compare_methods as compared
 
-    opened = Run.load(run)
+    for one in method or ():
+        choose("method", one, tuple(METHODS))
+    told, opened = call(), Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
     examples = opened.intervene_split(limit)
-    comparison = compared(
-        open_run_model(opened),
-        opened.splits()[0],
-        name,
-        intervene=examples,
-        methods=method,
-        k=k,
-        causal_metric=opened.causal_metric(examples, causal_metric),
-        at=opened.scores().site,
-        **_as_scored(opened),
-    )
-    _show(opened, "methods", name, comparison, figures.method_comparison(comparison))
+    causal = opened.causal_metric(examples, causal_metric)
+    place = opened.path("methods", name)
+    asked = {"--method": method, "--k": k, "--causal-metric": causal, "--limit": limit}
+    step = Step(place, f"the comparison of methods for {name}", asked)
+    if told.begin(step, lambda: {"methods": MethodComparison.load(place)}):
+        comparison = compared(
+            open_run_model(opened),
+            opened.splits()[0],
+            name,
+            intervene=examples,
+            methods=method,
+            k=k,
+            causal_metric=causal,
+            at=opened.scores().site,
+            **_as_scored(opened),
+        )
+        _keep(opened, step, "methods", comparison, figures.method_comparison)
 
 
 def circuit(
@@ -86,46 +106,58 @@ def circuit(
         typer.Option(help="L17N635 or L9H3 (may repeat: a set). Default: the answer itself."),
     ] = None,
     causal_metric: CausalMetric = None,
-    edges: Annotated[int, typer.Option(help="Edges to test per stage.")] = 60,
-    depth: Annotated[int, typer.Option(help="1: edges into and out of it; 2: of those; …")] = 2,
+    edges: Annotated[int, typer.Option(min=1, help="Edges to test per stage.")] = 60,
+    depth: Annotated[
+        int, typer.Option(min=1, help="1: edges into and out of it; 2: of those; …")
+    ] = 2,
     proposals: Annotated[
         str, typer.Option(help="attribution, integrated or relevance.")
     ] = "attribution",
     limit: Limit = 128,
 ) -> None:
     """What sets a neuron, a head or the answer, and through what it acts: every edge tested."""
+    choose("kind of proposals", proposals, ("attribution", "integrated", "relevance"))
+    for name in neuron or ():
+        if not re.fullmatch(r"L\d+[A-Z]+[\d.]*", name):
+            raise LensSkillsError(f"no neuron or head {name!r}. Names look like L17N635 or L9H3.")
+    is_run(run)
+    from lens_skills.circuits import Circuit, equal_length_pairs
     from lens_skills.circuits import circuit as traced
-    from lens_skills.circuits import equal_length_pairs
     from lens_skills.cli.runs import Run
     from lens_skills.plotting import figures
 
-    opened = Run.load(run)
-    opened.causal_metric(opened.intervene_split(None), causal_metric)
-    model = open_run_model(opened)
-    pairs = equal_length_pairs(model, opened.intervene_split(None))
-    examples = limited(pairs, limit, opened.request.seed)
+    told, opened = call(), Run.load(run)
+    causal = opened.causal_metric(opened.intervene_split(None), causal_metric)
     start: Any = "answer" if not neuron else neuron[0] if len(neuron) == 1 else neuron
-    result = traced(
-        model,
-        examples,
-        start,
-        metric=opened.causal_metric(examples, causal_metric),
-        proposals=proposals,
-        n_edges=edges,
-        depth=depth,
-        **_as_scored(opened),
-    )
-    result.save(opened.path("circuit", result.target))
-    _show(opened, "circuit", result.target, result, figures.circuit_graph(result))
+    named = start if isinstance(start, str) else "+".join(start)
+    place = opened.path("circuit", named)
+    asked = {"--causal-metric": causal, "--edges": edges, "--depth": depth}
+    asked |= {"--proposals": proposals, "--limit": limit}
+    step = Step(place, f"the circuit of {named}", asked)
+    if told.begin(step, lambda: {"circuit": Circuit.load(place)}):
+        model = open_run_model(opened)
+        pairs = equal_length_pairs(model, opened.intervene_split(None))
+        result = traced(
+            model,
+            limited(pairs, limit, opened.request.seed),
+            start,
+            metric=causal,
+            proposals=proposals,
+            n_edges=edges,
+            depth=depth,
+            **_as_scored(opened),
+        )
+        _keep(opened, step, "circuit", result, figures.circuit_graph)
 
 
-def _show(run: Any, what: str, name: str, result: Any, drawing: Any) -> None:
-    """Prints a result, and writes its table and its figure into the run's folder."""
-    typer.echo(repr(result))
-    table = run.path(what, name, ".csv")
+def _keep(run: Any, step: Step, name: str, result: Any, draw: Callable[[Any], Any]) -> None:
+    """Saves a result, prints it, and writes its table and its figure into the run's folder."""
+    result.save(step.place)
+    call().show(name, result)
+    table = step.place.with_name(f"{step.place.name}.csv")
     result.frame().to_csv(table, index=False)
-    figure = drawing.save(run.folder / "figures")
-    typer.echo(f"\nwritten to {table} and {figure}")
+    call().wrote(table, draw(result).save(run.folder / "figures"))
+    call().end(step)
 
 
 def _as_scored(run: Any) -> dict[str, Any]:
@@ -140,5 +172,5 @@ def _confirmed(run: Any, metric: str, top: int) -> Any:
     for selection in run.selections():
         if selection.metric == metric and len(selection):
             return selection
-    typer.echo(f"nothing of {metric!r} is confirmed: the {top} strongest of explore", err=True)
+    call().note(f"nothing of {metric!r} is confirmed: the {top} strongest of explore")
     return run.scores()[metric].top(top)

@@ -1,5 +1,11 @@
 """The commands of the shell: each parses, calls the API and prints."""
 
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,52 +15,166 @@ from typer.core import TyperGroup
 
 from lens_skills.cli.analyses import CausalMetric, Folder, Metric, circuit, compare_methods, explain
 from lens_skills.cli.console import (
-    Implementation,
-    Model,
+    Call,
     Seed,
+    begin_call,
+    call,
+    choose,
+    command,
+    is_run,
     limited,
     named,
     open_model,
     open_run_model,
-    say_if_done,
-    show_table,
+)
+from lens_skills.cli.exit_codes import (
+    BUG,
+    CUT_OFF,
+    FAILED,
+    MISTYPED,
+    received,
+    stopped_code,
 )
 from lens_skills.cli.soft_prompts import Soft, generate, prompt
+from lens_skills.cli.steps import Step
+from lens_skills.cli.terminal import make_printable, say
 from lens_skills.errors import LensSkillsError
 from lens_skills.settings import config
 
+# Typer brings a click of its own since 0.2x, so that what it raises is found through it.
+UsageError: Any = typer.BadParameter.__mro__[1]
+RED, YELLOW = 31, 33
+PACKAGES = ("lens-skills", "torch", "transformers", "transformer-lens", "numpy", "scipy")
+
 
 class Commands(TyperGroup):
-    """The commands; one that there is none of is answered with the nearest."""
+    """The commands; whatever becomes of one, it ends with a sentence and an exit code."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is typed first, with what follows it."""
         if args[0] not in self.commands and not args[0].startswith("-"):
             longer = [name for name in self.commands if name.startswith(args[0])]
             nearest = [*longer, *get_close_matches(args[0], self.commands)][:1]
-            raise LensSkillsError(
+            raise UsageError(
                 f"no command {args[0]!r}. "
                 + "".join(f"Did you mean {name!r}? " for name in nearest)
                 + f"`lens-skills --help` lists all {len(self.commands)}."
             )
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: Any) -> Any:
-        """The command; stopped by Ctrl-C, it says what is kept (exit code 130)."""
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Runs the command that is typed, and leaves with its exit code."""
+        typed = list(sys.argv[1:] if args is None else args)
+        make_printable(sys.stdout, sys.stderr)
+        told = begin_call(typed)
+        told.as_json, told.debug = "--json" in typed, "--debug" in typed
+        shown = warnings.showwarning
+        warnings.showwarning = _as_note  # type: ignore[assignment]
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as stopped:
-            said = str(stopped) or (
-                "stopped; nothing of this step is kept, and what was saved before is as it was. "
-                "The same command begins it again."
-            )
-            typer.secho(f"\nlens-skills: {said}", fg="yellow", err=True)
-            raise typer.Exit(130) from None
+            code = _ended(lambda: self._run(typed or ["--help"]), told)
+        finally:
+            warnings.showwarning = shown
+        raise SystemExit(code)
+
+    def _run(self, typed: list[str]) -> int:
+        try:
+            with self.make_context("lens-skills", typed) as ctx:
+                self.invoke(ctx)
+            sys.stdout.flush()
+        except typer.Exit as left:
+            return left.exit_code
+        return 0
+
+
+def _ended(run: Callable[[], int], told: Call) -> int:
+    """The exit code of a command; what went wrong is said, under ``--json`` on stdout too."""
+    debug = told.debug or bool(os.environ.get("LENS_SKILLS_DEBUG"))
+    try:
+        return run()
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx else "lens-skills"
+        told.name = path.removeprefix("lens-skills").strip()
+        return _failed("usage", error.format_message(), MISTYPED, hint=f"{path} --help")
+    except LensSkillsError as error:
+        if received:  # raised by what Ctrl-C broke off
+            return _stopped(told)
+        if debug:
+            traceback.print_exc()
+        return _failed("error", str(error), FAILED)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | typer.Abort) or received:
+            return _stopped(told)
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ESHUTDOWN):
+            # Who reads has read enough; what Python flushes when it ends goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return CUT_OFF
+        if not isinstance(error, Exception):
+            raise
+        if debug:
+            traceback.print_exc()
+        return _unexpected(error)
+
+
+def _stopped(told: Call) -> int:
+    code = stopped_code()
+    said = told.step.kept() if told.step else "stopped before anything was begun. To begin again:"
+    say(f"\nlens-skills: {said}\n  {told.command}", colour=YELLOW)
+    return _failed("interrupted", said, code, hint=told.command, silent=True)
+
+
+def _unexpected(error: Exception) -> int:
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        hint = "Fewer examples at a time need less: lens-skills --batch-size 4 …"
+        return _failed("memory", f"out of memory ({text}). {hint}", FAILED)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _failed("file", f"{error.filename}: {error.strerror}.", FAILED)
+    return _failed(
+        "bug",
+        f"this is a bug in lens-skills: {type(error).__name__}: {text}. Please report it, with "
+        "what the same command says with --debug at its end and with `lens-skills --version`.",
+        BUG,
+    )
+
+
+def _failed(kind: str, message: str, code: int, *, hint: str = "", silent: bool = False) -> int:
+    told = call()
+    if not silent:
+        see = f" See `{hint}`." if hint and hint not in message else ""
+        say(f"lens-skills: {message}{see}", colour=RED)
+    if told.as_json:
+        from lens_skills.cli.as_json import envelope
+
+        error = {"kind": kind, "message": message, "hint": hint or None}
+        print(envelope("error", {"command": told.name or None, "error": error, "exit_code": code}))
+    return code
+
+
+def _as_note(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
+    """What the package warns of is a note; what its libraries warn of is not the user's."""
+    if "lens_skills" in Path(filename).parts and issubclass(category, RuntimeWarning | UserWarning):
+        call().note(str(message))
+    elif call().debug:
+        say(f"{filename}: {category.__name__}: {message}")
 
 
 app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
+    cls=Commands, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
+
+
+def _version(asked: bool | None) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+        from platform import python_version
+
+        print(f"python {python_version()}")
+        for package in PACKAGES:
+            try:
+                print(f"{package} {version(package)}")
+            except PackageNotFoundError:
+                print(f"{package} is not installed")
+        raise typer.Exit
 
 
 @app.callback()
@@ -65,28 +185,38 @@ def options(
     progress: Annotated[
         bool | None, typer.Option(help="Show progress bars (default: on a terminal only).")
     ] = None,
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", is_eager=True, callback=_version, help="Print versions."),
+    ] = None,
 ) -> None:
     """Find, confirm, test and draw the neurons of a language model that carry a skill.
 
     These options change no result; they stand before the command.
+
+    The result goes to stdout, all else to stderr. With `--json` after a command, stdout is one
+    object: `{"format": "lens-skills/COMMAND", "version": 1, …}`; where it fails,
+    `{"format": "lens-skills/error", …, "error": {"kind", "message", "hint"}}`.
+
+    Exit codes: 0 done (or finished before), 1 cannot be done as asked, 2 mistyped, 70 a bug,
+    130 Ctrl-C, 143 told to end.
     """
     config(batch_size=batch_size, progress=progress)
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where figures and tables go.")] = Path("figures/demo"),
-    model: Model = None,
-    implementation: Implementation = None,
     seed: Seed = 0,
 ) -> None:
-    """The whole pipeline on a skill the model has and on one it mostly has not."""
+    """The whole pipeline on a skill the model has and on one it mostly has not.
+
+    Interrupted, the same command goes on after the last study that was finished.
+    """
     from lens_skills.cli.demo import run_demo
 
-    run_demo(open_model(model, implementation), out, seed=seed)
+    run_demo(call(), out, seed=seed)
 
 
-@app.command()
 def score(
     task: Annotated[
         str,
@@ -100,8 +230,6 @@ def score(
         list[str] | None,
         typer.Option(help="label:NAME, covariate:NAME, correct, confidence, entropy, logit_diff …"),
     ] = None,
-    model: Model = None,
-    implementation: Implementation = None,
     at: Annotated[str, typer.Option(help="Hook point within a block.")] = "mlp.hook_post",
     position: Annotated[
         str | None, typer.Option(help="last, an index such as -2, mean, max, all or prompt.")
@@ -114,9 +242,9 @@ def score(
         str, typer.Option(help="auto, within, kinds, between, free or signs: what trades places.")
     ] = "auto",
     permutations: Annotated[
-        int | None, typer.Option(help="Draws of the null (default 100 for a whole model).")
+        int | None, typer.Option(min=1, help="Draws of the null (default 100 for a whole model).")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use at most so many examples.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many examples.")] = None,
     seed: Seed = 0,
     chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
     text: Annotated[
@@ -142,13 +270,15 @@ def score(
     """
     from lens_skills.cli.runs import Run, RunRequest
 
+    told = call()
     columns = {"prompt": text, "answer": answer, "foil": foil, "group": group, "kind": kind}
     columns = {name: column for name, column in columns.items() if column is not None}
     request = RunRequest(
         task=task,
         metrics=tuple(metric or ["confidence"]),
-        model=model,
-        implementation=implementation,
+        model=told.opening["model"],
+        implementation=told.opening["implementation"],
+        dtype=told.opening["dtype"],
         columns=columns | named("labels", label) | named("covariates", covariate),
         options={
             "at": at,
@@ -163,38 +293,46 @@ def score(
         prompt=None if prompt is None else str(prompt),
     )
     Run(out, request).check()
-    run = Run.create(out, request)
-    say_if_done(out / "explore", "these scores", f"lens-skills select {out}")
-    typer.echo(repr(run.explore(open_model(model, implementation))))
-    typer.echo(f"\nwritten to {out}; next: lens-skills select {out}")
+    run = Run.create(out, request, command=told.command)
+    if told.begin(run.exploring(), lambda: {"scores": run.scores()}):
+        told.show("scores", run.explore(open_model()))
+        told.wrote(out)
+        told.then(run.exploring().then)
 
 
-@app.command()
 def select(
     run: Folder,
     metric: Metric = None,
-    fdr: Annotated[float, typer.Option(help="Expected share of false discoveries.")] = 0.05,
-    top: Annotated[int, typer.Option(help="How many of explore's strongest to test.")] = 200,
+    fdr: Annotated[
+        float, typer.Option(min=0, max=1, help="Expected share of false discoveries.")
+    ] = 0.05,
+    top: Annotated[int, typer.Option(min=1, help="How many of explore's strongest to test.")] = 200,
     grade: Annotated[
         str | None,
         typer.Option(help="B or C: the lowest grade to keep (default B, without control task C)."),
     ] = None,
 ) -> None:
     """Test the strongest neurons of RUN on its unseen confirm split; prints the evidence."""
+    choose("grade", grade, ("B", "C"))
+    is_run(run)
     from lens_skills.cli.runs import Run, main_metric
+    from lens_skills.scoring import Selection
 
-    opened = Run.load(run)
+    told, opened = call(), Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
-    done = f"lens-skills verify {run} --metric {name}"
-    say_if_done(opened.path("selection", name), f"the selection for {name}", done)
-    model = open_run_model(opened)
-    selection = opened.confirm(model, name, fdr=fdr, top=top, grade=grade)
-    typer.echo(repr(selection))
-    if len(selection):
-        typer.echo(f"\nnext: {done}")
+    place = opened.path("selection", name)
+    step = Step(
+        place,
+        f"the selection for {name}",
+        {"--fdr": fdr, "--top": top, "--grade": grade},
+        then=f"lens-skills verify {run} --metric {name}",
+    )
+    if told.begin(step, lambda: {"selection": Selection.load(place)}):
+        selection = opened.confirm(open_run_model(opened), name, fdr=fdr, top=top, grade=grade)
+        told.show("selection", selection)
+        told.end(step)
 
 
-@app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="A run folder in which neurons were selected.")],
     metric: Annotated[
@@ -202,36 +340,52 @@ def verify(
     ] = None,
     causal_metric: CausalMetric = None,
     delta: Annotated[
-        float | None, typer.Option(help="The smallest effect that matters, in that metric's unit.")
+        float | None,
+        typer.Option(min=0, help="The smallest effect that matters, in that metric's unit."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Examples to intervene on.")] = 64,
-    most: Annotated[int, typer.Option(help="How many of the selected neurons to try.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Examples to intervene on.")] = 64,
+    most: Annotated[int, typer.Option(min=1, help="How many of the selected neurons to try.")] = 20,
 ) -> None:
     """Ablate the selected neurons of RUN on its third split, beside control neurons.
 
     Interrupted, the same command goes on where it stopped.
     """
+    is_run(run)
     from lens_skills.cli.runs import Run, main_metric
+    from lens_skills.interventions import Verdict
 
-    opened = Run.load(run)
+    told, opened = call(), Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
     opened.causal_metric(opened.intervene_split(limit), causal_metric)
-    say_if_done(
-        opened.path("verdict", name), f"the verdict on {name}", f"lens-skills figures {run}"
-    )
-    model = open_run_model(opened)
-    verdict = opened.verify(
-        model, name, causal_metric=causal_metric, delta=delta, limit=limit, most=most
-    )
-    typer.echo(repr(verdict))
+    selected = opened.selected(name)
+    place = opened.path("verdict", name)
+    step = Step(
+        place,
+        f"the verdict on {name}",
+        {"--causal-metric": causal_metric, "--delta": delta, "--limit": limit, "--most": most,
+         "the selection": ", ".join(selected.names[:most])},
+        checkpoint=opened.path("verdict-checkpoint", name),
+        then=f"lens-skills figures {run}",
+    )  # fmt: skip
+    if told.begin(step, lambda: {"verdict": Verdict.load(place)}):
+        verdict = opened.verify(
+            open_run_model(opened),
+            name,
+            causal_metric=causal_metric,
+            delta=delta,
+            limit=limit,
+            most=most,
+        )
+        told.show("verdict", verdict)
+        told.end(step)
 
 
-@app.command()
 def figures(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path | None, typer.Option(help="Default: RUN/figures.")] = None,
 ) -> None:
     """Draw the figures of RUN: PDF, SVG, PNG, and the numbers of each as CSV."""
+    is_run(run)
     from lens_skills.cli.runs import Run, draw_all, draw_verdict
 
     opened, target = Run.load(run), out or run / "figures"
@@ -242,16 +396,17 @@ def figures(
     ]
     for drawing in drawings:
         drawing.save(target)
-        typer.echo(f"{target / drawing.name}.pdf .svg .png .csv")
+    stems = [str(target / drawing.name) for drawing in drawings]
+    call().written += [
+        f"{stem}.{ending}" for stem in stems for ending in ("pdf", "svg", "png", "csv")
+    ]
+    call().show_lines("figures", stems, [f"{stem}.pdf .svg .png .csv" for stem in stems])
 
 
-@app.command()
 def models(
     hooks: Annotated[
         bool, typer.Option("--hooks", help="List the hook points of a model's blocks.")
     ] = False,
-    model: Model = None,
-    implementation: Implementation = None,
 ) -> None:
     """What can be opened here, and how."""
     from lens_skills.models import as_adapter, describe_openable
@@ -259,59 +414,58 @@ def models(
     if hooks:
         from lens_skills.activations import site_names
 
-        names = site_names(as_adapter(open_model(model, implementation)).hook_names())
-        typer.echo("\n".join(names))
+        names = site_names(as_adapter(open_model()).hook_names())
+        call().show_lines("hooks", names, names)
         return
-    show_table(
-        ["", "name", "how", "here"],
-        [[row.what, row.name, row.how, row.state] for row in describe_openable()],
-    )
+    rows = [[row.what, row.name, row.how, row.state] for row in describe_openable()]
+    call().show_table("models", ["what", "name", "how", "here"], rows)
 
 
-@app.command()
 def tasks(
     task: Annotated[str | None, typer.Argument(help="Show this task instead of the list.")] = None,
     preflight: Annotated[
         bool, typer.Option("--preflight", help="Can the model do it at all?")
     ] = False,
-    limit: Annotated[int, typer.Option(help="Examples of the preflight.")] = 200,
-    model: Model = None,
-    implementation: Implementation = None,
+    limit: Annotated[int, typer.Option(min=1, help="Examples of the preflight.")] = 200,
 ) -> None:
     """The tasks that come with the toolkit, or one task: its columns and first examples."""
     from lens_skills.tasks import GENERATORS, open_task
 
+    told = call()
     if task is None:
+        if preflight:
+            raise UsageError("--preflight is of one task. Name it: lens-skills tasks TASK …")
         rows = [[name, text] for name, text in GENERATORS.items()]
         rows.append(
             ["PATH", "a BIG-bench JSON file or folder, or a CSV, TSV, JSONL or Parquet file"]
         )
-        show_table(["task", "what it asks"], rows)
+        told.show_table("tasks", ["task", "what it asks"], rows)
         return
     opened = open_task(task)
-    typer.echo(repr(opened))
+    first = [{"prompt": one.prompt, "answer": one.answer, "foil": one.foil} for one in opened[:3]]
+    about = {
+        "name": opened.name,
+        "n_examples": len(opened),
+        "n_groups": len(set(opened.groups)),
+        "columns": list(opened.column_names),
+        "examples": first,
+    }
+    lines = [] if preflight else ["columns: " + ", ".join(opened.column_names)]
+    if not preflight:
+        lines += [f"{one['prompt']!r} → {one['answer']!r}, not {one['foil']!r}" for one in first]
+    told.show_lines("task", about, [repr(opened), *lines])
     if preflight:
-        typer.echo(
-            repr(limited(opened, limit, seed=0).preflight(open_model(model, implementation)))
-        )
-        return
-    typer.echo("columns: " + ", ".join(opened.column_names))
-    for example in opened[:3]:
-        typer.echo(f"{example.prompt!r} → {example.answer!r}, not {example.foil!r}")
+        told.show("preflight", limited(opened, limit, seed=0).preflight(open_model()))
 
 
-for command in (explain, compare_methods, circuit, prompt, generate):
-    app.command()(command)
-
-
-def main() -> None:
-    """Runs a command; the user's mistakes are one line, not a traceback."""
-    try:
-        app()
-    except LensSkillsError as error:
-        typer.secho(f"lens-skills: {error}", fg="red", err=True)
-        raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()
+for made in (demo, score):
+    command(app, made, opens="model", makes=True)
+for made in (select, verify):
+    command(app, made, opens="run", makes=True)
+command(app, figures)
+for opener in (models, tasks):
+    command(app, opener, opens="model")
+for made in (explain, compare_methods, circuit):
+    command(app, made, opens="run", makes=True)
+for made in (prompt, generate):
+    command(app, made, opens="model", makes=True)

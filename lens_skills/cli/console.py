@@ -1,31 +1,251 @@
-"""What the commands of the shell share: options, opening a model, a table."""
+"""What the commands of the shell share: their options, opening a model, printing or ``--json``."""
 
+import inspect
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[
-    str | None,
-    typer.Option(help="Hub name, local folder or .gguf file. Default: bundled SmolLM2-135M."),
-]
-Implementation = Annotated[
-    str | None, typer.Option(help="hooked (HookedTransformer) or bridge (TransformerBridge).")
-]
+from lens_skills.cli.steps import Step
+from lens_skills.cli.terminal import say
+from lens_skills.errors import LensSkillsError, did_you_mean
+
 Seed = Annotated[int, typer.Option(help="Seed of the split and of all random draws.")]
 
+IMPLEMENTATIONS = ("hooked", "bridge")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-def open_model(model: str | None, implementation: str | None) -> Any:
-    """The model named on the command line."""
+# Options that several commands have: name, annotation, default.
+_MODEL = (
+    ("model", str | None, "Hub name, local folder or .gguf file. Default: bundled SmolLM2-135M."),
+    ("implementation", str | None, "hooked (HookedTransformer) or bridge (TransformerBridge)."),
+    ("dtype", str | None, "Of the weights: float32 (default), bfloat16, float16 or float64."),
+    ("device", str | None, "cpu, cuda, cuda:1, mps (default: a GPU if there is one)."),
+)
+_AGAIN = ("again", bool, "Do again what is finished.")
+_ALL = (
+    ("as_json", bool, "Print one JSON object instead, errors as well."),
+    ("debug", bool, "Show where an unexpected error arose."),
+)
+_FLAGS = {"as_json": "--json", "again": "--again", "debug": "--debug"}
+
+
+@dataclass
+class Call:
+    """What one command was told, and what it has to say.
+
+    Attributes:
+        args: As they were typed.
+        name: Of the command.
+        opening: The options that say how a model is opened.
+        step: What it is at.
+    """
+
+    args: list[str] = field(default_factory=list)
+    name: str = ""
+    as_json: bool = False
+    again: bool = False
+    debug: bool = False
+    opening: dict[str, str | None] = field(default_factory=dict)
+    step: Step | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    written: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def command(self) -> str:
+        """It as it is typed."""
+        return shlex.join(["lens-skills", *self.args])
+
+    def show(self, name: str, result: Any) -> None:
+        """The card of a result, or its numbers under a name of their own."""
+        if self.as_json:
+            from lens_skills.cli.as_json import result_values
+
+            self.results[name] = result_values(result)
+        else:
+            print(repr(result), flush=True)
+
+    def show_lines(self, name: str, values: Any, lines: Sequence[str]) -> None:
+        """Something else than a result: values for programs, lines for people."""
+        self.values[name] = values
+        if not self.as_json:
+            print("\n".join(lines), flush=True)
+
+    def show_table(self, name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table whose columns fold instead of being cut."""
+        self.values[name] = [dict(zip(head, row, strict=True)) for row in rows]
+        if self.as_json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for title in head:
+            table.add_column(title, overflow="fold")  # what is to be typed must not be cut short
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+
+    def wrote(self, *places: Path | str) -> None:
+        """The files and folders that hold the result."""
+        self.written += map(str, places)
+        say(f"written to {' and '.join(map(str, places))}")
+
+    def note(self, text: str) -> None:
+        """Something a reader of the result must know."""
+        self.notes.append(text)
+        say(f"note: {text}")
+
+    def then(self, command: str) -> None:
+        """The command that comes next."""
+        self.values["next"] = command
+        say(f"next: {command}")
+
+    def begin(self, step: Step, load: Callable[[], Mapping[str, Any]]) -> bool:
+        """Whether there is something to do; where it is done already, what is there is shown.
+
+        Args:
+            step: What is to be made.
+            load: Reads what was made, by the names `show` is given.
+        """
+        self.step = step
+        done = "" if self.again else step.finished()
+        self.values["finished_before"] = bool(done)
+        if not done:
+            return True
+        for name, result in load().items():
+            self.show(name, result)
+        self.written.append(str(step.place))
+        say(done)
+        if step.then:
+            self.then(step.then)
+        return False
+
+    def end(self, step: Step) -> None:
+        """The step is done and saved."""
+        step.record()
+        self.wrote(step.place)
+        if step.then:
+            self.then(step.then)
+
+    def finish(self) -> None:
+        """Prints the one object that ``--json`` asks for."""
+        if self.as_json:
+            from lens_skills.cli.as_json import envelope
+
+            said = {"results": self.results, "written": self.written, "notes": self.notes}
+            print(envelope(self.name, {**self.values, **said}), flush=True)
+
+
+_calls = [Call()]
+
+
+def call() -> Call:
+    """The command that runs."""
+    return _calls[-1]
+
+
+def begin_call(args: Sequence[str]) -> Call:
+    """A new command that was typed."""
+    _calls[:] = [Call(list(args))]
+    return _calls[-1]
+
+
+def command(
+    app: typer.Typer, function: Callable[..., None], *, opens: str = "", makes: bool = False
+) -> None:
+    """Makes a function a command: with ``--json`` and ``--debug``, and what else it needs.
+
+    Args:
+        opens: ``"model"`` where it opens one that can be named, ``"run"`` where it is a run's.
+        makes: Whether it makes something that can be finished.
+    """
+    offered = [*(_MODEL if opens == "model" else _MODEL[1:] if opens else ())]
+    offered += [_AGAIN] if makes else []
+    more = []
+    for name, kind, text in (*offered, *_ALL):
+        if opens == "run" and name in ("implementation", "dtype"):
+            text = f"{text.split(' (default')[0].rstrip('.')} (default: as scored)."
+            text = text.replace("float32 (default)", "float32")
+        option = typer.Option(*([_FLAGS[name]] if name in _FLAGS else []), help=text)
+        default = False if kind is bool else None
+        more.append((name, Annotated[kind, option], default))
+    kinds = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def run(**given: Any) -> None:
+        told = call()
+        told.name = run_name
+        for name in ("as_json", "again", "debug"):
+            setattr(told, name, bool(given.pop(name, False)))
+        names = [name for name, *_ in _MODEL]
+        told.opening = {name: given.pop(name) for name in names if name in given}
+        _check_opening(told.opening)
+        function(**given)
+        told.finish()
+
+    run_name = function.__name__.replace("_", "-")
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[
+            *(one.replace(kind=kinds) for one in signature.parameters.values()),
+            *(inspect.Parameter(n, kinds, default=d, annotation=a) for n, a, d in more),
+        ]
+    )
+    run.__annotations__ = {**function.__annotations__, **{name: a for name, a, _ in more}}
+    app.command(run_name)(run)
+
+
+def _check_opening(opening: Mapping[str, str | None]) -> None:
+    for name, known in (("implementation", IMPLEMENTATIONS), ("dtype", DTYPES)):
+        choose(name, opening.get(name), known)
+    device = opening.get("device")
+    if device is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?", device):
+        near = did_you_mean(device, ("cpu", "cuda", "mps"))
+        raise LensSkillsError(f"no device {device!r}.{near} Name cpu, cuda, cuda:1 or mps.")
+
+
+def choose(what: str, asked: str | None, known: Sequence[str]) -> None:
+    """Refuses an option's value that is none of those known, with the nearest."""
+    if asked is not None and asked not in known:
+        near = did_you_mean(asked, known)
+        raise LensSkillsError(f"no {what} {asked!r}.{near} There are: {', '.join(known)}.")
+
+
+def open_model(**before: str | None) -> Any:
+    """The model named on the command line; what is not named there is as ``before``.
+
+    What its libraries print goes to stderr: stdout holds the result alone.
+    """
+    import torch
+
     from lens_skills.models import load_model
 
-    typer.echo("opening the model …", err=True)
-    return load_model(model, implementation=implementation)
+    said = {name: value for name, value in call().opening.items() if value is not None}
+    asked = {**before, **said}
+    say("opening the model …")
+    with redirect_stdout(sys.stderr):
+        return load_model(
+            asked.get("model"),
+            implementation=asked.get("implementation"),
+            dtype=getattr(torch, asked.get("dtype") or "float32"),
+            device=asked.get("device"),
+        )
 
 
 def open_run_model(run: Any) -> Any:
     """The model a run was scored with."""
-    return open_model(run.request.model, run.request.implementation)
+    asked = run.request
+    return open_model(model=asked.model, implementation=asked.implementation, dtype=asked.dtype)
 
 
 def limited(task: Any, limit: int | None, seed: int) -> Any:
@@ -35,30 +255,25 @@ def limited(task: Any, limit: int | None, seed: int) -> Any:
     return task if limit is None else few(task, limit, seed=seed)
 
 
-def say_if_done(place: Path, what: str, go_on: str = "") -> None:
-    """Says, before a finished command starts over, that it is finished, and what comes next."""
-    if place.exists():
-        follows = f" To go on instead: {go_on}" if go_on else ""
-        typer.echo(
-            f"{place} holds {what} already. Made anew; what is there is kept until then "
-            f"(Ctrl-C leaves it).{follows}",
-            err=True,
-        )
-
-
 def named(name: str, values: list[str] | None) -> dict[str, Any]:
     """An option that may be repeated, as a keyword argument where it was given."""
     return {name: tuple(values)} if values else {}
 
 
-def show_table(head: list[str], rows: list[list[str]]) -> None:
-    """Prints a table whose columns fold instead of being cut."""
-    from rich.console import Console
-    from rich.table import Table
+def is_run(folder: Path) -> None:
+    """Refuses a folder that is no run, with the nearest that is one: nothing is imported for it.
 
-    table = Table(box=None, pad_edge=False)
-    for name in head:
-        table.add_column(name, overflow="fold")  # what is to be typed must not be cut short
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    Raises:
+        LensSkillsError: No ``run.json`` in it.
+    """
+    try:
+        if (folder / "run.json").exists():
+            return
+        beside = [path.name for path in folder.parent.iterdir() if (path / "run.json").exists()]
+    except OSError:
+        beside = []
+    near = did_you_mean(folder.name, beside)
+    there = "" if folder.exists() else " (there is no such folder)"
+    raise LensSkillsError(
+        f"no run in {folder}{there}.{near} Make one with `lens-skills score TASK --out {folder}`."
+    )

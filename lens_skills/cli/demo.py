@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from lens_skills.activations import stream
+from lens_skills.cli.console import Call, open_model
 from lens_skills.cli.runs import draw_all, draw_verdict
+from lens_skills.cli.steps import Step
 from lens_skills.interventions import Controls
 from lens_skills.plotting import figures
 from lens_skills.settings import config
@@ -21,55 +23,36 @@ CONTROLS = Controls(sets=100, neurons=200)
 WITHOUT_VERDICT = (0.4, 0.2)
 
 
-def run_demo(model: Any, out: Path, *, seed: int = 0) -> list[Study]:
+def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
     """Studies agreement and arithmetic, prints a card each, and writes figures and tables."""
-    has = agreement()
-    _say("1. A skill the model has: subject-verb agreement")
-    able = study(
-        model,
-        has,
-        metric="label:plural",
-        also=("logit_diff", "confidence", "first_token_correct"),
-        controls=CONTROLS,
-        seed=seed,
-    )
-    _keep(model, able, out / "agreement")
-
     lacks = arithmetic("+-*", digits=(1, 2), n=1000)
-    _say("2. A skill it mostly has not: BIG-bench arithmetic, neurons that know it will be right")
-    copying = study(
-        model,
-        lacks,
-        metric="correct",
-        also=("confidence", "first_token_correct"),
-        fractions=WITHOUT_VERDICT,
-        seed=seed,
-    )
-    _keep(model, copying, out / "arithmetic")
-
-    _say("3. The same, with what the prompt says on its surface partialled out")
-    left = study(
-        model,
-        lacks,
-        metric="correct",
-        given=SURFACE,
-        fractions=WITHOUT_VERDICT,
-        preflight=copying.preflight,
-        seed=seed,
-    )
-    _keep(model, left, out / "arithmetic-given-surface")
-    print(f"\nfigures and tables are in {out}")
-    return [able, copying, left]
-
-
-def _say(title: str) -> None:
-    print(f"\n━━ {title} ━━", flush=True)
-
-
-def _keep(model: Any, result: Study, folder: Path) -> None:
-    print(result, flush=True)
-    result.save(folder / "study")
-    draw(model, result, folder)
+    correct = {"metric": "correct", "fractions": WITHOUT_VERDICT}
+    has = {"metric": "label:plural", "controls": CONTROLS}
+    has["also"] = ("logit_diff", "confidence", "first_token_correct")
+    parts: list[tuple[str, str, Any, dict[str, Any]]] = [
+        ("agreement", "1. A skill the model has: subject-verb agreement", agreement(), has),
+        ("arithmetic", "2. A skill it mostly has not: BIG-bench arithmetic, neurons that know it "
+         "will be right", lacks, correct | {"also": ("confidence", "first_token_correct")}),
+        ("arithmetic-given-surface", "3. The same, with what the prompt says on its surface "
+         "partialled out", lacks, correct | {"given": SURFACE}),
+    ]  # fmt: skip
+    model, before = None, None
+    for name, title, task, options in parts:
+        place = out / name / "study"
+        step = Step(place, f"the study of {name}", {"--seed": seed, **call.opening})
+        if not call.as_json:
+            print(f"\n━━ {title} ━━", flush=True)
+        if not call.begin(step, lambda place=place: {place.parent.name: Study.load(place)}):
+            before = Study.load(place).preflight
+            continue
+        model = model or open_model()
+        shared = before if name == "arithmetic-given-surface" else None
+        result = study(model, task, preflight=shared, seed=seed, **options)
+        before = result.preflight
+        call.show(name, result)
+        draw(model, result, out / name)
+        result.save(place)
+        call.end(step)
 
 
 def draw(model: Any, result: Study, folder: Path) -> None:

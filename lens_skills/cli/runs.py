@@ -4,8 +4,6 @@
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 
 from lens_skills.activations import known_values, parse_metrics
 from lens_skills.activations.metrics import causal_metric
-from lens_skills.cli.console import limited
+from lens_skills.cli.console import is_run, limited
+from lens_skills.cli.steps import Step
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.interventions import DamageMatrix, DoseResponse, Verdict, ablate, verify
@@ -42,6 +41,7 @@ class RunRequest:
         seed: Of the split and all draws.
         limit: At most so many examples.
         prompt: The folder of a soft prompt; the groups it was trained on are left out.
+        dtype: Of the model's weights; None is float32.
     """
 
     task: str
@@ -54,6 +54,7 @@ class RunRequest:
     seed: int = 0
     limit: int | None = None
     prompt: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Run:
     request: RunRequest
 
     @classmethod
-    def create(cls, folder: str | Path, request: RunRequest) -> "Run":
-        """A new run folder.
+    def create(cls, folder: str | Path, request: RunRequest, *, command: str = "") -> "Run":
+        """A new run folder; ``command`` is what made it, as it is typed.
 
         Raises:
             LensSkillsError: The folder holds results of another run, or cannot be written.
@@ -73,14 +74,15 @@ class Run:
         run = cls(Path(folder), request)
         # A request that came to nothing (a misspelt task) does not hold the folder.
         begun = any((run.folder / name).exists() for name in ("explore", _CHECKPOINT))
-        if begun and _plain(cls.load(folder).request) != _plain(request):
+        if begun and (differs := _differences(cls.load(folder).request, request)):
             raise LensSkillsError(
-                f"{folder} holds another run. Choose another folder, or remove it."
+                f"{folder} holds another run: {'; '.join(differs)}. Choose another folder, or "
+                "remove it."
             )
         with writable(folder):
             run.folder.mkdir(parents=True, exist_ok=True)
-            manifest = {"format": FORMAT, "command": shlex.join(sys.argv[1:])} | asdict(request)
-            (run.folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            manifest = {"format": FORMAT, "command": command} | asdict(request)
+            (run.folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         return run
 
     @classmethod
@@ -91,8 +93,9 @@ class Run:
             LensSkillsError: There is none, or one that another version wrote.
         """
         path = Path(folder) / _MANIFEST
+        is_run(Path(folder))
         try:
-            plain = dict(json.loads(path.read_text()))
+            plain = dict(json.loads(path.read_text(encoding="utf-8")))
             _ = plain["task"], plain["metrics"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise LensSkillsError(
@@ -161,11 +164,11 @@ class Run:
             kept = (
                 "what it had read is kept" if (self.folder / _CHECKPOINT).exists() else "nothing is"
             )
-            command = json.loads((self.folder / _MANIFEST).read_text()).get("command", "")
-            same = f": lens-skills {command}" if "score" in command.split() else ""
+            manifest = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
+            same = f": {manifest['command']}" if manifest.get("command") else "."
             raise LensSkillsError(
                 f"{self.folder} holds no scores yet: the pass was stopped, and {kept}. Give the "
-                f"command that began it again{same}"
+                f"command that began it again, in the shell{same}"
             )
         return Scores.load(self.folder / "explore")
 
@@ -208,17 +211,7 @@ class Run:
 
         The evidence is written anew, with the verdict's words and the grades that follow.
         """
-        folder = self.path("selection", metric)
-        if not folder.exists():
-            raise LensSkillsError(
-                f"nothing of {metric!r} was confirmed yet. Run `lens-skills select {self.folder} "
-                f"--metric {metric}` first."
-            )
-        selection = Selection.load(folder)
-        if len(selection) == 0:
-            raise LensSkillsError(
-                f"no neuron was confirmed for {metric!r}: there is none to verify."
-            )
+        selection = self.selected(metric)
         task = self.intervene_split(limit)
         verdict = verify(
             model,
@@ -235,6 +228,30 @@ class Run:
         verdict.frame().to_csv(self.path("verdict", metric, ".csv"), index=False)
         selection.graded(verdict).to_csv(self.path("evidence", metric, ".csv"), index=False)
         return verdict
+
+    def exploring(self) -> Step:
+        """The step that scores the explore split."""
+        return Step(
+            self.folder / "explore",
+            "these scores",
+            checkpoint=self.folder / _CHECKPOINT,
+            then=f"lens-skills select {self.folder}",
+        )
+
+    def selected(self, metric: str) -> Selection:
+        """The neurons that were confirmed for a metric, one or more."""
+        folder = self.path("selection", metric)
+        if not folder.exists():
+            raise LensSkillsError(
+                f"nothing of {metric!r} was confirmed yet. Run `lens-skills select {self.folder} "
+                f"--metric {metric}` first."
+            )
+        selection = Selection.load(folder)
+        if len(selection) == 0:
+            raise LensSkillsError(
+                f"no neuron was confirmed for {metric!r}: there is none to verify."
+            )
+        return selection
 
     def path(self, what: str, metric: str, suffix: str = "") -> Path:
         """Where a result of one metric is kept."""
@@ -345,6 +362,11 @@ def draw_verdict(
         yield figures.damage_matrix(matrix, exploratory=verdict.exploratory)
 
 
-def _plain(request: RunRequest) -> Any:
-    """Through JSON once, so that tuples and lists compare alike."""
-    return json.loads(json.dumps(asdict(request)))
+def _differences(before: RunRequest, asked: RunRequest) -> list[str]:
+    """What differs between two requests, in words; options one by one."""
+    # Through JSON once, so that tuples and lists compare alike.
+    old, new = (json.loads(json.dumps(asdict(one))) for one in (before, asked))
+    for plain in (old, new):
+        plain |= plain.pop("options")
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return [f"{name} was {old.get(name)!r}, not {new.get(name)!r}" for name in names]

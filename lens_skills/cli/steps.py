@@ -1,0 +1,72 @@
+"""A step of a command: whether it is done already, by what, and what an interruption leaves."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lens_skills.errors import LensSkillsError
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something a command makes, in a place of its own.
+
+    Attributes:
+        place: The folder or file that is there when the step is done.
+        what: It, in words.
+        asked: The options that make it what it is, by their names in the shell.
+        checkpoint: Where an interrupted one is kept, if it is.
+        then: The command that comes next.
+    """
+
+    place: Path
+    what: str
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    then: str = ""
+
+    @property
+    def _record(self) -> Path:
+        return self.place.with_name(f".{self.place.name}-asked.json")
+
+    def finished(self) -> str:
+        """That the step is done, where and when; "" where it is not.
+
+        Raises:
+            LensSkillsError: It is done with other options: which.
+        """
+        if not self.place.exists():
+            return ""
+        try:
+            before = dict(json.loads(self._record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            before = {}
+        asked = json.loads(json.dumps(dict(self.asked), default=str))
+        other = [name for name in asked if name in before and before[name] != asked[name]]
+        if other:
+            differs = "; ".join(f"{name} was {before[name]}, not {asked[name]}" for name in other)
+            raise LensSkillsError(
+                f"{self.place} holds {self.what}, made with other options: {differs}. Say --again "
+                "to make it anew in its place, or ask for what is there."
+            )
+        when = datetime.fromtimestamp(self.place.stat().st_mtime)
+        return (
+            f"finished {when:%Y-%m-%d %H:%M}: {self.place} holds {self.what}. Nothing was run; "
+            "--again makes it anew (what is there is kept until then)."
+        )
+
+    def record(self) -> None:
+        """Writes down what was asked, beside what was made."""
+        from lens_skills.results import write_file
+
+        write_file(self._record, json.dumps(dict(self.asked), default=str).encode())
+
+    def kept(self) -> str:
+        """What an interruption leaves, and what the same command does then."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            return f"stopped. What it has done is kept in {self.checkpoint}. To go on from there:"
+        before = " What was there before is as it was." if self.place.exists() else ""
+        return f"stopped; nothing of {self.what} is kept.{before} To begin again:"

@@ -31,7 +31,7 @@ from lens_skills.circuits.edge_attribution import (
 from lens_skills.circuits.paired_cache import paired_caches
 from lens_skills.circuits.targets import AnswerTarget, orient, parse_start
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from lens_skills.stats.correlation import rank_agreement
 from lens_skills.tasks import few
 

@@ -25,6 +25,10 @@ def decompose(cache: PairedCache, receiver: Node, channel: str) -> tuple[Parts, 
     = Σ_A w·g (A_corrupted - A_clean) / s_clean + w·g x_corrupted (1 / s_corrupted - 1 / s_clean).
     The last term is the part of the scale, the sender of kind ``"norm"``. (A LayerNorm removes
     the mean of x first, which is linear.) Biases are the same on both prompts and have no part.
+
+    Where a norm follows the attention, a head's A is its share of what the attention adds, the
+    scale of that norm as it is on each prompt (`PairedCache.share`); so shares add up, and what
+    the scale does to the attention's bias is counted with the part of the scale.
     """
     reader = ReceiverInput(cache, receiver, channel)
     column = reader.column
@@ -34,11 +38,14 @@ def decompose(cache: PairedCache, receiver: Node, channel: str) -> tuple[Parts, 
     weight = reader.weight(channel)[:, 0].double()
     frozen = clean.at(column)
     parts = {
-        sender: frozen(cache.written(sender)).double() @ weight
-        for sender in senders_of(receiver, cache.adapter.n_heads)
+        sender: frozen(cache.share(sender)).double() @ weight for sender in _below(cache, receiver)
     }
     there = cache.read(receiver.layer, reader.part, "corrupted")
     scale = (corrupted(there) - clean(there))[:, column].double() @ weight
+    for layer in range(receiver.layer + (0 if cache.weights.parallel else 1)):
+        bias = cache.bias_share(layer, column)
+        if isinstance(bias, Tensor):
+            scale = scale + frozen(bias).double() @ weight
     parts[Node(receiver.layer, "norm", None, receiver.position)] = scale
     norm = cache.norm(receiver.layer, reader.part)
     here = cache.read(receiver.layer, reader.part, "clean")
@@ -76,7 +83,7 @@ def upstream_frame(
 def _rows(
     caches: Sequence[PairedCache], target: ActivationTarget, node: Node, channel: str, weight: float
 ) -> pd.DataFrame:
-    below = senders_of(node, caches[0].adapter.n_heads)
+    below = _below(caches[0], node)
     senders = [*below, Node(node.layer, "norm", None, node.position)]
     part, estimate, effect, whole = [], [], [], []
     for cache in caches:
@@ -126,3 +133,7 @@ def _derivative(
         value = cache.weights.activation({**pre, channel: leaf})
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
     return gradient[:, 0].cpu()
+
+
+def _below(cache: PairedCache, receiver: Node) -> list[Node]:
+    return senders_of(receiver, cache.adapter.n_heads, parallel=cache.weights.parallel)

@@ -51,7 +51,7 @@ from lens_skills.circuits.targets import AnswerTarget, StartNodes, Target, orien
 from lens_skills.data import Example, halves
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.models import SoftPrompt, with_soft_prompt
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from lens_skills.results import provenance
 from lens_skills.stats.effect_tests import (
     FEW_GROUPS,

@@ -21,7 +21,7 @@ from lens_skills.circuits.path_patching import Path, ReceiverInput
 from lens_skills.circuits.targets import AnswerTarget, Target, features, hook_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import keep_activation
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 
 HOOKS = {
     "Q": "attn.hook_q",
@@ -205,7 +205,8 @@ def edges_into(
     """Σ over examples of what a gradient expects of every edge into these channels.
 
     (A_corrupted - A_clean) · gradient for heads, MLPs, their neurons and the embedded token below;
-    for the norm's scale, the pre-activation's change by the scale alone times its gradient.
+    for the norm's scale, the pre-activation's change by the scale alone times its gradient. A norm
+    after a sublayer counts with its derivative at the clean prompt, its scale's included.
     """
     found = EdgeSums()
     for receiver, channel in receivers:
@@ -219,7 +220,9 @@ def edges_into(
             found.one[sender, receiver, channel] = float(value)
         for at in range(receiver.layer if neurons else 0):
             moved = cache.moved_post(at)[:, reader.column]
-            each = moved * (gradient @ cache.weights.mlp_out(at).mT)
+            each = moved * (
+                _before_norm(reader, at, "mlp", gradient) @ cache.weights.mlp_out(at).mT
+            )
             found.senders[at, receiver, channel] = each.double().sum(0).cpu()
     return found
 
@@ -230,14 +233,27 @@ def _sent(reader: ReceiverInput, gradient: Float[Tensor, "example d_model"]) -> 
     layer, position = reader.node.layer, reader.node.position
     token = Node(-1, "token", None, position)
     found = {token: (cache.moved(0)[:, column] * gradient).sum()}
-    for at in range(layer + 1 if reader.part == "mlp" else layer):
-        heads = einsum(gradient, cache.weights.head_out(at), "e d, h f d -> e h f")
+    own = reader.part == "mlp" and not cache.weights.parallel
+    for at in range(layer + own):
+        slope = _before_norm(reader, at, "attn", gradient)
+        heads = einsum(slope, cache.weights.head_out(at), "e d, h f d -> e h f")
         values = (heads * cache.moved_z(at)[:, column]).sum((0, 2))
         found |= {Node(at, "head", k, position): value for k, value in enumerate(values)}
     for at in range(layer):
         moved = cache.moved_mlp(at)[:, column]
         found[Node(at, "mlp", None, position)] = (moved * gradient).sum()
     return found
+
+
+def _before_norm(
+    reader: ReceiverInput, layer: int, part: str, gradient: Float[Tensor, "example d_model"]
+) -> Float[Tensor, "example d_model"]:
+    """A derivative by what a sublayer adds in the reader's column as one by its clean output."""
+    cache, weights = reader.cache, reader.cache.weights
+    if weights.sublayer(part).after is None:
+        return weights.pulled(layer, part, gradient, gradient)
+    output = cache.raw(cache.clean, layer, part)[:, reader.column]
+    return weights.pulled(layer, part, output, gradient)
 
 
 def _by_scale(reader: ReceiverInput, gradients: TargetGradients) -> Tensor:
@@ -264,7 +280,8 @@ def edges_out_of(
     for layer in range(start.layer, adapter.n_layers):
         for channel in ("Q", "K", "V", *cache.weights.gates):
             part = "attn" if channel in ("Q", "K", "V") else "mlp"
-            if layer == start.layer and not (part == "mlp" and start.kind == "head"):
+            own = part == "mlp" and start.kind == "head" and not cache.weights.parallel
+            if layer == start.layer and not own:
                 continue
             gradient = gradients.by.get((layer, channel))
             if gradient is None:
@@ -326,20 +343,28 @@ def relevance_gradients(cache: PairedCache, target: Target) -> TargetGradients:
         found = TargetGradients(answer=answer)
         gradient[:, -1] = answer
     for layer in reversed(range(stop)):
-        post = gradient @ weights.mlp_out(layer).mT + _seed(cache, target, layer, "neuron")
+
+        def before(part: str, slope: Tensor, at: int = layer) -> Tensor:
+            if weights.sublayer(part).after is None:
+                return weights.pulled(at, part, slope, slope)
+            return weights.pulled(at, part, cache.raw(cache.clean, at, part), slope, held=True)
+
+        post = before("mlp", gradient) @ weights.mlp_out(layer).mT
+        post = post + _seed(cache, target, layer, "neuron")
         pre = weights.neurons(layer, cache.clean.middle[layer])
         back = torch.zeros_like(gradient)
         for channel, share in _shares(weights, pre).items():
             found.by[layer, channel] = post * share
             back = back + found.by[layer, channel] @ weights.reading(layer, channel)[0].mT
-        gradient = gradient + cache.frozen(layer, "mlp").back(back)
-        z = einsum(gradient, weights.head_out(layer), "e c d, h f d -> e c h f")
+        read = cache.frozen(layer, "mlp").back(back)
+        written = before("attn", gradient if weights.parallel else gradient + read)
+        z = einsum(written, weights.head_out(layer), "e c d, h f d -> e c h f")
         z = z + _heads(_seed(cache, target, layer, "head"), cache.adapter.n_heads)
         values = einsum(patterns[layer], z, "e h query key, e query h f -> e key h f")
         values = reduce(values, "e key (kv group) f -> e key kv f", "sum", group=weights.group)
         found.by[layer, "V"] = rearrange(values, "e key kv f -> e key (kv f)")
         back = einsum(values, weights.reading(layer, "V"), "e c kv f, kv d f -> e c d")
-        gradient = gradient + cache.frozen(layer, "attn").back(back)
+        gradient = gradient + read + cache.frozen(layer, "attn").back(back)
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lens_skills.circuits.graph import Edge, Node, senders_of
 from lens_skills.circuits.path_patching import Path
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from lens_skills.stats.effect_tests import beyond, cluster_interval, cluster_p, equivalent
 from lens_skills.stats.multiple_testing import false_discovery_q, rank_p
 
@@ -175,7 +175,8 @@ class RandomEdges:
     """
 
     def __init__(self, weights: ModelWeights, *, seed: int) -> None:
-        self.adapter, self._random = weights.adapter, np.random.default_rng(seed)
+        self.weights, self.adapter = weights, weights.adapter
+        self._random = np.random.default_rng(seed)
 
     def draw(self, edges: Sequence[Edge], n: int, taken: set[Path]) -> list[Edge]:
         """At most ``n`` of them, the mix of grains that of ``edges``; fewer where no more are free.
@@ -208,7 +209,8 @@ class RandomEdges:
         if sender.kind == "neuron":
             layer = self._random.permutation(self.adapter.d_mlp).tolist()
             return next((n for k in layer if free(n := replace(sender, index=k))), None)
-        whole = senders_of(receiver, self.adapter.n_heads)
+        parallel = self.weights.parallel
+        whole = senders_of(receiver, self.adapter.n_heads, parallel=parallel)
         alike = [node for node in whole if node.kind == sender.kind and free(node)]
         alike = alike or [node for node in whole if free(node)]
         if not alike:

@@ -149,15 +149,20 @@ class Edge:
         return ends | {"channel": self.channel, "position": self.receiver.position} | own
 
 
-def senders_of(receiver: Node, n_heads: int) -> list[Node]:
+def senders_of(receiver: Node, n_heads: int, *, parallel: bool = False) -> list[Node]:
     """All that writes before the receiver reads, in its column, from below: token, heads, MLPs.
+
+    ``parallel``: a block's MLP reads what its heads read, so they do not write to it.
 
     >>> [node.name for node in senders_of(Node(1, "mlp", None, "-1"), 1)]
     ['token', 'L0H0', 'L0MLP', 'L1H0']
+    >>> [node.name for node in senders_of(Node(1, "mlp", None, "-1"), 1, parallel=True)]
+    ['token', 'L0H0', 'L0MLP']
     """
     position = receiver.position
     found = [Node(-1, "token", None, position)]
-    for layer in range(receiver.layer + (receiver.kind in ("mlp", "neuron"))):
+    own = receiver.kind in ("mlp", "neuron") and not parallel
+    for layer in range(receiver.layer + own):
         found += [Node(layer, "head", index, position) for index in range(n_heads)]
         if layer < receiver.layer:
             found.append(Node(layer, "mlp", None, position))

@@ -27,7 +27,8 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter, keep_activation
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
-from lens_skills.models.weights import FrozenNorm, ModelWeights
+from lens_skills.models.sublayers import ModelWeights, off
+from lens_skills.models.weights import FrozenNorm
 
 _FINE, _COARSE = 1e-3, 0.05  # of the largest number: how near the sum of the parts must come
 
@@ -39,11 +40,14 @@ class CachedRun:
     Attributes:
         suffix: Runs its columns again from any layer; its ``entering`` is the residual stream.
         z: Per layer, what each head reads with its pattern, before it is written.
-        middle: Per layer, the residual stream between attention and MLP.
+        attention: Per layer, what the attention adds to the residual stream.
+        middle: Per layer, the residual stream that the MLP reads: between attention and MLP, or
+            in parallel blocks what enters the block.
     """
 
     suffix: PartialForward
     z: list[Float[Tensor, "example column head d_head"]]
+    attention: list[Float[Tensor, "example column d_model"]]
     middle: list[Float[Tensor, "example column d_model"]]
 
     @property
@@ -55,9 +59,14 @@ class CachedRun:
 class PairedCache:
     """A batch of clean prompts and their corrupted twins, of equal length in tokens.
 
-    The residual stream is a sum: embedding, heads, attention biases, MLPs. So what any of them
-    would send on the corrupted prompt can be put in place of what it sends on the clean one. That
-    the sum holds is checked for every layer of every batch.
+    The residual stream is a sum: embedding, what each attention adds, what each MLP adds. So what
+    any of them would send on the corrupted prompt can be put in place of what it sends on the
+    clean one. That the sum holds is checked for every layer of every batch.
+
+    Where a norm follows a sublayer (Gemma 2 and 3, OLMo 2), heads and neurons are still told
+    apart: one of them sends what the sublayer adds with its corrupted activation among the clean
+    ones, minus what it adds with all clean, the norm computed anew. Nothing is frozen there, so
+    single heads need not add up to their attention; several at once pass the norm together.
 
     Columns are those of the suffix: the last one is the last prompt token, position ``-1``.
     Nothing before the first of them differs between the two prompts.
@@ -86,6 +95,7 @@ class PairedCache:
         self.corrupted = self._run(other, start, check=False)
         self._posts: dict[int, tuple[Tensor, Tensor]] = {}
         self._norms: dict[tuple[int, str, str], FrozenNorm] = {}
+        self._outputs: dict[tuple[int, str, int], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -113,39 +123,28 @@ class PairedCache:
         shape = {"head": adapter.n_heads}
         z = [rearrange(seen[name], "e c (head f) -> e c head f", **shape) for name in names]
         if check:
-            self._check_reading(suffix, seen)
-        middle = []
+            given = {part: seen[f"blocks.0.attn.hook_{part.lower()}"] for part in "QKV"}
+            entering, leaving = suffix.entering[:2]
+            weights.recognise(entering, leaving, z[0], seen["blocks.0.mlp.hook_post"], given)
+        attention, middle = [], []
         for layer, values in enumerate(z):
-            weight = weights.head_out(layer)
-            out = einsum(values, weight, "e c head f, head f d -> e c d")
-            out = out + weights.bias_out(layer, "attn")
-            middle.append(suffix.entering[layer] + out)
-            if layer == 0:
-                weights.recognise(0, middle[0], seen["blocks.0.mlp.hook_post"])
-            self._check_sum(layer, suffix, middle[layer])
-        return CachedRun(suffix, z, middle)
-
-    def _check_sum(self, layer: int, suffix: PartialForward, middle: Tensor) -> None:
-        weights = self.weights
-        post = weights.activation(weights.neurons(layer, middle))
-        found = middle + post @ weights.mlp_out(layer) + weights.bias_out(layer, "mlp")
-        self._near(found, suffix.entering[layer + 1], f"leaves block {layer}")
-
-    def _check_reading(self, suffix: PartialForward, seen: dict[str, Tensor]) -> None:
-        normal = self.weights.norm(0, "attn")(suffix.entering[0])
-        for channel in "QKV":
-            found = self.weights.preactivation(0, channel, normal).flatten(2)
-            given = seen[f"blocks.0.attn.hook_{channel.lower()}"]
-            self._near(found, given, f"is {channel} of block 0")
+            entering = suffix.entering[layer]
+            attention.append(weights.added(layer, "attn", weights.output(layer, "attn", values)))
+            middle.append(entering if weights.parallel else entering + attention[layer])
+            post = weights.activation(weights.neurons(layer, middle[layer]))
+            found = weights.added(layer, "mlp", weights.output(layer, "mlp", post))
+            found = found + entering + attention[layer]
+            self._near(found, suffix.entering[layer + 1], f"leaves block {layer}")
+        return CachedRun(suffix, z, attention, middle)
 
     def _near(self, found: Tensor, given: Tensor, what: str) -> None:
         fine = _FINE if self.adapter.dtype in (torch.float32, torch.float64) else _COARSE
-        error = float((found - given).abs().amax() / given.abs().amax().clamp(min=1e-12))
+        error = off(found, given)
         if not error <= fine:
             raise LensSkillsError(
                 f"{self.adapter.name}: what {what} is not the sum of its parts (off by {error:.1g} "
-                "of the largest number): a norm or a multiplier stands between a sublayer and the "
-                "residual stream. Circuits cannot be told apart here; sweep and verify can."
+                "of the largest number), as it is in block 0, so edges cannot be told apart and "
+                "there are no circuits of it; sweep and verify work."
             )
 
     # What the corrupted prompt changes.
@@ -173,8 +172,8 @@ class PairedCache:
 
     def moved_mlp(self, layer: int) -> Float[Tensor, "example column d_model"]:
         """The change of what a block's MLP writes."""
-        read = self.corrupted.middle[layer] - self.clean.middle[layer]
-        return self.moved(layer + 1) - read
+        attention = self.corrupted.attention[layer] - self.clean.attention[layer]
+        return self.moved(layer + 1) - self.moved(layer) - attention
 
     def moved_post(self, layer: int) -> Float[Tensor, "example column d_mlp"]:
         """The change of each neuron's activation."""
@@ -189,27 +188,103 @@ class PairedCache:
         if layer not in self._posts:
             clean, corrupted = (
                 self.weights.activation(self.weights.neurons(layer, run.middle[layer]))
-                for run in (self.clean, self.corrupted)
+                for run in self.runs
             )
             self._posts[layer] = clean, corrupted
         return self._posts[layer]
 
     def written(self, node: Node) -> Float[Tensor, "example d_model"]:
-        """What a sender writes on the corrupted prompt minus what it writes on the clean one."""
+        """What a sender adds with its corrupted activation, minus what it adds with its clean one.
+
+        All else is clean: see `PairedCache` on norms after a sublayer.
+        """
         column, layer = self.column(node), node.layer
         if node.kind == "token":
             return self.moved(0)[:, column]
-        if node.kind == "head":
-            stop = node.index + node.width  # type: ignore[operator]
-            z, weight = self.moved_z(layer)[:, column], self.weights.head_out(layer)
-            heads = einsum(z, weight, "e head f, head f d -> e head d")
-            return heads[:, node.index : stop].sum(1)
         if node.kind == "mlp":
             return self.moved_mlp(layer)[:, column]
+        part = "attn" if node.kind == "head" else "mlp"
+        return self.passed(self.clean, layer, part, self.output(node), column)
+
+    def output(self, node: Node) -> Float[Tensor, "example d_model"]:
+        """The change of what a head, MLP or neuron gives, before any norm after its sublayer."""
+        column, layer = self.column(node), node.layer
+        if node.kind == "head":
+            return self._head(node, self.moved_z(layer)[:, column])
+        if node.kind == "mlp":
+            return self.moved_post(layer)[:, column] @ self.weights.mlp_out(layer)
         if node.kind == "neuron":
             moved = self.moved_post(layer)[:, column, node.index]
             return moved[:, None] * self.weights.mlp_out(layer)[node.index]
         raise AssertionError(f"{node} writes nothing to the residual stream")
+
+    def _head(self, node: Node, z: Float[Tensor, "example head d_head"]) -> Tensor:
+        heads = slice(int(node.index or 0), int(node.index or 0) + node.width)
+        weight = self.weights.head_out(node.layer)[heads]
+        return einsum(z[:, heads], weight, "e head f, head f d -> e d")
+
+    def passed(
+        self,
+        run: CachedRun,
+        layer: int,
+        part: str,
+        change: Float[Tensor, "*row d_model"],
+        column: int | slice,
+        *,
+        beside: Tensor | float = 0.0,
+    ) -> Float[Tensor, "*row d_model"]:
+        """What a change of a sublayer's output does to what it adds on the prompt of ``run``.
+
+        ``beside``: another change, which is there before and after.
+        """
+        sublayer = self.weights.sublayer(part)
+        if sublayer.after is None:
+            return change if sublayer.factor == 1 else sublayer.factor * change
+        base = self.raw(run, layer, part)[:, column] + beside
+        added = self.weights.added
+        return added(layer, part, base + change) - added(layer, part, base)
+
+    def raw(self, run: CachedRun, layer: int, part: str) -> Float[Tensor, "example column d_model"]:
+        """The output of an attention or MLP on the prompt of ``run``, before any norm after it."""
+        which = self.runs.index(run)
+        key = layer, part, which
+        if key not in self._outputs:
+            values = run.z[layer] if part == "attn" else self._both_posts(layer)[which]
+            self._outputs[key] = self.weights.output(layer, part, values)
+        return self._outputs[key]
+
+    def share(self, node: Node) -> Float[Tensor, "example d_model"]:
+        """A sender's share of what its sublayer adds, corrupted minus clean: shares add up.
+
+        As `written`, but a norm after the sublayer divides by the scale it has on each prompt,
+        and is linear at that.
+        """
+        sublayer = self.weights.sublayer("attn")
+        if node.kind != "head" or sublayer.after is None:
+            return self.written(node)
+        column = self.column(node)
+        outputs = [self._head(node, run.z[node.layer][:, column]) for run in self.runs]
+        return self._at_own_scales(node.layer, column, outputs)
+
+    def bias_share(self, layer: int, column: int) -> Float[Tensor, "example d_model"] | float:
+        """The same of the attention's bias, which only a norm after the attention lets change."""
+        if self.weights.attn.after is None:
+            return 0.0
+        bias = self.weights.bias_out(layer, "attn")
+        return self._at_own_scales(layer, column, [bias.expand(len(self), -1)] * 2)
+
+    @property
+    def runs(self) -> tuple[CachedRun, CachedRun]:
+        """Clean and corrupted."""
+        return self.clean, self.corrupted
+
+    def _at_own_scales(self, layer: int, column: int, outputs: Sequence[Tensor]) -> Tensor:
+        weights, parts = self.weights, []
+        for run, output in zip(self.runs, outputs, strict=True):
+            norm = weights.after(layer, "attn")
+            held = weights.frozen(norm, self.raw(run, layer, "attn")).at(column)
+            parts.append(weights.attn.factor * held(output))
+        return parts[1] - parts[0]
 
     def frozen(self, layer: int, part: str, prompt: str = "clean") -> FrozenNorm:
         """A norm at one prompt's scales: before ``"attn"``, before ``"mlp"`` or the ``"final"``."""

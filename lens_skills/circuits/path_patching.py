@@ -136,8 +136,10 @@ class ReceiverInput:
         return weights.activation(new) - weights.activation(pre)
 
     def writes(self, moved: Float[Tensor, "example feature"]) -> Float[Tensor, "example d_model"]:
-        """What changed neurons add to the residual stream."""
-        return moved @ self.cache.weights.mlp_out(self.node.layer)[self.neurons]
+        """What changed neurons add to the residual stream, the rest of their MLP clean."""
+        cache, layer = self.cache, self.node.layer
+        change = moved @ cache.weights.mlp_out(layer)[self.neurons]
+        return cache.passed(cache.clean, layer, "mlp", change, self.column)
 
     def pull(self, gradient: Float[Tensor, "example feature"]) -> Float[Tensor, "example d_model"]:
         """A derivative by its pre-activation as one by what it reads, at the norm's clean scale."""
@@ -162,7 +164,8 @@ def path_effects(
     The sender's contribution to what the channel reads is replaced by its contribution on the
     corrupted prompt, x' = x + (A_corrupted - A_clean); the receiver is computed anew from it with
     all its other channels clean, and whatever follows the receiver runs freely. The norm as a
-    sender: the channel is read with the corrupted prompt's scale.
+    sender: the channel is read with the corrupted prompt's scale. A norm after the sender's or the
+    receiver's sublayer is computed anew, from the one activation that changed and the clean rest.
 
     Source: Goldowsky-Dill et al. 2023 (arXiv 2304.05969), path patching; edges as in
     Conmy et al. 2023 (arXiv 2304.14997).

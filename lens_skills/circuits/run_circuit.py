@@ -21,7 +21,7 @@ from torch import Tensor
 from lens_skills.circuits.graph import Edge, Node, senders_of
 from lens_skills.circuits.paired_cache import CachedRun, PairedCache
 from lens_skills.circuits.targets import Target
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 
 Parents = Mapping[tuple[Node, str], tuple[Node, ...]]
 """Who sends into each channel of each receiver."""
@@ -191,7 +191,9 @@ class _State:
     Attributes:
         parents: Of each set.
         drift: What free nodes have added to the residual stream; None where none are free.
-        sent: What each set's nodes write now, once it is known (no block below changes again).
+        sent: The change of each set's nodes' outputs, once it is known (no block below changes
+            again).
+        free: Per layer and sublayer, what the free nodes change of its output.
     """
 
     parents: list[Parents]
@@ -199,6 +201,9 @@ class _State:
     post: dict[int, Float[Tensor, "set example column d_mlp"]] = field(default_factory=dict)
     drift: Float[Tensor, "set example column d_model"] | None = None
     sent: dict[tuple[int, Node], Tensor | None] = field(default_factory=dict)
+    free: dict[tuple[int, str], Float[Tensor, "set example column d_model"]] = field(
+        default_factory=dict
+    )
 
 
 class CircuitRun:
@@ -225,8 +230,9 @@ class CircuitRun:
         if self.scheme.free:
             now.drift = self._entering(n_sets)
         for layer in range(adapter.n_layers if target.stop is None else target.stop):
+            drift = now.drift  # what a parallel block's MLP reads is without its heads
             self._heads(layer, now)
-            self._mlp(layer, now)
+            self._mlp(layer, now, drift if self.weights.parallel else now.drift)
         seen = {name: self._seen(now, node) for name, node in target.reads.items()}
         out = None if target.stop is not None else self._final(now)[:, :, None]
         return target.of(self.cache, seen, out).cpu()
@@ -244,13 +250,16 @@ class CircuitRun:
         return change if self.scheme.tokens else torch.zeros_like(change)
 
     def _sent(self, now: _State, which: int, node: Node) -> Float[Tensor, "example d_model"] | None:
-        """What a node writes now minus what it writes on the base prompt; None: nothing."""
+        """What a node's output is now minus what it is on the base prompt; None: no change.
+
+        Before any norm after its sublayer.
+        """
         column, layer = self.cache.column(node), node.layer
         if node.kind == "token":
             return self._embedded()[:, column] if self.scheme.tokens else None
         if node in self.scheme.sources:  # the same in every set
             if node not in self._written:
-                written = self.cache.written(node)
+                written = self.cache.output(node)
                 self._written[node] = written if self.scheme.base == "clean" else -written
             return self._written[node]
         if node.kind == "head":
@@ -275,10 +284,13 @@ class CircuitRun:
     def _change(
         self, now: _State, which: int, senders: Iterable[Node]
     ) -> Float[Tensor, "example d_model"] | None:
-        """What named edges change together; a neuron beside its own MLP counts once."""
+        """What named edges change together; a neuron beside its own MLP counts once.
+
+        Heads of one block, or neurons of one MLP, pass the norm after it together.
+        """
         distinct = list(dict.fromkeys(senders))
         whole = {(node.layer, node.position) for node in distinct if node.kind == "mlp"}
-        total = None
+        outputs: dict[tuple[int, str, int], Tensor] = {}
         for node in distinct:
             if node.kind == "neuron" and (node.layer, node.position) in whole:
                 continue
@@ -286,8 +298,18 @@ class CircuitRun:
                 now.sent[which, node] = self._sent(now, which, node)
             part = now.sent[which, node]
             if part is not None:
-                total = part if total is None else total + part
-        return None if total is None else (-total if self.scheme.removed else total)
+                name = {"token": "token", "head": "attn"}.get(node.kind, "mlp")
+                place = node.layer, name, self.cache.column(node)
+                outputs[place] = outputs[place] + part if place in outputs else part
+        total = None
+        for (layer, name, column), output in outputs.items():
+            change = -output if self.scheme.removed else output
+            if name != "token":
+                free = now.free.get((layer, name))
+                beside = 0.0 if free is None else free[which, :, column]
+                change = self.cache.passed(self.base, layer, name, change, column, beside=beside)
+            total = change if total is None else total + change
+        return total
 
     # What blocks make of it.
 
@@ -298,9 +320,17 @@ class CircuitRun:
             change[:, self.cache.column(node)] = 0
         return repeat(change, "e c d -> s e c d", s=n_sets).clone()
 
-    def _stream(self, base: Tensor, now: _State) -> Float[Tensor, "set example column d_model"]:
+    def _stream(
+        self, base: Tensor, drift: Tensor | None
+    ) -> Float[Tensor, "set example column d_model"]:
         """What channels without named edges read (one set where it is the same for all)."""
-        return base[None] if now.drift is None else base + now.drift
+        return base[None] if drift is None else base + drift
+
+    def _drift_on(self, now: _State, layer: int, part: str, output: Tensor) -> None:
+        """Let what free nodes change of a sublayer's output reach all that follows."""
+        now.free[layer, part] = output
+        added = self.cache.passed(self.base, layer, part, output, slice(None))
+        now.drift = added if now.drift is None else now.drift + added
 
     def _changed(
         self, layer: int, kinds: Sequence[str], now: _State, stream: Tensor
@@ -322,10 +352,10 @@ class CircuitRun:
 
     def _heads(self, layer: int, now: _State) -> None:
         cache, n_sets = self.cache, len(now.parents)
-        stream = self._stream(self.base.entering[layer], now)
+        stream = self._stream(self.base.entering[layer], now.drift)
         changed = self._changed(layer, ("head",), now, stream)
         base = self.base.z[layer]
-        if changed or _drifts(now):
+        if changed or _drifts(now.drift):
             now.z[layer] = changed_heads(cache, self.base, layer, stream, changed, n_sets=n_sets)
         for node in self._given("head", layer):
             z = now.z.setdefault(layer, base.expand(n_sets, *base.shape).clone())
@@ -336,13 +366,14 @@ class CircuitRun:
             for node in self.scheme.restricted_at("head", layer):
                 moved[:, :, cache.column(node), node.index] = 0
             weight = self.weights.head_out(layer)
-            now.drift = now.drift + einsum(moved, weight, "s e c head f, head f d -> s e c d")
+            output = einsum(moved, weight, "s e c head f, head f d -> s e c d")
+            self._drift_on(now, layer, "attn", output)
 
-    def _mlp(self, layer: int, now: _State) -> None:
+    def _mlp(self, layer: int, now: _State, drift: Tensor | None) -> None:
         cache, n_sets = self.cache, len(now.parents)
-        stream = self._stream(self.base.middle[layer], now)
+        stream = self._stream(self.base.middle[layer], drift)
         changed = self._changed(layer, ("mlp", "neuron"), now, stream)
-        if changed or _drifts(now):
+        if changed or _drifts(drift):
             shared = self.weights.neurons(layer, stream)
             now.post[layer] = changed_neurons(cache, layer, shared, changed, n_sets=n_sets)
         for node in self._given("neuron", layer):
@@ -355,13 +386,13 @@ class CircuitRun:
             for node in [n for k in ("mlp", "neuron") for n in self.scheme.restricted_at(k, layer)]:
                 at = slice(None) if node.kind == "mlp" else node.index
                 moved[:, :, cache.column(node), at] = 0
-            now.drift = now.drift + moved @ self.weights.mlp_out(layer)
+            self._drift_on(now, layer, "mlp", moved @ self.weights.mlp_out(layer))
 
     # Where it ends.
 
     def _final(self, now: _State) -> Float[Tensor, "set example d_model"]:
         """The residual stream that the final norm reads at the last column."""
-        stream = self._stream(self.base.entering[-1], now)[:, :, -1]
+        stream = self._stream(self.base.entering[-1], now.drift)[:, :, -1]
         rows = []
         for which, parents in enumerate(now.parents):
             senders = [
@@ -390,8 +421,8 @@ def _senders(parents: Parents, node: Node, channel: str) -> tuple[Node, ...]:
     return found
 
 
-def _drifts(now: _State) -> bool:
-    return now.drift is not None and bool(now.drift.any())
+def _drifts(drift: Tensor | None) -> bool:
+    return drift is not None and bool(drift.any())
 
 
 class RandomCircuits:
@@ -407,7 +438,7 @@ class RandomCircuits:
 
     def senders(self, receiver: Node) -> list[Node]:
         """What writes before the receiver reads: see `senders_of`."""
-        return senders_of(receiver, self.adapter.n_heads)
+        return senders_of(receiver, self.adapter.n_heads, parallel=self.weights.parallel)
 
     def channels(self, sender: Node) -> list[tuple[Node, str]]:
         """Every channel that reads after the sender writes, in its column."""
@@ -415,7 +446,7 @@ class RandomCircuits:
         for layer in range(max(sender.layer, 0), self.adapter.n_layers):
             if layer > sender.layer:
                 found += self.heads(layer, position)
-            if layer > sender.layer or sender.kind == "head":
+            if layer > sender.layer or (sender.kind == "head" and not self.weights.parallel):
                 mlp = Node(layer, "mlp", None, position)
                 found += [(mlp, gate) for gate in self.weights.gates]
         if position == "-1":
@@ -439,7 +470,8 @@ class RandomCircuits:
         for layer in range(n_layers):
             below = 1 + layer * (self.adapter.n_heads + 1)
             total += per_layer * below
-            total += len(self.weights.gates) * (below + self.adapter.n_heads)
+            own = 0 if self.weights.parallel else self.adapter.n_heads
+            total += len(self.weights.gates) * (below + own)
         last = 1 + n_layers * (self.adapter.n_heads + 1) if stop is None else 0
         return total * n_columns + last
 

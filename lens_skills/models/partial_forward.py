@@ -322,11 +322,14 @@ class BridgePartialForward(PartialForward):
             self._recording(calls),
             cache_handed_on(adapter),
         ):
-            adapter.model.original_model(tokens.to(adapter.device), attention_mask=real, **options)
+            whole = adapter.model.original_model(
+                tokens.to(adapter.device), attention_mask=real, **options
+            )
             adapter._all_called(readers, called)
         if len(calls) != adapter.n_layers or len(self.entering) != adapter.n_layers + 1:
             raise CannotResume(f"{adapter.name} does not call its blocks one after another")
         self.calls = calls
+        self.factor = self._logit_factor(whole.logits[:, -1])
         try:
             layers: list[Any] = list(cache.layers)
             kept = [(layer.keys, layer.values) for layer in layers]
@@ -436,9 +439,23 @@ class BridgePartialForward(PartialForward):
         """Logits of the residual stream after the last block, over the whole vocabulary."""
         normal = self.normalise(residual)
         with self._evaluating():
-            logits = self.adapter.model.unembed(normal)
-        cap = getattr(self.adapter.model.original_model.config, "final_logit_softcapping", None)
+            logits = self.factor * self.adapter.model.unembed(normal)
+        cap = self._cap
         return logits if cap is None else cap * (logits / cap).tanh()
+
+    @property
+    def _cap(self) -> float | None:
+        return getattr(self.adapter.model.original_model.config, "final_logit_softcapping", None)
+
+    def _logit_factor(self, given: Float[Tensor, "example d_vocab"]) -> float:
+        """What the model multiplies its vocabulary projection by (Cohere, Granite): regressed."""
+        with self._evaluating():
+            plain = self.adapter.model.unembed(self.normalise(self.entering[-1][:, -1]))
+        plain, given = plain.double(), given.detach().double()
+        if self._cap is not None:
+            given = self._cap * (given / self._cap).clamp(-0.999, 0.999).atanh()
+        found = float((plain * given).sum() / plain.square().sum().clamp(min=1e-300))
+        return 1.0 if abs(found - 1) < 1e-2 else found
 
 
 class Recording:

@@ -19,7 +19,7 @@ from lens_skills.circuits.path_patching import path_effects, whole_input
 from lens_skills.circuits.targets import orient, parse_start, upstream_target
 from lens_skills.data import Example
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from lens_skills.stats.effect_tests import cluster_p
 from lens_skills.tasks import Task
 from tests.planted_circuit import planted_circuit, twins

@@ -18,7 +18,7 @@ from lens_skills.circuits.edge_tests import (
     rank_among,
 )
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 
 MLP = Node(5, "mlp", None, "-1")
 GROUPS = [str(k) for k in range(40)]

@@ -21,7 +21,7 @@ from lens_skills.circuits.run_circuit import RandomCircuits
 from lens_skills.circuits.whole_graph import area
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from tests.circuits.test_run_circuit import all_edges, plain
 from tests.planted_circuit import IDLE, MUTE, UNREAD, N, U, planted_circuit, twins
 

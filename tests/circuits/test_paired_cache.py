@@ -19,7 +19,8 @@ from lens_skills.circuits.path_patching import ReceiverInput, path_effects
 from lens_skills.circuits.targets import ActivationTarget
 from lens_skills.data import Example
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import FrozenNorm, ModelWeights
+from lens_skills.models.sublayers import ModelWeights
+from lens_skills.models.weights import FrozenNorm
 from tests.conftest import tiny_tokenizer
 
 
@@ -184,18 +185,6 @@ def test_padding_changes_nothing(tiny: Any) -> None:
         one, two = path_effects(alone, target, paths), path_effects(both, target, paths)
         assert torch.allclose(one[:, 0], two[:, place], atol=2e-6)
     assert both.n_columns == widest
-
-
-def test_parallel_blocks_are_refused() -> None:
-    class Model:
-        n_heads, name = 4, "neox"
-
-        class model:
-            class cfg:
-                parallel_attn_mlp = True
-
-    with pytest.raises(LensSkillsError, match="side by side"):
-        ModelWeights(Model())
 
 
 def test_a_model_whose_parts_do_not_add_up_is_refused(tiny_hooked: Any) -> None:

@@ -28,7 +28,7 @@ from lens_skills.circuits.path_patching import (
 )
 from lens_skills.circuits.targets import ActivationTarget, AnswerTarget
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from tests.circuits.straight import Patch, Run, Straight
 
 NEURON, HEAD, ANSWER = (

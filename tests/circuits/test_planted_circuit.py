@@ -13,7 +13,7 @@ from lens_skills.circuits.path_patching import path_effects
 from lens_skills.circuits.targets import ActivationTarget, AnswerTarget
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from tests.planted_circuit import IDLE, MUTE, UNREAD, N, PlantedCircuit, U, planted_circuit, twins
 
 LOW, HIGH = 1, 2

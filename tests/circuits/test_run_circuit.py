@@ -16,7 +16,7 @@ from lens_skills.circuits.run_circuit import CircuitRun, EdgeScheme
 from lens_skills.circuits.targets import ActivationTarget, AnswerTarget
 from lens_skills.data import Example
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from tests.circuits.literal import Literal
 
 COLUMNS = 3  # in which the twins differ, or may differ

@@ -16,7 +16,7 @@ from lens_skills.circuits.run_circuit import CircuitRun, EdgeScheme, RandomCircu
 from lens_skills.circuits.targets import AnswerTarget
 from lens_skills.circuits.whole_graph import SHARES, graph_areas, graph_edges, rank_edges
 from lens_skills.models import as_adapter
-from lens_skills.models.weights import ModelWeights
+from lens_skills.models.sublayers import ModelWeights
 from tests.circuits.test_faithfulness import of_answer, run
 from tests.circuits.test_run_circuit import all_edges, plain
 from tests.planted_circuit import planted_circuit, twins
@@ -51,8 +51,10 @@ def test_areas_are_integrals_over_the_share_by_hand() -> None:
 
 def test_the_graph_of_gpt2_has_the_edges_mib_counts() -> None:
     adapter = Mock(n_layers=12, n_heads=12)
-    weights = Mock(spec=ModelWeights, adapter=adapter, group=1, gates=("in",))
-    assert len(graph_edges(RandomCircuits(weights), None)) == 32_491
+    options = {"adapter": adapter, "group": 1, "gates": ("in",)}
+    for parallel, fewer in ((False, 0), (True, 12 * 12)):  # no head of a block sends to its MLP
+        weights = Mock(spec=ModelWeights, parallel=parallel, **options)
+        assert len(graph_edges(RandomCircuits(weights), None)) == 32_491 - fewer
 
 
 def test_shares_of_all_edges_are_run_alone(tiny: Any) -> None:

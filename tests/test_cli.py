@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import lens_skills as ls
 from lens_skills.cli import app, console
 from lens_skills.cli.runs import Run
-from lens_skills.models.load import has_hooked
+from lens_skills.models.conversion import has_hooked
 from lens_skills.scoring import Scores
 from lens_skills.settings import batch_size, hides_progress
 from lens_skills.tasks import GENERATORS

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.huggingface import quiet, reason_of
-from lens_skills.models.parity import Parity
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -83,23 +81,6 @@ def intact(entry: Path) -> bool:
         return bool(files) and all(_sha256(entry / name) == sha for name, sha in files.items())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
-
-
-def parity_stored(entry: Path, implementation: str) -> dict[str, Any] | None:
-    """The parity found earlier with the versions installed now, or None."""
-    try:
-        stored = json.loads((entry / f"parity-{implementation}.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return stored if stored.get("versions") == _versions() else None
-
-
-def store_parity(entry: Path, implementation: str, parity: Parity) -> None:
-    """Write the parity beside the conversion it was measured on."""
-    text = json.dumps(asdict(parity) | {"versions": _versions()}, indent=2)
-    temporary = entry / f".parity-{implementation}-{os.getpid()}"
-    temporary.write_text(text)
-    temporary.replace(entry / f"parity-{implementation}.json")
 
 
 def _build(gguf: Path, entry: Path) -> None:

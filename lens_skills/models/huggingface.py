@@ -96,6 +96,11 @@ def from_hub(name: str, *, dtype: torch.dtype, tokenizer: Any = None) -> Hugging
     return replace(source, name=name, known_as=known_as)
 
 
+def in_memory(x: Any) -> bool:
+    """Whether ``x`` is a ``transformers`` model, told without importing transformers."""
+    return any(kind.__name__ == "PreTrainedModel" for kind in type(x).__mro__)
+
+
 def from_memory(model: Any, tokenizer: Any, *, dtype: torch.dtype) -> HuggingFaceModel:
     """A copy of the user's model and tokenizer: theirs stay as they are, and saveable.
 
@@ -108,6 +113,8 @@ def from_memory(model: Any, tokenizer: Any, *, dtype: torch.dtype) -> HuggingFac
             "load_model(model, tokenizer=AutoTokenizer.from_pretrained(...))."
         )
     own = copy.deepcopy(model).to(dtype=dtype).eval()
+    if not getattr(own.config, "architectures", None):
+        own.config.architectures = [type(model).__name__]  # as save_pretrained would write it
     own.set_attn_implementation("eager")  # as in _pretrained
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     found, begins = _tokenizer(tokenizer)
@@ -184,9 +191,23 @@ def _loaded(load: Callable[[], Any], failure: str) -> Any:
         raise LensSkillsError(f"{failure}: {reason_of(error)}") from error
 
 
-def reason_of(error: Exception) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def reason_of(error: BaseException) -> str:
+    """The most telling line of an error's message, on one line and not too long.
+
+    Libraries begin with a line that says only that something failed, or end a list of names
+    hundreds long.
+
+    >>> reason_of(ValueError("Error(s) in loading state_dict for X:\\n\\tsize mismatch for W"))
+    'size mismatch for W'
+    >>> reason_of(KeyError("gpt9"))
+    "KeyError 'gpt9'"
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.endswith(":") and len(line) > 12]
+    found = (telling or lines or [""])[0]
+    if " " not in found:
+        found = f"{type(error).__name__} {found}".strip()
+    return found if len(found) <= 240 else f"{found[:160]} … {found[-60:]}"
 
 
 def _official_name(name: str) -> str | None:

@@ -1,16 +1,7 @@
-"""`load_model` opens whatever holds a model; `describe_openable` says what can be opened here.
+"""`load_model` opens whatever holds a model; `describe_openable` says what can be opened here."""
 
-A Hugging Face model is converted into a HookedTransformer or a TransformerBridge.
-"""
-
-import copy
-import inspect
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +12,16 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models import gguf_cache as cache
 from lens_skills.models.backends import implementation_of
 from lens_skills.models.bundled import BUNDLED, DEFAULT
+from lens_skills.models.conversion import check_twin, has_hooked, implement
 from lens_skills.models.huggingface import (
     HuggingFaceModel,
     from_folder,
     from_hub,
     from_memory,
-    quiet,
+    in_memory,
     reason_of,
 )
-from lens_skills.models.parity import check_parity, reference
-from lens_skills.models.partial_forward import cache_argument
+from lens_skills.models.parity import BARS
 
 
 @dataclass(frozen=True)
@@ -116,9 +107,10 @@ def load_model(
     x: Any = None,
     *,
     implementation: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | int | torch.device | None = None,
     tokenizer: Any = None,
+    twin: Any = None,
 ) -> Any:
     """A HookedTransformer or TransformerBridge, unprocessed, in evaluation mode.
 
@@ -128,8 +120,15 @@ def load_model(
     says which, and everything here tokenises as ``model.to_tokens`` does. (SmolLM2's tokenizer
     puts none, its BOS being a chat marker; with one, its share of right answers fell from 97 % to
     90 % on agreement pairs, and from 17 % to 10 % on one- and two-digit arithmetic.)
-    A local thing is opened without touching the network. A converted model is first compared
-    with the plain Hugging Face forward.
+    A local thing is opened without touching the network.
+
+    Every model is compared with the plain Hugging Face forward before it is given out, through the
+    adapter that all verbs use: log-probabilities and MLP activations, of prompts alone, padded on
+    the left and on the right, past every window and position scale its configuration names (large
+    windows are narrowed in both for it). ``model.parity`` has the numbers; those of files are kept
+    in the cache, so that it costs once. With ``implementation=None`` a model that fails as a
+    HookedTransformer is opened as a TransformerBridge, and a warning has the numbers. It shows
+    nothing of positions it did not reach (``model.parity.not_reached``).
 
     Args:
         x: None for the bundled default; ``"arithmetic-small"`` for the little model in this
@@ -138,15 +137,18 @@ def load_model(
             name on the Hugging Face hub; a ``transformers`` model in memory, which is copied and
             stays as it is. A HookedTransformer or TransformerBridge comes back itself.
         implementation: ``"hooked"`` or ``"bridge"``; None takes HookedTransformer where the
-            installed TransformerLens has it and can hold the architecture, else the bridge.
-        dtype: Of the weights.
-        device: Where to put them; None takes a GPU if there is one.
+            installed TransformerLens has it and it passes the comparison, else the bridge.
+        dtype: Of the weights: ``torch.float32``, ``"bfloat16"``, ... Quantised weights stay as
+            they are.
+        device: Where to put them (``"cpu"``, ``"cuda:1"``, 0); None takes a GPU if there is one.
         tokenizer: For a model in memory, or instead of the one beside the weights; an object, a
             folder or a hub name.
+        twin: For a HookedTransformer or TransformerBridge of your own: the ``transformers`` model
+            it should equal, with which it is compared.
 
     Raises:
         LensSkillsError: Not found, not readable, not supported by the implementation, without
-            tokenizer, or computing something else after conversion.
+            tokenizer, or computing something else than the original.
 
     >>> load_model(implementation="hook")
     Traceback (most recent call last):
@@ -160,27 +162,60 @@ def load_model(
             "'bridge' (TransformerBridge); None chooses."
         )
     if implementation_of(x) is not None:
+        if twin is not None:
+            check_twin(x, twin)
         return x
+    if twin is not None:
+        raise LensSkillsError(
+            "twin= is for a HookedTransformer or TransformerBridge of your own; everything else is "
+            "compared with its original by itself."
+        )
+    dtype = _dtype(dtype)
     if implementation == "hooked" and not has_hooked():
         raise LensSkillsError(
             f"TransformerLens {version('transformer-lens')} has no HookedTransformer any more. "
             "Run pip install 'transformer-lens<4', or use implementation='bridge'."
         )
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    place = default if device is None else str(device)
-    source, entry = _source(x, dtype, tokenizer)
-    return _implement(source, implementation, place, entry)
+    place, keep = _device(device), not in_memory(x)
+    return implement(lambda: _source(x, dtype, tokenizer), implementation, place, keep=keep)
 
 
-def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> tuple[HuggingFaceModel, Path | None]:
-    """The Hugging Face model behind ``x``, and the cache entry it was converted into, if any."""
-    if any(kind.__name__ == "PreTrainedModel" for kind in type(x).__mro__):
-        return from_memory(x, tokenizer, dtype=dtype), None
+def _dtype(given: Any) -> torch.dtype:
+    known = {str(kind).removeprefix("torch."): kind for kind in BARS}
+    found = known.get(str(given).removeprefix("torch."))
+    if found is None:
+        raise LensSkillsError(
+            f"dtype={given!r} is not one weights are computed with here. There are "
+            f"{', '.join(sorted(known))}."
+        )
+    return found
+
+
+def _device(given: Any) -> str:
+    has_gpu = torch.cuda.is_available()
+    if given is None:
+        return "cuda" if has_gpu else "cpu"
+    try:
+        found = torch.device(f"cuda:{given}" if type(given) is int else given)
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count() if has_gpu else 0))]
+        raise LensSkillsError(
+            f"device={given!r} cannot hold a model here: {reason_of(error)} There are "
+            f"{', '.join(here)}."
+        ) from error
+    return str(found)
+
+
+def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> HuggingFaceModel:
+    """The Hugging Face model behind ``x``."""
+    if in_memory(x):
+        return from_memory(x, tokenizer, dtype=dtype)
     if x is None or (isinstance(x, str) and x.lower() in BUNDLED):
         bundled = BUNDLED[(x or DEFAULT).lower()]
         place = bundled.path()
         if place.is_dir():
-            return from_folder(place, dtype=dtype, tokenizer=tokenizer, name=bundled.name), None
+            return from_folder(place, dtype=dtype, tokenizer=tokenizer, name=bundled.name)
         return _from_gguf(place, dtype, tokenizer, bundled.name)
     if not isinstance(x, str | os.PathLike):
         raise LensSkillsError(
@@ -192,7 +227,7 @@ def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> tuple[HuggingFaceMode
         inside = sorted(path.glob("*.gguf"))
         if len(inside) == 1 and not (path / "config.json").exists():
             return _from_gguf(inside[0], dtype, tokenizer, inside[0].stem)
-        return from_folder(path, dtype=dtype, tokenizer=tokenizer), None
+        return from_folder(path, dtype=dtype, tokenizer=tokenizer)
     if path.is_file():
         return _from_gguf(path, dtype, tokenizer, path.stem)
     name = os.fspath(x)
@@ -200,7 +235,7 @@ def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> tuple[HuggingFaceMode
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise LensSkillsError(f"there is no file or folder {name}. {_can_open()}")
     try:
-        return from_hub(name, dtype=dtype, tokenizer=tokenizer), None
+        return from_hub(name, dtype=dtype, tokenizer=tokenizer)
     except LensSkillsError as error:
         raise LensSkillsError(
             f"no model {name!r}: there is no such folder, and the Hugging Face hub did not give "
@@ -208,158 +243,12 @@ def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> tuple[HuggingFaceMode
         ) from error
 
 
-def _from_gguf(
-    path: Path, dtype: torch.dtype, tokenizer: Any, name: str
-) -> tuple[HuggingFaceModel, Path | None]:
+def _from_gguf(path: Path, dtype: torch.dtype, tokenizer: Any, name: str) -> HuggingFaceModel:
     entry = cache.converted(path)
-    return from_folder(entry, dtype=dtype, tokenizer=tokenizer, name=name), entry
-
-
-def _implement(
-    source: HuggingFaceModel, implementation: str | None, device: str, entry: Path | None
-) -> Any:
-    hooked = implementation == "hooked" or (implementation is None and has_hooked())
-    kind = "hooked" if hooked else "bridge"
-    # The bridge runs the Hugging Face modules themselves: only a file that was converted can
-    # have gone wrong before it. Stored numbers stand for the versions they were measured with.
-    compared = hooked or entry is not None
-    if entry is not None and cache.parity_stored(entry, kind) is not None:
-        compared = False
-    expected = reference(source.model) if compared else None
-    try:
-        model = to_hooked(source, device=device) if hooked else to_bridge(source, device=device)
-    except Unsupported:
-        if implementation is not None or not hooked:
-            raise
-        return _implement(source, "bridge", device, entry)
-    if source.known_as is None:
-        model.cfg.default_prepend_bos = source.begins
-    if expected is not None:
-        parity = check_parity(model, expected, source.name)
-        if entry is not None and source.model.dtype == torch.float32:
-            cache.store_parity(entry, kind, parity)
-    return model
+    return from_folder(entry, dtype=dtype, tokenizer=tokenizer, name=name)
 
 
 def _can_open() -> str:
     rows = [row for row in describe_openable() if row.what != "implementation"]
     lines = [f"  {row.how:44} {row.name} ({row.state})" for row in rows]
     return "\n".join(["What can be opened here:", *lines])
-
-
-NAMES_THAT_MISLEAD = ("llama", "gemma", "bert", "t5", "hubert")
-
-
-class Unsupported(LensSkillsError):
-    """This architecture has no place in the implementation asked for."""
-
-
-def has_hooked() -> bool:
-    """Whether the installed TransformerLens still has HookedTransformer (3.x has, 4.x has not)."""
-    try:
-        from transformer_lens import HookedTransformer  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def to_hooked(source: HuggingFaceModel, *, device: str) -> Any:
-    """The source as an unprocessed HookedTransformer that took over its weights.
-
-    Nothing is folded or centred: logits and residual stream are those of the original.
-
-    Raises:
-        Unsupported: TransformerLens has no converter for the architecture.
-    """
-    from transformer_lens import HookedTransformer
-    from transformer_lens import loading_from_pretrained as loading
-
-    hf_model, dtype = source.model, source.model.dtype
-    try:
-        with quiet(), torch.no_grad(), _config_folder(source) as where:
-            cfg = loading.get_pretrained_model_config(
-                where, hf_cfg=hf_model.config.to_dict(), device=device, dtype=dtype,
-                **({"local_files_only": True} if source.known_as else {}),
-            )  # fmt: skip
-            state = loading.get_pretrained_state_dict(where, cfg, hf_model, dtype=dtype)
-            model = HookedTransformer(cfg, source.tokenizer, move_to_device=False)
-            state = {name: weight.to(dtype) for name, weight in state.items()}
-            # TransformerLens's own loading copies key by key in ten times the time; `assign`
-            # takes the converted views as they are. Tied matrices are parted, so that editing
-            # the unembedding cannot change the embedding.
-            if _shared(state.get("unembed.W_U"), state.get("embed.W_E")):
-                state["unembed.W_U"] = state["unembed.W_U"].clone()
-            model.load_state_dict(model.fill_missing_keys(state), strict=False, assign=True)
-            model.move_model_modules_to_device()
-    except Exception as error:  # any step may trip over an architecture it was not made for
-        raise Unsupported(
-            f"HookedTransformer cannot hold {source.name} ({type(hf_model).__name__}): "
-            f"{reason_of(error).rstrip('.')}. Use load_model(..., implementation='bridge')."
-        ) from error
-    model.cfg.model_name = source.name
-    model.cfg.tokenizer_name = source.tokenizer.name_or_path
-    return model.eval()
-
-
-def to_bridge(source: HuggingFaceModel, *, device: str) -> Any:
-    """The source wrapped by a TransformerBridge, which changes ``source.model`` in place.
-
-    Raises:
-        Unsupported: TransformerLens has no adapter for the architecture.
-    """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    try:
-        with quiet():
-            bridge = TransformerBridge.boot_transformers(
-                source.name,
-                hf_model=source.model.to(device),
-                tokenizer=source.tokenizer,
-                device=device,
-                dtype=source.model.dtype,
-            )
-    except Exception as error:  # as above
-        way = "'hooked'" if has_hooked() else "a model of another architecture"
-        raise Unsupported(
-            f"TransformerBridge cannot hold {source.name} ({type(source.model).__name__}): "
-            f"{reason_of(error).rstrip('.')}. Try {way}."
-        ) from error
-    accepts = inspect.signature(bridge.original_model.forward).parameters
-    if cache_argument(accepts) == "cache":
-        # TransformerLens loses the cache under its new name and then writes other text: its own
-        # generate is asked for whole passes, unless the user asks for the cache.
-        for name in ("generate", "generate_stream"):
-            if hasattr(bridge, name):
-                whole = partial(getattr(bridge, name), use_past_kv_cache=False)
-                bridge.__dict__[name] = whole
-    return bridge.eval()
-
-
-@contextmanager
-def _config_folder(source: HuggingFaceModel) -> Iterator[str]:
-    """Where TransformerLens may read the configuration: a known name, or a neutral folder.
-
-    It takes any path with "llama" or "gemma" in it for that architecture, so the real folder
-    (/home/llama/models/x) is never shown to it.
-    """
-    if source.known_as:
-        yield source.known_as
-        return
-    config = copy.deepcopy(source.model.config)
-    config.architectures = [type(source.model).__name__]
-    if hasattr(config, "n_positions") and not hasattr(config, "n_ctx"):
-        config.n_ctx = config.n_positions  # transformers dropped GPT-2's second name for it
-    places = (tempfile.gettempdir(), "/dev/shm", "/var/tmp", str(Path.home()), str(Path.cwd()))
-    neutral = [
-        place for place in places
-        if Path(place).is_dir() and not any(n in place.lower() for n in NAMES_THAT_MISLEAD)
-    ]  # fmt: skip
-    with tempfile.TemporaryDirectory(
-        prefix="lens-skills-", dir=neutral[0] if neutral else None
-    ) as folder:
-        config.save_pretrained(folder)
-        yield folder
-
-
-def _shared(one: Any, other: Any) -> bool:
-    return one is not None and other is not None and one.data_ptr() == other.data_ptr()

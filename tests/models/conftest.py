@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lens_skills.models import as_adapter
-from lens_skills.models.load import has_hooked
+from lens_skills.models.conversion import has_hooked
 from tests.models.tiny_gguf import write_gguf
 
 IMPLEMENTATIONS = ("hooked", "bridge") if has_hooked() else ("bridge",)

@@ -1,5 +1,6 @@
 """The cache of converted GGUF files: whole or absent, whatever happens."""
 
+import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_adapter, gguf_cache, load, load_model
-from lens_skills.models.load import to_bridge
+from lens_skills.models import as_adapter, conversion, gguf_cache, load_model, parity
+from lens_skills.models.conversion import to_bridge
 from tests.models.conftest import IMPLEMENTATIONS, same_as
 
 every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -50,27 +51,51 @@ def test_a_gguf_file_is_converted_once(
 def test_parity_is_measured_once_and_stored(
     tiny_gguf: Path, implementation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_model(tiny_gguf, implementation=implementation)
-    stored = gguf_cache.parity_stored(gguf_cache.entry_of(tiny_gguf), implementation)
-    assert stored is not None
-    assert stored["log_probability"] < 1e-4
-    assert stored["activation"] < 1e-4
-    monkeypatch.setattr(load, "reference", None)  # would raise when called
-    load_model(tiny_gguf, implementation=implementation)
+    first = load_model(tiny_gguf, implementation=implementation)
+    assert first.parity.log_probability < 1e-4
+    assert first.parity.activation < 1e-4
+    monkeypatch.setattr(parity, "references", None)  # would raise when called
+    monkeypatch.setattr(parity, "measured", None)
+    assert load_model(tiny_gguf, implementation=implementation).parity == first.parity
 
 
-def test_a_failed_parity_is_not_stored(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parity_stands_for_its_weights_versions_and_dtype(
+    tiny_folder: Path, tiny_hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+    measure = parity.measured
+    monkeypatch.setattr(parity, "measured", lambda *a: measured.append(a) or measure(*a))
+
+    def opened(where: Any = tiny_folder, **options: Any) -> int:
+        load_model(where, implementation="bridge", **options)
+        return len(measured)
+
+    assert opened() == opened() == 1
+    assert opened(dtype="bfloat16") == opened(dtype="bfloat16") == 2
+    other = copy.deepcopy(tiny_hf[0])
+    with torch.no_grad():
+        other.lm_head.weight[3, 5] += 1e-3
+    other.save_pretrained(tmp_path / "other")
+    assert opened(tmp_path / "other", tokenizer=tiny_hf[1]) == 3
+    monkeypatch.setattr(parity, "versions", lambda: {"torch": "9"})
+    assert opened() == opened() == 4
+
+
+def test_a_failed_parity_is_stored_too(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def corrupt(source: Any, *, device: str) -> Any:
         bridge = to_bridge(source, device=device)
         with torch.no_grad():
             bridge.original_model.model.layers[2].mlp.down_proj.original_component.weight[3] += 1.0
         return bridge
 
+    monkeypatch.setattr(conversion, "has_hooked", lambda: False)
     with monkeypatch.context() as patch:
-        patch.setattr(load, "to_bridge", corrupt)
+        patch.setattr(conversion, "to_bridge", corrupt)
         with pytest.raises(LensSkillsError, match="does not compute what the original"):
             load_model(tiny_gguf, implementation="bridge")
-        assert gguf_cache.parity_stored(gguf_cache.entry_of(tiny_gguf), "bridge") is None
+    with pytest.raises(LensSkillsError, match="does not compute what the original"):
+        load_model(tiny_gguf, implementation="bridge")  # the conversion is as it was: no new try
+    monkeypatch.setattr(parity, "versions", lambda: {"torch": "9"})
     load_model(tiny_gguf, implementation="bridge")
 
 

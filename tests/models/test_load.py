@@ -11,9 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_adapter, describe_openable, load, load_model
+from lens_skills.models import as_adapter, conversion, describe_openable, load, load_model
 from lens_skills.models.bundled import BUNDLED, DEFAULT
-from lens_skills.models.load import to_hooked
+from lens_skills.models.conversion import to_hooked
 from tests.models.conftest import IMPLEMENTATIONS, needs_hooked, same_as
 
 every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -128,6 +128,11 @@ def test_the_users_tokenizer_is_left_as_it_was(tiny_hf: Any, change: dict[str, A
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_dtype_is_the_real_one(tiny_folder: Path, implementation: Any, dtype: Any) -> None:
+    if dtype == torch.float64 and implementation == "bridge":
+        # Its softmax is in float32, where float64's mask of padding overflows.
+        with pytest.raises(LensSkillsError, match=r"not numbers \(padded"):
+            load_model(tiny_folder, implementation=implementation, dtype=dtype)
+        return
     model = load_model(tiny_folder, implementation=implementation, dtype=dtype)
     adapter = as_adapter(model)
     assert adapter.dtype == dtype
@@ -223,9 +228,9 @@ def test_a_wrong_conversion_is_refused_with_the_numbers(
             model.blocks[1].mlp.W_in[:, 7] += 0.5
         return model
 
-    monkeypatch.setattr(load, "to_hooked", corrupt)
+    monkeypatch.setattr(conversion, "to_hooked", corrupt)
     with pytest.raises(
-        LensSkillsError, match=r"differ by [0-9.e-]+ nats, MLP activations by [0-9]"
+        LensSkillsError, match=r"differ by [0-9.e-]+ nats.*MLP activations differ by [0-9]"
     ):
         load_model(tiny_folder, implementation="hooked")
 
@@ -245,7 +250,8 @@ def test_implementation_misspelt(tiny_folder: Path) -> None:
 def test_hooked_where_transformerlens_has_none(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "has_hooked", lambda: False)
+    for room in (load, conversion):
+        monkeypatch.setattr(room, "has_hooked", lambda: False)
     with pytest.raises(LensSkillsError, match=r"transformer-lens<4.*implementation='bridge'"):
         load_model(tiny_folder, implementation="hooked")
     assert as_adapter(load_model(tiny_folder)).implementation == "bridge"

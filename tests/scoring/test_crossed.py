@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lens_skills.data import Example
-from lens_skills.models.load import has_hooked
+from lens_skills.models.conversion import has_hooked
 from lens_skills.scoring import Scores, Selection, score, select, skill_matrix
 from lens_skills.tasks import Task
 from tests.planted import plant

@@ -75,6 +75,12 @@ class Example:
         >>> Example(id="a", prompt="x", answer="").problem()
         'the answer is an empty text. Give the continuation, or None if there is none.'
         """
+        for name in ("id", "prompt", "answer", "foil", "corrupted", "group", "kind"):
+            if wrong := _no_text(getattr(self, name), name):
+                return wrong
+        for option in self.options:
+            if wrong := _no_text(option, "option") or ("" if option else "an option is empty."):
+                return wrong
         if self.answer == "":
             return "the answer is an empty text. Give the continuation, or None if there is none."
         if self.answer is not None and self.answer == self.foil:
@@ -93,9 +99,29 @@ class Example:
                         f"{name!r} in {kind} is {value!r} of type {type(value).__name__}. "
                         "Give a plain str, int, float or bool."
                     )
+                if isinstance(value, str) and (wrong := _no_text(value, name)):
+                    return wrong
+                if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                    return f"{name!r} in {kind} is a number too large. Give it as a text."
                 if isinstance(value, float) and not math.isfinite(value):
                     return f"{name!r} in {kind} is {value}. Drop the example or fill the value."
         return None
+
+
+def _no_text(value: Any, name: str) -> str:
+    """What is wrong with a field that is to be a text, or None; "" where nothing is."""
+    if value is None and name not in ("id", "prompt"):
+        return ""
+    if not isinstance(value, str):
+        return f"the {name} is {str(value)[:60]} of type {type(value).__name__}. Give a text."
+    try:
+        value.isascii() or value.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"the {name} holds half a character, {value[error.start]!r}, at place {error.start}. "
+            "Write the character whole."
+        )
+    return ""
 
 
 def in_turns(items: Sequence[Item], group: Callable[[Item], Any]) -> list[Item]:

@@ -1,6 +1,5 @@
 """`from_file`: grades that people or other models gave, read from a file."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -11,10 +10,12 @@ from typing import Any
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Ungraded
-from lens_skills.tasks.table import read_rows, read_text
+from lens_skills.tasks.table_files import file_kind, read_json_lines, read_separated
 
 # Columns of a CSV file that are not skills.
 ABOUT = ("id", "topic", "text", "student", "model", "grader", "prompt", "comment", "comments")
+
+KEYS = ("id", "text", "topic")
 
 
 @dataclass(eq=False)
@@ -62,16 +63,17 @@ def from_file(path: str | Path) -> FileGrader:
             its line.
     """
     file = Path(path)
-    if file.suffix not in (".jsonl", ".csv"):
+    kind = file_kind(file)
+    if kind not in (".jsonl", ".csv"):
         raise LensSkillsError(
             f"grades are read from a .jsonl or .csv file, not from {str(file)!r}."
         )
     grader = FileGrader(file)
-    rows = list(_json_lines(file) if file.suffix == ".jsonl" else _csv_rows(file))
+    rows = list(_json_lines(file) if kind == ".jsonl" else _csv_rows(file))
     if not rows:
         raise LensSkillsError(f"{file} holds no grades.")
     for line, row, grades in rows:
-        id, text, topic = (str(row.get(key) or "") for key in ("id", "text", "topic"))
+        id, text, topic = (_written(row, key, f"{file}, line {line}") for key in KEYS)
         if not id and not text.strip():
             raise LensSkillsError(f"{file}, line {line}: neither an id nor a text.")
         if id:
@@ -84,7 +86,7 @@ def from_file(path: str | Path) -> FileGrader:
                 continue
             try:
                 number = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not math.isfinite(number):
                 raise LensSkillsError(
@@ -95,32 +97,28 @@ def from_file(path: str | Path) -> FileGrader:
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any], Mapping[str, Any]]]:
-    for line, text in enumerate(read_text(file).splitlines(), start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise LensSkillsError(f"{file}, line {line} is not JSON: {error}.") from error
-        grades = row.get("grades") if isinstance(row, dict) else None
-        if not isinstance(grades, dict):
+    for line, row in read_json_lines(file):
+        if not isinstance(row.get("grades"), dict):
             raise LensSkillsError(
                 f"{file}, line {line}: no 'grades', an object from skill to number."
             )
-        yield line, row, grades
+        yield line, row, row["grades"]
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any], Mapping[str, Any]]]:
-    rows = read_rows(file)
-    _, names = next(rows, (1, []))
+    names, rows = read_separated(file)
     for line, cells in rows:
-        if len(cells) != len(names):
-            raise LensSkillsError(
-                f"{file}, line {line}: not as many cells as the first line has columns."
-            )
         row = dict(zip(names, cells, strict=True))
         grades = {k: v.strip() for k, v in row.items() if k.strip().lower() not in ABOUT}
         yield line, row, grades
+
+
+def _written(row: Mapping[str, Any], key: str, where: str) -> str:
+    """What a row holds under a key as text, "" where it holds nothing."""
+    value = row.get(key)
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
+        return "" if value is None else str(value)
+    raise LensSkillsError(f"{where}: {key!r} is {str(value)[:60]}, no text.")
 
 
 def _bare(text: str) -> str:

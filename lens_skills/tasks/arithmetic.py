@@ -209,7 +209,8 @@ def parse(question: str, answer: str | None) -> ArithmeticProblem | None:
     ArithmeticProblem(a=8, op='/', b=2)
     """
     match = QUESTION.fullmatch(question)
-    if match is None:
+    # Numbers of more digits are no columns: a float64 does not hold them.
+    if match is None or max(len(match[1]), len(match[3])) > 9:
         return None
     op = next(op for op, word in WORDS.items() if word == match[2])
     problem = ArithmeticProblem(int(match[1]), op, int(match[3]))

@@ -16,7 +16,7 @@ from lens_skills.tasks.nli import (
     demonstrate,
     pose_pairs,
 )
-from lens_skills.tasks.table import read_text
+from lens_skills.tasks.table_files import read_text
 from lens_skills.tasks.task import Task, by_digest
 
 COLUMNS = ("gold_label", "sentence1", "sentence2", "pairID", "heuristic", "subcase", "template")

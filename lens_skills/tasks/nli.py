@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from lens_skills.data import Example, Value, in_turns
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.table import template_slots
 from lens_skills.tasks.task import Task, Texts, by_digest, check_number
+from lens_skills.tasks.templates import template_slots
 from lens_skills.tasks.word_lists import NEGATIONS, words
 
 HEURISTICS = ("lexical_overlap", "subsequence", "constituent")

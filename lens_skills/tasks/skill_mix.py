@@ -14,8 +14,9 @@ from pathlib import Path
 
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.tasks.table import read_rows, read_text, template_slots
+from lens_skills.tasks.table_files import read_separated, read_text, text_lines
 from lens_skills.tasks.task import Task, check_number
+from lens_skills.tasks.templates import template_slots
 
 COLUMNS = ("skill", "definition", "example")
 FIELDS = ("topic", "skills", "definitions", "sentences")
@@ -232,22 +233,17 @@ def read_skills(path: str | Path) -> tuple[Skill, ...]:
         LensSkillsError: No such file, a missing column, or a row that is cut short, too long,
             empty where it must not be, or repeats a skill; with its line number.
     """
-    rows = [row for row in read_rows(Path(path)) if any(cell.strip() for cell in row[1])]
-    if not rows:
-        raise LensSkillsError(f"{path} is empty. Its first line names the columns: {COLUMNS}.")
-    names = [name.strip().lower() for name in rows[0][1]]
+    header, rows = read_separated(Path(path))
+    names = [name.strip().lower() for name in header]
     if missing := [name for name in COLUMNS if name not in names]:
         raise LensSkillsError(
             f"{path}, line 1: no column {missing[0]!r}, only {', '.join(names)}. A list of skills "
             f"has the columns {', '.join(COLUMNS)}."
         )
     found: dict[str, Skill] = {}
-    for line, cells in rows[1:]:
-        if len(cells) != len(names):
-            raise LensSkillsError(
-                f"{path}, line {line}: {len(cells)} cells in a table of {len(names)} columns. A "
-                "text that holds a comma stands in double quotes."
-            )
+    for line, cells in rows:
+        if not any(cell.strip() for cell in cells):
+            continue
         row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
         if empty := [name for name in COLUMNS if not row[name]]:
             raise LensSkillsError(f"{path}, line {line}: the {empty[0]} is empty.")
@@ -266,7 +262,7 @@ def read_topics(path: str | Path) -> tuple[str, ...]:
     Raises:
         LensSkillsError: No such file, no topic in it, or one that stands there twice.
     """
-    lines = [line.strip() for line in read_text(Path(path)).splitlines()]
+    lines = [line.strip() for line in text_lines(read_text(Path(path)))]
     for number, topic in enumerate(lines, start=1):
         if topic and topic in lines[: number - 1]:
             raise LensSkillsError(f"{path}, line {number}: the topic {topic!r} is there already.")

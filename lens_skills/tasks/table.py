@@ -3,145 +3,15 @@
 A table is a file, a DataFrame or a data set; texts are left as they were written.
 """
 
-import csv
-import io
-import json
-import math
-import string
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from lens_skills.data import Example, Value
-from lens_skills.errors import LensSkillsError, did_you_mean
+from lens_skills.errors import LensSkillsError
+from lens_skills.tasks.options import Choices, choose, read_options
+from lens_skills.tasks.table_files import Columns, read_columns
 from lens_skills.tasks.task import Task, Texts
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-
-
-def read_frame(source: Any, numbers: Collection[str]) -> tuple[pd.DataFrame, str]:
-    """The rows as a DataFrame, and a name for them; of a CSV only ``numbers`` may become numbers.
-
-    >>> read_frame([{"text": "07"}], ())[0]["text"].tolist()
-    ['07']
-    """
-    if isinstance(source, pd.DataFrame):
-        return source, "table"
-    if isinstance(source, str | Path):
-        return _read(Path(source), numbers), Path(source).stem
-    if hasattr(source, "to_pandas"):  # a Hugging Face Dataset, without importing that library
-        return source.to_pandas(), "table"
-    if isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
-        return pd.DataFrame(list(source), dtype=object), "table"
-    splits = ""
-    if isinstance(source, Mapping):  # a DatasetDict
-        splits = f" with the keys {sorted(map(str, source))}: pass one of its splits"
-    raise LensSkillsError(
-        f"a table is a {', '.join(SUFFIXES)} file, a DataFrame, a Hugging Face Dataset or a list "
-        f"of dicts, not a {type(source).__name__}{splits}."
-    )
-
-
-def read_text(path: Path) -> str:
-    """The text of a file as it was written, line ends within quotes included.
-
-    Raises:
-        LensSkillsError: It cannot be read as UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LensSkillsError(f"cannot read {str(path)!r}: {error}.") from error
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The line each row of a CSV file begins on, and its cells; empty lines left out.
-
-    Raises:
-        LensSkillsError: It cannot be read, or its quotes do not match (with the line).
-    """
-    # Not by lines: a quoted cell may hold line ends, and these are part of its text.
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    begins = 1
-    try:
-        for cells in reader:
-            if cells:
-                yield begins, cells
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise LensSkillsError(
-            f"{path}, line {begins}: {error}. A double quote inside a quoted text is written twice."
-        ) from error
-
-
-def template_slots(template: str, otherwise: str) -> list[str]:
-    """The names in braces.
-
-    Raises:
-        LensSkillsError: What ``otherwise`` says, where braces do not match.
-
-    >>> template_slots("{a} and {b}", "no template")
-    ['a', 'b']
-    """
-    try:
-        pieces = string.Formatter().parse(template)
-        return [name for _, name, _, _ in pieces if name is not None]
-    except ValueError as error:
-        raise LensSkillsError(f"{otherwise}: {error}.") from None
-
-
-def _read(path: Path, numbers: Collection[str]) -> pd.DataFrame:
-    if path.suffix not in SUFFIXES:
-        raise LensSkillsError(
-            f"cannot read {str(path)!r}: its ending is none of {', '.join(SUFFIXES)}."
-        )
-    if not path.is_file():
-        raise LensSkillsError(f"no file {str(path)!r}.")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        if path.suffix in (".csv", ".tsv"):
-            return _read_separated(path, "," if path.suffix == ".csv" else "\t", numbers)
-        lines = path.suffix == ".jsonl"
-        return pd.DataFrame(_records(path.read_text(encoding="utf-8"), lines), dtype=object)
-    except (ValueError, OSError) as error:  # what pandas, json and pyarrow raise are ValueErrors
-        raise LensSkillsError(f"cannot read {str(path)!r}: {error}") from error
-
-
-def _read_separated(path: Path, separator: str, numbers: Collection[str]) -> pd.DataFrame:
-    # Texts stay as written: pandas would read the answer "07" as 7 and "None" or "NA" as missing.
-    # Only labels and covariates may become numbers; an empty cell is missing.
-    names = pd.read_csv(path, sep=separator, nrows=0, encoding="utf-8").columns
-    types: dict[Hashable, Any] = {column: str for column in names if column not in numbers}
-    return pd.read_csv(
-        path,
-        sep=separator,
-        dtype=types,
-        keep_default_na=False,
-        na_values=[""],
-        encoding="utf-8",
-    )
-
-
-def _records(text: str, lines: bool) -> list[Any]:
-    """The objects of a JSON Lines or JSON text, with the line or the item that is not one."""
-    if lines:
-        records = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"line {number} is not JSON ({error})") from error
-    else:
-        records = json.loads(text)
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError("it is not a list of objects, one per example")
-    return records
+from lens_skills.tasks.templates import column, plain, texts_of, typed
 
 
 def table(
@@ -150,7 +20,9 @@ def table(
     prompt: str,
     answer: str | None = None,
     foil: str | None = None,
-    options: str | Sequence[str] | None = None,
+    options: str | Sequence[str] | Mapping[Any, str] | None = None,
+    answer_by: Literal["text", "letter", "index", "number"] | None = None,
+    join: str | None = None,
     corrupted: str | None = None,
     labels: str | Sequence[str] = (),
     covariates: str | Sequence[str] = (),
@@ -159,63 +31,94 @@ def table(
     id: str | None = None,
     name: str | None = None,
     paraphrases: Mapping[str, str | tuple[str, str]] | None = None,
+    header: Sequence[str] | None = None,
+    quotes: bool | None = None,
 ) -> Task:
     """A Task with one example per row of a table.
 
     Each text is a column's name or a template over columns: ``answer="word"`` or
-    ``answer=" {word}"``. The answer is used exactly as given: most tokenizers join a space to the
-    word after it, so a prompt that ends in a word takes answers that begin with a space. Whole
-    numbers become texts without a point, an empty cell in a text means there is none.
+    ``answer=" {word}"``; ``{choices[0]}`` is a part of a cell, ``{share:.2f}`` a number written
+    so. The answer is used exactly as given: most tokenizers join a space to the word after it, so
+    a prompt that ends in a word takes answers that begin with a space; ``join=" "`` puts it there.
+    Whole numbers become texts without a point, an empty cell in a text means there is none; a list
+    or bytes are refused as text. Class ids of a data set (ClassLabel) are read as their names.
+
+    An answer may be given by its option: MMLU's ``2``, ARC's ``"B"``, a class id, true and false.
+    Whether numbers count from 0 or from 1 is decided by all rows (one that is 0, or the number of
+    options) and refused where both fit. Of two options the other is the foil. With a column of
+    options the covariate ``answer_position`` says which was right (from 0).
 
     Args:
-        path_or_frame: A .csv, .tsv, .jsonl, .json (a list of objects) or .parquet file, a
-            DataFrame, a Hugging Face ``datasets.Dataset`` or a list of dicts.
+        path_or_frame: A .csv, .tsv, .jsonl, .json (a list of objects) or .parquet file (texts also
+            packed, .csv.gz), a DataFrame, a Hugging Face ``datasets.Dataset`` or a list of dicts.
         prompt: Column or template, e.g. "{premise} Question: {hypothesis}".
         answer, foil, corrupted: Columns or templates, all optional.
-        options: The column that holds each row's list of options (as JSON in a text cell), or the
-            options of every row themselves, as texts or templates: (" yes", " no").
-        labels, covariates: Columns; numpy numbers become Python numbers.
+        options: The column that holds each row's options (a list, as JSON in a text cell; or an
+            object of ``text`` and ``label``); or those of every row themselves, as texts or
+            templates, (" yes", " no") or ("{sol1}", "{sol2}"); or what each answer is called,
+            {True: " yes", False: " no"}.
+        answer_by: How answers name their option, where the rows do not decide it: by its text, its
+            letter, its index (from 0) or its number (from 1).
+        join: What stands between prompt and answer. Prompts then lose white space at their end,
+            answers, foils and options at their beginning, and begin with it instead.
+        labels, covariates: Columns. Of a CSV, numbers where every cell is one; "007" is none.
         group: Column of examples never to be separated; None keeps identical prompts together.
         kind: Column of input types for the control task.
         id: Column of unique names; None numbers the rows from 0.
         name: The task's name; None takes the file's.
         paraphrases: Other wordings of the prompts by name, each a column or template; with
             ``corrupted``, two of them: of the prompt and of its twin. See `Task.paraphrases`.
+        header: The columns of a .csv or .tsv whose first line is a row already.
+        quotes: Whether double quotes of a .csv or .tsv enclose cells (True) or are part of the
+            texts (False). None finds out, and refuses what can be read both ways.
 
     Raises:
         LensSkillsError: unreadable table, a column that is not there (with the nearest name),
-            a missing prompt, label or covariate (with its row).
+            a missing prompt, label or covariate (with its row), a row longer or shorter than the
+            header (with its line), an answer that names no option or may name two.
 
     >>> rows = [{"text": "The key", "verb": "is"}, {"text": "The keys", "verb": "are"}]
-    >>> task = table(rows, prompt="text", answer=" {verb}", options=(" is", " are"))
-    >>> task[1].answer, task[1].options
-    (' are', (' is', ' are'))
+    >>> task = table(rows, prompt="text", answer="{verb}", options=("is", "are"), join=" ")
+    >>> task[1].answer, task[1].foil, task[1].options
+    (' are', ' is', (' is', ' are'))
+    >>> rows = [{"q": "2 + 2 =", "choices": ["3", "4"], "answer": 1},
+    ...         {"q": "1 + 2 =", "choices": ["3", "4"], "answer": 0}]
+    >>> table(rows, prompt="q", answer="answer", options="choices", join=" ")[0].answer
+    ' 4'
     """
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     covariates = (covariates,) if isinstance(covariates, str) else tuple(covariates)
-    frame, found_name = read_frame(path_or_frame, {*labels, *covariates})
-    if not len(frame):
-        raise LensSkillsError(f"the table {found_name!r} has no rows. Give at least one.")
+    rows = read_columns(path_or_frame, header=header, quotes=quotes)
+    if not rows.n_rows:
+        raise LensSkillsError(f"the table {rows.name!r} has no rows. Give at least one.")
+    if options is None and answer_by is not None:
+        raise LensSkillsError(f"answer_by={answer_by!r} names an option: say which, options=….")
+    choices = None if options is None else read_options(rows, options)
     texts = {
-        field: _texts(frame, source, field)
+        field: texts_of(rows, source, field)
         for field, source in (
-            ("prompt", prompt), ("answer", answer), ("foil", foil), ("corrupted", corrupted),
-            ("group", group), ("kind", kind), ("id", id),
+            ("prompt", prompt), ("answer", answer if choices is None else None), ("foil", foil),
+            ("corrupted", corrupted), ("group", group), ("kind", kind), ("id", id),
         )
         if source is not None
     }  # fmt: skip
     for field in ("prompt", "group", "kind", "id"):
         if None in texts.get(field, ()):
             raise LensSkillsError(
-                f"row {texts[field].index(None)} of {found_name!r} has no {field}. "
+                f"row {texts[field].index(None)} of {rows.name!r} has no {field}. "
                 "Fill it or drop the row."
             )
-    label_rows = _values(frame, labels, "label", found_name)
-    covariate_rows = _values(frame, covariates, "covariate", found_name)
-    option_rows = _options(frame, options, found_name)
+    label_rows = _values(rows, labels, "label")
+    covariate_rows = _values(rows, covariates, "covariate")
+    if choices is not None and answer is not None:
+        texts |= _answers(rows, choices, answer, answer_by, found_foils="foil" in texts)
+        for place, columns in zip(choices.right, covariate_rows, strict=True):
+            if isinstance(options, str) and place is not None:
+                columns.setdefault("answer_position", place)
+    _join(texts, choices, join)
     twins: dict[tuple[str | None, ...], str] = {}
     examples = []
-    for row in range(len(frame)):
+    for row in range(rows.n_rows):
         fields: dict[str, Any] = {field: values[row] for field, values in texts.items()}
         fields.setdefault("id", str(row))
         # A prompt seen in two splits would leak, and so would a pair and its mirror image.
@@ -224,21 +127,56 @@ def table(
         examples.append(
             Example(
                 **fields,
-                options=option_rows[row],
+                options=() if choices is None else choices.texts[row],
                 labels=label_rows[row],
                 covariates=covariate_rows[row],
             )
         )
     ids = [example.id for example in examples]
     wordings = {
-        wording: dict(zip(ids, _wording(frame, texts, wording, corrupted is not None), strict=True))
+        wording: dict(
+            zip(ids, _wording(rows, texts, wording, corrupted is not None, join), strict=True)
+        )
         for wording, texts in (paraphrases or {}).items()
     }
-    return Task(name or found_name, examples, wordings=wordings)
+    return Task(name or rows.name, examples, wordings=wordings)
+
+
+def _answers(
+    rows: Columns, choices: Choices, answer: str, by: str | None, *, found_foils: bool
+) -> dict[str, list[str | None]]:
+    """Answers, and foils where none are given and there are two options."""
+    choices.right[:] = choose(rows, choices, answer, by)
+    placed = list(zip(choices.texts, choices.right, strict=True))
+    found: dict[str, list[str | None]] = {
+        "answer": [None if place is None else some[place] for some, place in placed]
+    }
+    if not found_foils:
+        found["foil"] = [
+            some[1 - place] if place is not None and len(some) == 2 else None
+            for some, place in placed
+        ]
+    return found
+
+
+def _join(texts: dict[str, list[str | None]], choices: Choices | None, join: str | None) -> None:
+    """Puts ``join`` between prompts and answers, in place."""
+    if join is None:
+        return
+    if not isinstance(join, str):
+        raise LensSkillsError(f"join={join!r}: give the text between prompt and answer, as ' '.")
+    for field in ("prompt", "corrupted"):
+        if field in texts:
+            texts[field] = [text if text is None else text.rstrip() for text in texts[field]]
+    for field in ("answer", "foil"):
+        if field in texts:
+            texts[field] = [text if text is None else join + text.lstrip() for text in texts[field]]
+    if choices is not None:
+        choices.texts[:] = [tuple(join + text.lstrip() for text in row) for row in choices.texts]
 
 
 def _wording(
-    frame: pd.DataFrame, texts: str | tuple[str, str], name: str, twins: bool
+    table: Columns, texts: str | tuple[str, str], name: str, twins: bool, join: str | None
 ) -> list[Texts]:
     """One wording of every row's prompt, and of its twin where there are twins."""
     sources = (texts,) if isinstance(texts, str) else tuple(texts)
@@ -247,100 +185,28 @@ def _wording(
             f"the wording {name!r} is {texts!r}: give one template for the prompts"
             + (" and one for their corrupted twins." if twins else ", as there are no twins.")
         )
-    prompts, *others = [_texts(frame, source, f"the wording {name!r}") for source in sources]
+    prompts, *others = [texts_of(table, source, f"the wording {name!r}") for source in sources]
     if None in prompts:
         raise LensSkillsError(f"row {prompts.index(None)} has no text for the wording {name!r}.")
     twin_texts = others[0] if twins else [None] * len(prompts)
+    if join is not None:
+        prompts = [(text or "").rstrip() for text in prompts]
+        twin_texts = [text if text is None else text.rstrip() for text in twin_texts]
     return [(text or "", twin) for text, twin in zip(prompts, twin_texts, strict=True)]
 
 
-def _column(frame: pd.DataFrame, name: str, role: str) -> list[Any]:
-    if name not in frame.columns:
-        names = [str(column) for column in frame.columns]
-        raise LensSkillsError(
-            f"no column {name!r} for {role}.{did_you_mean(name, names)} "
-            f"The table has: {', '.join(names)}."
-        )
-    return frame[name].tolist()
-
-
-def _texts(frame: pd.DataFrame, source: str, role: str) -> list[str | None]:
-    """One text per row from a column or a template; None where a cell is missing."""
-    if source in frame.columns:
-        return [_text(value) for value in _column(frame, source, role)]
-    names = template_slots(source, f"{role}={source!r} is no column and no template")
-    if not names:
-        _column(frame, source, role)  # raises, naming the nearest column
-    cells = {name: [_text(value) for value in _column(frame, name, role)] for name in names}
-    parsed = list(string.Formatter().parse(source))
-
-    def fill(row: int) -> str | None:
-        pieces = [(text, cells[name][row] if name else "") for text, name, _, _ in parsed]
-        if any(cell is None for _, cell in pieces):
-            return None
-        return "".join(f"{text}{cell}" for text, cell in pieces)
-
-    return [fill(row) for row in range(len(frame))]
-
-
-def _text(value: Any) -> str | None:
-    """A cell as text; None if it is missing. 7.0 is "7": a gap turns a column into floats."""
-    value = _plain(value)
-    if value is None:
-        return None
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """A cell as plain Python, with None for any of the ways to say missing."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    missing = value is None or value is pd.NaT or value is pd.NA
-    return None if missing or (isinstance(value, float) and math.isnan(value)) else value
-
-
-def _values(
-    frame: pd.DataFrame, names: Sequence[str], role: str, table: str
-) -> list[dict[str, Value]]:
+def _values(table: Columns, names: Sequence[str], role: str) -> list[dict[str, Value]]:
     """The labels or covariates of each row, none of them missing."""
-    cells = {name: [_plain(value) for value in _column(frame, name, role)] for name in names}
+    cells = {name: [plain(value) for value in column(table, name, role)] for name in names}
     for name, values in cells.items():
         if None in values:
             raise LensSkillsError(
                 f"the {role} {name!r} is missing in {values.count(None)} of {len(values)} rows of "
-                f"{table!r}, first in row {values.index(None)}. Fill it or drop those rows."
+                f"{table.name!r}, first in row {values.index(None)}. Fill it or drop those rows."
             )
-    return [{name: values[row] for name, values in cells.items()} for row in range(len(frame))]
-
-
-def _options(
-    frame: pd.DataFrame, options: str | Sequence[str] | None, table: str
-) -> list[tuple[str, ...]]:
-    """The options of each row: from a column of lists, or the same for all."""
-    if options is None:
-        return [()] * len(frame)
-    if not isinstance(options, str):
-        columns = [
-            _texts(frame, option, "options") if "{" in option else [option] * len(frame)
-            for option in options
-        ]
-        return [
-            tuple(text for text in row if text is not None) for row in zip(*columns, strict=True)
-        ]
-    rows = []
-    for row, cell in enumerate(_column(frame, options, "options")):
-        if isinstance(cell, str):
-            try:
-                cell = json.loads(cell)
-            except json.JSONDecodeError:
-                cell = None
-        if not isinstance(cell, list | tuple | np.ndarray):
-            raise LensSkillsError(
-                f"row {row} of {table!r}: the options in column {options!r} are no list. Give "
-                "lists (as JSON in a text file), or the options themselves: options=(' a', ' b')."
-            )
-        rows.append(tuple(text for value in cell if (text := _text(value)) is not None))
-    return rows
+        if not table.typed:
+            cells[name] = typed(values)
+    return [{name: values[row] for name, values in cells.items()} for row in range(table.n_rows)]
 
 
 def pairs(
@@ -354,6 +220,7 @@ def pairs(
     labels: str | Sequence[str] = (),
     covariates: str | Sequence[str] = (),
     kind: str | None = None,
+    join: str | None = None,
     name: str = "pairs",
     paraphrases: Mapping[str, str | tuple[str, str]] | None = None,
 ) -> Task:
@@ -372,6 +239,7 @@ def pairs(
         labels: Columns to look for in neurons.
         covariates: Columns that could explain a neuron away.
         kind: Column of input types for the control task.
+        join: What stands between prompt and answer; see `table`.
         name: The task's name.
         paraphrases: Other wordings by name: of the clean prompt and of its corrupted twin.
 
@@ -393,6 +261,7 @@ def pairs(
         labels=labels,
         covariates=covariates,
         kind=kind,
+        join=join,
         name=name,
         paraphrases=paraphrases,
     )

@@ -135,7 +135,7 @@ GOOD = 'lit,irony,"Says the\nopposite.",Lovely.,,,\r\n'
         ("", "is empty"),
         ("skill,definition\na,b\n", "line 1: no column 'example', only skill, definition"),
         (HEADER, "no skill"),
-        (HEADER + GOOD + "lit,pun,a joke\r\n", "line 4: 3 cells in a table of 7 columns"),
+        (HEADER + GOOD + "lit,pun,a joke\r\n", "line 4: 3 cells, where line 1 has 7 columns"),
         (HEADER + GOOD + "lit,pun,a, b,c,d,e,f\r\n", "line 4: 8 cells"),
         (HEADER + GOOD + "lit,,a,b,c,d,e\r\n", "line 4: the skill is empty"),
         (HEADER + GOOD + "lit,pun, ,b,c,d,e\r\n", "line 4: the definition is empty"),

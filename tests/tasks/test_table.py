@@ -180,7 +180,7 @@ def test_bad_files(tmp_path: Path, file: str, text: str, complaint: str) -> None
 
 
 def test_no_table_at_all(tmp_path: Path) -> None:
-    with pytest.raises(LensSkillsError, match="no file"):
+    with pytest.raises(LensSkillsError, match="no such file"):
         tasks.table(tmp_path / "none.csv", prompt="text")
     with pytest.raises(LensSkillsError, match=r"keys \['test', 'train'\]: pass one"):
         tasks.table({"train": FRAME, "test": FRAME}, prompt="text")

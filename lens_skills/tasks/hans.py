@@ -1,7 +1,5 @@
 """`hans`: the evaluation set of HANS, or a file of the same columns, as a Task."""
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,30 @@ from lens_skills.tasks.nli import (
     demonstrate,
     pose_pairs,
 )
-from lens_skills.tasks.table_files import read_text
+from lens_skills.tasks.table_files import (
+    file_kind,
+    parse_json,
+    read_columns,
+    read_json_lines,
+    read_separated,
+    read_text,
+    text_lines,
+)
 from lens_skills.tasks.task import Task, by_digest
+from lens_skills.tasks.templates import text_of
 
 COLUMNS = ("gold_label", "sentence1", "sentence2", "pairID", "heuristic", "subcase", "template")
 """The columns that are read; a file may have more."""
 
-GOLD = {"entailment": True, "non-entailment": False}
+HUB = {"label": "gold_label", "premise": "sentence1", "hypothesis": "sentence2"}
+"""What the hub's export calls the same columns; it has no ``pairID``."""
+
+# The classes of the hub's label, in its order.
+GOLD = {"entailment": True, "non-entailment": False, "0": True, "1": False}
 
 
 def hans(
-    path: str | Path,
+    path: Any,
     *,
     n: int | None = None,
     seed: int = 0,
@@ -47,8 +58,10 @@ def hans(
     groups (30), so few that small splits cannot reach a small p.
 
     Args:
-        path: The tab-separated file of the authors (``heuristics_evaluation_set.txt``), or JSON
-            Lines with the same names.
+        path: The tab-separated file of the authors (``heuristics_evaluation_set.txt``); JSON Lines,
+            or anything that `table` reads, with the same names or with the hub's: premise,
+            hypothesis, label (0 is entailment), heuristic, subcase, template. Rows without a
+            ``pairID`` are numbered from 0.
         n: At most so many examples, drawn evenly from the sub-cases; None for all.
         seed: Of that draw and of the demonstrations.
         wording: The prompt: see `pose_pairs`.
@@ -63,7 +76,7 @@ def hans(
 
     Source: McCoy, Pavlick and Linzen 2019 (arXiv 1902.01007).
     """
-    pairs = list(_pairs(Path(path)))
+    pairs = list(_pairs(path))
     shown = demonstrate(pairs, shots, seed=seed)
     taken = {pair.id for pair in shown}
     kept = _evenly([pair for pair in pairs if pair.id not in taken], n, seed)
@@ -73,75 +86,78 @@ def hans(
 
 
 def is_hans(path: Path) -> bool:
-    """Whether a text file begins as HANS's does."""
+    """Whether a text file begins as HANS's does, or as the hub's export of it."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            first = file.readline(10_000)
-    except (OSError, UnicodeDecodeError):
+        first = next(iter(text_lines(read_text(path))), "")
+        names = set(parse_json(first) if file_kind(path) == ".jsonl" else first.split("\t"))
+    except (LensSkillsError, ValueError, TypeError):
         return False
-    return {"gold_label", "sentence1", "sentence2"} <= set(first.rstrip("\r\n").split("\t"))
+    return names >= {"gold_label", "sentence1", "sentence2"} or names >= {*HUB, "heuristic"}
 
 
-def _pairs(path: Path) -> Iterator[SentencePair]:
+def _pairs(source: Any) -> Iterator[SentencePair]:
     """The rows, checked one by one."""
-    seen: dict[str, int] = {}
-    number = 0
-    for number, row in _rows(path):
-        pair = _pair(row, f"{str(path)!r}, line {number}")
+    seen: dict[str, str] = {}
+    for place, (where, row) in enumerate(_rows(source)):
+        pair = _pair(row, where, str(place))
         if pair.id in seen:
             raise LensSkillsError(
-                f"{str(path)!r}, line {number}: the pairID {pair.id!r} was used in line "
-                f"{seen[pair.id]}. Give each row its own."
+                f"{where}: the pairID {pair.id!r} was used in {seen[pair.id]}. Give each row its "
+                "own."
             )
-        seen[pair.id] = number
+        seen[pair.id] = where.rpartition(", ")[2]
         yield pair
     if not seen:
-        raise LensSkillsError(f"{str(path)!r} holds no examples. Give at least one row.")
+        raise LensSkillsError(f"{source!s:.80} holds no examples. Give at least one row.")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line number and columns of each row."""
-    lines = re.split(r"\r\n?|\n", read_text(path))
-    filled = ((at, line) for at, line in enumerate(lines, 1) if line.strip())
-    if path.suffix == ".jsonl":
-        for number, line in filled:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                row = error
-            if not isinstance(row, dict):
-                raise LensSkillsError(
-                    f"{str(path)!r}, line {number} is no JSON object: {line[:60]!r}."
-                )
-            yield number, row
-        return
-    _, header = next(filled, (1, ""))
-    names = header.split("\t")
-    missing = [name for name in COLUMNS if name not in names]
+def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each row's place in words, and its columns under the authors' names."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        kind = file_kind(path)
+        if kind == ".jsonl":
+            for line, row in read_json_lines(path):
+                yield f"{str(path)!r}, line {line}", _named(row)
+            return
+        if kind not in (".csv", ".json", ".parquet"):
+            # The authors' file and those like it know no quoting: a quote is part of a sentence.
+            names, rows = read_separated(path, quotes=False)
+            _check(names, f"{str(path)!r}, line 1")
+            for line, cells in rows:
+                yield f"{str(path)!r}, line {line}", _named(dict(zip(names, cells, strict=True)))
+            return
+    table = read_columns(source)
+    _check(list(table.cells), f"{table.name!r}")
+    for row in range(table.n_rows):
+        cells = {name: values[row] for name, values in table.cells.items()}
+        yield f"{table.name!r}, row {row}", _named(cells)
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {HUB.get(name, name) if HUB.get(name) not in row else name: row[name] for name in row}
+
+
+def _check(names: list[str], where: str) -> None:
+    known = {*names, *(ours for theirs, ours in HUB.items() if theirs in names)}
+    missing = [name for name in COLUMNS if name not in known and name != "pairID"]
     if missing:
         raise LensSkillsError(
-            f"{str(path)!r}, line 1: the columns {', '.join(missing)} are missing. The file holds "
-            f"{len(names)} tab-separated columns: {', '.join(names)[:200]}."
+            f"{where}: the columns {', '.join(missing)} are missing. There are {len(names)} "
+            f"columns: {', '.join(names)[:200]}."
         )
-    for number, line in filled:
-        cells = line.split("\t")
-        if len(cells) != len(names):
-            raise LensSkillsError(
-                f"{str(path)!r}, line {number}: {len(cells)} tab-separated cells, where the header "
-                f"has {len(names)} columns: {line[:60]!r}."
-            )
-        yield number, dict(zip(names, cells, strict=True))
 
 
-def _pair(row: Mapping[str, Any], where: str) -> SentencePair:
-    texts = {name: str(row.get(name) or "").strip() for name in COLUMNS}
+def _pair(row: Mapping[str, Any], where: str, place: str) -> SentencePair:
+    texts = {name: (text_of(row.get(name)) or "").strip() for name in COLUMNS}
+    texts["pairID"] = texts["pairID"] or place
     empty = [name for name in COLUMNS if not texts[name]]
     if empty:
         raise LensSkillsError(f"{where}: {empty[0]} is missing. Fill it or drop the row.")
     for name, known in (("gold_label", tuple(GOLD)), ("heuristic", HEURISTICS)):
         if texts[name] not in known:
             raise LensSkillsError(
-                f"{where}: {name} is {texts[name]!r}, not one of {', '.join(known)}."
+                f"{where}: {name} is {texts[name]!r:.60}, not one of {', '.join(known)}."
             )
     return SentencePair(
         id=texts["pairID"],

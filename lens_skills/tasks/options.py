@@ -19,6 +19,7 @@ from lens_skills.tasks.templates import (
     texts_of,
 )
 
+_READ = ("name", "text", "class", "letter", "index", "number")
 WAYS = ("text", "letter", "index", "number")
 _TRUTH = {True: ("true", "yes"), False: ("false", "no")}
 
@@ -37,6 +38,8 @@ class Choices:
     texts: list[tuple[str, ...]]
     names: list[tuple[str, ...]] | None
     right: list[int | None]
+    by_name: bool = False
+    """Whether answers can be nothing but these names, as where a dict says what each is called."""
 
 
 def read_options(table: Columns, options: str | Sequence[str] | Mapping[Any, str]) -> Choices:
@@ -44,7 +47,7 @@ def read_options(table: Columns, options: str | Sequence[str] | Mapping[Any, str
     none: list[int | None] = [None] * table.n_rows
     if isinstance(options, Mapping):
         keys = tuple(text_of(key) or "" for key in options)
-        return Choices(_of_all(table, tuple(options.values())), [keys] * table.n_rows, none)
+        return Choices(_of_all(table, tuple(options.values())), [keys] * table.n_rows, none, True)
     if not isinstance(options, str):
         return Choices(_of_all(table, tuple(options)), None, none)
     cells = cells_of(table, options, "options")
@@ -90,7 +93,7 @@ def choose(table: Columns, choices: Choices, answer: str, by: str | None) -> lis
             None if value is None else _place(way, value, row, choices, classes)
             for row, value in enumerate(values)
         ]
-        for way in ("name", "text", "class", "letter", "index", "number")
+        for way in (("name",) if choices.by_name else _READ)
     }
     fits = {
         way: places
@@ -99,7 +102,7 @@ def choose(table: Columns, choices: Choices, answer: str, by: str | None) -> lis
             (place is None) == (value is None) for place, value in zip(places, values, strict=True)
         )
     }
-    if by is not None:
+    if by is not None and not choices.by_name:
         if by not in fits:
             raise _names_none(table, choices, values, read[by], f"its {by}")
         return fits[by]
@@ -160,9 +163,9 @@ def _place(
         return None
     if way == "name":
         names = choices.names[row] if choices.names else ()
-        for wanted in (text, text.lower()):
-            if wanted in names:
-                return names.index(wanted)
+        for known, wanted in ((names, text), ([name.lower() for name in names], text.lower())):
+            if wanted in known:
+                return known.index(wanted)
         return None
     if way == "text":
         if text in options:

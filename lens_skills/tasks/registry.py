@@ -1,5 +1,6 @@
 """`open_task`: the task behind a name or a path, as the shell takes it."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lens_skills.tasks.ioi import ioi
 from lens_skills.tasks.nli import nli
 from lens_skills.tasks.skill_mix import skill_mix
 from lens_skills.tasks.table import table
+from lens_skills.tasks.table_files import file_kind
 from lens_skills.tasks.task import Task
 
 GENERATORS = {
@@ -51,18 +53,30 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
                 "arithmetic:OPS:DIGITS, such as arithmetic:+-:1,2."
             ) from None
         return arithmetic(ops or "+-*", digits=sizes, n=1000 if max(sizes) > 1 else None)
-    path = Path(rest if name == "hans" and rest else spec).expanduser()
-    if not path.exists():
-        beside = sorted(other.name for other in path.parent.glob("*"))
+    asked = dict(columns or {})
+    known = [*inspect.signature(table).parameters][1:]
+    if unknown := [key for key in asked if key not in known]:
+        raise LensSkillsError(
+            f"a table has no option {unknown[0]!r}.{did_you_mean(str(unknown[0]), known)} It has "
+            f"{', '.join(known)}."
+        )
+    path = Path(rest if name == "hans" and rest else spec)
+    try:
+        path = path.expanduser()
+        found = path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a home of nobody
+        found = False
+    if not found:
+        beside = sorted(other.name for other in path.parent.glob("*")) if len(spec) < 200 else []
         near = did_you_mean(name, GENERATORS) or did_you_mean(path.name, beside)
         raise LensSkillsError(
             f"no task {spec!r}: neither a file nor one of {', '.join(GENERATORS)}.{near} "
             "`lens-skills tasks` lists what can be opened."
         )
-    if path.is_dir() or (path.suffix == ".json" and not (columns or {}).get("prompt")):
+    if path.is_dir() or (file_kind(path) == ".json" and not asked.get("prompt")):
         return bigbench(path)
-    if not (columns or {}).get("prompt"):
+    if not asked.get("prompt"):
         if name == "hans" or is_hans(path):
             return hans(path)
         raise LensSkillsError(f"{path} is a table: say which column is the prompt (--text NAME).")
-    return table(path, **dict(columns or {}))
+    return table(path, **asked)

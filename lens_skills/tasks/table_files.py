@@ -72,19 +72,20 @@ def read_columns(
         _check_names(names, "the DataFrame")
         cells = {name: source.iloc[:, place].tolist() for place, name in enumerate(names)}
         return Columns(cells, "table", len(source))
-    if hasattr(source, "features") and hasattr(source, "to_dict"):  # a Hugging Face Dataset
+    if hasattr(source, "features") and hasattr(source, "num_rows"):  # a Hugging Face Dataset
         plain = source.with_format(None) if hasattr(source, "with_format") else source
         features = dict(source.features or {})
         classes = {name: _names(getattr(kind, "names", None)) for name, kind in features.items()}
         return _named_classes(dict(plain.to_dict()), "table", len(plain), classes)
-    if hasattr(source, "to_pandas"):
+    once = hasattr(source, "features") and hasattr(source, "take")  # an IterableDataset
+    if hasattr(source, "to_pandas") and not once:
         return read_columns(source.to_pandas())
     if isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
         return _of_records(source, "table")
     more = ""
     if isinstance(source, Mapping):  # a DatasetDict
         more = f" with the keys {sorted(map(str, source))}: pass one of its splits"
-    elif hasattr(source, "take"):  # an IterableDataset
+    elif once:
         more = ", which is read once: pass list(data.take(1000))"
     raise LensSkillsError(
         f"a table is a {', '.join(SUFFIXES)} file, a DataFrame, a Hugging Face Dataset or a list "

@@ -17,14 +17,14 @@ CHOICE = {
     "examples": [
         {"input": "Grass is", "target_scores": {"red": 0, "green": 1, "blue": 0}},
         {"input": "Snow is", "target_scores": {"black": 0.0, "white": 1.0}},
-        {"input": "Snow is", "target_scores": {"white": 0.5, "grey": 0.5}},
+        {"input": "Snow is", "target_scores": {"white": 0.5, "grey": 0.25}},
     ],
 }
 EXACT = {
     "preferred_score": "exact_str_match",
     "examples": [
         {"input": "Capital of France?", "target": "Paris"},
-        {"input": "A vowel?", "target": ["e", "a"], "target_scores": {"a": 1, "e": 1, "x": 0}},
+        {"input": "A vowel?", "target": ["e"], "target_scores": {"a": 0, "e": 1, "x": 0}},
     ],
 }
 
@@ -107,11 +107,11 @@ def test_multiple_choice(tmp_path: Path) -> None:
     assert sorted(first.options) == ["blue", "green", "red"]
     assert (first.answer, first.foil) == ("green", None)
     assert (second.answer, second.foil) == ("white", "black")
-    assert third.answer == "white"  # the first of equals
+    assert third.answer == "white"
     assert second.group == third.group != first.group  # the same input is never divided
     for e in task:
         assert e.answer is not None
-        assert e.covariates["answer_position"] == e.options.index(e.answer)
+        assert e.labels["answer_position"] == e.options.index(e.answer)
         assert e.covariates["n_options"] == len(e.options)
     orders = {
         e.options for seed in range(9) for e in tasks.bigbench(tmp_path / "colours.json", seed=seed)
@@ -125,7 +125,7 @@ def test_exact_match_leaves_the_choices_out(tmp_path: Path) -> None:
     assert [e.prompt for e in task] == ["\nQ: Capital of France?\nA: ", "\nQ: A vowel?\nA: "]
     assert [e.answer for e in task] == ["Paris", "e"]
     assert task[1].options == ("a", "e", "x")
-    assert "answer_position" not in task[1].covariates
+    assert "answer_position" not in {**task[1].covariates, **task[1].labels}
     assert "choice: x" in tasks.bigbench(path, choices=True)[1].prompt
     said = written(tmp_path / "said.json", {**EXACT, "append_choices_to_input": True})
     assert "choice: x" in tasks.bigbench(said)[1].prompt
@@ -172,6 +172,24 @@ def test_folders_of_subtasks(tmp_path: Path) -> None:
         ({"examples": [{"input": "a", "target": ""}]}, "example 0: .*target ''"),
         ({"examples": [{"input": "a", "target_scores": {}}]}, "example 0: 'target_scores'"),
         ({"examples": [{"input": "a", "target_scores": {"b": "1"}}]}, "'target_scores'"),
+        *(
+            ({"examples": [{"input": "a", "target_scores": scores}]}, "example 0: it has no one")
+            for scores in ({"b": 0, "c": 0}, {"b": float("nan"), "c": 1}, {"b": 1, "c": 1})
+        ),
+        (
+            {"examples": [{"input": "a", "target": "b", "target_scores": {"b": 1, "c": 1}}]},
+            "example 0: the options .'b', 'c'. are all right",
+        ),
+        (
+            {"examples": [{"input": "a", "target": "b", "target_scores": {"b": 0, "c": 1}}]},
+            "example 0: the target 'b' has not the best",
+        ),
+        ('{"examples": [{"input": "a", "target_scores": {"b": 1, "b": 0}}]}', "'b' stands twice"),
+        ({"examples": [{"input": "a", "target": "b", "context": 1}]}, "example 0: its 'context'"),
+        ({**CHOICE, "task_prefix": ["x"]}, "'task_prefix' is"),
+        ({**CHOICE, "append_choices_to_input": "no"}, "not true or false"),
+        ({**CHOICE, "preferred_score": {"a": 1}}, "'preferred_score' is .* no name"),
+        ("[" * 100_000, "nested too deeply"),
         (
             {"examples": [{"input": "a", "target": "c", "target_scores": {"b": 1}}]},
             "target 'c' is not one of the options",
@@ -191,3 +209,45 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         tasks.bigbench(tmp_path)
     with pytest.raises(LensSkillsError, match="at least 1"):
         tasks.bigbench(tmp_path, limit=0)
+
+
+def test_the_context_stands_before_the_question(tmp_path: Path) -> None:
+    entry = {"context": "The cup is red.", "input": "What colour?", "target": "red"}
+    task = tasks.bigbench(written(tmp_path / "a.json", {"examples": [entry]}))
+    assert task[0].prompt == "\nQ: The cup is red.\nWhat colour?\nA: "
+
+
+def test_keys_that_are_not_used_are_named(tmp_path: Path) -> None:
+    entry = {"input": "x", "target": ["y", "z"], "passage": "p"}
+    path = written(tmp_path / "a.json", {"examples": [entry], "preamble": "Read."})
+    with pytest.warns(RuntimeWarning) as said:
+        task = tasks.bigbench(path)
+    assert task[0].answer == "y"
+    words = [str(warning.message) for warning in said]
+    assert "not used are examples[passage], preamble" in words[0]
+    assert "1 of 1 examples have several right targets" in words[1]
+
+
+@pytest.mark.parametrize("key", ["preferred_score", "preferred_metric", "metrics"])
+def test_metrics_may_be_one_or_several(tmp_path: Path, key: str) -> None:
+    data = {"examples": CHOICE["examples"]}
+    for names, listed in [("exact_str_match", False), (["exact_str_match"], False),
+                          (["exact_str_match", "multiple_choice_grade"], True)]:  # fmt: skip
+        task = tasks.bigbench(written(tmp_path / "a.json", {**data, key: names}))
+        assert ("choice:" in task[0].prompt) == listed
+
+
+def test_the_right_option_is_a_label(tmp_path: Path) -> None:
+    rows = [{"input": f"q{n}", "target_scores": {"valid": n % 2, "invalid": 1 - n % 2}}
+            for n in range(4)]  # fmt: skip
+    task = tasks.bigbench(written(tmp_path / "a.json", {"examples": rows}))
+    assert task.column("answer").tolist() == ["invalid", "valid"] * 2
+    assert [e.options[int(e.labels["answer_position"])] for e in task] == [e.answer for e in task]
+
+
+def test_join_moves_the_space_to_the_answers(tmp_path: Path) -> None:
+    data = {**CHOICE, "example_output_prefix": "\nA:\n"}
+    first = tasks.bigbench(written(tmp_path / "a.json", data), join=" ")[0]
+    assert first.prompt.endswith("\nA:")
+    assert first.answer == " green"
+    assert set(first.options) == {" red", " green", " blue"}

@@ -91,8 +91,8 @@ def test_every_way_to_write_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "change", "words"),
     [
-        (3, lambda row: row.rsplit("\t", 1)[0], "line 3: 10 tab-separated cells.*has 11"),
-        (4, lambda row: row + "\tmore", "line 4: 12 tab-separated cells"),
+        (3, lambda row: row.rsplit("\t", 1)[0], "line 3: 10 cells.*has 11"),
+        (4, lambda row: row + "\tmore", "line 4: 12 cells"),
         (
             2,
             lambda row: row.replace("non-entailment", "neutral"),
@@ -116,11 +116,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         tasks.hans(tmp_path / "none.txt")
     with pytest.raises(LensSkillsError, match="holds no examples"):
         tasks.hans(write(tmp_path, [HEADER]))
-    with pytest.raises(LensSkillsError, match="line 1: the columns gold_label"):
+    with pytest.raises(LensSkillsError, match="the file is empty"):
         tasks.hans(write(tmp_path, [""]))
     good = json.dumps(dict(zip(HEADER.split("\t"), lines()[1].split("\t"), strict=True)))
     bad = write(tmp_path, [good, "what"], "bad.jsonl")
-    with pytest.raises(LensSkillsError, match="line 2 is no JSON object: 'what'"):
+    with pytest.raises(LensSkillsError, match="line 2 is not JSON .*'what'"):
         tasks.hans(bad)
     (tmp_path / "latin.txt").write_bytes(b"gold_label\tna\xefve")
     with pytest.raises(LensSkillsError, match="cannot read"):
@@ -184,3 +184,32 @@ def test_the_real_file(shared_data: Path) -> None:
     assert not any(" ." in e.prompt or " ," in e.prompt for e in task)
     assert set(Counter(tasks.hans(path, n=300).column("subcase")).values()) == {10}
     assert [len(part.groups) for part in task.split(0.2, 0.4, 0.2, 0.2)] == [6, 12, 6, 6]
+
+
+def test_as_the_hub_exports_it(tmp_path: Path) -> None:
+    """Integer labels (0 is entailment) and other names; the same task as the authors' file."""
+    authors = tasks.hans(write(tmp_path, lines()))
+    names = HEADER.split("\t")
+    rows = []
+    for line in lines()[1:]:
+        row = dict(zip(names, line.split("\t"), strict=True))
+        rows.append({
+            "premise": row["sentence1"], "hypothesis": row["sentence2"],
+            "label": int(row["gold_label"] != "entailment"), "parse_premise": "",
+            **{name: row[name] for name in ("heuristic", "subcase", "template")},
+        })  # fmt: skip
+    path = write(tmp_path, [json.dumps(row) for row in rows], "hub.jsonl")
+    for task in (tasks.hans(path), tasks.hans(rows), tasks.open_task(str(path))):
+        assert [(e.prompt, e.answer, e.labels) for e in task] == [
+            (e.prompt, e.answer, e.labels) for e in authors
+        ]
+        assert [e.id for e in task] == [str(n) for n in range(len(rows))]
+    with pytest.raises(LensSkillsError, match="line 1: gold_label is '2', not one of"):
+        tasks.hans(write(tmp_path, [json.dumps({**rows[0], "label": 2})], "two.jsonl"))
+
+
+def test_quotation_marks_are_part_of_the_sentences(tmp_path: Path) -> None:
+    rows = lines()
+    rows[1] = rows[1].replace("The ", '"The ', 1)
+    rows[4] = rows[4].replace(" .", ' "', 1)
+    assert len(tasks.hans(write(tmp_path, rows))) == len(rows) - 1

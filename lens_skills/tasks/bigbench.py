@@ -80,6 +80,7 @@ def bigbench(
         LensSkillsError: no such file, no JSON, a key missing or wrong, or no one right answer,
             with the file and the number of the example (from 0).
 
+    >>> import json
     >>> import tempfile
     >>> data = {"examples": [{"input": "Snow is", "target_scores": {"white": 1, "black": 0}}]}
     >>> with tempfile.TemporaryDirectory() as folder:

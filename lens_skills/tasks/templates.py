@@ -158,7 +158,7 @@ def typed(cells: Sequence[str | None]) -> list[Any]:
     """The cells of a text file as numbers, or as true and false, where every one of them is.
 
     >>> typed(["1", "2.5"]), typed(["007", "12"]), typed(["True", "False"])
-    ([1, 2.5], ['007', '12'], [True, False])
+    ([1.0, 2.5], ['007', '12'], [True, False])
     """
     texts = [cell for cell in cells if cell is not None]
     for true, false in (("True", "False"), ("true", "false"), ("TRUE", "FALSE")):

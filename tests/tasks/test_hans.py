@@ -120,7 +120,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         tasks.hans(write(tmp_path, [""]))
     good = json.dumps(dict(zip(HEADER.split("\t"), lines()[1].split("\t"), strict=True)))
     bad = write(tmp_path, [good, "what"], "bad.jsonl")
-    with pytest.raises(LensSkillsError, match="line 2 is not JSON .*'what'"):
+    with pytest.raises(LensSkillsError, match=r"line 2 is not JSON .*'what'"):
         tasks.hans(bad)
     (tmp_path / "latin.txt").write_bytes(b"gold_label\tna\xefve")
     with pytest.raises(LensSkillsError, match="cannot read"):

@@ -75,24 +75,34 @@ class Result:
         Raises:
             LensSkillsError: Nothing saved there, a result of another kind, or a damaged one.
         """
-        kind = kind_of(folder, cls.__name__)
+        with undamaged(folder):
+            kind = kind_of(folder, cls.__name__)
         if kind != cls.__name__:
             raise LensSkillsError(
                 f"{folder} holds a saved {kind}, no {cls.__name__}. lens_skills.load(folder) opens "
                 "either."
             )
-        tensors, plain = read_folder(Path(folder), _NAME)
-        try:
+        with undamaged(folder, kind):
+            tensors, plain = read_folder(Path(folder), _NAME)
             return _Unpacker(tensors, plain["tables"]).fields(plain["values"], cls)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LensSkillsError(
-                f"the {kind} in {folder} is damaged, or was saved by another version of "
-                f"lens-skills ({error!r}). Run the command that made it again."
-            ) from error
 
     def readable_files(self) -> Mapping[str, str]:
         """Files to read without this package, which are saved beside: name and content."""
         return {}
+
+
+@contextmanager
+def undamaged(folder: str | Path, what: str = "result") -> Iterator[None]:
+    """Whatever a file that was cut or changed makes fail is one error: it is damaged."""
+    try:
+        yield
+    except LensSkillsError:
+        raise
+    except Exception as error:  # what a damaged file may raise has no bounds
+        raise LensSkillsError(
+            f"the {what} in {folder} is damaged, or was saved by another version of "
+            f"lens-skills ({error!r:.200}). Run the command that made it again."
+        ) from error
 
 
 def is_saved(folder: Path) -> bool:
@@ -113,7 +123,7 @@ def kind_of(folder: str | Path, wanted: str = "result") -> str:
     try:
         plain = json.loads((place / f"{_NAME}.json").read_text(encoding="utf-8"))
         kind, number = str(plain["kind"]), int(plain["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise LensSkillsError(f"{place / _NAME}.json is damaged ({error!r}).") from error
     if number != FORMAT:
         newer = number > FORMAT
@@ -149,7 +159,7 @@ def _what_is_there(folder: Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return plain if isinstance(plain, dict) else {}
 
@@ -255,6 +265,8 @@ def write_folder(
 
     with work_folder(folder) as work:
         save_file(dict(tensors), work / f"{name}.safetensors")
+        plain = json.loads(json.dumps(plain))
+        plain["digest"] = _digest(work / f"{name}.safetensors", plain)
         (work / f"{name}.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
         for file, text in (texts or {}).items():
             (work / file).write_text(text, encoding="utf-8")
@@ -334,12 +346,17 @@ def check_replaceable(folder: Path, name: str, kind: str | None = None) -> None:
             f"{folder} exists and holds no saved {kind or name}. Choose another folder."
         )
     saved = _json(plain)
+    texts = saved.get("texts")
     if kind is not None and saved.get("kind") != kind:
         raise LensSkillsError(
             f"{folder} holds a saved {saved.get('kind')}, which saving a {kind} there would lose. "
             "Choose another folder."
         )
-    own = {f"{name}.json", f"{name}.safetensors", *saved.get("texts", ())}
+    own = {
+        f"{name}.json",
+        f"{name}.safetensors",
+        *(map(str, texts) if isinstance(texts, list) else ()),
+    }
     others = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if others:
         raise LensSkillsError(
@@ -349,15 +366,26 @@ def check_replaceable(folder: Path, name: str, kind: str | None = None) -> None:
 
 
 def read_folder(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_folder` wrote."""
-    from safetensors import SafetensorError
+    """What `write_folder` wrote, to the byte."""
     from safetensors.torch import load_file
 
-    try:
-        plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        return load_file(folder / f"{name}.safetensors"), plain
-    except (OSError, ValueError, SafetensorError) as error:
-        raise LensSkillsError(f"the saved {name} in {folder} is damaged ({error}).") from error
+    with undamaged(folder, f"saved {name}"):
+        plain = dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+        tensors = load_file(folder / f"{name}.safetensors")
+        digest = plain.pop("digest", None)
+        if digest is not None and digest != _digest(folder / f"{name}.safetensors", plain):
+            raise ValueError("its content is not what was saved")
+        return tensors, plain
+
+
+def _digest(tensors: Path, plain: Mapping[str, Any]) -> str:
+    """Of a saved folder: changed by any change of a number in it."""
+    with tensors.open("rb") as file:
+        whole = hashlib.sha256()
+        while part := file.read(2**20):
+            whole.update(part)
+    whole.update(json.dumps(plain, sort_keys=True).encode())
+    return whole.hexdigest()
 
 
 SECONDS_BETWEEN = 60.0
@@ -432,8 +460,10 @@ class Checkpoint:
         if not (self.folder / f"{self.name}.json").exists():
             return None
         tensors, plain = read_folder(self.folder, self.name)
-        if plain["asked"] != self.asked:
-            changed = [key for key in self.asked if plain["asked"].get(key) != self.asked[key]]
+        before = plain.get("asked")
+        if before != self.asked:
+            before = before if isinstance(before, dict) else {}
+            changed = [key for key in self.asked if before.get(key) != self.asked[key]]
             raise LensSkillsError(
                 f"the checkpoint {self.folder} belongs to another pass (it differs in "
                 f"{', '.join(changed)}). Remove it or choose another folder."

@@ -6,7 +6,7 @@ from typing import Any
 
 from lens_skills.activations.activation_table import MANIFEST, ActivationTable
 from lens_skills.errors import LensSkillsError
-from lens_skills.results import Result, is_saved, kind_of
+from lens_skills.results import Result, is_saved, kind_of, undamaged
 
 # The room of every kind of result.
 _ROOMS = {
@@ -53,7 +53,11 @@ def load(folder: str | Path) -> Any:
         LensSkillsError: No such folder; nothing saved in it (what it holds); an older or a newer
             format (which, and what to do); a damaged result.
     """
-    place = Path(folder)
+    with undamaged(folder):
+        return _load(Path(folder))
+
+
+def _load(place: Path) -> Any:
     if (place / MANIFEST).exists():
         return ActivationTable.load(place)
     if (place / _RUN).exists():

@@ -311,7 +311,10 @@ def test_a_run_of_an_older_layout_is_refused_with_what_to_do(
         (tmp_path / "run.json").write_text(json.dumps(plain))
         for command in (("select",), ("figures",), ("compare-methods",)):
             message = refused(*command, tmp_path)
-            assert f"{tmp_path / 'run.json'} is of another version of lens-skills (" in message
+            assert (
+                f"{tmp_path / 'run.json'} is damaged, or of another version of lens-skills ("
+                in message
+            )
             assert what in message
             assert "lens-skills score TASK --out FOLDER" in message
 

@@ -28,7 +28,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.adapter import identity
-from lens_skills.results import card_lines, work_folder
+from lens_skills.results import card_lines, undamaged, work_folder
 
 _FORMAT = 1
 ARRAY, MANIFEST = "activations.npy", "manifest.json"
@@ -65,12 +65,17 @@ class ActivationTable:
             raise LensSkillsError(
                 f"no activation table in {folder}. Write one with ls.capture(model, task, path)."
             ) from error
-        if manifest.get("format") != _FORMAT:
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            manifest = manifest if isinstance(manifest, dict) else {}
             raise LensSkillsError(
                 f"the table {folder} has format {manifest.get('format')}, this version reads "
                 f"{_FORMAT}. Write it anew with ls.capture."
             )
-        return cls(folder, tuple(manifest["layers"]), manifest)
+        with undamaged(folder, "table of activations"):
+            layers = tuple(int(layer) for layer in manifest["layers"])
+            table = cls(folder, layers, manifest)
+            repr(table)  # all that its card needs is there
+            return table
 
     def __repr__(self) -> str:
         about, layers = self.manifest, list(self.layers)

@@ -43,6 +43,8 @@ from lens_skills.settings import config
 
 # Typer brings a click of its own since 0.2x, so that what it raises is found through it.
 UsageError: Any = typer.BadParameter.__mro__[1]
+EXCHANGES = ("auto", "within", "kinds", "between", "free", "signs")
+POSITIONS = ("last", "mean", "max", "all", "prompt")  # or an index
 RED, YELLOW = 31, 33
 PACKAGES = ("lens-skills", "torch", "transformers", "transformer-lens", "numpy", "scipy")
 
@@ -268,6 +270,9 @@ def score(
 
     Interrupted, the same command goes on where it stopped.
     """
+    choose("exchange scheme", exchange, EXCHANGES)
+    if position is not None and not position.lstrip("-").isdigit():
+        choose("position", position, POSITIONS)
     from lens_skills.cli.runs import Run, RunRequest
 
     told = call()

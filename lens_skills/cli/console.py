@@ -266,14 +266,15 @@ def is_run(folder: Path) -> None:
     Raises:
         LensSkillsError: No ``run.json`` in it.
     """
+    beside, there = [], " (there is no such folder)"
     try:
         if (folder / "run.json").exists():
             return
+        there = "" if folder.exists() else there
         beside = [path.name for path in folder.parent.iterdir() if (path / "run.json").exists()]
-    except OSError:
-        beside = []
+    except (OSError, ValueError):  # no folder, no right to look into it, no name of one
+        pass
     near = did_you_mean(folder.name, beside)
-    there = "" if folder.exists() else " (there is no such folder)"
     raise LensSkillsError(
         f"no run in {folder}{there}.{near} Make one with `lens-skills score TASK --out {folder}`."
     )

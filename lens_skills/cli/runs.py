@@ -17,7 +17,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.interventions import DamageMatrix, DoseResponse, Verdict, ablate, verify
 from lens_skills.models import SoftPrompt
-from lens_skills.results import FORMAT, file_name, writable
+from lens_skills.results import FORMAT, file_name, undamaged, writable
 from lens_skills.scoring import MetricScores, Scores, Selection, score, select, skill_matrix
 from lens_skills.scoring.covariates import covariate_columns
 from lens_skills.scoring.scores import one_metric
@@ -97,22 +97,22 @@ class Run:
         try:
             plain = dict(json.loads(path.read_text(encoding="utf-8")))
             _ = plain["task"], plain["metrics"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise LensSkillsError(
-                f"no run in {folder}. Make one with `lens-skills score TASK --out {folder}`."
+                f"no run in {folder}: {path.name} cannot be read ({error!r:.100}). Make one with "
+                f"`lens-skills score TASK --out {folder}`."
             ) from error
         plain.pop("command", None)
         written = plain.pop("format", None)
         try:
             if written != FORMAT:
                 raise ValueError("no format" if written is None else f"format {written}")
-            for name in ("metrics", "fractions"):
-                plain[name] = tuple(plain[name])
-            return cls(Path(folder), RunRequest(**plain))
-        except (ValueError, KeyError, TypeError) as error:
+            return cls(Path(folder), _request(plain))
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
             raise LensSkillsError(
-                f"{path} is of another version of lens-skills ({error}; this one reads format "
-                f"{FORMAT}). Score again into another folder: lens-skills score TASK --out FOLDER."
+                f"{path} is damaged, or of another version of lens-skills ({error}; this one reads "
+                f"format {FORMAT}). Score again into another folder: lens-skills score TASK --out "
+                "FOLDER."
             ) from error
 
     def splits(self) -> tuple[Task, ...]:
@@ -164,7 +164,8 @@ class Run:
             kept = (
                 "what it had read is kept" if (self.folder / _CHECKPOINT).exists() else "nothing is"
             )
-            manifest = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
+            with undamaged(self.folder, "run"):
+                manifest = dict(json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8")))
             same = f": {manifest['command']}" if manifest.get("command") else "."
             raise LensSkillsError(
                 f"{self.folder} holds no scores yet: the pass was stopped, and {kept}. Give the "
@@ -360,6 +361,36 @@ def draw_verdict(
         yield figures.dose_response(curve, exploratory=verdict.exploratory)
     if matrix is not None:
         yield figures.damage_matrix(matrix, exploratory=verdict.exploratory)
+
+
+_OPTIONS = {"at", "position", "exchange", "chat", "given", "n_permutations"}
+_COLUMNS = {"prompt", "answer", "foil", "group", "kind", "labels", "covariates"}
+
+
+def _request(plain: dict[str, Any]) -> RunRequest:
+    """The request that a manifest holds; an error where one of its values is of another type."""
+    for name in ("metrics", "fractions"):
+        plain[name] = tuple(plain[name])
+    asked = RunRequest(**plain)
+    texts = (asked.task, *asked.metrics)
+    named = (asked.model, asked.implementation, asked.prompt, asked.dtype)
+    whole = (asked.seed, 0 if asked.limit is None else asked.limit)
+    for good, what in (
+        (all(isinstance(text, str) for text in texts), "task and metrics are texts"),
+        (bool(asked.metrics), "there are metrics"),
+        (all(isinstance(text, str | None) for text in named), "names are texts"),
+        (all(type(number) is int for number in whole), "seed and limit are whole numbers"),
+        (
+            1 <= len(asked.fractions) <= 3
+            and all(0 < float(share) <= 1 for share in asked.fractions)
+            and sum(asked.fractions) < 1.001,
+            "fractions are one to three shares",
+        ),
+        (set(asked.options) <= _OPTIONS and set(asked.columns) <= _COLUMNS, "options are known"),
+    ):
+        if not good:
+            raise ValueError(f"not so: {what}")
+    return asked
 
 
 def _differences(before: RunRequest, asked: RunRequest) -> list[str]:

@@ -12,6 +12,8 @@ def main() -> None:
         from lens_skills.cli.app import app
 
         app(prog_name="lens-skills")
+    except SystemExit:
+        raise
     except BaseException:
         if not received:
             raise

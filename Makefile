@@ -37,7 +37,7 @@ demo: $(STAMP) ## Run the whole pipeline on the default model; figures and table
 # One torch thread per worker: two workers with two threads each run several times slower.
 # Offline, so that a forgotten hub name fails here and not on someone's cluster.
 test: $(STAMP) ## Run the tests (PYTEST_ARGS='-k score' for some).
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Format check, lint and type check.
 	$(BIN)/ruff format --check .
@@ -64,5 +64,5 @@ settings: $(STAMP) ## Redo the results page of the three settings (hours; HANS=F
 	$(BIN)/python benchmarks/settings/skill_mix.py
 
 clean: ## Remove the environments, caches and the demo's results.
-	rm -rf .venv .venv-tl4 build *.egg-info .pytest_cache .ruff_cache figures/demo runs
+	rm -rf .venv .venv-newest .venv-oldest build *.egg-info .pytest_cache .ruff_cache figures/demo runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

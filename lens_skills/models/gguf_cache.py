@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.models.gguf_metadata import check_carried, read_once
 from lens_skills.models.huggingface import quiet, reason_of
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -87,18 +88,21 @@ def _build(gguf: Path, entry: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(
-        f"lens_skills: converting {gguf.name} once, about half a minute, into {entry}",
+        f"lens_skills: converting {gguf.name} once, half a minute to two, into {entry}",
         file=sys.stderr,
     )
     place = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
         try:
-            with quiet():
+            with quiet(), read_once():
                 source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     str(gguf.parent), dtype=torch.float32, **source
                 )
+                check_carried(gguf, model.config)
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+        except LensSkillsError:
+            raise
         except Exception as error:  # the readers have no error of their own for a damaged file
             raise LensSkillsError(
                 f"{gguf} could not be converted: {reason_of(error)}. It is truncated, or "

@@ -58,7 +58,7 @@ def _bundled() -> tuple[Openable, ...]:
         elif (cache.entry_of(found) / cache.MANIFEST).is_file():
             state = "installed, converted"
         else:
-            state = "installed; the first load converts it (about half a minute)"
+            state = "installed; the first load converts it (half a minute to two)"
         rows.append(Openable("bundled", entry.name, how, state))
     return tuple(rows)
 

@@ -106,21 +106,15 @@ def test_an_error_under_padding_alone_is_seen(
 ) -> None:
     """Right alone and padded on the right; on the left every token is at the wrong position."""
 
+    def misplace(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if bool((kwargs["position_ids"][:, 1] == 0).any()):
+            places = torch.arange(kwargs["position_ids"].shape[1]) ** 2 // 2
+            kwargs["position_ids"] = places.expand_as(kwargs["position_ids"])
+        return args, kwargs
+
     def corrupt(source: Any, *, device: str) -> Any:
         bridge = convert(source, device=device)
-        embed = bridge.original_model.model.rotary_emb
-        forward = embed.forward
-
-        def unpadded(x: Any, position_ids: Any, *rest: Any) -> Any:
-            return forward(
-                x,
-                torch.arange(x.shape[1]).expand_as(position_ids) ** 2 // 2
-                if bool((position_ids[:, 1:2] == 0).any())
-                else position_ids,
-                *rest,
-            )
-
-        embed.forward = unpadded
+        bridge.original_model.register_forward_pre_hook(misplace, with_kwargs=True)
         return bridge
 
     convert = conversion.to_bridge

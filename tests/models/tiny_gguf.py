@@ -15,8 +15,13 @@ PARTS = {
 }  # fmt: skip
 
 
-def write_gguf(model: Any, tokenizer: Any, path: Path) -> Path:
-    """The model and its byte-level BPE tokenizer as one float32 GGUF file."""
+def write_gguf(
+    model: Any, tokenizer: Any, path: Path, *, also: dict[str, Any] | None = None
+) -> Path:
+    """The model and its byte-level BPE tokenizer as one float32 GGUF file.
+
+    ``also`` has further metadata of the architecture by name, and tensors.
+    """
     import gguf
 
     config, weights = model.config, model.state_dict()
@@ -32,6 +37,13 @@ def write_gguf(model: Any, tokenizer: Any, path: Path) -> Path:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
+
+    for key, value in (also or {}).items():
+        if isinstance(value, torch.Tensor):
+            writer.add_tensor(key, value.float().numpy())
+            continue
+        add_key = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        add_key[type(value)](f"llama.{key}", value)
 
     pieces = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     special = set(tokenizer.all_special_tokens)

@@ -14,6 +14,39 @@ from lens_skills.errors import LensSkillsError, did_you_mean
 _ORDERED = re.compile(r"^(?P<column>.+):ordered=\[(?P<order>.*)\]$", re.DOTALL)
 
 
+_READ_AS = re.compile(r"^(?P<column>.+):(?P<kind>number|classes)$", re.DOTALL)
+
+MOST_CATEGORIES = 12
+"""Beyond this a column is rather a name than a property, and is not split into categories."""
+
+
+def reading_of(examples: Sequence[Any], name: str, kind: str) -> tuple[str, bool]:
+    """The column behind ``name``, and whether each of its values is a metric of its own.
+
+    Texts are categories. Whole numbers of a label are class ids where there are 3 to 12 of them,
+    the lowest -1, 0 or 1 and none above 12; others are numbers: years, measurements, counts that
+    do not begin there, covariates. ``name:number`` and ``name:classes`` say so.
+
+    >>> from lens_skills.data import Example
+    >>> stars = [Example(str(n), "x", labels={"stars": n, "year": 1990 + n}) for n in range(5)]
+    >>> [reading_of(stars, name, "labels")[1] for name in ("stars", "year", "stars:number")]
+    [True, False, False]
+    """
+    said = _said(examples, name, kind)
+    column, asked = (name, None) if said is None else said
+    values = [value for example in examples if (value := _value(example, column, kind)) is not None]
+    categories = set(values)
+    if len(categories) <= 2 or asked == "number":
+        return column, False
+    if asked == "classes" or any(isinstance(value, str) for value in values):
+        return column, True
+    whole = kind == "labels" and all(type(value) is int for value in values)
+    low, high = (min(values), max(values)) if whole else (0, 0)
+    return column, (
+        whole and len(categories) <= MOST_CATEGORIES and abs(low) <= 1 and high <= MOST_CATEGORIES
+    )
+
+
 def ordered_name(name: str, order: Sequence[Any]) -> str:
     """How a column is written whose categories have an order, from the lowest.
 
@@ -68,6 +101,13 @@ def column_values(
     >>> column_values(rules, "rule:ordered=[c, b, a]").tolist()
     [2.0, 1.0, 0.0]
     """
+    said = _said(examples, name, kind)
+    if said is not None and said[1] == "number":
+        values = [_present(example, said[0], kind) for example in examples]
+        if texts := [value for value in values if isinstance(value, str)]:
+            raise LensSkillsError(f"{name!r}: {said[0]} is {texts[0]!r}, no number.")
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    name = name if said is None else said[0]
     # A column's own name goes first, whatever signs it holds.
     whole = any(_value(example, name, kind) is not None for example in examples)
     ordered = _ORDERED.match(name)
@@ -99,8 +139,18 @@ def column_values(
 
 
 def categories_of(values: Sequence[Any]) -> list[str]:
-    """The distinct values as texts, sorted; missing ones left out."""
-    return sorted({str(value) for value in values if value is not None})
+    """The distinct values as texts, sorted (numbers by size); missing ones left out."""
+    found = {value for value in values if value is not None}
+    texts = any(isinstance(value, str) for value in found)
+    return [str(value) for value in sorted(found, key=str if texts else None)]
+
+
+def _said(examples: Sequence[Any], name: str, kind: str) -> tuple[str, str] | None:
+    """The column and how it is to be read, where the name says so and is no column's own."""
+    match = _READ_AS.match(name)
+    if match is None or any(_value(example, name, kind) is not None for example in examples):
+        return None
+    return match["column"], match["kind"]
 
 
 def _ranks(

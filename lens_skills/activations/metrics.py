@@ -14,7 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_skills.activations.columns import categories_of, column_values, ordered_name
+from lens_skills.activations.columns import (
+    MOST_CATEGORIES,
+    categories_of,
+    column_values,
+    ordered_name,
+    reading_of,
+)
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean
 
@@ -289,10 +295,6 @@ def _need(part: Any) -> Any:
     return part
 
 
-MOST_CATEGORIES = 12
-"""Beyond this a column is rather a name than a property, and is not split into categories."""
-
-
 @dataclass(frozen=True)
 class Column(Metric):
     """A metric that is a column of the task.
@@ -308,38 +310,44 @@ class Column(Metric):
     def by_category(self, examples: Sequence[Any]) -> tuple[Metric, ...]:
         """The column itself, or one 0/1 metric per category where there are three or more.
 
+        What is a category, `columns.reading_of` says.
+
         Raises:
             LensSkillsError: More categories than `MOST_CATEGORIES`.
         """
         # A missing value is left to the reading of the column, which names the example.
-        values = [getattr(example, self.kind).get(self.column) for example in examples]
-        categories = categories_of(values)
-        if len(categories) <= 2 or not any(isinstance(value, str) for value in values):
+        column, classes = reading_of(examples, self.column, self.kind)
+        if not classes:
             return (self,)
+        called = self.name.removesuffix(":classes")
+        categories = categories_of([getattr(each, self.kind).get(column) for each in examples])
         if len(categories) > MOST_CATEGORIES:
             raise LensSkillsError(
-                f"{self.column!r} has {len(categories)} categories ({', '.join(categories[:3])}, "
+                f"{column!r} has {len(categories)} categories ({', '.join(categories[:3])}, "
                 f"…), more than {MOST_CATEGORIES}, to be one metric each. Name those you want, "
-                f"each against the rest: '{self.kind[:-1]}:{self.column}={categories[0]}'; or, "
-                f"where they have an order, all: '{self.kind[:-1]}:{self.column}:ordered=[…]'; or "
+                f"each against the rest: '{self.kind[:-1]}:{column}={categories[0]}'; or, "
+                f"where they have an order, all: '{self.kind[:-1]}:{column}:ordered=[…]'; or "
                 "give the examples a column of fewer."
             )
         return tuple(
             replace(
-                column_metric(f"{self.column}={category}", self.kind),
-                name=f"{self.name}={category}",
+                column_metric(f"{column}={category}", self.kind),
+                name=f"{called}={category}",
             )
             for category in categories
         )
 
 
-def label(name: str, *, ordered: Sequence[Any] | None = None) -> Metric:
+def label(name: str, *, ordered: Sequence[Any] | None = None, number: bool | None = None) -> Metric:
     """A label of the task as a metric, or one of its categories against the rest.
 
-    Numbers stay as they are and two categories are 0 and 1 (in sorted order). A label of three to
-    twelve categories becomes one 0/1 metric each where it is asked for (``score``, ``evaluate``,
-    …), called ``label:rule=a``, ``label:rule=b`` and so on; ``label("rule=a")`` is one of them
-    alone.
+    Two categories are 0 and 1 (in sorted order). A label of three to twelve categories, texts or
+    class ids (whole numbers from -1, 0 or 1 to 12 at most), becomes one 0/1 metric each where it
+    is asked for (``score``, ``evaluate``, …), called ``label:rule=a``, ``label:rule=b`` and so on;
+    ``label("rule=a")`` is one of them alone. Other numbers stay as they are. What looks like class
+    ids and is a quantity (stars, a count) is said to be one: ``label("stars", number=True)``, as
+    text ``"label:stars:number"``; numbers that are classes: ``number=False``,
+    ``"label:year:classes"``. The preflight says how a label of numbers was read.
 
     Categories that have an order stay one metric, 0, 1, 2 and so on: name them from the lowest, as
     ``ordered`` or as text, ``"label:level:ordered=[low, middle, high]"``. That finds a neuron that
@@ -348,6 +356,7 @@ def label(name: str, *, ordered: Sequence[Any] | None = None) -> Metric:
     Args:
         name: The label, or ``"label=category"``.
         ordered: All its categories, from the lowest.
+        number: Whether a column of numbers is one metric; None goes by its values.
 
     Raises:
         LensSkillsError: An order of fewer than two categories, or with one named twice. Examples of
@@ -358,12 +367,20 @@ def label(name: str, *, ordered: Sequence[Any] | None = None) -> Metric:
     >>> label("level", ordered=["low", "high"]).name
     'label:level:ordered=[low, high]'
     """
-    return column_metric(name if ordered is None else ordered_name(name, ordered), "labels")
+    return column_metric(_read_as(name, ordered, number), "labels")
 
 
-def covariate(name: str, *, ordered: Sequence[Any] | None = None) -> Metric:
-    """A covariate of the task, read like a `label`."""
-    return column_metric(name if ordered is None else ordered_name(name, ordered), "covariates")
+def covariate(
+    name: str, *, ordered: Sequence[Any] | None = None, number: bool | None = None
+) -> Metric:
+    """A covariate of the task, read like a `label`, but that its numbers are never class ids."""
+    return column_metric(_read_as(name, ordered, number), "covariates")
+
+
+def _read_as(name: str, ordered: Sequence[Any] | None, number: bool | None) -> str:
+    if ordered is not None:
+        return ordered_name(name, ordered)
+    return name if number is None else f"{name}:{'number' if number else 'classes'}"
 
 
 def model_answer(

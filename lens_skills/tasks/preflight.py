@@ -5,7 +5,7 @@ trivial rules, what the covariates alone predict, saturation and calibration.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from lens_skills.activations import Metric, column_values, evaluate, parse_metrics
+from lens_skills.activations.columns import MOST_CATEGORIES, reading_of
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
@@ -71,6 +72,8 @@ class Preflight(Result):
         chance_r: About the largest |r| that chance reaches among all MLP neurons at this size.
         chance_r_groups: The same of a metric that is constant in each group, at G* groups.
         calibration: Confidence in the first token against its being right.
+        readings: How each label of a few whole numbers was read, as classes or as one number, and
+            how to say otherwise.
         advice: What to do with all that, a sentence each.
     """
 
@@ -90,6 +93,7 @@ class Preflight(Result):
     chance_r: float
     chance_r_groups: float
     calibration: Calibration | None
+    readings: tuple[str, ...] = ()
 
     @property
     def skill(self) -> bool | None:
@@ -147,6 +151,8 @@ class Preflight(Result):
         for name, share in self.saturated.items():
             if share > _SATURATED:
                 lines += card_lines(f"{name} is saturated in {share:.0%} of the examples", indent=2)
+        for sentence in self.readings:
+            lines += card_lines(sentence, indent=2)
         for name in self.constant:
             lines += card_lines(
                 f"{name} takes one value only: nothing can correlate with it", indent=2
@@ -290,7 +296,22 @@ def preflight(
         chance_r=chance_max_r(n_units, len(task)),
         chance_r_groups=chance_max_r(n_units, max(1, round(equal_groups))),
         calibration=_calibration(values),
+        readings=tuple(_readings(task)),
     )
+
+
+def _readings(task: Sequence[Example]) -> Iterator[str]:
+    """A sentence for each label of three to twelve whole numbers."""
+    for name in dict.fromkeys(name for example in task for name in example.labels):
+        values = {example.labels.get(name) for example in task} - {None}
+        if 2 < len(values) <= MOST_CATEGORIES and all(type(value) is int for value in values):
+            classes = reading_of(task, name, "labels")[1]
+            yield (
+                f"label:{name} is read as {len(values)} classes, a metric each (one quantity: "
+                f"label:{name}:number)"
+                if classes
+                else f"label:{name} is read as a number (classes: label:{name}:classes)"
+            )
 
 
 def _default_metrics(task: Sequence[Example]) -> Sequence[Metric]:
@@ -303,7 +324,7 @@ def _default_metrics(task: Sequence[Example]) -> Sequence[Metric]:
     names.append("confidence")
     if _has(task, "answer"):
         names.append("correct")
-    return parse_metrics(names)
+    return parse_metrics(names, task)
 
 
 def _competence_metrics(task: Sequence[Example]) -> Sequence[Metric]:

@@ -20,7 +20,7 @@ from lens_skills.activations import (
     parse_metrics,
     stream,
 )
-from lens_skills.activations.metrics import MOST_CATEGORIES
+from lens_skills.activations.columns import MOST_CATEGORIES
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, audit, controls, verify
@@ -115,10 +115,10 @@ def test_one_category_named_alone() -> None:
 
 def test_a_column_may_itself_be_called_so() -> None:
     examples = [
-        Example(name, "x", labels={"a=b": number, "a": name, "c=d": name})
+        Example(name, "x", labels={"a=b": 10 * number, "a": name, "c=d": name})
         for number, name in enumerate(("b", "c", "d"))
     ]
-    assert column_values(examples, "a=b").tolist() == [0.0, 1.0, 2.0]
+    assert column_values(examples, "a=b").tolist() == [0.0, 10.0, 20.0]
     assert [m.name for m in parse_metrics("label:a=b", examples)] == ["label:a=b"]
     assert column_values(examples, "c=d=c").tolist() == [0.0, 1.0, 0.0]
 
@@ -337,3 +337,65 @@ def test_a_metric_that_is_nearly_right(written: str, meant: str) -> None:
 def test_a_column_that_is_nearly_right(written: str, meant: str) -> None:
     with pytest.raises(LensSkillsError, match=rf"Did you mean '{meant}'\?"):
         known_values(parse_metrics(written, EXAMPLES), EXAMPLES)
+
+
+def numbered(values: Any) -> list[Example]:
+    return [
+        Example(str(place), "The key", labels={"n": value}, covariates={"n": value})
+        for place, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        ([0, 1, 2, 0], True),
+        ([1, 2, 3, 4, 5], True),
+        ([0, 2, 3], True),  # one class has no example here
+        ([-1, 0, 1], True),
+        (range(12), True),
+        (range(13), False),
+        ([1990, 1991, 1992], False),
+        ([4, 5, 6], False),
+        ([0.0, 0.5, 1.0], False),
+        ([1, 5, 90], False),
+        ([0, 1], False),
+        ([True, False], False),
+    ],
+)
+def test_class_ids_are_classes_and_quantities_are_not(values: Any, classes: bool) -> None:
+    examples = numbered(values)
+    found = [metric.name for metric in parse_metrics("label:n", examples)]
+    expected = [f"label:n={value}" for value in sorted(set(values))] if classes else ["label:n"]
+    assert found == expected
+    assert [m.name for m in parse_metrics("covariate:n", examples)] == ["covariate:n"]
+
+
+def test_how_numbers_are_read_can_be_said() -> None:
+    examples = numbered([1, 2, 3, 2])
+    for written in ("label:n:number", label("n", number=True)):
+        (one,) = parse_metrics(written, examples)
+        assert known_values([one], examples)["label:n:number"].tolist() == [1.0, 2.0, 3.0, 2.0]
+    years = numbered([1990, 1991, 1992])
+    for written in ("label:n:classes", label("n", number=False)):
+        found = parse_metrics(written, years)
+        assert [m.name for m in found] == ["label:n=1990", "label:n=1991", "label:n=1992"]
+        assert known_values(found, years)["label:n=1991"].tolist() == [0.0, 1.0, 0.0]
+    assert len(parse_metrics("covariate:n:classes", years)) == 3
+    with pytest.raises(
+        LensSkillsError, match="'rule:number': rule is 'lexical_overlap', no number"
+    ):
+        known_values(parse_metrics("label:rule:number", EXAMPLES), EXAMPLES)
+    own = [Example("a", "x", labels={"n:number": 3})]
+    assert known_values(parse_metrics("label:n:number", own), own)["label:n:number"].tolist() == [3]
+
+
+def test_the_preflight_says_how_numbers_were_read(tiny: Any) -> None:
+    examples = [
+        Example(f"e{n}", f"The {WORDS[n % 8]}", labels={"stars": n % 3, "year": 1990 + n % 4})
+        for n in range(24)
+    ]
+    shown = repr(preflight(tiny, Task("t", examples)))
+    assert "label:stars is read as 3 classes" in shown
+    assert "label:stars:number" in shown.replace("\n", " ")
+    assert "label:year is read as a number (classes: label:year:classes)" in " ".join(shown.split())

@@ -491,7 +491,11 @@ def provenance(examples: Sequence[Example], adapter: Any = None) -> dict[str, An
     """Where numbers come from: the model (where one was read), task, split, examples, versions."""
     model: dict[str, Any] = {}
     if adapter is not None:
-        model = {"model": adapter.name, "model_fingerprint": adapter.fingerprint()}
+        model = {
+            "model": adapter.name,
+            "model_fingerprint": adapter.fingerprint(),
+            **adapter.reading,
+        }
     return {
         **model,
         "task": getattr(examples, "name", "examples"),

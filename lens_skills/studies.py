@@ -17,7 +17,7 @@ from lens_skills.activations import (
 from lens_skills.activations.metrics import causal_metric as usual_causal_metric
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import DEFAULT_CONTROLS, Controls, Edit, Verdict, ablate, verify
-from lens_skills.models import as_adapter
+from lens_skills.models import Chat, as_adapter
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
 from lens_skills.scoring.scores import card_lines
@@ -160,7 +160,7 @@ def study(
     exchange: str = "auto",
     n_permutations: int | None = None,
     seed: int = 0,
-    chat: bool = False,
+    chat: Chat = False,
     preflight: Preflight | None = None,
     most: int = TRIED,
 ) -> Study:
@@ -249,7 +249,7 @@ def study(
     confirm_scores = score(model, confirm, metrics=[main], neurons=neurons, **common)
     chosen = select(scores[main.name], confirm_scores[main.name], fdr=fdr)
     intervene = few(rest[0], n_intervene, seed=seed) if rest else None
-    verdict, no_verdict = None, _no_verdict(chosen, intervene, causal_metric, chat)
+    verdict, no_verdict = None, _no_verdict(chosen, intervene, causal_metric)
     if intervene is not None and not no_verdict:
         try:
             verdict = verify(
@@ -260,6 +260,7 @@ def study(
                 metric=causal_metric,
                 delta=delta,
                 controls=controls,
+                chat=chat,
                 seed=seed,
             )
         except LensSkillsError as error:
@@ -286,7 +287,7 @@ def _size(scores: Scores) -> str:
     return size
 
 
-def _no_verdict(chosen: Selection, intervene: Task | None, causal_metric: Any, chat: bool) -> str:
+def _no_verdict(chosen: Selection, intervene: Task | None, causal_metric: Any) -> str:
     if intervene is None:
         return "no third split was asked for; fractions=(0.4, 0.2, 0.4) makes one"
     if len(chosen) == 0:
@@ -297,7 +298,7 @@ def _no_verdict(chosen: Selection, intervene: Task | None, causal_metric: Any, c
         )
     if causal_metric is None:
         return "the task has no answers to measure effects by; name a metric: causal_metric=…"
-    return "prompts in a chat template cannot be edited yet" if chat else ""
+    return ""
 
 
 def _default_metric(task: Task) -> str:

@@ -39,7 +39,7 @@ from lens_skills.activations.metrics import Metric
 from lens_skills.activations.stream import Batch, Places, places_of, read_sites, stream
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
+from lens_skills.models import Chat, ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.adapter import identity
 
 GATE = "mlp.hook_pre"
@@ -62,7 +62,7 @@ class ActivationReader:
         neurons: Names, rows or a `Selection`, in the order wanted; None: every neuron there is.
         metrics: Read in the same pass, already parsed.
         prompt: A soft prompt to read with.
-        chat: Put prompts through the tokenizer's chat template.
+        chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
         purpose: What is done with one number per example ("ranked"); several are then refused.
 
     Attributes:
@@ -90,16 +90,16 @@ class ActivationReader:
         neurons: Any = None,
         metrics: Sequence[Metric] = (),
         prompt: SoftPrompt | None = None,
-        chat: bool = False,
+        chat: Chat = False,
         purpose: str = "",
     ) -> None:
-        self.examples, self.metrics, self.chat = examples, metrics, chat
+        self.examples, self.metrics = examples, metrics
         self.table = model if isinstance(model, ActivationTable) else None
         self.adapter: ModelAdapter | None = None
         if position is None and (purpose or self.table is not None):
             position = "last"  # with a soft prompt: its last vector
         if self.table is None:
-            self.adapter = with_soft_prompt(model, prompt)
+            self.adapter = with_soft_prompt(model, prompt, chat)
             position = soft_position(self.adapter, position)
         assert position is not None
         self.position, self.spec = position, parse_position(position)
@@ -110,11 +110,11 @@ class ActivationReader:
                 f"{purpose} by one. Name one: 'last', an index, span('text'), 'mean' or 'max'."
             )
         if self.table is not None:
-            self.site = _table_site(self.table, at, list(self.labels), layers)
+            self.site = _table_site(self.table, at, list(self.labels), layers, chat)
             self.width = int(self.table.activations().shape[-1])
         else:
             self.site = find_site(self.adapter, at, layers)
-            self.width = _width(self.adapter, examples[0], self.site, chat)
+            self.width = _width(self.adapter, examples[0], self.site)
         layer = torch.tensor(self.site.layers).repeat_interleave(self.width)
         neuron = torch.arange(self.width).repeat(len(self.site.layers))
         self._chosen: Tensor | None = None
@@ -147,6 +147,7 @@ class ActivationReader:
         if self.table is not None:
             names = ("model", "model_fingerprint", "site", "layers", "positions", "chat")
             about = {name: self.table.manifest[name] for name in names}
+            about |= {k: v for k, v in self.table.manifest.items() if k == "template"}
             return about | {"weights": self.table.manifest.get("weights", about[names[1]])}
         assert self.adapter is not None
         return {
@@ -156,7 +157,6 @@ class ActivationReader:
             "site": self.site.name,
             "layers": list(self.site.layers),
             "positions": list(self.labels),
-            "chat": self.chat,
         }
 
     def batches(
@@ -193,7 +193,7 @@ class ActivationReader:
     @cached_property
     def _prepared(self) -> tuple[tuple[list[Encoded], RequiredOutputs], Places]:
         """The examples in tokens, and the tokens that are read."""
-        encoded, plan = prepare(self.adapter, self.examples, self.metrics, self.chat)
+        encoded, plan = prepare(self.adapter, self.examples, self.metrics)
         return (encoded, plan), places_of(self.adapter, encoded, self.spec)
 
     def rows(
@@ -221,9 +221,12 @@ class ActivationReader:
         return means, weights, residuals
 
 
-def _table_site(table: ActivationTable, at: str, labels: list[str], layers: Any) -> Site:
+def _table_site(
+    table: ActivationTable, at: str, labels: list[str], layers: Any, chat: Chat
+) -> Site:
     """The site a table holds; raises where another one, or some of its layers, are asked for."""
-    for name, value in {"site": at, "positions": labels}.items():
+    asked = {"site": at, "positions": labels} | ({"chat": chat} if chat else {})
+    for name, value in asked.items():
         if table.manifest[name] != value:
             raise LensSkillsError(
                 f"the table {table.path} holds {name} {table.manifest[name]}, not {value}."
@@ -233,10 +236,10 @@ def _table_site(table: ActivationTable, at: str, labels: list[str], layers: Any)
     return Site(at, table.layers)
 
 
-def _width(adapter: Any, example: Example, site: Site, chat: bool) -> int:
+def _width(adapter: Any, example: Example, site: Site) -> int:
     """How many neurons the site has, seen on one example."""
     bare = Example(id=example.id, prompt=example.prompt)
-    one = {"at": site.name, "position": "last", "layers": site.layers[0], "chat": chat}
+    one = {"at": site.name, "position": "last", "layers": site.layers[0]}
     with settings.config(progress=False):
         return next(stream(adapter, [bare], **one)).activations.shape[-1]
 
@@ -281,6 +284,7 @@ def read_neurons(
     position: Position | None,
     metrics: Any = (),
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     purpose: str = "read",
 ) -> NeuronValues:
     """The neurons' activations at one position of every example, as `ActivationReader` reads them.
@@ -306,6 +310,7 @@ def read_neurons(
         neurons=rows,
         metrics=metrics,
         prompt=prompt,
+        chat=chat,
         purpose=purpose,
     )
     values = torch.zeros(len(reader.layer), len(examples), dtype=torch.float64)

@@ -26,7 +26,7 @@ from lens_skills.activations.metrics import parse_metrics
 from lens_skills.activations.stream import Batch, stream
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import ModelAdapter, as_adapter
+from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.models.adapter import identity
 from lens_skills.results import card_lines, undamaged, work_folder
 
@@ -151,7 +151,7 @@ def capture(
     layers: int | Iterable[int] | None = None,
     metrics: Any = (),
     dtype: Literal["float16", "float32"] = "float16",
-    chat: bool = False,
+    chat: Chat = False,
 ) -> ActivationTable:
     """Activations of the examples written to a folder, for scoring without the model.
 
@@ -164,7 +164,7 @@ def capture(
     folder = Path(path)
     if folder.exists():
         raise LensSkillsError(f"{folder} exists already. Remove it or choose another path.")
-    adapter = as_adapter(model)
+    adapter = with_soft_prompt(model, None, chat)
     position = soft_position(adapter, position)
     reading = parse_position(position)
     if reading.ragged:
@@ -181,7 +181,6 @@ def capture(
             position=position,
             layers=layers,
             metrics=wanted,
-            chat=chat,
         ):
             numbers = _narrow(batch.activations, dtype)
             if table is None:
@@ -192,7 +191,7 @@ def capture(
                 stored[name][batch.index.numpy()] = values.numpy()
         assert isinstance(table, np.memmap)
         table.flush()
-        about = manifest_of(adapter, site, reading, examples, chat)
+        about = manifest_of(adapter, site, reading, examples)
         about["metrics"] = {name: values.tolist() for name, values in stored.items()}
         (work / MANIFEST).write_text(json.dumps(about))
     return ActivationTable.load(folder)
@@ -203,7 +202,6 @@ def manifest_of(
     site: Site,
     reading: PositionSpec,
     examples: Sequence[Example],
-    chat: bool,
 ) -> dict[str, Any]:
     """Where a table's numbers come from; without metrics."""
     return {
@@ -212,7 +210,6 @@ def manifest_of(
         "site": site.name,
         "layers": list(site.layers),
         "positions": list(reading.labels),
-        "chat": chat,
         "example_ids": [example.id for example in examples],
         "metrics": {},
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 from lens_skills.activations.locations import DEFAULT_SITE, find_site
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
+from lens_skills.models.adapter import check_reading
 
 
 def neuron_names(neurons: Int[Tensor, "neuron 2"]) -> list[str]:
@@ -244,7 +245,9 @@ def _check_selection(adapter: ModelAdapter, selection: Any, at: str) -> None:
             f"the selection holds neurons at {selection.site!r}, but {at!r} was asked for. Say "
             f"at={selection.site!r}."
         )
-    made_with = selection.provenance.get("explore", {}).get("model_fingerprint")
+    about = selection.provenance.get("explore", {})
+    check_reading(about, adapter, "the selection")
+    made_with = about.get("model_fingerprint")
     if made_with is not None and made_with != adapter.fingerprint():
         raise LensSkillsError(
             f"the selection belongs to another model (fingerprint {made_with[:8]}…) than "

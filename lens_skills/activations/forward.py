@@ -54,9 +54,7 @@ class Encoded:
         return getattr(self.example, name)
 
 
-def encode_examples(
-    adapter: Any, examples: Sequence[Example], *, answers: bool, chat: bool = False
-) -> list[Encoded]:
+def encode_examples(adapter: Any, examples: Sequence[Example], *, answers: bool) -> list[Encoded]:
     """The examples as tokens of one model.
 
     The rule for answers, the same for all examples of a call: the answer's tokens are what the
@@ -67,11 +65,14 @@ def encode_examples(
     stays with the prompt and those few answers are read on their own; otherwise every answer
     would begin with the same bare space, and its first token would say nothing.
 
+    In a chat (`ModelAdapter.chat`) the user's turn is the prompt as it is written, and the answer
+    opens the assistant's turn, without the spaces that would join it to the prompt; its tokens are
+    what it adds to those of the template's text.
+
     Args:
         adapter: The model (`lens_skills.models.backends.as_adapter`).
         examples: What to read.
         answers: Whether answers, foils and options are needed; else they stay undecided (None).
-        chat: Put every prompt through the tokenizer's chat template; answers then begin the turn.
 
     Raises:
         LensSkillsError: A prompt longer than the context, an empty prompt, or an answer that
@@ -80,27 +81,25 @@ def encode_examples(
     if len(examples) == 0:
         raise LensSkillsError("no examples to read: the task is empty.")
     # Whatever the metrics read: the last prompt token must be the same one in every pass.
-    moved = not chat and _space_must_move(adapter, examples)
+    moved = not adapter.chat and _space_must_move(adapter, examples)
     return [
-        _encode(adapter, index, example, answers=answers, chat=chat, moved=moved)
+        _encode(adapter, index, example, answers=answers, moved=moved)
         for index, example in enumerate(examples)
     ]
 
 
-def _encode(
-    adapter: Any, index: int, example: Example, *, answers: bool, chat: bool, moved: bool
-) -> Encoded:
+def _encode(adapter: Any, index: int, example: Example, *, answers: bool, moved: bool) -> Encoded:
     prompt = example.prompt
     if not prompt.strip():
         raise LensSkillsError(f"example {example.id!r} has an empty prompt.")
     space = ""
     if moved:
         prompt, space = prompt.rstrip(" "), prompt[len(prompt.rstrip(" ")) :]
-    tokens = adapter.encode(prompt, chat=chat)
+    tokens = adapter.encode(prompt)
 
     def continuation(text: str) -> tuple[int, ...]:
-        if chat:
-            return tuple(adapter.encode_plain(text))
+        if adapter.chat:
+            return _in_turn(adapter, example, tokens, text)
         found = _continuation(adapter, prompt, tokens, space + text)
         if found is None and prompt.endswith(" "):
             return tuple(adapter.encode_plain(text))
@@ -140,6 +139,20 @@ def _encode(
         n_before=len(before),
         n_after=len(after),
     )
+
+
+def _in_turn(adapter: Any, example: Example, tokens: list[int], text: str) -> tuple[int, ...]:
+    """The tokens of an answer that opens the assistant's turn."""
+    answer = text.lstrip(" ")
+    whole = adapter.encode_plain(adapter.rendered(example.prompt) + answer)
+    if whole[: len(tokens)] != tokens:  # fused with the template's end, which the model has read
+        whole = [*tokens, *adapter.encode_plain(answer)]
+    if len(whole) == len(tokens):
+        raise LensSkillsError(
+            f"example {example.id!r}: the answer {text!r} has no tokens of its own in a chat, "
+            "where it opens a turn. Give answers with a text, or leave chat out."
+        )
+    return tuple(whole[len(tokens) :])
 
 
 def _continuation(
@@ -193,7 +206,7 @@ NOTHING = RequiredOutputs(logits=False, answer=False, stop=False, foil=False, op
 
 
 def prepare(
-    adapter: Any, examples: Sequence[Example], metrics: Sequence[Metric], chat: bool
+    adapter: Any, examples: Sequence[Example], metrics: Sequence[Metric]
 ) -> tuple[list[Encoded], RequiredOutputs]:
     """The examples in tokens, and what the pass must compute for the metrics."""
     reads = frozenset[str]().union(*(metric.reads for metric in metrics))
@@ -221,7 +234,7 @@ def prepare(
                 f"{names}). Give the task one, or choose other metrics."
             )
     needs_answers = bool(reads - {"logits"})
-    encoded = encode_examples(adapter, examples, answers=needs_answers, chat=chat)
+    encoded = encode_examples(adapter, examples, answers=needs_answers)
     if "tokens" in reads:
         _warn_of_one_beginning(adapter, encoded)
     return encoded, plan

@@ -166,6 +166,23 @@ def _span_places(adapter: Any, encoded: Encoded, spot: Span) -> list[int]:
     if spot.column is not None:
         value = encoded.example.column(spot.column)
         text = None if value is None else str(value)
+    places: list[int] = []
+    if text and adapter.chat:
+        # In the user's own words, never in the template's.
+        places = adapter.places_in_turn(encoded.prompt, text)
+    elif text:
+        places = _decoded_places(adapter, encoded, text)
+    if not places:
+        raise LensSkillsError(
+            f"the span {text!r} does not occur in the prompt of example {encoded.id!r}: "
+            f"{encoded.prompt!r}."
+        )
+    bos = 1 if encoded.has_bos else 0
+    return [place if place < bos else place + encoded.n_before for place in places]
+
+
+def _decoded_places(adapter: Any, encoded: Encoded, text: str) -> list[int]:
+    """The tokens of the last occurrence of a text, the soft prompt's not counted."""
     # Decoding ever longer beginnings gives each token's end, whatever the tokenizer merges.
     bos = 1 if encoded.has_bos else 0
     end_of_text = len(encoded.prompt_tokens) - encoded.n_after
@@ -174,18 +191,12 @@ def _span_places(adapter: Any, encoded: Encoded, spot: Span) -> list[int]:
         *encoded.prompt_tokens[bos + encoded.n_before : end_of_text].tolist(),
     ]
     ends = [len(adapter.tokenizer.decode(tokens[: end + 1])) for end in range(len(tokens))]
-    whole = adapter.tokenizer.decode(tokens)
-    start = whole.rfind(text) if text else -1
-    if start < 0 or text is None:
-        raise LensSkillsError(
-            f"the span {text!r} does not occur in the prompt of example {encoded.id!r}: "
-            f"{encoded.prompt!r}."
-        )
+    start = adapter.tokenizer.decode(tokens).rfind(text)
     begins = [0, *ends[:-1]]
     return [
-        place if place < bos else place + encoded.n_before
+        place
         for place, (begin, end) in enumerate(zip(begins, ends, strict=True))
-        if begin < start + len(text) and end > start
+        if start >= 0 and begin < start + len(text) and end > start
     ]
 
 

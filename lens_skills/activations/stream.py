@@ -32,7 +32,7 @@ from lens_skills.activations.locations import (
 from lens_skills.activations.metrics import Metric, parse_metrics
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def stream(
     layers: int | Iterable[int] | None = None,
     metrics: Any = (),
     prompt: SoftPrompt | None = None,
-    chat: bool = False,
+    chat: Chat = False,
     skip: int = 0,
 ) -> Iterator[Batch]:
     """Batches of activations at a site and position, with metrics, in one forward pass each.
@@ -84,20 +84,22 @@ def stream(
         position: ``"last"`` (the last *prompt* token), an index, ``span(...)``, a list of those,
             ``"mean"``, ``"max"`` or ``"all"`` (the prompt's tokens without the first, special one),
             or ``"prompt"``: each vector of the soft prompt's suffix. Default: ``"last"``, or
-            ``"prompt"`` where there is a soft prompt.
+            ``"prompt"`` where there is a soft prompt. In a chat, ``"last"`` ends the opening of the
+            answer, indices count all tokens, and spans lie in the user's own text.
         layers: Which layers (default all).
         metrics: Names, `Metric` values or functions; see `lens_skills.activations.metrics`.
         prompt: A soft prompt to read every example with.
-        chat: Put prompts through the tokenizer's chat template.
+        chat: Read prompts in the tokenizer's chat template: the prompt is the user's turn, the
+            answer opens the assistant's. A text: with this system prompt.
         skip: Batches to leave out at the start (of a pass that is being resumed).
 
     Raises:
         LensSkillsError: Unknown hook point, position outside a prompt, prompt longer than the
             context, a metric the task cannot give, a metric that is not finite.
     """
-    wanted, adapter = parse_metrics(metrics, examples), with_soft_prompt(model, prompt)
+    wanted, adapter = parse_metrics(metrics, examples), with_soft_prompt(model, prompt, chat)
     site, reading = find_site(adapter, at, layers), parse_position(soft_position(adapter, position))
-    return _stream(adapter, examples, site, reading, wanted, chat, skip)
+    return _stream(adapter, examples, site, reading, wanted, skip)
 
 
 def evaluate(
@@ -106,15 +108,15 @@ def evaluate(
     metrics: Any,
     *,
     prompt: SoftPrompt | None = None,
-    chat: bool = False,
+    chat: Chat = False,
 ) -> dict[str, Float[Tensor, " row"]]:
     """Every metric of every example, in the order of the examples, reading no activations."""
     wanted = parse_metrics(metrics, examples)
     values = {metric.name: torch.zeros(len(examples), dtype=torch.float64) for metric in wanted}
-    adapter = with_soft_prompt(model, prompt)
+    adapter = with_soft_prompt(model, prompt, chat)
     if all(metric.known for metric in wanted):
         return known_values(wanted, examples)
-    encoded, plan = prepare(adapter, examples, wanted, chat)
+    encoded, plan = prepare(adapter, examples, wanted)
     known = known_values(wanted, encoded)
     for batch in batches(encoded, plan, "evaluate"):
         found = forward_batch(adapter, batch, plan, wanted, known, {})
@@ -129,10 +131,9 @@ def _stream(
     site: Site,
     reading: PositionSpec,
     metrics: Sequence[Metric],
-    chat: bool,
     skip: int,
 ) -> Iterator[Batch]:
-    encoded, plan = prepare(adapter, examples, metrics, chat)
+    encoded, plan = prepare(adapter, examples, metrics)
     yield from read_sites(adapter, encoded, plan, [site], reading, metrics=metrics, skip=skip)
 
 

@@ -50,7 +50,7 @@ from lens_skills.circuits.path_patching import (
 from lens_skills.circuits.targets import AnswerTarget, StartNodes, Target, orient, parse_start
 from lens_skills.data import Example, halves
 from lens_skills.errors import LensSkillsError, did_you_mean
-from lens_skills.models import SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
 from lens_skills.models.sublayers import ModelWeights
 from lens_skills.results import provenance
 from lens_skills.stats.effect_tests import (
@@ -86,6 +86,7 @@ def circuit(
     n_random: int = N_RANDOM,
     position: str | int = "last",
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     n_draws: int = 2000,
     seed: int = 0,
 ) -> Circuit:
@@ -114,6 +115,7 @@ def circuit(
         n_random: Random edges per stage, at least 40 (fewer where the model has no more).
         position: Where the start is, counted from the end.
         prompt: A soft prompt to read every example with.
+        chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
         n_draws: Bootstrap draws of the intervals.
         seed: Of the halves and draws.
 
@@ -134,7 +136,7 @@ def circuit(
             f"{did_you_mean(str(proposals), PROPOSALS)} Choose from: {', '.join(PROPOSALS)}."
         )
     check_twins(examples)
-    adapter = with_soft_prompt(model, prompt)
+    adapter = with_soft_prompt(model, prompt, chat)
     wanted = parse_metric(logit_diff() if metric is None else metric, examples, asked="circuit")
     nodes = parse_start(adapter, start, position)
     if n_edges < 1 or depth < 1:

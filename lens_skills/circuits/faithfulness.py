@@ -25,7 +25,8 @@ from lens_skills.circuits.targets import AnswerTarget, Target, upstream_target
 from lens_skills.circuits.whole_graph import GraphAreas, area, graph_areas, rank_edges
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
+from lens_skills.models.adapter import check_reading
 from lens_skills.models.sublayers import ModelWeights
 from lens_skills.results import Result, provenance
 from lens_skills.stats.effect_tests import (
@@ -260,6 +261,7 @@ def faithfulness(
     epsilon: float = EPSILON,
     ranked_on: Sequence[Example] = (),
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     seed: int = 0,
 ) -> Faithfulness:
     """What a circuit's confirmed edges do when every other edge carries the corrupted prompt.
@@ -290,10 +292,9 @@ def faithfulness(
         n_random: Random circuits, each at every size.
         removals: Whether to run the circuit without each of its edges.
         epsilon: Of the equivalence test.
-        ranked_on: Pairs, none of them in ``examples``, to rank every edge of the graph on by the
-            circuit's ``proposals``, for MIB's CPR and CMD of the upstream part (`GraphAreas`);
-            none: without them.
-        prompt: The soft prompt the circuit was found with.
+        ranked_on: Other pairs than ``examples``, to rank every edge of the graph on by the
+            circuit's ``proposals``, for MIB's CPR and CMD of the upstream part (`GraphAreas`).
+        prompt, chat: What the circuit was found with.
         seed: Of random circuits and bootstrap.
 
     Raises:
@@ -307,7 +308,7 @@ def faithfulness(
 
     Does not show: that the circuit is the only one; many circuits of a size may do as much.
     """
-    adapter = with_soft_prompt(model, prompt)
+    adapter = with_soft_prompt(model, prompt, chat)
     _same_model(adapter, circuit)
     asked = circuit.metric if metric is None else metric
     answer = AnswerTarget(parse_metric(asked, examples, asked="faithfulness"))
@@ -347,8 +348,7 @@ def faithfulness(
         curves.append(curve)
     if not curves:
         raise LensSkillsError(
-            f"no confirmed edge of the circuit of {circuit.target} can run, so there is nothing "
-            "to be faithful. Test more edges (n_edges=), or use more pairs."
+            f"no confirmed edge of {circuit.target}'s circuit can run. Test more (n_edges=, pairs)."
         )
     halves = [circuit.provenance.get(half, {}) for half in ("proposed_on", "tested_on")]
     seen = {one for half in halves for one in half.get("example_ids", ())}
@@ -592,8 +592,8 @@ def _count(one: CircuitEvaluation) -> int:
 
 
 def _same_model(adapter: Any, circuit: Circuit) -> None:
-    known = circuit.provenance.get("model_fingerprint")
-    if known is not None and known != adapter.fingerprint():
+    check_reading(circuit.provenance, adapter, "the circuit")
+    if circuit.provenance.get("model_fingerprint") not in (None, adapter.fingerprint()):
         raise LensSkillsError(
             f"the circuit was found in {circuit.provenance.get('model')}, and this is another "
             f"model or other weights ({adapter.name}). Its edges mean nothing here."

@@ -25,7 +25,7 @@ from lens_skills.activations.forward import (
 from lens_skills.circuits.graph import Node
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_adapter, keep_activation
+from lens_skills.models import Chat, keep_activation, with_soft_prompt
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.sublayers import ModelWeights, off
 from lens_skills.models.weights import FrozenNorm
@@ -319,7 +319,7 @@ def paired_caches(
             their examples in number, or not at all.
     """
     check_twins(examples)
-    items, plan = prepare(weights.adapter, examples, [metric], False)
+    items, plan = prepare(weights.adapter, examples, [metric])
     twins = _encode_twins(weights.adapter, examples)
     unequal = [
         (one, other)
@@ -359,15 +359,15 @@ def check_twins(examples: Sequence[Example]) -> None:
         )
 
 
-def equal_length_pairs(model: Any, examples: Any) -> Any:
+def equal_length_pairs(model: Any, examples: Any, *, chat: Chat = False) -> Any:
     """The examples whose twins have as many tokens as they: those a circuit can be found on.
 
-    Of a `Task`, a `Task`; else a list.
+    Of a `Task`, a `Task`; else a list. ``chat`` is as in `circuit`.
 
     Raises:
         LensSkillsError: None is left, or one has no twin.
     """
-    adapter = as_adapter(model)
+    adapter = with_soft_prompt(model, None, chat)
     check_twins(examples)
     both = encode_examples(adapter, examples, answers=False), _encode_twins(adapter, examples)
     kept = {

@@ -165,10 +165,11 @@ def _keep(run: Any, step: Step, name: str, result: Any, draw: Callable[[Any], An
 
 
 def _as_scored(run: Any) -> dict[str, Any]:
-    """Position, prompt and seed of the run's scores; of a soft prompt's vectors, the last."""
+    """Position, prompt, chat and seed of the run's scores; of a soft prompt's vectors, the last."""
     position = str(run.request.options.get("position", "last"))
     position = "last" if position == "prompt" else position
-    return {"position": position, "prompt": run.prompt(), "seed": run.request.seed}
+    about = {"prompt": run.prompt(), "chat": run.request.options.get("chat", False)}
+    return {"position": position, "seed": run.request.seed, **about}
 
 
 def _confirmed(run: Any, metric: str, top: int) -> Any:

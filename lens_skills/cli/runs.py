@@ -223,6 +223,7 @@ class Run:
             delta=delta,
             seed=self.request.seed,
             prompt=self.prompt(),
+            chat=self.request.options.get("chat", False),
             checkpoint=self.path("verdict-checkpoint", metric),
         )
         verdict.save(self.path("verdict", metric))
@@ -260,8 +261,6 @@ class Run:
 
     def intervene_split(self, limit: int | None) -> Task:
         """Examples of the split that is left to intervene on, at most about ``limit``."""
-        if self.request.options.get("chat"):
-            raise LensSkillsError("prompts in a chat template cannot be edited yet.")
         if len(self.request.fractions) < 3:
             raise LensSkillsError(
                 f"{self.folder} has no third split to intervene on: it was made with fractions "

@@ -20,7 +20,7 @@ from lens_skills.activations.activation_reader import read_neurons, refuse_const
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import random_neurons
-from lens_skills.models import SoftPrompt
+from lens_skills.models import Chat, SoftPrompt
 from lens_skills.results import Result
 from lens_skills.stats.information import entropy, equal_width_codes, kraskov_information
 from lens_skills.stats.multiple_testing import rank_p
@@ -119,6 +119,7 @@ def memorisation(
     at: str = DEFAULT_SITE,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     seed: int = 0,
 ) -> Memorisation:
     """Entropy of each neuron and mutual information of every two, beside random neurons'.
@@ -134,7 +135,7 @@ def memorisation(
         n_bins: Bins for H.
         k: Neighbours for the information.
         n_draws: Random sets of as many neurons of the same layers.
-        at, position, prompt: As in `redundancy`.
+        at, position, prompt, chat: As in `redundancy`.
         seed: Of the draws.
 
     Raises:
@@ -143,7 +144,7 @@ def memorisation(
 
     Source: Bansal et al. 2022 (arXiv 2210.09404); Kraskov et al. 2004.
     """
-    where: dict[str, Any] = {"at": at, "position": position, "prompt": prompt}
+    where: dict[str, Any] = {"at": at, "position": position, "prompt": prompt, "chat": chat}
     found = read_neurons(model, examples, neurons, **where)
     n = len(found.neurons)
     if not 2 <= n <= MOST:

@@ -15,7 +15,7 @@ from lens_skills.activations.activation_reader import read_neurons, refuse_const
 from lens_skills.activations.components import neuron_names
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt
+from lens_skills.models import Chat, SoftPrompt
 from lens_skills.results import Result
 from lens_skills.stats.correlation import average_linkage, standardise
 
@@ -121,6 +121,7 @@ def redundancy(
     at: str = DEFAULT_SITE,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
 ) -> Redundancy:
     """The neurons in clusters of like activations, with a representative each.
 
@@ -135,6 +136,7 @@ def redundancy(
         threshold: 0 to 1.
         at, position: Where they are read; ``"last"`` unless asked otherwise.
         prompt: A soft prompt to read with.
+        chat: As in `score`.
 
     Raises:
         LensSkillsError: Fewer than two neurons or three examples, more than `MOST` neurons, one
@@ -144,7 +146,9 @@ def redundancy(
     """
     if not 0 < threshold < 1:
         raise LensSkillsError(f"threshold={threshold}: 1 - |r| lies between 0 and 1.")
-    found = read_neurons(model, examples, neurons, at=at, position=position, prompt=prompt)
+    found = read_neurons(
+        model, examples, neurons, at=at, position=position, prompt=prompt, chat=chat
+    )
     n = len(found.neurons)
     if not 2 <= n <= MOST:
         raise LensSkillsError(

@@ -23,7 +23,7 @@ from lens_skills.diagnostics.neutral_text import cut_texts, log_unigram, read_ne
 from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import with_layer_controls
-from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import Unembedding, null_size
 from lens_skills.results import Result
 from lens_skills.stats.correlation import GroupedCorrelation, correlate, percentiles
@@ -184,6 +184,7 @@ def confidence_regulators(
     neutral: Sequence[str] | None = None,
     unigram: Float[Tensor, " d_vocab"] | None = None,
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     n_effects: int = 64,
     n_controls: int | None = None,
     n_null: int | None = None,
@@ -210,6 +211,7 @@ def confidence_regulators(
             takes the model's own mean next-token distribution over the neutral texts, which is a
             stand-in.
         prompt: A soft prompt to read the task with; neutral text is read without it.
+        chat: As in `score`; neutral text is read as plain text all the same.
         n_effects: Examples to ablate on, drawn by group; neutral texts are cut at two places each.
         n_controls: Random neurons of each layer that |effect| is ranked among; None: 100, or all
             others where the layer holds fewer.
@@ -226,7 +228,8 @@ def confidence_regulators(
     """
     if isinstance(model, ActivationTable):
         raise LensSkillsError("the diagnostics need the model itself, not a table of activations.")
-    adapter, bare = with_soft_prompt(model, prompt), with_soft_prompt(model, None)
+    adapter = with_soft_prompt(model, prompt, chat)
+    bare = with_soft_prompt(model, None).in_chat(False)
     wanted = _continuous(confidence() if metric is None else metric, examples)
     check_groups([example.group for example in examples], "an interval over groups")
     chosen = _rows(adapter, neurons)

@@ -20,7 +20,7 @@ from lens_skills.activations.activation_reader import read_neurons
 from lens_skills.activations.components import neuron_names
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt
+from lens_skills.models import Chat, SoftPrompt
 from lens_skills.results import Result
 from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_error
 from lens_skills.stats.intervals import share_interval
@@ -144,6 +144,7 @@ def sparse_probe(
     at: str = DEFAULT_SITE,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     seed: int = 0,
 ) -> SparseProbe:
     """The curve of held-out accuracy against the number of neurons, and the k that is worth it.
@@ -168,6 +169,7 @@ def sparse_probe(
         n_random: Draws of random neurons.
         at, position: Where they are read; ``"last"`` unless asked otherwise.
         prompt: A soft prompt to read with.
+        chat: As in `score`.
         seed: Of the draws and the control labels.
 
     Raises:
@@ -182,7 +184,14 @@ def sparse_probe(
     both = [*train, *test]
     wanted = parse_metric(metric, both, asked="sparse_probe(metric=…)")
     found = read_neurons(
-        model, both, neurons, at=at, position=position, metrics=[wanted], prompt=prompt
+        model,
+        both,
+        neurons,
+        at=at,
+        position=position,
+        metrics=[wanted],
+        prompt=prompt,
+        chat=chat,
     )
     values, n = found.values, len(train)
     truth = _two_values(found.metrics[wanted.name], wanted.name, n)

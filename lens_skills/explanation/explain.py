@@ -28,7 +28,7 @@ from lens_skills.explanation.explanations import ALPHA, Explanation, Explanation
 from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, feature_bank
 from lens_skills.explanation.feature_tests import FeatureAssociation, associate
 from lens_skills.explanation.token_logits import logits_of
-from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.results import provenance
 from lens_skills.stats.effect_tests import FEW_GROUPS, FEWEST_GROUPS, effective_groups
 
@@ -49,6 +49,7 @@ def explain(
     at: str | None = None,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     k: int = 50,
     n_permutations: int = 999,
     n_examples: int = 5,
@@ -74,6 +75,7 @@ def explain(
         at: The site of neurons named by hand; default a selection's, else ``mlp.hook_post``.
         position: Where in the prompt; default where the selection was scored, else ``"last"``.
         prompt: A soft prompt to read every example with.
+        chat: As in `score`.
         k: Top and bottom examples for the overlap, at most a fifth of the held-out half.
         n_permutations: Exchanges of the features; 0 for none, and then there are no p.
         n_examples: Top and bottom examples to keep with their tokens, from all examples.
@@ -92,7 +94,7 @@ def explain(
     """
     if len(task) == 0:
         raise LensSkillsError("no examples to explain neurons on: the task is empty.")
-    adapter = with_soft_prompt(model, prompt)
+    adapter = with_soft_prompt(model, prompt, chat)
     site = at or getattr(neurons, "site", DEFAULT_SITE)
     components = _single(parse_components(adapter, neurons, at=site))
     labels = getattr(neurons, "positions", ())

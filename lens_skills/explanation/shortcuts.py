@@ -34,7 +34,7 @@ from lens_skills.explanation.shortcut_report import (
 )
 from lens_skills.interventions import Controls, Edit, ablate
 from lens_skills.interventions.effects import effect_metric
-from lens_skills.models import ModelAdapter, as_adapter
+from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.results import examples_hash, provenance
 from lens_skills.scoring import score, select
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
@@ -64,6 +64,7 @@ def shortcuts(
     delta: float | None = None,
     controls: Controls = NEAREST,
     n_permutations: int = 999,
+    chat: Chat = False,
     seed: int = 0,
 ) -> Shortcuts:
     """Which neurons that are strong for a metric owe it to a surface feature: `Shortcuts`.
@@ -101,6 +102,7 @@ def shortcuts(
             each, those nearest to it in mean |a|, std and ‖W_out‖. With k neurons and n controls,
             one alone can pass only where 1 / (1 + n) <= 0.05 / k.
         n_permutations: For the search and for the features.
+        chat: As in `score`.
         seed: Of all draws.
 
     Raises:
@@ -109,7 +111,7 @@ def shortcuts(
 
     Source: bag of heuristics and their knock-out, Nikankin et al. 2024 (arXiv 2410.21272).
     """
-    adapter = as_adapter(model)
+    adapter = with_soft_prompt(model, None, chat)
     check_apart(explore, confirm, intervene)
     check_groups(explore, confirm, intervene)
     wanted = parse_metric(metric, (), asked="shortcuts(metric=…)")

@@ -164,6 +164,8 @@ def _frozen(
 
 def _some_pass(adapter: ModelAdapter, over: Sequence[Example] | None) -> PartialForward:
     texts = [Example(id=str(n), prompt=text) for n, text in enumerate(neutral_texts()[:_TEXTS])]
+    if over is None:
+        adapter = adapter.in_chat(False)
     some = texts if over is None else over[:: max(1, len(over) // _TEXTS)]
     encoded = encode_examples(adapter, some, answers=False)
     rows = [item.prompt_tokens.tolist() for item in encoded]

@@ -24,7 +24,8 @@ from lens_skills.activations.stream import read_sites
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded, Written, grade, named_graders
-from lens_skills.models import SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
+from lens_skills.models.adapter import check_reading
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
 from lens_skills.results import Checkpoint, provenance, resumable, work_folder
 
@@ -42,7 +43,7 @@ def generate(
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
-    chat: bool = False,
+    chat: Chat = False,
     checkpoint: str | Path | None = None,
 ) -> Graded:
     """What the model writes for each example, its confidence in it, and its grades.
@@ -61,7 +62,8 @@ def generate(
         temperature: 0 writes the likeliest token each time.
         top_p: Share of probability from which tokens are drawn; 1 for all.
         seed: Of the draws.
-        chat: Put prompts through the tokenizer's chat template (for models tuned to follow it).
+        chat: Read prompts in the tokenizer's chat template (for models tuned to follow it); a
+            text: with this system prompt.
         checkpoint: A folder that keeps what is written, each minute and when something fails;
             called again with the same arguments, writing goes on from there.
 
@@ -84,8 +86,8 @@ def generate(
         twice = next(id for id in ids if ids.count(id) > 1)
         raise LensSkillsError(f"the id {twice!r} is used twice. Give each example its own.")
     named = named_graders(graders)
-    adapter = with_soft_prompt(model, prompt)
-    encoded = encode_examples(adapter, examples, answers=False, chat=chat)
+    adapter = with_soft_prompt(model, prompt, chat)
+    encoded = encode_examples(adapter, examples, answers=False)
     for item in encoded:
         if len(item.prompt_tokens) + max_new_tokens > adapter.n_ctx:
             raise LensSkillsError(
@@ -100,7 +102,6 @@ def generate(
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
-        "chat": chat,
     }
     versions = asked.pop("versions")  # other ones may go on with a checkpoint
     saved = Checkpoint.at(checkpoint, asked)
@@ -110,7 +111,7 @@ def generate(
     left = [item for item in encoded if item.index not in done]
     left.sort(key=lambda item: (len(item.prompt_tokens), item.index))
     size, hidden = settings.batch_size(16), settings.hides_progress()
-    continuer = Continuer(adapter, max_new_tokens, temperature, top_p, seed, chat)
+    continuer = Continuer(adapter, max_new_tokens, temperature, top_p, seed)
     with tqdm(total=len(encoded), desc="write", unit=" texts", disable=hidden) as bar:
         bar.update(len(done))
         try:
@@ -168,7 +169,9 @@ def capture_text(
 
     Does not show: what made the model write a skill. On the text itself neurons see the skill.
     """
-    adapter, folder = with_soft_prompt(model, prompt), Path(path)
+    chat = graded.provenance.get("chat", False)
+    adapter, folder = with_soft_prompt(model, prompt, chat), Path(path)
+    check_reading(graded.provenance, adapter, "what was written")
     if adapter.fingerprint() != graded.provenance.get("model_fingerprint"):
         raise LensSkillsError(
             f"these texts were written by {graded.provenance.get('model')}, not by {adapter.name}. "
@@ -179,11 +182,10 @@ def capture_text(
     if position not in ("mean", "max", "last"):
         raise LensSkillsError(f"texts are read at 'mean', 'max' or 'last', not at {position!r}.")
     site, reading = find_site(adapter, at, layers), parse_position(position)
-    chat = bool(graded.provenance.get("chat"))
     kept = [place for place, tokens in enumerate(graded.tokens) if tokens]
     if not kept:
         raise LensSkillsError("no text was written: there is nothing to read.")
-    encoded = encode_examples(adapter, graded.examples, answers=False, chat=chat)
+    encoded = encode_examples(adapter, graded.examples, answers=False)
     items, places = [], {}
     for place in kept:
         item, written = encoded[place], np.asarray(graded.tokens[place], dtype=np.int32)
@@ -196,7 +198,7 @@ def capture_text(
     for batch in read_sites(adapter, items, NOTHING, [site], reading, places, batch_size=size):
         numbers = batch.activations.cpu().to(torch.float32).numpy()
         found.update(zip(batch.index.tolist(), numbers, strict=True))
-    about = manifest_of(adapter, site, reading, [graded.examples[place] for place in kept], chat)
+    about = manifest_of(adapter, site, reading, [graded.examples[place] for place in kept])
     with work_folder(folder) as work:
         np.save(work / ARRAY, np.stack([found[place] for place in kept]))
         (work / MANIFEST).write_text(json.dumps(about))
@@ -269,11 +271,10 @@ class Continuer:
     temperature: float
     top_p: float
     seed: int
-    chat: bool
     kind: type[Writer] | None = None
 
     def __post_init__(self) -> None:
-        self.ends = sorted(end_tokens(self.adapter, chat=self.chat))
+        self.ends = sorted(end_tokens(self.adapter))
 
     def write(self, batch: Sequence[Encoded]) -> list[Written]:
         """One text per prompt, in the order of the batch."""

@@ -28,7 +28,14 @@ from lens_skills.interventions.batched_edits import EditRows, edited_places
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import PartialForwards
 from lens_skills.interventions.effects import CARD_ROWS, Effects, effect_metric, reads_answers
-from lens_skills.models import EditHook, ModelAdapter, ReadHook, as_adapter, keep_activation
+from lens_skills.models import (
+    Chat,
+    EditHook,
+    ModelAdapter,
+    ReadHook,
+    keep_activation,
+    with_soft_prompt,
+)
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume
 from lens_skills.models.weights import LayerSite
@@ -122,6 +129,7 @@ def prescreen(
     do: Edit | None = None,
     at: str = DEFAULT_SITE,
     position: Position = "last",
+    chat: Chat = False,
     seed: int = 0,
 ) -> Prescreen:
     """What gradients expect of every neuron, from one forward and one backward pass per batch.
@@ -138,18 +146,18 @@ def prescreen(
         neurons: ``"all"`` at the site, names, rows, a `Selection`.
         metric: What to differentiate, e.g. ``logit_diff()`` or ``confidence("answer")``.
         do: An edit to predict; its expectation is averaged over random draws.
-        at, position, seed: As in `sweep`.
+        at, position, chat, seed: As in `sweep`.
 
     Raises:
         LensSkillsError: A metric without a gradient (``correct``, functions of the user), a model
             whose last columns cannot be run alone, no examples.
     """
-    adapter = as_adapter(model)
+    adapter = with_soft_prompt(model, None, chat)
     watched = effect_metric(metric)
     if len(examples) == 0:
         raise LensSkillsError("no examples to prescreen on: the task is empty (after filtering?).")
     units = parse_components(adapter, neurons, at=at)
-    encoded, plan = prepare(adapter, examples, [watched], False)
+    encoded, plan = prepare(adapter, examples, [watched])
     sites = sites_of(units)
     answers = reads_answers(watched)
     change = do and do.bind(adapter, examples, sites, position=position, seed=seed, answers=answers)
@@ -376,7 +384,7 @@ def slopes_of(
     Raises:
         LensSkillsError: A metric without a gradient, or a position that pools tokens.
     """
-    encoded, plan = prepare(adapter, examples, [metric], False)
+    encoded, plan = prepare(adapter, examples, [metric])
     places = edited_places(adapter, encoded, position)
     taylor, slope = (defaultdict(lambda: torch.zeros(1).double()) for _ in range(2))
     for batch in batches(encoded, plan, "gradients"):

@@ -15,7 +15,7 @@ from lens_skills.interventions.control_neurons import DEFAULT_CONTROLS, Controls
 from lens_skills.interventions.edits import Edit, ablate
 from lens_skills.interventions.verdict import Verdict
 from lens_skills.interventions.verify import verify
-from lens_skills.models import as_adapter
+from lens_skills.models import Chat, with_soft_prompt
 from lens_skills.results import Result
 from lens_skills.scoring import Scores, score
 from lens_skills.scoring.scores import card_lines
@@ -76,6 +76,7 @@ def audit(
     unrelated: Sequence[Example] | bool = True,
     pairs: bool | None = None,
     n_permutations: int | None = None,
+    chat: Chat = False,
     seed: int = 0,
     most: int = TRIED,
 ) -> Audit:
@@ -98,14 +99,14 @@ def audit(
         position: Where they are read and edited.
         fractions: Shares of the two parts.
         controls, delta, by, unrelated, pairs: As in `verify`.
-        n_permutations: As in `score`.
+        n_permutations, chat: As in `score`.
         seed: Of the split and all draws.
         most: Of a `Selection`, how many neurons to take, the strongest first.
 
     Raises:
         LensSkillsError: As `score` and `verify`; a task without answers and no metric named.
     """
-    adapter = as_adapter(model)
+    adapter = with_soft_prompt(model, None, chat)
     neurons = neurons.to_try(most) if hasattr(neurons, "to_try") else neurons
     units = parse_components(adapter, neurons, at=at)
     (wanted,) = parse_metrics(_default_metric(task) if metric is None else metric)
@@ -117,7 +118,7 @@ def audit(
     notes: dict[str, None] = {}
     for site, layers in sites_of(units).items():
         scores = score(
-            model,
+            adapter,
             explore,
             metrics=asked,
             at=site,
@@ -134,7 +135,7 @@ def audit(
             for name in scores.metrics
         ]
     verdict = verify(
-        model,
+        adapter,
         intervene,
         # A selection knows which examples it was made with, and verify refuses those.
         neurons if hasattr(neurons, "provenance") else units,

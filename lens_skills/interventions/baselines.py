@@ -20,6 +20,7 @@ from lens_skills.activations.locations import _plain, edited_positions, position
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
+from lens_skills.models.adapter import check_reading
 from lens_skills.models.weights import LayerSite
 from lens_skills.stats.moments import RunningMoments
 
@@ -120,8 +121,7 @@ def _from_results(
             f"over= is a {kind} of another model (fingerprint {made_with[:8]}…) than "
             f"{adapter.name}. Give the split itself: over=task."
         )
-    if about.get("chat"):
-        raise LensSkillsError(f"over= is a {kind} of chat prompts; interventions read plain ones.")
+    check_reading(about, adapter, f"over= is a {kind}, which")
     rows, held, values = _held(over)
     for what, wanted, found in (("site", set(sites), {over.site}), ("position", set(labels), held)):
         if missing := sorted(set(wanted) - set(found)):

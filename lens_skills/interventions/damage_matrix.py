@@ -22,7 +22,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
-from lens_skills.models import as_adapter
+from lens_skills.models import Chat, with_soft_prompt
 from lens_skills.results import Result
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, cluster_interval
 from lens_skills.stats.set_overlap import shared_by_chance
@@ -167,6 +167,7 @@ def damage_matrix(
     metric: Any = "logit_diff",
     position: Position = "last",
     at: str = DEFAULT_SITE,
+    chat: Chat = False,
     seed: int = 0,
 ) -> DamageMatrix:
     """The effect of editing skill i's set on skill j's task, for all i and j.
@@ -185,6 +186,7 @@ def damage_matrix(
         metric: A metric that is high where the model does well.
         position: Where to edit.
         at: The site of what is named as a neuron.
+        chat: As in `score`.
         seed: Of random draws, intervals and relabelings.
 
     Source: Wang et al. 2022 (arXiv 2211.07349), section 5, for skill against skill.
@@ -195,7 +197,7 @@ def damage_matrix(
         LensSkillsError: Names that do not match, fewer than two skills, a task of fewer than eight
             groups, a metric that does not vary over a task.
     """
-    adapter = as_adapter(model)
+    adapter = with_soft_prompt(model, None, chat)
     names = _check_names(tasks, neurons, do)
     for name in names:
         check_groups([e.group for e in tasks[name]], f"an interval of the damage to {name!r}")

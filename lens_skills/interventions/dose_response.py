@@ -21,7 +21,7 @@ from lens_skills.interventions.baselines import Change, describe_source, measure
 from lens_skills.interventions.batched_edits import edited_places, editing_of
 from lens_skills.interventions.edits import steer
 from lens_skills.interventions.effects import effect_metric, measure_effects, reads_answers
-from lens_skills.models import ModelAdapter, as_adapter
+from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.results import Result, provenance
 from lens_skills.stats.correlation import spearman
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, cluster_interval
@@ -128,6 +128,7 @@ def dose_response(
     over: Any = None,
     neutral: Sequence[str] | None = None,
     at: str = DEFAULT_SITE,
+    chat: Chat = False,
     seed: int = 0,
 ) -> DoseResponse:
     """The effect of steering a set by each dose, its slope, and the damage done elsewhere.
@@ -147,6 +148,7 @@ def dose_response(
         neutral: Texts to measure the damage on, steered at every token by the same amount; None
             takes the project's own sixty sentences.
         at: The site of what is named as a neuron.
+        chat: As in `score`; neutral texts are read as plain text all the same.
         seed: Of the bootstrap.
 
     Intervals are those of `cluster_interval`; the slope's is that of the per-example slopes.
@@ -158,7 +160,7 @@ def dose_response(
             the model lacks.
     """
     check_groups([example.group for example in examples], "an interval of each dose")
-    adapter = as_adapter(model)
+    adapter = with_soft_prompt(model, None, chat)
     amounts = _check_doses(doses)
     if len(edited_positions(position).labels) > 1:
         raise LensSkillsError("dose_response steers at one position, or at 'all'; not at a list.")
@@ -190,7 +192,7 @@ def dose_response(
     changes = [edit.bind(adapter, (), sites, position=position) for edit in edits]
     texts = neutral_texts() if neutral is None else tuple(neutral)
     damage = torch.zeros(len(amounts), len(texts), dtype=torch.float64)
-    damage[given] = text_damage(adapter, texts, found, changes)
+    damage[given] = text_damage(adapter.in_chat(False), texts, found, changes)
     return DoseResponse(
         names=tuple(unit.name for unit in found),
         doses=torch.tensor(amounts, dtype=torch.float64),

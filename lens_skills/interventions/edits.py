@@ -28,7 +28,7 @@ from lens_skills.interventions.baselines import (
     measure_baseline,
 )
 from lens_skills.interventions.batched_edits import EditRows, edit_activation, stack_sets
-from lens_skills.models import ModelAdapter, as_adapter
+from lens_skills.models import Chat, ModelAdapter, as_adapter, with_soft_prompt
 from lens_skills.models.weights import LayerSite
 
 
@@ -238,6 +238,7 @@ def hooks_of(
     position: Position = -1,
     at: str = DEFAULT_SITE,
     mask: Bool[Tensor, "batch pos"] | None = None,
+    chat: Chat = False,
     seed: int = 0,
 ) -> list[tuple[str, Hook]]:
     """The edit as ``(name, function)`` pairs for ``model.run_with_hooks(…, fwd_hooks=…)``.
@@ -266,13 +267,15 @@ def hooks_of(
         position: An index, ``"last"``, ``"all"`` or a list of indices.
         at: The site of what is named as a neuron.
         mask: Which tokens of the batch are real; then only batches of its shape are taken.
+        chat: How the edit's source (means, donors, what is patched from) is read, as in `score`;
+            what the hooks edit is for the caller to put into the template.
         seed: Of the random draws.
 
     Raises:
         LensSkillsError: Units this model does not have, an edit without the source it needs, a
             span of text (hooks see no text), a position outside the pass.
     """
-    edits = _bound(do, as_adapter(model), neurons, position, at, mask, seed)
+    edits = _bound(do, with_soft_prompt(model, None, chat), neurons, position, at, mask, seed)
     return [(f"blocks.{layer}.{site}", hook) for (layer, site), hook in edits.items()]
 
 
@@ -285,6 +288,7 @@ def edited(
     position: Position = -1,
     at: str = DEFAULT_SITE,
     mask: Bool[Tensor, "batch pos"] | None = None,
+    chat: Chat = False,
     seed: int = 0,
 ) -> Iterator[Any]:
     """The model, edited inside the ``with``: ``with edited(model, neurons, scale(by=0)): …``.
@@ -292,7 +296,8 @@ def edited(
     Works around anything that runs the model, ``model.generate`` included. Its own hooks are
     removed at the end, also after an exception; the user's stay. Arguments as in `hooks_of`.
     """
-    hooks = hooks_of(do, model, neurons, position=position, at=at, mask=mask, seed=seed)
+    options: dict[str, Any] = {"at": at, "mask": mask, "chat": chat, "seed": seed}
+    hooks = hooks_of(do, model, neurons, position=position, **options)
     points = as_adapter(model).model.hook_dict
     attached: list[tuple[Any, Hook]] = []
     try:
@@ -413,6 +418,7 @@ def edited_torch(
     position: Position = -1,
     at: str = DEFAULT_SITE,
     mask: Bool[Tensor, "batch pos"] | None = None,
+    chat: Chat = False,
     seed: int = 0,
 ) -> Iterator[list[Any]]:
     """The handles of plain torch hooks that edit a Hugging Face model inside the ``with``.
@@ -423,7 +429,7 @@ def edited_torch(
 
     Args:
         hf_model: The Hugging Face model (Llama-, GPT-2- or NeoX-like), not one a bridge wraps.
-        neurons, do, position, at, mask, seed: As in `hooks_of`.
+        neurons, do, position, at, mask, chat, seed: As in `hooks_of`.
         adapter: The same model in TransformerLens: it names the units and reads the edit's source.
 
     Assumes: unprocessed weights or a processing that leaves the site as it is; folding value
@@ -432,7 +438,7 @@ def edited_torch(
     Raises:
         LensSkillsError: Another site, a model of another size or whose parts are not found.
     """
-    reader = as_adapter(adapter)
+    reader = with_soft_prompt(adapter, None, chat)
     edits = _bound(do, reader, neurons, position, at, mask, seed)
     blocks = _blocks(hf_model, reader.n_layers)
     handles: list[Any] = []

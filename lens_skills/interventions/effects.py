@@ -36,7 +36,7 @@ from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditStack, edited_places, stack_sets
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
-from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
 from lens_skills.results import Checkpoint, Result, card_lines, provenance, resumable
 
@@ -144,6 +144,7 @@ def sweep(
     at: str = DEFAULT_SITE,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     direct: bool = False,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -163,6 +164,7 @@ def sweep(
         position: Where to edit: ``"last"`` (of the prompt), an index, a span, a list, ``"all"``,
             or ``"prompt"``, the vectors of a soft prompt (the default where there is one).
         prompt: A soft prompt to read every example with.
+        chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
         direct: Also the direct effect; see `Effects`.
         seed: Of the edit's random draws.
         checkpoint: A folder to resume from, written about once a minute.
@@ -174,7 +176,7 @@ def sweep(
         LensSkillsError: No examples, unknown neurons, a metric the task cannot give or that no
             model is needed for, an effect that is not finite (with its neuron and example).
     """
-    adapter = with_soft_prompt(model, prompt)
+    adapter = with_soft_prompt(model, prompt, chat)
     units = parse_components(adapter, neurons, at=at)
     return measure_effects(
         adapter,
@@ -219,7 +221,7 @@ def measure_effects(
     labels = tuple(names) if names is not None else tuple(map(_name, sets))
     if len(labels) != len(sets):
         raise LensSkillsError(f"{len(labels)} names were given for {len(sets)} sets.")
-    encoded, plan = prepare(adapter, examples, [measured], False)
+    encoded, plan = prepare(adapter, examples, [measured])
     units = [unit for units in sets for unit in units]
     sites = sites_of(units)
     change, answers = do, reads_answers(measured)

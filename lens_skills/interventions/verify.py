@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -59,7 +59,7 @@ from lens_skills.interventions.verdict_tables import (
     find_classes,
     set_rows,
 )
-from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.results import provenance, resumable
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, effective_groups
@@ -77,13 +77,13 @@ def verify(
     at: str | None = None,
     position: Position | None = None,
     prompt: SoftPrompt | None = None,
+    chat: Chat = False,
     controls: Controls = DEFAULT_CONTROLS,
     delta: float | Sequence[Example] | None = None,
     by: Sequence[str] | None = None,
     also: Sequence[Edit] | None = None,
     unrelated: Sequence[Example] | bool = True,
-    pairs: bool | None = None,
-    preservation: bool = False,
+    pairs: bool | Literal["and preservation"] | None = None,
     removes: bool | None = None,
     n_draws: int = 2000,
     seed: int = 0,
@@ -103,6 +103,8 @@ def verify(
         position: Where in the prompt; default where the selection was scored, else ``"last"``. In
             generation with a cache, later tokens are left alone.
         prompt: A soft prompt to read every example with: the one the selection was scored with.
+        chat: As in `score`; a selection wants the chat it was scored in. Neutral sentences are
+            read as plain text all the same.
         controls: How many other neurons and random sets to compare with:
             ``controls(sets=200, neurons=400)``.
         delta: The smallest effect that matters, in the metric's unit, declared beforehand and used
@@ -116,8 +118,8 @@ def verify(
             sixty neutral sentences, of which the log-probability of the last word is watched
             (where the position is the last and the edit needs no corrupted twin); False for none.
         pairs: Noising and denoising with the corrupted twins (default: where all examples have
-            one and the gap is clear).
-        preservation: Also edit all other neurons at once and keep only the set.
+            one and the gap is clear). ``"and preservation"``: these (where all have a twin), and
+            all other neurons are edited at once, so that only the set is kept.
         removes: Whether the edit takes the neurons' work away (default: ablation, patching,
             scaling down and steering down do; steering up does not).
         n_draws: Bootstrap draws.
@@ -139,7 +141,7 @@ def verify(
     Does not show: what the neurons do at other positions, on other prompts, or for another metric.
     """
     neurons = neurons.to_try() if hasattr(neurons, "to_try") else neurons
-    adapter = with_soft_prompt(model, prompt)
+    adapter = with_soft_prompt(model, prompt, chat)
     watched = effect_metric(logit_diff() if metric is None else metric)
     reuse = check_request(examples, neurons, do, adapter.soft, exploratory=exploratory)
     check_groups(
@@ -165,6 +167,7 @@ def verify(
     answers, sites = reads_answers(watched), sites_of(units)
     edits = other_ablations(do) if also is None else tuple(also)
     do = do.with_baseline(adapter, list(sites), position=where, answers=answers)
+    preservation = pairs == "and preservation"
     everywhere = preservation or across_layers(units, table)
     layers = dict.fromkeys(sites, range(adapter.n_layers)) if everywhere else sites
     change = do.bind(adapter, examples, layers, position=where, seed=seed, answers=answers)
@@ -226,11 +229,12 @@ def verify(
         other = measure(unrelated, sets, do, names=names, part="unrelated")
         tables["unrelated"] = effect_rows(other, **draws)
     notes += _notes(effects, compared, units)
-    if pairs or (pairs is None and all(example.corrupted for example in examples)):
+    paired = all(example.corrupted for example in examples)
+    if pairs is True or (pairs is not False and paired):
         try:
             tables["pairs"] = pair_rows(measure, examples, sets, names, **draws)
         except LensSkillsError as error:
-            if pairs:
+            if pairs is True:
                 raise
             notes.append(f"neither noised nor denoised: {error}")
     if preservation:
@@ -391,11 +395,14 @@ def text_effects(
     for number, text in enumerate(neutral_texts()):
         start, word = text.rstrip(" .!?").rsplit(" ", 1)
         texts.append(Example(f"text {number}", start, answer=f" {word}"))
+    # The texts are plain also where the examples are not, whose means and donors stay theirs.
+    sites = sites_of([unit for units in sets for unit in units])
+    change = do.bind(adapter, texts, sites, position="last", seed=seed, answers=True)
     return measure_effects(
-        adapter,
+        adapter.in_chat(False),
         texts,
         sets,
-        do,
+        change,
         metric=_LAST_WORD,
         position="last",
         names=names,

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.models.chat_template import Chat, own_text, render
 from lens_skills.models.soft_prompt import SoftPrompt
 
 EMBEDDING = "hook_embed"
@@ -81,6 +82,8 @@ class ModelAdapter(ABC):
         gated: True where the MLP is ``act(gate) * up``.
         dtype: The parameters' real dtype (a bf16 model's config may claim float32).
         soft: The soft prompt that is read with every example, if there is one.
+        chat: Whether prompts are put into the tokenizer's chat template; a text: with this system
+            prompt.
         first_word: The id of its first vector: the first one no tokenizer gives.
     """
 
@@ -107,6 +110,7 @@ class ModelAdapter(ABC):
         self.n_ctx = int(model.cfg.n_ctx)
         self.gated = "blocks.0.mlp.hook_pre_linear" in self._points
         self.soft: SoftPrompt | None = None
+        self.chat: Chat = False
         self.first_word = max(self.d_vocab, int(model.cfg.d_vocab), len(self.tokenizer or ()))
 
     def __repr__(self) -> str:
@@ -232,29 +236,70 @@ class ModelAdapter(ABC):
         pad = None if self.tokenizer is None else self.tokenizer.pad_token_id
         return next((found for found in (pad, self.eos_id, self.bos_id) if found is not None), 0)
 
-    def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Token ids as ``model.to_tokens(text)`` gives them, but never truncated.
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt: in a chat those of `rendered`, whose template decides on a BOS.
 
-        Args:
-            text: The prompt.
-            chat: Render the tokenizer's chat template around it (one user turn, then the
-                opening of the answer). The template alone then decides on a BOS token.
+        Else as ``model.to_tokens(text)`` gives them, but never truncated, and with one BOS token
+        where the text begins with it already.
 
         Raises:
-            LensSkillsError: No tokenizer, or ``chat=True`` and no chat template.
+            LensSkillsError: No tokenizer, or a chat template that refuses the prompt.
         """
         tokenizer = self._tokenizer()
-        if not chat:
-            return [int(token) for token in self.model.to_tokens(text, truncate=False)[0]]
-        if not getattr(tokenizer, "chat_template", None):
+        if self.chat:
+            return self.encode_plain(self.rendered(text))
+        tokens = [int(token) for token in self.model.to_tokens(text, truncate=False)[0]]
+        twice = tokens[:2] == [self.bos_id] * 2 and text.startswith(tokenizer.bos_token)
+        return tokens[1:] if twice else tokens
+
+    def rendered(self, text: str) -> str:
+        """The prompt as the chat template writes it, up to the opening of the answer."""
+        return render(self._tokenizer(), self.name, self.chat, text)
+
+    def places_in_turn(self, prompt: str, text: str) -> list[int]:
+        """The tokens of `encode` that hold the last occurrence of a text in the user's own words.
+
+        Empty where it does not occur there.
+        """
+        tokenizer, whole = self._tokenizer(), self.rendered(prompt)
+        start = whole.rfind(text, *own_text(tokenizer, self.name, self.chat, prompt))
+        if start < 0:
+            return []
+        if not tokenizer.is_fast:
             raise LensSkillsError(
-                f"chat=True, but the tokenizer of {self.name} has no chat template. Leave chat "
-                "out, or set model.tokenizer.chat_template."
+                f"the tokenizer of {self.name} does not say which text a token stands for, so no "
+                "span is found in its chat template. Read 'last' or an index."
             )
-        turn = [{"role": "user", "content": text}]
-        return self.encode_plain(
-            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        )
+        found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ends = start + len(text)
+        return [
+            place for place, (a, b) in enumerate(found["offset_mapping"]) if a < ends and b > start
+        ]
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How prompts are read, as results keep it: the chat, and its template's hash."""
+        if not self.chat:
+            return {"chat": False}
+        digest = hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
+        return {"chat": self.chat, "template": digest[:16]}
+
+    def in_chat(self, chat: Chat) -> "ModelAdapter":
+        """The same model, which reads prompts in its chat template (False: as plain text).
+
+        Raises:
+            LensSkillsError: No template, one that refuses a system prompt, an empty one.
+        """
+        if not isinstance(chat, bool | str) or chat == "":
+            raise LensSkillsError(
+                f"chat={chat!r}: say True for the chat template, a text for the template with this "
+                "system prompt, or False for plain prompts."
+            )
+        other = copy.copy(self)
+        other.chat = chat
+        if chat:
+            other.rendered("text")  # a template that refuses is refused before anything is run
+        return other
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of the bare text: no special token is added."""
@@ -439,11 +484,11 @@ def checksum(tensor: Tensor) -> tuple[int, int, int]:
     return words.size, total, int(np.bitwise_xor.reduce(words, axis=None))
 
 
-def identity(adapter: ModelAdapter) -> dict[str, str | None]:
-    """Which model a result is of: its name and fingerprint, and those of its parts.
+def identity(adapter: ModelAdapter) -> dict[str, Any]:
+    """Which model a result is of: its name and fingerprint, those of its parts, and how it reads.
 
     With a soft prompt, ``model_fingerprint`` is of both together, ``weights`` of the bare model and
-    ``prompt`` of the soft prompt.
+    ``prompt`` of the soft prompt. ``chat`` is as in `ModelAdapter`.
     """
     own, soft = adapter.fingerprint(), adapter.soft
     return {
@@ -451,4 +496,26 @@ def identity(adapter: ModelAdapter) -> dict[str, str | None]:
         "model_fingerprint": own,
         "weights": own if soft is None else soft.model_fingerprint,
         "prompt": None if soft is None else soft.digest,
+        **adapter.reading,
     }
+
+
+def check_reading(about: Mapping[str, Any], adapter: ModelAdapter, what: str) -> None:
+    """Nothing; raises where something was made in a chat and is used without, or in another.
+
+    Args:
+        about: The provenance of what was made.
+        adapter: What reads now.
+        what: What was made, as it begins a sentence: ``"the selection"``.
+    """
+    here, there = adapter.chat, about.get("chat", False)
+    if here != there:
+        raise LensSkillsError(
+            f"{what} was made with chat={there!r}, but chat={here!r} is asked for here: these are "
+            f"other tokens, and numbers of the two do not mix. Say chat={there!r}."
+        )
+    if "template" in about and about["template"] != adapter.reading.get("template"):
+        raise LensSkillsError(
+            f"{what} was made with another chat template than the tokenizer of {adapter.name} has "
+            "now. Set the template of then, or make it anew."
+        )

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.adapter import EditHook, ModelAdapter, ReadHook
+from lens_skills.models.adapter import EditHook, ModelAdapter, ReadHook, check_reading
+from lens_skills.models.chat_template import Chat
 from lens_skills.models.soft_prompt import SoftPrompt
 
 
@@ -184,21 +185,31 @@ def _stop(activation: Tensor) -> None:
     raise _EnoughRead
 
 
-def with_soft_prompt(model: Any, prompt: SoftPrompt | None) -> ModelAdapter:
-    """The model as every verb takes it, read with a soft prompt around each example.
+def with_soft_prompt(model: Any, prompt: SoftPrompt | None, chat: Chat = False) -> ModelAdapter:
+    """The model as every verb takes it, read with a soft prompt around each example, or in a chat.
 
     The model itself stays as it is: the vectors are put in place of token embeddings during each
     pass. What is measured this way has a fingerprint of its own, so that results with and without
     the prompt are never mixed.
 
+    In a chat, the vectors before the input stand in front of the whole template (after its
+    beginning-of-sequence token), those after it behind the opening of the assistant's turn,
+    directly before the answer.
+
     Args:
         model: A HookedTransformer, a TransformerBridge, or a ModelAdapter.
         prompt: The soft prompt; None for none.
+        chat: As in `ModelAdapter`; False leaves an adapter as it is.
 
     Raises:
-        LensSkillsError: A prompt of another width or another model; a second prompt.
+        LensSkillsError: A prompt of another width or another model, or trained in another chat; a
+            second prompt or chat; a chat template that is missing or refuses.
     """
     adapter = as_adapter(model)
+    if chat is not False and chat != adapter.chat:
+        if adapter.chat:
+            raise LensSkillsError(f"{adapter.name} is read with chat={adapter.chat!r} already.")
+        adapter = adapter.in_chat(chat)
     if prompt is None:
         return adapter
     width = prompt.suffix.shape[1]
@@ -216,5 +227,7 @@ def with_soft_prompt(model: Any, prompt: SoftPrompt | None) -> ModelAdapter:
             f"the soft prompt was made for other weights ({prompt.model}) than these of "
             f"{adapter.name}. Open the model it was trained on, or train one for this model."
         )
+    if prompt.trained and "settings" in prompt.provenance:
+        check_reading(prompt.provenance["settings"], adapter, "the soft prompt")
     name = f"{adapter.name} with a soft prompt of {prompt.n_tokens} vectors (seed {prompt.seed})"
     return adapter.with_soft_prompt(prompt, name=name)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.models.adapter import check_shapes
+from lens_skills.models.chat_template import closing
 from lens_skills.models.partial_forward import (
     COARSE,
     TOLERANCE,
@@ -152,14 +153,11 @@ def writer_for(
     return kind if same else WholeWriter
 
 
-def end_tokens(adapter: Any, *, chat: bool = False) -> frozenset[int]:
+def end_tokens(adapter: Any) -> frozenset[int]:
     """The tokens that end a text: the end-of-text token, and in a chat also the end of a turn."""
     ends = set() if adapter.eos_id is None else {int(adapter.eos_id)}
-    if chat:
-        mark = "ANSWER"
-        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": mark}]
-        rendered = adapter.tokenizer.apply_chat_template(turns, tokenize=False)
-        after = adapter.encode_plain(rendered.rpartition(mark)[2])
+    if adapter.chat:
+        after = adapter.encode_plain(closing(adapter.tokenizer, adapter.name, adapter.chat))
         # Only a special token ends a turn: a plain line end would end every paragraph.
         ends |= set(after[:1]) & set(adapter.tokenizer.all_special_ids)
     return frozenset(ends)

@@ -76,7 +76,7 @@ def direction_effects(
     """
     assert do.kind in ABLATIONS, do.kind
     layers = sorted(set(directions[:, 0].tolist()))
-    encoded, plan = prepare(adapter, examples, [metric], False)
+    encoded, plan = prepare(adapter, examples, [metric])
     means: Mapping[LayerSite, Tensor] = {}
     if do.kind == "mean":
         answers = bool(metric.reads - {"logits"})

@@ -23,7 +23,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients, slopes_of
 from lens_skills.interventions.baselines import Baseline, describe_source
-from lens_skills.models import SoftPrompt
+from lens_skills.models import Chat, SoftPrompt
 from lens_skills.models.adapter import identity
 from lens_skills.ranking.methods import METHODS, LayerActivations, Method, find_methods
 from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
@@ -136,7 +136,7 @@ def rank(
     split: str | None = None,
     gate: bool = True,
     seed: int = 0,
-    chat: bool = False,
+    chat: Chat = False,
     exploratory: bool = False,
 ) -> Ranking:
     """Every neuron's number by one method, as a `Ranking`.
@@ -348,7 +348,7 @@ def _provenance(
         }
     else:
         assert table is not None
-        about = {name: table.manifest[name] for name in ("model", "model_fingerprint")}
+        about = {name: table.manifest[name] for name in ("model", "model_fingerprint", "chat")}
     return {
         **about,
         **provenance(examples),
@@ -391,8 +391,6 @@ def unfit(
 def _no_gradient(method: Method, reader: ActivationReader, metric: Metric | None) -> str | None:
     if reader.adapter is None:
         return f"{method.name} differentiates the model, which a table is not. Give the model."
-    if reader.chat:
-        return f"{method.name} differentiates plain prompts only. Leave chat=, or another method."
     if metric is None or metric.known:
         name = "nothing" if metric is None else repr(metric.name)
         return (

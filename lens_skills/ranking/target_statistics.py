@@ -16,7 +16,7 @@ from lens_skills.activations import Metric, evaluate, known_values, parse_metric
 from lens_skills.activations.metrics import Column
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt
+from lens_skills.models import Chat, SoftPrompt
 from lens_skills.scoring.correlations import ROUNDING
 from lens_skills.stats.moments import Moments
 
@@ -69,7 +69,7 @@ def target_of(
     *,
     split: str | None = None,
     prompt: SoftPrompt | None = None,
-    chat: bool = False,
+    chat: Chat = False,
 ) -> Target:
     """The metric of every example, with its kind.
 

@@ -71,6 +71,11 @@ def check_baseline(
             f"the baseline was measured on {what} of this split. Take its thresholds "
             "from another split, or say exploratory=True."
         )
+    if baseline.provenance.get("chat", False) != source.about["chat"]:
+        raise LensSkillsError(
+            f"the baseline was measured with chat={baseline.provenance.get('chat', False)!r}, and "
+            f"this with chat={source.about['chat']!r}. Measure both alike."
+        )
     if baseline.provenance.get("model_fingerprint") != source.about["model_fingerprint"]:
         raise LensSkillsError("the baseline was measured on another model.")
     if baseline.site != source.site.name or baseline.positions != source.labels:
@@ -88,7 +93,7 @@ def check_match(explore: MetricScores, confirm: MetricScores) -> None:
         "site": (one.site, other.site),
         "positions": (one.positions, other.positions),
     }
-    for key in ("model_fingerprint", "task", "given", "chat"):
+    for key in ("model_fingerprint", "task", "given", "chat", "template"):
         pairs[key] = (one.provenance.get(key), other.provenance.get(key))
     _check_same(pairs, "the two scores", "on explore", "on confirm")
 
@@ -110,7 +115,7 @@ def check_seeds(
         _ = scores[metric]  # raises where it is missing
         pairs: dict[str, tuple[Any, Any]] = {"site": (first.site, scores.site)}
         # The weights: with its prompt, a model's own fingerprint differs from seed to seed.
-        for key in ("weights", "task", "chat", "given"):
+        for key in ("weights", "task", "chat", "template", "given"):
             pairs[key] = (first.provenance.get(key), scores.provenance.get(key))
         pairs["the model"] = pairs.pop("weights")
         _check_same(pairs, "the scores", "in #0", f"in #{place}")

@@ -27,7 +27,7 @@ from lens_skills.activations import (
 from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
 from lens_skills.results import Checkpoint, numbers_hash, provenance, resumable
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.covariates import left_nonlinear
@@ -66,7 +66,7 @@ def score(
     n_controls: int | None = None,
     n_rotations: int | None = None,
     seed: int = 0,
-    chat: bool = False,
+    chat: Chat = False,
     exploratory: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Scores:
@@ -107,7 +107,7 @@ def score(
             neurons are compared with (default: enough for 1,024 directions a layer where whole
             layers are scored at single positions, else 0). More make p finer and nothing stricter.
         seed: Of all draws.
-        chat: Put prompts through the tokenizer's chat template.
+        chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
         exploratory: Allow what is otherwise refused (a baseline from the same examples), and mark
             the result.
         checkpoint: A folder to save the running sums to every minute; called again with the same
@@ -143,7 +143,7 @@ def score(
                 "Score it on examples that hold both."
             )
     if prompt is not None:
-        model = with_soft_prompt(model, prompt)
+        model = with_soft_prompt(model, prompt, chat)
     source = ActivationReader(
         model,
         examples,
@@ -305,7 +305,7 @@ def _read_first(
     if not metrics:
         return {}
     if source.table is None:
-        return evaluate(source.adapter, source.examples, metrics, chat=source.chat)
+        return evaluate(source.adapter, source.examples, metrics)
     values = {m.name: torch.zeros(len(source.examples), dtype=torch.float64) for m in metrics}
     for batch in source.batches():
         for name in values:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lens_skills.activations import Metric, correct, evaluate, first_token_correct, logit_diff
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, as_adapter
+from lens_skills.models import Chat, SoftPrompt, as_adapter
 from lens_skills.results import Result
 from lens_skills.scoring.leakage import check_prompt
 from lens_skills.soft_prompts.fit_prompt import initial_prompt
@@ -111,7 +111,7 @@ def compare_prompts(
     *,
     hard: Sequence[str] = (),
     seed: int = 0,
-    chat: bool = False,
+    chat: Chat = False,
     exploratory: bool = False,
 ) -> PromptComparison:
     """How well the model answers with each soft prompt and with everything it is to beat.
@@ -127,7 +127,7 @@ def compare_prompts(
         hard: Texts to put after the input instead, just before the answer. The best of them is
             the honest baseline: a model that is asked nothing rarely answers.
         seed: Of the random and the shuffled vectors, and of the bootstrap.
-        chat: Put prompts through the tokenizer's chat template.
+        chat: As in `fit_prompt`: what the prompts were trained with.
         exploratory: Allow examples that a prompt was trained on; the result is marked.
 
     Assumes: hard prompts that were not chosen on these examples; the best of many is optimistic.
@@ -187,6 +187,7 @@ def compare_prompts(
             "task": getattr(examples, "name", "examples"),
             "split": getattr(examples, "split_name", "all"),
             "model": as_adapter(model).name,
+            "chat": chat,
             "prompts": [prompt.digest for prompt in given],
             "seed": seed,
         },

@@ -16,7 +16,7 @@ from lens_skills import settings
 from lens_skills.activations.forward import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import SoftPrompt, as_adapter, with_soft_prompt
+from lens_skills.models import Chat, SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.adapter import EMBEDDING
 from lens_skills.results import versions
 from lens_skills.soft_prompts.training_batches import (
@@ -47,7 +47,7 @@ def fit_prompt(
     clip: float | None = 1.0,
     patience: int = 10,
     held_out: float | Sequence[Example] = 0.2,
-    chat: bool = False,
+    chat: Chat = False,
 ) -> Any:
     """A trained soft prompt, or a tuple of them where ``seeds`` is above 1.
 
@@ -81,7 +81,10 @@ def fit_prompt(
         patience: Epochs without a lower held-out loss after which it ends.
         held_out: The share of the examples, in whole groups, that is only looked at; or examples
             of their own.
-        chat: Put prompts through the tokenizer's chat template.
+        chat: Read prompts in the tokenizer's chat template (a text: with this system prompt). The
+            vectors after the input then stand between the opening of the assistant's turn and the
+            answer, those before it in front of the template, after its beginning-of-sequence
+            token. A prompt trained in a chat is read in that chat only.
 
     Raises:
         LensSkillsError: A learning rate, clip or count out of range; an example without an
@@ -89,7 +92,7 @@ def fit_prompt(
             not finite before the first epoch is over (later, training ends with a warning and the
             best prompt so far comes back).
     """
-    adapter: Any = as_adapter(model)
+    adapter: Any = with_soft_prompt(model, None, chat)
     if adapter.soft is not None:
         raise LensSkillsError(
             f"{adapter.name} is read with a soft prompt already; train a bare model."
@@ -107,15 +110,14 @@ def fit_prompt(
         for number in range(seeds)
     ]
     spoken = with_soft_prompt(adapter, starts[0])
-    both = encode_examples(
-        spoken, [_ended(e, ending) for e in (*train, *looked_at)], answers=True, chat=chat
-    )
+    both = encode_examples(spoken, [_ended(e, ending) for e in (*train, *looked_at)], answers=True)
     batches = training_batches(spoken, both[: len(train)], batch_size)
     held_batches = training_batches(spoken, both[len(train) :], batch_size)
     passes = TrainingPasses(adapter, starts[0], settings.memory_mb())
     chosen = {
         **asdict(replace(plan, schedule=_name(schedule))),
-        **{"init": init, "text": text, "ending": ending, "batch_size": batch_size, "chat": chat},
+        **{"init": init, "text": text, "ending": ending, "batch_size": batch_size},
+        **adapter.reading,
     }
     found = []
     for start in starts:

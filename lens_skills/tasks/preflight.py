@@ -17,7 +17,7 @@ from lens_skills.activations import Metric, column_values, evaluate, parse_metri
 from lens_skills.activations.columns import MOST_CATEGORIES, reading_of
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.models import as_adapter
+from lens_skills.models import Chat, as_adapter
 from lens_skills.results import Result, card_lines
 from lens_skills.stats.calibration import Calibration, calibrate
 from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
@@ -239,7 +239,7 @@ def preflight(
     task: Sequence[Example],
     *,
     metrics: Any = None,
-    chat: bool = False,
+    chat: Chat = False,
 ) -> Preflight:
     """The preflight of a task on a model: competence, trivial rules, covariates, saturation.
 
@@ -251,7 +251,7 @@ def preflight(
         model: A HookedTransformer or TransformerBridge.
         task: A `Task` (``task.preflight(model)`` is the same).
         metrics: What is to be scored later; default the labels and the model's usual metrics.
-        chat: Put prompts through the tokenizer's chat template.
+        chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
 
     Returns:
         `Preflight`; printing it says *no skill to explain* where no competence is above chance,

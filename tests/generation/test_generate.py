@@ -153,7 +153,7 @@ def test_a_soft_prompt_is_read_with_every_example(tiny: Any) -> None:
 def test_a_chat_is_read_through_its_template(tiny: Any) -> None:
     graded = write(tiny, task(), chat=True, temperature=0)
     adapter = as_adapter(tiny)
-    read = torch.tensor([adapter.encode(task()[2].prompt, chat=True)])
+    read = torch.tensor([adapter.in_chat(True).encode(task()[2].prompt)])
     at = torch.tensor([[read.shape[1] - 1]])
     logits = adapter.forward(
         read, torch.ones_like(read, dtype=torch.bool), readers={}, logits_at=at
@@ -315,10 +315,10 @@ def test_scored_before_the_text_is_written(tiny: Any) -> None:
 
 def plain_mean(model: Any, prompt: SoftPrompt | None, graded: Graded, chat: bool) -> torch.Tensor:
     """Text by text, without padding: the mean over the written tokens, in one pass each."""
-    adapter = with_soft_prompt(model, prompt)
+    adapter = with_soft_prompt(model, prompt, chat)
     rows = []
     for example, written in zip(graded.examples, graded.tokens, strict=True):
-        tokens = adapter.encode(example.prompt, chat=chat)
+        tokens = adapter.encode(example.prompt)
         before = [*tokens[:1], *adapter.words_before, *tokens[1:], *adapter.words_after]
         read = torch.tensor([[*before, *written]])
         seen: dict[int, torch.Tensor] = {}

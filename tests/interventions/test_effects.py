@@ -62,7 +62,7 @@ def by_full_passes(
 ) -> Tensor:
     """The effect of each set, by one edited pass per set, example and draw."""
     adapter, (one,) = as_adapter(model), parse_metrics(metric)
-    encoded, plan = prepare(adapter, task, [one], False)
+    encoded, plan = prepare(adapter, task, [one])
     units = [unit for units in sets for unit in units]
     change = do.bind(adapter, task, sites_of(units), position=position, seed=seed)
     places = edited_places(adapter, encoded, position)

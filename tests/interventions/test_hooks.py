@@ -218,7 +218,7 @@ def test_the_engine_edits_each_examples_own_tokens(tiny: Any) -> None:
     ]
     adapter, metrics = as_adapter(tiny), parse_metrics("logit_diff")
     units = parse_components(adapter, ["L1N5", "L0H2", "L2N40"])
-    encoded, plan = prepare(adapter, split, metrics, False)
+    encoded, plan = prepare(adapter, split, metrics)
     for position in ("last", 1, [0, -1], "all"):
         places = edited_places(adapter, encoded, position)
         change = clamp(to=1.5).bind(adapter, split, sites_of(units), position=position)

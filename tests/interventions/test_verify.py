@@ -331,7 +331,7 @@ def test_keeping_only_the_set_is_preservation(case: Case) -> None:
         case.intervene,
         SKILLS,
         do=case.mean,
-        preservation=True,
+        pairs="and preservation",
         **FAST,
     )
     (row,) = found.tables["pairs"]

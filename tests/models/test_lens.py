@@ -276,7 +276,7 @@ def test_encode_is_to_tokens(tiny: Any) -> None:
 
 def test_chat_renders_the_template_once(tiny: Any) -> None:
     adapter = as_adapter(tiny)
-    ids = adapter.encode("What is 3 plus 4?", chat=True)
+    ids = adapter.in_chat(True).encode("What is 3 plus 4?")
     assert [place for place, token in enumerate(ids) if token == adapter.bos_id] == [0]
     assert "".join(map(adapter.decode, ids[1:])) == "user: What is 3 plus 4?\nassistant: "
 
@@ -284,7 +284,7 @@ def test_chat_renders_the_template_once(tiny: Any) -> None:
 def test_chat_without_a_template_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny.tokenizer, "chat_template", None)
     with pytest.raises(LensSkillsError, match="no chat template"):
-        as_adapter(tiny).encode("hello", chat=True)
+        as_adapter(tiny).in_chat(True)
 
 
 def test_sizes(tiny: Any, tiny_hf: Any) -> None:

@@ -360,6 +360,6 @@ def test_the_bundled_model(implementation: Any) -> None:
         pytest.skip("the bundled model is not installed")
     adapter = as_adapter(load_model(implementation=implementation))
     assert (adapter.n_layers, adapter.d_mlp, adapter.name) == (30, 1536, DEFAULT)
-    ids = adapter.encode("hello", chat=True)
+    ids = adapter.in_chat(True).encode("hello")
     assert ids[0] == adapter.bos_id
     assert ids[1] != adapter.bos_id

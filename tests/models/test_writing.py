@@ -248,9 +248,9 @@ def test_half_precision(tiny_hooked: Any) -> None:
 def test_what_ends_a_text(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = as_adapter(tiny)
     assert end_tokens(adapter) == {adapter.eos_id}
-    assert end_tokens(adapter, chat=True) == {
+    assert end_tokens(adapter.in_chat(True)) == {
         adapter.eos_id
     }  # this template ends turns in a line end
     template = "{% for m in messages %}{{ m['content'] }}<pad>\n{% endfor %}"
     monkeypatch.setattr(adapter.tokenizer, "chat_template", template)
-    assert end_tokens(adapter, chat=True) == {adapter.eos_id, adapter.pad_id}
+    assert end_tokens(adapter.in_chat(True)) == {adapter.eos_id, adapter.pad_id}

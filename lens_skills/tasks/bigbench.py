@@ -1,6 +1,5 @@
 """`bigbench`: a Task from BIG-bench's JSON files."""
 
-import math
 import random
 import warnings
 from collections.abc import Mapping
@@ -305,7 +304,7 @@ def _parts(entry: Any) -> tuple[str, str, tuple[str, ...]]:
 
 def _best(scores: Mapping[str, float] | None) -> list[str]:
     """The options with the highest score above 0; none where a score is no number."""
-    if not scores or any(math.isnan(score) for score in scores.values()):
+    if not scores or any(score != score for score in scores.values()):
         return []
     most = max(scores.values())
     return [option for option, score in scores.items() if score == most > 0]

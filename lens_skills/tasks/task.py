@@ -1,6 +1,7 @@
 """`Task`: examples that ask for one skill, as a table, with splits that keep groups whole."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -402,7 +403,8 @@ def few(task: Task, n: int, *, seed: int = 0) -> Task:
 
     Each group gives an example in turn, then a second one, until there are ``n``: with fewer than
     groups, some of them (by the seed) give none. Within a group its kinds take turns, and within
-    these the values of the labels.
+    these the values of the labels; and where only some groups give one more, these values take
+    turns among the groups too.
 
     Args:
         task: Any.
@@ -421,16 +423,23 @@ def few(task: Task, n: int, *, seed: int = 0) -> Task:
     if len(task) <= n:
         return task
     order = sorted(task, key=by_digest(seed))
-    order = in_turns(order, lambda e: (e.group, e.kind, tuple(sorted(e.labels.items()))))
+    labels = {e.id: tuple(sorted(e.labels.items())) for e in task}
+    order = in_turns(order, lambda e: (e.group, e.kind, labels[e.id]))
     order = in_turns(order, lambda e: (e.group, e.kind))
-    kept = {e.id for e in in_turns(order, lambda e: e.group)[:n]}
+    given: Counter[str] = Counter()
+    rounds: dict[int, list[Example]] = {}
+    for example in order:
+        rounds.setdefault(given[example.group], []).append(example)
+        given[example.group] += 1
+    spread = (e for turn in sorted(rounds) for e in in_turns(rounds[turn], lambda e: labels[e.id]))
+    kept = {e.id for e in itertools.islice(spread, n)}
     chosen = [example for example in task if example.id in kept]
     return task._of(chosen, task._part(f"{n:,} examples"), f"{n} of {task.recipe}, seed {seed}")
 
 
 def by_digest(seed: Any) -> Callable[[Any], bytes]:
     """A key to sort by: an order that depends on the seed and the ids of the items alone."""
-    return lambda item: hashlib.sha256(f"{seed}/{item.id}".encode()).digest()
+    return lambda item: hashlib.sha256(f"{seed}/{item.id}".encode(errors="surrogatepass")).digest()
 
 
 def column_array(values: list[Any]) -> np.ndarray:

@@ -174,7 +174,12 @@ def test_folders_of_subtasks(tmp_path: Path) -> None:
         ({"examples": [{"input": "a", "target_scores": {"b": "1"}}]}, "'target_scores'"),
         *(
             ({"examples": [{"input": "a", "target_scores": scores}]}, "example 0: it has no one")
-            for scores in ({"b": 0, "c": 0}, {"b": float("nan"), "c": 1}, {"b": 1, "c": 1})
+            for scores in (
+                {"b": 0, "c": 0},
+                {"b": float("nan"), "c": 1},
+                {"b": 1, "c": 1},
+                {"b": -1},
+            )
         ),
         (
             {"examples": [{"input": "a", "target": "b", "target_scores": {"b": 1, "c": 1}}]},

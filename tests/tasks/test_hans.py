@@ -213,3 +213,10 @@ def test_quotation_marks_are_part_of_the_sentences(tmp_path: Path) -> None:
     rows[1] = rows[1].replace("The ", '"The ', 1)
     rows[4] = rows[4].replace(" .", ' "', 1)
     assert len(tasks.hans(write(tmp_path, rows))) == len(rows) - 1
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    row = dict(zip(HEADER.split("\t"), lines()[1].split("\t"), strict=True))
+    path = write(tmp_path, [json.dumps({**row, "pairID": "\ud800"})], "half.jsonl")
+    with pytest.raises(LensSkillsError, match="holds half a character"):
+        tasks.hans(path)

@@ -196,6 +196,17 @@ def test_few_keep_kinds_and_labels_within_a_group() -> None:
         assert Counter(example.labels["rare"] for example in mine) == {0: 2, 1: 2}
 
 
+def test_few_of_many_groups_keep_the_labels_even() -> None:
+    """More groups than asked for, each of one label, one label rare: as many of each as can be."""
+    examples = [
+        Example(f"e{n}", "x", labels={"rare": int(n % 10 == 0)}, group=f"g{n}") for n in range(283)
+    ]
+    for seed in range(3):
+        found = few(Task("t", examples), 40, seed=seed)
+        assert len(found) == 40
+        assert Counter(e.labels["rare"] for e in found) == {0: 20, 1: 20}
+
+
 def test_few_follow_the_seed_and_say_what_they_are() -> None:
     task = grouped([6] * 6)
     explore, _ = task.split(0.5, 0.5, names=("explore", "confirm"))

@@ -198,12 +198,12 @@ class _MediationPass:
 
     def _added(self, layer: int, neuron: int, value: float) -> Float[Tensor, "example d_model"]:
         """What the edit adds to the residual stream."""
-        weight = self.writes.matrix(self.suffix, (layer, DEFAULT_SITE), "hook_resid_post")
-        if weight is None:
+        moved = (value - self.old[layer][:, neuron])[None, :, None]
+        chosen = torch.tensor([[neuron]])
+        added = self.writes.change(self.suffix, (layer, DEFAULT_SITE), chosen, moved)
+        if added is None:
             raise LensSkillsError(
-                f"in {self.adapter.name} a neuron of layer {layer} does not simply add its row of "
-                "W_out to the residual stream (a norm follows the MLP), so what it writes is not "
-                "known. Choose another model."
+                f"in {self.adapter.name} what a neuron of layer {layer} adds to the residual "
+                "stream is not known: it has no single output matrix. Choose another model."
             )
-        moved = value - self.old[layer][:, neuron]
-        return moved[:, None] * weight[neuron].double()
+        return added[0]

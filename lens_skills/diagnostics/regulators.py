@@ -24,6 +24,7 @@ from lens_skills.diagnostics.norm_mediation import Mediation, Outcome, mediate
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import with_layer_controls
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
+from lens_skills.models.sublayers import neuron_rows
 from lens_skills.models.weights import Unembedding, null_size
 from lens_skills.results import Result
 from lens_skills.stats.correlation import GroupedCorrelation, correlate, percentiles
@@ -338,7 +339,7 @@ def weight_columns(
     norms, variances, layers = [], [], []
     tiny = torch.finfo(torch.float64).tiny  # a variance of 0 is taken for the smallest number
     for layer in range(adapter.n_layers):
-        rows = adapter.weight_out(layer)
+        rows = neuron_rows(adapter, layer)
         values = {
             "norm": unembedding.norm(rows),
             "log_variance": unembedding.logit_variance(rows).clamp(min=tiny).log10(),

@@ -71,7 +71,8 @@ def token_logits(
     Row W_out of the neuron, times the final norm's gain and divided by its scale (the mean, over
     some texts, of what the norm divides by: frozen, as the neuron hardly changes it), less its
     mean where the norm removes it, times W_U; then less the mean over the vocabulary, which no
-    probability sees. In logits per unit of activation.
+    probability sees. In logits per unit of activation. Where a norm follows the MLP, not the row
+    itself but what one more unit changes behind that norm, the mean over those texts.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -111,13 +112,12 @@ def logits_of(
     writes = OutputWeights(adapter)
     rows = []
     for unit in units:
-        weight = writes.direct(suffix, (unit.layer, unit.site))
+        weight = writes.rows(suffix, (unit.layer, unit.site), [unit.start])
         if weight is None:
             raise LensSkillsError(
-                f"what {unit.name} writes is not a row of W_out here (a norm or a multiplier "
-                "follows the MLP), so its tokens are not known."
+                f"what {unit.name} writes is not known: its layer has no single output matrix."
             )
-        rows.append(weight[unit.start].double())
+        rows.append(weight[0].double())
     effects = vocabulary_effects(adapter, torch.stack(rows), gain, centred)
     how = f"final {'LayerNorm' if centred else 'RMSNorm'} at a frozen scale, its gain included"
     found = []

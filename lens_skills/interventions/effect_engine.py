@@ -305,7 +305,8 @@ class DirectPath:
     """The direct effect on log-odds: linear in what is written at the answer's position.
 
     The write is added to the clean residual stream after the last block and read through the
-    final norm at the clean pass's own scale.
+    final norm at the clean pass's own scale. A norm after the sublayer that writes is computed
+    anew.
 
     Source: Wang et al. 2022 (arXiv 2211.00593), section 3; frozen scale as in McGrath et al. 2023
     (arXiv 2307.15771).
@@ -344,12 +345,12 @@ class DirectPath:
         engine = self.engine
         total: Tensor | float = 0.0
         for spot, features in stack.features.items():
-            weight = engine.spec.writes.direct(engine.main, spot)
-            if weight is None:
-                return None
             moved = engine.difference(spot, features, draw).double()
             examples = torch.arange(moved.shape[1], device=moved.device)
-            moved = moved[:, examples, self.last.to(moved.device)][:, :, None]
-            total = total + written(moved, features, weight)[:, :, 0]
+            moved = moved[:, examples, self.last.to(moved.device)]
+            added = engine.spec.writes.change(engine.main, spot, features, moved)
+            if added is None:
+                return None
+            total = total + added
         pushed = torch.einsum("sed,ekd->sek", total, self.directions)
         return ((self.clean + pushed).amin(-1) - self.clean.amin(-1)).cpu()

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.models.adapter import ModelAdapter, keep_activation
 from lens_skills.models.weights import FrozenNorm, frozen_norm
 
 
@@ -125,10 +126,7 @@ class ModelWeights:
         return self.attn if part == "attn" else self.mlp
 
     def _module(self, layer: int, name: str | None) -> Callable[[Tensor], Tensor]:
-        if name is None:
-            return lambda given: given
-        module = getattr(self.adapter.model.blocks[layer], name)
-        return lambda given: module(given)
+        return _module_of(self.adapter.model.blocks[layer], name)
 
     def output(self, layer: int, part: str, features: Tensor) -> Float[Tensor, "*row d_model"]:
         """What a sublayer makes of its heads' ``z`` or its neurons, before any norm after it."""
@@ -235,8 +233,7 @@ class ModelWeights:
         Raises:
             LensSkillsError: No such layout, or activation function, gives these.
         """
-        names = [n for n, _ in self.adapter.model.blocks[0].named_children()]
-        norms = [None, *(name for name in names if name.startswith("ln") or "norm" in name)]
+        norms = _norms_of(self.adapter.model.blocks[0])
         self._recognise_reading(entering, given, norms)
         out = {"attn": self.output(0, "attn", z), "mlp": self.output(0, "mlp", post)}
         best, tried = float("inf"), list[Sublayer]()
@@ -330,3 +327,65 @@ class ModelWeights:
         if value is None:
             value = torch.zeros(width, dtype=adapter.dtype, device=adapter.device)
         return value.detach() if channel == "mlp" else repeat(value.detach(), "f -> 1 f")
+
+
+_TOKENS = 12
+
+
+def neuron_rows(adapter: ModelAdapter, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """What each neuron of a layer writes, to a factor they share: its row of W_out.
+
+    Where a norm follows the MLP, the row as that norm lets it through at a fixed scale: without
+    its mean where that is removed, times the gain. Found by disturbing the neurons of one pass.
+
+    Raises:
+        LensSkillsError: No single output matrix, or something else stands behind it.
+    """
+    weight = adapter.weight_out(layer)
+    block = adapter.model.blocks[layer]
+    tokens = torch.arange(_TOKENS)[None] * 7 % adapter.d_vocab
+    seen: dict[tuple[str, int], Tensor] = {}
+    neurons, leaving = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_resid_post"
+
+    def disturb(activation: Tensor) -> Tensor:
+        noise = torch.linspace(-1, 1, activation.shape[-1]).to(activation)
+        return activation + activation.abs().amax() * noise.roll(1).cos() * noise
+
+    for number, editors in enumerate(({}, {neurons: disturb})):
+        readers = {name: keep_activation(seen, (name, number)) for name in (neurons, leaving)}
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        adapter.forward(tokens, mask, readers=readers, logits_at=None, editors=editors)
+    bias = getattr(block.mlp, "b_out", None)
+    out = [seen[neurons, k] @ weight + (0.0 if bias is None else bias) for k in (0, 1)]
+    moved = seen[leaving, 1] - seen[leaving, 0]
+    errors: dict[str | None, float] = {}
+    for name in _norms_of(block):
+        norm = torch.no_grad()(_module_of(block, name))
+        errors[name] = _regression([norm(out[1]) - norm(out[0])], moved)[0]
+    best = min(errors, key=lambda name: errors[name])
+    if not errors[best] <= (1e-3 if adapter.dtype in (torch.float32, torch.float64) else 0.05):
+        raise LensSkillsError(
+            f"what neurons of layer {layer} of {adapter.name} write is neither their row of W_out "
+            "nor that row through a norm of the block. Choose another model."
+        )
+    if best is None:
+        return weight
+    norm = torch.no_grad()(_module_of(block, best))
+    some = out[0][0][(out[0][0] != 0).any(-1)]  # a padding token may give zeros, without a scale
+    found = frozen_norm(norm, some)
+    assert found is not None, "a norm that was just found to hold"
+    gain, centred = found
+    return FrozenNorm(gain.mean(0), centred)(weight.double())
+
+
+def _norms_of(block: Any) -> list[str | None]:
+    """The names of a block's norms, and None for no norm."""
+    names = [name for name, _ in block.named_children()]
+    return [None, *(name for name in names if name.startswith("ln") or "norm" in name)]
+
+
+def _module_of(block: Any, name: str | None) -> Callable[[Tensor], Tensor]:
+    if name is None:
+        return lambda given: given
+    module = getattr(block, name)
+    return lambda given: module(given)

@@ -1,12 +1,12 @@
 """The model's matrices as each part reads and writes, the final norm and the unembedding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -256,15 +256,18 @@ LayerSite = tuple[int, str]  # layer and site
 # Up to so many features their own rows of the matrix are gathered; beyond, all rows are multiplied.
 _FEW = 32
 
+# Of a difference quotient, as a share of the length of all activations of the site.
+_STEP = 0.03
+
 _IDENTITY = ("hook_mlp_out", "hook_attn_out", "hook_resid_post")
 
 
 class OutputWeights:
     """For each (layer, site): how its features enter the residual stream.
 
-    A neuron's activation is added through its row of the output matrix in most models, but not
-    where a norm or a multiplier follows the MLP; so every matrix is tried on a disturbed pass
-    before it is used.
+    A neuron's activation is added through its row of the output matrix in most models, in some
+    times a multiplier, but not where a norm follows the MLP; so every matrix is tried on a
+    disturbed pass before it is used. `change` needs no matrix.
     """
 
     def __init__(self, adapter: Any) -> None:
@@ -280,8 +283,11 @@ class OutputWeights:
         """
         if (spot, to) not in self._found:
             candidate = self._candidate(spot)
-            holds = candidate is not None and self._holds(suffix, spot, to, candidate)
-            self._found[spot, to] = candidate if holds else None
+            self._found[spot, to] = candidate
+            if candidate is not None:
+                factor = self._factor(suffix, spot, to, candidate)
+                scaled = candidate if factor in (1.0, None) else candidate * factor
+                self._found[spot, to] = None if factor is None else scaled
         return self._found[spot, to]
 
     def direct(
@@ -300,6 +306,67 @@ class OutputWeights:
             return None
         return self.matrix(suffix, spot, "hook_attn_out")
 
+    def change(
+        self,
+        suffix: PartialForward,
+        spot: LayerSite,
+        features: Int[Tensor, "set feature"],
+        moved: Float[Tensor, "set example feature"],
+    ) -> Float[Tensor, "set example d_model"] | None:
+        """What features moved so far at the last column add to the residual stream there, or None.
+
+        By `direct`; where a norm follows the sublayer, by a run of the block alone, the norm
+        computed anew and the neurons of the block held where heads move. None: of no known site.
+        """
+        matrix = self.direct(suffix, spot)
+        if matrix is not None:
+            return written(moved[:, :, None], features, matrix)[:, :, 0]
+        layer, site = spot
+        names = self.adapter.hook_names()
+        held, own = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.{site}"
+        if self._candidate(spot) is None or not {own, held} <= set(names):
+            return None
+        n_sets, n_examples, _ = moved.shape
+        seen: dict[int, Tensor] = {}
+        residual = suffix.clean(layer, n_sets)
+        suffix.run(residual, layer, stop=layer + 1, editors={held: keep_activation(seen, 0)})
+        index = repeat(features, "set feature -> (set example) feature", example=n_examples)
+
+        def move(activation: Tensor) -> Tensor:
+            flat = activation.flatten(2).clone()
+            push = rearrange(moved, "set example feature -> (set example) feature").to(flat)
+            flat[:, -1] = flat[:, -1].scatter_add(1, index.to(flat.device), push)
+            return flat.view_as(activation)
+
+        editors = {own: move}
+        if site in ("attn.hook_z", "hook_attn_out"):
+            editors[held] = lambda activation: seen[0]
+        out = suffix.run(residual, layer, stop=layer + 1, editors=editors)
+        return (out - suffix.entering[layer + 1])[:, :, -1].to(moved)
+
+    def rows(
+        self, suffix: PartialForward, spot: LayerSite, features: Sequence[int]
+    ) -> Float[Tensor, "feature d_model"] | None:
+        """What one more unit of each feature adds by itself, the mean over the batch, or None.
+
+        By `direct`; where a norm follows the sublayer, a difference quotient at the last column.
+        """
+        matrix = self.direct(suffix, spot)
+        if matrix is not None:
+            return matrix[list(features)]
+        layer, site = spot
+        seen: dict[int, Tensor] = {}
+        name = f"blocks.{layer}.{site}"
+        if self._candidate(spot) is None or name not in self.adapter.hook_names():
+            return None
+        editors = {name: keep_activation(seen, 0, lambda a: a[:, -1].flatten(1))}
+        suffix.run(suffix.clean(layer, 1), layer, stop=layer + 1, editors=editors)
+        step = _STEP * float(seen[0].norm(dim=1).mean().clamp(min=1e-6))
+        chosen = torch.tensor([[feature] for feature in features])
+        push = torch.full((len(chosen), len(seen[0]), 1), step).to(seen[0])
+        up, down = (self.change(suffix, spot, chosen, sign * push) for sign in (1, -1))
+        return None if up is None or down is None else ((up - down) / (2 * step)).mean(1)
+
     def _candidate(self, spot: LayerSite) -> Tensor | None:
         layer, site = spot
         block = self.adapter.model.blocks[layer]
@@ -316,13 +383,16 @@ class OutputWeights:
             )
         return None
 
-    def _holds(self, suffix: PartialForward, spot: LayerSite, to: str, weight: Tensor) -> bool:
+    def _factor(
+        self, suffix: PartialForward, spot: LayerSite, to: str, weight: Tensor
+    ) -> float | None:
+        """What the matrix is to be multiplied by to hold on a disturbed pass; None: nothing."""
         layer, site = spot
         source, target = f"blocks.{layer}.{site}", f"blocks.{layer}.{to}"
         if source == target:
-            return True
+            return 1.0
         if not {source, target} <= set(self.adapter.hook_names()):
-            return False
+            return None
         generator = torch.Generator().manual_seed(0)
         direction = torch.randn(len(weight), generator=generator).to(weight)
         push = direction @ weight
@@ -336,9 +406,15 @@ class OutputWeights:
             editors = edit | {target: keep_activation(seen, number)}
             suffix.run(suffix.clean(layer, 1), layer, stop=layer + 1, editors=editors)
         found = (seen[1] - seen[0]).double()
-        error = (found - (scale * push).double()).abs().amax()
+        pushed = (scale * push).double().expand_as(found)
         fine = 1e-3 if self.adapter.dtype in (torch.float32, torch.float64) else 0.05
-        return bool(error <= fine * (scale * push).abs().amax())
+        fitted = float((found * pushed).sum() / pushed.square().sum().clamp(min=1e-300))
+        for factor in (1.0, fitted):
+            if bool(
+                (found - factor * pushed).abs().amax() <= fine * (factor * pushed).abs().amax()
+            ):
+                return factor
+        return None
 
 
 def written(

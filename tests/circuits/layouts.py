@@ -42,7 +42,7 @@ def _sized(names: str, **more: Any) -> Callable[[Any, dict[str, Any]], Any]:
     def build(library: Any, common: dict[str, Any]) -> Any:
         sizes = {
             "hidden_size": D_MODEL, "intermediate_size": D_MLP, "num_hidden_layers": N_LAYERS,
-            "num_attention_heads": N_HEADS, "max_position_embeddings": 64,
+            "num_attention_heads": N_HEADS, "max_position_embeddings": 128,
             "tie_word_embeddings": False, "initializer_range": 0.25,
         }  # fmt: skip
         own = getattr(library, config)(**{**common, **sizes, **more})
@@ -53,7 +53,7 @@ def _sized(names: str, **more: Any) -> Callable[[Any, dict[str, Any]], Any]:
 
 def _gptj(library: Any, common: dict[str, Any]) -> Any:
     own = library.GPTJConfig(
-        **common, n_embd=D_MODEL, n_inner=D_MLP, n_layer=N_LAYERS, n_head=N_HEADS, n_positions=64,
+        **common, n_embd=D_MODEL, n_inner=D_MLP, n_layer=N_LAYERS, n_head=N_HEADS, n_positions=128,
         rotary_dim=4, tie_word_embeddings=False, initializer_range=0.25,
     )  # fmt: skip
     return library.GPTJForCausalLM(own)

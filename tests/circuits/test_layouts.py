@@ -26,7 +26,9 @@ from lens_skills.circuits.whole_graph import graph_areas, graph_edges, rank_edge
 from lens_skills.data import Example
 from lens_skills.models import as_adapter
 from lens_skills.models.load import has_hooked
-from lens_skills.models.sublayers import ModelWeights
+from lens_skills.models.sublayers import ModelWeights, neuron_rows
+from lens_skills.models.weights import OutputWeights
+from lens_skills.stats.correlation import rank_agreement
 from tests.circuits.layouts import LAYOUTS, Plain, Seen, tiny_of
 from tests.planted_circuit import WORDS, twins
 
@@ -279,3 +281,67 @@ def telling(model: Any, encode: Any, pairs: list[Example]) -> list[Example]:
         Example(one.id, one.prompt, answer=WORDS[answer], foil=WORDS[foil], corrupted=one.corrupted)
         for one in pairs
     ]
+
+
+@pytest.fixture(scope="module", params=["neox", "gemma2", "olmo2", "granite"])
+def written(request: pytest.FixtureRequest) -> Case:
+    return case_of(request.param, "bridge")
+
+
+def test_what_moved_features_add_is_what_plain_modules_add(written: Case) -> None:
+    """Neurons and heads moved by hand, through the norm after them, one prompt at a time."""
+    weights, suffix = OutputWeights(as_adapter(written.model)), written.cache.clean.suffix
+    for site, which, features in (("mlp.hook_post", 1, [5, 9]), ("attn.hook_z", 0, [3, 30])):
+        moved = torch.tensor([1.5, -2.0]).expand(1, len(written.tokens), 2)
+        found = weights.change(suffix, (1, site), torch.tensor([features]), moved)
+        assert found is not None
+        for place, seen in enumerate(written.clean):
+            here = (seen.z, seen.post)[which][1][-1]
+            there = here.clone()
+            there[features] += moved[0, place]
+            with torch.no_grad():
+                wanted = written.plain.added(1, which, there) - written.plain.added(1, which, here)
+            torch.testing.assert_close(found[0, place], wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_a_row_is_what_one_more_unit_adds(written: Case) -> None:
+    suffix = written.cache.clean.suffix
+    rows = OutputWeights(as_adapter(written.model)).rows(suffix, (1, "mlp.hook_post"), [5, 9])
+    assert rows is not None
+    for row, neuron in zip(rows, (5, 9), strict=True):
+        slopes = []
+        for seen in written.clean:
+            step = torch.zeros_like(seen.post[1][-1])
+            step[neuron] = 1.0
+            slopes.append(
+                torch.autograd.functional.jvp(
+                    lambda post: written.plain.added(1, 1, post), seen.post[1][-1], step
+                )[1]
+            )
+        torch.testing.assert_close(row, torch.stack(slopes).mean(0), atol=3e-3, rtol=3e-2)
+
+
+def test_rows_of_w_out_are_as_the_norm_after_them_lets_through(written: Case) -> None:
+    plain, layer = written.plain, 1
+    rows = plain.part(layer, plain.layout.down).weight.detach().T.double()
+    name = plain.layout.after[1]
+    if name is not None:
+        gain = plain.part(layer, name).weight.detach().double()
+        rows = rows * (1 + gain if written.name == "gemma2" else gain)
+    found = neuron_rows(as_adapter(written.model), layer).double()
+    ratio = found.flatten() @ rows.flatten() / rows.square().sum()
+    torch.testing.assert_close(found, ratio * rows, atol=1e-4, rtol=1e-3)
+
+
+def test_verbs_that_read_what_neurons_write(written: Case) -> None:
+    pairs = twins(24, length=2)
+    names = [f"L{layer}N{k}" for layer in (1, 2) for k in (3, 5)]
+    told = ls.token_logits(written.model, "L2N5")
+    assert told.spread > 0
+    do = ls.ablate("zero")
+    found = ls.sweep(written.model, pairs, names, do=do, metric="logit_diff", direct=True)
+    if written.name in ("neox", "olmo2"):  # the others cap or scale their logits
+        assert found.direct is not None
+        # Behind the last block only the final norm's scale tells direct and total apart.
+        last = [names.index(name) for name in ("L2N3", "L2N5")]
+        assert rank_agreement(found.direct[last].flatten(), found.total[last].flatten()) > 0.8

@@ -63,7 +63,7 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
     path = Path(rest if name == "hans" and rest else spec)
     try:
         path = path.expanduser()
-        found = path.exists()
+        found = bool(spec.strip()) and path.exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a home of nobody
         found = False
     if not found:

@@ -198,6 +198,8 @@ def read_separated(
         LensSkillsError: It cannot be read, has no header, repeats a name, or a row has more or
             fewer cells (with its line).
     """
+    if isinstance(header, str):
+        raise LensSkillsError(f"header={header!r}: give the names of the columns as a list.")
     text = read_text(path)
     first = next((line for line in text_lines(text) if line.strip()), "")
     if not first:
@@ -370,9 +372,14 @@ def _quoted(
 
 def _fitted(rows: Lines, header: Sequence[str] | None) -> tuple[list[str], Lines] | str:
     """Names and rows of one length, or the first row that has another."""
-    filled = [row for row in rows if len(row[1]) > 1 or "".join(row[1]).strip()]
+    # A lone "" is a row whose cell is missing; a line of white space is none.
+    filled = [
+        row for row in rows if row[1] and (len(row[1]) > 1 or row[1] == [""] or row[1][0].strip())
+    ]
     at = 1
     if header is None:
+        if not filled:
+            return "line 1: no names of columns, and no rows."
         (at, names), filled = filled[0], filled[1:]
         names = list(names)
     else:

@@ -88,6 +88,8 @@ def test_a_table_without_a_header(tmp_path: Path) -> None:
         cells(path, "label\ttext\n1\tgood\n", header=("label", "text"))
     with pytest.raises(LensSkillsError, match=r"line 1: 2 cells, where header= has 3"):
         cells(path, "1\tgood\n", header=("label", "text", "x"))
+    with pytest.raises(LensSkillsError, match="header='ab': give the names"):
+        cells(path, "1\tgood\n", header="ab")
     with pytest.raises(LensSkillsError, match=r"header= and quotes= are for .csv"):
         read_columns([{"a": 1}], header=["a"])
 
@@ -108,6 +110,8 @@ def test_labels_are_numbers_only_where_every_cell_is_written_as_one(tmp_path: Pa
     [
         ("a.csv", "a,b,a\n1,2,3\n", "2 columns are called 'a'"),
         ("a.csv", "\n\n", "is empty"),
+        ("a.csv", '" "\n', "no names of columns"),
+        ("a.csv", 'text\n""\nx\n', "row 0 .* has no prompt"),
         ("a.csv", b"t\nna\xefve\n", r"byte 4 \(line 2\) is 0xef, which is no UTF-8"),
         ("a.csv", "text\nx\n".encode("utf-16"), "it is UTF-16"),
         ("a.csv", "text\nx\n".encode("utf-16-le"), "byte 1 is 0"),

@@ -107,7 +107,8 @@ def _encode(adapter: Any, index: int, example: Example, *, answers: bool, moved:
             raise LensSkillsError(
                 f"example {example.id!r}: the answer {text!r} cannot be told apart from its prompt "
                 f"(...{prompt[-20:]!r}) in this model's tokens. End the prompt at a word boundary "
-                "and begin the answer with the space, or the other way round."
+                "and begin the answer with the space, or the other way round: tasks.table(…, "
+                "join=' ') and bigbench(…, join=' ') do it."
             )
         return found
 

@@ -331,10 +331,9 @@ def test_keeping_only_the_set_is_preservation(case: Case) -> None:
         case.intervene,
         SKILLS,
         do=case.mean,
-        pairs="and preservation",
-        **FAST,
+        **FAST | {"pairs": "and preservation"},
     )
-    (row,) = found.tables["pairs"]
+    row = found.tables["pairs"][-1]
     assert row["what"] == "preservation"
     assert row["share"] > 0.1
     assert not row["sufficient"]

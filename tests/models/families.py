@@ -6,6 +6,7 @@ logits are not flat and a forgotten part shows.
 """
 
 import math
+import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -282,6 +283,18 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
             model.config.architectures = [type(model).__name__]
         _draw(model)
     return model.to(dtype)
+
+
+def quantise(model: Any, bits: str) -> Any:
+    """The model with bitsandbytes' linear maps of ``"8bit"`` or ``"4bit"``, on the CPU."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}": True}),
+            attn_implementation="eager", device_map="cpu",
+        ).eval()  # fmt: skip
 
 
 def _draw(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from lens_skills.circuits import Node
 from lens_skills.data import halves
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
-from tests.models.families import FAMILIES, build
+from tests.models.families import FAMILIES, build, quantise
 from tests.models.plain_forward import Plain
 
 LEADS = ("", "then ", "the boys and ", "When the girls have and the keys and ", "the girl was and ")
@@ -82,6 +83,8 @@ class Case:
         tokenizer: The tiny one.
         dtype: Of the weights.
         bars: What is equal.
+        quantised: ``"8bit"`` or ``"4bit"`` of bitsandbytes, or nothing.
+        gaps: How far what was compared was.
     """
 
     name: str
@@ -89,13 +92,22 @@ class Case:
     tokenizer: Any
     dtype: torch.dtype = torch.float32
     bars: Bars = field(default_factory=Bars)
+    quantised: str = ""
     plain: Any = None
+    gaps: dict[str, float] = field(default_factory=dict)
+
+    def _build(self) -> Any:
+        return (
+            quantise(build(self.name), self.quantised)
+            if self.quantised
+            else build(self.name, self.dtype)
+        )
 
     def __post_init__(self) -> None:
         self.examples = task()
-        self.source = build(self.name, self.dtype)
+        self.source = self._build()
         if self.plain is None and FAMILIES[self.name].task == "causal":
-            self.plain = Plain(build(self.name, self.dtype), self.tokenizer)
+            self.plain = Plain(self._build(), self.tokenizer)
         self.few = ls.Task("few of them", list(self.examples)[:8])
 
     @cached_property
@@ -138,6 +150,7 @@ class Case:
         if found.shape != wanted.shape:
             raise Wrong(f"{what}: {found.shape} numbers for {wanted.shape}")
         gap = np.abs(found - wanted)
+        self.gaps[what] = float(gap.max()) if gap.size else math.inf
         if not gap.size or not gap.max() <= bar:  # NaN is no agreement
             raise Wrong(f"{what}: off by {gap.max() if gap.size else 'all':.2g} (bar {bar:.2g})")
 

@@ -29,8 +29,8 @@ from timing import RESULTS, machine, versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.models.families import FAMILIES, tokenizer  # noqa: E402
-from tests.models.family_verbs import LETTERS, VERBS, Case, Outcome, judge  # noqa: E402
+from tests.models.families import FAMILIES, tokenizer
+from tests.models.family_verbs import LETTERS, VERBS, Case, Outcome, judge
 
 FILE = RESULTS / "families.json"
 MOST_SECONDS = 300  # of one verb

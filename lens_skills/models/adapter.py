@@ -84,6 +84,7 @@ class ModelAdapter(ABC):
         soft: The soft prompt that is read with every example, if there is one.
         chat: Whether prompts are put into the tokenizer's chat template; a text: with this system
             prompt.
+        n_embeddings: Tokens with an id below it can be read.
         first_word: The id of its first vector: the first one no tokenizer gives.
     """
 
@@ -107,6 +108,10 @@ class ModelAdapter(ABC):
         self.d_head = int(model.cfg.d_head)
         self.d_model = int(model.cfg.d_model)
         self.d_vocab = int(self.unembed_vectors()[0].shape[1])
+        table = None
+        with suppress(LensSkillsError):  # packed
+            table = self.weight_of(getattr(model, "embed", None), "W_E")
+        self.n_embeddings = self.d_vocab if table is None else len(table)
         self.n_ctx = int(model.cfg.n_ctx)
         self.gated = "blocks.0.mlp.hook_pre_linear" in self._points
         self.soft: SoftPrompt | None = None
@@ -176,13 +181,34 @@ class ModelAdapter(ABC):
 
     def weight_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The layer's MLP output matrix, not copied: row i is what neuron i writes."""
-        weight = getattr(getattr(self.model.blocks[layer], "mlp", None), "W_out", None)
+        weight = self.weight_of(getattr(self.model.blocks[layer], "mlp", None), "W_out")
         if not isinstance(weight, Tensor) or weight.ndim != 2:
             raise LensSkillsError(
                 f"layer {layer} of {self.name} has no single MLP output matrix (attention "
                 "only, or a mixture of experts): what its neurons write cannot be told."
             )
         return weight.detach() if weight.shape[1] == self.d_model else weight.detach().mT
+
+    def weight_of(self, part: Any, name: str) -> Tensor | None:
+        """A matrix or bias of a part of the model by TransformerLens's name, None where it is not.
+
+        Raises:
+            LensSkillsError: The weights are packed (quantised).
+        """
+        try:
+            weight = getattr(part, name, None)
+        except NotImplementedError as error:  # how TransformerLens says it
+            raise LensSkillsError(self._packed()) from error
+        if isinstance(weight, Tensor) and not weight.is_floating_point():
+            raise LensSkillsError(self._packed())
+        return weight
+
+    def _packed(self) -> str:
+        return (
+            f"the weights of {self.name} are packed (quantised): it can be scored, steered and "
+            "edited by its activations, but what its matrices read and write cannot be told. Open "
+            "the model it was quantised from for that."
+        )
 
     def fingerprint(self) -> str:
         """64 hex digits over sizes, weights, the neurons' order, the vocabulary and a soft prompt.
@@ -250,7 +276,7 @@ class ModelAdapter(ABC):
             return self.encode_plain(self.rendered(text))
         tokens = [int(token) for token in self.model.to_tokens(text, truncate=False)[0]]
         twice = tokens[:2] == [self.bos_id] * 2 and text.startswith(tokenizer.bos_token)
-        return tokens[1:] if twice else tokens
+        return self._known(tokens[1:] if twice else tokens)
 
     def rendered(self, text: str) -> str:
         """The prompt as the chat template writes it, up to the opening of the answer."""
@@ -303,7 +329,16 @@ class ModelAdapter(ABC):
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of the bare text: no special token is added."""
-        return list(self._tokenizer()(text, add_special_tokens=False)["input_ids"])
+        return self._known(list(self._tokenizer()(text, add_special_tokens=False)["input_ids"]))
+
+    def _known(self, ids: list[int]) -> list[int]:
+        if ids and max(ids) >= self.n_embeddings:
+            raise LensSkillsError(
+                f"the tokenizer gives token {max(ids)} ({self.decode(max(ids))!r}), and "
+                f"{self.name} has only {self.n_embeddings} embeddings. It is not the tokenizer of "
+                "this model, or tokens were added without model.resize_token_embeddings(...)."
+            )
+        return ids
 
     def decode(self, token_id: int) -> str:
         """The text of one token, with its leading space."""
@@ -355,7 +390,8 @@ class ModelAdapter(ABC):
         own = editors.get(EMBEDDING)
 
         def put(embedded: Tensor) -> Tensor:
-            spoken = torch.where(places[..., None], vectors[rows].to(embedded), embedded)
+            here = places[..., None].to(embedded.device)
+            spoken = torch.where(here, vectors[rows].to(embedded), embedded)
             return spoken if own is None else own(spoken)
 
         plain = tokens.masked_fill(tokens >= self.first_word, self.pad_id)

@@ -67,7 +67,7 @@ def rows_at(
     [3.0, 0.0]
     """
     index = einops.repeat(positions, "batch k -> batch k features", features=values.shape[-1])
-    return values.gather(1, index)
+    return values.gather(1, index.to(values.device))
 
 
 class HookedAdapter(ModelAdapter):
@@ -135,8 +135,9 @@ class BridgeAdapter(ModelAdapter):
 
     def unembed_vectors(self) -> tuple[Tensor, Tensor | None]:
         """The vocabulary projection ``[d_model d_vocab]`` and its bias."""
-        bias = getattr(self.model, "b_U", None)
-        return self.model.W_U.detach(), bias.detach() if isinstance(bias, Tensor) else None
+        weight, bias = self.weight_of(self.model, "W_U"), self.weight_of(self.model, "b_U")
+        assert weight is not None
+        return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
 
     def _run(
         self,

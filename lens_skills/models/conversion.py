@@ -49,6 +49,7 @@ def implement(
         name, key = source.name, parity.key_of(source.model, kind) if keep else ""
         found = parity.stored(key) if keep else None
         if found is None and expected is None:
+            _compare_vocabularies(source)
             expected = parity.references(source.model, name)
         if found is not None and not found.passed:
             failures[kind], wrong = _differs(kind, found), True
@@ -86,6 +87,21 @@ def implement(
         model.cfg.default_prepend_bos = source.begins
     model.__dict__["parity"] = found
     return model
+
+
+def _compare_vocabularies(source: HuggingFaceModel) -> None:
+    """Nothing; warns where the tokenizer has ids the model has no embedding for."""
+    rows = int(source.model.get_input_embeddings().weight.shape[0])
+    known = source.tokenizer.get_vocab().values()
+    added = getattr(source.tokenizer, "added_tokens_decoder", {})  # often never met in a text
+    ids = [number for number in known if number >= rows and number not in added]
+    if ids:
+        warnings.warn(
+            f"the tokenizer of {source.name} has {len(ids)} tokens (ids {min(ids)} to {max(ids)}) "
+            f"beyond the model's {rows} embeddings: texts that need them are refused. Is it the "
+            "tokenizer of this model?",
+            stacklevel=5,
+        )
 
 
 def _differs(kind: str, found: parity.Parity) -> str:
@@ -185,7 +201,10 @@ def to_bridge(source: HuggingFaceModel, *, device: str) -> Any:
         with quiet():
             bridge = TransformerBridge.boot_transformers(
                 source.name,
-                hf_model=source.model.to(device),
+                # Packed weights stay where they were put.
+                hf_model=source.model
+                if parity.quantised(source.model)
+                else source.model.to(device),
                 tokenizer=source.tokenizer,
                 device=device,
                 dtype=source.model.dtype,

@@ -112,7 +112,11 @@ def from_memory(model: Any, tokenizer: Any, *, dtype: torch.dtype) -> HuggingFac
             f"a {type(model).__name__} in memory needs its tokenizer: "
             "load_model(model, tokenizer=AutoTokenizer.from_pretrained(...))."
         )
-    own = copy.deepcopy(model).to(dtype=dtype).eval()
+    check_kind(model)
+    own = copy.deepcopy(model).eval()
+    if not getattr(own, "is_quantized", False):
+        own = own.to(dtype=dtype)
+        _restore_rotations(own)
     if not getattr(own.config, "architectures", None):
         own.config.architectures = [type(model).__name__]  # as save_pretrained would write it
     own.set_attn_implementation("eager")  # as in _pretrained
@@ -121,16 +125,59 @@ def from_memory(model: Any, tokenizer: Any, *, dtype: torch.dtype) -> HuggingFac
     return HuggingFaceModel(own, found, name.rstrip("/").rsplit("/", 1)[-1], begins)
 
 
+def check_kind(model: Any) -> None:
+    """Nothing; raises for a ``transformers`` model that predicts no next token.
+
+    Raises:
+        LensSkillsError: An encoder-decoder, or a model without vocabulary projection.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise LensSkillsError(
+            f"{name} is an encoder-decoder: its decoder reads another text beside its own. "
+            "Decoder-only language models can be opened (GPT-2, Llama, Qwen, Gemma, ...)."
+        )
+    if model.get_output_embeddings() is None:
+        raise LensSkillsError(
+            f"{name} has no vocabulary projection, so it predicts no token. Open it with its "
+            "head: AutoModelForCausalLM.from_pretrained(...)."
+        )
+
+
+def _restore_rotations(model: Any) -> None:
+    """Rotary frequencies in full precision: ``.half()`` has rounded them with the weights."""
+    for part in model.modules():
+        kind = type(part)
+        if "Rotary" in kind.__name__ and hasattr(part, "config") and part._buffers:
+            for name, fresh in kind(part.config).named_buffers(recurse=False):
+                part._buffers[name] = fresh.to(model.device)
+
+
 def _pretrained(
     where: str, tokenizer: Any, dtype: torch.dtype, name: str, local: bool
 ) -> HuggingFaceModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     def load() -> Any:
         # Eager attention: the kernel both TransformerLens implementations compute with.
-        return AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, local_files_only=local, attn_implementation="eager"
-        )
+        config = AutoConfig.from_pretrained(where, local_files_only=local)
+        if getattr(config, "is_encoder_decoder", False):
+            raise LensSkillsError(
+                f"{where} holds an encoder-decoder ({config.model_type}): its decoder reads "
+                "another text beside its own. Decoder-only language models can be opened."
+            )
+        found, report = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, local_files_only=local, attn_implementation="eager",
+            output_loading_info=True,
+        )  # fmt: skip
+        if missing := sorted(report["missing_keys"]):
+            raise LensSkillsError(
+                f"{where} holds no weights for {', '.join(missing[:3])}"
+                f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}, which would be "
+                "random. It was saved without its vocabulary projection, or for another "
+                "architecture: save it from AutoModelForCausalLM."
+            )
+        return found
 
     model = _loaded(load, f"the model {where!r} did not load")
     found, begins = _tokenizer(tokenizer, local=local)
@@ -187,6 +234,8 @@ def _loaded(load: Callable[[], Any], failure: str) -> Any:
     try:
         with quiet():
             return load()
+    except LensSkillsError:
+        raise
     except Exception as error:  # whatever a damaged or foreign file brings up in the libraries
         raise LensSkillsError(f"{failure}: {reason_of(error)}") from error
 

@@ -133,10 +133,30 @@ def references(hf_model: Any, name: str) -> tuple[Reference, ...]:
     lengths = tuple(max(1, min(length, limit - 2)) for length in LENGTHS)
     longer = (max(near) + 9,) if near and max(near) + 9 > max(lengths) else ()
     found = [_reference(hf_model, name, (*lengths, *longer), False)]
+    _check_looks_back(hf_model, name, found[0])
     if len(near) < len(scales):
         with narrowed(hf_model):
             found.append(_reference(hf_model, name, lengths, True))
     return tuple(found)
+
+
+def _check_looks_back(hf_model: Any, name: str, found: Reference) -> None:
+    """Nothing; raises where an earlier prediction depends on a later token, as in an encoder."""
+    row, before = found.rows[0], found.log_probabilities[0]
+    if len(row) < 2:
+        return
+    other = row.clone()
+    other[-1] = row[0]
+    with torch.no_grad():
+        after = hf_model.eval()(other[None], use_cache=False).logits[0, -COMPARED:]
+    after = after.double().log_softmax(-1).cpu()
+    # Packed weights scale what they multiply by the largest of the whole prompt.
+    bar = (0.5 if quantised(hf_model) else 0.02) * before.std(-1).mean()
+    if bool((after[:-1] - before[:-1]).abs().amax() > bar):
+        raise LensSkillsError(
+            f"{name} ({type(hf_model).__name__}) predicts a token from those after it, as encoders "
+            "do (BERT and its kin). Decoder-only language models can be opened."
+        )
 
 
 def _reference(hf_model: Any, name: str, lengths: Sequence[int], narrow: bool) -> Reference:

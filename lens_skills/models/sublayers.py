@@ -301,7 +301,7 @@ class ModelWeights:
         adapter, block = self.adapter, self.adapter.model.blocks[layer]
         kind, channel = name.split("_", 1)
         if channel in ("Q", "K", "V", "O", "attn"):
-            value = getattr(block.attn, f"{kind}_{'O' if channel == 'attn' else channel}", None)
+            value = adapter.weight_of(block.attn, f"{kind}_{'O' if channel == 'attn' else channel}")
             n_heads = adapter.n_heads if channel == "Q" else self.n_kv
             if value is None:
                 flat = channel == "attn"
@@ -313,7 +313,7 @@ class ModelWeights:
             return value
         # TransformerLens calls the matrix of the linear branch W_in, in gated MLPs too.
         own = {"gate": f"{kind}_gate", "up": f"{kind}_in", "in": f"{kind}_in", "mlp": "b_out"}
-        value = getattr(block.mlp, own[channel], None)
+        value = adapter.weight_of(block.mlp, own[channel])
         if kind == "W":
             if not isinstance(value, Tensor) or value.ndim != 2:
                 raise LensSkillsError(

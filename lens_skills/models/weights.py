@@ -373,7 +373,7 @@ class OutputWeights:
         if site == "mlp.hook_post":
             return self.adapter.weight_out(layer)
         if site == "attn.hook_z":
-            weight = getattr(block.attn, "W_O", None)
+            weight = self.adapter.weight_of(block.attn, "W_O")
             if not isinstance(weight, Tensor) or weight.ndim != 3:
                 return None
             return rearrange(weight.detach(), "head d_head d_model -> (head d_head) d_model")

@@ -25,7 +25,7 @@ def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     reader = READERS[name]
 
     @settings(
-        max_examples=60, derandomize=True, database=None, deadline=None,
+        max_examples=30, derandomize=True, database=None, deadline=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(st.integers(0, 2**32))

@@ -25,7 +25,8 @@ from lens_skills.circuits.targets import AnswerTarget
 from lens_skills.circuits.whole_graph import graph_areas, graph_edges, rank_edges
 from lens_skills.data import Example
 from lens_skills.models import as_adapter
-from lens_skills.models.load import has_hooked
+from lens_skills.models.conversion import has_hooked, to_bridge
+from lens_skills.models.huggingface import from_memory
 from lens_skills.models.sublayers import ModelWeights, neuron_rows
 from lens_skills.models.weights import OutputWeights
 from lens_skills.stats.correlation import rank_agreement
@@ -72,7 +73,10 @@ class Case:
 def case_of(name: str, implementation: str, dtype: torch.dtype = torch.float32) -> Case:
     model, tokenizer = tiny_of(name)
     model = model.to(dtype)
-    opened = ls.load_model(model, tokenizer=tokenizer, implementation=implementation, dtype=dtype)
+    if dtype == torch.float32:
+        opened = ls.load_model(model, tokenizer=tokenizer, implementation=implementation)
+    else:  # as a user brings a bridge of their own
+        opened = to_bridge(from_memory(model, tokenizer, dtype=dtype), device="cpu")
     examples = twins(3, length=2)
     (cache,) = paired_caches(ModelWeights(as_adapter(opened)), examples, logit_diff())
     plain = Plain(model, LAYOUTS[name])
@@ -236,6 +240,8 @@ def test_no_edge_runs_from_a_parallel_blocks_heads_to_its_own_mlp(case: Case) ->
 
 
 def test_the_whole_graph_is_ranked_and_run(case: Case) -> None:
+    if case.name not in ("neox", "olmo2", "granite"):
+        pytest.skip("a layout of each kind is enough: the sums are the same")
     for propose in (target_gradients, relevance_gradients):
         ranked = rank_edges([case.cache], TARGET, propose)
     areas = graph_areas([case.cache], TARGET, ranked)

@@ -201,6 +201,8 @@ def prefill(
     )
     if kind is None:
         raise CannotResume(f"a {type(adapter).__name__} runs whole")
+    if not hasattr(adapter.model, "ln_final"):
+        raise CannotResume(f"{adapter.name} has no final norm")
     suffix = kind(adapter, tokens, mask, start, readers)
     if not check:
         return suffix
@@ -258,18 +260,41 @@ def cache_handed_on(adapter: Any) -> Iterator[None]:
 
 def watched(adapter: Any) -> bool:
     """Whether a user's hooks are on the model: TransformerLens hooks or torch hooks."""
-    if any(point.fwd_hooks for point in adapter._points.values()):
-        return True
-    hooks = (
-        hook
-        for part in adapter._parts
-        for attached in (part._forward_hooks, part._forward_pre_hooks)
-        for hook in attached.values()
-    )
-    # The bridge works with torch hooks of its own, and transformers leaves some on every model
-    # that was once asked for hidden states or attention patterns: they only look on.
-    homes = {str(getattr(hook, "__module__", "")).split(".")[0] for hook in hooks}
-    return bool(homes - {"transformer_lens", "transformers"})
+    return bool(_users(adapter))
+
+
+@contextmanager
+def set_aside(adapter: Any) -> Iterator[None]:
+    """No hook of the user's is on the model inside; afterwards all are back, in their order."""
+    found = _users(adapter)
+    before = [(hooks, list(hooks.items())) for hooks, _ in found]
+    try:
+        for hooks, keys in found:
+            for key in keys:
+                del hooks[key]
+        yield
+    finally:
+        for hooks, items in before:
+            hooks.clear()
+            hooks.update(items)
+
+
+def _users(adapter: Any) -> list[tuple[dict[int, Any], list[int]]]:
+    """The tables of torch hooks that hold hooks of the user's, and under which keys."""
+    theirs = {handle.hook.id for point in adapter._points.values() for handle in point.fwd_hooks}
+    found: dict[int, tuple[dict[int, Any], list[int]]] = {}
+    for part in [*adapter._parts, *adapter._points.values()]:
+        for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            # The bridge works with torch hooks of its own, and transformers leaves some on every
+            # model that was once asked for hidden states or attention patterns: they look on.
+            keys = [
+                key for key, hook in hooks.items()
+                if key in theirs or str(getattr(hook, "__module__", "")).split(".")[0]
+                not in ("transformer_lens", "transformers")
+            ]  # fmt: skip
+            if keys:
+                found[id(hooks)] = (hooks, keys)
+    return list(found.values())
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -322,9 +347,13 @@ class BridgePartialForward(PartialForward):
             self._recording(calls),
             cache_handed_on(adapter),
         ):
-            whole = adapter.model.original_model(
-                tokens.to(adapter.device), attention_mask=real, **options
-            )
+            try:
+                whole = adapter.model.original_model(
+                    tokens.to(adapter.device), attention_mask=real, **options
+                )
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                # Convolutions and recurrences keep states of another kind.
+                raise CannotResume(f"{adapter.name} takes no cache of keys and values") from error
             adapter._all_called(readers, called)
         if len(calls) != adapter.n_layers or len(self.entering) != adapter.n_layers + 1:
             raise CannotResume(f"{adapter.name} does not call its blocks one after another")

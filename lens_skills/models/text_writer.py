@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_skills.errors import LensSkillsError
 from lens_skills.models.adapter import check_shapes
 from lens_skills.models.chat_template import closing
 from lens_skills.models.partial_forward import (
@@ -15,6 +16,7 @@ from lens_skills.models.partial_forward import (
     cache_argument,
     cache_handed_on,
     keeps_keys,
+    set_aside,
     watched,
 )
 
@@ -130,14 +132,28 @@ def writer_for(
 ) -> type[Writer]:
     """How this model continues texts: with keys and values kept where that gives the same.
 
-    It is tried on the row with the most padding: one kept step against a whole pass. Where a
-    user's hooks are on the model, which see different columns in the two, it is taken on trust.
+    It is tried on the row with the most padding, without the user's hooks: one kept step against a
+    whole pass.
+
+    Raises:
+        LensSkillsError: It gives something else, and hooks of the user's are on the model: they
+            see the prompts and then each new token, which whole passes do not show them.
     """
     kind = {"hooked": HookedWriter, "bridge": BridgeWriter}.get(adapter.implementation)
-    if kind is None or not keeps_keys(adapter):
-        return WholeWriter
-    if watched(adapter):
-        return kind
+    if kind is not None and keeps_keys(adapter):
+        with set_aside(adapter):
+            if _continues(kind, adapter, tokens, mask):
+                return kind
+    if kind is not None and watched(adapter):
+        raise LensSkillsError(
+            f"{adapter.name} cannot write under edits or hooks: it keeps no keys and values that "
+            "give what whole passes give, and reading all anew would edit other tokens. Write "
+            "without edits, or measure the next token's logits under them."
+        )
+    return WholeWriter
+
+
+def _continues(kind: type[Writer], adapter: Any, tokens: Tensor, mask: Tensor) -> bool:
     row = int(mask.sum(1).argmin())
     tokens, mask = tokens[row : row + 1], mask[row : row + 1]
     live = torch.ones(1, dtype=torch.bool, device=adapter.device)
@@ -145,12 +161,11 @@ def writer_for(
         kept = kind(adapter, tokens, mask)
         kept.add(kept.logits.argmax(-1), live)
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
-        return WholeWriter  # its cache is of another make
+        return False  # its cache is of another make
     whole = WholeWriter(adapter, tokens, mask)
     whole.add(whole.logits.argmax(-1), live)
     difference = kept.logits.double().log_softmax(-1) - whole.logits.double().log_softmax(-1)
-    same = float(difference.abs().amax()) <= TOLERANCE.get(whole.logits.dtype, COARSE)
-    return kind if same else WholeWriter
+    return float(difference.abs().amax()) <= TOLERANCE.get(whole.logits.dtype, COARSE)
 
 
 def end_tokens(adapter: Any) -> frozenset[int]:

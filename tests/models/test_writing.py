@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt, as_adapter, load_model, with_soft_prompt
 from lens_skills.models.text_writer import (
     BridgeWriter,
@@ -254,3 +255,23 @@ def test_what_ends_a_text(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{% for m in messages %}{{ m['content'] }}<pad>\n{% endfor %}"
     monkeypatch.setattr(adapter.tokenizer, "chat_template", template)
     assert end_tokens(adapter.in_chat(True)) == {adapter.eos_id, adapter.pad_id}
+
+
+def test_hooks_where_kept_keys_write_something_else_are_refused(tiny_folder: Path) -> None:
+    """BLOOM's distances on the bridge: the step was once taken on trust, and wrong."""
+    adapter = as_adapter(build("bloom", "bridge", tiny_folder))
+    tokens, mask = batch(adapter)
+    point = adapter.model.hook_dict["blocks.1.mlp.hook_post"]
+    wrong = writer_for(adapter, tokens, mask) is WholeWriter
+    point.add_hook(lambda activation, hook: 2 * activation)
+    before = list(point.fwd_hooks)
+    if wrong:
+        with pytest.raises(LensSkillsError, match="cannot write under edits"):
+            writer_for(adapter, tokens, mask)
+    else:
+        assert writer_for(adapter, tokens, mask) is BridgeWriter
+    assert list(point.fwd_hooks) == before
+    at = torch.full((3, 1), 8)
+    doubled = adapter.forward(tokens, mask, readers={}, logits_at=at)
+    point.remove_hooks()
+    assert not torch.equal(doubled, adapter.forward(tokens, mask, readers={}, logits_at=at))

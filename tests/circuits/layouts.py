@@ -130,6 +130,9 @@ LAYOUTS = {
         _sized("Olmo3ForCausalLM Olmo3Config", **GROUPED), **LLAMA, **BARE,
         hooked=True,
     ),
+    "exaone4": Layout(
+        _sized("Exaone4ForCausalLM Exaone4Config", **GROUPED), **LLAMA, **BARE,
+    ),
     "granite": Layout(
         _sized("GraniteForCausalLM GraniteConfig", **GROUPED, **MULTIPLIERS), **LLAMA,
         before=("input_layernorm", "post_attention_layernorm"), factor=0.5,

@@ -89,7 +89,7 @@ def test_confirm_tests_explores_strongest_on_the_other_split(done: Run, tiny_bri
     checked = Scores.load(done.folder / "confirm-label_plural")
     assert set(checked.example_ids) == {example.id for example in done.splits()[1]}
     tested = set(zip(checked.layer.tolist(), checked.neuron.tolist(), strict=True))
-    assert tested == {tuple(row) for row in done.scores()["label:plural"].top(20).tolist()}
+    assert tested == {tuple(row) for row in done.scores()["label:plural"].top(20).rows.tolist()}
     assert selection.fdr == 0.1
     saved = Selection.load(done.folder / "selection-label_plural")
     assert repr(saved) == repr(selection)

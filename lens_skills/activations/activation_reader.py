@@ -17,7 +17,13 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
-from lens_skills.activations.components import Component, find_places, neuron_names, parse_neurons
+from lens_skills.activations.components import (
+    Component,
+    find_places,
+    neuron_names,
+    parse_neurons,
+    site_of,
+)
 from lens_skills.activations.forward import (
     NOTHING,
     Encoded,
@@ -59,7 +65,8 @@ class ActivationReader:
         position: Which tokens. None: ``"last"``; for a soft prompt each of its vectors, or where a
             ``purpose`` is given its last one.
         layers: Which layers (default all; all of a table).
-        neurons: Names, rows or a `Selection`, in the order wanted; None: every neuron there is.
+        neurons: Names, rows, components or a `Selection`, in the order wanted, all at one site,
+            which names say; None: every unit at ``at``.
         metrics: Read in the same pass, already parsed.
         prompt: A soft prompt to read with.
         chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
@@ -94,6 +101,7 @@ class ActivationReader:
         purpose: str = "",
     ) -> None:
         self.examples, self.metrics = examples, metrics
+        at = site_of(neurons, at)
         self.table = model if isinstance(model, ActivationTable) else None
         self.adapter: ModelAdapter | None = None
         if position is None and (purpose or self.table is not None):
@@ -119,7 +127,9 @@ class ActivationReader:
         neuron = torch.arange(self.width).repeat(len(self.site.layers))
         self._chosen: Tensor | None = None
         if neurons is not None:
-            self._chosen = find_places(neurons, self.site.layers, self.width)
+            self._chosen = find_places(
+                neurons, self.site.layers, self.width, self.site.name, self.about.get("d_head")
+            )
             layer, neuron = layer[self._chosen], neuron[self._chosen]
         self.layer, self.neuron = layer, neuron
 
@@ -148,6 +158,7 @@ class ActivationReader:
             names = ("model", "model_fingerprint", "site", "layers", "positions", "chat")
             about = {name: self.table.manifest[name] for name in names}
             about |= {k: v for k, v in self.table.manifest.items() if k == "template"}
+            about["d_head"] = self.table.manifest.get("d_head")
             return about | {"weights": self.table.manifest.get("weights", about[names[1]])}
         assert self.adapter is not None
         return {
@@ -271,8 +282,8 @@ class NeuronValues:
 
     @property
     def names(self) -> list[str]:
-        """Names such as ``L17N635``."""
-        return neuron_names(self.neurons)
+        """Names such as ``L17N635``, by the site."""
+        return neuron_names(self.neurons, self.site, self.about)
 
 
 def read_neurons(
@@ -294,9 +305,12 @@ def read_neurons(
     """
     if len(examples) == 0:
         raise LensSkillsError("no examples to read: the task is empty (after filtering?).")
-    layers, rows = None, None if neurons is None else parse_neurons(neurons)
-    if rows is not None and prompt is None and not isinstance(model, ActivationTable):
+    at = site_of(neurons, at)
+    if not isinstance(model, ActivationTable):
         model = as_adapter(model)
+    width = model.manifest.get("d_head") if isinstance(model, ActivationTable) else model.d_head
+    layers, rows = None, None if neurons is None else parse_neurons(neurons, at, width)
+    if rows is not None and prompt is None and not isinstance(model, ActivationTable):
         named = rows[:, 0].unique().tolist()
         layers = [layer for layer in named if 0 <= layer < model.n_layers] or None
         if model.soft is not None:

@@ -243,6 +243,7 @@ def find_site(adapter: Any, at: str, layers: int | Iterable[int] | None = None) 
     site = Site(at, chosen)
     known = set(adapter.hook_names())
     missing = [layer for layer in chosen if site.hook_name(layer) not in known]
+    adapter.check_site(at, chosen)
     if missing:
         raise LensSkillsError(_unknown(at, known, missing, len(chosen)))
     return site

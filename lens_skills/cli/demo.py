@@ -66,16 +66,16 @@ def draw(model: Any, result: Study, folder: Path) -> None:
         drawings += draw_verdict(result.verdict, scores)
     for drawing in drawings:
         drawing.save(folder)
-    layer, neuron = scores.top(1)[0].tolist()
+    (unit,) = scores.top(1)
     order, activations = [], []
     with config(progress=False):
-        for batch in stream(model, result.explore, layers=layer):
+        for batch in stream(model, result.explore, layers=unit.layer):
             order += batch.index.tolist()
-            activations += batch.activations[:, 0, neuron].tolist()
+            activations += batch.activations[:, 0, unit.index].tolist()
     figures.activation_scatter(
         activations,
         scores.scores.values[result.metric][order],
-        name=f"L{layer}N{neuron}",
+        name=unit.name,
         metric=result.metric,
         site=scores.scores.site,
         position=scores.scores.positions[0],

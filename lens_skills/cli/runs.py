@@ -351,7 +351,7 @@ def draw_verdict(
 
     if scores is not None:
         scores = one_metric(scores)
-        scored = {f"L{layer}N{neuron}" for layer, neuron in scores.scores.places}
+        scored = set(scores.scores.names())
         if any(ruling.name in scored for ruling in verdict.singles):
             yield figures.effect_against_r(scores, verdict, marked=marked)
     yield figures.effect_against_controls(verdict)

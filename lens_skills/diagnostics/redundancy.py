@@ -58,7 +58,7 @@ class Redundancy(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``."""
-        return neuron_names(self.neurons)
+        return neuron_names(self.neurons, self.site, self.provenance)
 
     @property
     def representatives(self) -> list[str]:

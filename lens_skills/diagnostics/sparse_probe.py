@@ -79,7 +79,7 @@ class SparseProbe(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``, in the probes' order."""
-        return neuron_names(self.neurons)
+        return neuron_names(self.neurons, self.site, self.provenance)
 
     @property
     def word(self) -> str:

@@ -19,7 +19,7 @@ from lens_skills.activations import (
     soft_position,
 )
 from lens_skills.activations.activation_reader import read_neurons, read_tokens
-from lens_skills.activations.components import Component, parse_components
+from lens_skills.activations.components import Component, parse_components, site_of
 from lens_skills.activations.locations import parse_position
 from lens_skills.data import Example, halves
 from lens_skills.errors import LensSkillsError
@@ -72,7 +72,7 @@ def explain(
         features: From `feature_bank`; by default all that is found in the task.
         metric: What the neurons were chosen for, to be held against the features; default a
             selection's, else labels only. One that the model computes takes a pass more.
-        at: The site of neurons named by hand; default a selection's, else ``mlp.hook_post``.
+        at: The site of (layer, index) rows (default ``mlp.hook_post``); names say their own.
         position: Where in the prompt; default where the selection was scored, else ``"last"``.
         prompt: A soft prompt to read every example with.
         chat: As in `score`.
@@ -95,8 +95,8 @@ def explain(
     if len(task) == 0:
         raise LensSkillsError("no examples to explain neurons on: the task is empty.")
     adapter = with_soft_prompt(model, prompt, chat)
-    site = at or getattr(neurons, "site", DEFAULT_SITE)
-    components = _single(parse_components(adapter, neurons, at=site))
+    components = _single(parse_components(adapter, neurons, at=at or DEFAULT_SITE))
+    site = site_of(components)
     labels = getattr(neurons, "positions", ())
     where = soft_position(adapter, labels[0] if position is None and len(labels) == 1 else position)
     if isinstance(where, list) and position is None:
@@ -192,7 +192,7 @@ def _single(components: Sequence[Component]) -> tuple[Component, ...]:
     if wide:
         raise LensSkillsError(
             f"{wide[0]} is more than one number per token. Name neurons, or single features of "
-            "another site as (layer, index) with at=…."
+            "another site, such as 'L9H3.36'."
         )
     return tuple(components)
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position, evaluate, parse_metric
-from lens_skills.activations.components import parse_components, parse_neurons
+from lens_skills.activations.components import parse_components, parse_neurons, site_of
 from lens_skills.activations.metrics import causal_metric
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.conditional_effects import (
@@ -124,6 +124,7 @@ def shortcuts(
         "n_controls": controls.neurons,
         "seed": seed,
     }
+    at = site_of(neurons, at)
     options: dict[str, Any] = {
         "at": at, "position": position, "n_permutations": n_permutations, "seed": seed,
     }  # fmt: skip
@@ -266,7 +267,7 @@ def find_candidates(
     """The neurons given, or the k strongest that pass the permutation null and are confirmed."""
     options = {"metrics": [metric], "seed": seed, **where}
     if neurons is not None:
-        rows = parse_neurons([neurons] if isinstance(neurons, str) else neurons)
+        rows = parse_neurons(neurons, site_of(neurons, where["at"]), adapter.d_head)
         if len(rows) == 0:
             raise LensSkillsError("no neurons to test: none were named (an empty selection?).")
         confirm_scores = score(adapter, confirm, neurons=rows, n_permutations=0, **options)

@@ -133,8 +133,8 @@ def _from_results(
     mean: dict[LayerSite, Tensor] = {}
     std: dict[LayerSite, Tensor] = {}
     for site, layers in sites.items():
-        width = site_width(adapter, site)
         for layer in layers:
+            width = site_width(adapter, site, layer)
             here = rows[:, 0] == layer
             for table, numbers in zip((mean, std), values, strict=True):
                 full = torch.full((len(labels), width), torch.nan, dtype=torch.float64)

@@ -8,6 +8,7 @@ most alike; `random_neurons` and `with_layer_controls` are drawn at random.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lens_skills.activations import Position
 from lens_skills.activations.activation_reader import read_batches
-from lens_skills.activations.components import HEADS, MLP, Component
+from lens_skills.activations.components import MLP, Component, unit_name
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
@@ -147,20 +148,19 @@ def component_table(
     kind, stratum, raw = [], [], []
     for code, (site, width) in enumerate(kinds):
         level, spread = _moments(adapter, examples, site, width, position)
-        n_layers, n_units = level.shape
+        layers, n_units = adapter.layers_with(site), level.shape[1]
+        name = partial(_name, site, width, adapter.d_head)
         units += [
-            Component(_name(site, width, layer, i), layer, site, i * width, (i + 1) * width)
-            for layer in range(n_layers)
+            Component(name(layer, i), layer, site, i * width, (i + 1) * width)
+            for layer in layers
             for i in range(n_units)
         ]
         norm = torch.ones_like(level)
         if site in _WRITTEN:
-            norm = torch.stack(
-                [adapter.weight_out(at).double().norm(dim=1).cpu() for at in range(n_layers)]
-            )
+            norm = torch.stack([adapter.weight_out(at).double().norm(dim=1).cpu() for at in layers])
         raw.append(rearrange([level, spread, norm], "feature layer unit -> (layer unit) feature"))
-        kind.append(torch.full((n_layers * n_units,), code))
-        stratum.append(code * adapter.n_layers + torch.arange(n_layers).repeat_interleave(n_units))
+        kind.append(torch.full((len(layers) * n_units,), code))
+        stratum.append(code * adapter.n_layers + torch.tensor(layers).repeat_interleave(n_units))
     return ComponentTable.of(units, torch.cat(kind), torch.cat(stratum), torch.cat(raw))
 
 
@@ -174,7 +174,7 @@ def _moments(
     """Mean |a| and standard deviation of each unit, over examples, positions and its features."""
     level = total = square = torch.zeros(1, dtype=torch.float64)
     count = 0
-    layers = range(adapter.n_layers)
+    layers = adapter.layers_with(site)
     for _, values, mask in read_batches(
         adapter, examples, site, layers, position=position, answers=None
     ):
@@ -193,10 +193,10 @@ def _moments(
     )
 
 
-def _name(site: str, width: int, layer: int, index: int) -> str:
-    if site == MLP and width > 1:
-        return f"L{layer}MLP"
-    return f"L{layer}{'H' if site == HEADS and width > 1 else 'N'}{index}"
+def _name(site: str, width: int, d_head: int, layer: int, index: int) -> str:
+    if width == 1:
+        return unit_name(layer, index, site, d_head)
+    return f"L{layer}MLP" if site == MLP else f"L{layer}H{index}"
 
 
 def _key(unit: Component) -> tuple[int, str, int, int]:

@@ -219,7 +219,7 @@ def damage_matrix(
     spread = [_spread(name, effects) for name, effects in zip(names, measured, strict=True)]
     damage = -effect / torch.tensor(spread, dtype=torch.float64)
     p, n_relabelings = dominance_p(damage, seed=seed)
-    overlap = overlap_of(sets, lambda kind: site_width(adapter, kind[1]) // kind[2])
+    overlap = overlap_of(sets, lambda kind: site_width(adapter, kind[1], kind[0]) // kind[2])
     return DamageMatrix(
         skills=names,
         n_units=tuple(map(len, sets)),

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lens_skills.activations import DEFAULT_SITE, Position
-from lens_skills.activations.components import HEADS, MLP, parse_components, sites_of
+from lens_skills.activations.components import parse_components, sites_of
 from lens_skills.activations.locations import Span, edited_positions
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import (
@@ -28,6 +28,7 @@ from lens_skills.interventions.baselines import (
     measure_baseline,
 )
 from lens_skills.interventions.batched_edits import EditRows, edit_activation, stack_sets
+from lens_skills.interventions.torch_places import torch_places
 from lens_skills.models import Chat, ModelAdapter, as_adapter, with_soft_prompt
 from lens_skills.models.weights import LayerSite
 
@@ -91,7 +92,7 @@ class Edit:
         """
         if self.kind not in ("mean", "noise", "steer") or not isinstance(self.over, Sequence):
             return self
-        layers = dict.fromkeys(sites, range(adapter.n_layers))
+        layers = {site: adapter.layers_with(site) for site in sites}
         baseline = measure_baseline(adapter, self.over, layers, position=position, answers=answers)
         return replace(self, over=baseline)
 
@@ -400,14 +401,6 @@ def columns_of(
     return chosen, torch.ones_like(chosen, dtype=torch.bool)
 
 
-# What model families call the layers' parts; the first that a block has.
-_MLP = ("mlp", "feed_forward", "ffn")
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-# The projection back to the residual stream.
-_MLP_OUT = ("down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2")
-_ATTENTION_OUT = ("o_proj", "c_proj", "dense", "out_proj", "wo")
-
-
 @contextmanager
 def edited_torch(
     hf_model: nn.Module,
@@ -423,107 +416,29 @@ def edited_torch(
 ) -> Iterator[list[Any]]:
     """The handles of plain torch hooks that edit a Hugging Face model inside the ``with``.
 
-    Neurons of ``mlp.hook_post`` are the input of the MLP's output projection, heads of
-    ``attn.hook_z`` that of the attention's, a whole MLP (``hook_mlp_out``) what the MLP returns;
-    parts are found by their usual names and their sizes. The handles are removed at the end.
+    Where a unit is in that model is found by its values on a few tokens, and tried: the same edit
+    must change the predictions there as it does in TransformerLens. The handles are removed at the
+    end.
 
     Args:
-        hf_model: The Hugging Face model (Llama-, GPT-2- or NeoX-like), not one a bridge wraps.
+        hf_model: The Hugging Face language model, not one a bridge wraps.
         neurons, do, position, at, mask, chat, seed: As in `hooks_of`.
         adapter: The same model in TransformerLens: it names the units and reads the edit's source.
 
-    Assumes: unprocessed weights or a processing that leaves the site as it is; folding value
-    biases, for instance, shifts ``hook_z``.
-
     Raises:
-        LensSkillsError: Another site, a model of another size or whose parts are not found.
+        LensSkillsError: Another model; a unit that is no module's input or output there (scaled or
+            normalised between modules, or of processed weights), or whose edit does something else.
     """
     reader = with_soft_prompt(adapter, None, chat)
     edits = _bound(do, reader, neurons, position, at, mask, seed)
-    blocks = _blocks(hf_model, reader.n_layers)
+    units = parse_components(reader, neurons, at=at)
+    features = {spot: each[0] for st in stack_sets([units]) for spot, each in st.features.items()}
+    places = torch_places(hf_model, reader, features)
     handles: list[Any] = []
     try:
-        for (layer, site), hook in edits.items():
-            part = _part(blocks[layer], site, reader)
-            if site == MLP:
-                handles.append(part.register_forward_hook(_on_output(hook)))
-            else:
-                handles.append(part.register_forward_pre_hook(_on_input(hook)))
+        for spot, hook in edits.items():
+            handles += places[spot].attach(hook)
         yield handles
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _on_input(call: Hook) -> Callable[..., Any]:
-    return lambda module, args: (call(args[0]), *args[1:])
-
-
-def _on_output(call: Hook) -> Callable[..., Any]:
-    def hook(module: Any, args: Any, out: Any) -> Any:
-        return (call(out[0]), *out[1:]) if isinstance(out, tuple) else call(out)
-
-    return hook
-
-
-def _blocks(hf_model: nn.Module, n_layers: int) -> nn.ModuleList:
-    """The stack of blocks: the one list of modules with as many entries as layers, each with an MLP
-    and an attention."""
-    for module in hf_model.modules():
-        if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
-            continue
-        if _named(module[0], _MLP) is not None and _named(module[0], _ATTENTION) is not None:
-            return module
-    raise LensSkillsError(
-        f"no stack of {n_layers} blocks with an MLP and an attention was found in "
-        f"{type(hf_model).__name__}: adapter= must be the same model. Use edited(model, …) on the "
-        "TransformerLens model instead."
-    )
-
-
-def _part(block: nn.Module, site: str, adapter: ModelAdapter) -> nn.Module:
-    if site == MLP:
-        if hasattr(block, "post_feedforward_layernorm"):
-            raise LensSkillsError(
-                f"{type(block).__name__} normalises what its MLP returns before adding it: {MLP!r} "
-                "is no single module's output there. Name neurons, or use edited(model, …)."
-            )
-        part = _named(block, _MLP)
-        assert part is not None, "the block was chosen for its MLP"
-        return part
-    sizes: dict[str, tuple[tuple[str, ...], tuple[str, ...], int]] = {
-        "mlp.hook_post": (_MLP, _MLP_OUT, adapter.d_mlp),
-        HEADS: (_ATTENTION, _ATTENTION_OUT, adapter.n_heads * adapter.d_head),
-    }
-    if site not in sizes:
-        raise LensSkillsError(
-            f"{site!r} has no place in a Hugging Face model that is known here. Known: "
-            f"{', '.join([*sizes, MLP])}."
-        )
-    owners, names, width = sizes[site]
-    owner = _named(block, owners)
-    assert owner is not None, "the block was chosen for its parts"
-    for name in names:
-        part = getattr(owner, name, None)
-        if isinstance(part, nn.Module) and _takes(part) == width:
-            return part
-    raise LensSkillsError(
-        f"the output projection of {type(owner).__name__} was not found (looked for "
-        f"{', '.join(names)} with {width} inputs). Use edited(model, …) on the TransformerLens "
-        "model instead."
-    )
-
-
-def _named(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    found = (getattr(module, name, None) for name in names)
-    return next((part for part in found if isinstance(part, nn.Module)), None)
-
-
-def _takes(part: nn.Module) -> int | None:
-    """How many inputs a linear map takes."""
-    # GPT-2's Conv1D does not say; its weight is "in out", torch's Linear is "out in".
-    size = getattr(part, "in_features", None)
-    if size is not None:
-        return int(size)
-    weight = getattr(part, "weight", None)
-    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.ndim == 2 else None

@@ -99,7 +99,7 @@ def verify(
             as ``"L17N635"`` or ``"L9H3"``, or (layer, index) rows.
         do: The edit, e.g. ``ablate("mean", over=explore)``.
         metric: What the edit may change; default ``logit_diff()``.
-        at: The site of neurons named by hand; default the selection's, else ``mlp.hook_post``.
+        at: The site of (layer, index) rows (default ``mlp.hook_post``); names say their own.
         position: Where in the prompt; default where the selection was scored, else ``"last"``. In
             generation with a cache, later tokens are left alone.
         prompt: A soft prompt to read every example with: the one the selection was scored with.
@@ -157,7 +157,7 @@ def verify(
         raise LensSkillsError(f"δ must be a positive number in the metric's unit, not {declared}.")
     sign = removes_work(do, removes)
     where = edited_where(neurons, None if position is None else soft_position(adapter, position))
-    units = parse_components(adapter, neurons, at=at or getattr(neurons, "site", DEFAULT_SITE))
+    units = parse_components(adapter, neurons, at=at or DEFAULT_SITE)
     if not units:
         raise LensSkillsError("no neurons to verify: none were named.")
     table = component_table(adapter, examples, units, position=where)
@@ -169,7 +169,7 @@ def verify(
     do = do.with_baseline(adapter, list(sites), position=where, answers=answers)
     preservation = pairs == "and preservation"
     everywhere = preservation or across_layers(units, table)
-    layers = dict.fromkeys(sites, range(adapter.n_layers)) if everywhere else sites
+    layers = {site: adapter.layers_with(site) for site in sites} if everywhere else sites
     change = do.bind(adapter, examples, layers, position=where, seed=seed, answers=answers)
     folder = None if checkpoint is None else Path(checkpoint)
     measure = measurer(adapter, watched, where, seed, folder)

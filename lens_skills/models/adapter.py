@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.chat_template import Chat, own_text, render
+from lens_skills.models.neurons import NEURON_SITES, layers_without_neurons, refusal
 from lens_skills.models.soft_prompt import SoftPrompt
 
 EMBEDDING = "hook_embed"
@@ -171,18 +173,44 @@ class ModelAdapter(ABC):
 
     # Sizes.
 
+    @cached_property
+    def mlp_widths(self) -> tuple[int, ...]:
+        """Neurons of each layer, by its weights and not its configuration; 0 without an MLP."""
+        return tuple(map(self._mlp_width, range(self.n_layers)))
+
     @property
     def d_mlp(self) -> int:
-        """Neurons in one layer; 0 where the model has no MLP."""
-        config = self.model.cfg
-        if getattr(config, "attn_only", False):
-            return 0  # its configuration states a size all the same
-        return int(config.d_mlp or self.weight_out(0).shape[0])
+        """Neurons in one layer (the widest); 0 where the model has no MLP."""
+        return max(self.mlp_widths, default=0)
+
+    def _mlp_width(self, layer: int) -> int:
+        try:
+            return int(self.weight_out(layer).shape[0])
+        except LensSkillsError:
+            # Packed weights: what the projection says of itself.
+            out = getattr(getattr(self.model.blocks[layer], "mlp", None), "out", None)
+            return int(getattr(getattr(out, "original_component", out), "in_features", 0))
+
+    def layers_with(self, site: str) -> tuple[int, ...]:
+        """The layers that have a site: all of them, but for neurons those that have neurons."""
+        without = layers_without_neurons(self) if site in NEURON_SITES else {}
+        return tuple(layer for layer in range(self.n_layers) if layer not in without)
+
+    def check_site(self, at: str = NEURON_SITES[0], layers: Iterable[int] | None = None) -> None:
+        """Nothing; raises where a site of these layers (default all) cannot be read.
+
+        Raises:
+            LensSkillsError: An encoder; MLP neurons of mixtures of experts, of attention alone, of
+                layers of several widths: which layers, and what can be read instead.
+        """
+        chosen = range(self.n_layers) if layers is None else list(layers)
+        if reason := refusal(self, chosen, at):
+            raise LensSkillsError(reason)
 
     def weight_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The layer's MLP output matrix, not copied: row i is what neuron i writes."""
         weight = self.weight_of(getattr(self.model.blocks[layer], "mlp", None), "W_out")
-        if not isinstance(weight, Tensor) or weight.ndim != 2:
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or self.d_model not in weight.shape:
             raise LensSkillsError(
                 f"layer {layer} of {self.name} has no single MLP output matrix (attention "
                 "only, or a mixture of experts): what its neurons write cannot be told."
@@ -533,6 +561,7 @@ def identity(adapter: ModelAdapter) -> dict[str, Any]:
         "weights": own if soft is None else soft.model_fingerprint,
         "prompt": None if soft is None else soft.digest,
         **adapter.reading,
+        "d_head": adapter.d_head,
     }
 
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lens_skills.activations.components import neuron_names
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.verdict import WORDS, Verdict
 from lens_skills.plotting.drawing import MANY, Drawing
@@ -233,6 +231,6 @@ def _signed_r(metric_scores: MetricScores, verdict: Verdict) -> dict[str, float]
         r = metric_scores.r[scores.positions.index(effects.position)]
     else:
         r = metric_scores.at_strongest(metric_scores.r)
-    names = neuron_names(torch.stack([scores.layer, scores.neuron], dim=1))
+    names = scores.names()
     rows = zip(names, r.tolist(), scores.excluded.tolist(), strict=True)
     return {name: value for name, value, out in rows if not out}

@@ -134,13 +134,14 @@ def _strongest(scores: MetricScores, chosen: list[int], n: int) -> list[dict[str
     best = r.abs().max(dim=0)
     order = best.values.argsort(descending=True, stable=True)[:n]
     order = order[~whole.excluded[order]]
+    names = whole.components(order).names
     rows = []
-    for unit in order.tolist():
+    for name, unit in zip(names, order.tolist(), strict=True):
         place = int(best.indices[unit])
         rows.append(
             {
                 "what": "neuron",
-                "name": f"L{int(whole.layer[unit])}N{int(whole.neuron[unit])}",
+                "name": name,
                 "position": whole.positions[chosen[place]],
                 "value": float(r[place, unit]),
             }

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lens_skills.activations.components import parse_neurons
+from lens_skills.activations.components import parse_neurons, unit_name
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.damage_matrix import DamageMatrix
 from lens_skills.plotting.drawing import Drawing, finished
@@ -84,7 +84,8 @@ def metric_heatmap(
     """
     by = scores.metrics[0] if by is None else by
     ranking = scores[by]
-    rows = ranking.top(k) if neurons is None else parse_neurons(neurons)
+    width = scores.provenance.get("d_head")
+    rows = ranking.top(k).rows if neurons is None else parse_neurons(neurons, scores.site, width)
     frame = _metric_cells(scores, _units(scores, rows.tolist()), by)
     n_columns = len(scores.metrics)
     names = frame["row"].tolist()[::n_columns]
@@ -125,7 +126,7 @@ def _units(scores: Scores, rows: Sequence[Sequence[int]]) -> list[int]:
     if missing:
         layer, neuron = missing[0]
         raise LensSkillsError(
-            f"L{layer}N{neuron} was not scored here. Name neurons among these "
+            f"{unit_name(layer, neuron, scores.site)} was not scored here. Name units among these "
             f"{scores.n_units:,}, e.g. scores[metric].top(20)."
         )
     if not pairs:
@@ -135,10 +136,11 @@ def _units(scores: Scores, rows: Sequence[Sequence[int]]) -> list[int]:
 
 def _metric_cells(scores: Scores, units: list[int], by: str) -> pd.DataFrame:
     strongest = scores[by].strongest_position[units].tolist()
+    names = scores.components(torch.tensor(units)).names
     cells: list[dict[str, Any]] = []
-    for unit, place in zip(units, strongest, strict=True):
+    for name, unit, place in zip(names, units, strongest, strict=True):
         layer, neuron = int(scores.layer[unit]), int(scores.neuron[unit])
-        name, position = f"L{layer}N{neuron}", scores.positions[place]
+        position = scores.positions[place]
         short = position if len(position) <= _LETTERS else position[: _LETTERS - 1] + "…"
         for column, metric in enumerate(scores.metrics):
             bar = scores.thresholds[metric]

@@ -215,6 +215,7 @@ class AblationEffects:
         floor: No effect below it counts: the declared δ, or 1 % of the clean metric's |mean|.
         removes: Whether the edit takes a neuron's work away.
         seed: Of the bootstrap.
+        tried: The (layer, index) rows of the effects.
     """
 
     effects: Effects
@@ -222,12 +223,14 @@ class AblationEffects:
     floor: float
     removes: bool
     seed: int
+    tried: Int[Tensor, "neuron 2"]
 
     def of(self, neurons: Int[Tensor, "k 2"], *, n_resamples: int = 1000) -> EffectTests:
         """The verdicts on neurons, all of them swept."""
-        place = {name: row for row, name in enumerate(self.effects.names)}
-        names = neuron_names(neurons)
-        total = self.effects.total[torch.tensor([place[name] for name in names], dtype=torch.long)]
+        place = {tuple(row): number for number, row in enumerate(self.tried.tolist())}
+        rows = [place[tuple(row)] for row in neurons.tolist()]
+        names = [self.effects.names[row] for row in rows]
+        total = self.effects.total[torch.tensor(rows, dtype=torch.long)]
         return self.tests(names, neurons[:, 0].tolist(), total, n_resamples=n_resamples)
 
     def tests(
@@ -400,11 +403,11 @@ def ablation_effects(
         known |= dict(zip(more.names, more.total, strict=True))
     controls = {}
     for layer, rows in drawn.items():
-        names = tuple(neuron_names(rows))
+        names = tuple(neuron_names(rows, at, {"d_head": adapter.d_head}))
         total = torch.stack([known[name] for name in names])
         own = smallest_effect(total, effects.groups, clean) if delta is None else delta
         controls[layer] = LayerControls(names, total, own)
-    return AblationEffects(effects, controls, floor, removes, seed)
+    return AblationEffects(effects, controls, floor, removes, seed, tried)
 
 
 def draw_of_layer(

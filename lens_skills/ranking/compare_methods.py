@@ -165,8 +165,8 @@ def compare_methods(
         )
     if do.over is explore:
         do = replace(do, over=ranked.baseline)  # measured already, on the way
-    lists = {name: ranking.top(k) for name, ranking in rankings.items()}
-    random = drawn.top(k * n_random)
+    lists = {name: ranking.top(k).rows for name, ranking in rankings.items()}
+    random = drawn.top(k * n_random).rows
     everyone = torch.stack([drawn.layer, drawn.neuron], dim=1)
     whole = len(everyone) <= AUTOMATIC if exhaustive is None else exhaustive
     named = torch.cat([*lists.values(), random]).unique(dim=0)
@@ -200,7 +200,7 @@ def compare_methods(
         each = [names[place] for place in part]
         others = [float(agree[order, other]) for other in range(len(parts)) if other != order]
         mean = sum(others) / len(others) if others else None
-        tests = ablations.of(rankings[each[0]].top(k))
+        tests = ablations.of(rankings[each[0]].top(k).rows)
         rows.append(MethodRow(tuple(each), tests, rankings[each[0]].seconds, mean))
     methods = tuple(row.method for row in rows)
     rows.sort(key=lambda row: (-row.share, -row.mean_effect))
@@ -344,7 +344,7 @@ def _rotated(
         position=reader.position,
         scale=dict(zip(reader.site.layers, scale.split(reader.width), strict=True)),
     )
-    names = [f"L{layer}R{column}" for layer, column in directions.tolist()]
+    names = [f"L{layer}Q{column}" for layer, column in directions.tolist()]
     return _Directions(names, directions[:, 0].tolist(), total, time.perf_counter() - start)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
 from lens_skills.activations.activation_reader import ActivationReader
-from lens_skills.activations.components import neuron_names
+from lens_skills.activations.components import Components
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients, slopes_of
@@ -83,25 +83,26 @@ class Ranking(Result):
         found = self.strength.argsort(descending=True, stable=True)
         return found[: min(k, self.n_ranked)]
 
-    def top(self, k: int) -> Int[Tensor, "k2 2"]:
-        """The k strongest neurons as (layer, neuron), the strongest first."""
-        order = self.order(k)
-        return torch.stack([self.layer[order], self.neuron[order]], dim=1)
+    def top(self, k: int) -> Components:
+        """The k strongest units, the strongest first, as any verb takes them."""
+        return self._units(self.order(k))
+
+    def _units(self, order: Int[Tensor, " unit"]) -> Components:
+        rows = torch.stack([self.layer[order], self.neuron[order]], dim=1)
+        return Components.of(rows, self.site, self.provenance)
 
     def names(self, k: int) -> list[str]:
         """The k strongest neurons' names, such as ``"L17N635"``."""
-        return neuron_names(self.top(k))
+        return self.top(k).names
 
     def frame(self) -> pd.DataFrame:
         """One row per neuron, the strongest first: layer neuron name score strength rank."""
         order = self.strength.argsort(descending=True, stable=True)
-        layer, neuron = self.layer[order].numpy(), self.neuron[order].numpy()
-        names = [f"L{a}N{b}" for a, b in zip(layer, neuron, strict=True)]
         return pd.DataFrame(
             {
-                "layer": layer,
-                "neuron": neuron,
-                "name": names,
+                "layer": self.layer[order].numpy(),
+                "neuron": self.neuron[order].numpy(),
+                "name": self._units(order).names,
                 "score": self.score[order].numpy(),
                 "strength": self.strength[order].numpy(),
                 "rank": range(1, len(order) + 1),
@@ -116,9 +117,9 @@ class Ranking(Result):
         lines = [head, f"  {self.about} ({self.source})"]
         if self.n_ranked < len(self.layer):
             lines.append(f"  {len(self.layer) - self.n_ranked:,} neurons are not ranked")
-        for place in self.order(3).tolist() if self.n_ranked else []:
-            name = f"L{int(self.layer[place])}N{int(self.neuron[place])}"
-            lines.append(f"  {name}: {float(self.score[place]):.4g} {self.unit}".rstrip())
+        order = self.order(3)
+        for name, number in zip(self.top(3).names, self.score[order].tolist(), strict=True):
+            lines.append(f"  {name}: {number:.4g} {self.unit}".rstrip())
         lines.append("  a ranking shows no effect; ls.compare_methods(…) tries the strongest")
         return "\n".join(lines)
 

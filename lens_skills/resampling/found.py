@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lens_skills.activations.components import neuron_names
+from lens_skills.activations.components import neuron_names, unit_name
 from lens_skills.circuits import Circuit, Edge
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import Verdict
@@ -21,7 +21,7 @@ from lens_skills.scoring import MetricScores, Scores, Selection
 _LAYER = re.compile(r"L(\d+)")
 _HINT = (
     "Let the function hand back a Selection, Study, Verdict, Circuit, or names such as 'L17N635' "
-    "(rows of layer and neuron, as scores['metric'].top(100) has them)."
+    "(or units, as scores['metric'].top(100) has them)."
 )
 
 
@@ -136,8 +136,7 @@ def _names(result: Any) -> tuple[str, ...]:
     if isinstance(result, str) or not isinstance(result, Iterable):
         raise LensSkillsError(f"a {type(result).__name__} names nothing. {_HINT}")
     names: list[Any] = [
-        f"L{item[0]}N{item[1]}" if isinstance(item, tuple) and len(item) == 2 else item
-        for item in result
+        unit_name(*item) if isinstance(item, tuple) and len(item) == 2 else item for item in result
     ]
     for name in names:
         if not isinstance(name, str):

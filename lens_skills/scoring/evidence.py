@@ -89,7 +89,7 @@ def weigh(here: MetricScores, there: MetricScores, *, fdr: float, control: bool)
     badges = here.basis_privileged[spots, units].tolist()
     constant = [place >= 0 and bool(confirm.excluded[place]) for place in where]
     rows = []
-    for place, name in enumerate(neuron_names(neurons)):
+    for place, name in enumerate(neuron_names(neurons, explore.site, explore.provenance)):
         row: dict[str, Any] = {"name": name, "layer": pairs[place][0], "neuron": pairs[place][1]}
         row["position"] = explore.positions[int(spots[place])]
         row |= {column: values[place] for column, values in numbers.items()}

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_skills.activations.components import Components
+from lens_skills.activations.locations import DEFAULT_SITE
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import Result
 from lens_skills.scoring.leakage import check_seeds
@@ -23,6 +25,7 @@ class Predictivity(Result):
         layer, neuron: What each unit is.
         by_seed: Of each prompt, the largest over its positions; 0.5 to 1.
         value: Their mean.
+        site, d_head: Where the units are read, and the width of a head.
     """
 
     metric: str
@@ -30,13 +33,18 @@ class Predictivity(Result):
     neuron: Int[Tensor, " unit"]
     by_seed: Float[Tensor, "seed unit"]
     value: Float[Tensor, " unit"]
+    site: str = DEFAULT_SITE
+    d_head: int | None = None
 
-    def top(self, k: int) -> Int[Tensor, "k 2"]:
-        """The k most predictive neurons as (layer, neuron)."""
-        order = self.value.argsort(descending=True, stable=True)[:k]
-        return torch.stack([self.layer[order], self.neuron[order]], dim=1)
+    def top(self, k: int) -> Components:
+        """The k most predictive units, as any verb takes them."""
+        return self._units(self.value.argsort(descending=True, stable=True)[:k])
 
-    def top_per_layer(self, share: float) -> Int[Tensor, "k 2"]:
+    def _units(self, order: Int[Tensor, " unit"]) -> Components:
+        rows = torch.stack([self.layer[order], self.neuron[order]], dim=1)
+        return Components.of(rows, self.site, {"d_head": self.d_head})
+
+    def top_per_layer(self, share: float) -> Components:
         """The most predictive share of each layer's neurons, at least one: the authors' choice."""
         if not 0 < share <= 1:
             raise LensSkillsError(f"a share lies between 0 and 1, not {share}.")
@@ -45,11 +53,10 @@ class Predictivity(Result):
             here = (self.layer == layer).nonzero()[:, 0]
             order = self.value[here].argsort(descending=True, stable=True)
             chosen.append(here[order[: max(1, round(share * len(here)))]])
-        units = torch.cat(chosen)
-        return torch.stack([self.layer[units], self.neuron[units]], dim=1)
+        return self._units(torch.cat(chosen))
 
     def frame(self) -> pd.DataFrame:
-        """One row per neuron, best first: layer neuron predictivity lowest highest (seeds)."""
+        """One row per neuron, best first: name layer neuron predictivity lowest highest (seeds)."""
         order = self.value.argsort(descending=True, stable=True)
         columns = {
             "layer": self.layer,
@@ -58,7 +65,8 @@ class Predictivity(Result):
             "lowest": self.by_seed.amin(dim=0),
             "highest": self.by_seed.amax(dim=0),
         }
-        return pd.DataFrame({name: tensor[order].numpy() for name, tensor in columns.items()})
+        numbers = {name: tensor[order].numpy() for name, tensor in columns.items()}
+        return pd.DataFrame({"name": self._units(order).names, **numbers})
 
     def __repr__(self) -> str:
         lines = [
@@ -66,7 +74,7 @@ class Predictivity(Result):
             f"{len(self.by_seed)} prompts of the best position (0.5 to 1)"
         ]
         lines += [
-            f"  L{row['layer']}N{row['neuron']}: {row['predictivity']:.3f} "
+            f"  {row['name']}: {row['predictivity']:.3f} "
             f"[{row['lowest']:.3f}, {row['highest']:.3f}] over prompts"
             for row in self.frame().head(5).to_dict("records")
         ]
@@ -105,4 +113,6 @@ def predictivity(scores_by_seed: Sequence[Scores], metric: str | None = None) ->
         neuron=scores_by_seed[0].neuron,
         by_seed=by_seed,
         value=by_seed.mean(dim=0),
+        site=scores_by_seed[0].site,
+        d_head=scores_by_seed[0].provenance.get("d_head"),
     )

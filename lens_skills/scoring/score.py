@@ -25,6 +25,7 @@ from lens_skills.activations import (
     parse_metrics,
 )
 from lens_skills.activations.activation_reader import ActivationReader
+from lens_skills.activations.components import unit_name
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
@@ -447,5 +448,7 @@ def baseline_means(baseline: Scores, source: ActivationReader) -> Float[Tensor, 
         chosen = torch.tensor([baseline.places[pair] for pair in wanted])
     except KeyError as error:
         layer, neuron = error.args[0]
-        raise LensSkillsError(f"the baseline does not hold L{layer}N{neuron}.") from error
+        raise LensSkillsError(
+            f"the baseline does not hold {unit_name(layer, neuron, source.site.name)}."
+        ) from error
     return rearrange(baseline.mean[:, chosen], "pos unit -> (pos unit)")

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from lens_skills.activations.components import Components, neuron_names
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.results import Result
 from lens_skills.stats.calibration import Calibration, calibrate
@@ -121,9 +122,9 @@ class Scores(Result):
     def frame(self, *, metric: str | None = None) -> pd.DataFrame:
         """One row per metric, position and neuron, strongest |r| first within a metric.
 
-        Columns: layer neuron position metric r low high; with a null p p_family q; with a control
-        task p_control q_control; with random directions excess p_basis q_basis; then mean std
-        excluded, and for 0/1 metrics mean_0 mean_1 smd (and predictivity with a baseline).
+        Columns: name layer neuron position metric r low high; with a null p p_family q; with a
+        control task p_control q_control; with random directions excess p_basis q_basis; then mean
+        std excluded, and for 0/1 metrics mean_0 mean_1 smd (and predictivity with a baseline).
         """
         parts = [metric_frame(self, name) for name in self.metrics if metric in (None, name)]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -142,6 +143,16 @@ class Scores(Result):
     @property
     def n_units(self) -> int:
         return len(self.layer)
+
+    def components(self, places: Int[Tensor, " place"]) -> Components:
+        """The units at these places, as any verb takes them."""
+        rows = torch.stack([self.layer[places], self.neuron[places]], dim=1)
+        return Components.of(rows, self.site, self.provenance)
+
+    def names(self) -> list[str]:
+        """Every unit's name, such as ``L17N635``."""
+        rows = torch.stack([self.layer, self.neuron], dim=1)
+        return neuron_names(rows, self.site, self.provenance)
 
     @cached_property
     def places(self) -> dict[tuple[int, int], int]:
@@ -254,11 +265,11 @@ class MetricScores:
         """Of each unit the value at that position."""
         return values.gather(0, rearrange(self.strongest_position, "unit -> 1 unit"))[0]
 
-    def top(self, k: int) -> Int[Tensor, "k 2"]:
-        """The k neurons of largest |r| as (layer, neuron), strongest first."""
+    def top(self, k: int) -> Components:
+        """The k units of largest |r|, strongest first, as any verb takes them."""
         order = self.strength.argsort(descending=True, stable=True)
         order = order[~self.scores.excluded[order]][:k]
-        return torch.stack([self.scores.layer[order], self.scores.neuron[order]], dim=1)
+        return self.scores.components(order)
 
     def passing(self) -> dict[str, Bool[Tensor, "pos unit"]]:
         """Which (position, unit) are ``associated``, and which of them ``beat the control task``.
@@ -305,6 +316,7 @@ def metric_frame(scores: Any, name: str) -> pd.DataFrame:
     place = scores.metrics.index(name)
     n_pos, n_units = scores.r.shape[1:]
     columns: dict[str, Any] = {
+        "name": scores.names() * n_pos,
         "layer": scores.layer.repeat(n_pos).numpy(),
         "neuron": scores.neuron.repeat(n_pos).numpy(),
         "position": [label for label in scores.positions for _ in range(n_units)],
@@ -358,8 +370,9 @@ def summary(scores: Any, metric: str) -> str:
     if left_out:
         lines.append(f"  {left_out:,} neurons do not vary and are left out")
     lines.append("  the strongest by |r|, chosen for it: r and its 95 % interval lie too far out")
-    for layer, neuron in view.top(3).tolist():
-        lines.append(f"    L{layer}N{neuron}: {_numbers(view, scores.places[layer, neuron])}")
+    for unit in view.top(3):
+        place = scores.places[unit.layer, unit.index]
+        lines.append(f"    {unit.name}: {_numbers(view, place)}")
     lines += [f"  note: {note}" for note in scores.notes]
     return "\n".join(card_lines(lines))
 

@@ -84,7 +84,7 @@ class Selection(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``."""
-        return neuron_names(self.neurons)
+        return neuron_names(self.neurons, self.site, self.provenance)
 
     @property
     def grades(self) -> tuple[str, ...]:

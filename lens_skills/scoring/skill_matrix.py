@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations.components import neuron_names
+from lens_skills.activations.components import neuron_names, unit_name
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import Result
 from lens_skills.scoring.scores import EXPLORATORY, Scores
@@ -72,7 +72,7 @@ class SkillMatrix(Result):
     @property
     def names(self) -> list[str]:
         """Names such as ``L17N635``."""
-        return neuron_names(self.neurons)
+        return neuron_names(self.neurons, self.site, self.provenance)
 
     @property
     def kinds(self) -> list[str]:
@@ -295,8 +295,8 @@ def _chosen(
     for layer, neuron in selection.neurons.tolist():
         if (layer, neuron) not in places:
             raise LensSkillsError(
-                f"L{layer}N{neuron} was selected for {name!r} and not scored here. Score all "
-                "neurons that could have been chosen."
+                f"{unit_name(layer, neuron, scores.site)} was selected for {name!r} and not scored "
+                "here. Score all neurons that could have been chosen."
             )
         mask[places[layer, neuron]] = True
     return mask

@@ -75,7 +75,9 @@ def test_the_width_is_that_of_the_flattened_activation(tiny: Any, at: str, width
     [
         (["L9N0"], "layers 0 to 3"),
         (["L0N48"], "48 neurons"),
-        (["L0H4"], "4 heads"),
+        (["L0H4"], "4 heads of 8"),
+        (["L0H1.8"], "4 heads of 8"),
+        (["L0R32"], "32 features at hook_resid_post"),
         (["L4MLP"], "no unit 'L4MLP'"),
         (["N3"], "Names look like"),
         ([(0, -1)], "no unit"),
@@ -97,5 +99,5 @@ def test_a_selection_of_another_model_or_site_is_refused(tiny: Any) -> None:
         parse_components(adapter, other)
     own = selection([[0, 1]], explore={"model_fingerprint": adapter.fingerprint()})
     assert len(parse_components(adapter, own)) == 1
-    with pytest.raises(LensSkillsError, match=r"Say at='mlp\.hook_post'"):
+    with pytest.raises(LensSkillsError, match=r"leave at= out"):
         parse_components(adapter, own, at="hook_resid_post")

@@ -100,7 +100,8 @@ def test_scores_and_selections_name_neurons(tiny: Any) -> None:
     task = problems()[::3]
     found = ls.score(tiny, task, metrics={"sure": ls.confidence()}, n_permutations=0)
     why = explain(tiny, task, found["sure"].top(2), **WITHOUT)
-    layer, neuron = found["sure"].top(1)[0].tolist()
+    (unit,) = found["sure"].top(1)
+    layer, neuron = unit.layer, unit.index
     assert next(iter(why)) == f"L{layer}N{neuron}"
     assert why.frame()["p"].isna().all()
     assert "p =" not in repr(why)

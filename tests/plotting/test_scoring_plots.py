@@ -72,7 +72,7 @@ def test_the_strongest_neurons_are_named(scores: Scores) -> None:
     view = scores["confidence"]
     drawing = figures.r_distribution(view, n_labels=4)
     named = drawing.frame.query("what == 'neuron'")
-    assert named["name"].tolist() == [f"L{layer}N{n}" for layer, n in view.top(4).tolist()]
+    assert named["name"].tolist() == view.top(4).names
     assert named["value"].abs().tolist() == view.strength.sort(descending=True).values[:4].tolist()
     assert set(named["name"]) <= set(texts(drawing))
     assert not figures.r_distribution(view, n_labels=0).frame["what"].eq("neuron").any()
@@ -132,7 +132,7 @@ def test_the_heat_map_holds_r_of_every_cell(scores: Scores) -> None:
     drawing = figures.metric_heatmap(scores, k=6, by="correct")
     frame = drawing.frame
     assert len(frame) == 6 * len(METRICS)
-    order = [tuple(pair) for pair in scores["correct"].top(6).tolist()]
+    order = [tuple(pair) for pair in scores["correct"].top(6).rows.tolist()]
     assert list(dict.fromkeys(zip(frame["layer"], frame["neuron"], strict=True))) == order
     whole = scores.frame().set_index(["metric", "layer", "neuron"])["r"]
     for row in frame.itertuples():

@@ -239,7 +239,7 @@ def test_constant_neurons_are_excluded_and_near_constant_ones_kept(case: Case) -
         classes = frame[frame.metric == "label:plural"]
         assert not classes.isna().any().any()
         for name in scores.metrics:
-            top = scores[name].top(100).tolist()
+            top = scores[name].top(100).rows.tolist()
             assert len(top) == LAYERS * WIDTH - 1
             assert [0, 0] not in top
             assert [0, 1] in top
@@ -271,7 +271,7 @@ def test_rank_and_frame_agree(case: Case) -> None:
         "p",
     ]
     assert frame.r.abs().is_monotonic_decreasing
-    assert frame[["layer", "neuron"]].to_numpy()[:5].tolist() == view.top(5).tolist()
+    assert frame[["layer", "neuron"]].to_numpy()[:5].tolist() == view.top(5).rows.tolist()
     for _, row in frame.iterrows():
         unit = row.layer * WIDTH + row.neuron
         assert row.r == view.r[0, unit].item()
@@ -323,7 +323,7 @@ def test_several_positions_are_one_family(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.r[0, position], expected, rtol=0, atol=1e-10)
     assert found.r[0, 2, 0] == 0
     assert not found.excluded.any()
-    assert found["label:y"].top(1).tolist() == [[1, 2]]
+    assert found["label:y"].top(1).rows.tolist() == [[1, 2]]
     assert found.frame().iloc[0].position == "1"
     # One maximum over neurons and positions, and one family of tests.
     draws = permutation_draws([e.group for e in examples], 99, "free", seed=0).numpy()

@@ -55,7 +55,7 @@ OPTIONS: dict[str, Any] = {"layers": [1, 2, 3], "n_permutations": 100}
 def test_a_planted_neuron_ranks_first(carrier: Any) -> None:
     """A score is a correlation: a decoy that writes nothing is found as well."""
     found = score(carrier, examples(carrier, 0), metrics="label:plural", **OPTIONS)
-    assert found["label:plural"].top(1).tolist() == [[LAYER, NEURON]]
+    assert found["label:plural"].top(1).rows.tolist() == [[LAYER, NEURON]]
     best = found["label:plural"].frame().iloc[0]
     assert (best.layer, best.neuron) == (LAYER, NEURON)
     assert best.r > 0.8
@@ -64,14 +64,14 @@ def test_a_planted_neuron_ranks_first(carrier: Any) -> None:
 
 def test_it_does_not_rank_first_where_it_is_not_planted(tiny: Any) -> None:
     found = score(tiny, examples(tiny, 0), metrics="label:plural", **OPTIONS)
-    place = found["label:plural"].top(1000).tolist().index([LAYER, NEURON])
+    place = found["label:plural"].top(1000).rows.tolist().index([LAYER, NEURON])
     assert place > 0
 
 
 def test_it_does_not_rank_first_for_shuffled_labels(carrier: Any) -> None:
     metrics = ["label:shuffled", "label:plural"]
     found = score(carrier, examples(carrier, 0), metrics=metrics, **OPTIONS)
-    assert found["label:shuffled"].top(1).tolist() != [[LAYER, NEURON]]
+    assert found["label:shuffled"].top(1).rows.tolist() != [[LAYER, NEURON]]
     assert not found["label:shuffled"].passing()["associated"].any()
     assert found["label:plural"].passing()["associated"].any()
 

@@ -122,7 +122,7 @@ def test_without_selections_the_strongest_beyond_the_null_count(
     assert matrix.chosen == "the 1 strongest beyond the null"
     assert matrix.selected.sum(dim=0).tolist() == [1, 1]
     for name, column in zip(matrix.skills, matrix.selected.T, strict=True):
-        assert matrix.neurons[column].tolist() == found[name].top(1).tolist()
+        assert matrix.neurons[column].tolist() == found[name].top(1).rows.tolist()
     every = skill_matrix(found, top=60)
     beyond = (found.r.abs()[:, 0] > torch.tensor([[found[name].threshold] for name in SKILLS])).sum(
         dim=1

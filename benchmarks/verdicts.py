@@ -44,7 +44,7 @@ def verdicts(name: str, n_neurons: int, n_examples: int) -> dict[str, float]:
         by=(),
     )
     r = scores.frame().set_index(["layer", "neuron"])["r"]
-    strongest = [float(r[tuple(neuron)]) for neuron in scores.top(TOP).tolist()]
+    strongest = [float(r[tuple(neuron)]) for neuron in scores.top(TOP).rows.tolist()]
     table = verdict.frame()
     table.insert(1, "r", [*strongest, None])
     print(f"\n{name}: the {TOP} neurons of largest |r| with {metric}, δ = {verdict.delta:.3g}")

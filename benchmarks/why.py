@@ -131,7 +131,7 @@ def study(page: Page, setting: Setting, n_effects: int) -> dict[str, float]:
     everything = ls.score(model, explore, metrics=[setting.metric, "correct"], seed=SEED)
     scores = everything[setting.metric.name]
     five = scores.top(5)
-    names = [f"L{layer}N{neuron}" for layer, neuron in five.tolist()]
+    names = five.names
     right = float(everything.values["correct"].mean())
     page.say(
         f"## {setting.name}\n\n{len(setting.task):,} problems, of which {right:.0%} of those in "

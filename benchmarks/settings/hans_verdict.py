@@ -71,8 +71,8 @@ def ablated(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes: 
         if bool(passed.any()):
             unit = int(torch.where(passed, view.strength, -1.0).argmax())
             alive.setdefault(f"L{found.layer[unit]}N{found.neuron[unit]}", metric)
-    strongest = found[TRUTH].top(sizes.top).tolist()
-    names = list(alive) or [f"L{layer}N{neuron}" for layer, neuron in strongest]
+    strongest = found[TRUTH].top(sizes.top)
+    names = list(alive) or strongest.names
     spare = rows.part(sizes.rows + sizes.stop + sizes.tested, 100).where(heuristic=rows.rule)
     few = ls.tasks.few(spare, sizes.verdict, seed=0)
     folder = sizes.runs / "hans" / "verdict"

@@ -85,6 +85,7 @@ class PairedCache:
         twins: Sequence[Encoded],
     ) -> None:
         self.weights, self.adapter, self.plan, self.batch = weights, weights.adapter, plan, batch
+        self.adapter.check_site()
         rows = [item.prompt_tokens.tolist() for item in batch]
         other = [item.prompt_tokens.tolist() for item in twins]
         width = max(len(row) for row in rows)

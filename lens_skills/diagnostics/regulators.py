@@ -338,7 +338,7 @@ def weight_columns(
     table = pd.DataFrame({"name": names, "layer": neurons[:, 0], "neuron": neurons[:, 1]})
     norms, variances, layers = [], [], []
     tiny = torch.finfo(torch.float64).tiny  # a variance of 0 is taken for the smallest number
-    for layer in range(adapter.n_layers):
+    for layer in adapter.layers_with(DEFAULT_SITE):
         rows = neuron_rows(adapter, layer)
         values = {
             "norm": unembedding.norm(rows),

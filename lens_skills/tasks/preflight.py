@@ -272,7 +272,8 @@ def preflight(
     probabilities = [n for n in ("confidence", "answer_probability") if n in values]
     groups = [example.group for example in task]
     n_groups, equal_groups = len(set(groups)), effective_groups(groups)
-    n_units = adapter.n_layers * adapter.d_mlp
+    # Without neurons, what would be scored in their stead.
+    n_units = sum(adapter.mlp_widths) or adapter.n_layers * adapter.d_model
     saturated = {
         name: float(((values[name] > _SATURATED_HIGH) | (values[name] < _SATURATED_LOW)).mean())
         for name in probabilities

@@ -53,6 +53,7 @@ def test_an_unknown_hook_point_brings_the_nearest_names(tiny: Any) -> None:
 class _Named:
     def __init__(self, n_layers: int, names: list[str]) -> None:
         self.n_layers, self.hook_names = n_layers, lambda: names
+        self.check_site = lambda at, layers: None
 
 
 @pytest.mark.parametrize("layers", [4, -5, [0, 9], []])

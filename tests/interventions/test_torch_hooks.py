@@ -1,5 +1,6 @@
 """The same edit on the plain Hugging Face model gives what TransformerLens gives."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -25,27 +26,47 @@ EDITS = {
 
 
 def families() -> dict[str, Any]:
-    from transformers import (
-        GPT2Config,
-        GPT2LMHeadModel,
-        GPTNeoXConfig,
-        GPTNeoXForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-    )
-
-    common = {
+    """Tiny models whose blocks are put together in different ways; the class, then its sizes."""
+    sizes = {
         "vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.2,
     }  # fmt: skip
-    gpt2 = GPT2Config(
-        vocab_size=600, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2
-    )
+    grouped = {**sizes, "num_key_value_heads": 2}
+    old = {
+        "vocab_size": 600, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    plain = {"vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.2}
+    scaled = {"residual_multiplier": 0.3, "embedding_multiplier": 2.0}
     return {
-        "gpt2": (GPT2LMHeadModel, gpt2),
-        "neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**common)),
-        "qwen2": (Qwen2ForCausalLM, Qwen2Config(**common, num_key_value_heads=2)),
-    }
+        "GPT2LMHead": old,
+        "GPTNeoXForCausalLM": sizes,
+        "Qwen2ForCausalLM": grouped,
+        "GPTJForCausalLM": {**old, "rotary_dim": 4},
+        "OPTForCausalLM": {
+            **{k: sizes[k] for k in list(sizes)[:1] + list(sizes)[3:6]},
+            "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 72, "init_std": 0.2,
+        },
+        "BloomForCausalLM": {**plain, "n_layer": 2, "n_head": 4},
+        "FalconForCausalLM": {**plain, "ffn_hidden_size": 72, "num_attention_heads": 4},
+        "MptForCausalLM": {
+            "vocab_size": 600, "d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2,
+        },
+        "Gemma2ForCausalLM": {**grouped, "head_dim": 8},
+        "Olmo2ForCausalLM": grouped,
+        "GraniteForCausalLM": {**grouped, **scaled},
+    }  # fmt: skip
+
+
+def family(name: str, tokenizer: Any) -> tuple[Any, Any]:
+    """A tiny model, and a copy of it in TransformerLens."""
+    import transformers
+
+    make = getattr(transformers, name if name.endswith("LM") else f"{name}Model")
+    torch.manual_seed(0)
+    plain = make(make.config_class(**families()[name])).eval()
+    plain.config.architectures = [make.__name__]
+    return plain, ls.load_model(copy.deepcopy(plain), tokenizer=tokenizer)
 
 
 def shares(model: Any, tokens: Tensor) -> Tensor:
@@ -81,20 +102,50 @@ def test_every_edit_on_the_tiny_llama(tiny: Any, tiny_hf: Any, kind: str, positi
     assert torch.equal(shares(plain, tokens), clean)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "neox", "qwen2"])
-def test_other_families(tiny_hf: Any, kind: str) -> None:
-    make, config = families()[kind]
-    torch.manual_seed(0)
-    plain = make(config).eval()
-    model = ls.load_model(plain, tokenizer=tiny_hf[1])
-    tokens = torch.arange(1, 9)[None]
-    for unit in UNITS:
-        edit = clamp(to=1.5)
+@pytest.mark.parametrize("name", families())
+def test_other_families(tiny_hf: Any, name: str) -> None:
+    plain, model = family(name, tiny_hf[1])
+    tokens, edit = torch.arange(1, 9)[None], scale(by=-1)
+    clean = shares(plain, tokens)
+    for unit in ("L1N5", "L0H2", "L0H2.3", "L1MLP", "L0R5", "L1R5.pre"):
+        if (name, unit) == ("GraniteForCausalLM", "L1MLP"):
+            # Scaled on its way into the residual stream: no module returns what is added.
+            with (
+                pytest.raises(LensSkillsError, match="neither what a module"),
+                edit.torch_hooks(plain, [unit], adapter=model),
+            ):
+                pass
+            continue
         expected = with_hooks(model, tokens, edit, [unit], position="all")
         with edit.torch_hooks(plain, [unit], adapter=model, position="all"):
             found = shares(plain, tokens)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-        assert float((found - shares(plain, tokens)).abs().max()) > 1e-3, unit
+        assert float((found - clean).abs().max()) > 1e-3, unit
+    assert torch.equal(shares(plain, tokens), clean)
+
+
+def test_one_edit_inside_another(tiny: Any, tiny_hf: Any) -> None:
+    plain, tokens = tiny_hf[0], tiny.to_tokens("The keys to the cabinet")
+    first, second = clamp(to=1.5), scale(by=0)
+    with (
+        first.torch_hooks(plain, ["L0N5"], adapter=tiny),
+        second.torch_hooks(plain, ["L1H2"], adapter=tiny),
+    ):
+        found = shares(plain, tokens)
+    hooks = [*first.hooks(tiny, ["L0N5"]), *second.hooks(tiny, ["L1H2"])]
+    with torch.no_grad():
+        expected = tiny.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(-1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_another_model_is_refused(tiny: Any, tiny_hf: Any) -> None:
+    other = copy.deepcopy(tiny_hf[0])
+    torch.nn.init.normal_(other.model.layers[2].mlp.down_proj.weight)
+    with (
+        pytest.raises(LensSkillsError, match="must be the same model"),
+        scale(by=0).torch_hooks(other, ["L0N1"], adapter=tiny),
+    ):
+        pass
 
 
 def test_right_padding_needs_a_mask_and_is_right_with_one(tiny: Any, tiny_hf: Any) -> None:
@@ -144,8 +195,8 @@ def test_after_an_exception_no_handle_is_left(tiny: Any, tiny_hf: Any) -> None:
 
 def test_what_has_no_place_in_the_plain_model_is_refused(tiny: Any, tiny_hf: Any) -> None:
     with (
-        pytest.raises(LensSkillsError, match=r"'mlp\.hook_pre' has no place"),
-        scale(by=0).torch_hooks(tiny_hf[0], ["L0N1"], adapter=tiny, at="mlp.hook_pre"),
+        pytest.raises(LensSkillsError, match=r"'attn\.hook_rot_q' of layer 0 is neither"),
+        scale(by=0).torch_hooks(tiny_hf[0], ["L0.attn.hook_rot_q.1"], adapter=tiny),
     ):
         pass
     with (

@@ -92,7 +92,7 @@ def test_predictivity_is_the_mean_over_prompts_of_the_best_position(case: Case) 
     frame = found.frame()
     assert (frame["predictivity"].diff().dropna() <= 0).all()
     assert ((frame["lowest"] <= frame["predictivity"]) & (frame["predictivity"] <= 1)).all()
-    per_layer = found.top_per_layer(0.1)
+    per_layer = found.top_per_layer(0.1).rows
     assert per_layer[:, 0].bincount().tolist() == [2, 2, 2]
     assert {tuple(row) for row in per_layer.tolist()} >= set(TRUE)
     assert "mean over 3 prompts" in repr(found)

@@ -260,7 +260,8 @@ def test_a_neuron_that_the_covariates_determine_is_excluded(tmp_path: Path) -> N
 def test_rank_and_frame_agree(case: Case) -> None:
     view = case.plain["label:plural"]
     frame = view.frame()
-    assert list(frame.columns[:8]) == [
+    assert list(frame.columns[:9]) == [
+        "name",
         "layer",
         "neuron",
         "position",
@@ -271,6 +272,7 @@ def test_rank_and_frame_agree(case: Case) -> None:
         "p",
     ]
     assert frame.r.abs().is_monotonic_decreasing
+    assert frame["name"][:5].tolist() == view.top(5).names
     assert frame[["layer", "neuron"]].to_numpy()[:5].tolist() == view.top(5).rows.tolist()
     for _, row in frame.iterrows():
         unit = row.layer * WIDTH + row.neuron

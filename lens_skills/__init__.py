@@ -65,8 +65,10 @@ def _named(module: str, name: str) -> Any:
 
 
 def _checking_options(function: Any) -> Any:
-    """The function; an option it does not have is answered with the one that was meant."""
+    """The function; an option that is not there, or of a wrong kind, is answered in words."""
     from inspect import signature
+
+    from lens_skills.argument_types import check_arguments
 
     takes = signature(function).parameters
 
@@ -77,6 +79,7 @@ def _checking_options(function: Any) -> Any:
                 from lens_skills.old_names import unknown_option
 
                 raise TypeError(unknown_option(function.__name__, option, takes))
+        check_arguments(function, args, options)
         return function(*args, **options)
 
     call.__module__ = __name__  # where it is found again, also by pickle

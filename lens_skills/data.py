@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lens_skills.errors import LensSkillsError
 from lens_skills.stats.multiple_testing import signs
 
 Value = str | int | float | bool
@@ -56,8 +57,14 @@ class Example:
         # An example without a declared group is its own group; its kind follows its group.
         object.__setattr__(self, "group", self.group or self.id)
         object.__setattr__(self, "kind", self.kind or self.group)
-        object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))
-        object.__setattr__(self, "covariates", MappingProxyType(dict(self.covariates)))
+        for name in ("labels", "covariates"):
+            columns = getattr(self, name)
+            if not isinstance(columns, Mapping):
+                raise LensSkillsError(
+                    f"example {self.id!r} has {name} {columns!r:.60}: they are a dict, such as "
+                    f"{name}={{'plural': 1}}."
+                )
+            object.__setattr__(self, name, MappingProxyType(dict(columns)))
 
     def column(self, name: str) -> Value | None:
         """The label or covariate called ``name``, or None where the example has neither.

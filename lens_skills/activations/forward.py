@@ -4,7 +4,7 @@ Where the prompt ends and the answer begins; which outputs the metrics need; log
 answer token, scores of whole answers, and the log-odds of single tokens without the vocabulary."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,20 @@ class Encoded:
         return getattr(self.example, name)
 
 
+def check_examples(examples: Any) -> None:
+    """Nothing; raises where these are not examples, or none."""
+    if isinstance(examples, str) or not isinstance(examples, Iterable):
+        raise LensSkillsError(f"{examples!r:.60} is no task and no list of examples.")
+    for example in examples:
+        if not isinstance(example, Example):
+            raise LensSkillsError(
+                f"examples hold a {type(example).__name__}, {example!r:.60}; each must be an "
+                "Example: ls.tasks.table(…) makes them of a table, ls.Example(…) one at a time."
+            )
+    if len(examples) == 0:  # pyright: ignore[reportArgumentType]
+        raise LensSkillsError("no examples to read: the task is empty.")
+
+
 def encode_examples(adapter: Any, examples: Sequence[Example], *, answers: bool) -> list[Encoded]:
     """The examples as tokens of one model.
 
@@ -78,8 +92,7 @@ def encode_examples(adapter: Any, examples: Sequence[Example], *, answers: bool)
         LensSkillsError: A prompt longer than the context, an empty prompt, or an answer that
             cannot be told apart from its prompt in tokens.
     """
-    if len(examples) == 0:
-        raise LensSkillsError("no examples to read: the task is empty.")
+    check_examples(examples)
     # Whatever the metrics read: the last prompt token must be the same one in every pass.
     moved = not adapter.chat and _space_must_move(adapter, examples)
     return [

@@ -4,7 +4,7 @@
 those. A column of numbers stays as it is; categories become one 0/1 metric each.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
@@ -455,8 +455,13 @@ def parse_metrics(metrics: Any, examples: Sequence[Any] = ()) -> tuple[Metric, .
         ]
     elif isinstance(metrics, str | Metric | np.ndarray | Tensor) or callable(metrics):
         found = [_parse_metric(metrics, examples)]
-    else:
+    elif isinstance(metrics, Sequence | Set):
         found = [_parse_metric(metric, examples) for metric in metrics]
+    else:
+        raise LensSkillsError(
+            f"metrics={metrics!r:.60} are no metrics: give names, metrics, a function, numbers "
+            "(one per example), a list of these, or a dict that names them."
+        )
     found = [
         part
         for metric in found

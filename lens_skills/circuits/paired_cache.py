@@ -360,7 +360,7 @@ def check_twins(examples: Sequence[Example]) -> None:
         )
 
 
-def equal_length_pairs(model: Any, examples: Any, *, chat: Chat = False) -> Any:
+def equal_length_pairs(model: Any, examples: Sequence[Example], *, chat: Chat = False) -> Any:
     """The examples whose twins have as many tokens as they: those a circuit can be found on.
 
     Of a `Task`, a `Task`; else a list. ``chat`` is as in `circuit`.

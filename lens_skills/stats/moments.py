@@ -9,6 +9,7 @@ special, or any as good?
 Source: the excess over a rotated basis, Gurnee et al. 2024 (arXiv 2401.12181).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,8 @@ import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+from lens_skills.errors import LensSkillsError
 
 
 @lru_cache(maxsize=4)
@@ -160,10 +163,22 @@ class RunningMoments:
         squared: slice | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """``squared`` are the columns to multiply with the squares of the units, too."""
+        """``squared`` are the columns to multiply with the squares of the units, too.
+
+        Raises:
+            LensSkillsError: More draws than the memory holds sums for.
+        """
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=device)
+            try:
+                return torch.zeros(*shape, dtype=torch.float64, device=device)
+            except RuntimeError as error:
+                size = 8 * math.prod(shape) / 1e9
+                raise LensSkillsError(
+                    f"the sums of {n_columns:,} columns (metrics and their draws) with {n_units:,} "
+                    f"units need {size:,.0f} GB. Ask for fewer draws (n_permutations=, n_controls=)"
+                    " or fewer layers=."
+                ) from error
 
         self.rotations = rotations or []
         self.weight = 0.0

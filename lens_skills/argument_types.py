@@ -1,5 +1,6 @@
 """Whether the arguments of a public function are of the kinds that its signature names."""
 
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from lens_skills.errors import LensSkillsError
 
 _MANY = (Sequence, Collection, Iterable)
+# Whole numbers that count something, and seeds: below 0 there are none, whatever the function.
+_COUNT = re.compile(r"(n_\w+|k|draws|epochs|batch_size|most|depth|top|max_new_tokens|sets|seed)$")
 _WORDS = {
     bool: "True or False",
     float: "a number",
@@ -43,6 +46,10 @@ def check_arguments(
                 f"{function.__name__}(): {name} must be {' or '.join(_said(hints[name]))}, not "
                 f"{_shown(value)}."
             )
+        if isinstance(value, Real) and value != value:
+            raise LensSkillsError(f"{function.__name__}(): {name}={value} is not a number.")
+        if isinstance(value, Real) and value < 0 and _COUNT.match(name):
+            raise LensSkillsError(f"{function.__name__}(): {name}={value} is less than 0.")
 
 
 @cache
@@ -65,12 +72,13 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if origin is tuple:
-        return isinstance(value, tuple | list)
+        fixed = inner if inner[-1:] != (...,) else inner[:1] * len(value or ())
+        return isinstance(value, tuple | list) and all(map(_fits, value, fixed))
     if origin is Callable or hint is Callable:
         return callable(value)
     if origin in _MANY:
         if hasattr(value, "shape"):  # an array holds numbers, and tables and rows are read as such
-            return not isinstance(inner[0], type) or inner[0] in (int, float, bool)
+            return value.ndim == 1 and inner[0] in (int, float, bool, Any)
         return _is_many(value) and all(_fits(one, inner[0]) for one in _first(value))
     if origin is Mapping or origin is dict:
         return isinstance(value, Mapping) and all(_fits(one, inner[0]) for one in _first(value))

@@ -30,8 +30,8 @@ jaxtyping.config.update("jaxtyping_disable", True)  # the conftest turns the che
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 10**9, 0.5, -0.5, float("nan"), float("inf"), "", "tpyo", "L0N10",
     "L99N1", "é\n", b"x", [], {}, [None], ["tpyo"], [[]], [("a", 1)], [(0, 1), (0, 1)], {"a": None},
-    {"a": "b"}, object(), len, torch.zeros(2, 3), torch.tensor([[0, 1]]), Path("no such"), (0.0, 0.0),
-    (2, -1), ["L0N1", "L0N1"], [-1, 99], slice(2),
+    {"a": "b"}, object(), len, torch.zeros(2, 3), torch.tensor([[0, 1]]), Path("no such"),
+    (0.0, 0.0), (2, -1), ["L0N1", "L0N1"], [-1, 99], slice(2),
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, SupportsIndex, overload
@@ -131,6 +132,8 @@ def site_of(units: Any, at: str = DEFAULT_SITE) -> str:
         return at
     if hasattr(units, "neurons"):
         return _agreed("the selection", getattr(units, "site", at), at)
+    if not isinstance(units, Iterable):
+        raise LensSkillsError(f"{units!r:.60} names no units: give names, rows or a selection.")
     found: dict[str, str] = {}
     for unit in units:
         if isinstance(unit, Component):
@@ -428,7 +431,10 @@ def _parse_component(adapter: ModelAdapter, unit: Any, at: str, width: Width) ->
 
 def _row(unit: Any) -> Tensor:
     if isinstance(unit, Sequence | Tensor) and len(unit) == 2:
-        return torch.as_tensor(unit).reshape(1, 2)
+        with suppress(TypeError, ValueError, RuntimeError):
+            row = torch.as_tensor(unit)
+            if row.shape == (2,) and not row.is_floating_point():
+                return row.reshape(1, 2)
     raise LensSkillsError(f"no unit {unit!r}. Give a name or (layer, index).")
 
 

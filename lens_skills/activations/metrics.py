@@ -514,7 +514,10 @@ def _parse_metric(metric: Any, examples: Sequence[Any]) -> Metric:
             frozenset({"logits", "user"}),
         )
     # A copy: pandas hands out read-only arrays, and the caller's numbers stay the caller's.
-    numbers = torch.from_numpy(np.array(metric, dtype=np.float64))
+    try:
+        numbers = torch.from_numpy(np.array(metric, dtype=np.float64))
+    except (TypeError, ValueError):
+        numbers = torch.zeros(())
     if numbers.ndim != 1:
         raise LensSkillsError("a metric given as numbers needs one number per example.")
     return Metric("metric", _given(numbers), frozenset(), "column")

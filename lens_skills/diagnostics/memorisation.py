@@ -144,6 +144,11 @@ def memorisation(
 
     Source: Bansal et al. 2022 (arXiv 2210.09404); Kraskov et al. 2004.
     """
+    if k < 1 or n_bins < 2 or n_draws < 1:
+        raise LensSkillsError(
+            f"k={k}, n_bins={n_bins}, n_draws={n_draws}: a neighbour, two bins and a random set "
+            "are the least."
+        )
     where: dict[str, Any] = {"at": at, "position": position, "prompt": prompt, "chat": chat}
     found = read_neurons(model, examples, neurons, **where)
     n = len(found.neurons)

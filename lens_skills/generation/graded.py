@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -323,6 +323,8 @@ def named_graders(graders: Any) -> dict[str, Grader]:
     found: list[tuple[str, Any]]
     if isinstance(graders, Mapping):
         found = [(str(name), grader) for name, grader in graders.items()]
+    elif not callable(graders) and not isinstance(graders, Iterable):
+        raise LensSkillsError(f"{graders!r:.60} is no grader: graders.detectors is one.")
     else:
         several = [graders] if callable(graders) else list(graders)
         found = [(str(getattr(g, "__name__", type(g).__name__)), g) for g in several]

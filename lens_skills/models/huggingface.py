@@ -201,6 +201,11 @@ def _tokenizer(given: Any, *, local: bool = True) -> tuple[Any, bool]:
             lambda: (from_pretrained(where), _with_bos(from_pretrained, where)),
             f"no tokenizer loads from {where!r}. Pass one: load_model(..., tokenizer=...)",
         )
+    elif not hasattr(given, "bos_token") or not callable(given):
+        raise LensSkillsError(
+            f"tokenizer={given!r:.60} is no tokenizer: pass the object that "
+            "AutoTokenizer.from_pretrained gives, its folder, or its hub name."
+        )
     else:
         where = str(getattr(given, "name_or_path", "") or "memory")
         plain, found = given, copy.deepcopy(given)

@@ -63,6 +63,11 @@ class Task(Sequence[Example]):
             raise LensSkillsError(
                 f"task {self.name!r} ({self.split_name}) has no examples. Give at least one."
             )
+        if others := [one for one in self.examples if not isinstance(one, Example)]:
+            raise LensSkillsError(
+                f"task {self.name!r} holds {others[0]!r:.60}, which is no Example. "
+                "ls.tasks.table(…) makes examples of a table."
+            )
         ids = Counter(example.id for example in self.examples)
         if twice := [key for key, count in ids.items() if count > 1]:
             raise LensSkillsError(
@@ -72,6 +77,10 @@ class Task(Sequence[Example]):
         for example in self.examples:
             if problem := example.problem():
                 raise LensSkillsError(f"task {self.name!r}, example {example.id!r}: {problem}")
+        if not isinstance(self.wordings, Mapping):
+            raise LensSkillsError(
+                f"task {self.name!r}: wordings are a dict of dicts, not {self.wordings!r:.60}."
+            )
         kept = {name: self._worded(name, texts) for name, texts in self.wordings.items()}
         object.__setattr__(self, "wordings", kept)
 

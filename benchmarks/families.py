@@ -119,7 +119,8 @@ def save(table: Table, *, before: bool) -> None:
     new = entries(table)
     parts = {"before": new["outcomes"]} if before else new
     for key, found in parts.items():
-        kept[key] = {**kept.get(key, {}), **found}
+        old = kept.get(key, {})
+        kept[key] = {**old, **{name: {**old.get(name, {}), **rows} for name, rows in found.items()}}
     numbers = {}
     for when, key in (("before", "before"), ("now", "outcomes")):
         for name, letter in LETTERS.items():

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 import lens_skills as ls
-from lens_skills.circuits import Node
 from lens_skills.data import halves
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
@@ -253,7 +252,7 @@ class Case:
         prompt = ls.fit_prompt(
             self.model, list(self.examples)[:8], n_tokens=2, epochs=1, held_out=held
         )
-        reported = min(row["held_out_loss"] for row in prompt.curve)
+        reported = min(row["held_out_loss"] for row in prompt.curve[1:])  # after an epoch
         scale = FAMILIES[self.name].hooked_scale if self.implementation == "hooked" else 1.0
         vectors = (prompt.suffix / scale).to(self.dtype)
         wanted = np.mean([self.plain.loss(example, vectors) for example in held])
@@ -275,13 +274,18 @@ class Case:
         bar = self.bars.effect * max(1.0, abs(float(total)))
         self.same("total", found.totals[0].total, total, bar)
         last = self.plain.n_layers - 1
-        edge = next(e for e in found.edges if e.sender == Node(last, "mlp", None, "-1"))
-        moved = []
-        for example, twin in zip(examples, twins, strict=True):
-            neurons = self.plain.read(twin.prompt)[1][last][-1]
-            values = {(last, k): float(value) for k, value in enumerate(neurons)}
-            moved.append(self.plain.logit_diff(example, values))
-        self.same("the last MLP's edge", edge.effect, np.mean(moved) - np.mean(clean), bar)
+        ours = [e for e in found.edges if e.sender.layer == last and e.sender.position == "-1"]
+        ours = [e for e in ours if e.sender.kind in ("mlp", "neuron")]
+        for edge in ours[:3]:  # the last MLP or its neurons straight into the answer
+            moved = []
+            for example, twin in zip(examples, twins, strict=True):
+                neurons = self.plain.read(twin.prompt)[1][last][-1]
+                which = range(len(neurons)) if edge.sender.kind == "mlp" else [edge.sender.index]
+                values = {(last, k): float(neurons[k]) for k in which}
+                moved.append(self.plain.logit_diff(example, values))
+            self.same(
+                f"{edge.sender.name}'s edge", edge.effect, np.mean(moved) - np.mean(clean), bar
+            )
 
 
 VERBS: dict[str, Callable[[Case], None]] = {

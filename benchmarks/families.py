@@ -3,6 +3,7 @@
     python benchmarks/families.py                       # all of them: a quarter of an hour
     python benchmarks/families.py --only llama,gpt_neox
     python benchmarks/families.py --verbs open,score
+    python benchmarks/families.py --precisions --save   # half precision and quantised weights
     python benchmarks/families.py --json                # for other programs
     python benchmarks/families.py --save                # into benchmarks/results/families.json
 
@@ -20,7 +21,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,9 @@ from timing import RESULTS, machine, versions
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.models.families import FAMILIES, tokenizer
-from tests.models.family_verbs import LETTERS, VERBS, Case, Outcome, judge
+from tests.models.family_verbs import BARS, LETTERS, VERBS, Case, Outcome, judge
 
+PARTS = ("before", "outcomes", "why", "precisions", "tolerances")
 FILE = RESULTS / "families.json"
 MOST_SECONDS = 300  # of one verb
 
@@ -46,6 +50,43 @@ def columns() -> dict[str, str]:
     line = ".".join(version("transformer-lens").split(".")[:2])
     kinds = ("hooked", "bridge") if has_hooked() else ("bridge",)
     return {f"{line} {kind}": kind for kind in kinds}
+
+
+IN_HALF = ("llama", "gpt2", "gpt_neox", "qwen2", "gemma2")
+QUANTISED = ("llama", "gpt2")
+
+
+def measure_precisions() -> Table:
+    """Half precision and quantised weights, each against the plain model of the same weights."""
+    words, table = tokenizer(), {column: {} for column in columns()}
+    for weights in ("bfloat16", "float16", "8bit", "4bit"):
+        quantised = weights if weights.endswith("bit") else ""
+        if quantised and not find_spec("bitsandbytes"):
+            continue
+        dtype = torch.float32 if quantised else getattr(torch, weights)
+        for family in QUANTISED if quantised else IN_HALF:
+            for column, kind in columns().items():
+                case = Case(family, kind, words, dtype, BARS[weights], quantised)
+                found = {verb: judge(case, verb) for verb in VERBS}
+                table[column][f"{family} {weights}"] = found
+                shown = "".join(LETTERS[outcome.kind] for outcome in found.values())
+                print(f"{family} {weights:12}{column:12}{shown}", flush=True)
+                for verb, outcome in found.items():
+                    if outcome.kind != "right":
+                        print(f"    {verb}: {outcome.kind}: {outcome.why}", flush=True)
+    return table
+
+
+def save_precisions(table: Table) -> None:
+    """Beside what the file holds."""
+    kept = json.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, str]] = kept.get("precisions", {})
+    for column, rows in entries(table)["outcomes"].items():
+        for name, letters in rows.items():
+            found.setdefault(name, {})[column] = letters
+    kept["precisions"] = found
+    kept["tolerances"] = {name: asdict(bars) for name, bars in BARS.items()}
+    FILE.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class TooLong(Exception):
@@ -133,7 +174,7 @@ def save(table: Table, *, before: bool) -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    whole = {**about, **numbers, **{k: kept[k] for k in ("before", "outcomes", "why") if k in kept}}
+    whole = {**about, **numbers, **{k: kept[k] for k in PARTS if k in kept}}
     FILE.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -142,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", help="families, with commas")
     parser.add_argument("--verbs", help="verbs, with commas")
+    parser.add_argument("--precisions", action="store_true", help="half precision, quantised")
     parser.add_argument("--json", action="store_true", help="print outcomes and reasons as JSON")
     parser.add_argument("--save", action="store_true", help="keep the outcomes for the page")
     parser.add_argument("--before", action="store_true", help="save them as what was before")
@@ -155,6 +197,11 @@ def main() -> None:
         parser.error("--save needs every verb")
     torch.set_num_threads(1)
     logging.disable(logging.ERROR)
+    if asked.precisions:
+        found_there = measure_precisions()
+        if asked.save:
+            save_precisions(found_there)
+        return
     table = measure(families, verbs, quiet=asked.json)
     if asked.save:
         save(table, before=asked.before)

@@ -20,6 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/*.md")
+# Tables of outcomes, which a page shows as they are: no numbers.
+OUTCOMES = ("before", "outcomes", "why", "precisions", "tolerances")
 # Keys that say how a file's numbers came about; all others are numbers.
 ABOUT = ("command", "measured", "machine", "versions")
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
@@ -481,6 +483,17 @@ def calibration(results: Results) -> str:
     return markdown(["how often", "bar", "before", "now", "of"], lines)
 
 
+def of_families(name: str) -> Callable[[Results], str]:
+    """A table of ``families_page.py``."""
+
+    def rendered(results: Results) -> str:
+        page = runpy.run_path(str(Path(__file__).with_name("families_page.py")))
+        head, *rows = page[name](results["families"])
+        return markdown(head, rows)
+
+    return rendered
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     **{name: measurements(name) for name in MEASUREMENTS},
     "sources": sources,
@@ -494,6 +507,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "calibration": calibration,
     "leaderboard": leaderboard,
     "planted-roles": planted_roles,
+    **{
+        f"families-{name}": of_families(name)
+        for name in ("families", "reasons", "precisions", "tolerances", "counts")
+    },
 }
 
 
@@ -526,7 +543,8 @@ def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
         missing = [key for key in ABOUT if not entry.get(key)]
         if missing:
             raise ValueError(f"{path.name} lacks {', '.join(missing)}")
-        odd = [key for key, value in entry.items() if key not in ABOUT and not is_number(value)]
+        known = (*ABOUT, *(OUTCOMES if path.stem == "families" else ()))
+        odd = [key for key, value in entry.items() if key not in known and not is_number(value)]
         if odd:
             raise ValueError(f"{path.name}: {', '.join(odd)} is no number")
         found[path.stem] = entry

@@ -49,7 +49,6 @@ class Family:
         options: Of its configuration, beside those of Llama or, with ``plain``, all of them.
         plain: Whether ``options`` are everything.
         task: ``"causal"``, or what the model is made for instead.
-        hooked_scale: HookedTransformer's token embeddings over the module's (Gemma's √width).
         named: Whether the configuration names its architecture, as a saved model's does.
     """
 
@@ -57,7 +56,6 @@ class Family:
     options: dict[str, Any] = field(default_factory=dict)
     plain: bool = False
     task: str = "causal"
-    hooked_scale: float = 1.0
     named: bool = True
 
 
@@ -160,11 +158,11 @@ FAMILIES: dict[str, Family] = {
     "bitnet": of("bitnet"),
     "diffllama": of("diffllama"),
     # Gemma's kin: norms before and after, soft caps, scaled embeddings.
-    "gemma": Family("gemma", {"head_dim": 16}, hooked_scale=math.sqrt(WIDTH)),
+    "gemma": Family("gemma", {"head_dim": 16}),
     "gemma2": Family("gemma2", {
         "head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 12,
         "attn_logit_softcapping": 20.0, "final_logit_softcapping": 15.0,
-    }, hooked_scale=math.sqrt(WIDTH)),
+    }),
     "gemma3_text": Family("gemma3_text", {
         "head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 12,
         "layer_types": WINDOWED,
@@ -232,6 +230,12 @@ FAMILIES: dict[str, Family] = {
     "headless": Family("llama", task="headless"),
 }  # fmt: skip
 
+# Sizes that bitsandbytes' 4-bit blocks divide.
+WHOLE_BLOCKS: dict[str, dict[str, int]] = {
+    "llama": {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4},
+    "gpt2": {"n_embd": 64},
+}
+
 
 def tokenizer() -> Any:
     """Byte-level, of a few words; it adds no token of its own."""
@@ -253,8 +257,13 @@ def tokenizer() -> Any:
     )
 
 
-def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
+def build(name: str, dtype: torch.dtype = torch.float32, **other: Any) -> Any:
     """The family's tiny model; the same weights at each call.
+
+    Args:
+        name: The family.
+        dtype: Of the weights.
+        other: Options in place of the family's own.
 
     Raises:
         ValueError: This transformers does not know the architecture.
@@ -272,7 +281,7 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
         "causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM,
         "seq2seq": AutoModelForSeq2SeqLM, "headless": AutoModel,
     }  # fmt: skip
-    options = family.options if family.plain else {**LIKE_LLAMA, **family.options}
+    options = {**({} if family.plain else LIKE_LLAMA), **family.options, **other}
     if not hasattr(AutoConfig.for_model(family.kind), "num_key_value_heads"):
         options = {key: value for key, value in options.items() if key != "num_key_value_heads"}
     with torch.random.fork_rng():
@@ -291,10 +300,12 @@ def quantise(model: Any, bits: str) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(
+        packed = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}": True}),
             attn_implementation="eager", device_map="cpu",
         ).eval()  # fmt: skip
+    packed.config._name_or_path = packed.name_or_path = ""
+    return packed
 
 
 def _draw(model: Any) -> None:

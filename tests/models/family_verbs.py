@@ -17,7 +17,7 @@ import lens_skills as ls
 from lens_skills.data import halves
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
-from tests.models.families import FAMILIES, build, quantise
+from tests.models.families import FAMILIES, WHOLE_BLOCKS, build, quantise
 from tests.models.plain_forward import Plain
 
 LEADS = ("", "then ", "the boys and ", "When the girls have and the keys and ", "the girl was and ")
@@ -55,6 +55,19 @@ class Bars:
     nats: float = 1e-3
     r: float = 1e-3
     effect: float = 2e-3
+
+
+BARS = {
+    "float32": Bars(),
+    "bfloat16": Bars(nats=0.5, r=0.1, effect=0.25),
+    "float16": Bars(nats=0.1, r=0.02, effect=0.05),
+    "8bit": Bars(nats=0.25, r=0.05, effect=0.25),  # activations are quantised too, batch by batch
+    "4bit": Bars(nats=0.05, r=0.02, effect=0.05),
+}
+"""What is equal to the plain model of the same weights.
+
+The last bit of logits of about ten is 0.06 nats in bfloat16 and 0.008 in float16.
+"""
 
 
 def task() -> ls.Task:
@@ -241,10 +254,10 @@ class Case:
             raise Wrong("edited, but no layer has one MLP")
         ends = frozenset([int(self.tokenizer.eos_token_id)])
         wanted = [self.plain.write(e.prompt, values, 6, ends) for e in asked]
-        differ = [k for k in range(5) if list(found.tokens[k]) != wanted[k]]
-        if differ:
-            raise Wrong(f"{len(differ)} of 5 texts differ: {found.tokens[differ[0]]} for "
-                        f"{wanted[differ[0]]}")  # fmt: skip
+        for k, example in enumerate(asked):
+            gap = self.plain.preferred(example.prompt, values, wanted[k], list(found.tokens[k]))
+            if gap > 2 * self.bars.nats:  # less is a tie that rounding decides
+                raise Wrong(f"text {k}: {found.tokens[k]} for {wanted[k]}, worse by {gap:.2g} nats")
 
     def soft_prompt(self) -> None:
         """The loss on the held-out examples of the vectors that were trained."""
@@ -253,10 +266,20 @@ class Case:
             self.model, list(self.examples)[:8], n_tokens=2, epochs=1, held_out=held
         )
         reported = min(row["held_out_loss"] for row in prompt.curve[1:])  # after an epoch
-        scale = FAMILIES[self.name].hooked_scale if self.implementation == "hooked" else 1.0
-        vectors = (prompt.suffix / scale).to(self.dtype)
+        vectors = (prompt.suffix / self._embedding_scale()).to(self.dtype)
         wanted = np.mean([self.plain.loss(example, vectors) for example in held])
         self.same("loss", reported, wanted, self.bars.nats * max(1.0, float(wanted)))
+
+    def _embedding_scale(self) -> float:
+        """What blocks read over what the embedding module gives: some models multiply between."""
+        tokens = torch.tensor([self.plain.tokens(self.examples[0].prompt)])
+        kept: list[torch.Tensor] = []
+        as_adapter(self.model).forward(
+            tokens, torch.ones_like(tokens, dtype=torch.bool), logits_at=None,
+            readers={"hook_embed": lambda read: kept.append(read.detach().clone())},
+        )  # fmt: skip
+        given = self.plain.model.get_input_embeddings()(tokens).float()
+        return float((kept[0].float() / given).nanmedian()) if self.name != "bloom" else 1.0
 
     def circuit(self) -> None:
         """The answer's whole change, and the last MLP straight into the answer."""

@@ -122,6 +122,19 @@ class Plain:
 
         return self._once((prompt, "written", tuple(values.items()), n_tokens), make)
 
+    def preferred(
+        self, prompt: str, values: Values, wanted: list[int], found: list[int], end: int = 2
+    ) -> float:
+        """By how many nats the first token that differs is less likely than the likeliest; or 0."""
+        pairs = enumerate(zip([*wanted, end], [*found, end], strict=False))
+        first = next((k for k, (a, b) in pairs if a != b), None)
+        if first is None:
+            return 0.0
+        tokens = self.tokens(prompt)
+        edit = from_column(values, len(tokens) - 1)
+        logs = self.run([*tokens, *wanted[:first]], edit)[0][-1]
+        return float(logs.max() - logs[[*found, end][first]])
+
     @torch.no_grad()
     def loss(self, example: Any, suffix: Tensor) -> float:
         """-ln p(answer) after the prompt and the vectors, in place of token embeddings."""

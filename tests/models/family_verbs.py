@@ -109,11 +109,9 @@ class Case:
     gaps: dict[str, float] = field(default_factory=dict)
 
     def _build(self) -> Any:
-        return (
-            quantise(build(self.name), self.quantised)
-            if self.quantised
-            else build(self.name, self.dtype)
-        )
+        if not self.quantised:
+            return build(self.name, self.dtype)
+        return quantise(build(self.name, **WHOLE_BLOCKS[self.name]), self.quantised)
 
     def __post_init__(self) -> None:
         self.examples = task()

@@ -54,12 +54,40 @@ def reasons(numbers: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
+# What load_model says at length, with numbers and versions, in short.
+IN_SHORT = {
+    "Could not determine supported architecture": "TransformerLens has no adapter for it.",
+    "is an encoder-decoder": "Its decoder reads another text beside its own.",
+    "HookedTransformer cannot hold.*As a TransformerBridge it passes": (
+        "HookedTransformer cannot hold it; as a TransformerBridge it passes, and is opened as one "
+        "where no implementation is asked for."
+    ),
+    "As a HookedTransformer it does not compute.*As a TransformerBridge it passes": (
+        "As a HookedTransformer it computes something else; as a TransformerBridge it passes, and "
+        "is opened as one where no implementation is asked for."
+    ),
+    "its forward pass fails": "Its forward pass fails in TransformerLens.",
+    "does not compute what the original computes": (
+        "What TransformerLens computes is not what the original computes; the message has the "
+        "numbers."
+    ),
+    "has no neurons.*mixture of experts": (
+        "A mixture of experts: neurons are active only on the tokens routed to them. The residual "
+        "stream and heads can be read, and the layers without experts."
+    ),
+    "has no neurons.*there is no MLP": "There is no MLP. The residual stream can be read.",
+}
+
+
 def general(why: str) -> str:
     """The sentence without what differs from family to family.
 
     >>> general("LlamaForCausalLM has 3 layers.")
     '… has # layers.'
     """
+    for pattern, short in IN_SHORT.items():
+        if re.search(pattern, why):
+            return short
     text = re.sub(r"\b\w+(?:ForCausalLM|LMHeadModel|Model|ForMaskedLM|Config)\b", "…", why)
     text = re.sub(r"… \(…\)", "…", text)
     text = re.sub(r"\[[^\]]*\]?", "[…]", text)

@@ -336,6 +336,7 @@ def judge(case: Case, verb: str) -> Outcome:
         with silent():
             opened = case.model
             if case.plain is None:
+                as_adapter(opened)
                 raise Wrong(f"{type(opened).__name__}, though it does not write from left to right")
             VERBS[verb](case)
     except Wrong as wrong:

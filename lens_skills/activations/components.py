@@ -216,11 +216,12 @@ def find_places(
         raise LensSkillsError("no neurons to score: the selection is empty.")
     if len(torch.unique(rows, dim=0)) != len(rows):
         raise LensSkillsError("a neuron is named twice. Name each once.")
+    word = "neuron" if at in NEURON_SITES else "feature"
     for layer, index in rows.tolist():
         if layer not in layers or not 0 <= index < width:
             raise LensSkillsError(
-                f"no unit {unit_name(layer, index, at, d_head)} here: layers {min(layers)} to "
-                f"{max(layers)} with {width} features each of {at} are read."
+                f"no {word} {unit_name(layer, index, at, d_head)} here: layers {min(layers)} to "
+                f"{max(layers)} with {width} {word}s each are scored."
             )
     place = {layer: index for index, layer in enumerate(layers)}
     starts = torch.tensor([place[layer] * width for layer in rows[:, 0].tolist()])
@@ -430,7 +431,7 @@ def _parse_component(adapter: ModelAdapter, unit: Any, at: str, width: Width) ->
 
 
 def _row(unit: Any) -> Tensor:
-    if isinstance(unit, Sequence | Tensor) and len(unit) == 2:
+    if not isinstance(unit, str | dict | set) and hasattr(unit, "__len__") and len(unit) == 2:
         with suppress(TypeError, ValueError, RuntimeError):
             row = torch.as_tensor(unit)
             if row.shape == (2,) and not row.is_floating_point():

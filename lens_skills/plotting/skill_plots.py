@@ -85,8 +85,8 @@ def metric_heatmap(
     """
     by = scores.metrics[0] if by is None else by
     ranking = scores[by]
-    width = scores.provenance.get("d_head")
-    rows = ranking.top(k).rows if neurons is None else parse_neurons(neurons, scores.site, width)
+    d_head = scores.provenance.get("d_head")
+    rows = ranking.top(k).rows if neurons is None else parse_neurons(neurons, scores.site, d_head)
     frame = _metric_cells(scores, _units(scores, rows.tolist()), by)
     n_columns = len(scores.metrics)
     names = frame["row"].tolist()[::n_columns]

@@ -152,7 +152,7 @@ def test_numbers_for_another_set_of_examples(case: Case) -> None:
     [
         ([(0, 4)], "no neuron L0N4 here"),
         ([(2, 0)], "no neuron L2N0 here: layers 0 to 1 with 4 neurons"),
-        (["L0N1", "L0N-1"], "no neuron 'L0N-1'"),
+        (["L0N1", "L0N-1"], "no unit 'L0N-1'"),
         ([(0, -1)], "no neuron L0N-1 here"),
         ([(0, 1), "L0N1"], "named twice"),
         ([], "no neurons to score"),

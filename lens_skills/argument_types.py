@@ -1,5 +1,6 @@
 """Whether the arguments of a public function are of the kinds that its signature names."""
 
+import math
 import re
 import types
 import typing
@@ -46,8 +47,8 @@ def check_arguments(
                 f"{function.__name__}(): {name} must be {' or '.join(_said(hints[name]))}, not "
                 f"{_shown(value)}."
             )
-        if isinstance(value, Real) and value != value:
-            raise LensSkillsError(f"{function.__name__}(): {name}={value} is not a number.")
+        if isinstance(value, Real) and not math.isfinite(value):
+            raise LensSkillsError(f"{function.__name__}(): {name}={value} is not a finite number.")
         if isinstance(value, Real) and value < 0 and _COUNT.match(name):
             raise LensSkillsError(f"{function.__name__}(): {name}={value} is less than 0.")
 

@@ -549,7 +549,13 @@ def _given(numbers: Float[Tensor, " row"]) -> Callable[[Readout, Sequence[Any]],
 
 
 def _user_numbers(function: UserFunction, readout: Readout, examples: Sequence[Any]) -> Tensor:
-    numbers = torch.as_tensor(function(readout.logits, examples)).detach().cpu().double()
+    try:
+        numbers = torch.as_tensor(function(readout.logits, examples)).detach().cpu().double()
+    except Exception as error:
+        name = getattr(function, "__name__", "the function")
+        raise LensSkillsError(
+            f"the metric {name}(logits, examples) failed: {type(error).__name__}: {error}."
+        ) from error
     if numbers.shape != (len(examples),):
         raise LensSkillsError(
             f"a metric function must return one number per example: expected shape "

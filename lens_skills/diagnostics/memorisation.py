@@ -29,6 +29,7 @@ MOST = 200
 """Neurons beyond which the pairs, whose number is the square of theirs, take too long."""
 
 FEWEST_EXAMPLES = 30
+MOST_BINS = 10_000
 N_BINS = 100
 PAIRS = 200  # of each random set, drawn; of the neurons asked about all are taken
 
@@ -144,10 +145,10 @@ def memorisation(
 
     Source: Bansal et al. 2022 (arXiv 2210.09404); Kraskov et al. 2004.
     """
-    if k < 1 or n_bins < 2 or n_draws < 1:
+    if k < 1 or not 2 <= n_bins <= MOST_BINS or n_draws < 1:
         raise LensSkillsError(
             f"k={k}, n_bins={n_bins}, n_draws={n_draws}: a neighbour, two bins and a random set "
-            "are the least."
+            f"are the least, {MOST_BINS:,} bins the most."
         )
     where: dict[str, Any] = {"at": at, "position": position, "prompt": prompt, "chat": chat}
     found = read_neurons(model, examples, neurons, **where)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -58,6 +58,8 @@ class Task(Sequence[Example]):
     wordings: Mapping[str, Mapping[str, Texts]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.examples, str) or not isinstance(self.examples, Iterable):
+            raise LensSkillsError(f"task {self.name!r}: {self.examples!r:.60} are no examples.")
         object.__setattr__(self, "examples", tuple(self.examples))
         if not self.examples:
             raise LensSkillsError(

@@ -73,7 +73,7 @@ def test_only_the_line_ends_of_files_divide_json_lines(tmp_path: Path) -> None:
     text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     assert cells(tmp_path / "a.jsonl", "\ufeff" + text)["text"] == [row["text"] for row in rows]
     assert cells(tmp_path / "a.json", text)["text"] == [row["text"] for row in rows]
-    packed = gzip.compress(text.encode())
+    packed = gzip.compress(text.encode(, mtime=0))
     assert cells(tmp_path / "a.jsonl.gz", packed)["text"] == [row["text"] for row in rows]
 
 
@@ -115,7 +115,7 @@ def test_labels_are_numbers_only_where_every_cell_is_written_as_one(tmp_path: Pa
         ("a.csv", b"t\nna\xefve\n", r"byte 4 \(line 2\) is 0xef, which is no UTF-8"),
         ("a.csv", "text\nx\n".encode("utf-16"), "it is UTF-16"),
         ("a.csv", "text\nx\n".encode("utf-16-le"), "byte 1 is 0"),
-        ("a.csv", gzip.compress(b"text\n"), "compressed. Call it .gz"),
+        ("a.csv", gzip.compress(b"text\n", mtime=0), "compressed. Call it .gz"),
         ("a.csv.gz", b"text\n", "cannot read"),
         ("a.csv", b"PK\x03\x04...", "zip archive"),
         ("a.xlsx", b"PK\x03\x04...", "none of .csv"),

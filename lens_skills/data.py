@@ -55,8 +55,9 @@ class Example:
 
     def __post_init__(self) -> None:
         # An example without a declared group is its own group; its kind follows its group.
-        object.__setattr__(self, "group", self.group or self.id)
-        object.__setattr__(self, "kind", self.kind or self.group)
+        for name, follows in (("group", "id"), ("kind", "group")):
+            if isinstance(getattr(self, name), str | None) and not getattr(self, name):
+                object.__setattr__(self, name, getattr(self, follows))
         for name in ("labels", "covariates"):
             columns = getattr(self, name)
             if not isinstance(columns, Mapping):

@@ -157,6 +157,8 @@ def prescreen(
     if len(examples) == 0:
         raise LensSkillsError("no examples to prescreen on: the task is empty (after filtering?).")
     units = parse_components(adapter, neurons, at=at)
+    if not units:
+        raise LensSkillsError("no neurons to screen: the list is empty.")
     encoded, plan = prepare(adapter, examples, [watched])
     sites = sites_of(units)
     answers = reads_answers(watched)

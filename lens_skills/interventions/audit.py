@@ -8,7 +8,7 @@ import pandas as pd
 
 from lens_skills.activations import DEFAULT_SITE, Position, parse_metrics
 from lens_skills.activations.components import Component, parse_components, sites_of
-from lens_skills.activations.metrics import causal_metric
+from lens_skills.activations.metrics import causal_metric, parse_metric
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import DEFAULT_CONTROLS, Controls
@@ -109,7 +109,8 @@ def audit(
     adapter = with_soft_prompt(model, None, chat)
     neurons = neurons.to_try(most) if hasattr(neurons, "to_try") else neurons
     units = parse_components(adapter, neurons, at=at)
-    (wanted,) = parse_metrics(_default_metric(task) if metric is None else metric)
+    chosen = _default_metric(task) if metric is None else metric
+    wanted = parse_metric(chosen, task, asked="audit(metric=…)")
     explore, intervene = task.split(*fractions, seed=seed, names=("explore", "intervene"))
     asked = parse_metrics(_default_claims(explore) if claims is None else claims, explore)
     if claims is None:

@@ -73,7 +73,7 @@ def test_only_the_line_ends_of_files_divide_json_lines(tmp_path: Path) -> None:
     text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     assert cells(tmp_path / "a.jsonl", "\ufeff" + text)["text"] == [row["text"] for row in rows]
     assert cells(tmp_path / "a.json", text)["text"] == [row["text"] for row in rows]
-    packed = gzip.compress(text.encode(, mtime=0))
+    packed = gzip.compress(text.encode(), mtime=0)
     assert cells(tmp_path / "a.jsonl.gz", packed)["text"] == [row["text"] for row in rows]
 
 

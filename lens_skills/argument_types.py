@@ -102,7 +102,7 @@ def _first(value: Any) -> list[Any]:
 
 
 def _is_path(hint: type) -> bool:
-    return issubclass(hint, PathLike)
+    return hasattr(hint, "__fspath__")
 
 
 def _said(hint: Any) -> list[str]:

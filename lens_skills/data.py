@@ -123,7 +123,8 @@ def _no_text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         return f"the {name} is {str(value)[:60]} of type {type(value).__name__}. Give a text."
     try:
-        value.isascii() or value.encode()
+        if not value.isascii():
+            value.encode()
     except UnicodeEncodeError as error:
         return (
             f"the {name} holds half a character, {value[error.start]!r}, at place {error.start}. "

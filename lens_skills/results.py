@@ -268,9 +268,9 @@ def write_folder(
 
     with work_folder(folder) as work:
         save_file(dict(tensors), work / f"{name}.safetensors")
-        plain = json.loads(json.dumps(plain))
-        plain["digest"] = _digest(work / f"{name}.safetensors", plain)
-        (work / f"{name}.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        written = json.loads(json.dumps(plain))
+        written["digest"] = _digest(work / f"{name}.safetensors", written)
+        (work / f"{name}.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
         for file, text in (texts or {}).items():
             (work / file).write_text(text, encoding="utf-8")
         check_replaceable(folder, name)

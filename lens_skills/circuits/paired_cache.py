@@ -29,6 +29,7 @@ from lens_skills.models import Chat, keep_activation, with_soft_prompt
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.sublayers import ModelWeights, off
 from lens_skills.models.weights import FrozenNorm
+from lens_skills.tasks import Task
 
 _FINE, _COARSE = 1e-3, 0.05  # of the largest number: how near the sum of the parts must come
 
@@ -382,7 +383,7 @@ def equal_length_pairs(model: Any, examples: Sequence[Example], *, chat: Chat = 
             f"{adapter.name}, and a path is patched token by token. Write twins that differ in "
             "words of as many tokens (tasks.pairs)."
         )
-    if hasattr(examples, "where"):
+    if isinstance(examples, Task):
 
         def equal_length(example: Any) -> bool:
             return example.id in kept

@@ -84,7 +84,7 @@ class SparseProbe(Result):
     @property
     def word(self) -> str:
         """Whether the label is in one neuron, few, or distributed, by the shortest description."""
-        most = int(self.table["k"].max())
+        most = int(self.table.loc[:, "k"].max())
         if self.chosen == 0:
             return "no neuron pays for itself"
         if self.chosen == 1:

@@ -104,7 +104,8 @@ def disguises(
     usable = [
         feature
         for feature in bank
-        if not values[feature.name].isna().any() and values[feature.name].nunique() > 1
+        for column in [values.loc[:, feature.name]]
+        if not column.isna().any() and column.nunique() > 1
     ]
     rows: list[list[object]] = []
     if usable and columns:
@@ -129,7 +130,7 @@ def told(found: pd.DataFrame, most: int = 3) -> str:
     """The features of a table of `disguises` in words: ``'says +' (label op=+, η² 1.00)``."""
     rows = found.drop_duplicates("feature")
     some = [
-        f"{row.feature!r} ({row.column}, η² {row.eta_squared:.2f})"
-        for row in rows.head(most).itertuples()
+        f"{row['feature']!r} ({row['column']}, η² {row['eta_squared']:.2f})"
+        for row in rows.head(most).to_dict("records")
     ]
     return ", ".join(some) + (f" and {len(rows) - most} more" if len(rows) > most else "")

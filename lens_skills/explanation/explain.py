@@ -224,7 +224,7 @@ def usable(
     """The features that vary on both halves, and why the others do not serve."""
     kept, left_out = [], {}
     for name in bank.names:
-        column = values[name]
+        column = values.loc[:, name]
         if column.isna().any():
             left_out[name] = f"it has no value for {int(column.isna().sum())} examples"
         elif any(column.iloc[part.numpy()].nunique() < 2 for part in parts):

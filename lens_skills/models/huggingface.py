@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -166,10 +166,11 @@ def _pretrained(
                 f"{where} holds an encoder-decoder ({config.model_type}): its decoder reads "
                 "another text beside its own. Decoder-only language models can be opened."
             )
-        found, report = AutoModelForCausalLM.from_pretrained(
+        opened = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, local_files_only=local, attn_implementation="eager",
             output_loading_info=True,
         )  # fmt: skip
+        found, report = cast("tuple[Any, dict[str, Any]]", opened)
         if missing := sorted(report["missing_keys"]):
             raise LensSkillsError(
                 f"{where} holds no weights for {', '.join(missing[:3])}"
@@ -208,7 +209,7 @@ def _tokenizer(given: Any, *, local: bool = True) -> tuple[Any, bool]:
         )
     else:
         where = str(getattr(given, "name_or_path", "") or "memory")
-        plain, found = given, copy.deepcopy(given)
+        plain, found = cast("Any", given), copy.deepcopy(given)
         if found.bos_token is not None and not found.init_kwargs.get("add_bos_token"):
             with tempfile.TemporaryDirectory(prefix="lens-skills-") as folder:
                 found.save_pretrained(folder)

@@ -307,7 +307,7 @@ def _frame(y: np.ndarray, names: np.ndarray, distinct: list[str], bins: int) -> 
 def _rows(
     axis: Axes, frame: pd.DataFrame, distinct: list[str], middle: float, width: float
 ) -> None:
-    tallest = float(frame["share"].max())
+    tallest = float(frame.loc[:, "share"].max())
     for place, one in enumerate(distinct):
         rows = frame.loc[frame["class"] == one].to_dict("list")
         foot = len(distinct) - 1 - place

@@ -68,7 +68,7 @@ def reliability(
             'metrics=["confidence", "first_token_correct"].'
         )
     frame = _calibration_frame(table)
-    total = count(int(frame["count"].sum()), None if scores is None else scores.n_groups)
+    total = count(int(frame.loc[:, "count"].sum()), None if scores is None else scores.n_groups)
     known = [] if scores is None else source(scores.provenance)
     figure = sheet(
         width,
@@ -99,7 +99,7 @@ def _curve(axis: Axes, frame: pd.DataFrame, error: float) -> None:
     ends = [seen["accuracy"] - seen["accuracy_low"], seen["accuracy_high"] - seen["accuracy"]]
     axis.errorbar(seen["confidence"], seen["accuracy"], yerr=ends, elinewidth=0.8, **_CURVE)
     # One side of the diagonal is free: the upper where the model claims more than it knows.
-    gap = float(((seen["accuracy"] - seen["confidence"]) * seen["count"]).sum())
+    gap = float(((seen.loc[:, "accuracy"] - seen["confidence"]) * seen["count"]).sum())
     x, y, ha, va = (0.02, 0.98, "left", "top") if gap <= 0 else (0.98, 0.03, "right", "bottom")
     side = "below the line: overconfident" if gap <= 0 else "above the line: underconfident"
     axis.annotate(f"ECE {error:.3f}", (x, y), xycoords="axes fraction", ha=ha, va=va, weight="bold")
@@ -117,7 +117,7 @@ def _calibration_counts(axis: Axes, frame: pd.DataFrame) -> None:
     )
     labels = [f"{n:,}" if n else "" for n in frame["count"]]
     axis.bar_label(drawn, labels, padding=1, size=SMALL - 0.5)
-    axis.set_ylim(0, 1.25 * max(1, frame["count"].max()))
+    axis.set_ylim(0, 1.25 * max(1, frame.loc[:, "count"].max()))
     axis.set(ylabel="examples", xlabel="confidence (probability)")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
 

@@ -109,7 +109,7 @@ def _clusters(axis: Axes, frame: pd.DataFrame, wide: float) -> None:
     """A grey ground under every cluster of two or more."""
     for _, rows in frame.groupby("cluster"):
         if len(rows) > 1:
-            corner, high = (0, int(rows["row"].min()) - 0.42), len(rows) - 0.16
+            corner, high = (0, int(rows.loc[:, "row"].min()) - 0.42), len(rows) - 0.16
             axis.add_patch(Rectangle(corner, wide, high, facecolor=PALE, linewidth=0, zorder=0))
 
 
@@ -207,7 +207,7 @@ def _description(axis: Axes, frame: pd.DataFrame) -> None:
         best["k"], best["description"], s=52, facecolor="none", edgecolor=BLACK, clip_on=False
     )
     axis.set_ylabel("bits")
-    axis.set_ylim(bottom=0, top=1.12 * float(frame["description"].max()))
+    axis.set_ylim(bottom=0, top=1.12 * float(frame.loc[:, "description"].max()))
     legend_above(axis, handlelength=2.4)
 
 
@@ -298,11 +298,12 @@ def _regulator_points(regulators: Regulators) -> pd.DataFrame:
 def _axes(axis: Axes, frame: pd.DataFrame) -> None:
     axis.set(xlabel="‖w_out‖", ylabel="variance of cos(w_out, W)")
     axis.set_xscale("log")
-    low, high = frame["norm"].min(), frame["norm"].max()
+    norm, log_variance = frame.loc[:, "norm"], frame.loc[:, "log_variance"]
+    low, high = norm.min(), norm.max()
     ticks_at(axis.xaxis, _ticks(low, high), "{:g}")
     axis.set_xlim(low / 1.08, high * 1.08)
     # The numbers are logarithms already; the ticks say what they are logarithms of.
-    low, high = 10 ** frame["log_variance"].min(), 10 ** frame["log_variance"].max()
+    low, high = 10 ** log_variance.min(), 10 ** log_variance.max()
     axis.yaxis.set_major_locator(FixedLocator([math.log10(value) for value in _ticks(low, high)]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.2g}"))
 

@@ -92,7 +92,7 @@ def effect_against_r(
     for value in bar:
         colour, dashes, _ = THRESHOLD
         axis.axvline(value, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
-    axis.set_xlim(0, min(1.02, 1.1 * max(0.05, float(frame["strength"].max()))))
+    axis.set_xlim(0, min(1.02, 1.1 * max(0.05, float(frame.loc[:, "strength"].max()))))
     low, high = axis.get_ylim()
     axis.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     axis.set(xlabel=f"|{correlation(scores.scores)}| with {scores.metric}", ylabel=change(verdict))
@@ -146,23 +146,25 @@ def _handles(frame: pd.DataFrame, kinds: Iterable[str]) -> list[Line2D]:
     """The legend: words with how many neurons got them, then everything else."""
     words = frame.loc[frame["what"] == "edited", "word"].value_counts()
     handles = [LOOKS[word].line(f"{word} ({words[word]})") for word in WORDS if word in words]
-    n_cloud = int((frame["what"] == "compared with").sum())
+    n_cloud = np.count_nonzero(frame["what"] == "compared with")
     if n_cloud:
         label = f"other neurons ({n_cloud:,})"
         handles.append(
             Line2D([], [], linestyle="none", marker=".", color=_CLOUD, markersize=3.5, label=label)
         )
     for kind, ring in zip(kinds, _RINGS, strict=False):
-        n = int((frame["mark"] == kind).sum())
+        n = np.count_nonzero(frame["mark"] == kind)
         handles.append(Line2D([], [], **_ring(ring, 7.0), label=f"{kind} ({n})"))
-    if frame["what"].eq("threshold").any():
+    if np.any(frame["what"] == "threshold"):
         colour, dashes, words_of = THRESHOLD
         handles.append(Line2D([], [], color=colour, linestyle=dashes, label=words_of))
     return handles
 
 
 def _names(axis: Axes, edited: pd.DataFrame, n_labels: int) -> None:
-    order = edited["effect"].abs().sort_values(ascending=False, kind="stable").index[:n_labels]
+    order = (
+        edited.loc[:, "effect"].abs().sort_values(ascending=False, kind="stable").index[:n_labels]
+    )
     named = edited.loc[order]
     bars = edited.loc[np.isfinite(edited["low"]) & np.isfinite(edited["high"])]
     name_points(

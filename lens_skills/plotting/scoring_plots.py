@@ -186,25 +186,26 @@ def _threshold(axis: Axes, bar: float) -> None:
 
 def _names(axis: Axes, frame: pd.DataFrame, *, with_position: bool) -> None:
     """Names above the strongest neurons' bins, moved apart where they would touch."""
-    named = frame[frame["what"] == "neuron"]
+    named = frame.loc[frame["what"] == "neuron"]
     counted = frame[frame["what"] == "neurons"]
     left, right = axis.get_xlim()
     inch = (right - left) / inches(axis)[0]
     placed = spread(named["value"].tolist(), _LINE * inch, left + 0.06 * inch, right - 0.06 * inch)
-    for row, x in zip(named.itertuples(), placed, strict=True):
-        inside = counted[(counted["low"] <= row.value) & (row.value <= counted["high"])]
-        top = max(float(inside["value"].max()), 1.0)
-        full = f"{row.name} {row.position}"
+    for row, x in zip(named.to_dict("records"), placed, strict=True):
+        value, name = row["value"], row["name"]
+        inside = (counted["low"] <= value) & (value <= counted["high"])
+        top = max(float(counted.loc[inside, "value"].max()), 1.0)
+        full = f"{name} {row['position']}"
         # The name stands above all bars it would cover, not only those of its own bin.
         reach = 0.09 * inch
-        under = counted[(counted["low"] <= x + reach) & (x - reach <= counted["high"])]
-        start = _height(axis, max(top, float(under["value"].max()))) + 0.12
+        under = (counted["low"] <= x + reach) & (x - reach <= counted["high"])
+        start = _height(axis, max(top, float(counted.loc[under, "value"].max()))) + 0.12
         fits = with_position and start + text_width(full, SMALL) < _free(axis)
-        words = full if fits else row.name
+        words = full if fits else name
         start = min(start, _free(axis) - text_width(words, SMALL) - 0.03)
         label = axis.annotate(
             words,
-            xy=(row.value, top),
+            xy=(value, top),
             xytext=(x, start / inches(axis)[1]),
             textcoords=axis.get_xaxis_transform(),
             size=SMALL,
@@ -321,7 +322,7 @@ def _strength(axis: Axes, frame: pd.DataFrame, bar: float | None) -> None:
     for column, look in looks.items():
         if column in frame:
             axis.plot(frame["layer"], frame[column], markersize=2.6, **look)
-    most = max([frame[c].max() for c in looks if c in frame] + [bar or 0])
+    most = max([frame.loc[:, c].max() for c in looks if c in frame] + [bar or 0])
     axis.set_ylim(0, min(1.0, 1.08 * most + 0.01))
     if bar is not None:
         colour, dashes, _ = THRESHOLD

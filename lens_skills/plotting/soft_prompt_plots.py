@@ -115,7 +115,7 @@ def _finish(loss: Axes, accuracy: Axes, frame: pd.DataFrame, baselines: dict[str
             name, (1, value), xytext=(-2, 1.5), xycoords=("axes fraction", "data"),
             textcoords="offset points", color=GREY, ha="right", va="bottom",
         )  # fmt: skip
-    top = max([float(frame["held_out_accuracy"].max()), *baselines.values(), 0.05])
+    top = max([float(frame.loc[:, "held_out_accuracy"].max()), *baselines.values(), 0.05])
     accuracy.set_ylim(-0.03 * top, 1.15 * top)
     accuracy.set(ylabel="held-out accuracy", xlabel="training step")
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

@@ -39,7 +39,7 @@ def test_explain_takes_the_strongest_where_nothing_is_confirmed(run: Path) -> No
     assert "nothing of 'label:plural' is confirmed: the 2 strongest of explore" in err
     kept = Explanations.load(run / "explanations-label_plural")
     strongest = Scores.load(run / "explore")["label:plural"].top(2)
-    assert list(kept) == [f"L{layer}N{neuron}" for layer, neuron in strongest.tolist()]
+    assert list(kept) == strongest.names
     assert next(iter(kept)) in out
     assert (run / "explanations-label_plural.csv").exists()
     assert list((run / "figures").glob("feature_matrix*.csv"))

@@ -5,6 +5,7 @@ from lens_skills.activations.activation_table import capture as capture
 from lens_skills.activations.columns import column_values as column_values
 from lens_skills.activations.columns import family_of as family_of
 from lens_skills.activations.components import Component as Component
+from lens_skills.activations.components import check_names as check_names
 from lens_skills.activations.components import parse_components as parse_components
 from lens_skills.activations.components import parse_neurons as parse_neurons
 from lens_skills.activations.forward import known_values as known_values

@@ -107,12 +107,18 @@ def _must_read(name: str) -> tuple[int, str, int, int | None]:
     return found
 
 
-def _agreed(name: str, own: str, at: str) -> str:
-    """The site of a unit that says ``own``, where ``at`` was asked for."""
+def check_names(names: Iterable[str]) -> None:
+    """Nothing; raises where a name means no unit of any model."""
+    for name in names:
+        _must_read(name)
+
+
+def _agreed(name: str, own: str, at: str, *, named: bool = False) -> str:
+    """The site of a unit that says ``own``, where ``at`` was asked for; a bare name says less."""
     before = ("mlp.hook_pre", "mlp.hook_pre_linear")
     if at in (own, DEFAULT_SITE):
         return own
-    if own == DEFAULT_SITE and at in before:
+    if named and own == DEFAULT_SITE and at in before:
         return at  # the same neuron, named without saying where
     raise LensSkillsError(
         f"{name} is at {own!r}, but at={at!r} was asked for: leave at= out, or name units there "
@@ -139,7 +145,7 @@ def site_of(units: Any, at: str = DEFAULT_SITE) -> str:
         if isinstance(unit, Component):
             found.setdefault(_agreed(unit.name, unit.site, at), unit.name)
         elif isinstance(unit, str):
-            found.setdefault(_agreed(unit, _must_read(unit)[1], at), unit)
+            found.setdefault(_agreed(unit, _must_read(unit)[1], at, named=True), unit)
         else:
             found.setdefault(at, f"the row {unit}")
     if len(found) > 1:
@@ -173,7 +179,7 @@ def parse_neurons(
         for unit in [neurons] if isinstance(neurons, str | Component) else neurons:
             if isinstance(unit, str):
                 layer, own, index, within = _must_read(unit)
-                _same(unit, own, at)
+                _same(unit, own, at, named=True)
                 if within is not None:
                     if within < 0 or not d_head:
                         raise _not_single(unit)
@@ -196,8 +202,8 @@ def parse_neurons(
     return rows.long()
 
 
-def _same(name: str, own: str, at: str) -> None:
-    if own != at and _agreed(name, own, at) != at:
+def _same(name: str, own: str, at: str, *, named: bool = False) -> None:
+    if own != at and _agreed(name, own, at, named=named) != at:
         raise LensSkillsError(f"{name} is at {own!r}, but units at {at!r} are meant here.")
 
 
@@ -400,12 +406,10 @@ def _parse_component(adapter: ModelAdapter, unit: Any, at: str, width: Width) ->
     if isinstance(unit, Component):
         layer, first, last = unit.layer, unit.start, unit.stop
         at = unit.site if last - first > 1 else _agreed(unit.name, unit.site, at)
-        if at != unit.site:
-            unit = unit_name(layer, first, at)
     elif isinstance(unit, str):
         layer, own, index, within = _must_read(unit)
         # A whole head or MLP is no feature of the site that features are asked for at.
-        at = own if within == -1 else _agreed(unit, own, at)
+        at = own if within == -1 else _agreed(unit, own, at, named=True)
         size = {HEADS: adapter.d_head, MLP: adapter.d_model}[at] if within is not None else 1
         first = index * size + max(within or 0, 0)
         last = first + size if within == -1 else first + 1

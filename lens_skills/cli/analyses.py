@@ -34,13 +34,13 @@ def explain(
 ) -> None:
     """What neurons of RUN fire for and what they write, on the split that chose none of them."""
     is_run(run)
-    from lens_skills.activations import parse_neurons
+    from lens_skills.activations import check_names
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.explanation import Explanations
     from lens_skills.explanation import explain as explained
     from lens_skills.plotting import figures
 
-    parse_neurons(neuron or [])
+    check_names(neuron or [])
     told, opened = call(), Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
     examples = opened.intervene_split(limit)

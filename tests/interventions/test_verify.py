@@ -448,7 +448,7 @@ def test_a_selection_of_something_else_is_refused(case: Case) -> None:
         "made on the task 'endings', but the examples are of 'other'",
         examples=part(2, 60, name="other"),
     )
-    refused(case, "at 'mlp.hook_post', but 'mlp.hook_pre'", at="mlp.hook_pre")
+    refused(case, "at 'mlp.hook_post', but at='mlp.hook_pre'", at="mlp.hook_pre")
     about = {**case.selection.provenance}
     about["explore"] = {**about["explore"], "model_fingerprint": "f" * 64}
     refused(case, "another model", neurons=replace(case.selection, provenance=about))

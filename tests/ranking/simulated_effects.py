@@ -35,5 +35,6 @@ def made_up(
         position="last",
     )
     others = torch.from_numpy(controls)
+    tried = torch.stack([torch.zeros(len(total)), torch.arange(len(total))], dim=1).long()
     held = LayerControls(drawn, others, smallest_effect(others, groups, clean))
-    return AblationEffects(effects, {0: held}, 0.01 * clean, True, seed)
+    return AblationEffects(effects, {0: held}, 0.01 * clean, True, seed, tried)

@@ -106,7 +106,7 @@ def test_the_rows_to_beat_are_there(found: MethodComparison) -> None:
     random = found["random"]
     assert random.n == 12
     assert random.share <= 0.25
-    assert all("R" in name for name in found["rotated basis"].tests.names)
+    assert all("Q" in name for name in found["rotated basis"].tests.names)
     assert found["rotated basis"].n == 4
     assert found["smd"] is found["pearson"] is found["f"]
     assert found["f"].methods == ("pearson", "smd", "f")

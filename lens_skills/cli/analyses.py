@@ -71,6 +71,7 @@ def compare_methods(
     """Which methods find neurons that matter: each ranks on explore, its strongest are ablated."""
     is_run(run)
     from lens_skills.cli.runs import Run, main_metric
+    from lens_skills.models import with_soft_prompt
     from lens_skills.plotting import figures
     from lens_skills.ranking import METHODS, MethodComparison
     from lens_skills.ranking import compare_methods as compared
@@ -85,8 +86,9 @@ def compare_methods(
     asked = {"--method": method, "--k": k, "--causal-metric": causal, "--limit": limit}
     step = Step(place, f"the comparison of methods for {name}", asked)
     if told.begin(step, lambda: {"methods": MethodComparison.load(place)}):
+        scored = _as_scored(opened)
         comparison = compared(
-            open_run_model(opened),
+            with_soft_prompt(open_run_model(opened), scored.pop("prompt"), scored.pop("chat")),
             opened.splits()[0],
             name,
             intervene=examples,
@@ -94,7 +96,7 @@ def compare_methods(
             k=k,
             causal_metric=causal,
             at=opened.scores().site,
-            **_as_scored(opened),
+            **scored,
         )
         _keep(opened, step, "methods", comparison, figures.method_comparison)
 

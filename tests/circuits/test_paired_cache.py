@@ -189,8 +189,8 @@ def test_padding_changes_nothing(tiny: Any) -> None:
 
 def test_a_model_whose_parts_do_not_add_up_is_refused(tiny_hooked: Any) -> None:
     model = copy.deepcopy(tiny_hooked)
-    plain = model.blocks[1].mlp.forward
-    model.blocks[1].mlp.forward = lambda *args, **options: 1.1 * plain(*args, **options)
+    plain = model.blocks[1].attn.forward
+    model.blocks[1].attn.forward = lambda *args, **options: 1.1 * plain(*args, **options)
     with pytest.raises(LensSkillsError, match="leaves block 1 is not the sum of its parts"):
         paired_cache(model)
 

@@ -265,7 +265,7 @@ def test_what_cannot_be_said_is_refused(planted_model: Any) -> None:
     only_scale = hand_made(
         neuron(HIGH, N), [edge(norm, neuron(HIGH, N), "up", "L2N11")], {"upstream": "L2N11"}
     )
-    with pytest.raises(LensSkillsError, match="can run, so there is nothing"):
+    with pytest.raises(LensSkillsError, match="no confirmed edge of L2N11's circuit can run"):
         run(planted_model, only_scale)
     other = of_neuron()
     other.provenance["model_fingerprint"] = "0" * 64

@@ -308,9 +308,9 @@ def test_only_the_strongest_may_be_confirmed(tmp_path: Path) -> None:
     found = select(explore["label:y"], confirm["label:y"])
     assert found.attrition["tested"] == 3
     assert found.attrition["associated"] == 4
-    assert set(chosen(found)) <= {tuple(row) for row in few.tolist()} & set(SIGNAL)
+    assert set(chosen(found)) <= {tuple(row) for row in few.rows.tolist()} & set(SIGNAL)
     (left,) = found.evidence().query("stopped_by == 'not tested on confirm'").to_dict("records")
-    assert (left["layer"], left["neuron"]) not in {tuple(row) for row in few.tolist()}
+    assert (left["layer"], left["neuron"]) not in {tuple(row) for row in few.rows.tolist()}
     assert left["r_confirm"] is None or np.isnan(left["r_confirm"])
     assert "the 3 tested there" in repr(found)
 

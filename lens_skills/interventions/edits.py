@@ -127,9 +127,15 @@ class Edit:
 
         Raises:
             LensSkillsError: A source that is missing, empty, of another model, or does not fit the
-                examples.
+                examples; ``hook_resid_mid`` of a bridge, which is not the stream.
         """
         edited_positions(position)
+        if adapter.implementation == "bridge" and "hook_resid_mid" in sites:
+            raise LensSkillsError(
+                "'hook_resid_mid' of a TransformerBridge is what the second norm reads, and not "
+                "the residual stream: an edit there would not reach later blocks by itself. Edit "
+                "'hook_resid_post' of the block, or 'hook_attn_out'."
+            )
         reader = SourceReader(adapter, examples, sites, position, seed, answers)
         formula = formula_of(self.kind, self.amount, self.over, self.source, reader)
         return Change(self.name, self.draws, formula)

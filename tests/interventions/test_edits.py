@@ -269,3 +269,13 @@ def test_an_edit_says_in_words_what_it_does() -> None:
     assert patch(task).name == "patch from words, 5 examples"
     assert patch(task[0]).name == "patch from example e0"
     assert clamp(to=0.5).name == "clamping to 0.5"
+
+
+def test_the_middle_of_a_bridges_block_is_not_the_stream(
+    tiny_bridge: Any, tiny_hooked: Any
+) -> None:
+    """There only the second norm reads it: an edit would do less than its name says."""
+    at = {"hook_resid_mid": (1,)}
+    with pytest.raises(LensSkillsError, match="not the residual stream"):
+        ablate("zero").bind(as_adapter(tiny_bridge), examples(), at, position="last")
+    ablate("zero").bind(as_adapter(tiny_hooked), examples(), at, position="last")

@@ -20,6 +20,7 @@ from tests import shapes
 jaxtyping.install_import_hook("lens_skills", f"{shapes.__name__}.check")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # a terminal's width, to which messages would be folded
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # two workers with two threads each are several times slower

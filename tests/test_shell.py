@@ -44,7 +44,7 @@ def process(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture(scope="module")
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in which two neurons of a random model pass for confirmed."""
+    """A run in which a few neurons of a random model pass for confirmed."""
     folder = tmp_path_factory.mktemp("shell") / "run"
     assert shell(*SCORE, "--out", folder, "--model", tiny_folder).exit_code == 0
     model, opened = ls.load_model(tiny_folder), Run.load(folder)
@@ -52,7 +52,7 @@ def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     none = torch.zeros_like(everything.r)
     found = replace(everything, p_family=none, p_control=None)["label:plural"]
     confirm = opened.splits()[1]
-    checked = ls.score(model, confirm, metrics=["label:plural"], neurons=found.top(2))
+    checked = ls.score(model, confirm, metrics=["label:plural"], neurons=found.top(10))
     chosen = select(found, checked["label:plural"], grade="C", fdr=0.999)
     assert len(chosen)
     chosen.save(folder / "selection-label_plural")

@@ -121,7 +121,7 @@ def test_the_module_is_the_script_and_both_say_their_versions() -> None:
         ("select {run} --metric label:plurl", "Did you mean 'label:plural'?", 1),
         ("select {run} --grade D", "no grade 'D'", 1),
         ("verify {run} --causal-metric logit_dif", "Did you mean 'logit_diff'?", 1),
-        ("explain {run} --neuron N3", "no neuron 'N3'", 1),
+        ("explain {run} --neuron N3", "no unit 'N3'", 1),
         ("compare-methods {run} --method pearsn", "Did you mean 'pearson'?", 1),
         ("circuit {run} --proposals relevnce", "Did you mean 'relevance'?", 1),
         ("circuit {run} --neuron N3", "no neuron or head 'N3'", 1),

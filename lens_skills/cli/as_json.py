@@ -48,7 +48,8 @@ def _short(value: Any) -> bool:
 def plain(value: Any) -> Any:
     """A value as JSON knows it; a number that is not finite is null.
 
-    >>> plain({"r": float("nan"), 1: Path("a")})
+    >>> from pathlib import PurePosixPath
+    >>> plain({"r": float("nan"), 1: PurePosixPath("a")})
     {'r': None, '1': 'a'}
     """
     if hasattr(value, "to_dict") and hasattr(value, "columns"):  # a table

@@ -132,7 +132,8 @@ def explain(
     )
     extremes = _extremes(activations, n_examples)
     tokens = read_tokens(adapter, task, components, extremes, activations)
-    writes = logits_of(adapter, components, k=n_tokens, over=task) if site == DEFAULT_SITE else None
+    told = site == DEFAULT_SITE and not adapter.packed
+    writes = logits_of(adapter, components, k=n_tokens, over=task) if told else None
     place = active.cumsum(0) - 1
     explained = []
     for number, one in enumerate(components):

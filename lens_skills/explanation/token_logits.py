@@ -114,6 +114,7 @@ def logits_of(
     for unit in units:
         weight = writes.rows(suffix, (unit.layer, unit.site), [unit.start])
         if weight is None:
+            adapter.weight_out(unit.layer)  # packed weights say so themselves
             raise LensSkillsError(
                 f"what {unit.name} writes is not known: its layer has no single output matrix."
             )

@@ -156,7 +156,7 @@ def component_table(
             for i in range(n_units)
         ]
         norm = torch.ones_like(level)
-        if site in _WRITTEN:
+        if site in _WRITTEN and not adapter.packed:
             norm = torch.stack([adapter.weight_out(at).double().norm(dim=1).cpu() for at in layers])
         raw.append(rearrange([level, spread, norm], "feature layer unit -> (layer unit) feature"))
         kind.append(torch.full((len(layers) * n_units,), code))

@@ -24,6 +24,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models.chat_template import Chat, own_text, render
 from lens_skills.models.neurons import NEURON_SITES, layers_without_neurons, refusal
 from lens_skills.models.soft_prompt import SoftPrompt
+from lens_skills.models.stored_weights import check_gradients, check_present
 
 EMBEDDING = "hook_embed"
 """Where token embeddings enter, before positions are added."""
@@ -83,6 +84,8 @@ class ModelAdapter(ABC):
         n_ctx: The longest sequence of tokens the model takes.
         gated: True where the MLP is ``act(gate) * up``.
         dtype: The parameters' real dtype (a bf16 model's config may claim float32).
+        packed: Whether matrices are packed (quantised): what needs them is refused.
+        spread: Whether its parts stand on several devices; ``device`` is where tokens go in.
         soft: The soft prompt that is read with every example, if there is one.
         chat: Whether prompts are put into the tokenizer's chat template; a text: with this system
             prompt.
@@ -100,10 +103,14 @@ class ModelAdapter(ABC):
         self._after_blocks = [point for name, point in points.items() if layer_of(name) is None]
         # Walked once: for a bridge that takes longer than a small forward pass.
         self._parts = [part for root in (model, self._modules()) for part in root.modules()]
-        first = next(parameter for parameter in self._modules().parameters())
+        weights = list(self._modules().parameters())
+        first = weights[0]
         self.device: torch.device = first.device
         self.dtype: torch.dtype = first.dtype
         self.name = str(model.cfg.model_name)
+        check_present(self.name, weights)
+        self.packed = not all(weight.is_floating_point() for weight in weights)
+        self.spread = len({weight.device for weight in weights}) > 1
         self.tokenizer: Any = model.tokenizer
         self.n_layers = int(model.cfg.n_layers)
         self.n_heads = int(model.cfg.n_heads)
@@ -190,6 +197,10 @@ class ModelAdapter(ABC):
             # Packed weights: what the projection says of itself.
             out = getattr(getattr(self.model.blocks[layer], "mlp", None), "out", None)
             return int(getattr(getattr(out, "original_component", out), "in_features", 0))
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a block computes: a model may be spread over several devices."""
+        return next(self.model.blocks[layer].parameters()).device
 
     def layers_with(self, site: str) -> tuple[int, ...]:
         """The layers that have a site: all of them, but for neurons those that have neurons."""
@@ -478,6 +489,8 @@ class ModelAdapter(ABC):
     @contextmanager
     def _evaluating(self, *, differentiable: bool = False) -> Iterator[None]:
         """No dropout, and gradients only where asked; training flags are put back as they were."""
+        if differentiable:
+            check_gradients(self.name, self._modules().parameters())
         training = [module for module in self._parts if module.training]
         try:
             for module in training:

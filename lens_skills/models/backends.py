@@ -105,7 +105,7 @@ class HookedAdapter(ModelAdapter):
             self._all_called([*readers, *(editors if logits_at is not None else ())], called)
             if logits_at is None:
                 return None
-            rows = rows_at(out, logits_at.to(self.device))
+            rows = rows_at(out, logits_at)
             # Past the last block only the final norm and the vocabulary projection are left,
             # and both act on each position alone: only the rows someone reads are projected.
             return rows if whole else self.model(rows, start_at_layer=self.n_layers)
@@ -129,6 +129,7 @@ class BridgeAdapter(ModelAdapter):
             )
         super().__init__(model)
         self._accepts = frozenset(inspect.signature(self._modules().forward).parameters)
+        self._last_device = self.unembed_vectors()[0].device
 
     def _modules(self) -> nn.Module:
         return self.model.original_model
@@ -156,9 +157,10 @@ class BridgeAdapter(ModelAdapter):
             options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
         if "use_cache" in self._accepts:
             options["use_cache"] = False
-        kept = torch.arange(tokens.shape[1], device=self.device)
+        # The positions to project are chosen where the projection is.
+        kept = torch.arange(tokens.shape[1], device=self._last_device)
         if self._few_logits(readers, editors):
-            kept = kept[-1:] if logits_at is None else logits_at.to(self.device).unique()
+            kept = kept[-1:] if logits_at is None else logits_at.to(kept.device).unique()
             options["logits_to_keep"] = kept
         evaluating = self._evaluating(differentiable=differentiable)
         with evaluating, self._attached(readers, editors) as called, ExitStack() as stack:
@@ -171,7 +173,7 @@ class BridgeAdapter(ModelAdapter):
             self._all_called([*readers, *(editors if logits_at is not None else ())], called)
         if logits_at is None or out is None:
             return None
-        return rows_at(out, torch.searchsorted(kept, logits_at.to(self.device).contiguous()))
+        return rows_at(out, torch.searchsorted(kept, logits_at.to(kept.device).contiguous()))
 
     def _few_logits(self, readers: Mapping[str, ReadHook], editors: Mapping[str, EditHook]) -> bool:
         """Whether the projection may skip positions: not where a hook watches it."""

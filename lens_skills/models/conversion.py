@@ -145,7 +145,8 @@ class Unsupported(LensSkillsError):
 def has_hooked() -> bool:
     """Whether the installed TransformerLens still has HookedTransformer (3.x has, 4.x has not)."""
     try:
-        from transformer_lens import HookedTransformer  # noqa: F401
+        with quiet():
+            from transformer_lens import HookedTransformer  # noqa: F401
     except ImportError:
         return False
     return True

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,13 +27,18 @@ def quiet() -> Iterator[None]:
 
     bars = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
+    # bitsandbytes, which TransformerLens imports, warns of a faster kernel that it could not get.
+    packing = logging.getLogger("bitsandbytes")
+    packing_level = packing.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
+        packing.setLevel(logging.ERROR)
         try:
             yield
         finally:
+            packing.setLevel(packing_level)
             transformers_logging.set_verbosity(level)
             if bars:
                 transformers_logging.enable_progress_bar()
@@ -113,7 +119,7 @@ def from_memory(model: Any, tokenizer: Any, *, dtype: torch.dtype) -> HuggingFac
             "load_model(model, tokenizer=AutoTokenizer.from_pretrained(...))."
         )
     check_kind(model)
-    own = copy.deepcopy(model).eval()
+    own = _gathered(model).eval()
     if not getattr(own, "is_quantized", False):
         own = own.to(dtype=dtype)
         _restore_rotations(own)
@@ -123,6 +129,46 @@ def from_memory(model: Any, tokenizer: Any, *, dtype: torch.dtype) -> HuggingFac
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     found, begins = _tokenizer(tokenizer)
     return HuggingFaceModel(own, found, name.rstrip("/").rsplit("/", 1)[-1], begins)
+
+
+def _gathered(model: Any) -> Any:
+    """A copy of the model that has all its weights and can be moved as a whole.
+
+    accelerate may keep some elsewhere, or send each part's inputs to a device of its own.
+
+    Raises:
+        LensSkillsError: Weights that were never loaded, or packed ones that are offloaded.
+    """
+    if not any(weight.is_meta for weight in model.parameters()):
+        own = copy.deepcopy(model)
+        sent = any(hasattr(part, "_hf_hook") for part in own.modules())
+        if sent and not getattr(own, "is_quantized", False):
+            from accelerate.hooks import remove_hook_from_module
+
+            remove_hook_from_module(own, recurse=True)
+            own.__dict__.pop("hf_device_map", None)
+        return own
+    name = type(model).__name__
+    try:
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        if getattr(model, "is_quantized", False):
+            raise ValueError("packed weights are not gathered")
+        with quiet():
+            state = get_state_dict_offloaded_model(model)
+            if any(weight.is_meta for weight in state.values()):
+                raise ValueError("there is nothing to load them from")
+            own = type(model)(copy.deepcopy(model.config))
+            own.to(model.dtype).load_state_dict(state, strict=False)
+            own.tie_weights()
+    except Exception as error:  # whatever accelerate's hooks meet
+        raise LensSkillsError(
+            f"the weights of this {name} are not in memory (offloaded, or on 'meta'), and could "
+            f"not be gathered: {reason_of(error)}. Load it without offload: "
+            "AutoModelForCausalLM.from_pretrained(...) with no disk or CPU in its device_map."
+        ) from error
+    _restore_rotations(own)
+    return own
 
 
 def check_kind(model: Any) -> None:

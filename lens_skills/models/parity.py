@@ -187,7 +187,7 @@ def _reference(hf_model: Any, name: str, lengths: Sequence[int], narrow: bool) -
     except Exception as error:  # an architecture whose own forward needs more than tokens
         raise LensSkillsError(
             f"the plain Hugging Face forward of {name} ({type(hf_model).__name__}) fails: "
-            f"{reason_of(error)}. A decoder-only language model is needed."
+            f"{reason_of(error).rstrip('.')}. Mend that first: nothing can be compared with it."
         ) from error
     finally:
         hf_model.train(training)

@@ -17,11 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.models.adapter import NO_EDITORS, EditHook, ReadHook, check_shapes
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest difference from the clean log-probabilities; half precision is given `COARSE`."""
-
-COARSE = 0.05
+from lens_skills.models.rounding import distance
+from lens_skills.models.stored_weights import check_gradients
 
 
 class CannotResume(Exception):
@@ -89,6 +86,7 @@ class PartialForward(ABC):
     @contextmanager
     def differentiable(self) -> Iterator[None]:
         """What runs inside can be differentiated by the residual stream it is given."""
+        check_gradients(self.adapter.name, self.adapter._modules().parameters())
         self._gradients = True
         try:
             yield
@@ -156,8 +154,8 @@ class PartialForward(ABC):
         disturbed = residual + (residual.std() * noise).to(residual)
         out = self.run(torch.stack([residual, disturbed, residual]), 0)[:, :, -1]
         found = self.logits(out).double().log_softmax(-1)
-        difference = float((found[[0, 2]] - clean.double().log_softmax(-1)).abs().amax())
-        if not difference <= TOLERANCE.get(clean.dtype, COARSE):
+        difference, allowed = distance(self.adapter, found[[0, 2]], clean.double().log_softmax(-1))
+        if not difference <= allowed:
             raise CannotResume(
                 f"{self.adapter.name}: upper blocks run alone differ from the whole model by "
                 f"{difference:.1e} in log-probability"
@@ -201,6 +199,8 @@ def prefill(
     )
     if kind is None:
         raise CannotResume(f"a {type(adapter).__name__} runs whole")
+    if adapter.spread:
+        raise CannotResume(f"the blocks of {adapter.name} stand on several devices")
     if not hasattr(adapter.model, "ln_final"):
         raise CannotResume(f"{adapter.name} has no final norm")
     suffix = kind(adapter, tokens, mask, start, readers)

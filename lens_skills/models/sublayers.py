@@ -306,7 +306,7 @@ class ModelWeights:
             if value is None:
                 flat = channel == "attn"
                 shape = (adapter.d_model,) if flat else (n_heads, adapter.d_head)
-                return torch.zeros(shape, dtype=adapter.dtype, device=adapter.device)
+                return torch.zeros(shape, dtype=adapter.dtype, device=adapter.device_of(layer))
             value = value.detach()
             if channel in ("K", "V") and value.shape[0] == adapter.n_heads:
                 value = value[:: self.group]  # repeated for each query head that reads it
@@ -325,7 +325,7 @@ class ModelWeights:
             return rearrange(value, "d neuron -> 1 d neuron")
         width = adapter.d_model if channel == "mlp" else adapter.d_mlp
         if value is None:
-            value = torch.zeros(width, dtype=adapter.dtype, device=adapter.device)
+            value = torch.zeros(width, dtype=adapter.dtype, device=adapter.device_of(layer))
         return value.detach() if channel == "mlp" else repeat(value.detach(), "f -> 1 f")
 
 

@@ -11,14 +11,13 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models.adapter import check_shapes
 from lens_skills.models.chat_template import closing
 from lens_skills.models.partial_forward import (
-    COARSE,
-    TOLERANCE,
     cache_argument,
     cache_handed_on,
     keeps_keys,
     set_aside,
     watched,
 )
+from lens_skills.models.rounding import distance
 
 
 class Writer(ABC):
@@ -164,8 +163,9 @@ def _continues(kind: type[Writer], adapter: Any, tokens: Tensor, mask: Tensor) -
         return False  # its cache is of another make
     whole = WholeWriter(adapter, tokens, mask)
     whole.add(whole.logits.argmax(-1), live)
-    difference = kept.logits.double().log_softmax(-1) - whole.logits.double().log_softmax(-1)
-    return float(difference.abs().amax()) <= TOLERANCE.get(whole.logits.dtype, COARSE)
+    rows = (writer.logits.double().log_softmax(-1) for writer in (kept, whole))
+    difference, allowed = distance(adapter, *rows)
+    return difference <= allowed
 
 
 def end_tokens(adapter: Any) -> frozenset[int]:

@@ -15,7 +15,8 @@ from lens_skills.models.adapter import ModelAdapter, keep_activation
 from lens_skills.models.partial_forward import PartialForward
 
 _BIG = 1e4  # so large that a norm's epsilon does not count
-_FINE = 1e-3
+_FINE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest output; else:
+_FINEST = 1e-3
 
 
 def frozen_norm(
@@ -24,7 +25,7 @@ def frozen_norm(
     """The norm at a fixed scale as a gain per feature, and whether the mean is removed first.
 
     Found by asking the norm itself: its weight and bias from large inputs, its scale from the
-    given ones. None where it is neither a LayerNorm nor an RMSNorm.
+    given ones. None where it is neither a LayerNorm nor an RMSNorm, to the rounding of the dtype.
     """
     width = residual.shape[-1]
     probe = residual.new_ones(1, width)
@@ -33,6 +34,7 @@ def frozen_norm(
     up, down = norm(probe).double(), norm(-probe).double()
     bias = (up + down) / 2
     out = norm(residual).double() - bias
+    fits: list[tuple[float, Tensor, bool, float]] = []
     for centred in (False, True):
         unit = probe.double()
         weight = (up - bias) / (unit / unit.square().mean().sqrt())
@@ -40,10 +42,12 @@ def frozen_norm(
         shaped = x * weight
         # Least squares: out = shaped / scale.
         inverse = (out * shaped).sum(-1, keepdim=True) / shaped.square().sum(-1, keepdim=True)
-        error = (shaped * inverse - out).abs().amax() / out.abs().amax()
-        if bool(error <= _FINE):
-            return inverse * weight, centred
-    return None
+        off = shaped * inverse - out
+        share = float(off.abs().amax() / out.abs().amax())
+        fits.append((float(off.square().mean()), inverse * weight, centred, share))
+    # A small mean is lost in the rounding of half precision: the nearer of both, over all features.
+    best = min(fits, key=lambda fit: fit[0])
+    return best[1:3] if best[3] <= _FINE.get(residual.dtype, _FINEST) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +217,7 @@ def final_gain(adapter: ModelAdapter) -> tuple[Float[Tensor, " d_model"], bool]:
     norm = final_norm(adapter)
     generator = torch.Generator().manual_seed(0)
     probe = 1e3 * torch.randn(_PROBES, adapter.d_model, generator=generator)
-    probe = probe.to(adapter.device, adapter.dtype)
+    probe = probe.to(adapter.unembed_vectors()[0].device, adapter.dtype)
     found = frozen_norm(norm, probe)
     # What is twice as long must come out the same: else nothing is normalised.
     once, twice = norm(probe).double(), norm(2 * probe).double()
@@ -370,6 +374,8 @@ class OutputWeights:
     def _candidate(self, spot: LayerSite) -> Tensor | None:
         layer, site = spot
         block = self.adapter.model.blocks[layer]
+        if self.adapter.packed:
+            return None
         if site == "mlp.hook_post":
             return self.adapter.weight_out(layer)
         if site == "attn.hook_z":
@@ -378,9 +384,8 @@ class OutputWeights:
                 return None
             return rearrange(weight.detach(), "head d_head d_model -> (head d_head) d_model")
         if site in _IDENTITY:
-            return torch.eye(
-                self.adapter.d_model, dtype=self.adapter.dtype, device=self.adapter.device
-            )
+            place = self.adapter.device_of(layer)
+            return torch.eye(self.adapter.d_model, dtype=self.adapter.dtype, device=place)
         return None
 
     def _factor(

@@ -13,13 +13,10 @@ from torch import Tensor
 from lens_skills.activations.forward import Encoded, answer_places, pad_left
 from lens_skills.models import SoftPrompt
 from lens_skills.models.backends import rows_at
-from lens_skills.models.partial_forward import (
-    COARSE,
-    TOLERANCE,
-    CannotResume,
-    PartialForward,
-    prefill,
-)
+from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
+from lens_skills.models.rounding import TOLERANCE
+
+_COARSE = 0.05  # nats per token, in half precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +72,10 @@ class TrainingBatch:
     ) -> tuple[Float[Tensor, " example"], Bool[Tensor, " example"]]:
         """-ln p(answer) of each example (nats), and whether all its tokens are first choices."""
         shares = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        each = shares.gather(-1, self.targets[..., None])[..., 0]
-        loss = -torch.where(self.counts, each, 0.0).sum(-1)
-        return loss, ((shares.argmax(-1) == self.targets) | ~self.counts).all(-1)
+        targets, counts = self.targets.to(shares.device), self.counts.to(shares.device)
+        each = shares.gather(-1, targets[..., None])[..., 0]
+        loss = -torch.where(counts, each, 0.0).sum(-1)
+        return loss, ((shares.argmax(-1) == targets) | ~counts).all(-1)
 
 
 def training_batches(
@@ -171,7 +169,7 @@ class TrainingPasses:
             fast, _ = suffix_losses(suffix, batch, prompt)
             exact, _ = whole_losses(self.adapter, batch, prompt)
         difference = float(((fast - exact).abs() / batch.counts.sum(-1)).max())
-        if not difference <= TOLERANCE.get(self.adapter.dtype, COARSE):
+        if not difference <= TOLERANCE.get(self.adapter.dtype, _COARSE):
             raise CannotResume(
                 f"{self.adapter.name}: the soft prompt run alone differs from the whole model by "
                 f"{difference:.1e} nats"

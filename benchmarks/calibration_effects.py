@@ -336,7 +336,7 @@ def listed(total: np.ndarray, groups: np.ndarray, members: Sequence[int], seed: 
         others = torch.from_numpy(total[drawn])
         delta = effect_tests.smallest_effect(others, named(groups), 1.0)
         layer = causal_hits.LayerControls(tuple(names[row] for row in drawn), others, delta)
-        found = causal_hits.AblationEffects(effects, {0: layer}, 0.01, True, seed)
+        found = causal_hits.AblationEffects(effects, {0: layer}, 0.01, True, seed, tried)
     else:
         draw = getattr(control_neurons, "draw_controls")  # noqa: B009 (of the tree before)
         drawn = draw(tried, every, 1000, seed=seed)[:, 1].tolist()

@@ -30,6 +30,7 @@ from lens_skills.interventions.baselines import (
 from lens_skills.interventions.batched_edits import EditRows, edit_activation, stack_sets
 from lens_skills.interventions.torch_places import torch_places
 from lens_skills.models import Chat, ModelAdapter, as_adapter, with_soft_prompt
+from lens_skills.models.partial_forward import cache_argument
 from lens_skills.models.weights import LayerSite
 
 
@@ -305,19 +306,70 @@ def edited(
     """
     options: dict[str, Any] = {"at": at, "mask": mask, "chat": chat, "seed": seed}
     hooks = hooks_of(do, model, neurons, position=position, **options)
-    points = as_adapter(model).model.hook_dict
+    adapter = as_adapter(model)
+    points = adapter.model.hook_dict
     attached: list[tuple[Any, Hook]] = []
     try:
-        for name, hook in hooks:
-            points[name].add_hook(hook)
-            attached.append((points[name], hook))
-        yield model
+        with _generating(adapter, position):
+            for name, hook in hooks:
+                points[name].add_hook(hook)
+                attached.append((points[name], hook))
+            yield model
     finally:
         # By identity, never reset_hooks(): the user's own hooks stay.
         for point, hook in attached:
             for handle in [handle for handle in point.fwd_hooks if handle.user_hook is hook]:
                 handle.hook.remove()
                 point.fwd_hooks.remove(handle)
+
+
+_writing: list[dict[int, int]] = []
+"""Of each call of ``generate`` under way: how many tokens each hook saw on its first pass."""
+
+
+@contextmanager
+def _generating(adapter: ModelAdapter, position: Position) -> Iterator[None]:
+    """Inside, the model's own ``generate`` is known for one, and asks for no cache that is lost.
+
+    A pass over the whole text so far is edited at every token from the prompt's last on, as the
+    passes over one token are that keys and values make possible.
+    """
+    model, bridge = adapter.model, adapter.implementation == "bridge"
+    before = vars(model).get("generate")
+
+    def known(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **given: Any) -> Any:
+            if bridge and cache_argument(adapter._accepts) == "cache":
+                given.setdefault("use_past_kv_cache", False)  # TransformerLens would lose it
+            if given.get("use_past_kv_cache") is False and position not in (-1, "last", "all"):
+                raise LensSkillsError(
+                    f"position {position!r} loses count while a text grows. Use -1 or 'all'."
+                )
+            _writing.append({})
+            try:
+                return generate(*args, **given)
+            finally:
+                _writing.pop()
+
+        return call
+
+    try:
+        if hasattr(model, "generate"):
+            vars(model)["generate"] = known(model.generate)
+        yield
+    finally:
+        vars(model).pop("generate", None)
+        if before is not None:
+            vars(model)["generate"] = before
+
+
+def _from_the_prompts_end(columns: Tensor, valid: Tensor, width: int, key: int) -> Any:
+    """The columns of a last position while a text is written: all from the prompt's last on."""
+    first = _writing[-1].setdefault(key, width)
+    if width <= first:
+        return columns, valid
+    wanted = torch.arange(first - 1, width).expand(len(columns), -1)
+    return wanted, torch.ones_like(wanted, dtype=torch.bool)
 
 
 def _bound(
@@ -352,6 +404,8 @@ def _bound(
         def apply(activation: Tensor, hook: Any = None) -> Tensor:
             n_rows, n_columns = activation.shape[:2]
             columns, valid = columns_of(position, (n_rows, n_columns), mask)
+            if _writing and position in (-1, "last"):
+                columns, valid = _from_the_prompts_end(columns, valid, n_columns, id(draws))
             rows = torch.arange(n_rows)
             where = EditRows(torch.zeros_like(rows), rows, columns, valid)
             return edit_activation(change, spot, features, activation, where, next(draws))[0]

@@ -339,7 +339,7 @@ def _generating(adapter: ModelAdapter, position: Position) -> Iterator[None]:
 
     def known(generate: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **given: Any) -> Any:
-            if bridge and cache_argument(adapter._accepts) == "cache":
+            if bridge and cache_argument(getattr(adapter, "_accepts", ())) == "cache":
                 given.setdefault("use_past_kv_cache", False)  # TransformerLens would lose it
             if given.get("use_past_kv_cache") is False and position not in (-1, "last", "all"):
                 raise LensSkillsError(

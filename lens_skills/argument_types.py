@@ -1,4 +1,8 @@
-"""Whether the arguments of a public function are of the kinds that its signature names."""
+"""Whether the arguments of a public function are of the kinds that its signature names.
+
+As users mean them, which the checkers of types do not: numpy's numbers are numbers, True is no
+count, and one text is not several.
+"""
 
 import math
 import re
@@ -120,7 +124,8 @@ def _said(hint: Any) -> list[str]:
         return ["a function"]
     if hint in _WORDS:
         return [_WORDS[hint]]
-    return [f"a {getattr(hint, '__name__', str(hint).removeprefix('typing.'))}"]
+    name = getattr(hint, "__name__", str(hint).removeprefix("typing."))
+    return [f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"]
 
 
 def _shown(value: Any) -> str:

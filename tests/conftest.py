@@ -10,9 +10,9 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests import shapes
+from tests.tiny_tokenizer import tiny_tokenizer
 
 # Every shape in a signature is checked in every test run: the hook is set before anything imports
 # lens_skills. And a forgotten hub name fails at once instead of trying the network: the variable is
@@ -26,21 +26,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # two workers with two threads each are several times slower
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# The words and digits the tasks use, so that a prompt is words to the tiny model and not bytes.
-SENTENCES = (
-    "The key to the cabinets is on the table. The keys to the cabinet are on the table.",
-    "The author near the doctors was here. The authors near the doctor were here.",
-    "The boy, the boys, the girl and the girls walk, walks, has, have, does, do.",
-    "When Mary and John went to the store, John gave a drink to Mary. Tom and Anna said hello.",
-    "What is 3 plus 4? Answer: What is 12 minus 5? What is 6 times 7? A: 0 1 2 3 4 5 6 7 8 9",
-    "Premise: The judge saw the actor. Hypothesis: The actor saw the judge. Entailment: yes or no",
-    "true false True False and or not if then else a an it he she they we you I",
-)
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,32 +54,6 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data beside the project (../shared/data)")
     return folder
-
-
-def tiny_tokenizer() -> Any:
-    """A byte-level BPE tokenizer; every digit is a token, as in SmolLM2, and it adds no BOS."""
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=560,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import torch
 
 import lens_skills as ls
 from lens_skills.errors import LensSkillsError
-
-jaxtyping.config.update("jaxtyping_disable", True)  # the conftest turns the checks on
 
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 10**9, 0.5, -0.5, float("nan"), float("inf"), "", "tpyo", "L0N10",
@@ -39,7 +36,7 @@ def calls() -> dict[str, dict[str, Any]]:
     """Of each public function, arguments that it takes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tests.conftest import tiny_tokenizer
+    from tests.tiny_tokenizer import tiny_tokenizer
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

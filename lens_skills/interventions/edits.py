@@ -29,8 +29,8 @@ from lens_skills.interventions.baselines import (
 )
 from lens_skills.interventions.batched_edits import EditRows, edit_activation, stack_sets
 from lens_skills.interventions.torch_places import torch_places
-from lens_skills.models import Chat, ModelAdapter, as_adapter, with_soft_prompt
-from lens_skills.models.partial_forward import cache_argument
+from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
+from lens_skills.models.text_writer import loses_cache
 from lens_skills.models.weights import LayerSite
 
 
@@ -255,7 +255,8 @@ def hooks_of(
 
     * ``-1`` (default): the last column of every forward pass. That is the last token of an
       unpadded or left-padded prompt; during generation with a key-value cache it is the last
-      prompt token and then every generated one.
+      prompt token and then every generated one. Inside `edited`, ``model.generate`` is edited so
+      with and without the cache.
     * ``"all"``: every column of every pass, special tokens and left padding included.
     * ``0, 1, …``: that column. Refused in a pass over a single token, because cached generation
       makes such passes and there the count would begin anew at every token.
@@ -304,16 +305,17 @@ def edited(
     Works around anything that runs the model, ``model.generate`` included. Its own hooks are
     removed at the end, also after an exception; the user's stay. Arguments as in `hooks_of`.
     """
-    options: dict[str, Any] = {"at": at, "mask": mask, "chat": chat, "seed": seed}
-    hooks = hooks_of(do, model, neurons, position=position, **options)
-    adapter = as_adapter(model)
+    adapter = with_soft_prompt(model, None, chat)
+    first_widths: list[dict[LayerSite, int]] = []
+    edits = _bound(do, adapter, neurons, position, at, mask, seed, first_widths)
     points = adapter.model.hook_dict
     attached: list[tuple[Any, Hook]] = []
     try:
-        with _generating(adapter, position):
-            for name, hook in hooks:
-                points[name].add_hook(hook)
-                attached.append((points[name], hook))
+        with _generating(adapter.model, position, first_widths):
+            for (layer, site), hook in edits.items():
+                point = points[f"blocks.{layer}.{site}"]
+                point.add_hook(hook)
+                attached.append((point, hook))
             yield model
     finally:
         # By identity, never reset_hooks(): the user's own hooks stay.
@@ -323,33 +325,31 @@ def edited(
                 point.fwd_hooks.remove(handle)
 
 
-_writing: list[dict[int, int]] = []
-"""Of each call of ``generate`` under way: how many tokens each hook saw on its first pass."""
-
-
 @contextmanager
-def _generating(adapter: ModelAdapter, position: Position) -> Iterator[None]:
+def _generating(
+    model: Any, position: Position, first_widths: list[dict[LayerSite, int]]
+) -> Iterator[None]:
     """Inside, the model's own ``generate`` is known for one, and asks for no cache that is lost.
 
     A pass over the whole text so far is edited at every token from the prompt's last on, as the
-    passes over one token are that keys and values make possible.
+    passes over one token are that keys and values make possible. ``first_widths`` holds, for each
+    call under way, how many tokens the hooks saw on its first pass.
     """
-    model, bridge = adapter.model, adapter.implementation == "bridge"
     before = vars(model).get("generate")
 
     def known(generate: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **given: Any) -> Any:
-            if bridge and cache_argument(getattr(adapter, "_accepts", ())) == "cache":
-                given.setdefault("use_past_kv_cache", False)  # TransformerLens would lose it
+            if loses_cache(model):
+                given.setdefault("use_past_kv_cache", False)
             if given.get("use_past_kv_cache") is False and position not in (-1, "last", "all"):
                 raise LensSkillsError(
                     f"position {position!r} loses count while a text grows. Use -1 or 'all'."
                 )
-            _writing.append({})
+            first_widths.append({})
             try:
                 return generate(*args, **given)
             finally:
-                _writing.pop()
+                first_widths.pop()
 
         return call
 
@@ -363,15 +363,6 @@ def _generating(adapter: ModelAdapter, position: Position) -> Iterator[None]:
             vars(model)["generate"] = before
 
 
-def _from_the_prompts_end(columns: Tensor, valid: Tensor, width: int, key: int) -> Any:
-    """The columns of a last position while a text is written: all from the prompt's last on."""
-    first = _writing[-1].setdefault(key, width)
-    if width <= first:
-        return columns, valid
-    wanted = torch.arange(first - 1, width).expand(len(columns), -1)
-    return wanted, torch.ones_like(wanted, dtype=torch.bool)
-
-
 def _bound(
     do: Edit,
     adapter: ModelAdapter,
@@ -380,8 +371,12 @@ def _bound(
     at: str,
     mask: Bool[Tensor, "batch pos"] | None,
     seed: int,
+    first_widths: Sequence[dict[LayerSite, int]] = (),
 ) -> dict[LayerSite, Hook]:
-    """What edits each hook point, bound to rows of a batch; each call takes the next draw."""
+    """What edits each hook point, bound to rows of a batch; each call takes the next draw.
+
+    ``first_widths`` is that of `_generating`, where texts may be written.
+    """
     units = parse_components(adapter, neurons, at=at)
     edit = do.sourced(neurons)
     reading = edited_positions(position)
@@ -404,8 +399,11 @@ def _bound(
         def apply(activation: Tensor, hook: Any = None) -> Tensor:
             n_rows, n_columns = activation.shape[:2]
             columns, valid = columns_of(position, (n_rows, n_columns), mask)
-            if _writing and position in (-1, "last"):
-                columns, valid = _from_the_prompts_end(columns, valid, n_columns, id(draws))
+            if first_widths and position in (-1, "last"):
+                width = first_widths[-1].setdefault(spot, n_columns)
+                if n_columns > width:  # the whole text so far, and not one new token
+                    columns = torch.arange(width - 1, n_columns).expand(n_rows, -1)
+                    valid = torch.ones_like(columns, dtype=torch.bool)
             rows = torch.arange(n_rows)
             where = EditRows(torch.zeros_like(rows), rows, columns, valid)
             return edit_activation(change, spot, features, activation, where, next(draws))[0]

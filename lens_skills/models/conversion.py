@@ -4,7 +4,6 @@ Each conversion is compared with the plain forward; where one fails the other is
 """
 
 import copy
-import inspect
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ import torch
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import parity
 from lens_skills.models.huggingface import HuggingFaceModel, in_memory, quiet, reason_of
-from lens_skills.models.partial_forward import cache_argument
+from lens_skills.models.text_writer import loses_cache
 
 LABELS = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 
@@ -215,10 +214,8 @@ def to_bridge(source: HuggingFaceModel, *, device: str) -> Any:
             f"TransformerBridge cannot hold {source.name} ({type(source.model).__name__}): "
             f"{reason_of(error).rstrip('.')}."
         ) from error
-    accepts = inspect.signature(bridge.original_model.forward).parameters
-    if cache_argument(accepts) == "cache":
-        # TransformerLens loses the cache under its new name and then writes other text: its own
-        # generate is asked for whole passes, unless the user asks for the cache.
+    if loses_cache(bridge):
+        # Its own generate is asked for whole passes, unless the user asks for the cache.
         for name in ("generate", "generate_stream"):
             if hasattr(bridge, name):
                 whole = partial(getattr(bridge, name), use_past_kv_cache=False)

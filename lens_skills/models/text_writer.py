@@ -1,5 +1,6 @@
 """`Writer`: a model that writes one token after another, with or without kept keys and values."""
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -166,6 +167,15 @@ def _continues(kind: type[Writer], adapter: Any, tokens: Tensor, mask: Tensor) -
     rows = (writer.logits.double().log_softmax(-1) for writer in (kept, whole))
     difference, allowed = distance(adapter, *rows)
     return difference <= allowed
+
+
+def loses_cache(model: Any) -> bool:
+    """Whether the model's own ``generate`` writes other text with a cache than without.
+
+    TransformerLens's bridges lose the cache under the name transformers 5.24 gives it.
+    """
+    accepts = inspect.signature(getattr(model, "original_model", model).forward).parameters
+    return cache_argument(accepts) == "cache"
 
 
 def end_tokens(adapter: Any) -> frozenset[int]:

@@ -22,7 +22,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import ablate, edited, hooks_of, patch
 from lens_skills.models import as_adapter, load_model, with_soft_prompt
-from tests.conftest import SENTENCES, tiny_tokenizer
+from tests.tiny_tokenizer import SENTENCES, tiny_tokenizer
 
 TEMPLATES = {
     "chatml": (

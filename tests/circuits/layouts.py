@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lens_skills.circuits import Node
-from tests.conftest import tiny_tokenizer
+from tests.tiny_tokenizer import tiny_tokenizer
 
 D_MODEL, D_MLP, N_HEADS, N_LAYERS = 32, 40, 4, 3
 

@@ -21,7 +21,7 @@ from lens_skills.data import Example
 from lens_skills.models import as_adapter
 from lens_skills.models.sublayers import ModelWeights
 from lens_skills.models.weights import FrozenNorm
-from tests.conftest import tiny_tokenizer
+from tests.tiny_tokenizer import tiny_tokenizer
 
 
 def pairs_of(model: Any, n: int = 4) -> list[Example]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tests.tiny_tokenizer import tiny_tokenizer
+
 LAYERS, WIDTH, NEURONS, HEADS, VOCABULARY, WINDOW = 3, 48, 67, 4, 600, 8
 
 SENTENCES = (
@@ -239,22 +241,9 @@ WHOLE_BLOCKS: dict[str, dict[str, int]] = {
 
 def tokenizer() -> Any:
     """Byte-level, of a few words; it adds no token of its own."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    own = Tokenizer(models.BPE())
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    own.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=560,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    own.train_from_iterator(SENTENCES * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=own, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
+    own = tiny_tokenizer(SENTENCES, digits=False)
+    own.chat_template = None
+    return own
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, **other: Any) -> Any:

@@ -57,8 +57,8 @@ def opens(path: Path) -> str:
 def main(n: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tests.conftest import tiny_tokenizer
     from tests.models.tiny_gguf import write_gguf
+    from tests.tiny_tokenizer import tiny_tokenizer
 
     warnings.simplefilter("error")
     tokenizer = tiny_tokenizer()

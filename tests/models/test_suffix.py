@@ -195,7 +195,7 @@ def build(kind: str, implementation: str, tiny_folder: Path) -> Any:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     if implementation == "hooked":
         pytest.importorskip("transformer_lens.components")
-        from tests.conftest import tiny_tokenizer
+        from tests.tiny_tokenizer import tiny_tokenizer
 
         return ls.load_model(model, tokenizer=tiny_tokenizer(), implementation="hooked")
     from transformer_lens.model_bridge import TransformerBridge

@@ -11,7 +11,7 @@ import lens_skills as ls
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
 from lens_skills.models.weights import Unembedding, final_gain, null_size
-from tests.conftest import tiny_tokenizer
+from tests.tiny_tokenizer import tiny_tokenizer
 
 
 def dense(projection: Any, gain: Any, centred: bool) -> np.ndarray:

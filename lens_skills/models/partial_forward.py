@@ -279,9 +279,14 @@ def set_aside(adapter: Any) -> Iterator[None]:
             hooks.update(items)
 
 
+def _of_libraries(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith(("transformer_lens", "transformers"))
+
+
 def _users(adapter: Any) -> list[tuple[dict[int, Any], list[int]]]:
     """The tables of torch hooks that hold hooks of the user's, and under which keys."""
-    theirs = {handle.hook.id for point in adapter._points.values() for handle in point.fwd_hooks}
+    handles = [handle for point in adapter._points.values() for handle in point.fwd_hooks]
+    theirs = {handle.hook.id for handle in handles if not _of_libraries(handle.user_hook)}
     found: dict[int, tuple[dict[int, Any], list[int]]] = {}
     for part in [*adapter._parts, *adapter._points.values()]:
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
@@ -289,8 +294,7 @@ def _users(adapter: Any) -> list[tuple[dict[int, Any], list[int]]]:
             # model that was once asked for hidden states or attention patterns: they look on.
             keys = [
                 key for key, hook in hooks.items()
-                if key in theirs or str(getattr(hook, "__module__", "")).split(".")[0]
-                not in ("transformer_lens", "transformers")
+                if key in theirs or not _of_libraries(hook)
             ]  # fmt: skip
             if keys:
                 found[id(hooks)] = (hooks, keys)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.gguf_metadata import check_carried, read_once
+from lens_skills.models.gguf_metadata import check_carried, check_whole, read_once
 from lens_skills.models.huggingface import quiet, reason_of
 
 FORMAT = 2
@@ -95,6 +95,7 @@ def _build(gguf: Path, entry: Path) -> None:
     try:
         try:
             with quiet(), read_once():
+                check_whole(gguf)
                 source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     str(gguf.parent), dtype=torch.float32, **source

@@ -1,5 +1,8 @@
 """What a GGUF file says of the computation, held against the configuration read from it."""
 
+import mmap
+import re
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +66,103 @@ def read_once() -> Iterator[None]:
             for name, value in own.items():
                 setattr(gguf, name, value)
             setattr(gguf.gguf_reader, "np", np)  # noqa: B010
+
+
+_FIXED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
+"""Types of values by their numbers in the file: bytes of a number, texts, arrays."""
+
+
+def check_lengths(path: Path) -> None:
+    """Nothing; raises where the header counts more than the file holds.
+
+    The reader of the `gguf` package believes a count, and fills the memory with what is not there.
+
+    Raises:
+        LensSkillsError: A text or an array that ends behind the file, or a value of no known type.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        fine = _counts_fit(whole)
+    if not fine:
+        raise LensSkillsError(
+            f"{path} is damaged: its header counts more than its {path.stat().st_size:,} bytes "
+            "hold, or names a type of value that is none. Compare its size and checksum with the "
+            "original's."
+        )
+
+
+def _counts_fit(whole: mmap.mmap) -> bool:
+    order = "<" if int.from_bytes(whole[4:8], "little") < 1 << 16 else ">"
+    size, place = len(whole), 24
+
+    def number(form: str) -> int:
+        nonlocal place
+        place += struct.calcsize(form)
+        return int(struct.unpack_from(order + form, whole, place - struct.calcsize(form))[0])
+
+    def skip(kind: int) -> None:
+        nonlocal place
+        if kind == _ARRAY:
+            inner, n = number("I"), number("Q")
+            if inner in _FIXED:
+                place += n * _FIXED[inner]
+            elif n * 8 <= size:  # the least that a text or an array takes
+                for _ in range(n):
+                    skip(inner)
+            else:
+                place = size + 1
+        elif kind == _STRING:
+            length = number("Q")
+            place += length
+        else:
+            place += _FIXED[kind]
+        if place > size:
+            raise ValueError
+
+    try:
+        n_tensors, n_values = struct.unpack_from(order + "QQ", whole, 8)
+        for _ in range(n_values):
+            skip(_STRING)
+            skip(number("I"))
+    except (KeyError, ValueError, struct.error, RecursionError):
+        return False
+    return n_tensors * 24 <= size - place
+
+
+def check_whole(path: Path) -> None:
+    """Nothing; raises where the file asks for a model larger than the one it holds.
+
+    A damaged size would otherwise be built before anything is compared with it, as far as memory
+    goes. The model is laid out without its numbers, and counted.
+
+    Raises:
+        LensSkillsError: More blocks, or more than twice the numbers that are there; as
+            `check_lengths`.
+    """
+    check_lengths(path)
+    import gguf
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    reader: Any = gguf.GGUFReader(str(path))
+    names = [re.match(r"blk\.(\d+)\.", tensor.name) for tensor in reader.tensors]
+    blocks = len({int(found[1]) for found in names if found})
+    counts = [f.contents() for name, f in reader.fields.items() if name.endswith(".block_count")]
+    held = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    wanted = 0
+    if all(count <= blocks for count in counts):
+        config = AutoConfig.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True
+        )
+        with torch.device("meta"):
+            shell: Any = AutoModelForCausalLM.from_config(config)
+        wanted = sum(weight.numel() for weight in shell.parameters())
+    if wanted > 2 * held or any(count > blocks for count in counts):
+        asked = f"{wanted:,} numbers" if wanted else f"{counts[0]:,} blocks"
+        raise LensSkillsError(
+            f"{path} asks for a model of {asked} and holds {held:,} numbers in {blocks} blocks: it "
+            "is damaged. Compare its size and checksum with the original's."
+        )
 
 
 def check_carried(path: Path, config: Any) -> None:

@@ -38,6 +38,7 @@ FLOORS = (
     ("plotting",),
     ("studies",),
     ("saved",),
+    ("report",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -10,10 +10,8 @@ not fit.
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from lens_skills.cards import fold
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 
@@ -551,45 +550,3 @@ def file_name(*parts: str) -> str:
         "".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts
     ]
     return "-".join(kept)
-
-
-CARD_WIDTH = 80
-"""Columns of a printed card."""
-
-
-def fold(card: str) -> str:
-    """A card whose longer lines go on in the next one, four columns further in.
-
-    >>> max(len(line) for line in fold("  " + "word " * 40).splitlines()) <= CARD_WIDTH
-    True
-    """
-    lines = []
-    for line in card.split("\n"):
-        inside = min(len(line) - len(line.lstrip()), 8)
-        if len(line) <= CARD_WIDTH:
-            lines.append(line)
-            continue
-        # What stood in columns cannot any longer: two spaces still keep it apart.
-        text = re.sub(" {3,}", "  ", line.strip())
-        lines += card_lines(text, indent=inside, hang=4)
-    return "\n".join(lines)
-
-
-def card_lines(text: str, *, indent: int = 0, hang: int = 2) -> list[str]:
-    """A sentence of a card as lines of at most `CARD_WIDTH` columns.
-
-    Args:
-        text: Without line breaks of its own.
-        indent: Spaces before the first line.
-        hang: Further spaces before the lines that go on.
-
-    >>> [len(line) for line in card_lines("word " * 20, indent=2)]
-    [76, 28]
-    """
-    return textwrap.wrap(
-        text,
-        CARD_WIDTH,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + hang),
-        break_on_hyphens=False,
-    )

@@ -13,13 +13,14 @@ import torch
 
 import lens_skills as ls
 from lens_skills.activations import ActivationTable
+from lens_skills.cards import CARD_WIDTH, fold
 from lens_skills.circuits import Faithfulness
 from lens_skills.data import Example
 from lens_skills.interventions import Audit, Verdict, ablate
 from lens_skills.interventions.attribution import Prescreen
 from lens_skills.interventions.baselines import describe_source
 from lens_skills.interventions.effects import Effects
-from lens_skills.results import CARD_WIDTH, Result, fold
+from lens_skills.results import Result
 from lens_skills.studies import Study
 from lens_skills.tasks import Preflight, Task, few
 from tests.plotting.conftest import make_scores, make_selection

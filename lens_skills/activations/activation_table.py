@@ -24,11 +24,12 @@ from lens_skills.activations.locations import (
 )
 from lens_skills.activations.metrics import parse_metrics
 from lens_skills.activations.stream import Batch, stream
+from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.models.adapter import identity
-from lens_skills.results import card_lines, undamaged, work_folder
+from lens_skills.results import undamaged, work_folder
 
 _FORMAT = 1
 ARRAY, MANIFEST = "activations.npy", "manifest.json"

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations.activation_reader import Excerpt
+from lens_skills.cards import CARD_WIDTH, card_lines
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.token_logits import TokenLogits, shown
-from lens_skills.results import CARD_WIDTH, Result, card_lines
+from lens_skills.results import Result
 
 ALPHA = 0.05
 _EXAMPLES = 3  # so many are printed

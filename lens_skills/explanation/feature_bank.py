@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.features import (
@@ -26,7 +27,6 @@ from lens_skills.explanation.features import (
     value_order,
     word_features,
 )
-from lens_skills.results import card_lines
 from lens_skills.stats.information import N_BINS, equal_width_codes
 
 

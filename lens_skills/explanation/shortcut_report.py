@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_skills.cards import card_lines
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.explanations import Explanations
-from lens_skills.results import Result, card_lines
+from lens_skills.results import Result
 from lens_skills.stats.effect_tests import beyond, equivalent
 
 SHORTCUT = "shortcut"

@@ -12,12 +12,13 @@ from torch import Tensor
 from lens_skills.activations import DEFAULT_SITE
 from lens_skills.activations.components import Component, parse_components
 from lens_skills.activations.forward import encode_examples, pad_left
+from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.weights import OutputWeights, frozen_norm
-from lens_skills.results import Result, card_lines
+from lens_skills.results import Result
 from lens_skills.tasks.word_lists import neutral_texts
 
 _TEXTS = 16  # so many texts say how large the residual stream is

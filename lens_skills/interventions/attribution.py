@@ -21,6 +21,7 @@ from lens_skills.activations.components import parse_components, sites_of
 from lens_skills.activations.forward import Encoded, RequiredOutputs, forward_batch, prepare
 from lens_skills.activations.locations import Site
 from lens_skills.activations.stream import batches
+from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Change
@@ -39,7 +40,7 @@ from lens_skills.models import (
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume
 from lens_skills.models.weights import LayerSite
-from lens_skills.results import Result, card_lines
+from lens_skills.results import Result
 from lens_skills.stats.correlation import rank_agreement
 
 

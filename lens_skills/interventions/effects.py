@@ -30,6 +30,7 @@ from lens_skills.activations import (
 from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.forward import Encoded, prepare
 from lens_skills.activations.stream import batches
+from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Change
@@ -38,7 +39,7 @@ from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
-from lens_skills.results import Checkpoint, Result, card_lines, provenance, resumable
+from lens_skills.results import Checkpoint, Result, provenance, resumable
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,11 @@ import torch
 
 from lens_skills.activations import Metric, column_values, evaluate, parse_metrics
 from lens_skills.activations.columns import MOST_CATEGORIES, reading_of
+from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, as_adapter
-from lens_skills.results import Result, card_lines
+from lens_skills.results import Result
 from lens_skills.stats.calibration import Calibration, calibrate
 from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
 from lens_skills.stats.intervals import chance_max_r, share_interval

@@ -11,9 +11,9 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
+from lens_skills.cards import fold
 from lens_skills.data import Example, in_turns
 from lens_skills.errors import LensSkillsError, did_you_mean
-from lens_skills.results import fold
 
 MANY_VALUES = 12  # a numeric column with more distinct values is stratified by its quarters
 SPLITS = ("explore", "confirm", "intervene")

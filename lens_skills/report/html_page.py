@@ -1,0 +1,156 @@
+"""`render`: a report as one HTML file that opens without a network.
+
+What is read first is HTML and needs no script; the table of neurons, their pages and the graphs of
+circuits are built from embedded JSON (`page_data`) by the JavaScript beside this file.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from lens_skills.errors import LensSkillsError
+from lens_skills.report.document import Document, Step
+from lens_skills.report.page_data import (
+    as_json,
+    cells_of,
+    columns_of,
+    payload,
+    plain,
+    seen,
+    strongest,
+)
+
+SCRIPTS = ("dom", "table", "neuron", "circuit", "main")
+"""The parts of the page's script, in the order in which they are joined."""
+
+STATIC_ROWS = 50
+"""How many rows of the table of neurons stand in the page itself, for readers without scripts."""
+
+_MINUS = "−"
+
+
+def render(document: Document) -> str:
+    """The report as one HTML file: text, pictures, data and script in one; nothing is fetched.
+
+    The same document gives the same bytes. Its texts may hold anything: markup is shown and not
+    run, and characters that would not be seen (controls, changes of direction) are written out,
+    ``⟨U+202E⟩``. A policy in the page lets no script run but its own, and nothing be fetched.
+
+    Of a model so large that its correlations would not fit (400,000 numbers: 50,000 neurons under 8
+    metrics), those of the strongest neurons are embedded, and the page says so.
+
+    Args:
+        document: As `gather` makes it.
+
+    Returns:
+        The text of the file, to be written as UTF-8.
+
+    Raises:
+        LensSkillsError: `document` is no Document.
+
+    Example:
+        >>> from lens_skills.report.document import Document
+        >>> page = render(Document("Agreement", found=("Nothing.",), asked=(), data=()))
+        >>> page.splitlines()[0]
+        '<!doctype html>'
+    """
+    if not isinstance(document, Document):
+        raise LensSkillsError(
+            f"asked to render a {type(document).__name__}; a page is made from a Document. "
+            "ls.report(results, path) gathers one from any results and writes its page."
+        )
+    document = seen(document)
+    every, total = strongest(document.every)
+    columns = columns_of(document)
+    script = _script()
+    page = _template().render(
+        document=document,
+        style=Markup(_asset("page.css")),
+        script=Markup(script),
+        script_hash=_hash(script),
+        data=Markup(as_json(payload(document, every, total))),
+        about=Markup(as_json(plain(document.about))) if document.about else "",
+        columns=columns,
+        rows=[cells_of(row, columns) for row in document.rows[:STATIC_ROWS]],
+        steps=_steps(document.attrition),
+        n_every=total,
+    )
+    return page
+
+
+def _steps(steps: Sequence[Step]) -> list[tuple[Step, float | None]]:
+    """Each step and the share of the one before that it left; None for the first, and of none."""
+    before = [None, *(step.count for step in steps)]
+    return [
+        (step, step.count / last if last else None)
+        for step, last in zip(steps, before, strict=False)
+    ]
+
+
+def _cell(value: Any, digits: int | None = None) -> str:
+    """A value as the script writes it, too (`number` in page_dom.js)."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    text = f"{value:.{digits}f}" if digits is not None else f"{value:.4g}"
+    if digits is None and float(value).is_integer():
+        text = f"{value:.0f}"
+    if not float(text):
+        text = text.lstrip("-")
+    return text.replace("-", _MINUS)
+
+
+def _picture(svg: str) -> str:
+    """The address of a picture that holds it whole.
+
+    As an image and not as a part of the page: what is in it runs nothing, and its names do not meet
+    those of other pictures.
+    """
+    svg = re.sub(
+        r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S
+    )
+    svg = re.sub(r"\s*\n\s*", " ", svg.strip())
+    svg = svg.encode("utf-8", "replace").decode("utf-8")
+    # Quotation marks of attributes may be either; single ones need no escape in an address.
+    if "'" not in svg:
+        svg = svg.replace('"', "'")
+    return "data:image/svg+xml," + quote(svg, safe=" ='/:;,()-.@!*+[]{}|_~$?")
+
+
+def _anchor(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _script() -> str:
+    parts = "\n".join(_asset(f"page_{name}.js") for name in SCRIPTS)
+    return f'(() => {{\n"use strict";\n{parts}}})();\n'
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+@cache
+def _asset(name: str) -> str:
+    text = files("lens_skills.report").joinpath(name).read_text(encoding="utf-8")
+    return text.replace("\r\n", "\n")  # a browser would, and the hash would not fit
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"cell": _cell, "picture": _picture, "anchor": _anchor}
+    return environment.from_string(_asset("page.html.j2"))

@@ -12,7 +12,7 @@ pinned = $(shell sed -nE 's/^($(1)==[^ ;]+).*/\1/p' $(CONSTRAINTS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check docs figures bench settings clean
+.PHONY: help install demo test lint check docs site figures bench settings clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -49,6 +49,11 @@ check: lint test ## Everything a change must pass.
 docs: $(STAMP) ## Write the measured numbers into the pages.
 	$(BIN)/python benchmarks/render_docs.py
 
+# mkdocs-material tells of a MkDocs to come at every start; the variable is its own.
+site: $(STAMP) ## Build the pages as a site in site/, which opens from a disk; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'Open site/index.html.'
+
 figures: demo ## Redraw the figures.
 
 bench: $(STAMP) ## Run every benchmark; each prints a table and, last, one JSON object.
@@ -64,5 +69,5 @@ settings: $(STAMP) ## Redo the results page of the three settings (hours; HANS=F
 	$(BIN)/python benchmarks/settings/skill_mix.py
 
 clean: ## Remove the environments, caches and the demo's results.
-	rm -rf .venv .venv-newest .venv-oldest build *.egg-info .pytest_cache .ruff_cache figures/demo runs
+	rm -rf .venv .venv-newest .venv-oldest build site *.egg-info .pytest_cache .ruff_cache figures/demo runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

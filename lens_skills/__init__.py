@@ -1,13 +1,13 @@
 """Find, confirm and test the neurons of a language model that carry a skill.
 
-A :class:`Task` (prompts, answers, labels) is split by group; a :func:`score` correlates every
+A `Task` (prompts, answers, labels) is split by group; a `score` correlates every
 neuron's activation with every metric (a label, the model's own confidence, its correctness) in one
-pass and holds it against its nulls; :func:`select` grades what a second, unseen split confirms;
-:func:`verify` intervenes on a third, beside matched controls, and says what each neuron does.
-:func:`study` runs all of it and prints one card, which opens with the attrition: how many neurons
+pass and holds it against its nulls; `select` grades what a second, unseen split confirms;
+`verify` intervenes on a third, beside matched controls, and says what each neuron does.
+`study` runs all of it and prints one card, which opens with the attrition: how many neurons
 there are, and how many are left after each step.
 
-A model is whatever TransformerLens makes: :func:`load_model` opens the bundled default, a hub name,
+A model is whatever TransformerLens makes: `load_model` opens the bundled default, a hub name,
 a folder, a GGUF file or a loaded Hugging Face model, and every verb takes a ``HookedTransformer``
 or ``TransformerBridge`` of your own as it is::
 

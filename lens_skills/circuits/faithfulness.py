@@ -85,7 +85,7 @@ class Curve:
         empty: Mean target with none.
         sizes: Numbers of edges, the strongest first; the last is all of them.
         shares: Faithfulness at each size.
-        random: The same of each random circuit: [draw][size].
+        random: The same of each random circuit, draw by draw.
         rest: Share of the gap that is left with all edges but the circuit's (0: complete).
         removals: One per edge; empty where they were not asked for.
         equivalent: Whether the 90 % interval at the last size lies in [1 - ε, 1 + ε].

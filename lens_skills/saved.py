@@ -12,7 +12,7 @@ from lens_skills.results import Result, is_saved, kind_of, undamaged
 _ROOMS = {
     "circuits": ("Circuit", "Faithfulness"),
     "diagnostics": ("Memorisation", "Redundancy", "Regulators", "SparseProbe"),
-    "explanation": ("Explanations", "Shortcuts", "TokenLogits"),
+    "explanation": ("ActivatingExamples", "Explanations", "Shortcuts", "TokenLogits"),
     "generation": ("Graded",),
     "interventions": ("Audit", "DamageMatrix", "DoseResponse", "Effects", "Prescreen", "Verdict"),
     "models": ("SoftPrompt",),

@@ -67,6 +67,7 @@ def calls() -> dict[str, dict[str, Any]]:
     own: dict[str, dict[str, Any]] = {
         "Example": {"id": "a", "prompt": "b"},
         "Task": {"name": "t", "examples": list(explore)},
+        "activating_examples": {"lenses": ()},
         "ablate": {},
         "clamp": {"to": 1.0},
         "scale": {"by": 2.0},

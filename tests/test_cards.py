@@ -52,7 +52,7 @@ class CardMaker(Maker):
 
     def row(self) -> dict[str, Any]:
         row = {name: 0.25 for number in NUMBERS.split() for name in _with_ends(number)}
-        texts = dict.fromkeys(("name", "word", "why", "feature", "kind"), LABEL)
+        texts = dict.fromkeys(("name", "word", "why", "feature", "kind", "group"), LABEL)
         return (
             row
             | texts

@@ -40,6 +40,7 @@ from lens_skills.activations.locations import (
     find_site,
     parse_position,
     soft_position,
+    token_places,
 )
 from lens_skills.activations.metrics import Metric
 from lens_skills.activations.stream import Batch, Places, places_of, read_sites, stream
@@ -382,6 +383,8 @@ class Excerpt:
         activation: At the position that was explained.
         tokens: The prompt's tokens as texts, without the beginning-of-sequence token.
         values: The neuron's activation at each.
+        read: The place of that position among the tokens; None where it is of several tokens, or
+            of the one left out.
     """
 
     id: str
@@ -389,6 +392,7 @@ class Excerpt:
     activation: float
     tokens: tuple[str, ...]
     values: tuple[float, ...]
+    read: int | None = None
 
     def __repr__(self) -> str:
         return f"{self.activation:+.2f}  {self.prompt!r}"
@@ -400,8 +404,12 @@ def read_tokens(
     units: Sequence[Component],
     wanted: Sequence[Sequence[int]],
     activations: Float[Tensor, "neuron row"],
+    position: Position,
 ) -> list[tuple[Excerpt, ...]]:
-    """For every neuron the wanted examples, by place, with its activation at every token."""
+    """For every neuron the wanted examples, by place, with its activation at every token.
+
+    ``position`` is where ``activations`` were read.
+    """
     chosen = sorted({place for places in wanted for place in places})
     if not chosen:
         return [() for _ in units]
@@ -411,11 +419,16 @@ def read_tokens(
     feature = torch.tensor([unit.start for unit in units])
     tokens: dict[int, tuple[str, ...]] = {}
     values: dict[int, Tensor] = {}
+    reads: dict[int, int | None] = {}
+    spec = parse_position(position)
     for batch in stream(adapter, some, at=units[0].site, position="all", layers=layers):
         assert batch.mask is not None
         for row, index in enumerate(batch.index.tolist()):
             encoded: Any = batch.examples[row]
-            own = encoded.prompt_tokens[1 if encoded.has_bos else 0 :].tolist()
+            first = 1 if encoded.has_bos else 0
+            own = encoded.prompt_tokens[first:].tolist()
+            read = None if spec.pool else token_places(adapter, encoded, spec.spots[0])[0] - first
+            reads[chosen[index]] = None if read is not None and read < 0 else read
             tokens[chosen[index]] = tuple(
                 SOFT if token >= adapter.d_vocab else adapter.decode(token) for token in own
             )
@@ -429,6 +442,7 @@ def read_tokens(
                 float(activations[number, place]),
                 tokens[place],
                 tuple(values[place][number].tolist()),
+                reads[place],
             )
             for place in places
         )

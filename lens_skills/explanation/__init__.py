@@ -1,5 +1,7 @@
 """WHY IT FIRES: which features of the input drive a neuron, what it writes, and shortcuts."""
 
+from lens_skills.explanation.activation_quantiles import ActivatingExamples as ActivatingExamples
+from lens_skills.explanation.activation_quantiles import activating_examples as activating_examples
 from lens_skills.explanation.explain import explain as explain
 from lens_skills.explanation.explanations import Explanation as Explanation
 from lens_skills.explanation.explanations import Explanations as Explanations

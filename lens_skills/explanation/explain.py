@@ -95,12 +95,11 @@ def explain(
     if len(task) == 0:
         raise LensSkillsError("no examples to explain neurons on: the task is empty.")
     adapter = with_soft_prompt(model, prompt, chat)
-    components = _single(parse_components(adapter, neurons, at=at or DEFAULT_SITE))
+    components = single_features(
+        parse_components(adapter, neurons, at=at or DEFAULT_SITE), "explain"
+    )
     site = site_of(components)
-    labels = getattr(neurons, "positions", ())
-    where = soft_position(adapter, labels[0] if position is None and len(labels) == 1 else position)
-    if isinstance(where, list) and position is None:
-        where = "last"  # of a soft prompt's vectors, the last
+    where = scored_position(adapter, neurons, position)
     bank = feature_bank(task) if features is None else features
     groups = [example.group for example in task]
     parts = check_halves(halves(groups, seed=seed), groups, n_permutations)
@@ -131,7 +130,7 @@ def explain(
         activations[active], design, groups, parts, k=k, n_permutations=n_permutations, seed=seed
     )
     extremes = _extremes(activations, n_examples)
-    tokens = read_tokens(adapter, task, components, extremes, activations)
+    tokens = read_tokens(adapter, task, components, extremes, activations, where)
     told = site == DEFAULT_SITE and not adapter.packed
     writes = logits_of(adapter, components, k=n_tokens, over=task) if told else None
     place = active.cumsum(0) - 1
@@ -149,7 +148,7 @@ def explain(
                 else (),
                 top=tokens[number][:half],
                 bottom=tokens[number][half:],
-                writes=None if writes is None else writes[number],
+                writes=None if writes is None else writes[number][0],
                 activation=activations[number],
                 values=values,
                 note="" if is_active else "never active on these examples: it does not vary",
@@ -186,9 +185,10 @@ def explain(
     )
 
 
-def _single(components: Sequence[Component]) -> tuple[Component, ...]:
+def single_features(components: Sequence[Component], verb: str) -> tuple[Component, ...]:
+    """The components; raises where there are none, or one is more than one number per token."""
     if not components:
-        raise LensSkillsError("no neurons to explain: none were named (an empty selection?).")
+        raise LensSkillsError(f"no neurons to {verb}: none were named (an empty selection?).")
     wide = [one.name for one in components if one.stop - one.start > 1]
     if wide:
         raise LensSkillsError(
@@ -196,6 +196,13 @@ def _single(components: Sequence[Component]) -> tuple[Component, ...]:
             "another site, such as 'L9H3.36'."
         )
     return tuple(components)
+
+
+def scored_position(adapter: ModelAdapter, neurons: Any, position: Position | None) -> Position:
+    """As asked; else where a selection was scored; of a soft prompt's vectors, the last."""
+    labels = getattr(neurons, "positions", ())
+    where = soft_position(adapter, labels[0] if position is None and len(labels) == 1 else position)
+    return "last" if isinstance(where, list) and position is None else where
 
 
 def check_halves(

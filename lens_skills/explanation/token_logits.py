@@ -1,4 +1,7 @@
-"""`token_logits`: which tokens a neuron makes more and less likely by itself (logit lens)."""
+"""`token_logits`: which tokens a neuron makes more and less likely.
+
+By itself (logit lens), or through the later layers (Jacobian lens).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,25 +17,30 @@ from lens_skills.activations.components import Component, parse_components
 from lens_skills.activations.forward import encode_examples, pad_left
 from lens_skills.cards import card_lines
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.weights import OutputWeights, frozen_norm
 from lens_skills.results import Result
 from lens_skills.tasks.word_lists import neutral_texts
 
+LENSES = {"logit": "logit lens", "jacobian": "Jacobian lens"}
+"""How what a neuron writes is read, and the name of it."""
+
 _TEXTS = 16  # so many texts say how large the residual stream is
+_AT_ONCE = 32  # neurons whose difference quotients run side by side
 
 
 @dataclass(frozen=True)
 class TokenLogits(Result):
-    """What one unit of a neuron's activation adds to the logits, nothing in between.
+    """What one unit of a neuron's activation adds to the logits.
 
     Attributes:
         name: The neuron.
         promoted, suppressed: (token, change of its logit), strongest first.
         spread: Standard deviation of the change over the vocabulary.
         how: What stands between the neuron and the logits, in words.
+        lens: ``"logit"`` (nothing but the final norm) or ``"jacobian"`` (the later layers too).
     """
 
     name: str
@@ -40,6 +48,7 @@ class TokenLogits(Result):
     suppressed: tuple[tuple[str, float], ...]
     spread: float
     how: str
+    lens: str = "logit"
 
     def frame(self) -> pd.DataFrame:
         """One row per token: token logit direction (promoted, suppressed)."""
@@ -49,7 +58,10 @@ class TokenLogits(Result):
 
     def __repr__(self) -> str:
         parts = {"promotes": self.promoted, "suppresses": self.suppressed}
-        lines = card_lines(f"{self.name}, logits per unit of activation ({self.how})")
+        lines = card_lines(
+            f"{self.name}, {LENSES.get(self.lens, self.lens)}: logits per unit of activation"
+        )
+        lines += card_lines(self.how, indent=2)
         for verb, tokens in parts.items():
             lines += card_lines(f"{verb:<10} {shown(tokens, len(tokens))}", indent=2, hang=11)
         return "\n".join(lines)
@@ -65,7 +77,12 @@ def shown(tokens: Sequence[tuple[str, float]], k: int) -> str:
 
 
 def token_logits(
-    model: Any, neuron: Any, *, k: int = 10, over: Sequence[Example] | None = None
+    model: Any,
+    neuron: Any,
+    *,
+    k: int = 10,
+    over: Sequence[Example] | None = None,
+    lens: str = "logit",
 ) -> TokenLogits:
     """The tokens a neuron promotes and suppresses most, straight through the final norm.
 
@@ -75,23 +92,43 @@ def token_logits(
     probability sees. In logits per unit of activation. Where a norm follows the MLP, not the row
     itself but what one more unit changes behind that norm, the mean over those texts.
 
+    ``lens="jacobian"`` first takes that row through the later layers, to first order: J W_out, J
+    being the derivative of the final residual stream by that after the neuron's block, both at the
+    token where the answer is predicted, and the mean over the same texts. In the last layer J is
+    the identity, and both lenses are one.
+
     Args:
         model: A HookedTransformer or TransformerBridge.
         neuron: ``"L17N635"`` or (layer, index), at ``mlp.hook_post``.
         k: How many tokens of each kind.
-        over: Examples that say how large the residual stream is where the answer is predicted;
-            by default a few plain sentences.
+        over: Examples that say how large the residual stream is where the answer is predicted,
+            and over which J is a mean (of about 16 of them); by default a few plain sentences.
+        lens: ``"logit"`` or ``"jacobian"``.
 
     Raises:
-        LensSkillsError: No such neuron; a final norm or an MLP output that is of no known kind.
+        LensSkillsError: No such neuron; a final norm or an MLP output that is of no known kind; a
+            model whose later layers cannot run by themselves (Jacobian lens).
 
-    Does not show: what later layers make of what the neuron writes.
+    Does not show: by the logit lens, what later layers make of what the neuron writes; by the
+    Jacobian lens, what they make of more than a small change, what a text does differently from
+    the mean, and what attention carries to other tokens.
 
-    Source: "logit lens" of a weight, Geva et al. 2022 (arXiv 2203.14680).
+    Source: "logit lens" of a weight, Geva et al. 2022 (arXiv 2203.14680); Jacobian lens, Gurnee et
+    al. 2026 (Transformer Circuits Thread), here without later targets and one source a prompt.
     """
     adapter = as_adapter(model)
     units = parse_components(adapter, neuron if isinstance(neuron, str) else [neuron])
-    return logits_of(adapter, units, k=k, over=over)[0]
+    return logits_of(adapter, units, k=k, over=over, lenses=(lens,))[0][0]
+
+
+def check_lenses(lenses: Sequence[str]) -> None:
+    """Refuses a lens that is none of the two."""
+    for lens in lenses:
+        if lens not in LENSES:
+            raise LensSkillsError(
+                f"no lens {lens!r}.{did_you_mean(lens, tuple(LENSES))} There are: "
+                f"{', '.join(LENSES)}."
+            )
 
 
 def logits_of(
@@ -100,15 +137,19 @@ def logits_of(
     *,
     k: int = 10,
     over: Sequence[Example] | None = None,
-) -> list[TokenLogits]:
-    """`token_logits` of several neurons."""
+    lenses: Sequence[str] = ("logit",),
+) -> list[list[TokenLogits]]:
+    """`token_logits` of several neurons, by each lens."""
+    check_lenses(lenses)
+    if k < 1:
+        raise LensSkillsError(f"k= is how many tokens of each kind, 1 or more, not {k}.")
     for unit in units:
         if unit.site != DEFAULT_SITE or unit.stop - unit.start > 1:
             raise LensSkillsError(
                 f"{unit.name} at {unit.site} is no single neuron at {DEFAULT_SITE!r}, the only "
                 "units whose output is one direction."
             )
-    suffix = _some_pass(adapter, over)
+    suffix = _some_pass(adapter, over, check="jacobian" in lenses)
     gain, centred = _frozen(adapter, suffix)
     writes = OutputWeights(adapter)
     rows = []
@@ -120,21 +161,58 @@ def logits_of(
                 f"what {unit.name} writes is not known: its layer has no single output matrix."
             )
         rows.append(weight[0].double())
-    effects = vocabulary_effects(adapter, torch.stack(rows), gain, centred)
-    how = f"final {'LayerNorm' if centred else 'RMSNorm'} at a frozen scale, its gain included"
-    found = []
-    for unit, logits in zip(units, effects, strict=True):
-        most = logits.topk(min(k, len(logits)))
-        least = (-logits).topk(min(k, len(logits)))
-        found.append(
-            TokenLogits(
-                unit.name,
-                tuple((adapter.decode(int(i)), float(logits[i])) for i in most.indices),
-                tuple((adapter.decode(int(i)), float(logits[i])) for i in least.indices),
-                float(logits.std(correction=0)),
-                how,
+    norm = f"final {'LayerNorm' if centred else 'RMSNorm'} at a frozen scale, its gain included"
+    found: list[list[TokenLogits]] = [[] for _ in units]
+    for lens in lenses:
+        written, how = torch.stack(rows), norm
+        if lens == "jacobian":
+            written = through_later_layers(suffix, written, [unit.layer for unit in units])
+            how = (
+                "through the later layers at the same token, to first order, the mean over "
+                f"{len(suffix.mask)} texts; then the {norm}"
             )
-        )
+        effects = vocabulary_effects(adapter, written, gain, centred)
+        for number, (unit, logits) in enumerate(zip(units, effects, strict=True)):
+            most = logits.topk(min(k, len(logits)))
+            least = (-logits).topk(min(k, len(logits)))
+            found[number].append(
+                TokenLogits(
+                    unit.name,
+                    tuple((adapter.decode(int(i)), float(logits[i])) for i in most.indices),
+                    tuple((adapter.decode(int(i)), float(logits[i])) for i in least.indices),
+                    float(logits.std(correction=0)),
+                    how,
+                    lens,
+                )
+            )
+    return found
+
+
+def through_later_layers(
+    suffix: PartialForward, rows: Float[Tensor, "neuron d_model"], layers: Sequence[int]
+) -> Float[Tensor, "neuron d_model"]:
+    """What a small change after each neuron's block becomes in the final residual stream.
+
+    Per unit of the change, at the last token, the mean over the examples: a central difference,
+    whose step is a small part of the residual stream's length.
+    """
+    adapter, found = suffix.adapter, rows.clone()
+    share = 0.01 if adapter.dtype in (torch.float32, torch.float64) else 0.1
+    for layer in sorted({*layers} - {adapter.n_layers - 1}):
+        here = [number for number, own in enumerate(layers) if own == layer]
+        clean = suffix.entering[layer + 1][:, -1].double()
+        for start in range(0, len(here), _AT_ONCE):
+            some = here[start : start + _AT_ONCE]
+            length = rows[some].norm(dim=-1).clamp(min=1e-12).to(clean)
+            step = share * clean.norm(dim=-1) / length[:, None]
+            push = torch.einsum("se,sd->sed", step, rows[some].to(clean))
+            residual = suffix.clean(layer + 1, 2 * len(some)).clone()
+            moved = torch.cat([push, -push]).to(residual)
+            residual[:, :, -1] = residual[:, :, -1] + moved
+            out = suffix.run(residual, layer + 1)[:, :, -1].double()
+            up, down = out.split(len(some))
+            slope = (up - down) / (2 * step[..., None])
+            found[some] = slope.mean(1).to(found)
     return found
 
 
@@ -164,7 +242,9 @@ def _frozen(
     return found[0].mean(0), found[1]
 
 
-def _some_pass(adapter: ModelAdapter, over: Sequence[Example] | None) -> PartialForward:
+def _some_pass(
+    adapter: ModelAdapter, over: Sequence[Example] | None, *, check: bool
+) -> PartialForward:
     texts = [Example(id=str(n), prompt=text) for n, text in enumerate(neutral_texts()[:_TEXTS])]
     if over is None:
         adapter = adapter.in_chat(False)
@@ -173,6 +253,6 @@ def _some_pass(adapter: ModelAdapter, over: Sequence[Example] | None) -> Partial
     rows = [item.prompt_tokens.tolist() for item in encoded]
     tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
     try:
-        return prefill(adapter, tokens, mask, start=tokens.shape[1] - 1, readers={}, check=False)
+        return prefill(adapter, tokens, mask, start=tokens.shape[1] - 1, readers={}, check=check)
     except CannotResume as error:
         raise LensSkillsError(f"what neurons write cannot be read: {error}.") from error

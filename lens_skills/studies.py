@@ -199,7 +199,7 @@ def study(
     """
     require_examples(task, 40)
     main = parse_metric(
-        _default_metric(task) if metric is None else metric, task, asked="study(metric=…)"
+        default_metric(task) if metric is None else metric, task, asked="study(metric=…)"
     )
     # Said before the preflight, which takes a while.
     find_site(as_adapter(model), at)
@@ -301,7 +301,12 @@ def _no_verdict(chosen: Selection, intervene: Task | None, causal_metric: Any) -
     return ""
 
 
-def _default_metric(task: Task) -> str:
+def default_metric(task: Task) -> str:
+    """What `study` looks for unless told: ``logit_diff``, else ``correct``, else the first label.
+
+    Raises:
+        LensSkillsError: The task has neither answers nor labels.
+    """
     metric = usual_causal_metric(task)
     if metric is not None:
         return metric if metric == "logit_diff" else "correct"

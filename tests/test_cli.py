@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import lens_skills as ls
-from lens_skills.cli import app, console
+from lens_skills.cli import app, console, finding
 from lens_skills.cli.runs import Run
 from lens_skills.models.conversion import has_hooked
 from lens_skills.scoring import Scores
@@ -234,7 +234,7 @@ def refused() -> Refuse:
 def test_an_unknown_task_is_told_before_a_model_is_opened(
     refused: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "open_model", lambda *names: pytest.fail("the model was opened first"))
+    monkeypatch.setattr(finding, "open_model", lambda *_: pytest.fail("the model was opened first"))
     assert "no task 'agreemnt'" in refused("score", "agreemnt", "--out", tmp_path / "run")
     assert "Did you mean 'agreement'?" in refused("tasks", "agreemnt")
     for wrong in (["--metric", "label:plurl"], ["--given", "lenght"], ["--metric", "confidnce"]):
@@ -282,7 +282,7 @@ def test_an_unknown_command_brings_the_nearest(refused: Refuse) -> None:
     for typed, nearest in (("compare", "compare-methods"), ("verfy", "verify")):
         assert f"no command '{typed}'. Did you mean '{nearest}'?" in refused(typed, "run", code=2)
     said = refused("zzz", code=2)
-    assert said == "lens-skills: no command 'zzz'. `lens-skills --help` lists all 12."
+    assert said == "lens-skills: no command 'zzz'. `lens-skills --help` lists all 13."
 
 
 def test_an_option_of_all_commands_is_a_setting(

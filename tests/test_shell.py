@@ -154,6 +154,7 @@ def commands(run: Path, out: Path, model: Path) -> dict[str, list[object]]:
     return {
         "models": [],
         "tasks": ["agreement", "--preflight", "--limit", 24, *opened],
+        "study": [*SCORE[1:], "--out", out / "study", *opened],
         "score": [*SCORE[1:], "--out", out / "run", *opened],
         "select": [out / "run", "--top", 5],
         "verify": [run, "--limit", 16, "--delta", 0.5, "--most", 1],
@@ -181,7 +182,7 @@ def answers(
         halves = {"fractions": (0.5, 0.5), "n_permutations": 39}
         studied = ls.study(model, small, metric="label:plural", **halves)
         patch.setattr(room, "study", lambda *_, **__: studied)
-        patch.setattr(room, "draw", lambda *_: None)
+        patch.setattr(room, "draw", lambda *said: said[-1].mkdir(parents=True, exist_ok=True))
         asked = commands(run, out, tiny_folder)
         yield {name: (said, shell(name, *said, "--json")) for name, said in asked.items()}
 
@@ -222,9 +223,9 @@ def test_what_is_finished_says_so_and_is_shown(
     old, new = json.loads(before.stdout), json.loads(again.stdout)
     assert (old["finished_before"], new["finished_before"]) == (False, True)
     assert new["results"] == old["results"]
-    other = {"score": "--seed", "select": "--top", "verify": "--limit", "explain": "--limit",
-             "compare-methods": "--k", "circuit": "--edges", "prompt": "--tokens",
-             "generate": "--tokens", "demo": "--seed"}[name]  # fmt: skip
+    other = {"score": "--seed", "study": "--most", "select": "--top", "compare-methods": "--k",
+             "circuit": "--edges", "prompt": "--tokens", "generate": "--tokens",
+             "demo": "--seed"}.get(name, "--limit")  # fmt: skip
     changed = shell(name, *asked, other, 7)
     assert changed.exit_code == 1, changed.output
     assert f"{other if name != 'score' else 'seed'} was " in changed.stderr

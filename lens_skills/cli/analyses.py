@@ -2,35 +2,22 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lens_skills.cli.console import call, choose, is_run, limited, open_run_model
+from lens_skills.cli.shared_options import CausalMetric, Folder, Metric, Neurons, ThirdSplit
 from lens_skills.cli.steps import Step
 from lens_skills.errors import LensSkillsError
-
-Folder = Annotated[Path, typer.Argument(help="A run folder written by `lens-skills score`.")]
-Metric = Annotated[str | None, typer.Option(help="Which metric (default: the run's first).")]
-CausalMetric = Annotated[
-    str | None,
-    typer.Option(
-        help="What effects are measured by (default logit_diff, else answer_probability)."
-    ),
-]
-Limit = Annotated[int, typer.Option(min=1, help="Use at most so many examples of the third split.")]
 
 
 def explain(
     run: Folder,
     metric: Metric = None,
-    neuron: Annotated[
-        list[str] | None,
-        typer.Option(help="L17N635 (may repeat). Default: the confirmed ones, else the top."),
-    ] = None,
+    neuron: Neurons = None,
     top: Annotated[int, typer.Option(help="How many of explore, where none is confirmed.")] = 10,
-    limit: Limit = 1000,
+    limit: ThirdSplit = 1000,
 ) -> None:
     """What neurons of RUN fire for and what they write, on the split that chose none of them."""
     is_run(run)
@@ -66,7 +53,7 @@ def compare_methods(
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="How many neurons each method may name.")] = 20,
     causal_metric: CausalMetric = None,
-    limit: Limit = 64,
+    limit: ThirdSplit = 64,
 ) -> None:
     """Which methods find neurons that matter: each ranks on explore, its strongest are ablated."""
     is_run(run)
@@ -115,7 +102,7 @@ def circuit(
     proposals: Annotated[
         str, typer.Option(help="attribution, integrated or relevance.")
     ] = "attribution",
-    limit: Limit = 128,
+    limit: ThirdSplit = 128,
 ) -> None:
     """What sets a neuron, a head or the answer, and through what it acts: every edge tested."""
     choose("kind of proposals", proposals, ("attribution", "integrated", "relevance"))

@@ -13,19 +13,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lens_skills.cli.analyses import CausalMetric, Folder, Metric, circuit, compare_methods, explain
+from lens_skills.cli.analyses import circuit, compare_methods, explain
 from lens_skills.cli.console import (
     Call,
-    Seed,
     begin_call,
     call,
-    choose,
     command,
     is_run,
     limited,
-    named,
     open_model,
-    open_run_model,
 )
 from lens_skills.cli.exit_codes import (
     BUG,
@@ -35,16 +31,16 @@ from lens_skills.cli.exit_codes import (
     received,
     stopped_code,
 )
-from lens_skills.cli.soft_prompts import Soft, generate, prompt
-from lens_skills.cli.steps import Step
+from lens_skills.cli.finding import score, select, study
+from lens_skills.cli.intervening import verify
+from lens_skills.cli.shared_options import Seed
+from lens_skills.cli.soft_prompts import generate, prompt
 from lens_skills.cli.terminal import make_printable, say
 from lens_skills.errors import LensSkillsError
 from lens_skills.settings import config
 
 # Typer brings a click of its own since 0.2x, so that what it raises is found through it.
 UsageError: Any = typer.BadParameter.__mro__[1]
-EXCHANGES = ("auto", "within", "kinds", "between", "free", "signs")
-POSITIONS = ("last", "mean", "max", "all", "prompt")  # or an index
 RED, YELLOW = 31, 33
 PACKAGES = ("lens-skills", "torch", "transformers", "transformer-lens", "numpy", "scipy")
 
@@ -219,172 +215,6 @@ def demo(
     run_demo(call(), out, seed=seed)
 
 
-def score(
-    task: Annotated[
-        str,
-        typer.Argument(
-            help="agreement, ioi, arithmetic[:OPS:DIGITS], a BIG-bench JSON file or folder, or a "
-            "CSV/TSV/JSONL/Parquet file (then say --text)."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The run folder to write.")],
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="label:NAME, covariate:NAME, correct, confidence, entropy, logit_diff …"),
-    ] = None,
-    at: Annotated[str, typer.Option(help="Hook point within a block.")] = "mlp.hook_post",
-    position: Annotated[
-        str | None, typer.Option(help="last, an index such as -2, mean, max, all or prompt.")
-    ] = None,
-    prompt: Soft = None,
-    given: Annotated[
-        list[str] | None, typer.Option(help="Column to partial out (repeat for several).")
-    ] = None,
-    exchange: Annotated[
-        str, typer.Option(help="auto, within, kinds, between, free or signs: what trades places.")
-    ] = "auto",
-    permutations: Annotated[
-        int | None, typer.Option(min=1, help="Draws of the null (default 100 for a whole model).")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many examples.")] = None,
-    seed: Seed = 0,
-    chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
-    text: Annotated[
-        str | None,
-        typer.Option(help="Tables: prompt column, or a template like '{a} plus {b} is'."),
-    ] = None,
-    answer: Annotated[str | None, typer.Option(help="Tables: answer column.")] = None,
-    foil: Annotated[str | None, typer.Option(help="Tables: column of the wrong answer.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Tables: label column (repeat for several).")
-    ] = None,
-    covariate: Annotated[
-        list[str] | None, typer.Option(help="Tables: covariate column (repeat for several).")
-    ] = None,
-    group: Annotated[str | None, typer.Option(help="Tables: group column.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="Tables: column of input types, for the control task.")
-    ] = None,
-) -> None:
-    """Score every neuron on the explore split of TASK; writes the run folder OUT.
-
-    Interrupted, the same command goes on where it stopped.
-    """
-    choose("exchange scheme", exchange, EXCHANGES)
-    if position is not None and not position.lstrip("-").isdigit():
-        choose("position", position, POSITIONS)
-    from lens_skills.cli.runs import Run, RunRequest
-
-    told = call()
-    columns = {"prompt": text, "answer": answer, "foil": foil, "group": group, "kind": kind}
-    columns = {name: column for name, column in columns.items() if column is not None}
-    request = RunRequest(
-        task=task,
-        metrics=tuple(metric or ["confidence"]),
-        model=told.opening["model"],
-        implementation=told.opening["implementation"],
-        dtype=told.opening["dtype"],
-        columns=columns | named("labels", label) | named("covariates", covariate),
-        options={
-            "at": at,
-            "position": position or ("last" if prompt is None else "prompt"),
-            "exchange": exchange,
-            "chat": chat,
-        }
-        | named("given", given)
-        | ({} if permutations is None else {"n_permutations": permutations}),
-        seed=seed,
-        limit=limit,
-        prompt=None if prompt is None else str(prompt),
-    )
-    Run(out, request).check()
-    run = Run.create(out, request, command=told.command)
-    if told.begin(run.exploring(), lambda: {"scores": run.scores()}):
-        told.show("scores", run.explore(open_model()))
-        told.wrote(out)
-        told.then(run.exploring().then)
-
-
-def select(
-    run: Folder,
-    metric: Metric = None,
-    fdr: Annotated[
-        float, typer.Option(min=0, max=1, help="Expected share of false discoveries.")
-    ] = 0.05,
-    top: Annotated[int, typer.Option(min=1, help="How many of explore's strongest to test.")] = 200,
-    grade: Annotated[
-        str | None,
-        typer.Option(help="B or C: the lowest grade to keep (default B, without control task C)."),
-    ] = None,
-) -> None:
-    """Test the strongest neurons of RUN on its unseen confirm split; prints the evidence."""
-    choose("grade", grade, ("B", "C"))
-    is_run(run)
-    from lens_skills.cli.runs import Run, main_metric
-    from lens_skills.scoring import Selection
-
-    told, opened = call(), Run.load(run)
-    name = main_metric(opened.scores().metrics, metric)
-    place = opened.path("selection", name)
-    step = Step(
-        place,
-        f"the selection for {name}",
-        {"--fdr": fdr, "--top": top, "--grade": grade},
-        then=f"lens-skills verify {run} --metric {name}",
-    )
-    if told.begin(step, lambda: {"selection": Selection.load(place)}):
-        selection = opened.confirm(open_run_model(opened), name, fdr=fdr, top=top, grade=grade)
-        told.show("selection", selection)
-        told.end(step)
-
-
-def verify(
-    run: Annotated[Path, typer.Argument(help="A run folder in which neurons were selected.")],
-    metric: Annotated[
-        str | None, typer.Option(help="Whose neurons (default: the run's first metric).")
-    ] = None,
-    causal_metric: CausalMetric = None,
-    delta: Annotated[
-        float | None,
-        typer.Option(min=0, help="The smallest effect that matters, in that metric's unit."),
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Examples to intervene on.")] = 64,
-    most: Annotated[int, typer.Option(min=1, help="How many of the selected neurons to try.")] = 20,
-) -> None:
-    """Ablate the selected neurons of RUN on its third split, beside control neurons.
-
-    Interrupted, the same command goes on where it stopped.
-    """
-    is_run(run)
-    from lens_skills.cli.runs import Run, main_metric
-    from lens_skills.interventions import Verdict
-
-    told, opened = call(), Run.load(run)
-    name = main_metric(opened.scores().metrics, metric)
-    opened.causal_metric(opened.intervene_split(limit), causal_metric)
-    selected = opened.selected(name)
-    place = opened.path("verdict", name)
-    step = Step(
-        place,
-        f"the verdict on {name}",
-        {"--causal-metric": causal_metric, "--delta": delta, "--limit": limit, "--most": most,
-         "the selection": ", ".join(selected.names[:most])},
-        checkpoint=opened.path("verdict-checkpoint", name),
-        then=f"lens-skills figures {run}",
-    )  # fmt: skip
-    if told.begin(step, lambda: {"verdict": Verdict.load(place)}):
-        verdict = opened.verify(
-            open_run_model(opened),
-            name,
-            causal_metric=causal_metric,
-            delta=delta,
-            limit=limit,
-            most=most,
-        )
-        told.show("verdict", verdict)
-        told.end(step)
-
-
 def figures(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path | None, typer.Option(help="Default: RUN/figures.")] = None,
@@ -463,14 +293,19 @@ def tasks(
         told.show("preflight", limited(opened, limit, seed=0).preflight(open_model()))
 
 
-for made in (demo, score):
-    command(app, made, opens="model", makes=True)
-for made in (select, verify):
-    command(app, made, opens="run", makes=True)
-command(app, figures)
-for opener in (models, tasks):
-    command(app, opener, opens="model")
-for made in (explain, compare_methods, circuit):
-    command(app, made, opens="run", makes=True)
+START, STEPS, MORE = "Start here", "Step by step", "Ask more of a run"
+LOOK, PROMPTS = "Look at what was found", "Prompts and texts"
+
+# In the order a newcomer needs them, which is that of `lens-skills --help`.
+command(app, demo, panel=START, opens="model", makes=True)
+command(app, tasks, panel=START, opens="model")
+command(app, models, panel=START, opens="model")
+command(app, study, panel=START, opens="model", reads="table", makes=True)
+command(app, score, panel=STEPS, opens="model", reads="table", makes=True)
+for step in (select, verify):
+    command(app, step, panel=STEPS, opens="run", makes=True)
+for analysis in (explain, circuit, compare_methods):
+    command(app, analysis, panel=MORE, opens="run", makes=True)
+command(app, figures, panel=LOOK)
 for made in (prompt, generate):
-    command(app, made, opens="model", makes=True)
+    command(app, made, panel=PROMPTS, opens="model", makes=True)

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -17,8 +17,6 @@ from lens_skills.cli.steps import Step
 from lens_skills.cli.terminal import say
 from lens_skills.errors import LensSkillsError, did_you_mean
 
-Seed = Annotated[int, typer.Option(help="Seed of the split and of all random draws.")]
-
 IMPLEMENTATIONS = ("hooked", "bridge")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -28,6 +26,16 @@ _MODEL = (
     ("implementation", str | None, "hooked (HookedTransformer) or bridge (TransformerBridge)."),
     ("dtype", str | None, "Of the weights: float32 (default), bfloat16, float16 or float64."),
     ("device", str | None, "cpu, cuda, cuda:1, mps (default: a GPU if there is one)."),
+)
+# The columns of a table that is a task: option, annotation, default, and what `open_task` calls it.
+_COLUMNS = (
+    ("text", str | None, "Prompt column, or a template like '{a} plus {b} is'.", "prompt"),
+    ("answer", str | None, "Answer column.", "answer"),
+    ("foil", str | None, "Column of the wrong answer.", "foil"),
+    ("label", list[str] | None, "Label column (repeat for several).", "labels"),
+    ("covariate", list[str] | None, "Covariate column (repeat for several).", "covariates"),
+    ("group", str | None, "Group column: what no two splits share.", "group"),
+    ("kind", str | None, "Column of input types, for the control task.", "kind"),
 )
 _AGAIN = ("again", bool, "Do again what is finished.")
 _ALL = (
@@ -45,6 +53,7 @@ class Call:
         args: As they were typed.
         name: Of the command.
         opening: The options that say how a model is opened.
+        columns: Those that say what the columns of a table are.
         step: What it is at.
     """
 
@@ -54,6 +63,7 @@ class Call:
     again: bool = False
     debug: bool = False
     opening: dict[str, str | None] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
     step: Step | None = None
     values: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -161,22 +171,35 @@ def begin_call(args: Sequence[str]) -> Call:
 
 
 def command(
-    app: typer.Typer, function: Callable[..., None], *, opens: str = "", makes: bool = False
+    app: typer.Typer,
+    function: Callable[..., None],
+    *,
+    panel: str,
+    opens: str = "",
+    reads: str = "",
+    makes: bool = False,
 ) -> None:
     """Makes a function a command: with ``--json`` and ``--debug``, and what else it needs.
 
     Args:
+        panel: The group it stands in, in ``lens-skills --help``.
         opens: ``"model"`` where it opens one that can be named, ``"run"`` where it is a run's.
+        reads: ``"table"`` where its task may be a table, whose columns are then named.
         makes: Whether it makes something that can be finished.
     """
-    offered = [*(_MODEL if opens == "model" else _MODEL[1:] if opens else ())]
-    offered += [_AGAIN] if makes else []
+    columns = [(name, kind, text) for name, kind, text, _ in _COLUMNS] if reads else []
+    model = [*(_MODEL if opens == "model" else _MODEL[1:] if opens else ())]
+    offered = [("A table of your own", one) for one in columns]
+    offered += [("The model", one) for one in model]
+    offered += [("The result", one) for one in ([_AGAIN] if makes else [])]
+    offered += [("The result", one) for one in _ALL]
     more = []
-    for name, kind, text in (*offered, *_ALL):
+    for group, (name, kind, text) in offered:
         if opens == "run" and name in ("implementation", "dtype"):
             text = f"{text.split(' (default')[0].rstrip('.')} (default: as scored)."
             text = text.replace("float32 (default)", "float32")
-        option = typer.Option(*([_FLAGS[name]] if name in _FLAGS else []), help=text)
+        flags = [_FLAGS[name]] if name in _FLAGS else []
+        option = typer.Option(*flags, help=text, rich_help_panel=group)
         default = False if kind is bool else None
         more.append((name, Annotated[kind, option], default))
     kinds = inspect.Parameter.KEYWORD_ONLY
@@ -188,8 +211,11 @@ def command(
         told.name = run_name
         for name in ("as_json", "again", "debug"):
             setattr(told, name, bool(given.pop(name, False)))
-        names = [name for name, *_ in _MODEL]
-        told.opening = {name: given.pop(name) for name in names if name in given}
+        told.opening = {name: given.pop(name) for name, *_ in _MODEL if name in given}
+        named = [(key, given.pop(name)) for name, _, _, key in _COLUMNS if reads]
+        told.columns = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in named if value
+        }
         _check_opening(told.opening)
         function(**given)
         told.finish()
@@ -202,7 +228,7 @@ def command(
         ]
     )
     run.__annotations__ = {**function.__annotations__, **{name: a for name, a, _ in more}}
-    app.command(run_name)(run)
+    app.command(run_name, rich_help_panel=panel)(run)
 
 
 def _check_opening(opening: Mapping[str, str | None]) -> None:
@@ -266,15 +292,22 @@ def is_run(folder: Path) -> None:
     Raises:
         LensSkillsError: No ``run.json`` in it.
     """
-    beside, there = [], " (there is no such folder)"
+    there = " (there is no such folder)"
     try:
         if (folder / "run.json").exists():
             return
         there = "" if folder.exists() else there
-        beside = [path.name for path in folder.parent.iterdir() if (path / "run.json").exists()]
-    except (OSError, ValueError):  # no folder, no right to look into it, no name of one
+    except (OSError, ValueError):  # no right to look into it, no name of one
         pass
-    near = did_you_mean(folder.name, beside)
     raise LensSkillsError(
-        f"no run in {folder}{there}.{near} Make one with `lens-skills score TASK --out {folder}`."
+        f"no run in {folder}{there}.{nearest_run(folder)} Make one with "
+        f"`lens-skills score TASK --out {folder}`."
     )
+
+
+def nearest_run(folder: Path) -> str:
+    """`` Did you mean 'x'?``, of the runs beside a folder; "" where none is called much alike."""
+    beside = []
+    with suppress(OSError, ValueError):
+        beside = [path.name for path in folder.parent.iterdir() if (path / "run.json").exists()]
+    return did_you_mean(folder.name, beside)

@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +16,22 @@ from lens_skills.cli.console import is_run, limited
 from lens_skills.cli.steps import Step
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean
-from lens_skills.interventions import DamageMatrix, DoseResponse, Verdict, ablate, verify
+from lens_skills.interventions import (
+    DEFAULT_CONTROLS,
+    Controls,
+    DamageMatrix,
+    DoseResponse,
+    Verdict,
+    ablate,
+    verify,
+)
 from lens_skills.models import SoftPrompt
 from lens_skills.results import FORMAT, file_name, undamaged, writable
 from lens_skills.scoring import MetricScores, Scores, Selection, score, select, skill_matrix
 from lens_skills.scoring.covariates import covariate_columns
 from lens_skills.scoring.scores import one_metric
 from lens_skills.scoring.select import TRIED
+from lens_skills.studies import TESTED, Study
 from lens_skills.tasks import SPLITS, Task, open_task
 
 _MANIFEST, _CHECKPOINT = "run.json", "explore-checkpoint"
@@ -115,8 +125,8 @@ class Run:
                 "FOLDER."
             ) from error
 
-    def splits(self) -> tuple[Task, ...]:
-        """Explore, confirm and intervene, made anew from the request."""
+    def task(self) -> Task:
+        """What is split, made anew from the request."""
         request = self.request
         task, soft = open_task(request.task, request.columns), self.prompt()
         if soft is not None:
@@ -126,9 +136,12 @@ class Run:
                 return example.group not in known
 
             task = task.where(not_trained_on)
-        task = limited(task, request.limit, request.seed)
-        names = SPLITS[: len(request.fractions)]
-        return task.split(*request.fractions, seed=request.seed, names=names)
+        return limited(task, request.limit, request.seed)
+
+    def splits(self) -> tuple[Task, ...]:
+        """Explore, confirm and intervene, made anew from the request."""
+        shares, seed = self.request.fractions, self.request.seed
+        return self.task().split(*shares, seed=seed, names=SPLITS[: len(shares)])
 
     def check(self) -> None:
         """Refuses before a model is opened what the task alone shows to be wrong.
@@ -193,10 +206,13 @@ class Run:
                 f"{metric!r} cannot be confirmed: {confirmed.excluded_metrics[metric]}."
             )
         selection = select(explored, confirmed[metric], fdr=fdr, grade=grade)
+        self._keep_selection(metric, confirmed, selection)
+        return selection
+
+    def _keep_selection(self, metric: str, confirmed: Scores, selection: Selection) -> None:
         confirmed.save(self.path("confirm", metric))
         selection.save(self.path("selection", metric))
         selection.evidence().to_csv(self.path("evidence", metric, ".csv"), index=False)
-        return selection
 
     def verify(
         self,
@@ -207,6 +223,7 @@ class Run:
         delta: float | None,
         limit: int,
         most: int = TRIED,
+        controls: Controls = DEFAULT_CONTROLS,
     ) -> Verdict:
         """Intervenes on the strongest of the confirmed, on the intervene split; saves the verdict.
 
@@ -220,16 +237,29 @@ class Run:
             selection.to_try(most),
             do=ablate("mean", over=self.scores()),
             metric=self.causal_metric(task, causal_metric),
+            controls=controls,
             delta=delta,
             seed=self.request.seed,
             prompt=self.prompt(),
             chat=self.request.options.get("chat", False),
             checkpoint=self.path("verdict-checkpoint", metric),
         )
+        self._keep_verdict(metric, selection, verdict)
+        return verdict
+
+    def _keep_verdict(self, metric: str, selection: Selection, verdict: Verdict) -> None:
         verdict.save(self.path("verdict", metric))
         verdict.frame().to_csv(self.path("verdict", metric, ".csv"), index=False)
         selection.graded(verdict).to_csv(self.path("evidence", metric, ".csv"), index=False)
-        return verdict
+
+    def keep(self, study: Study) -> None:
+        """Saves the parts of a study as the steps of a run save them, which then go on from it."""
+        study.scores.save(self.folder / "explore")
+        self._keep_selection(study.metric, study.confirm_scores, study.selection)
+        if study.verdict is not None:
+            self._keep_verdict(study.metric, study.selection, study.verdict)
+        elif (old := self.path("verdict", study.metric)).exists():  # of what is confirmed no longer
+            shutil.rmtree(old)
 
     def exploring(self) -> Step:
         """The step that scores the explore split."""
@@ -239,6 +269,40 @@ class Run:
             checkpoint=self.folder / _CHECKPOINT,
             then=f"lens-skills select {self.folder}",
         )
+
+    def selecting(
+        self, metric: str, *, fdr: float, top: int = TESTED, grade: str | None = None
+    ) -> Step:
+        """The step that confirms what explore found for a metric."""
+        return Step(
+            self.path("selection", metric),
+            f"the selection for {metric}",
+            {"--fdr": fdr, "--top": top, "--grade": grade},
+            then=f"lens-skills verify {self.folder} --metric {metric}",
+        )
+
+    def verifying(
+        self,
+        metric: str,
+        selected: Selection,
+        *,
+        causal_metric: str | None,
+        delta: float | None,
+        limit: int,
+        most: int,
+        control_sets: int,
+        control_neurons: int,
+    ) -> Step:
+        """The step that intervenes on what was confirmed for a metric."""
+        return Step(
+            self.path("verdict", metric),
+            f"the verdict on {metric}",
+            {"--causal-metric": causal_metric, "--delta": delta, "--limit": limit, "--most": most,
+             "--control-sets": control_sets, "--control-neurons": control_neurons,
+             "the selection": ", ".join(selected.names[:most])},
+            checkpoint=self.path("verdict-checkpoint", metric),
+            then=f"lens-skills explain {self.folder} --metric {metric}",
+        )  # fmt: skip
 
     def selected(self, metric: str) -> Selection:
         """The neurons that were confirmed for a metric, one or more."""

@@ -5,12 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lens_skills.cli.console import Seed, call, limited, open_model
+from lens_skills.cli.console import call, limited, open_model
+from lens_skills.cli.shared_options import Chat, Limit, Seed, Soft
 from lens_skills.cli.steps import Step
-
-Soft = Annotated[
-    Path | None, typer.Option(help="A soft prompt's folder, written by `lens-skills prompt`.")
-]
 
 
 def prompt(
@@ -31,8 +28,8 @@ def prompt(
     ending: Annotated[
         str, typer.Option(help=r"Text to follow every answer, learned with it, e.g. '\n'.")
     ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many examples.")] = None,
-    chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
+    limit: Limit = None,
+    chat: Chat = False,
     hard: Annotated[
         list[str] | None, typer.Option(help="A written prompt to compare with (may repeat).")
     ] = None,
@@ -83,8 +80,8 @@ def generate(
     prompt: Soft = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 60,
     temperature: Annotated[float, typer.Option(min=0, help="0 writes the likeliest token.")] = 0.8,
-    chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many examples.")] = None,
+    chat: Chat = False,
+    limit: Limit = None,
     grades: Annotated[
         list[Path] | None, typer.Option(help="CSV or JSONL of grades given by hand or by a model.")
     ] = None,

@@ -14,6 +14,7 @@ import json
 import re
 import runpy
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -483,6 +484,22 @@ def calibration(results: Results) -> str:
     return markdown(["how often", "bar", "before", "now", "of"], lines)
 
 
+@cache
+def methods_page() -> dict[str, Any]:
+    return runpy.run_path(str(Path(__file__).with_name("methods_page.py")))
+
+
+def of_methods(name: str) -> Callable[[Results], str]:
+    """A table of ``methods_page.py``, which reads docstrings."""
+
+    def rendered(results: Results) -> str:
+        head, *rows = methods_page()["TABLES"][name]()
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    return rendered
+
+
 def of_families(name: str) -> Callable[[Results], str]:
     """A table of ``families_page.py``."""
 
@@ -507,6 +524,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "calibration": calibration,
     "leaderboard": leaderboard,
     "planted-roles": planted_roles,
+    **{f"methods-{name}": of_methods(name) for name in ("verbs", "ranking", "underneath")},
     **{
         f"families-{name}": of_families(name)
         for name in ("families", "reasons", "precisions", "tolerances", "counts")

@@ -227,6 +227,27 @@ def test_a_changed_number_makes_a_page_stale() -> None:
         assert page in {path.stem for path in pages.stale(changed)}
 
 
+def test_every_verb_says_what_it_rests_on() -> None:
+    """In its docstring, or in the list of those that no paper is the source of; not in both."""
+    import lens_skills as ls
+
+    page = script("methods_page")
+    functions = {name for name in ls.__all__ if inspect.isfunction(getattr(ls, name))}
+    listed = {name.strip("`").removeprefix("ls.") for name, *_ in page.verbs()}
+    assert functions <= listed
+    sourced = {f"{page.module_of(file)}.{name}" for file, name, text in page.docstrings()
+               if page.source_of(text)}  # fmt: skip
+    places = page.public_functions()
+    ours = {name for name, place in places.items() if place not in sourced}
+    assert {name.rpartition(".")[2] for name in ours} == set(page.OURS)
+    text = "One.\n\nSource: Gauss 1801 (arXiv 1801.00001),\npage 1.\nAssumes: no."
+    assert (
+        page.source_of(text)
+        == "Gauss 1801 ([1801.00001](https://arxiv.org/abs/1801.00001)), page 1."
+    )
+    assert page.source_of("One.\n\nThe Source: none.") == ""
+
+
 def test_results_without_their_command_are_refused(tmp_path: Path) -> None:
     pages = script("render_docs")
     whole: dict[str, Any] = dict.fromkeys(pages.ABOUT, "said") | {"x_vs_y": 2.0}

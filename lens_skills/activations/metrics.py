@@ -245,6 +245,8 @@ def confidence(kind: _Kind = "top", *, over: _Over = "vocabulary") -> Metric:
         over: All tokens, or the example's answer options only: their joint probabilities,
             renormalised to sum to 1.
 
+    Source: Zhao et al. 2025 (arXiv 2511.21610) name the model's confidence; the forms are ours.
+
     >>> confidence("entropy", over="options").name
     'entropy:options'
     """

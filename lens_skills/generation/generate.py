@@ -74,6 +74,8 @@ def generate(
     Raises:
         LensSkillsError: No examples, ids that repeat, a prompt whose text would not fit the
             context, sampling settings out of range, logits that are not finite.
+
+    Source: nucleus sampling, Holtzman et al. 2020 (arXiv 1904.09751).
     """
     if max_new_tokens < 1:
         raise LensSkillsError(f"max_new_tokens is at least 1, not {max_new_tokens}.")

@@ -211,6 +211,8 @@ def steer(*, by: float, over: Any = None) -> Edit:
 
     Every feature of a head or an MLP moves by ``by`` of its own standard deviation.
 
+    Source: adding to activations, Turner et al. 2023 (arXiv 2308.10248); the unit is ours.
+
     >>> steer(by=-2).name
     'steering by -2 std'
     """

@@ -138,6 +138,9 @@ def verify(
     A declared δ that the examples cannot resolve is said before most is measured, as a warning
     and on the card.
 
+    Source: random neurons of the same layers as controls, Wang et al. 2022 (arXiv 2211.07349);
+    equivalence, Schuirmann 1987; patching both ways, Zhang & Nanda 2023 (arXiv 2309.16042);
+    self-repair, McGrath et al. 2023 (arXiv 2307.15771).
     Does not show: what the neurons do at other positions, on other prompts, or for another metric.
     """
     neurons = neurons.to_try() if hasattr(neurons, "to_try") else neurons

@@ -119,6 +119,7 @@ def compare_scores(
         LensSkillsError: Fewer than two scores, scores that do not fit together, or the same twice;
             more neurons asked for than half of them.
 
+    Source: overlap against chance, Cohen 1960; Kuncheva 2007.
     Assumes: for p, neurons independent of each other: a bound for how surprising an overlap is.
     """
     views = check_seeds(scores_by_seed, metric, at_least=2)

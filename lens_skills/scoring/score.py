@@ -122,6 +122,10 @@ def score(
         LensSkillsError: No examples, a label of one class, a non-finite metric (which example),
             an unknown hook point, neuron or position, a null that cannot be drawn.
 
+    Source: correlation with auxiliary metrics, Zhao et al. 2025 (arXiv 2511.21610; Pearson's is
+    our choice); max-T, Westfall & Young 1993; covariates, Freedman & Lane 1983; control tasks,
+    Hewitt & Liang 2019 (arXiv 1909.03368); random directions, Gurnee et al. 2024 (arXiv
+    2401.12181).
     Does not show: that a neuron causes anything. A neuron beyond the permutation null alone is
     *associated*; a random label per operand makes thousands of those.
     """

@@ -192,6 +192,7 @@ def skill_matrix(
         LensSkillsError: Fewer than two metrics, two selections of one, one at another site, a
             neuron that was not scored, or neither selections nor a null.
 
+    Source: several skills read from one pass, Zhao et al. 2025 (arXiv 2511.21610).
     Does not show: that a shared neuron does the same for both skills, or anything at all; and
     metrics that go together in the examples share neurons for that reason alone.
     """

@@ -91,6 +91,9 @@ def fit_prompt(
             answer; too few groups to hold some out; a prompt beyond the context; a loss that is
             not finite before the first epoch is over (later, training ends with a warning and the
             best prompt so far comes back).
+
+    Source: prompt tuning, Lester et al. 2021 (arXiv 2104.08691), there before the input; neurons
+    read on the prompt, Wang et al. 2022 (arXiv 2211.07349).
     """
     adapter: Any = with_soft_prompt(model, None, chat)
     if adapter.soft is not None:

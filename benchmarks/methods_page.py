@@ -149,7 +149,7 @@ def file_of(path: Path) -> str:
     return f"`{path.relative_to(PACKAGE).as_posix()}`"
 
 
-def verbs() -> list[list[str]]:
+def verbs(_: object = None) -> list[list[str]]:
     """Every public function with its source, or what it is made of."""
     texts = {f"{module_of(file)}.{name}": text for file, name, text in docstrings()}
     rows = [["verb", "source", "file"]]
@@ -170,7 +170,7 @@ def module_of(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
-def underneath() -> list[list[str]]:
+def underneath(_: object = None) -> list[list[str]]:
     """Everything else whose docstring names a source."""
     public = set(public_functions().values())
     rows = [["function", "what it gives", "source", "file"]]
@@ -183,7 +183,7 @@ def underneath() -> list[list[str]]:
     return rows
 
 
-def ways_of_ranking() -> list[list[str]]:
+def ranking(_: object = None) -> list[list[str]]:
     """Every way that `rank` and `compare_methods` know."""
     from lens_skills.ranking import METHODS
 
@@ -192,6 +192,3 @@ def ways_of_ranking() -> list[list[str]]:
         said = source_of(f"Source: {method.source}")
         rows.append([f"`{name}`", method.about.replace("|", "\\|"), said])
     return rows
-
-
-TABLES = {"verbs": verbs, "underneath": underneath, "ranking": ways_of_ranking}

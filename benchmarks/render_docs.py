@@ -468,7 +468,7 @@ def planted_roles(results: Results) -> str:
 def calibration(results: Results) -> str:
     """How often what is printed is wrong in simulation, before and now."""
     numbers = results["calibration"]
-    rows = runpy.run_path(str(Path(__file__).with_name("calibration_rows.py")))["ROWS"]
+    rows = page("calibration_rows")["ROWS"]
 
     def rate(key: str) -> str:
         share, low, high = (numbers.get(f"{key}{end}") for end in ("", "_low", "_high"))
@@ -484,31 +484,18 @@ def calibration(results: Results) -> str:
     return markdown(["how often", "bar", "before", "now", "of"], lines)
 
 
+def table(name: str, results: Results) -> str:
+    """One of `TABLES`, or ``families-counts``: `counts` of ``families_page.py``, beside this."""
+    if name in TABLES:
+        return TABLES[name](results)
+    file, _, inner = name.partition("-")
+    head, *rows = page(f"{file}_page")[inner](results.get(file, {}))
+    return markdown(head, rows)
+
+
 @cache
-def methods_page() -> dict[str, Any]:
-    return runpy.run_path(str(Path(__file__).with_name("methods_page.py")))
-
-
-def of_methods(name: str) -> Callable[[Results], str]:
-    """A table of ``methods_page.py``, which reads docstrings."""
-
-    def rendered(results: Results) -> str:
-        head, *rows = methods_page()["TABLES"][name]()
-        lines = [head, ["---"] * len(head), *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    return rendered
-
-
-def of_families(name: str) -> Callable[[Results], str]:
-    """A table of ``families_page.py``."""
-
-    def rendered(results: Results) -> str:
-        page = runpy.run_path(str(Path(__file__).with_name("families_page.py")))
-        head, *rows = page[name](results["families"])
-        return markdown(head, rows)
-
-    return rendered
+def page(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -524,11 +511,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "calibration": calibration,
     "leaderboard": leaderboard,
     "planted-roles": planted_roles,
-    **{f"methods-{name}": of_methods(name) for name in ("verbs", "ranking", "underneath")},
-    **{
-        f"families-{name}": of_families(name)
-        for name in ("families", "reasons", "precisions", "tolerances", "counts")
-    },
 }
 
 
@@ -580,7 +562,7 @@ def render(text: str, results: Results) -> str:
         name, _, key = found[2].partition(".")
         return f"{found[1]}{typeset(format(results[name][key], found[3]))}{found[4]}"
 
-    text = TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]](results)}\n{found[3]}", text)
+    text = TABLE.sub(lambda found: f"{found[1]}{table(found[2], results)}\n{found[3]}", text)
     return VALUE.sub(number, text)
 
 

@@ -39,7 +39,7 @@ FLOORS = (
     ("plotting",),
     ("studies",),
     ("saved",),
-    ("report",),
+    ("reporting",),
     ("cli",),
     ("__init__", "__main__"),
 )

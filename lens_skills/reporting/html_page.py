@@ -17,8 +17,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.report.document import Document, Step
-from lens_skills.report.page_data import (
+from lens_skills.reporting.document import Document, Step
+from lens_skills.reporting.page_data import (
     as_json,
     cells_of,
     columns_of,
@@ -57,7 +57,7 @@ def render(document: Document) -> str:
         LensSkillsError: `document` is no Document.
 
     Example:
-        >>> from lens_skills.report.document import Document
+        >>> from lens_skills.reporting.document import Document
         >>> page = render(Document("Agreement", found=("Nothing.",), asked=(), data=()))
         >>> page.splitlines()[0]
         '<!doctype html>'
@@ -143,7 +143,7 @@ def _hash(script: str) -> str:
 
 @cache
 def _asset(name: str) -> str:
-    text = files("lens_skills.report").joinpath(name).read_text(encoding="utf-8")
+    text = files("lens_skills.reporting").joinpath(name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")  # a browser would, and the hash would not fit
 
 

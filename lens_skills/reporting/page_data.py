@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lens_skills.report.document import (
+from lens_skills.reporting.document import (
     Cell,
     ColumnSpec,
     Document,

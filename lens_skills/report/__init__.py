@@ -1,1 +1,0 @@
-"""One HTML file that shows results and opens without a network: see `document`, `render`."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache, wraps
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import UnionType
@@ -91,6 +92,37 @@ class Result:
     def readable_files(self) -> Mapping[str, str]:
         """Files to read without this package, which are saved beside: name and content."""
         return {}
+
+    def to_markdown(self, *, most: int = 20) -> str:
+        """The table a paper prints of the result, in Markdown, under a caption.
+
+        Numbers are rounded, with their 95 % intervals; the caption says what was measured where
+        and on how much.
+
+        Args:
+            most: How many rows at most; the caption says of how many.
+
+        Raises:
+            LensSkillsError: ``most`` below 1.
+        """
+        return str(showing("paper_tables").markdown(self, most=most))
+
+    def to_latex(self, *, most: int = 20, label: str = "") -> str:
+        """The same in LaTeX: a ``table`` to include, which needs the package ``booktabs``.
+
+        Args:
+            most: As in `to_markdown`.
+            label: For ``\\ref``; default ``tab:`` and the kind of the result.
+
+        Raises:
+            LensSkillsError: ``most`` below 1; a label LaTeX cannot refer to.
+        """
+        return str(showing("paper_tables").latex(self, most=most, label=label))
+
+
+def showing(module: str) -> Any:
+    """A module of the room that shows results: above this one, so found when it is called."""
+    return import_module(f"{__package__}.reporting.{module}")
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def unit_name(layer: int, index: int, at: str = DEFAULT_SITE, d_head: int | None
     """
     if at == HEADS and d_head:
         return f"L{layer}H{index // d_head}.{index % d_head}"
-    return f"L{layer}{_FORMS.get(at, f'.{at}.{{}}').format(index)}"
+    return f"L{layer}" + (_FORMS[at].format(index) if at in _FORMS else f".{at}.{index}")
 
 
 def neuron_names(

@@ -1,0 +1,206 @@
+"""Columns of the tables in print: tasks, prompts, written texts, explanations and diagnostics."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lens_skills.reporting.paper_cells import BY_GROUP, ENDS, Parts, about, size_of, with_unit
+from lens_skills.reporting.paper_cells import PaperColumn as Column
+
+
+def _memorisation(result: Any) -> Parts:
+    p = result.p
+    caption = (
+        f"Entropy and mutual information of neurons{about(result)}: means {result.entropy:.2f} "
+        "bits "
+        f"and {result.information:.2f} nats; {result.word}, by ranks among "
+        f"{len(result.random_entropy):,} random sets ("
+        + ", ".join(f"{name} p = {value:.2g}" for name, value in p.items())
+        + ")."
+    )
+    columns = [
+        Column("neuron", "name"),
+        Column("entropy (bits)", "entropy", "number"),
+        Column("information (nats)", "information", "number"),
+    ]
+    return caption, columns, result.frame(), "neurons"
+
+
+def _redundancy(result: Any) -> Parts:
+    caption = (
+        f"Neurons by how alike their activations are{about(result)}: clusters cut at 1 − |r| = "
+        f"{result.threshold:.2g}; r: with the cluster's representative."
+    )
+    columns = [
+        Column("neuron", "name"),
+        Column("cluster", "cluster", "count"),
+        Column("representative", "representative"),
+        Column("r", "r", "number", signed=True),
+    ]
+    return caption, columns, result.frame(), "neurons, the largest cluster first"
+
+
+def _regulators(result: Any) -> Parts:
+    caption = (
+        f"Confidence diagnostics{about(result)}. null space: share of the output weight in the "
+        f"{result.k:,} last singular directions of the unembedding; frequency: cosine with the "
+        f"frequency direction; r: with {result.metric} on the task, and with "
+        f"{result.neutral_metric} on {result.n_texts:,} neutral texts; q: of the effect, among "
+        f"{result.n_controls:,} random neurons of the layer; norm: the share of the effect that "
+        f"goes through the final norm's scale. {BY_GROUP}"
+    )
+    columns = [
+        Column("neuron", "name"),
+        Column("word", "word"),
+        Column("null space", "null_share", "number"),
+        Column("frequency", "frequency", "number", signed=True),
+        Column("r [95 %]", "r_task", "number", ("r_task_low", "r_task_high"), True),
+        Column(
+            "r, neutral [95 %]", "r_neutral", "number", ("r_neutral_low", "r_neutral_high"), True
+        ),
+        Column("q", "q_task", "p"),
+        Column("norm [95 %]", "mediated", "number", ("mediated_low", "mediated_high")),
+    ]
+    return caption, columns, result.frame(), "neurons"
+
+
+def _probe(result: Any) -> Parts:
+    caption = (
+        f"Probes for {result.metric} on the k first neurons{about(result, on=False)}: "
+        f"{result.word}, "
+        f"by the shortest description. Trained on {result.n_train:,}, tested on {result.n_test:,} "
+        f"examples in {result.n_groups:,} other groups. random: on k random neurons; control: on "
+        f"random labels; description: of the training labels and the neurons. {BY_GROUP}"
+    )
+    ends = ("balanced_accuracy_low", "balanced_accuracy_high")
+    columns = [
+        Column("k", "k", "count"),
+        Column("balanced accuracy [95 %]", "balanced_accuracy", "number", ends),
+        Column("random", "random", "number"),
+        Column("control", "control", "number"),
+        Column("description (bits)", "description", "number"),
+    ]
+    return caption, columns, result.frame(), "sizes"
+
+
+def _explanations(result: Any) -> Parts:
+    rows = [
+        dict(one.best or {"feature": one.note or None}) | {"name": one.name}
+        for one in result.neurons
+    ]
+    caption = (
+        f"The feature that drives each neuron most{about(result, on=False)}: chosen on "
+        f"{result.n_fitted:,} examples, measured on {result.n_held:,} in {result.n_groups:,} other "
+        "groups. variance explained: of the activation; p: family-wise over the neuron's features; "
+        f"stands for: the label or metric that the feature says by another name. {BY_GROUP}"
+    )
+    columns = [
+        Column("neuron", "name"),
+        Column("feature", "feature"),
+        Column("variance explained (%) [95 %]", "variance_explained", "share", ENDS),
+        Column("p", "p", "p"),
+        Column("stands for", "stands_for"),
+    ]
+    return caption, columns, rows, "neurons"
+
+
+def _shortcuts(result: Any) -> Parts:
+    caption = (
+        f"What is behind neurons that are strong for {result.metric}{about(result, on=False)}. "
+        f"difference: of the effect of {result.do} on {result.causal_metric}, where the condition "
+        f"holds minus elsewhere; {result.n_groups:,} groups. explained: of the held-out variance. "
+        f"{BY_GROUP}"
+    )
+    columns = [
+        Column("neuron", "name"),
+        Column("word", "word"),
+        Column("condition", "condition"),
+        Column("explained (%)", "explained", "share"),
+        Column(with_unit("difference", result.unit), "value", "number", ENDS, True),
+        Column("q", "q", "p"),
+    ]
+    return caption, columns, result.frame(), "neurons, the largest r first"
+
+
+def _token_logits(result: Any) -> Parts:
+    caption = f"Tokens that {result.name} makes more and less likely: {result.how}."
+    columns = [
+        Column("token", "token"),
+        Column("direction", "direction"),
+        Column("logit", "logit", "number", signed=True),
+    ]
+    rows = result.frame().assign(token=[f"⟨{text}⟩" for text in result.frame()["token"]])
+    return caption, columns, rows, "tokens"
+
+
+def _graded(result: Any) -> Parts:
+    caption = (
+        f"Grades of {len(result):,} written texts{about(result)}: mean over the graders, where "
+        "the "
+        "skill was asked for and where it was not."
+    )
+    columns = [
+        Column("skill", "skill"),
+        Column("graded", "graded", "count"),
+        Column("missing", "missing", "count"),
+        Column("mean, asked", "mean_asked", "number"),
+        Column("mean, not asked", "mean_not_asked", "number"),
+    ]
+    return caption, columns, result.summary(), "skills"
+
+
+def _prompts(result: Any) -> Parts:
+    caption = f"Every way of asking, on the same examples{about(result)}. {BY_GROUP}"
+    columns = [
+        Column("prompt", "prompt"),
+        Column("metric", "metric"),
+        Column("mean [95 %]", "mean", "number", ENDS),
+        Column("examples", "n_examples", "count"),
+        Column("groups", "n_groups", "count"),
+    ]
+    return caption, columns, result.frame(), "ways and metrics"
+
+
+def _soft_prompt(result: Any) -> Parts:
+    caption = (
+        f"Training of a soft prompt{about(result)}: mean negative log-likelihood of the answer's "
+        "tokens, in nats, and accuracy on held-out examples."
+    )
+    columns = [
+        Column("step", "step", "count"),
+        Column("train loss (nats)", "train_loss", "number"),
+        Column("held-out loss (nats)", "held_out_loss", "number"),
+        Column("held-out accuracy (%)", "held_out_accuracy", "share"),
+    ]
+    return caption, columns, result.frame(), "steps"
+
+
+def _preflight(result: Any) -> Parts:
+    caption = (
+        f"What {result.task} is to {result.model}: {size_of(result)}. In brackets: exact 95 % "
+        "intervals "
+        "over groups."
+    )
+    columns = [
+        Column("outcome", "name"),
+        Column("rate (%) [95 %]", "rate", "share", ENDS),
+        Column("chance (%)", "chance", "share"),
+        Column("chance rule", "rule"),
+        Column("above chance", "above_chance"),
+    ]
+    return caption, columns, result.frame(), "outcomes"
+
+
+CHECKS: Mapping[str, Callable[[Any], Parts]] = {
+    "Explanations": _explanations,
+    "Graded": _graded,
+    "Memorisation": _memorisation,
+    "Preflight": _preflight,
+    "PromptComparison": _prompts,
+    "Redundancy": _redundancy,
+    "Regulators": _regulators,
+    "Shortcuts": _shortcuts,
+    "SoftPrompt": _soft_prompt,
+    "SparseProbe": _probe,
+    "TokenLogits": _token_logits,
+}
+"""By the kind of the result."""

@@ -1,6 +1,6 @@
 """Columns of the tables in print: tasks, prompts, written texts, explanations and diagnostics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lens_skills.reporting.paper_cells import BY_GROUP, ENDS, Parts, about, size_of, with_unit
@@ -121,6 +121,35 @@ def _shortcuts(result: Any) -> Parts:
     return caption, columns, result.frame(), "neurons, the largest r first"
 
 
+def _examples(result: Any) -> Parts:
+    rows = []
+    for one in result.neurons:
+        ends = {"low": one.quantiles[-1].low, "high": one.quantiles[0].high}
+        first = one.writes[0] if one.writes else None
+        tokens = {
+            "promoted": None if first is None else _listed(first.promoted),
+            "suppressed": None if first is None else _listed(first.suppressed),
+        }
+        rows.append({"name": one.name} | ends | tokens)
+    lens = next((f" by the {one.writes[0].lens} lens" for one in result.neurons if one.writes), "")
+    caption = (
+        f"Activations of neurons on {len(result.examples):,} examples{about(result)}, and the "
+        f"tokens each makes most and least likely{lens}."
+    )
+    columns = [
+        Column("neuron", "name"),
+        Column("lowest", "low", "number", signed=True),
+        Column("highest", "high", "number", signed=True),
+        Column("promotes", "promoted"),
+        Column("suppresses", "suppressed"),
+    ]
+    return caption, columns, rows, "neurons"
+
+
+def _listed(tokens: Sequence[tuple[str, float]]) -> str:
+    return " ".join(f"⟨{text}⟩" for text, _ in tokens[:5])
+
+
 def _token_logits(result: Any) -> Parts:
     caption = f"Tokens that {result.name} makes more and less likely: {result.how}."
     columns = [
@@ -191,6 +220,7 @@ def _preflight(result: Any) -> Parts:
 
 
 CHECKS: Mapping[str, Callable[[Any], Parts]] = {
+    "ActivatingExamples": _examples,
     "Explanations": _explanations,
     "Graded": _graded,
     "Memorisation": _memorisation,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.drawing import Drawing, finished
 from lens_skills.plotting.style import BLACK, BLUE, GREY, PALE, SMALL, settle, sheet, style
 from lens_skills.ranking import METHODS, MethodComparison, differences_over_tasks
 from lens_skills.ranking.method_comparison import BASELINES
@@ -103,7 +103,7 @@ def picture(board: pd.DataFrame, names: Sequence[str], k: int) -> Drawing:
     axis.tick_params(axis="y", length=0)
     axis.set_xlabel("share of the neurons named that have a causal effect")
     settle(figure)
-    return Drawing(figure, board, "leaderboard")
+    return finished(figure, board, "leaderboard")
 
 
 def reading(board: pd.DataFrame) -> list[str]:

@@ -34,7 +34,6 @@ from lens_skills.plotting.style import (
     text_width,
     ticks_at,
 )
-from lens_skills.results import file_name
 
 FINE = SMALL - 1
 LINE = 1.22 * FINE / 72  # inches from line to line of a label
@@ -154,7 +153,7 @@ def circuit_graph(
     keys = {edge.key for edge in edges}
     drawn = [place for place, edge in enumerate(circuit.edges) if edge.key in keys]
     frame = circuit.frame().iloc[drawn].reset_index(drop=True)
-    return Drawing(figure, frame, file_name("circuit_graph", circuit.target))
+    return finished(figure, frame, "circuit_graph", circuit.target)
 
 
 def _draw_unexplained(axis: Axes, unknown: Sequence[Unexplained], layout: GraphLayout) -> None:

@@ -272,7 +272,7 @@ def confidence_regulation(
         marks=hits[["norm", "log_variance"]].to_numpy(float),
         bars=np.zeros((0, 3)),
     )
-    return Drawing(figure, frame, "confidence_regulation")
+    return finished(figure, frame, "confidence_regulation")
 
 
 def _regulator_points(regulators: Regulators) -> pd.DataFrame:

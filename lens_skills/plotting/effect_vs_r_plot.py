@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.verdict import WORDS, Verdict
-from lens_skills.plotting.drawing import MANY, Drawing
+from lens_skills.plotting.drawing import MANY, Drawing, finished
 from lens_skills.plotting.intervention_plots import LOOKS, change, delta_band, note, verdict_lines
 from lens_skills.plotting.label_placement import name_points
 from lens_skills.plotting.style import (
@@ -25,7 +25,6 @@ from lens_skills.plotting.style import (
     sheet,
     style,
 )
-from lens_skills.results import file_name
 from lens_skills.scoring import MetricScores, Scores
 from lens_skills.scoring.scores import one_metric
 
@@ -103,7 +102,7 @@ def effect_against_r(
     settle(figure)
     legend_from_edge(axis, legend)
     _names(axis, edited, n_labels)
-    return Drawing(figure, frame, file_name("effect_against_r", scores.metric))
+    return finished(figure, frame, "effect_against_r", scores.metric)
 
 
 def _points(axis: Axes, frame: pd.DataFrame, kinds: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from lens_skills.plotting.diagnostic_plots import confidence_regulation as confi
 from lens_skills.plotting.diagnostic_plots import redundancy as redundancy
 from lens_skills.plotting.diagnostic_plots import sparse_probe as sparse_probe
 from lens_skills.plotting.drawing import Drawing as Drawing
+from lens_skills.plotting.drawing import redraw as redraw
 from lens_skills.plotting.drawing import save as save
 from lens_skills.plotting.effect_vs_r_plot import effect_against_r as effect_against_r
 from lens_skills.plotting.explanation_plots import activation_map as activation_map

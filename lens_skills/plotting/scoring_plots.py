@@ -4,30 +4,36 @@ Every figure of one metric's scores.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lens_skills.plotting.drawing import Drawing, bin_rows, finished
+from lens_skills.plotting.drawing import Drawing, bin_rows, draws, finished
 from lens_skills.plotting.heat_map import colour_bar, heat_map, mark_cell, round_limit
 from lens_skills.plotting.style import (
     BLACK,
     BLUE,
     COLUMN,
     COUNT_FLOOR,
+    DATA,
     EVIDENCE,
     GREY,
     LATE_LAYERS,
     PALE,
+    RANDOM,
     RANDOM_DIRECTIONS,
     SKY,
     SMALL,
     THRESHOLD,
     VERMILION,
+    About,
+    Look,
     caption,
     correlation,
     count_axis,
@@ -42,6 +48,7 @@ from lens_skills.plotting.style import (
     text_width,
     widest,
 )
+from lens_skills.plotting.words import metric_words
 from lens_skills.results import file_name
 from lens_skills.scoring import MetricScores, Scores
 from lens_skills.scoring.scores import one_metric
@@ -50,13 +57,8 @@ _LINE = 0.125  # inches of a label
 _LETTERS = 14  # of a position's name
 
 
-@style()
 def r_distribution(
-    scores: MetricScores | Scores,
-    *,
-    position: str | None = None,
-    n_labels: int = 3,
-    width: float = COLUMN,
+    scores: MetricScores | Scores, *, position: str | None = None, n_labels: int = 3
 ) -> Drawing:
     """Histogram of r over all neurons (counts on a log axis), with what chance makes of it.
 
@@ -68,7 +70,6 @@ def r_distribution(
         scores: Of one metric: ``scores["name"]``.
         position: Only this one; by default all positions are pooled, as they are one family.
         n_labels: How many of the strongest neurons to name.
-        width: Inches; 3.4 is one column of a paper, 7 is two.
 
     Frame: ``what`` (neurons, random directions, threshold, neuron), name, position; for a bin
     its ends ``low`` and ``high`` and its count as ``value``; for a threshold ±``value`` drawn at
@@ -100,23 +101,32 @@ def r_distribution(
         rows.append({"what": "threshold", "name": "permutation", **ends})
     rows += _strongest(scores, chosen, n_labels)
     frame = pd.DataFrame(rows, columns=["what", "name", "position", "low", "high", "value"])
-    figure = sheet(
-        width,
-        2.15,
-        title=f"{r.size:,} correlations with {metric}",
-        lines=caption(whole, position),
-        note="" if bar is not None else "No null was drawn: a description, not a test.",
-        exploratory=whole.exploratory,
-    )
+    about = {
+        "title": f"{r.size:,} correlations with {metric_words(metric)}",
+        "lines": caption(whole, position),
+        "note": "" if bar is not None else "No null was drawn: a description, not a test.",
+        "exploratory": whole.exploratory,
+        "x": f"{correlation(whole)} with {metric_words(metric)}",
+        "step": step,
+        "positions": len(chosen),
+    }
+    return Drawing("r_distribution", frame, about, file_name("r_distribution", metric))
+
+
+@draws("r_distribution")
+def _draw_r_distribution(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 2.15, about)
     axis = figure.add_subplot()
+    counted = frame[frame["what"] == "neurons"]
+    edges = [*counted["low"], *counted["high"].tail(1)]
     _histograms(axis, frame, edges)
-    axis.set(xlim=(-limit, limit), xlabel=f"{correlation(whole)} with {metric}")
-    axis.set_ylabel(f"neurons per {step} of r")
+    axis.set(xlim=(edges[0], edges[-1]), xlabel=about["x"])
+    axis.set_ylabel(f"neurons per {about['step']} of r")
     settle(figure)  # labels are placed in inches from here on
-    if bar is not None:
+    for bar in frame.loc[frame["what"] == "threshold", "value"]:
         _threshold(axis, bar)
-    _names(axis, frame, with_position=len(chosen) > 1)
-    return Drawing(figure, frame, file_name("r_distribution", metric))
+    _names(axis, frame, with_position=about["positions"] > 1)
+    return figure
 
 
 def _rotated(scores: MetricScores, chosen: list[int]) -> Float[np.ndarray, "rotation flat"] | None:
@@ -149,11 +159,11 @@ def _strongest(scores: MetricScores, chosen: list[int], n: int) -> list[dict[str
     return rows
 
 
-def _histograms(axis: Axes, frame: pd.DataFrame, edges: np.ndarray) -> None:
+def _histograms(axis: Axes, frame: pd.DataFrame, edges: Sequence[float]) -> None:
     tallest = 1.0
     looks = {
-        "neurons": {"fill": True, "color": BLUE, "alpha": 0.75, "label": "neurons"},
-        RANDOM_DIRECTIONS: {"color": VERMILION, "linewidth": 0.9, "label": RANDOM_DIRECTIONS},
+        "neurons": {"fill": True, "color": DATA, "alpha": 0.75, "label": "neurons"},
+        RANDOM_DIRECTIONS: {"color": RANDOM, "linewidth": 0.9, "label": RANDOM_DIRECTIONS},
     }
     for what, look in looks.items():
         counts = frame.loc[frame["what"] == what, "value"].to_numpy(float)
@@ -277,7 +287,7 @@ def layer_profile(
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes[-1].set_xlim(frame["layer"].min() - 0.7, frame["layer"].max() + 0.7)
     settle(figure)
-    return Drawing(figure, frame, file_name("layer_profile", scores.metric))
+    return finished(figure, frame, "layer_profile", scores.metric)
 
 
 def _layers(scores: MetricScores, chosen: list[int], bar: float | None) -> pd.DataFrame:

@@ -1,13 +1,15 @@
-"""How every figure looks: paper widths, colours, the sheet with its caption, legends, signs."""
+"""How every figure looks: styles, widths, colours, the sheet with its caption, legends, signs."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -17,29 +19,72 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.plotting.words import metric_words, position_words, site_words
 from lens_skills.scoring import EXPLORATORY, Scores
 
-COLUMN = 3.4  # inches: one column of a two-column paper
+About = Mapping[str, Any]
+"""What a figure says beside its table: title, lines, note, exploratory, and what it needs else."""
+
+MM = 1 / 25.4  # inches
+COLUMN, PAGE = 85 * MM, 178 * MM  # inches: one column of a two-column paper, and both
+STYLES = {
+    "page": "title and caption in the picture",
+    "paper": "the panels alone; title and caption are for the paper's own caption",
+    "talk": "16:9, large type, the title alone",
+}
+_NARROWEST, _WIDEST = 40, 600  # millimetres
+_SLIDE = 5.0  # inches of a slide, so that 8 points are read from the last row
+_SLIDE_PIXELS = 1920
 SIZE, SMALL = 8.0, 7.0  # points at printed size
 COUNT_FLOOR = 0.6  # where a logarithmic axis of counts starts, so that a single one is seen
 
-# Okabe and Ito's palette (2008), told apart with any colour vision.
+# One colour, one meaning, in every figure; no colour is written anywhere else. Each has a marker,
+# a line or a fill of its own too, so that it is told apart in grey print.
 BLACK, GREY, PALE = "#000000", "#666666", "#E3E3E3"
-BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
-ORANGE, VERMILION = "#E69F00", "#D55E00"
+# Removing it lowers the metric, or raises it; each on its own sign; the rest hides it.
+SUPPORTS, OPPOSES, MIXED, COMPENSATED = "#0072B2", "#D55E00", "#C53FC1", "#009E73"
+DATA = "#424954"  # what is measured, where it is neither an effect nor a null
+OTHERS = "#9A9A9A"  # what it stands among: other neurons, matched control sets
+CHANCE = GREY  # dashed: what chance alone gives, and the threshold of the permutations
+RANDOM = "#6F5A13"  # random directions, random neurons
+CONTROL_TASK = "#159CEC"
+DAMAGE = "#821D23"  # harm elsewhere
 STAMP = "#A3004F"
 
 # The permutation threshold: its colour, line and name in every figure.
-THRESHOLD = (GREY, (0, (4, 2)), "permutation, 5 % family-wise")
+DASHES = (0, (4, 2))
+THRESHOLD = (CHANCE, DASHES, "permutation, 5 % family-wise")
 RANDOM_DIRECTIONS = "random directions"
-# What is known of a neuron keeps its colour in every figure.
+# What is known of a neuron: the more, the darker.
 EVIDENCE = {
-    "associated": "#999999",
-    "beat the control task": GREEN,
-    "basis-privileged": VERMILION,
-    "confirmed": BLUE,
-    "causal": BLACK,
+    "associated": "#958CC6",
+    "beat the control task": "#7565B5",
+    "basis-privileged": "#2B8A7E",
+    "confirmed": "#4B2F94",
+    "causal": "#1F0A4A",
 }
+# Seeds, methods, classes, kinds: colours without a meaning, each with a line and a marker.
+SERIES: list[tuple[str, Any, str]] = [
+    ("#117733", "-", "o"),
+    ("#AA4499", (0, (5, 1.5)), "s"),
+    ("#999933", (0, (1, 1.2)), "^"),
+    ("#332288", (0, (5, 1.5, 1, 1.5)), "D"),
+    ("#CC6677", (0, (3, 1)), "v"),
+]
+
+
+def _scale(name: str, *colours: str) -> LinearSegmentedColormap:
+    return LinearSegmentedColormap.from_list(f"lens_skills_{name}", colours)
+
+
+# Scales: a signed effect (below 0 the metric falls), a signed correlation, and a size from 0 on.
+EFFECT_MAP = _scale("effect", "#00456C", SUPPORTS, "#FFFFFF", OPPOSES, "#7F3600")
+R_MAP = _scale("r", "#40004B", "#9970AB", "#FFFFFF", "#5AAE61", "#00441B")
+SIZE_MAP = _scale("size", "#F7F7F7", "#A3A8B0", DATA, "#14181F")
+
+# Gone as soon as the last figure names what it means.
+BLUE, SKY, GREEN = SUPPORTS, "#56B4E9", COMPENSATED
+ORANGE, VERMILION = "#E69F00", OPPOSES
 
 _EDGE, _GAP = 0.05, 0.06  # inches of white around everything, and under the caption
 _LEAD = 1.3  # line height over text size
@@ -95,25 +140,90 @@ def style() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a figure is drawn: its style, how wide it is, and its letter among the panels of a paper.
+
+    Attributes:
+        style: One of `STYLES`.
+        width: Inches.
+        panel: Such as ``"a"``; empty for none.
+    """
+
+    style: str = "page"
+    width: float = COLUMN
+    panel: str = ""
+
+    @property
+    def dots(self) -> float:
+        """Per inch of a picture in pixels."""
+        return _SLIDE_PIXELS / self.width if self.style == "talk" else 300
+
+
+def make_look(style: str, width: str | float, panel: str = "") -> Look:
+    """The look asked for; ``width`` is ``"column"``, ``"page"`` or millimetres.
+
+    Raises:
+        LensSkillsError: No such style or width.
+
+    >>> round(make_look("paper", "column").width / MM)
+    85
+    """
+    if style not in STYLES:
+        every = ", ".join(f"{name!r} ({what})" for name, what in STYLES.items())
+        raise LensSkillsError(f"no style {style!r}. Choose {every}.")
+    if not isinstance(panel, str) or len(panel) > 3:
+        raise LensSkillsError(f"panel= is a letter such as 'a', not {panel!r}.")
+    if style == "talk":
+        return Look(style, _SLIDE, panel)
+    named = {"column": COLUMN, "page": PAGE}
+    if isinstance(width, str) and width in named:
+        return Look(style, named[width], panel)
+    good = isinstance(width, int | float) and not isinstance(width, bool)
+    if not good or not _NARROWEST <= float(width) <= _WIDEST:
+        raise LensSkillsError(
+            f"width= is 'column' (85 mm), 'page' (178 mm) or millimetres from {_NARROWEST} to "
+            f"{_WIDEST}, not {width!r}."
+        )
+    return Look(style, round(float(width), 3) * MM, panel)
+
+
+def series(place: int) -> tuple[str, Any, str]:
+    """Colour, line and marker of the ``place``-th of several alike; they begin again after 5."""
+    return SERIES[place % len(SERIES)]
+
+
 def sheet(
-    width: float,
+    look: Look | float,
     height: float,
+    about: About | None = None,
     *,
-    title: str,
+    title: str = "",
     lines: Sequence[str] = (),
     note: str = "",
     exploratory: bool = False,
 ) -> Figure:
-    """An empty figure with its caption above, a note below, and a stamp where it is exploratory.
+    """An empty figure with what its style shows of title, lines and note, and a stamp if it is due.
 
-    The height is that of the panels, in inches; the text comes on top of it. The ``lines`` say
-    what was measured on what, the note what a reader should not conclude.
+    The height is that of the panels, in inches; the text comes on top of it. In ``about``, the
+    ``lines`` say what was measured on what, the note what a reader should not conclude, and
+    ``exploratory`` that it is stamped.
     """
-    texts = [(title, SIZE, "bold", BLACK)] + [
-        (line, SMALL, "normal", GREY) for line in lines if line
-    ]
-    if exploratory:
-        texts.insert(0, (EXPLORATORY, SMALL, "bold", STAMP))
+    if not isinstance(look, Look):
+        look = Look("page", look)
+    if about is None:
+        about = {"title": title, "lines": lines, "note": note, "exploratory": exploratory}
+    exploratory = bool(about.get("exploratory"))
+    texts = []
+    if exploratory and look.style != "paper":
+        texts.append((EXPLORATORY, SMALL, "bold", STAMP))
+    if look.style != "paper" or look.panel:
+        heading = "" if look.style == "paper" else about["title"]
+        texts.append((joined_words(look.panel, heading), SIZE, "bold", BLACK))
+    note = about.get("note", "") if look.style == "page" else ""
+    if look.style == "page":
+        texts += [(line, SMALL, "normal", GREY) for line in about.get("lines", ()) if line]
+    width = look.width
     room = width - 2 * _EDGE
     above = [
         (row, size, weight, colour)
@@ -121,8 +231,10 @@ def sheet(
         for row in wrap(text, room, size, weight)
     ]
     below = [(row, SMALL, "normal", GREY) for row in wrap(note, room, SMALL, "normal") if note]
-    head = sum(size for _, size, _, _ in above) * _LEAD / 72 + _EDGE + _GAP
+    head = sum(size for _, size, _, _ in above) * _LEAD / 72 + _EDGE + _GAP * bool(above)
     foot = sum(size for _, size, _, _ in below) * _LEAD / 72 + _EDGE
+    if look.style == "talk":
+        height = max(height, width * 9 / 16 - head - foot)
     total = head + height + foot
     figure = Figure(
         figsize=(width, total),
@@ -147,7 +259,12 @@ def sheet(
     return figure
 
 
-def settle(figure: Figure) -> None:
+def joined_words(*parts: str) -> str:
+    """The words that are not empty, with two spaces between: a panel's letter and its title."""
+    return "  ".join(part for part in parts if part)
+
+
+def settle(figure: Figure) -> Figure:
     """Lays the panels out and leaves them there: each further draw would move them a little."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -157,6 +274,7 @@ def settle(figure: Figure) -> None:
             place = axes.get_position(original=which == "original")
             left, low, width, height = (round(edge, 6) for edge in place.bounds)
             axes.set_position((left, low, width, height), which=which)
+    return figure
 
 
 def legend_above(axis: Axes, n_columns: int = 2, *, left: float = -0.02, **options: Any) -> Legend:
@@ -182,10 +300,11 @@ def places(scores: Scores, position: str | None) -> list[int]:
 
 
 def caption(scores: Scores, position: str | None = None) -> list[str]:
-    """Two lines: site and position; model, task, examples and groups."""
-    where = ", ".join(scores.positions) if position is None else position
+    """Two lines: what was read and where; model, task, examples and groups."""
     size = count(scores.n_examples, scores.n_groups)
-    return [f"{scores.site} at {where}", joined(*source(scores.provenance), size)]
+    named = [position_words(name) for name in scores.positions] if position is None else [position]
+    where = [site_words(scores.site), *named]
+    return [", ".join(where), joined(*source(scores.provenance), size)]
 
 
 def source(provenance: Mapping[str, Any]) -> list[str]:
@@ -206,9 +325,9 @@ def count(n_examples: int, n_groups: int | None = None) -> str:
     """How many examples, and in how many groups where that is known.
 
     >>> count(1000, 24)
-    '1,000 examples in 24 groups'
+    '1,000 examples, 24 groups'
     """
-    groups = "" if n_groups is None else f" in {n_groups:,} groups"
+    groups = "" if n_groups is None else f", {n_groups:,} groups"
     return f"{n_examples:,} examples{groups}"
 
 
@@ -222,9 +341,10 @@ def with_unit(metric: str, unit: str | None) -> str:
     """A metric's name with its unit, where it has one.
 
     >>> with_unit("logit_diff", "nats")
-    'logit_diff (nats)'
+    'logit difference (nats)'
     """
-    return f"{metric} ({unit})" if unit and unit not in ("column", "0/1") else metric
+    words = metric_words(metric)
+    return f"{words} ({unit})" if unit and unit not in ("column", "0/1") else words
 
 
 def signed(value: float, digits: int = 2, *, plus: bool = True) -> str:

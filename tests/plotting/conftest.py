@@ -158,9 +158,13 @@ def draw_scatter(scores: Scores, metric: str, **options: Any) -> Drawing:
     )
 
 
+def wide(drawing: Drawing, inches: float) -> Drawing:
+    return drawing.styled(width=inches * 25.4)
+
+
 # Every kind of figure, drawn from scores.
 DRAW: dict[str, Callable[[Scores, float], Drawing]] = {
-    "r_distribution": lambda s, width: figures.r_distribution(s["confidence"], width=width),
+    "r_distribution": lambda s, width: wide(figures.r_distribution(s["confidence"]), width),
     "layer_profile": lambda s, width: figures.layer_profile(s["confidence"], width=width),
     "metric_heatmap": lambda s, width: figures.metric_heatmap(s, k=5, width=width),
     "reliability": lambda s, width: figures.reliability(s, width=width),

@@ -80,7 +80,7 @@ def test_every_example_is_a_point(line: tuple[np.ndarray, ...], kind: type) -> N
     dots = drawing.figure.axes[0].collections[0].get_offsets()
     np.testing.assert_allclose(points[["x", "activation"]], dots)
     np.testing.assert_allclose(points["metric"], x, rtol=1e-6)
-    assert drawing.figure.axes[0].get_xlabel() == "logit_diff (nats)"
+    assert drawing.figure.axes[0].get_xlabel() == "logit difference (nats)"
     assert f"r = {np.corrcoef(x, y)[0, 1]:+.2f}" in drawing.figure.texts[0].get_text()
     fit = drawing.frame.query("what == 'fit'")
     assert ((fit["low"] < fit["activation"]) & (fit["activation"] < fit["high"])).all()

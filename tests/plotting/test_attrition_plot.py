@@ -44,7 +44,7 @@ def test_the_counts_are_the_attrition() -> None:
     top = drawing.figure.axes[0]
     assert [t.get_text() for t in top.texts if t.get_weight() == "bold"] == ["120", "7", "4", "2"]
     words = " ".join(text.get_text() for text in drawing.figure.texts)
-    for part in ("label:plural", "mlp.hook_post at last", "FDR 5%", "2 examples in 1 groups"):
+    for part in ("label:plural", "mlp.hook_post at last", "FDR 5%", "2 examples, 1 groups"):
         assert part in words
     assert "1 of the confirmed are basis-privileged" in words
     with pytest.raises(LensSkillsError, match="no steps"):

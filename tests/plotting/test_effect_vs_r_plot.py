@@ -108,7 +108,7 @@ def test_the_legend_counts_words(scores: Scores) -> None:
     counted = {"supports (2)", "opposes (2)", "mixed (1)", f"{NO_EFFECT} (1)"}
     assert counted <= set(labels(axis))
     assert "removing it" in axis.get_ylabel()
-    assert "logit_diff (nats)" in axis.get_ylabel()
+    assert "logit difference (nats)" in axis.get_ylabel()
 
 
 def test_r_is_that_of_the_verdicts_position() -> None:

@@ -129,7 +129,7 @@ def test_the_words_say_what_a_hit_is() -> None:
     assert "beyond δ = 0.02 to 0.05 nats" in said
     assert "among 200 random neurons of its layer" in said
     assert "Left out: auroc." in said
-    assert "tried on 48 examples in 40 groups" in said
+    assert "tried on 48 examples, 40 groups" in said
     assert drawing.name == "method_comparison-label_plural"
     assert list(drawing.frame["method"]) == [row.method for row in make_comparison().rows]
 

@@ -195,7 +195,7 @@ def test_the_caption_says_what_was_measured(scores: Scores) -> None:
     partial = replace(scores, provenance={**scores.provenance, "given": ["carry"]})
     drawing = figures.r_distribution(partial["confidence"])
     words = " ".join(text.get_text() for text in drawing.figure.texts)
-    for part in ("confidence", "mlp.hook_post at last", "tiny", "60 examples in 12 groups"):
+    for part in ("confidence", "MLP activations, last token", "tiny", "60 examples, 12 groups"):
         assert part in words
     assert "partial r given carry" in drawing.figure.axes[0].get_xlabel()
 

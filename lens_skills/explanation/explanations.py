@@ -86,12 +86,21 @@ class Explanation:
             + "."
         )
 
+    def sentences(self) -> tuple[str, ...]:
+        """What drives it, in words; then the numbers, each with what it is."""
+        row = self.best
+        if row is None:
+            return (self.note or "tested for no feature",)
+        named = self.accepted
+        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+        best = f"top/bottom examples: {'; '.join(named[:4])}{more}"
+        return (*self._driven(row), *self._others(row), *([best] if named else []))
+
     def __repr__(self) -> str:
-        lines = self._driven()
-        lines += self._others()
-        if named := self.accepted:
-            more = f" and {len(named) - 4} more" if len(named) > 4 else ""
-            lines += card_lines(f"top/bottom examples: {'; '.join(named[:4])}{more}", indent=2)
+        first, *others = self.sentences()
+        lines = card_lines(f"{self.name} · {first}")
+        for sentence in others:
+            lines += card_lines(sentence, indent=2)
         if self.writes is not None:
             lines += card_lines(f"promotes {shown(self.writes.promoted, 5)}", indent=2)
             lines += card_lines(f"suppresses {shown(self.writes.suppressed, 5)}", indent=2)
@@ -102,11 +111,8 @@ class Explanation:
             lines.append(clipped(f"  {'' if place else word:<10} {excerpt}"))
         return "\n".join(lines)
 
-    def _driven(self) -> list[str]:
-        """What drives it, in words; then the numbers, each with what it is."""
-        row = self.best
-        if row is None:
-            return card_lines(f"{self.name} · {self.note or 'tested for no feature'}")
+    def _driven(self, row: Mapping[str, Any]) -> list[str]:
+        """What drives it, and how well that is known."""
         is_flag = row["kind"] == "flag"
         up, down = ("higher where ", "lower where ") if is_flag else ("rises with ", "falls with ")
         verb = {1: up, -1: down}.get(row["direction"], "differs with ")
@@ -115,38 +121,33 @@ class Explanation:
         text = f"{verb}{row['feature']}"
         if row["stands_for"]:
             text += f", which stands for the {row['stands_for']}"
-        lines = card_lines(
-            f"{self.name} · {text if sure else f'no feature explains it (best: {text})'}"
-        )
         told = f"explains {_share(row)} of its variance, {row['information']:.2f} bits"
         if row["overlap_top"] is not None:
             told += (
                 f"; {row['overlap_top']:.0%} of its top examples have it ({row['base']:.0%} of all)"
             )
-        lines += card_lines(told, indent=2)
+        found = [text if sure else f"no feature explains it (best: {text})", told]
         if known:
-            lines += card_lines(
+            found.append(
                 f"p = {row['p']:.2g} over its {len(self.rows)} features, q = {row['q']:.2g} over "
-                "all neurons and features",
-                indent=2,
+                "all neurons and features"
             )
-        return lines
+        return found
 
-    def _others(self) -> list[str]:
+    def _others(self, best: Mapping[str, Any]) -> list[str]:
         """The next features, and how firm their order is."""
-        lines, (best, leader) = [], (self.best, self.leader)
-        if best is None or leader is None:
-            return lines
+        found, leader = [], self.leader
+        assert leader is not None
         if following := [row for row in self.rows[1:3] if row["variance_explained"] >= 0.01]:
             text = "; ".join(f"{row['feature']} {_share(row)}" for row in following)
-            lines += card_lines(f"next: {text}", indent=2)
+            found.append(f"next: {text}")
         firm = f"ranked first in {best['ranked_first']:.0%} of resamples of the other half"
         if leader["variance_explained"] > best["variance_explained"] + _AS_GOOD:
             firm += f"; here {leader['feature']} explains more ({_share(leader)})"
             firm += ": which of them comes first is not settled"
         elif best["ranked_first"] < _FIRM:
             firm += ": others may be as good"
-        return lines + card_lines(firm, indent=2)
+        return [*found, firm]
 
 
 def _share(row: Mapping[str, Any]) -> str:

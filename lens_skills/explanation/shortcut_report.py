@@ -134,8 +134,15 @@ class Shortcut:
 
     def lines(self, metric: str, n_features: int) -> list[str]:
         """The word and the numbers behind it, line by line."""
-        found = card_lines(f"{self.name} · {self.word}" + (f": {self.why}" if self.why else ""))
-        said = []
+        first, *said = self.sentences(metric, n_features)
+        found = card_lines(f"{self.name} · {first}")
+        for text in said:
+            found += card_lines(text, indent=2)
+        return found
+
+    def sentences(self, metric: str, n_features: int) -> list[str]:
+        """The word, and the numbers behind it."""
+        said = [self.word + (f": {self.why}" if self.why else "")]
         if not self.feature:
             best = (
                 f" (best that defines the task: {self.task_feature})" if self.task_feature else ""
@@ -165,9 +172,7 @@ class Shortcut:
             said.append(f"difference {self.difference} beside {self.n_controls} matched neurons")
         else:
             said.append(f"ablated: {self.effect} beside {self.n_controls} matched neurons")
-        for text in said:
-            found += card_lines(text, indent=2)
-        return found
+        return said
 
 
 def word_for(

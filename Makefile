@@ -12,7 +12,7 @@ pinned = $(shell sed -nE 's/^($(1)==[^ ;]+).*/\1/p' $(CONSTRAINTS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check docs site figures bench settings clean
+.PHONY: help install demo test browser lint check docs site figures bench settings clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -38,6 +38,13 @@ demo: $(STAMP) ## Run the whole pipeline on the default model; figures and table
 # Offline, so that a forgotten hub name fails here and not on someone's cluster.
 test: $(STAMP) ## Run the tests (PYTEST_ARGS='-k score' for some).
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# A real browser (Debian's chromium) and a checker of accessibility that comes from npm.
+browser: $(STAMP) ## Test the page of a report in chromium (needs it, and npm).
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[browser]'
+	test -f $(VENV)/npm/node_modules/axe-core/axe.min.js || \
+		npm install --silent --no-save --no-audit --prefix $(VENV)/npm axe-core@4.14.1
+	LENS_SKILLS_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
 lint: $(STAMP) ## Format check, lint and type check.
 	$(BIN)/ruff format --check .

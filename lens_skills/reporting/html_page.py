@@ -16,7 +16,6 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from lens_skills.errors import LensSkillsError
 from lens_skills.reporting.document import Document, Step
 from lens_skills.reporting.page_data import (
     as_json,
@@ -53,25 +52,17 @@ def render(document: Document) -> str:
     Returns:
         The text of the file, to be written as UTF-8.
 
-    Raises:
-        LensSkillsError: `document` is no Document.
-
     Example:
         >>> from lens_skills.reporting.document import Document
         >>> page = render(Document("Agreement", found=("Nothing.",), asked=(), data=()))
         >>> page.splitlines()[0]
         '<!doctype html>'
     """
-    if not isinstance(document, Document):
-        raise LensSkillsError(
-            f"asked to render a {type(document).__name__}; a page is made from a Document. "
-            "ls.report(results, path) gathers one from any results and writes its page."
-        )
     document = seen(document)
     every, total = strongest(document.every)
     columns = columns_of(document)
     script = _script()
-    page = _template().render(
+    return _template().render(
         document=document,
         style=Markup(_asset("page.css")),
         script=Markup(script),
@@ -83,7 +74,6 @@ def render(document: Document) -> str:
         steps=_steps(document.attrition),
         n_every=total,
     )
-    return page
 
 
 def _steps(steps: Sequence[Step]) -> list[tuple[Step, float | None]]:
@@ -109,6 +99,16 @@ def _cell(value: Any, digits: int | None = None) -> str:
     if not float(text):
         text = text.lstrip("-")
     return text.replace("-", _MINUS)
+
+
+def _shape(svg: str) -> Markup:
+    """Width and height of a picture, so that the page does not move when it is drawn."""
+    box = re.search(
+        r"""<svg[^>]*?\sviewBox=["'][-\d.]+[ ,]+[-\d.]+[ ,]+([\d.]+)[ ,]+([\d.]+)["']""", svg
+    )
+    if not box:
+        return Markup("")
+    return Markup(' width="{:.0f}" height="{:.0f}"').format(float(box[1]), float(box[2]))
 
 
 def _picture(svg: str) -> str:
@@ -152,5 +152,5 @@ def _template() -> Any:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"cell": _cell, "picture": _picture, "anchor": _anchor}
+    environment.filters |= {"cell": _cell, "picture": _picture, "shape": _shape, "anchor": _anchor}
     return environment.from_string(_asset("page.html.j2"))

@@ -89,6 +89,18 @@ class Result:
                 repr(made)
             return made
 
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """Writes the result as one HTML file to read, as `lens_skills.report` does; its path.
+
+        Args:
+            path: Of the file, such as ``"report.html"``.
+            options: Of `lens_skills.report`: ``model``, ``examples``, ``prompt``, ``neurons``.
+
+        Raises:
+            LensSkillsError: The file cannot be written; see `lens_skills.report`.
+        """
+        return Path(import_module(str(__package__)).report(self, path, **options))
+
     def readable_files(self) -> Mapping[str, str]:
         """Files to read without this package, which are saved beside: name and content."""
         return {}

@@ -1,1 +1,3 @@
-"""One HTML file that shows results and opens without a network; see `gather`, `render`."""
+"""LOOK AT IT: one HTML file of any results, that opens without a network; tables for a paper."""
+
+from lens_skills.reporting.written_report import report as report

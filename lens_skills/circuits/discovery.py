@@ -37,6 +37,7 @@ from lens_skills.circuits.edge_tests import (
     edge_statistics,
     mean_effects,
 )
+from lens_skills.circuits.example_pair import example_pair
 from lens_skills.circuits.graph import Circuit, Edge, Node, Totals
 from lens_skills.circuits.paired_cache import PairedCache, check_twins, paired_caches
 from lens_skills.circuits.path_patching import (
@@ -440,6 +441,7 @@ def _assemble(
             "implementation": adapter.implementation,
             "proposed_on": _half(first),
             "tested_on": _half(second),
+            "example": example_pair(search.testing),
             "target": search.start.rule,
             "n_edges": search.n_edges,
             "n_draws": search.n_draws,

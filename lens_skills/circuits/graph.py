@@ -7,13 +7,14 @@ channel of another, with its error bar; `Totals` say how far all that feeds a ta
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from math import ceil, log10
+from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, get_args
 
 import pandas as pd
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.results import Result
+from lens_skills.results import Result, showing
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
 from lens_skills.stats.intervals import wilson_interval
 
@@ -346,6 +347,24 @@ class Circuit(Result):
     def top(self, n: int) -> tuple[Edge, ...]:
         """The ``n`` strongest confirmed edges."""
         return self.confirmed[:n]
+
+    def to_neuronpedia(self, path: str | Path, *, scan: str = "", features_url: str = "") -> Path:
+        """Writes the circuit as a graph that Neuronpedia and circuit-tracer show.
+
+        Its links say clean - corrupted, so that a positive one raises its target, as in their
+        graphs: minus the effects that are printed here. Intervals, q and words stand in the labels.
+
+        Args:
+            path: A ``.json`` file; its name is the graph's.
+            scan: What Neuronpedia calls the model; default its name in small letters.
+            features_url: Where the files of `ActivatingExamples.to_neuronpedia` will be served.
+
+        Raises:
+            LensSkillsError: A circuit that an earlier version saved; a name without ``.json``; an
+                address that is none; a folder that cannot be written.
+        """
+        write = showing("neuronpedia").write_graph
+        return Path(write(self, path, scan=scan, features_url=features_url))
 
     def __repr__(self) -> str:
         return "\n".join(_card_lines(self))

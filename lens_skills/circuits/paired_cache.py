@@ -73,7 +73,7 @@ class PairedCache:
     Nothing before the first of them differs between the two prompts.
 
     Attributes:
-        batch: The clean prompts as tokens.
+        batch, twins: The clean prompts and the corrupted ones as tokens.
         clean, corrupted: The two runs.
         n_columns: How many columns are kept.
     """
@@ -85,7 +85,8 @@ class PairedCache:
         batch: Sequence[Encoded],
         twins: Sequence[Encoded],
     ) -> None:
-        self.weights, self.adapter, self.plan, self.batch = weights, weights.adapter, plan, batch
+        self.weights, self.adapter, self.plan = weights, weights.adapter, plan
+        self.batch, self.twins = batch, twins
         self.adapter.check_site()
         rows = [item.prompt_tokens.tolist() for item in batch]
         other = [item.prompt_tokens.tolist() for item in twins]

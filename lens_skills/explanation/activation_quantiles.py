@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from lens_skills.explanation.token_logits import (
     shown,
 )
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
-from lens_skills.results import Result, provenance
+from lens_skills.results import Result, provenance, showing
 
 _SHOWN = 20  # neurons on a card
 
@@ -158,6 +159,21 @@ class ActivatingExamples(Result, Mapping[str, NeuronExamples]):
         ]  # fmt: skip
         columns = ["name", "quantile", "low", "high", "n_examples", "id", "activation", "prompt"]
         return pd.DataFrame(rows, columns=columns)
+
+    def to_neuronpedia(self, folder: str | Path, *, evidence: pd.DataFrame | None = None) -> Path:
+        """Writes one file per neuron that Neuronpedia and circuit-tracer show beside a graph.
+
+        ``neurons.json`` says which file is whose: a number that joins layer and index.
+
+        Args:
+            folder: Made as needed.
+            evidence: From ``Study.evidence()``, ``Selection.graded(verdict)`` or
+                ``Verdict.frame()``; what it says of a neuron goes into its description.
+
+        Raises:
+            LensSkillsError: A unit that is no neuron of an MLP; a folder that cannot be written.
+        """
+        return Path(showing("neuronpedia").write_features(self, folder, evidence=evidence))
 
     def __repr__(self) -> str:
         about, n = self.provenance, len(self)

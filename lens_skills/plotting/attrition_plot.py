@@ -1,29 +1,38 @@
 """How many neurons are left after each step, and what speaks for the strongest of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Drawing, finished
+from lens_skills.plotting.drawing import Drawing, draws
 from lens_skills.plotting.style import (
-    COLUMN,
+    COUNT_FLOOR,
     EVIDENCE,
     GREY,
     PALE,
     SIZE,
     SMALL,
+    About,
+    Look,
     count,
+    count_axis,
+    halo,
     joined,
     minus,
+    settle,
     sheet,
     source,
-    style,
-    wrap,
+    text_width,
 )
+from lens_skills.plotting.words import metric_words, position_words, site_words
+from lens_skills.results import file_name
 from lens_skills.scoring import Selection
 from lens_skills.scoring.evidence import (
     BADGE,
@@ -38,10 +47,10 @@ from lens_skills.scoring.evidence import (
 from lens_skills.scoring.scores import LEVEL
 
 _ROW = 0.145  # inches of a neuron
-_FLOW = 0.42  # of the counts above them
+_STEP, _AXIS = 0.155, 0.36  # of a step above them, and of the axis of the steps
 _CELLS = {
     "associated": ("associated", "r, explore"),
-    "beat the control task": ("beats the\ncontrol task", "q"),
+    "beat the control task": ("beats the\ncontrol", "q"),
     "confirmed": ("confirmed", "r, confirm"),
     BADGE: ("basis-\nprivileged", "excess"),
     "causal": ("causal", "effect"),
@@ -49,7 +58,6 @@ _CELLS = {
 """Of each column of the table its head, and the number that its cells hold."""
 
 
-@style()
 def attrition(
     steps: Selection | Mapping[str, int],
     verdict: Any = None,
@@ -57,14 +65,14 @@ def attrition(
     k: int = 20,
     metric: str = "",
     exploratory: bool = False,
-    width: float = COLUMN,
 ) -> Drawing:
     """How many neurons are left after each step, and below, the evidence for the strongest.
 
-    One row per neuron, best grade first; a cell is coloured where the neuron passes, pale where it
-    does not, and empty where it was not tried. Cells hold r on explore (selected for being large),
-    q of the control task, r on confirm, |r| over that of a random direction of its layer, and the
-    effect of the edit in % of the clean metric.
+    Above, the counts on a logarithmic axis. Below, one row per neuron, best grade first; a cell is
+    coloured where the neuron passes, pale where it does not, and empty where it was not tried.
+    Cells hold r on explore (selected for being large), q of the control task, r on confirm, |r|
+    over that of a random direction of its layer, and the effect of the edit in % of the clean
+    metric.
 
     Args:
         steps: A `Selection`, or counts by step in order, which have no rows.
@@ -72,7 +80,6 @@ def attrition(
         k: How many neurons.
         metric: Named in the title; a `Selection` knows its own.
         exploratory: Stamp it; a `Selection` knows whether it is.
-        width: Inches.
 
     Frame: gate count share (of the first) for each step; below, for each cell of the table: gate
     name grade passed value.
@@ -109,23 +116,33 @@ def attrition(
     cells = [
         cell | {"name": row["name"], "grade": row["grade"]} for row in rows for cell in _cells(row)
     ]
-    figure = sheet(
-        width,
-        _FLOW + (len(rows) * _ROW + 0.5 if rows else 0.05),
-        title="What is left after each step" + (f": {metric}" if metric else ""),
-        lines=lines,
-        note=note,
-        exploratory=exploratory,
-    )
-    if rows:
-        heights = [_FLOW, len(rows) * _ROW + 0.4]
-        top, axis = figure.subplots(2, 1, height_ratios=heights, gridspec_kw={"hspace": 0.02})
-        _table(axis, rows)
-    else:
-        top = figure.add_subplot()
-    _flow(top, counts, width)
     frame = pd.DataFrame(flow + cells) if cells else pd.DataFrame(flow)
-    return finished(figure, frame, "attrition", *([metric] if metric else []))
+    words = f": {metric_words(metric)}" if metric else ""
+    about = {
+        "title": f"What is left after each step{words}",
+        "lines": lines,
+        "note": note,
+        "exploratory": exploratory,
+    }
+    name = file_name("attrition", *([metric] if metric else []))
+    return Drawing("attrition", frame, about, name)
+
+
+@draws("attrition")
+def _draw_attrition(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    cells = frame[frame["name"] != ""] if "name" in frame else frame[:0]
+    flow = frame.drop(cells.index)
+    heights = [len(flow) * _STEP + _AXIS]
+    if len(cells):
+        heights.append(cells["name"].nunique() * _ROW + 0.42)
+    figure = sheet(look, sum(heights) + 0.08 * (len(heights) - 1), about)
+    axes = figure.subplots(
+        len(heights), 1, height_ratios=heights, gridspec_kw={"hspace": 0.02}, squeeze=False
+    )[:, 0]
+    if len(cells):
+        _table(axes[1], cells)
+    _flow(axes[0], flow)
+    return settle(figure)
 
 
 def _note(rows: Sequence[Mapping[str, Any]], n: int, badged: int | None) -> str:
@@ -142,23 +159,37 @@ def _note(rows: Sequence[Mapping[str, Any]], n: int, badged: int | None) -> str:
     return " ".join(parts)
 
 
-def _flow(axis: Axes, counts: Mapping[str, int], width: float) -> None:
-    """The counts side by side, an arrow from each to the next."""
-    axis.set(xlim=(0, len(counts)), ylim=(0, 1))
-    axis.axis("off")
-    room = width / len(counts) - 0.04
-    for place, (step, n) in enumerate(counts.items()):
-        axis.text(
-            place + 0.5, 0.98, f"{n:,}", size=SIZE + 1, weight="bold", ha="center", va="top",
-            color=EVIDENCE.get(step, GREY),
+def _flow(axis: Axes, flow: pd.DataFrame) -> None:
+    """The counts one below the other as dots on a logarithmic axis, each with its number."""
+    counts = flow["count"].to_numpy(float)
+    most = max(1.0, counts.max())
+    count_axis(axis, "x", most)
+    axis.set_xlim(COUNT_FLOOR * 0.7, 1.6 * most)
+    axis.set_ylim(len(flow) - 0.4, -0.6)
+    low, high = np.log(axis.get_xlim())
+    for row, (gate, n) in enumerate(zip(flow["gate"], counts, strict=True)):
+        colour = EVIDENCE.get(gate, GREY)
+        # None is left: on no place of a logarithmic axis, so a ring at its foot.
+        at = max(n, COUNT_FLOOR)
+        axis.axhline(row, color=PALE, linewidth=0.5, zorder=0)
+        axis.plot(
+            [at], [row], marker="o", markersize=5, color=colour, zorder=2, clip_on=False,
+            markerfacecolor=colour if n else "white",
         )  # fmt: skip
-        words = "\n".join(wrap(step, room, SMALL, "normal"))
-        axis.text(place + 0.5, 0.56, words, size=SMALL, ha="center", va="top", linespacing=1.05)
-        if place:
-            axis.annotate(
-                "", (place + 0.13, 0.82), (place - 0.13, 0.82),
-                arrowprops={"arrowstyle": "->", "color": GREY, "linewidth": 0.7},
-            )  # fmt: skip
+        number, beyond = f"{n:,.0f}", (np.log(at) - low) / (high - low) > 0.62
+        widths = [text_width(number, SIZE, "bold") * 72, text_width(gate, SMALL) * 72]
+        # Where the dot is far to the right, number and step stand before it.
+        start = -7 - sum(widths) - 3 if beyond else 7
+        look = {"textcoords": "offset points", "va": "center_baseline", "annotation_clip": False}
+        for text, shift, font in (
+            (number, start, {"weight": "bold", "size": SIZE, "color": colour}),
+            (gate, start + widths[0] + 3, {"size": SMALL}),
+        ):
+            halo(axis.annotate(text, (at, row), xytext=(shift, 0), **look, **font))
+    axis.spines["left"].set_visible(False)
+    axis.set_yticks([])
+    axis.tick_params(axis="x", labelsize=SMALL - 0.5, pad=1)
+    axis.set_xlabel("neurons left", labelpad=1, size=SMALL)
 
 
 def _cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -179,42 +210,45 @@ def _cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    gates = [cell["gate"] for cell in _cells(rows[0])]
-    for line, row in enumerate(rows):
-        for column, cell in enumerate(_cells(row)):
-            passed = cell["passed"]
-            if passed is None:
-                continue
-            colour = EVIDENCE[cell["gate"]] if passed else PALE
-            axis.add_patch(
-                Rectangle((column + 0.03, line + 0.06), 0.94, 0.88, facecolor=colour, linewidth=0)
-            )
-            axis.text(
-                column + 0.5, line + 0.53, _number(cell), size=SMALL - 0.5, ha="center",
-                va="center", color="white" if passed else GREY,
-            )  # fmt: skip
-        axis.text(
-            len(gates) + 0.12, line + 0.53, row["grade"], size=SMALL, weight="bold", va="center"
+def _table(axis: Axes, cells: pd.DataFrame) -> None:
+    gates, names = list(cells["gate"].unique()), list(cells["name"].unique())
+    grades = cells.drop_duplicates("name")["grade"]
+    for cell in cells.to_dict("records"):
+        column, line = gates.index(cell["gate"]), names.index(cell["name"])
+        passed = cell["passed"]
+        if passed is None:
+            continue
+        colour = EVIDENCE[cell["gate"]] if passed else PALE
+        axis.add_patch(
+            Rectangle((column + 0.03, line + 0.06), 0.94, 0.88, facecolor=colour, linewidth=0)
         )
-    axis.set(xlim=(0, len(gates) + 0.3), ylim=(len(rows), 0))
-    axis.set_yticks([line + 0.5 for line in range(len(rows))], [row["name"] for row in rows])
-    heads = [f"{_CELLS[gate][0]}" for gate in gates]
+        axis.text(
+            column + 0.5, line + 0.53, _number(cell), size=SMALL - 0.5, ha="center",
+            va="center", color="white" if passed else GREY,
+        )  # fmt: skip
+    for line, grade in enumerate(grades):
+        axis.text(len(gates) + 0.12, line + 0.53, grade, size=SMALL, weight="bold", va="center")
+    axis.set(xlim=(0, len(gates) + 0.3), ylim=(len(names), 0))
+    axis.set_yticks([line + 0.5 for line in range(len(names))], names)
     axis.xaxis.tick_top()
-    axis.set_xticks([column + 0.5 for column in range(len(gates))], heads, linespacing=1.0)
+    axis.set_xticks(
+        [column + 0.5 for column in range(len(gates))],
+        [_CELLS[gate][0] for gate in gates],
+        linespacing=1.0,
+    )
     axis.tick_params(length=0, pad=1)
     axis.tick_params(axis="x", labelsize=SMALL - 0.5)
     axis.spines[:].set_visible(False)
     for column, gate in enumerate(gates):
         axis.text(
-            column + 0.5, len(rows) + 0.15, _CELLS[gate][1], size=SMALL - 0.5, color=GREY,
+            column + 0.5, len(names) + 0.15, _CELLS[gate][1], size=SMALL - 0.5, color=GREY,
             ha="center", va="top",
         )  # fmt: skip
 
 
 def _number(cell: Mapping[str, Any]) -> str:
     value = cell["value"]
-    if value is None:
+    if math.isnan(value):
         return ""
     if cell["gate"] == "beat the control task":
         return short_number(value)
@@ -225,10 +259,11 @@ def _number(cell: Mapping[str, Any]) -> str:
 
 def _selected(selection: Selection) -> list[str]:
     explore = selection.provenance.get("explore", {})
+    where = [site_words(selection.site), *map(position_words, selection.positions)]
     ids, groups = (selection.provenance.get(key, ()) for key in ("example_ids", "groups"))
     size = count(len(ids), len(groups)) + ", both splits" if ids else ""
     return [
-        f"{selection.site} at {', '.join(selection.positions)} · FDR {selection.fdr:.0%}",
+        f"{', '.join(where)} · FDR {selection.fdr:.0%}",
         joined(*source(explore), size),
         "partial r, given " + ", ".join(explore["given"]) if explore.get("given") else "",
     ]

@@ -16,8 +16,8 @@ from lens_skills.errors import LensSkillsError
 TEXT, NUMBER, WHOLE, FLAG = "text", "number", "whole", "flag"
 _KINDS = {
     "string": TEXT,
-    "empty": TEXT,
     "categorical": TEXT,
+    "empty": NUMBER,
     "floating": NUMBER,
     "mixed-integer-float": NUMBER,
     "integer": WHOLE,
@@ -35,8 +35,6 @@ def columns_of(frame: pd.DataFrame) -> dict[str, str]:
     kinds = {}
     for name, column in frame.items():
         kind = _KINDS.get(infer_dtype(column, skipna=True), TEXT)
-        if kind == TEXT and column.dtype.kind == "f":
-            kind = NUMBER  # nothing but NaN
         kinds[str(name)] = NUMBER if kind == WHOLE and column.isna().any() else kind
     return kinds
 

@@ -7,13 +7,14 @@ import numpy as np
 from jaxtyping import Real
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lens_skills.plotting.style import BLACK, GREY, SMALL, text_width
+from lens_skills.plotting.style import BLACK, EFFECT_MAP, GREY, HATCH, SMALL, text_width
 
 # A cell within its null.
-HATCHED: dict[str, Any] = {"hatch": "//////", "edgecolor": "#C4C4C4", "linewidth": 0}
+HATCHED: dict[str, Any] = {"hatch": "//////", "edgecolor": HATCH, "linewidth": 0}
 _DARK = 0.62  # share of the colours' range from where text on them is white
 
 
@@ -23,7 +24,7 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     *,
-    colours: str = "RdBu_r",
+    colours: Colormap = EFFECT_MAP,
     low: float | None = None,
     high: float,
     turn: float = 0,

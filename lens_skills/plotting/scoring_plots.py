@@ -14,24 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lens_skills.plotting.drawing import Drawing, bin_rows, draws, finished
-from lens_skills.plotting.heat_map import colour_bar, heat_map, mark_cell, round_limit
+from lens_skills.plotting.drawing import Drawing, bin_rows, draws
+from lens_skills.plotting.heat_map import colour_bar, heat_map, round_limit
 from lens_skills.plotting.style import (
     BLACK,
-    BLUE,
-    COLUMN,
     COUNT_FLOOR,
     DATA,
     EVIDENCE,
     GREY,
     LATE_LAYERS,
+    OTHERS,
     PALE,
     RANDOM,
     RANDOM_DIRECTIONS,
-    SKY,
+    SIZE_MAP,
     SMALL,
     THRESHOLD,
-    VERMILION,
     About,
     Look,
     caption,
@@ -44,11 +42,10 @@ from lens_skills.plotting.style import (
     settle,
     sheet,
     spread,
-    style,
     text_width,
     widest,
 )
-from lens_skills.plotting.words import metric_words
+from lens_skills.plotting.words import metric_words, position_words
 from lens_skills.results import file_name
 from lens_skills.scoring import MetricScores, Scores
 from lens_skills.scoring.scores import one_metric
@@ -238,10 +235,7 @@ def _free(axis: Axes) -> float:
     return inches(axis)[1] - 3 * _LINE
 
 
-@style()
-def layer_profile(
-    scores: MetricScores | Scores, *, position: str | None = None, width: float = COLUMN
-) -> Drawing:
+def layer_profile(scores: MetricScores | Scores, *, position: str | None = None) -> Drawing:
     """Largest |r| and 99th percentile of |r| in each layer, and how many neurons are associated.
 
     Beside the neurons' largest |r| stands that of as many random directions of the same layer (its
@@ -251,7 +245,6 @@ def layer_profile(
     Args:
         scores: Of one metric: ``scores["name"]``.
         position: Only this one; by default each neuron counts with its strongest position.
-        width: Inches.
 
     Frame: one row per layer: layer, neurons (how many vary), largest, percentile_99,
     random_largest, counts of the associated, of those of them that beat the control task, and of
@@ -264,30 +257,33 @@ def layer_profile(
     there for any metric that the answer decides.
     """
     scores = one_metric(scores)
-    whole = scores.scores
-    bar = scores.threshold
+    whole, bar = scores.scores, scores.threshold
+    about = {
+        "title": f"{metric_words(scores.metric)} by layer",
+        "lines": caption(whole, position),
+        "note": LATE_LAYERS if bar is not None else f"{LATE_LAYERS} No null was drawn.",
+        "exploratory": whole.exploratory,
+        "y": "|r|" if correlation(whole) == "Pearson r" else "|partial r|",
+    }
     frame = _layers(scores, places(whole, position), bar)
+    return Drawing("layer_profile", frame, about, file_name("layer_profile", scores.metric))
+
+
+@draws("layer_profile")
+def _draw_layer_profile(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     steps = [step for step in EVIDENCE if step in frame]
-    figure = sheet(
-        width,
-        3.1 if steps else 1.95,
-        title=f"{scores.metric} by layer",
-        lines=caption(whole, position),
-        note=LATE_LAYERS if bar is not None else f"{LATE_LAYERS} No null was drawn.",
-        exploratory=whole.exploratory,
-    )
+    figure = sheet(look, 3.1 if steps else 1.95, about)
     axes = figure.subplots(
         2 if steps else 1, 1, sharex=True, squeeze=False, height_ratios=[1.7, 1] if steps else [1]
     )[:, 0]
-    _strength(axes[0], frame, bar)
-    axes[0].set_ylabel("|r|" if correlation(whole) == "Pearson r" else "|partial r|")
+    _strength(axes[0], frame)
+    axes[0].set_ylabel(about["y"])
     if steps:
         _counts(axes[1], frame, steps)
     axes[-1].set_xlabel("layer")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes[-1].set_xlim(frame["layer"].min() - 0.7, frame["layer"].max() + 0.7)
-    settle(figure)
-    return finished(figure, frame, "layer_profile", scores.metric)
+    return settle(figure)
 
 
 def _layers(scores: MetricScores, chosen: list[int], bar: float | None) -> pd.DataFrame:
@@ -315,13 +311,13 @@ def _layers(scores: MetricScores, chosen: list[int], bar: float | None) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def _strength(axis: Axes, frame: pd.DataFrame, bar: float | None) -> None:
+def _strength(axis: Axes, frame: pd.DataFrame) -> None:
     """Draws |r| by layer with the threshold."""
     looks = {
-        "largest": {"color": BLUE, "marker": "o", "label": "neurons: largest"},
-        "percentile_99": {"color": SKY, "linestyle": "-", "label": "neurons: 99th percentile"},
+        "largest": {"color": DATA, "marker": "o", "label": "neurons: largest"},
+        "percentile_99": {"color": OTHERS, "linestyle": "-", "label": "neurons: 99th percentile"},
         "random_largest": {
-            "color": VERMILION,
+            "color": RANDOM,
             "marker": "s",
             "markerfacecolor": "white",
             "markeredgewidth": 0.7,
@@ -331,15 +327,18 @@ def _strength(axis: Axes, frame: pd.DataFrame, bar: float | None) -> None:
     }
     for column, look in looks.items():
         if column in frame:
-            axis.plot(frame["layer"], frame[column], markersize=2.6, **look)
-    most = max([frame.loc[:, c].max() for c in looks if c in frame] + [bar or 0])
-    axis.set_ylim(0, min(1.0, 1.08 * most + 0.01))
-    if bar is not None:
+            axis.plot(frame["layer"], frame[column], markersize=2.6, clip_on=False, **look)
+    bars = frame["threshold"].to_numpy(float)
+    known = bool(np.isfinite(bars).any())
+    most = max(float(frame[column].max()) for column in looks if column in frame)
+    axis.set_ylim(0, min(1.0, 1.08 * max(most, bars[0] if known else 0) + 0.01))
+    if known:
         colour, dashes, _ = THRESHOLD
-        axis.axhspan(0, bar, color=PALE, zorder=0, linewidth=0)
+        axis.axhspan(0, bars[0], color=PALE, zorder=0, linewidth=0)
         axis.axhline(
-            bar, color=colour, linestyle=dashes, linewidth=0.8, zorder=1, label="permutation 5 %"
-        )
+            bars[0], color=colour, linestyle=dashes, linewidth=0.8, zorder=1,
+            label="permutation, 5 %",
+        )  # fmt: skip
     legend_above(axis)
 
 
@@ -362,18 +361,16 @@ def _counts(axis: Axes, frame: pd.DataFrame, steps: list[str]) -> None:
     legend_above(axis, handlelength=0.8)
 
 
-@style()
-def correlation_by_position(scores: MetricScores | Scores, *, width: float = COLUMN) -> Drawing:
+def correlation_by_position(scores: MetricScores | Scores) -> Drawing:
     """Largest |r| of each layer's neurons at each position, as a map of layers and positions.
 
-    Outlined cells hold a neuron beyond the permutation threshold, which counts all neurons and all
-    positions as one family; the threshold is the line on the colour bar.
+    A dot marks the cells that hold a neuron beyond the permutation threshold, which counts all
+    neurons and all positions as one family; the threshold is the line on the colour bar.
 
     Args:
         scores: Of one metric, ``scores["name"]``; best of several positions.
-        width: Inches.
 
-    Frame: one row per cell: layer position strongest neuron r threshold beyond n_beyond (None,
+    Frame: one row per cell: layer position strongest neuron r threshold beyond n_beyond (NaN,
     False and 0 where no null was drawn).
 
     Raises:
@@ -383,48 +380,57 @@ def correlation_by_position(scores: MetricScores | Scores, *, width: float = COL
     """
     scores = one_metric(scores)
     whole, bar = scores.scores, scores.threshold
-    frame = _positions(scores)
-    layers, positions = frame["layer"].unique(), list(whole.positions)
-    shown = [name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…" for name in positions]
-    upright = widest(shown) <= 0.95 * (width - 1.1) / len(positions)
-    figure = sheet(
-        width,
-        max(1.2, min(4.5, 0.085 * len(layers) + 0.3))
-        + (0.25 if upright else widest(shown) + 0.15)
-        + 0.25,
-        title=f"{scores.metric} by layer and position",
-        lines=caption(whole, f"{len(positions)} positions"),
-        note=f"No null was drawn. {LATE_LAYERS}"
+    where = "1 position" if len(whole.positions) == 1 else f"{len(whole.positions)} positions"
+    about = {
+        "title": f"{metric_words(scores.metric)} by layer and position",
+        "lines": caption(whole, where),
+        "note": f"No null was drawn. {LATE_LAYERS}"
         if bar is None
-        else "Outlined: beyond the permutation null over all of them (5 % family-wise). "
-        + LATE_LAYERS,
-        exploratory=whole.exploratory,
-    )
+        else "Dot: a neuron is beyond the permutation null over all of them (5 % family-wise), the "
+        f"line on the scale. {LATE_LAYERS}",
+        "exploratory": whole.exploratory,
+        "scale": f"largest |{correlation(whole)}|",
+    }
+    name = file_name("correlation_by_position", scores.metric)
+    return Drawing("correlation_by_position", _positions(scores), about, name)
+
+
+@draws("correlation_by_position")
+def _draw_correlation_by_position(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    layers, positions = frame["layer"].unique(), frame["position"].unique()
+    shown = [position_words(name) for name in positions]
+    shown = [name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…" for name in shown]
+    upright = widest(shown) <= 0.95 * (look.width - 1.1) / len(positions)
+    rows = max(1.2, min(4.5, 0.085 * len(layers) + 0.3))
+    figure = sheet(look, rows + (0.5 if upright else widest(shown) + 0.4), about)
     axis = figure.add_subplot()
     values = frame["strongest"].to_numpy().reshape(len(layers), len(positions))
+    bar = frame["threshold"].iloc[0]
     step = max(1, len(layers) // 10)
     image = heat_map(
         axis,
         values,
         [str(layer) if row % step == 0 else "" for row, layer in enumerate(layers)],
         shown,
-        colours="cividis",
+        colours=SIZE_MAP,
         low=0,
-        high=round_limit(np.append(values, bar or 0)),
+        high=round_limit(np.append(values, bar)),
         turn=0 if upright else 90,
         gap=0.3,
     )
     axis.invert_yaxis()  # the first layer is at the bottom
-    for row, column in np.argwhere(frame["beyond"].to_numpy(bool).reshape(values.shape)).tolist():
-        mark_cell(axis, row, column, inset=0.06, edgecolor=VERMILION, lw=0.8)
+    beyond = np.argwhere(frame["beyond"].to_numpy(bool).reshape(values.shape)) + 0.5
+    axis.plot(
+        beyond[:, 1], beyond[:, 0], linestyle="none", marker="o", markersize=2.2, color="white",
+        markeredgecolor=BLACK, markeredgewidth=0.4,
+    )  # fmt: skip
     axis.set(xlabel="position", ylabel="layer")
-    label = f"largest |{correlation(whole)}|"
-    side = colour_bar(figure, image, axis, label, labelpad=2, aspect=25, pad=0.03)
+    side = colour_bar(figure, image, axis, about["scale"], labelpad=2, aspect=25, pad=0.03)
     side.ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    if bar is not None:
+    if np.isfinite(bar):
         side.ax.axhline(bar, color="white", linewidth=2.2)
         side.ax.axhline(bar, color=BLACK, linewidth=1.0)
-    return finished(figure, frame, "correlation_by_position", scores.metric)
+    return settle(figure)
 
 
 def _positions(scores: MetricScores) -> pd.DataFrame:

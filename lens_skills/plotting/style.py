@@ -49,6 +49,7 @@ CHANCE = GREY  # dashed: what chance alone gives, and the threshold of the permu
 RANDOM = "#6F5A13"  # random directions, random neurons
 CONTROL_TASK = "#159CEC"
 DAMAGE = "#821D23"  # harm elsewhere
+HATCH = "#C4C4C4"  # over a cell within its null
 STAMP = "#A3004F"
 
 # The permutation threshold: its colour, line and name in every figure.

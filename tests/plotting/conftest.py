@@ -165,10 +165,10 @@ def wide(drawing: Drawing, inches: float) -> Drawing:
 # Every kind of figure, drawn from scores.
 DRAW: dict[str, Callable[[Scores, float], Drawing]] = {
     "r_distribution": lambda s, width: wide(figures.r_distribution(s["confidence"]), width),
-    "layer_profile": lambda s, width: figures.layer_profile(s["confidence"], width=width),
+    "layer_profile": lambda s, width: wide(figures.layer_profile(s["confidence"]), width),
     "metric_heatmap": lambda s, width: figures.metric_heatmap(s, k=5, width=width),
     "reliability": lambda s, width: figures.reliability(s, width=width),
-    "attrition": lambda s, width: figures.attrition(make_selection(s.exploratory), width=width),
+    "attrition": lambda s, width: wide(figures.attrition(make_selection(s.exploratory)), width),
     "scatter": lambda s, width: draw_scatter(s, "confidence", width=width),
     "strips": lambda s, width: draw_scatter(s, "correct", width=width),
 }

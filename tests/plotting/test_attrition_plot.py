@@ -34,7 +34,7 @@ def ruled(**words: str) -> Any:
 
 def test_the_counts_are_the_attrition() -> None:
     drawing = figures.attrition(make_selection())
-    steps = drawing.frame[drawing.frame["name"].isna()]
+    steps = drawing.frame[drawing.frame["name"] == ""]
     assert dict(zip(steps["gate"], steps["count"], strict=True)) == {
         "neurons": 120,
         "associated": 7,
@@ -44,7 +44,7 @@ def test_the_counts_are_the_attrition() -> None:
     top = drawing.figure.axes[0]
     assert [t.get_text() for t in top.texts if t.get_weight() == "bold"] == ["120", "7", "4", "2"]
     words = " ".join(text.get_text() for text in drawing.figure.texts)
-    for part in ("label:plural", "mlp.hook_post at last", "FDR 5%", "2 examples, 1 groups"):
+    for part in ("plural (label)", "MLP activations, last token", "FDR 5%", "2 examples, 1 groups"):
         assert part in words
     assert "1 of the confirmed are basis-privileged" in words
     with pytest.raises(LensSkillsError, match="no steps"):
@@ -55,7 +55,7 @@ def test_the_counts_are_the_attrition() -> None:
 
 def test_a_cell_is_coloured_where_the_neuron_passes_and_empty_where_it_was_not_tried() -> None:
     drawing = figures.attrition(make_selection(), ruled(L2N0="supports", L2N1="undecided"))
-    cells = drawing.frame[drawing.frame["name"].notna()]
+    cells = drawing.frame[drawing.frame["name"] != ""]
     passed = cells.pivot(index="name", columns="gate", values="passed").astype(object)
     expected = {  # control, confirmed, basis, causal
         "L2N0": (True, True, True, True),
@@ -83,7 +83,7 @@ def test_a_cell_is_coloured_where_the_neuron_passes_and_empty_where_it_was_not_t
 
 def test_only_the_first_neurons_are_shown_and_the_others_counted() -> None:
     drawing = figures.attrition(make_selection(), k=2)
-    assert drawing.frame["name"].dropna().unique().tolist() == ["L2N0", "L2N1"]
+    assert drawing.frame["name"].unique().tolist() == ["", "L2N0", "L2N1"]
     words = " ".join(text.get_text() for text in drawing.figure.texts)
     assert "2 of 7 associated neurons" in words
     assert len(figures.attrition(make_selection(), k=0).figure.axes) == 1

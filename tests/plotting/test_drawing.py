@@ -18,6 +18,7 @@ from matplotlib.transforms import Bbox
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting import Drawing, figures, save
+from lens_skills.plotting.style import style
 from lens_skills.scoring import Scores
 from tests.plotting.conftest import make_scores
 
@@ -106,7 +107,8 @@ def test_no_text_is_cut_off_or_lies_on_another(draw: Draw, kind: str, width: flo
 
 def overlaps(figure: Figure) -> list[str]:
     """Texts that leave the figure, and pairs that cover each other (the watermark apart)."""
-    figure.draw_without_rendering()
+    with style():  # as it is saved: the number of ticks hangs on the size of their labels
+        figure.draw_without_rendering()
     unseen = unseen_tick_labels(figure)
     boxes: list[tuple[str, Bbox]] = []
     for text in figure.findobj(Text):

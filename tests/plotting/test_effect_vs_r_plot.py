@@ -9,7 +9,7 @@ from matplotlib.patches import StepPatch
 from matplotlib.text import Annotation
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.verdict import NO_EFFECT, WORDS
+from lens_skills.interventions.verdict import CAUSAL, NO_EFFECT, WORDS
 from lens_skills.plotting import figures
 from lens_skills.plotting.intervention_plots import LOOKS
 from lens_skills.plotting.label_placement import name_points
@@ -67,16 +67,45 @@ def test_the_strongest_are_named_and_no_name_covers_a_point(scores: Scores) -> N
     (axis,) = drawing.figure.axes
     named = [text.get_text() for text in axis.texts if isinstance(text, Annotation)]
     edited = drawing.frame.query("what == 'edited'")
-    order = edited["effect"].abs().sort_values(ascending=False, kind="stable").index[:10]
+    # What has an effect comes first.
+    causal = edited[edited["word"].isin(CAUSAL)]
+    order = causal["effect"].abs().sort_values(ascending=False, kind="stable").index[:10]
     strongest = edited.loc[order, "name"].tolist()
     assert named[:3] == strongest[:3]
     assert set(named) <= set(strongest)
     assert len(named) >= 6
     points = axis.transData.transform(edited[["strength", "effect"]].to_numpy(float))
     drawing.figure.draw_without_rendering()
-    for text in axis.texts:
+    for text in (text for text in axis.texts if isinstance(text, Annotation)):
         box = super(Annotation, text).get_window_extent()  # the letters without the leader
         assert not any(box.contains(x, y) for x, y in points)
+
+
+def test_every_neuron_with_an_effect_is_named_unless_told_otherwise(scores: Scores) -> None:
+    verdict = make_verdict(12)
+    frame = figures.effect_against_r(scores["confidence"], verdict).about
+    assert frame["n_labels"] == sum(one.word in CAUSAL for one in verdict.singles) == 6
+    nothing = replace(
+        verdict, rulings=tuple(replace(one, word=NO_EFFECT) for one in verdict.rulings)
+    )
+    assert figures.effect_against_r(scores["confidence"], nothing).about["n_labels"] == 5
+
+
+@pytest.mark.parametrize("delta", [0.2, 0.004])
+def test_the_band_is_seen_however_narrow_it_is(scores: Scores, delta: float) -> None:
+    """On an axis that is logarithmic beyond ±δ, with numbers at its ticks, where it has to be."""
+    verdict = replace(make_verdict(12), delta=delta)
+    drawing = figures.effect_against_r(scores["confidence"], verdict)
+    (axis,) = drawing.figure.axes
+    low, high = axis.transData.transform([[0, -delta], [0, delta]])[:, 1]
+    share = (high - low) / axis.get_window_extent().height
+    assert share > 0.1
+    assert ("logarithmic beyond" in drawing.caption) == (delta < 0.1)
+    if delta < 0.1:
+        ticks = [float(t.get_text().replace("\N{MINUS SIGN}", "-")) for t in axis.get_yticklabels()]
+        assert ticks == pytest.approx(axis.get_yticks().tolist())
+        assert min(abs(tick) for tick in ticks if tick) > delta
+    assert "±δ" in [text.get_text() for text in axis.texts]
 
 
 def test_a_name_without_room_is_left_out(scores: Scores) -> None:

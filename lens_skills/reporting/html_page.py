@@ -97,6 +97,8 @@ def _cell(value: Any, digits: int | None = None) -> str:
     if digits is None and float(value).is_integer():
         text = f"{value:.0f}"
     if not float(text):
+        if value > 0 and digits is not None and digits >= 4:
+            return f"<{10**-digits:.{digits}f}"  # a p that is not 0 is not written as 0
         text = text.lstrip("-")
     return text.replace("-", _MINUS)
 

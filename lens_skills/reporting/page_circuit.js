@@ -54,7 +54,7 @@ function circuitGraph(circuit, here = "") {
     make("th", { scope: "row" }, make("button", { type: "button", class: "edge", on: {
       focus: () => light(k, true), blur: () => light(k, false), click: () => light(k, true) } }, edge.name)),
     ...[edge.channel, edge.target].map((text) => make("td", {}, text)),
-    make("td", { class: `number ${edge.effect < 0 ? "negative" : "positive"}` }, `${signed(edge.effect, 3)}${edge.interval}`),
+    make("td", { class: "number" }, `${signed(edge.effect, 3)}${edge.interval}`),
     make("td", {}, edge.unit), make("td", { class: "number" }, edge.share === null ? "–" : `${number(100 * edge.share, 0)} %`),
     make("td", { class: "number" }, edge.q === null ? "–" : number(Number(edge.q.toPrecision(2)))), make("td", {}, edge.verdict)));
   for (const [k, line] of lines.entries()) {
@@ -72,8 +72,8 @@ function circuitGraph(circuit, here = "") {
       make("label", {}, make("span", {}, "hide edges below"), slider, sliderSays, make("span", { class: "soft" }, " of the largest on the same target")),
       make("label", {}, only, " only confirmed edges")),
     scrollBox(`${circuit.title}, graph ${graphs}`, picture),
-    make("p", { class: "soft key" }, sample("positive"), " positive  ", sample("negative"), " negative (dashed)  ",
-      sample("positive undecided"), " not confirmed (faint). Wider: larger beside the largest on its target. Click a box to pin it; an underlined name leads to its page. With a box in focus, ← and → go through its edges."),
+    make("p", { class: "soft key" }, sample("raises"), " raises its target (effect below 0)  ", sample("lowers"), " lowers it (dashed)  ",
+      sample("raises undecided"), " not confirmed (faint). Wider: larger beside the largest on its target. Click a box to pin it; an underlined name leads to its page. With a box in focus, ← and → go through its edges."),
     pinSays, said, scrollBox(`Edges of ${circuit.title}, ${graphs}`, list));
 
   function sample(kind) {
@@ -83,7 +83,7 @@ function circuitGraph(circuit, here = "") {
 
   function arrow(edge, k) {
     const { path, tip } = edge;
-    const sign = edge.effect < 0 ? "negative" : "positive";
+    const sign = edge.effect > 0 ? "lowers" : "raises";
     return draw("g", { class: `link ${edge.verdict === "confirmed" ? "" : "undecided"}`, tabindex: "-1", role: "img", "aria-label": edge.text,
       on: { pointerenter: () => light(k, true), pointerleave: () => light(k, false), focus: () => light(k, true), blur: () => light(k, false) } },
     draw("path", { d: path, class: "hit" }),

@@ -34,6 +34,8 @@ function number(value, digits = null) {
   if (digits !== null) text = value.toFixed(digits);
   else if (Number.isInteger(value)) text = String(value);
   else text = String(Number(value.toPrecision(4)));
+  // A p that is not 0 is not written as 0; of others as many decimals are enough.
+  if (Number(text) === 0 && value > 0 && digits >= 4) return `<${(10 ** -digits).toFixed(digits)}`;
   if (Number(text) === 0) text = text.replace("-", "");
   return text.replace("-", "−");
 }

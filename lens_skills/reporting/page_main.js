@@ -175,6 +175,7 @@ for (const [event, does] of [["pointerover", true], ["focusin", true], ["pointer
 
 function print(on) {
   table?.print(on);
+  if (on) for (const image of document.images) image.loading = "eager";
   for (const details of document.querySelectorAll("details")) {
     if (on && !details.open) {
       details.open = true;

@@ -100,7 +100,7 @@ function spanOf(column) {
 function evidence(cells, k = 0) {
   const lines = DATA.columns.flatMap(([, title, help, digits, unit, interval], column) => {
     const value = valueIn(cells[column], interval);
-    if (!column || value === null) return [];
+    if (!column || value === null || value === "") return [];
     const limits = interval && cells[column][1] !== null && typeof value === "number" ? cells[column].slice(1) : null;
     const text = number(value, digits) + (limits ? ` [${number(limits[0], digits)}, ${number(limits[1], digits)}]` : "") + (unit ? ` ${unit}` : "");
     return [make("tr", {}, make("th", { scope: "row", title: help }, title),
@@ -186,7 +186,7 @@ function examples(quantiles) {
 
 function shade(part) {
   const size = Math.min(1, Math.abs(part));
-  return { "--fill": part < 0 ? "var(--negative-fill)" : "var(--positive-fill)", "--strength": `${(100 * size).toFixed(1)}%` };
+  return { "--fill": part < 0 ? "var(--inactive)" : "var(--active)", "--strength": `${(100 * size).toFixed(1)}%` };
 }
 
 function example([texts, values, read, activation, group, labels], most) {
@@ -227,7 +227,7 @@ function writtenTokens(written) {
     make("tbody", {}, rows.map(([token, value]) => make("tr", {}, make("th", { scope: "row" }, visible(token)),
       make("td", {}, draw("svg", { viewBox: "0 0 100 10", width: 100, height: 10, "aria-hidden": "true" },
         draw("rect", { x: value < 0 ? 50 - 50 * Math.abs(value) / most : 50, width: Math.max(0.5, 50 * Math.abs(value ?? 0) / most), height: 10,
-          class: value < 0 ? "negative" : "positive" }),
+          class: "bar" }),
         draw("line", { x1: 50, x2: 50, y1: 0, y2: 10, class: "zero" }))),
       make("td", { class: "number" }, signed(value, 3)))))) : null);
   return make("div", { class: "beside" }, list("more likely", written.promoted), list("less likely", written.suppressed));
@@ -238,7 +238,7 @@ function correlated(pairs) {
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "neuron"), make("th", { scope: "col" }, "size"), make("th", { scope: "col", class: "number" }, "r"))),
     make("tbody", {}, pairs.map(([name, r]) => make("tr", {}, make("th", { scope: "row" }, neuronLink(name)),
       make("td", {}, draw("svg", { viewBox: "-50 0 100 10", width: 100, height: 10, "aria-hidden": "true" },
-        draw("rect", { x: Math.min(0, 50 * r), width: Math.abs(50 * r), height: 10, class: r < 0 ? "negative" : "positive" }),
+        draw("rect", { x: Math.min(0, 50 * r), width: Math.abs(50 * r), height: 10, class: r < 0 ? "r-low" : "r-high" }),
         draw("line", { x1: 0, x2: 0, y1: 0, y2: 10, class: "zero" }))),
       make("td", { class: "number" }, signed(r, 3))))));
 }

@@ -82,7 +82,7 @@ function neuronTable(place) {
 
   function choice(name, values, first) {
     return make("select", { name }, first === null ? null : make("option", { value: "" }, first),
-      values.map(([value, text]) => make("option", { value }, text)));
+      values.map(([value, text]) => make("option", { value }, text || "(none)")));
   }
 
   /** The controls that fit the columns: a choice where a text takes few values. */
@@ -147,7 +147,7 @@ function neuronTable(place) {
     const sample = Array.from({ length: Math.min(source.size, 200) }, (_, k) => Math.floor((k * source.size) / Math.min(source.size, 200)));
     const widths = source.columns.map((column, k) => {
       const longest = Math.max(...sample.map((row) => cellText(row, k).length), 4);
-      return Math.min(Math.max(longest + 2, Math.min(column.title.length + 4, 18)), k ? 34 : 16);
+      return Math.min(Math.max(longest + (k ? 2 : 4), Math.min(column.title.length + 4, 18)), k ? 34 : 18);
     });
     sizes.replaceChildren(...widths.map((width) => make("col", { style: { width: `${width}ch` } })));
     table.style.minWidth = `${widths.reduce((sum, width) => sum + width, 0)}ch`;
@@ -170,7 +170,7 @@ function neuronTable(place) {
     const words = field("text").toLowerCase().split(/\s+/).filter(Boolean);
     const texts = source.columns.flatMap((column, k) => (k && !column.numeric ? [k] : []));
     const chosen = [...filters.querySelectorAll("select[name^=facet-]")]
-      .filter((select) => select.value).map((select) => [Number(select.name.slice(6)), select.value]);
+      .filter((select) => select.selectedIndex > 0).map((select) => [Number(select.name.slice(6)), select.value]);
     const layer = source.columns.findIndex((column) => column.key === "layer");
     const from = field("from") === "" ? -Infinity : Number(field("from"));
     const to = field("to") === "" ? Infinity : Number(field("to"));

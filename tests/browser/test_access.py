@@ -82,6 +82,7 @@ def test_paper_has_everything_and_no_controls(opened):
     assert luminance(page) == 255
     assert page.locator("#neuron-table tbody tr:not(.gap)").count() == 40
     assert page.locator("details:not([open])").count() == 0
+    page.wait_for_function("[...document.images].every(one => one.complete && one.naturalWidth)")
     for control in (".filters", "header nav", ".tools", ".command button"):
         assert page.locator(control).first.is_hidden()
     pdf = page.pdf()

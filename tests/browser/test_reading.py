@@ -32,9 +32,11 @@ def test_all_that_the_document_says_is_read(opened):
         assert fact.value in text
     for step in DOCUMENT.attrition:
         assert step.note in text
-    assert page.eval_on_selector_all(
-        ".sheet", "all => all.every(one => one.complete && one.naturalWidth > 0)"
-    )
+    for sheet in page.locator(".sheet").all():
+        sheet.scroll_into_view_if_needed()
+        page.wait_for_function(
+            "one => one.complete && one.naturalWidth > 0", arg=sheet.element_handle()
+        )
 
 
 def test_the_table_is_that_of_the_document(opened):
@@ -191,7 +193,7 @@ def test_the_colour_of_a_token_is_its_value(opened):
     assert len(shades) == len(values)
     most = max(abs(v) for v in values)
     for (fill, strength), value in zip(shades, values, strict=True):
-        assert fill == ("var(--negative-fill)" if value < 0 else "var(--positive-fill)")
+        assert fill == ("var(--inactive)" if value < 0 else "var(--active)")
         assert strength == pytest.approx(100 * abs(value) / most, abs=0.1)
 
 
@@ -314,7 +316,7 @@ def test_a_sign_is_a_colour_and_a_dash(opened):
     dashes = graph.locator(".arrow").evaluate_all(
         "all => all.map(one => getComputedStyle(one).strokeDasharray)"
     )
-    assert [dash != "none" for dash in dashes] == [edge.effect < 0 for edge in edges]
+    assert [dash != "none" for dash in dashes] == [edge.effect > 0 for edge in edges]
 
 
 def test_nothing_found_is_an_honest_page(opened):

@@ -192,6 +192,7 @@ def by_class(page: Page, model: Any, prompt: Any, found: Any, rows: Rows, sizes:
         ls.figures.activation_by_class(
             acts, [str(e.labels["heuristic"]) for e in part], name=f"L{layer}N{neuron}",
             metric="heuristic", site=found.site, position=str(at), groups=[e.group for e in part],
+            about=" · ".join(str(found.provenance[key]) for key in ("model", "task")),
         ),
         "classes",
         f"Activation of L{layer}N{neuron}, the strongest with {rows.rule}, under each rule "

@@ -9,6 +9,7 @@ from lens_skills.cli.runs import draw_all, draw_verdict
 from lens_skills.cli.steps import Step
 from lens_skills.interventions import Controls
 from lens_skills.plotting import figures
+from lens_skills.plotting.style import joined, source
 from lens_skills.settings import config
 from lens_skills.studies import Study, study
 from lens_skills.tasks import agreement, arithmetic
@@ -80,4 +81,5 @@ def draw(model: Any, result: Study, folder: Path) -> None:
         site=scores.scores.site,
         position=scores.scores.positions[0],
         groups=[result.explore[place].group for place in order],
+        about=joined(*source(scores.scores.provenance)),
     ).save(folder)

@@ -6,31 +6,35 @@ import numpy as np
 import pandas as pd
 from einops import einsum
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import MANY, Column, Drawing, finished, finite
+from lens_skills.plotting.drawing import MANY, Column, Drawing, draws, finite
 from lens_skills.plotting.style import (
-    BLUE,
-    COLUMN,
+    BLACK,
+    DATA,
     GREY,
-    ORANGE,
     SMALL,
-    VERMILION,
+    About,
+    Look,
     count,
     halo,
     joined,
     name_lines,
+    series,
+    settle,
     sheet,
-    style,
+    signed,
     widest,
     with_unit,
 )
+from lens_skills.plotting.words import metric_words, place_words
+from lens_skills.results import file_name
 
 _COLUMNS = ["what", "x", "metric", "activation", "low", "high", "share"]
 _CLASSES, _CLASS_ROW = 12, 0.36  # classes at most; inches of each
 
 
-@style()
 def activation_scatter(
     activation: Column,
     values: Column,
@@ -41,8 +45,8 @@ def activation_scatter(
     site: str = "",
     position: str = "",
     groups: Sequence[str] | None = None,
+    about: str = "",
     exploratory: bool = False,
-    width: float = COLUMN,
 ) -> Drawing:
     """Each example's activation of one neuron against its metric, with the linear fit.
 
@@ -57,8 +61,8 @@ def activation_scatter(
         metric: Its name; ``unit`` is put behind it in brackets.
         site: Hook point, and ``position``: where in the prompt the activation was read.
         groups: The group of each example.
+        about: What is said beside the count of examples, such as model and task.
         exploratory: Stamp it.
-        width: Inches.
 
     Frame: ``what`` (example, fit, class mean, histogram), ``x`` as drawn (with its sideways
     shift), the ``metric`` and ``activation`` there, the ends ``low`` and ``high`` of the band or of
@@ -81,34 +85,51 @@ def activation_scatter(
     if len(x) < 3:
         raise LensSkillsError(f"{len(x)} examples are too few for a fit; 3 at least.")
     constant = x.std() == 0 or y.std() == 0
-    r = 0.0 if constant else float(np.corrcoef(x, y)[0, 1])
+    r = "constant" if constant else f"r = {signed(float(np.corrcoef(x, y)[0, 1]))}"
     binary = bool(np.isin(x, (0, 1)).all())
-    figure = sheet(
-        width,
-        2.35,
-        title=f"{name} against {metric}: " + ("constant" if constant else f"r = {r:+.2f}"),
-        lines=[joined(_where(site, position), count(len(x), n_groups))],
-        exploratory=exploratory,
-    )
-    axis = figure.add_subplot()
-    axis.set_ylabel(f"activation of {name}")
-    axis.set_xlabel(with_unit(metric, unit))
     if binary:
-        frame = _strips(axis, x, y)
+        note = "Line: mean of the class; beside the points, their distribution."
+        frame = _strips(x, y)
     else:
-        frame = _fit(axis, x, y, None if groups is None else np.asarray(groups))
-    return finished(figure, frame, "activation", name, metric)
+        note = "" if x.std() == 0 else "Line: least squares, with the 95 % band of the mean."
+        frame = _fit(x, y, None if groups is None else np.asarray(groups))
+    said = {
+        "title": f"{name} against {metric_words(metric)}: {r}",
+        "lines": _lines(site, position, about, count(len(x), n_groups)),
+        "note": note,
+        "exploratory": exploratory,
+        "binary": binary,
+        "xlabel": with_unit(metric, unit),
+        "ylabel": f"activation of {name}",
+    }
+    return Drawing("activation_scatter", frame, said, name=file_name("activation", name, metric))
 
 
-def _fit(axis: Axes, x: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> pd.DataFrame:
-    axis.scatter(x, y, s=7, color=BLUE, alpha=0.45, linewidth=0, rasterized=len(x) > MANY)
+@draws("activation_scatter")
+def _draw_scatter(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 2.35, about)
+    axis = figure.add_subplot()
+    axis.set(xlabel=about["xlabel"], ylabel=about["ylabel"])
+    (_draw_strips if about["binary"] else _draw_fit)(axis, frame)
+    return settle(figure)
+
+
+def _fit(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> pd.DataFrame:
     parts = [pd.DataFrame({"what": "example", "x": x, "metric": x, "activation": y})]
     if x.std() > 0:
-        line = fit_band(x, y, np.linspace(x.min(), x.max(), 61), groups)
-        axis.fill_between(line["x"], line["low"], line["high"], color=VERMILION, alpha=0.25, lw=0)
-        axis.plot(line["x"], line["activation"], color=VERMILION, linewidth=1.2)
-        parts.append(line)
+        parts.append(fit_band(x, y, np.linspace(x.min(), x.max(), 61), groups))
     return _whole(parts)
+
+
+def _draw_fit(axis: Axes, frame: pd.DataFrame) -> None:
+    dots, line = (frame.loc[frame["what"] == what] for what in ("example", "fit"))
+    axis.scatter(
+        dots["x"], dots["activation"], s=7, color=DATA, alpha=0.45, linewidth=0,
+        rasterized=len(dots) > MANY,
+    )  # fmt: skip
+    if len(line):
+        axis.fill_between(line["x"], line["low"], line["high"], color=BLACK, alpha=0.18, lw=0)
+        axis.plot(line["x"], line["activation"], color=BLACK, linewidth=1.2)
 
 
 def fit_band(
@@ -152,43 +173,57 @@ def fit_band(
     )
 
 
-def _strips(axis: Axes, x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
-    """Points beside a half-violin of their histogram, and the mean as a line with its value."""
+def _strips(x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
+    """Points, the histogram of each class and its mean."""
     aside = np.random.default_rng(0).uniform(-0.13, 0.13, len(x))  # to keep points apart
     edges = np.histogram_bin_edges(y, bins=min(40, max(8, len(y) // 12)))
-    tallest = max(
-        np.histogram(y[x == side], edges)[0].max() / max(1, (x == side).sum()) for side in (0, 1)
-    )
     parts = []
-    for side, colour in ((0, ORANGE), (1, BLUE)):
+    for side in (0, 1):
         mine = x == side
         if not mine.any():
             continue
-        shifted = side - 0.17 + aside[mine]
         share = np.histogram(y[mine], edges)[0] / mine.sum()
-        axis.scatter(
-            shifted, y[mine], s=6, color=colour, alpha=0.4, linewidth=0, rasterized=len(x) > MANY
-        )
-        axis.stairs(
-            side + 0.04 + 0.36 * share / tallest, edges, baseline=side + 0.04,
-            orientation="horizontal", fill=True, color=colour, alpha=0.55,
-        )  # fmt: skip
-        mean = float(y[mine].mean())
-        axis.plot([side - 0.32, side + 0.42], [mean, mean], color="black", linewidth=1.1)
-        halo(axis.annotate(f"{mean:.2f}", (side + 0.44, mean), size=SMALL, va="center", ha="left"))
         marks = {
-            "example": {"x": shifted, "activation": y[mine]},
-            "class mean": {"x": [side], "activation": mean},
+            "example": {"x": side - 0.17 + aside[mine], "activation": y[mine]},
+            "class mean": {"x": [side], "activation": float(y[mine].mean())},
             "histogram": {"low": edges[:-1], "high": edges[1:], "share": share},
         }
         parts += [
             pd.DataFrame({**columns}).assign(what=what, metric=side)
             for what, columns in marks.items()
         ]
-    counts = [int((x == side).sum()) for side in (0, 1)]
+    return _whole(parts)
+
+
+def _draw_strips(axis: Axes, frame: pd.DataFrame) -> None:
+    """Points beside a half-violin of their histogram, and the mean as a line with its value."""
+    marks = dict(iter(frame.groupby("what")))
+    tallest = float(marks["histogram"]["share"].max())
+    counts = []
+    for side in (0, 1):
+        dots, bins, means = (
+            rows.loc[rows["metric"] == side]
+            for rows in (marks["example"], marks["histogram"], marks["class mean"])
+        )
+        counts.append(len(dots))
+        if not len(dots):
+            continue
+        colour, _, marker = series(side)
+        axis.scatter(
+            dots["x"], dots["activation"], s=6, color=colour, marker=marker, alpha=0.4,
+            linewidth=0, rasterized=len(frame) > MANY,
+        )  # fmt: skip
+        axis.stairs(
+            side + 0.04 + 0.36 * bins["share"] / tallest,
+            [*bins["low"], bins["high"].iloc[-1]], baseline=side + 0.04,
+            orientation="horizontal", fill=True, color=colour, alpha=0.55,
+        )  # fmt: skip
+        mean = means["activation"].iloc[0]
+        axis.plot([side - 0.32, side + 0.42], [mean, mean], color=BLACK, linewidth=1.1)
+        text = signed(mean, plus=False)
+        halo(axis.annotate(text, (side + 0.44, mean), size=SMALL, va="center", ha="left"))
     axis.set_xticks([0, 1], [f"{side} (n = {n:,})" for side, n in enumerate(counts)])
     axis.set_xlim(-0.45, 1.66)
-    return _whole(parts)
 
 
 def _whole(parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -196,7 +231,6 @@ def _whole(parts: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([part.reindex(columns=_COLUMNS) for part in parts], ignore_index=True)
 
 
-@style()
 def activation_by_class(
     activation: Column,
     classes: Sequence[str | int | bool] | np.ndarray,
@@ -207,8 +241,8 @@ def activation_by_class(
     position: str = "",
     groups: Sequence[str] | None = None,
     bins: int = 30,
+    about: str = "",
     exploratory: bool = False,
-    width: float = COLUMN,
 ) -> Drawing:
     """How one neuron's activation is distributed in each class: a row of bars per class.
 
@@ -224,8 +258,8 @@ def activation_by_class(
         site: Hook point, and ``position``: where in the prompt the activation was read.
         groups: The group of each example, counted in the caption.
         bins: Of equal width, over the range of all examples.
+        about: What is said beside the count of examples, such as model and task.
         exploratory: Stamp it.
-        width: Inches.
 
     Frame: one row per class and bin: class low high count share, and the class's n, mean and std.
 
@@ -242,19 +276,27 @@ def activation_by_class(
     distinct = sorted(set(names))
     if not 1 <= len(distinct) <= _CLASSES:
         raise LensSkillsError(f"{len(distinct)} classes: draw 1 to {_CLASSES} of them.")
+    said = {
+        "title": f"{name} by {metric_words(metric)}",
+        "lines": _lines(site, position, about, count(len(y), n_groups)),
+        "note": "Bars: share of the class. Line: its mean. Dashed: mean of all examples.",
+        "exploratory": exploratory,
+        "mean": float(y.mean()),
+        "xlabel": f"activation of {name}",
+    }
     frame = _frame(y, np.array(names, dtype=object), distinct, bins)
-    figure = sheet(
-        width,
-        _CLASS_ROW * len(distinct) + 0.45,
-        title=f"{name} by {metric}",
-        lines=[joined(_where(site, position), count(len(y), n_groups))],
-        note="Bars: share of the class. Line: its mean. Dashed: mean of all examples.",
-        exploratory=exploratory,
-    )
+    name = file_name("activation_by_class", name, metric)
+    return Drawing("activation_by_class", frame, said, name=name)
+
+
+@draws("activation_by_class")
+def _draw_classes(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    distinct = list(dict.fromkeys(frame["class"]))
+    figure = sheet(look, _CLASS_ROW * len(distinct) + 0.45, about)
     axis = figure.add_subplot()
-    _rows(axis, frame, distinct, float(y.mean()), width)
-    axis.set_xlabel(f"activation of {name}")
-    return finished(figure, frame, "activation_by_class", name, metric)
+    _rows(axis, frame, distinct, about["mean"], look.width)
+    axis.set_xlabel(about["xlabel"])
+    return settle(figure)
 
 
 def _count_groups(
@@ -271,8 +313,8 @@ def _count_groups(
     return None if groups is None else len(set(groups))
 
 
-def _where(site: str, position: str) -> str:
-    return " at ".join(part for part in (site, position) if part)
+def _lines(site: str, position: str, about: str, size: str) -> list[str]:
+    return [place_words(site, position), joined(about, size)]
 
 
 def _name(value: object) -> str:
@@ -313,10 +355,10 @@ def _rows(
         foot = len(distinct) - 1 - place
         edges = [*rows["low"], rows["high"][-1]]
         heights = foot + 0.88 * np.array(rows["share"]) / tallest
-        axis.stairs(heights, edges, baseline=foot, fill=True, color=BLUE, alpha=0.7)
+        axis.stairs(heights, edges, baseline=foot, fill=True, color=DATA, alpha=0.7)
         axis.plot([edges[0], edges[-1]], [foot, foot], color=GREY, linewidth=0.4)
         mean = rows["mean"][0]
-        axis.plot([mean, mean], [foot, foot + 0.92], color="black", linewidth=1.2)
+        axis.plot([mean, mean], [foot, foot + 0.92], color=BLACK, linewidth=1.2)
     axis.axvline(middle, color=GREY, linestyle=(0, (3, 2)), linewidth=0.7)
     sizes = dict(zip(frame["class"], frame["n"], strict=True))
     labels = [f"{one} (n = {sizes[one]:,})" for one in distinct]

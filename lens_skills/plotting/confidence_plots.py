@@ -6,50 +6,52 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Column, Drawing, finished, finite, numbers
+from lens_skills.plotting.drawing import Column, Drawing, draws, finite, numbers
 from lens_skills.plotting.style import (
-    BLUE,
-    COLUMN,
+    CHANCE,
+    DASHES,
+    DATA,
     GREY,
-    ORANGE,
     SIZE,
     SMALL,
+    About,
+    Look,
     count,
     joined,
     legend_above,
+    series,
+    settle,
     sheet,
     source,
-    style,
     with_unit,
 )
+from lens_skills.plotting.words import metric_words
 from lens_skills.scoring import Scores
 from lens_skills.stats.calibration import Calibration
 from lens_skills.stats.correlation import area_under_curve
 from lens_skills.stats.intervals import wilson_interval
 
-_CURVE: dict[str, Any] = {
-    "color": BLUE, "marker": "o", "markersize": 3.5, "linewidth": 1.0, "clip_on": False,
-    "zorder": 3,
-}  # fmt: skip
+_FEW = 10  # examples below which a share is drawn hollow and the curve passes it by
+_CURVE: dict[str, Any] = {"color": DATA, "linewidth": 1.0, "clip_on": False, "zorder": 3}
+_DIAMETER = 2.6, 6.5  # points of a mark, by the share of the examples in its bin
 
 
-@style()
-def reliability(
-    calibration: Calibration | Scores, *, about: str = "", width: float = COLUMN
-) -> Drawing:
+def reliability(calibration: Calibration | Scores, *, about: str = "") -> Drawing:
     """Share correct against confidence, bin by bin, with the count of examples below.
 
     The closer to the diagonal, the more the confidence means what it says; ECE (the expected
     calibration error, 0 to 1) is the count-weighted distance. Bars are Wilson's 95 % intervals.
+    The area of a mark is the number of examples; a bin of fewer than 10 is hollow, and the curve
+    passes it by.
 
     Args:
         calibration: ``scores.calibration()``, or the scores themselves, whose model and task are
             then named and whose exploratory mark is kept.
         about: A line to put under the title instead.
-        width: Inches.
 
     Frame: one row per bin: low high confidence accuracy count, and the interval's accuracy_low
     and accuracy_high (NaN in an empty bin, of which nothing but the count is drawn).
@@ -70,17 +72,25 @@ def reliability(
     frame = _calibration_frame(table)
     total = count(int(frame.loc[:, "count"].sum()), None if scores is None else scores.n_groups)
     known = [] if scores is None else source(scores.provenance)
-    figure = sheet(
-        width,
-        2.9,
-        title="Reliability of the model's confidence",
-        lines=[about or joined(*known, total)],
-        exploratory=scores is not None and scores.exploratory,
-    )
+    few = frame["count"].between(1, _FEW - 1).any()
+    said = {
+        "title": "Reliability of the model's confidence",
+        "lines": [about or joined(*known, total)],
+        "note": "Bars: 95 % of each share."
+        + (f" Hollow: fewer than {_FEW} examples." if few else ""),
+        "exploratory": scores is not None and scores.exploratory,
+        "error": table.error,
+    }
+    return Drawing("reliability", frame, said, name="reliability")
+
+
+@draws("reliability")
+def _draw_reliability(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 2.9, about)
     curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
-    _curve(curve, frame, table.error)
+    _curve(curve, frame, about["error"])
     _calibration_counts(counts, frame)
-    return finished(figure, frame, "reliability")
+    return settle(figure)
 
 
 def _calibration_frame(table: Calibration) -> pd.DataFrame:
@@ -95,9 +105,9 @@ def _calibration_frame(table: Calibration) -> pd.DataFrame:
 
 def _curve(axis: Axes, frame: pd.DataFrame, error: float) -> None:
     seen = frame[frame["count"] > 0]
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
-    ends = [seen["accuracy"] - seen["accuracy_low"], seen["accuracy_high"] - seen["accuracy"]]
-    axis.errorbar(seen["confidence"], seen["accuracy"], yerr=ends, elinewidth=0.8, **_CURVE)
+    axis.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.8, linestyle=DASHES)
+    _marks(axis, seen["confidence"], seen["accuracy"], seen["accuracy_low"],
+           seen["accuracy_high"], seen.loc[:, "count"])  # fmt: skip
     # One side of the diagonal is free: the upper where the model claims more than it knows.
     gap = float(((seen.loc[:, "accuracy"] - seen["confidence"]) * seen["count"]).sum())
     x, y, ha, va = (0.02, 0.98, "left", "top") if gap <= 0 else (0.98, 0.03, "right", "bottom")
@@ -107,13 +117,29 @@ def _curve(axis: Axes, frame: pd.DataFrame, error: float) -> None:
         side, (x, y), xytext=(0, -1.4 * SIZE if gap <= 0 else 1.4 * SIZE), ha=ha, va=va,
         xycoords="axes fraction", textcoords="offset points", size=SMALL, color=GREY,
     )  # fmt: skip
-    axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="share correct")
+    # A share of 0 or 1 keeps the whole of its mark.
+    axis.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share correct")
+
+
+def _marks(
+    axis: Axes, x: pd.Series, share: pd.Series, low: pd.Series, high: pd.Series, n: pd.Series
+) -> None:
+    """Shares with their intervals, sized by their examples; a curve through those of enough."""
+    enough = n >= _FEW
+    axis.errorbar(x, share, yerr=[share - low, high - share], fmt="none", ecolor=DATA,
+                  elinewidth=0.8)  # fmt: skip
+    axis.plot(x[enough], share[enough], **_CURVE)
+    small, large = _DIAMETER
+    sizes = small**2 + (large**2 - small**2) * n / max(1, n.max())
+    faces = [DATA if full else "white" for full in enough]
+    axis.scatter(x, share, s=sizes, c=faces, edgecolors=DATA, linewidth=0.9, zorder=4,
+                 clip_on=False)  # fmt: skip
 
 
 def _calibration_counts(axis: Axes, frame: pd.DataFrame) -> None:
     wide = frame["high"] - frame["low"]
     drawn = axis.bar(
-        frame["low"], frame["count"], wide * 0.94, align="edge", color=BLUE, alpha=0.75
+        frame["low"], frame["count"], wide * 0.94, align="edge", color=DATA, alpha=0.75
     )
     labels = [f"{n:,}" if n else "" for n in frame["count"]]
     axis.bar_label(drawn, labels, padding=1, size=SMALL - 0.5)
@@ -122,7 +148,6 @@ def _calibration_counts(axis: Axes, frame: pd.DataFrame) -> None:
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
 
 
-@style()
 def confidence_against_correctness(
     confidence: Column | Scores,
     correct: Column | None = None,
@@ -133,7 +158,6 @@ def confidence_against_correctness(
     bins: int = 8,
     about: str = "",
     exploratory: bool = False,
-    width: float = COLUMN,
 ) -> Drawing:
     """Share right in bins of equally many examples, with counts of right and wrong below.
 
@@ -150,9 +174,9 @@ def confidence_against_correctness(
         bins: How many, at most: ties stay together.
         about: A line under the title.
         exploratory: Stamp it.
-        width: Inches.
 
-    Frame: one row per bin: low high confidence (mean) right wrong share share_low share_high
+    Frame: ``what`` (bin, histogram), its ends ``low`` and ``high``, counts ``right`` and
+    ``wrong``; of a bin the mean ``confidence``, the ``share`` right with share_low and share_high
     (Wilson's 95 %), and the AUROC of all.
 
     Raises:
@@ -162,7 +186,8 @@ def confidence_against_correctness(
     Assumes: independent examples (for the intervals).
 
     >>> drawing = confidence_against_correctness([0.1, 0.2, 0.7, 0.9], [0, 0, 1, 1], bins=2)
-    >>> drawing.frame["share"].tolist(), drawing.frame["auroc"].tolist()
+    >>> rows = drawing.frame.query("what == 'bin'")
+    >>> rows["share"].tolist(), rows["auroc"].tolist()
     ([0.0, 1.0], [1.0, 1.0])
     """
     lines = [about] if about else []
@@ -186,20 +211,29 @@ def confidence_against_correctness(
     _check(x, y)
     frame = _confidence_frame(x, y, bins)
     auroc = float(frame["auroc"].iloc[0])
-    figure = sheet(
-        width,
-        2.7,
-        title=f"Right answers by {metric}, "
+    said = {
+        "title": f"Right answers by {metric_words(metric)}, "
         + ("one class only" if np.isnan(auroc) else f"AUROC {auroc:.2f}"),
-        lines=[*lines, count(len(x), n_groups)],
-        note="Bins hold about as many examples each. Bars: 95 % of each share.",
-        exploratory=exploratory,
-    )
+        "lines": [joined(*lines, count(len(x), n_groups))],
+        "note": "Bins hold about as many examples each. Bars: the bin, and 95 % of its share. "
+        "Dashed: share of all.",
+        "exploratory": exploratory,
+        "share": float(y.mean()),
+        "label": with_unit(metric, unit),
+    }
+    parts = [frame.assign(what="bin"), _histogram(x, y).assign(what="histogram")]
+    kind = "confidence_against_correctness"
+    return Drawing(kind, pd.concat(parts, ignore_index=True)[["what", *frame]], said, name=kind)
+
+
+@draws("confidence_against_correctness")
+def _draw_confidence(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 2.7, about)
     share, counts = figure.subplots(2, 1, sharex=True, height_ratios=[1.8, 1])
-    _share(share, frame, float(y.mean()))
-    _confidence_counts(counts, x, y)
-    counts.set_xlabel(with_unit(metric, unit))
-    return finished(figure, frame, "confidence_against_correctness")
+    _share(share, frame.loc[frame["what"] == "bin"], about["share"])
+    _confidence_counts(counts, frame.loc[frame["what"] == "histogram"])
+    counts.set_xlabel(about["label"])
+    return settle(figure)
 
 
 def _check(x: np.ndarray, y: np.ndarray) -> None:
@@ -245,11 +279,11 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def _share(axis: Axes, frame: pd.DataFrame, overall: float) -> None:
-    axis.axhline(overall, color=GREY, linestyle=(0, (4, 2)), linewidth=0.8)
-    x, share = frame["confidence"], frame["share"]
-    sides = [x - frame["low"], frame["high"] - x]
-    ends = [share - frame["share_low"], frame["share_high"] - share]
-    axis.errorbar(x, share, yerr=ends, xerr=sides, elinewidth=0.6, **_CURVE)
+    axis.axhline(overall, color=GREY, linestyle=DASHES, linewidth=0.8)
+    x = frame["confidence"]
+    axis.hlines(frame["share"], frame["low"], frame["high"], color=DATA, linewidth=0.6)
+    _marks(axis, x, frame["share"], frame["share_low"], frame["share_high"],
+           frame["right"] + frame["wrong"])  # fmt: skip
     axis.annotate(
         f"all:\n{overall:.2f}",
         (1, overall),
@@ -261,18 +295,24 @@ def _share(axis: Axes, frame: pd.DataFrame, overall: float) -> None:
         ha="left",
         va="center",
     )
-    axis.set_ylim(0, 1)
-    axis.set_ylabel("share right", labelpad=1)
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_ylabel("share right")
 
 
-def _confidence_counts(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
+def _histogram(x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
     edges = np.histogram_bin_edges(x, bins=min(30, max(6, len(x) // 10)))
-    for side, colour, words in ((1, BLUE, "right"), (0, ORANGE, "wrong")):
-        mine = x[y == side]
+    right, wrong = (np.histogram(x[y == side], edges)[0] for side in (1, 0))
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "right": right, "wrong": wrong})
+
+
+def _confidence_counts(axis: Axes, frame: pd.DataFrame) -> None:
+    edges = [*frame["low"], frame["high"].iloc[-1]]
+    for place, words in enumerate(("right", "wrong")):
+        counts, colour = frame.loc[:, words], series(place)[0]
         # Filled against outlined: told apart without colour, and both seen where they overlap.
         axis.stairs(
-            np.histogram(mine, edges)[0], edges, fill=side == 1, color=colour,
-            alpha=0.6 if side == 1 else 1.0, linewidth=1.2, label=f"{words} (n = {len(mine):,})",
+            counts, edges, fill=place == 0, color=colour, alpha=1.0 if place else 0.6,
+            linewidth=1.2, label=f"{words} (n = {int(counts.sum()):,})",
         )  # fmt: skip
     axis.set_ylabel("examples")
     axis.set_ylim(bottom=0)

@@ -1,54 +1,60 @@
 """What selected neurons are: alike, enough of them to tell a label, or regulators of confidence."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from lens_skills.diagnostics import Redundancy, Regulators, SparseProbe
-from lens_skills.diagnostics.regulators import NEITHER, REGULATOR, SKILL, WORDS
+from lens_skills.diagnostics.regulators import FAR, NEITHER, REGULATOR, SKILL, WORDS
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Drawing, finished
-from lens_skills.plotting.intervention_plots import VerdictStyle
+from lens_skills.plotting.drawing import MANY, Drawing, draws
 from lens_skills.plotting.label_placement import name_points
 from lens_skills.plotting.style import (
     BLACK,
-    BLUE,
-    COLUMN,
-    GREEN,
+    CHANCE,
+    CONTROL_TASK,
+    DASHES,
+    DATA,
     GREY,
-    ORANGE,
+    OTHERS,
     PALE,
-    VERMILION,
+    RANDOM,
+    SMALL,
+    About,
+    Look,
     count,
+    halo,
+    inches,
     joined,
     legend_above,
     legend_from_edge,
+    series,
     settle,
     sheet,
     source,
-    style,
+    spread,
     ticks_at,
 )
+from lens_skills.plotting.words import metric_words, place_words
+from lens_skills.results import file_name
 
 MOST = 120  # neurons beyond which their names are no longer read
 _ROW = 0.135  # inches of a neuron
-_CONTROL = (0, (5, 1.5, 1, 1.5))
-_CLOUD, _LAYER = "#B5B5B5", "#7A7A7A"
+_DOTS = (240, 160)  # cells over the panel: dots of one cell cover one another
+_OUTER = f"{100 * (1 - FAR):.0f} %"
 _LOWEST = -8.0  # what is written into an exact null space has a variance of rounding
-_LOOKS = {
-    SKILL: VerdictStyle(BLUE, "o"),
-    REGULATOR: VerdictStyle(VERMILION, "s"),
-    NEITHER: VerdictStyle(BLACK, "x"),
-}
+_KINDS = {SKILL: series(0), REGULATOR: series(1), NEITHER: (BLACK, "-", "x")}
+_CLOUD, _BESIDE, _CORNER = "neuron", "of a hit's layer", "border"
 
 
-@style()
-def redundancy(redundancy: Redundancy, *, width: float = COLUMN) -> Drawing:
+def redundancy(redundancy: Redundancy) -> Drawing:
     """The average-linkage tree on 1 - |r| of the neurons, one row each, and where it is cut.
 
     Clusters of two or more stand on grey; the representative of each is in bold, and a neuron that
@@ -56,53 +62,61 @@ def redundancy(redundancy: Redundancy, *, width: float = COLUMN) -> Drawing:
 
     Args:
         redundancy: From `lens_skills.diagnostics.redundancy`.
-        width: Inches.
 
-    Frame: one row per neuron from the top, as in ``redundancy.frame()``, with ``row``.
+    Frame: one row per neuron from the top, as in ``redundancy.frame()``, with ``row``. The tree
+    (SciPy's linkage) stands in ``about``.
 
     Raises:
         LensSkillsError: More than `MOST` neurons.
     """
-    # Imported here: SciPy's clustering takes a while to load.
-    from scipy.cluster.hierarchy import dendrogram
-
     n = len(redundancy.neurons)
     if n > MOST:
         raise LensSkillsError(
             f"{n} neurons cannot be told apart in one tree. Draw up to {MOST}: the strongest, or "
             "the representatives."
         )
-    drawn = dendrogram(redundancy.linkage.numpy(), no_plot=True, color_threshold=0)
-    order = [int(place) for place in drawn["leaves"]]
+    order = [int(place) for place in _tree(redundancy.linkage.numpy())["leaves"]]
     frame = redundancy.frame().iloc[order].reset_index(drop=True)
     frame.insert(0, "row", range(n))
     noun = "cluster" if len(redundancy) == 1 else "clusters"
-    figure = sheet(
-        width,
-        n * _ROW + 0.45,
-        title=f"{len(redundancy)} {noun} of {n} neurons",
-        lines=[
-            f"{redundancy.site} at {redundancy.position}",
+    about = {
+        "title": f"{len(redundancy)} {noun} of {n} neurons",
+        "lines": [
+            place_words(redundancy.site, redundancy.position),
             joined(*source(redundancy.provenance), count(redundancy.n_examples)),
         ],
-        note="Bold: the representative. Minus: against it. Dashed: where the tree is cut. Alike on "
-        "these examples, which does not prove that they do the same.",
-    )
+        "note": "Bold: the representative. Minus: against it. Dashed: where the tree is cut; on "
+        "grey: a cluster. Alike on these examples, which does not prove that they do the same.",
+        "linkage": redundancy.linkage,
+        "threshold": redundancy.threshold,
+    }
+    return Drawing("redundancy", frame, about, name="redundancy")
+
+
+def _tree(linkage: np.ndarray) -> dict[str, Any]:
+    # Imported here: SciPy's clustering takes a while to load.
+    from scipy.cluster.hierarchy import dendrogram
+
+    return dict(dendrogram(linkage, no_plot=True, color_threshold=0))
+
+
+@draws("redundancy")
+def _draw_tree(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    linkage, threshold, n = np.array(about["linkage"]), about["threshold"], len(frame)
+    tree = _tree(linkage)
+    figure = sheet(look, n * _ROW + 0.45, about)
     axis = figure.add_subplot()
-    for x, y in zip(drawn["icoord"], drawn["dcoord"], strict=True):
-        inside = max(y) <= redundancy.threshold
+    for x, y in zip(tree["icoord"], tree["dcoord"], strict=True):
         # A leaf is ten wide, the first in the middle of its ten.
-        axis.plot(
-            y, np.array(x) / 10 - 0.5, color=BLUE if inside else BLACK, linewidth=1.1 if inside
-            else 0.8, solid_joinstyle="miter",
-        )  # fmt: skip
-    axis.axvline(redundancy.threshold, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)))
-    _clusters(axis, frame, redundancy.threshold)
+        wide = 1.3 if max(y) <= threshold else 0.7
+        axis.plot(y, np.array(x) / 10 - 0.5, color=DATA, linewidth=wide, solid_joinstyle="miter")
+    axis.axvline(threshold, color=GREY, linewidth=0.7, linestyle=DASHES)
+    _clusters(axis, frame, threshold)
     _names(axis, frame)
-    top = max(redundancy.threshold, float(redundancy.linkage[:, 2].max()))
+    top = max(threshold, float(linkage[:, 2].max()))
     axis.set(xlim=(1.04 * top, 0), ylim=(n - 0.5, -0.5), xlabel="1 − |r|, average linkage")
     axis.spines[["left"]].set_visible(False)
-    return finished(figure, frame, "redundancy")
+    return settle(figure)
 
 
 def _clusters(axis: Axes, frame: pd.DataFrame, wide: float) -> None:
@@ -124,12 +138,9 @@ def _names(axis: Axes, frame: pd.DataFrame) -> None:
     for label, row in zip(axis.get_yticklabels(), frame.to_dict("records"), strict=True):
         if row["name"] == row["representative"]:
             label.set_fontweight("bold")
-        if row["sign"] < 0:
-            label.set_color(VERMILION)
 
 
-@style()
-def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
+def sparse_probe(probe: SparseProbe) -> Drawing:
     """Held-out balanced accuracy and description length of k-sparse probes, against k.
 
     Above: the best k neurons with their 95 % interval, k random neurons (mean; the thin lines are
@@ -139,7 +150,6 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
 
     Args:
         probe: From `lens_skills.diagnostics.sparse_probe`.
-        width: Inches.
 
     Frame: as ``probe.frame()``, with ``chosen``.
 
@@ -148,18 +158,22 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
     frame = probe.frame()
     frame["chosen"] = frame["k"] == probe.chosen
     size = f"{probe.n_train:,} to train, {probe.n_test:,} to test in {probe.n_groups:,} groups"
-    figure = sheet(
-        width,
-        3.1,
-        title=f"{probe.metric} · {probe.word}",
-        lines=[
-            f"{probe.site} at {probe.position} · {probe.n_candidates:,} candidates, "
+    about = {
+        "title": f"{metric_words(probe.metric)} · {probe.word}",
+        "lines": [
+            f"{place_words(probe.site, probe.position)} · {probe.n_candidates:,} candidates, "
             f"{probe.order_from}",
             joined(*source(probe.provenance), size),
         ],
-        note="Band: 95 % over groups; thin lines: range of few random draws. The k is chosen by "
+        "note": "Band: 95 % over groups; thin lines: range of few random draws. The k is chosen by "
         "the shortest description of the training labels, not by the held-out accuracy.",
-    )
+    }
+    return Drawing("sparse_probe", frame, about, name=file_name("sparse_probe", probe.metric))
+
+
+@draws("sparse_probe")
+def _draw_probe(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 3.1, about)
     accuracy, bits = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
     _accuracy(accuracy, frame)
     _description(bits, frame)
@@ -167,28 +181,25 @@ def sparse_probe(probe: SparseProbe, *, width: float = COLUMN) -> Drawing:
     bits.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
     ticks_at(bits.xaxis, ks)
     bits.set(xlabel="neurons k", xlim=(-0.3, 1.15 * max(ks)))
-    return finished(figure, frame, "sparse_probe", probe.metric)
+    return settle(figure)
 
 
 def _accuracy(axis: Axes, frame: pd.DataFrame) -> None:
     rows = frame.loc[frame["k"] > 0]
     k = rows["k"]
-    axis.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (1, 1)), label="chance")
+    axis.axhline(0.5, color=CHANCE, linewidth=0.8, linestyle=DASHES, label="chance")
     low, high = (rows[f"balanced_accuracy_{end}"] for end in ("low", "high"))
-    axis.fill_between(k, low, high, color=BLUE, alpha=0.2, linewidth=0)
-    axis.plot(
-        k, rows["balanced_accuracy"], color=BLUE, marker="o", markersize=3.5, label="best k neurons"
-    )
-    axis.plot(
-        k, rows["random"], color=ORANGE, marker="s", markersize=3, label="random neurons",
-        linestyle=(0, (5, 1.5)),
-    )  # fmt: skip
-    axis.vlines(k, rows["random_low"], rows["random_high"], color=ORANGE, linewidth=0.8)
-    axis.plot(
-        k, rows["control"], color=GREEN, marker="^", markersize=3, label="control task",
-        linestyle=_CONTROL,
-    )  # fmt: skip
-    least = min([0.5, *rows[["random_low", "control", "balanced_accuracy_low"]].min()])
+    axis.fill_between(k, low, high, color=DATA, alpha=0.2, linewidth=0)
+    for column, words, colour, line, marker in (
+        ("balanced_accuracy", "best k neurons", DATA, "-", "o"),
+        ("random", "random neurons", RANDOM, (0, (5, 1.5)), "s"),
+        ("control", "control task", CONTROL_TASK, (0, (5, 1.5, 1, 1.5)), "^"),
+    ):
+        axis.plot(k, rows[column], color=colour, linestyle=line, marker=marker, markersize=3.2,
+                  label=words)  # fmt: skip
+    axis.vlines(k, rows["random_low"], rows["random_high"], color=RANDOM, linewidth=0.8)
+    ends = rows[["random_low", "control", "balanced_accuracy_low"]]
+    least = min([0.5, *ends.min()])
     axis.set(ylabel="balanced accuracy", ylim=(least - 0.04, 1.04))
     legend_above(axis, handlelength=2.4)
 
@@ -199,7 +210,7 @@ def _description(axis: Axes, frame: pd.DataFrame) -> None:
         k, frame["description"], color=BLACK, marker="o", markersize=3, label="labels + neurons"
     )
     axis.plot(
-        k, frame["bits"], color=GREY, linestyle=(0, (3, 1)), marker="s", markersize=2.5,
+        k, frame["bits"], color=GREY, linestyle=(0, (3, 1)), marker="D", markersize=2.2,
         label="labels",
     )  # fmt: skip
     best = frame.loc[frame["chosen"]]
@@ -211,60 +222,115 @@ def _description(axis: Axes, frame: pd.DataFrame) -> None:
     legend_above(axis, handlelength=2.4)
 
 
-@style()
-def confidence_regulation(
-    regulators: Regulators, *, n_labels: int = 8, width: float = COLUMN
-) -> Drawing:
+def confidence_regulation(regulators: Regulators, *, n_labels: int = 8) -> Drawing:
     """‖w_out‖ against the log variance over the vocabulary of cos(w_out, W), every neuron grey.
 
     Entropy neurons stand apart at the lower right of their layer: they write much, and evenly to
-    all tokens. Darker grey: neurons of the hits' layers. Colour and marker are the flag.
+    all tokens. The corner of each hit's layer is drawn: beyond it lie, on either side, the outer
+    5 % of that layer's neurons, which is what the flag asks for. Darker grey: neurons of the hits'
+    layers. Colour and marker are the flag.
 
     Args:
         regulators: From `lens_skills.diagnostics.confidence_regulators`.
         n_labels: How many hits to name, as far as there is room.
-        width: Inches.
 
-    Frame: one row per neuron: ``what`` (neuron, neuron of a hit's layer, hit), ``layer``,
-    ``name`` (of hits), ``norm``, ``log_variance`` (of an exact null space it is drawn at -8),
-    ``word``.
+    Frame: one row per dot: ``what`` (neuron, of a hit's layer, hit, border), ``layer``, ``name``
+    (of hits), ``norm``, ``log_variance`` (of an exact null space it is drawn at -8), ``word``,
+    ``n``: the neurons that the dot stands for. In a model of more than 2,000 neurons those whose
+    dots would cover one another are one. A border holds the percentiles of one layer.
     """
-    frame = _regulator_points(regulators)
-    model = regulators.provenance.get("model")
-    figure = sheet(
-        width,
-        2.6,
-        title="Writing much, and to no token in particular?",
-        lines=[
-            joined(model, f"{len(regulators.norms):,} neurons", f"hits on {regulators.metric}"),
-            regulators.folded,
+    words = regulators.table["word"].value_counts()
+    about = {
+        "title": "Writing much, and to no token in particular?",
+        "lines": [
+            joined(*source(regulators.provenance), f"hits on {metric_words(regulators.metric)}"),
+            joined(f"{len(regulators.norms):,} neurons", regulators.folded),
         ],
-        note=f"The flag also asks for the null space (k = {regulators.k}), the final norm's "
-        f"part of the effect, and {regulators.n_controls} random neurons per layer, on the task "
-        "and on neutral text.",
+        "note": f"Corners: beyond them, the outer {_OUTER} of a hit's layer by norm and by "
+        "variance. The flag also asks for the null space "
+        f"(k = {regulators.k}), the final norm's part of the effect, and "
+        f"{regulators.n_controls} random neurons per layer, on the task and on neutral text.",
+        "counts": {word: int(words[word]) for word in WORDS if word in words},
+        "n_labels": n_labels,
+    }
+    frame = regulator_dots(regulators)
+    return Drawing("confidence_regulation", frame, about, name="confidence_regulation")
+
+
+def regulator_dots(regulators: Regulators) -> pd.DataFrame:
+    """The rows of `confidence_regulation`."""
+    here = set(regulators.neurons[:, 0].tolist())
+    cloud = pd.DataFrame(
+        {
+            "layer": regulators.layers.tolist(),
+            "norm": regulators.norms.numpy(),
+            "log_variance": np.maximum(regulators.log_variances.numpy(), _LOWEST),
+        }
     )
+    borders = cloud.loc[cloud["layer"].isin(here)].groupby("layer", as_index=False)
+    borders = borders.agg(
+        norm=("norm", lambda values: values.quantile(FAR)),
+        log_variance=("log_variance", lambda values: values.quantile(1 - FAR)),
+    )
+    cloud["what"] = [_BESIDE if layer in here else _CLOUD for layer in cloud["layer"]]
+    hits = regulators.frame().loc[:, ["layer", "name", "norm", "log_variance", "word"]]
+    hits["log_variance"] = hits["log_variance"].clip(lower=_LOWEST)
+    parts = [_thinned(cloud), borders.assign(what=_CORNER), hits.assign(what="hit", n=1)]
+    frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    frame = frame.reindex(columns=["what", "layer", "name", "norm", "log_variance", "word", "n"])
+    return frame.loc[np.isfinite(frame["norm"]) & np.isfinite(frame["log_variance"])]
+
+
+def _thinned(cloud: pd.DataFrame) -> pd.DataFrame:
+    """One neuron of each cell that a dot covers, and how many there are."""
+    if len(cloud) <= MANY:
+        return cloud.assign(n=1)
+    cells = ["what"]
+    for name, values, steps in zip(
+        ("across", "up"), (np.log(cloud["norm"]), cloud["log_variance"]), _DOTS, strict=True
+    ):
+        finite = values[np.isfinite(values)]
+        step = (finite.max() - finite.min()) / steps or 1.0
+        cloud = cloud.assign(**{name: ((values - finite.min()) / step).round()})
+        cells.append(name)
+    several = cloud.groupby(cells, sort=False)
+    return several.head(1).assign(n=several["norm"].transform("size")).drop(columns=cells[1:])
+
+
+@draws("confidence_regulation")
+def _draw_regulators(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 2.6, about)
     axis = figure.add_subplot()
-    for what, colour, size in (("neuron", _CLOUD, 1.2), ("of a hit's layer", _LAYER, 1.6)):
+    for what, colour, size in ((_CLOUD, PALE, 1.2), (_BESIDE, OTHERS, 1.6)):
         rows = frame.loc[frame["what"] == what]
         axis.scatter(
             rows["norm"], rows["log_variance"], s=size, color=colour, linewidth=0, rasterized=True
         )
     hits = frame.loc[frame["what"] == "hit"]
-    for word in WORDS:
+    for word, (colour, _, marker) in _KINDS.items():
         rows = hits.loc[hits["word"] == word]
         axis.plot(
-            rows["norm"], rows["log_variance"], linestyle="none", zorder=4, **_LOOKS[word].mark(5)
-        )
+            rows["norm"], rows["log_variance"], linestyle="none", zorder=4, marker=marker,
+            color=colour, markersize=5,
+        )  # fmt: skip
     _axes(axis, frame)
-    counts = pd.Series(hits["word"]).value_counts()
-    handles = [_LOOKS[w].line(f"{w} ({counts[w]})") for w in WORDS if w in counts]
-    for colour, words in ((_LAYER, "neurons beside them"), (_CLOUD, "other layers")):
-        look = {"marker": ".", "color": colour, "markersize": 4}
-        handles.append(Line2D([], [], linestyle="none", label=words, **look))
-    legend = legend_above(axis, left=-0.16, handles=handles, columnspacing=0.8, handlelength=1.0)
+    handles = [
+        Line2D([], [], linestyle="none", marker=_KINDS[word][2], color=_KINDS[word][0],
+               markersize=5, label=f"{word} ({n})")
+        for word, n in about["counts"].items()
+    ]  # fmt: skip
+    corners = frame.loc[frame["what"] == _CORNER]
+    for colour, words in ((OTHERS, "neurons beside them"), (PALE, "other layers")):
+        dot: dict[str, Any] = {"marker": "o", "color": colour, "markersize": 2.5}
+        handles.append(Line2D([], [], linestyle="none", label=words, **dot))
+    if len(corners):
+        line: dict[str, Any] = {"color": GREY, "linestyle": DASHES, "linewidth": 0.8}
+        handles.append(Line2D([], [], label=f"outer {_OUTER} of a layer", **line))
+    legend = legend_above(axis, left=-0.16, handles=handles, columnspacing=0.8, handlelength=1.4)
     settle(figure)
     legend_from_edge(axis, legend)
-    shown = hits.head(n_labels)
+    _corners(axis, corners)
+    shown = hits.head(int(about["n_labels"]))
     name_points(
         axis,
         shown["name"].tolist(),
@@ -272,27 +338,25 @@ def confidence_regulation(
         marks=hits[["norm", "log_variance"]].to_numpy(float),
         bars=np.zeros((0, 3)),
     )
-    return finished(figure, frame, "confidence_regulation")
+    return figure
 
 
-def _regulator_points(regulators: Regulators) -> pd.DataFrame:
-    here = set(regulators.neurons[:, 0].tolist())
-    layers = regulators.layers.tolist()
-    cloud = pd.DataFrame(
-        {
-            "what": ["of a hit's layer" if layer in here else "neuron" for layer in layers],
-            "layer": layers,
-            "name": "",
-            "norm": regulators.norms.numpy(),
-            "log_variance": regulators.log_variances.numpy(),
-            "word": "",
-        }
-    )
-    hits = regulators.frame().loc[:, ["layer", "name", "norm", "log_variance", "word"]]
-    hits.insert(0, "what", "hit")
-    frame = pd.concat([cloud, hits], ignore_index=True)
-    frame["log_variance"] = np.maximum(frame["log_variance"], _LOWEST)
-    return frame.loc[np.isfinite(frame["norm"]) & np.isfinite(frame["log_variance"])]
+def _corners(axis: Axes, corners: pd.DataFrame) -> None:
+    """The lower right of each layer, with the layer's name at the right end."""
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    ink: dict[str, Any] = {"color": GREY, "linestyle": DASHES, "linewidth": 0.8, "zorder": 3}
+    for norm, height in zip(corners["norm"], corners["log_variance"], strict=True):
+        axis.plot([right, norm, norm], [height, height, bottom], **ink)
+    axis.set(xlim=(left, right), ylim=(bottom, top))
+    gap = (SMALL + 1) / 72 * (top - bottom) / inches(axis)[1]
+    heights = spread(corners["log_variance"].tolist(), gap, bottom, top - gap)
+    for layer, height in zip(corners["layer"], heights, strict=True):
+        halo(
+            axis.annotate(
+                f"L{int(layer)}", (1, height), xycoords=("axes fraction", "data"), ha="right",
+                xytext=(-1, 2), textcoords="offset points", size=SMALL, color=GREY, zorder=3,
+            )
+        )  # fmt: skip
 
 
 def _axes(axis: Axes, frame: pd.DataFrame) -> None:

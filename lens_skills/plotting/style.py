@@ -78,9 +78,11 @@ def _scale(name: str, *colours: str) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list(f"lens_skills_{name}", colours)
 
 
-# Scales: a signed effect (below 0 the metric falls), a signed correlation, and a size from 0 on.
+# Scales: a signed effect (below 0 the metric falls), a signed correlation, a signed activation,
+# and a size from 0 on.
 EFFECT_MAP = _scale("effect", "#00456C", SUPPORTS, "#FFFFFF", OPPOSES, "#7F3600")
 R_MAP = _scale("r", "#40004B", "#9970AB", "#FFFFFF", "#5AAE61", "#00441B")
+ACTIVATION_MAP = _scale("activation", "#5B3A29", "#B79C8A", "#FFFFFF", "#8B93A1", "#14181F")
 SIZE_MAP = _scale("size", "#F7F7F7", "#A3A8B0", DATA, "#14181F")
 
 # Gone as soon as the last figure names what it means.

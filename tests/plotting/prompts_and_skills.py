@@ -13,7 +13,7 @@ from lens_skills.plotting import Drawing, figures
 from lens_skills.resampling import Stability, stability
 from lens_skills.scoring import ScoreComparison, Scores, SkillMatrix, compare_scores, skill_matrix
 from lens_skills.tasks import Task
-from tests.plotting.conftest import make_scores
+from tests.plotting.conftest import make_scores, wide
 
 PROMPT_POSITIONS = tuple(str(place) for place in range(-8, 0))
 
@@ -119,10 +119,10 @@ def draw_positions(
     return figures.correlation_by_position(scores["label:plural"], **options)
 
 
-def draw_classes(names: tuple[str, ...], **options: Any) -> Drawing:
+def draw_classes(names: tuple[str, ...], width: float = 3.4, **options: Any) -> Drawing:
     random = np.random.default_rng(0)
     classes = random.integers(len(names), size=400)
-    return figures.activation_by_class(
+    drawing = figures.activation_by_class(
         random.gamma(2.0, size=400) + 0.5 * classes,
         [names[place] for place in classes],
         name="L17N635",
@@ -132,20 +132,22 @@ def draw_classes(names: tuple[str, ...], **options: Any) -> Drawing:
         groups=[str(place % 30) for place in range(400)],
         **options,
     )
+    return wide(drawing, width)
 
 
-def draw_certainty(**options: Any) -> Drawing:
+def draw_certainty(width: float = 3.4, **options: Any) -> Drawing:
     random = np.random.default_rng(0)
     sure = random.normal(-2, 1, size=300)
     right = random.random(300) < 1 / (1 + np.exp(-sure - 1.5))
-    return figures.confidence_against_correctness(
+    drawing = figures.confidence_against_correctness(
         sure, right, metric="mean_log_probability", unit="nats", about="tiny · skill mix", **options
     )
+    return wide(drawing, width)
 
 
-def draw_scores_certainty(**options: Any) -> Drawing:
+def draw_scores_certainty(width: float = 3.4, **options: Any) -> Drawing:
     scores = replace(make_scores(), exploratory=options.pop("exploratory", False))
-    return figures.confidence_against_correctness(scores, **options)
+    return wide(figures.confidence_against_correctness(scores), width)
 
 
 RULES = ("lexical_overlap", "subsequence", "constituent")

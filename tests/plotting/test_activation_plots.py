@@ -11,6 +11,7 @@ from lens_skills.plotting.activation_plots import fit_band
 from lens_skills.scoring import Scores
 from lens_skills.stats.calibration import calibrate
 from tests.plotting.conftest import make_scores
+from tests.plotting.probes import words
 
 
 @pytest.fixture
@@ -82,6 +83,8 @@ def test_every_example_is_a_point(line: tuple[np.ndarray, ...], kind: type) -> N
     np.testing.assert_allclose(points["metric"], x, rtol=1e-6)
     assert drawing.figure.axes[0].get_xlabel() == "logit difference (nats)"
     assert f"r = {np.corrcoef(x, y)[0, 1]:+.2f}" in drawing.figure.texts[0].get_text()
+    named = figures.activation_scatter(y, x, name="L1N2", metric="m", about="tiny · sums")
+    assert "tiny · sums · 40 examples" in words(named)
     fit = drawing.frame.query("what == 'fit'")
     assert ((fit["low"] < fit["activation"]) & (fit["activation"] < fit["high"])).all()
 
@@ -138,18 +141,35 @@ def test_reliability_bars_are_wilson_intervals() -> None:
     assert len(empty) == 2
     assert empty[["confidence", "accuracy", "accuracy_low", "accuracy_high"]].isna().all(axis=None)
     curve, counts = drawing.figure.axes
-    drawn = curve.containers[0].lines[0]
-    np.testing.assert_array_equal(drawn.get_xdata(), frame["confidence"].dropna())
-    np.testing.assert_array_equal(drawn.get_ydata(), frame["accuracy"].dropna())
+    marks = curve.collections[-1].get_offsets()
+    np.testing.assert_array_equal(marks, frame[["confidence", "accuracy"]].dropna())
     assert [bar.get_height() for bar in counts.containers[0]] == frame["count"].tolist()
     assert f"ECE {table.error:.3f}" in [text.get_text() for text in curve.texts]
+
+
+def test_a_bin_of_one_example_is_no_point_of_the_curve() -> None:
+    """It is small and hollow, and the caption says what that means."""
+    sure = torch.tensor([0.15] * 40 + [0.45] * 20 + [0.95])
+    drawing = figures.reliability(calibrate(sure, torch.arange(61) % 3 == 0))
+    curve = drawing.figure.axes[0]
+    (line,) = [line for line in curve.lines if line.get_linestyle() == "-"]
+    np.testing.assert_allclose(line.get_xdata(), [0.15, 0.45])
+    marks = curve.collections[-1]
+    sizes = marks.get_sizes()
+    assert sizes[0] > sizes[1] > sizes[2]
+    faces = [tuple(face) for face in marks.get_facecolors()]
+    assert faces[0] == faces[1] != faces[2] == (1, 1, 1, 1)
+    assert "Hollow: fewer than 10 examples" in words(drawing)
+    assert "Hollow" not in words(figures.reliability(calibrate(sure[:60], sure[:60] > 0.3)))
+    low, high = curve.get_ylim()
+    assert low < 0 < 1 < high  # the marks of a share of 0 and 1 are whole
 
 
 @pytest.mark.parametrize(("share", "word"), [(0.0, "overconfident"), (1.0, "underconfident")])
 def test_reliability_names_the_side_of_the_error(share: float, word: str) -> None:
     table = calibrate(torch.full((50,), 0.5), torch.full((50,), share) > 0.5)
-    words = [text.get_text() for text in figures.reliability(table).figure.axes[0].texts]
-    assert any(word in text for text in words)
+    said = [text.get_text() for text in figures.reliability(table).figure.axes[0].texts]
+    assert any(word in text for text in said)
 
 
 def test_reliability_needs_a_pair(scores: Scores) -> None:

@@ -17,6 +17,7 @@ from lens_skills.diagnostics.regulators import NEITHER, REGULATOR, SKILL
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting import Drawing
 from lens_skills.plotting.diagnostic_plots import confidence_regulation, redundancy, sparse_probe
+from lens_skills.stats.correlation import percentiles
 from tests.plotting.probes import check_repeats, labels, words
 from tests.plotting.test_drawing import overlaps
 
@@ -121,32 +122,29 @@ def make_regulators(n: int = 6, *, null: bool = False) -> Regulators:
     )
 
 
-CASES: dict[str, Callable[..., Drawing]] = {
-    "probe": lambda **options: sparse_probe(make_probe(), **options),
-    "probe, one k": lambda **options: sparse_probe(make_probe((1,), chosen=0), **options),
-    "probe, many": lambda **options: sparse_probe(
-        make_probe((1, 2, 3, 8, 64, 512, 4096), chosen=4096, metric="covariate:operation=minus"),
-        **options,
+CASES: dict[str, Callable[[], Drawing]] = {
+    "probe": lambda: sparse_probe(make_probe()),
+    "probe, one k": lambda: sparse_probe(make_probe((1,), chosen=0)),
+    "probe, many": lambda: sparse_probe(
+        make_probe((1, 2, 3, 8, 64, 512, 4096), chosen=4096, metric="covariate:operation=minus")
     ),
-    "tree": lambda **options: redundancy(make_redundancy(), **options),
-    "tree, two": lambda **options: redundancy(make_redundancy(2), **options),
-    "tree, many": lambda **options: redundancy(make_redundancy(60, alike=0.6), **options),
-    "scatter": lambda **options: confidence_regulation(make_regulators(), **options),
-    "scatter, null": lambda **options: confidence_regulation(make_regulators(null=True), **options),
-    "scatter, one": lambda **options: confidence_regulation(make_regulators(1), **options),
+    "tree": lambda: redundancy(make_redundancy()),
+    "tree, two": lambda: redundancy(make_redundancy(2)),
+    "tree, many": lambda: redundancy(make_redundancy(60, alike=0.6)),
+    "scatter": lambda: confidence_regulation(make_regulators()),
+    "scatter, null": lambda: confidence_regulation(make_regulators(null=True)),
+    "scatter, one": lambda: confidence_regulation(make_regulators(1)),
 }
 
 
 @pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> Callable[..., Drawing]:
+def case(request: pytest.FixtureRequest) -> Callable[[], Drawing]:
     return CASES[request.param]
 
 
-@pytest.mark.parametrize("width", [3.4, 7.0])
-def test_no_text_is_cut_off_or_lies_on_another(case: Callable[..., Drawing], width: float) -> None:
-    drawing = case(width=width)
-    assert drawing.figure.get_figwidth() == width
-    assert overlaps(drawing.figure) == []
+@pytest.mark.parametrize("look", ["page", "paper", "talk"])
+def test_no_text_is_cut_off_or_lies_on_another(case: Callable[[], Drawing], look: str) -> None:
+    assert overlaps(case().styled(look).figure) == []
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "," not in name])
@@ -175,7 +173,7 @@ def test_the_curve_shows_the_scores_the_controls_and_the_choice() -> None:
     ring = bits.collections[0].get_offsets()
     np.testing.assert_allclose(ring, [[2, 130]])
     assert drawing.frame.loc[drawing.frame["chosen"], "k"].tolist() == [2]
-    assert "label:plural · few: 2 neurons" in words(drawing)
+    assert "plural (label) · few: 2 neurons" in words(drawing)
 
 
 def test_the_tree_is_that_of_scipy_and_names_every_neuron() -> None:
@@ -211,7 +209,7 @@ def test_the_scatter_holds_every_neuron_and_marks_the_hits() -> None:
     drawing = confidence_regulation(found)
     (axis,) = drawing.figure.axes
     counts = drawing.frame["what"].value_counts()
-    assert counts.to_dict() == {"of a hit's layer": 200, "neuron": 100, "hit": 6}
+    assert counts.to_dict() == {"of a hit's layer": 200, "neuron": 100, "hit": 6, "border": 2}
     assert sum(len(dots.get_offsets()) for dots in axis.collections) == 300
     hits = drawing.frame[drawing.frame["what"] == "hit"]
     assert hits["name"].tolist() == found.names
@@ -222,7 +220,40 @@ def test_the_scatter_holds_every_neuron_and_marks_the_hits() -> None:
         np.testing.assert_array_equal(line.get_xdata(), rows["norm"])
         np.testing.assert_array_equal(line.get_ydata(), rows["log_variance"])
         assert f"{word} (2)" in labels(axis)
-    written = {text.get_text() for text in axis.texts}
+    written = {text.get_text() for text in axis.texts} - {"L1", "L2"}
     assert written <= set(found.names)
     assert len(written) >= 4
     assert axis.get_xscale() == "log"
+
+
+def test_the_corner_of_each_layer_is_what_the_flag_asks_for() -> None:
+    """A hit beyond both lines of its layer is where `classify` sees it apart, and no other is."""
+    found = make_regulators()
+    drawing = confidence_regulation(found)
+    corners = drawing.frame[drawing.frame["what"] == "border"].set_index("layer")
+    (axis,) = drawing.figure.axes
+    drawn = {tuple(line.get_xdata()[1:]) for line in axis.lines if line.get_linestyle() == "--"}
+    for layer in (1, 2):
+        norm, height = corners.loc[layer, ["norm", "log_variance"]]
+        assert (norm, norm) in drawn
+        mine = found.layers == layer
+        for values, place, part in (
+            (found.norms[mine], norm, 0.95),
+            (found.log_variances[mine], height, 0.05),
+        ):
+            for value, share in zip(values, percentiles(values, values), strict=True):
+                beyond = value > place if part > 0.5 else value < place
+                assert bool(beyond) == bool(share >= part if part > 0.5 else share <= part)
+    assert {"L1", "L2"} <= {text.get_text() for text in axis.texts}
+    assert "outer 5 % of a layer" in labels(axis)
+
+
+def test_dots_that_cover_one_another_are_one_and_counted() -> None:
+    found = make_regulators()
+    names = ("norms", "log_variances", "layers")
+    many = replace(found, **{name: getattr(found, name).repeat(40) for name in names})
+    cloud = confidence_regulation(many).frame.query("what != 'hit' and what != 'border'")
+    assert len(cloud) <= 300
+    assert cloud["n"].sum() == 12_000
+    few = confidence_regulation(found).frame.query("what != 'hit' and what != 'border'")
+    assert few["n"].tolist() == [1] * 300

@@ -61,22 +61,24 @@ def make_why(n: int = 3, p: float | None = 0.01) -> Explanations:
 
 
 def test_a_map_holds_the_mean_of_every_cell() -> None:
-    one = make_one("L1N0")
-    drawing = activation_map(one)
+    why = make_why(1)
+    one = why["L1N0"]
+    drawing = activation_map(why, "L1N0")
     frame = drawing.frame
     assert len(frame) == 100
     for cell in frame.sample(20, random_state=0).itertuples():
-        here = (cell.a == A) & (cell.b == B)
+        here = (cell.x == A) & (cell.y == B)
         assert cell.activation == pytest.approx(float(one.activation[torch.from_numpy(here)][0]))
-        assert cell.holds == (5 in (cell.a, cell.b))
+        assert cell.holds == (5 in (cell.x, cell.y))
     axis = drawing.figure.axes[0]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("a", "b")
     assert "an operand is 5" in words(drawing)
     assert "60%" in words(drawing)
+    assert "tiny · sums" in words(drawing)
 
 
 def test_the_winning_feature_is_outlined() -> None:
-    axis = activation_map(make_one("L1N0")).figure.axes[0]
+    axis = activation_map(make_why(1), "L1N0").figure.axes[0]
     # A cross of one row and one column of ten cells: 4 arms and 4 ends.
     drawn = sum(
         abs(np.diff(line.get_xdata())[0]) + abs(np.diff(line.get_ydata())[0]) for line in axis.lines
@@ -88,11 +90,11 @@ def test_the_winning_feature_is_outlined() -> None:
 
 
 def test_many_values_are_put_into_bins() -> None:
-    one = make_one("L1N0")
+    why = make_why(1)
     rows = np.arange(3000)
     wide = pd.DataFrame({"a": rows % 90, "b": rows % 70, "an operand is 5": rows % 2})
-    big = replace(one, values=wide, activation=torch.from_numpy(rows / 1000))
-    frame = activation_map(big).frame
+    big = replace(why["L1N0"], values=wide, activation=torch.from_numpy(rows / 1000))
+    frame = activation_map(replace(why, neurons=(big,)), "L1N0").frame
     assert frame["n"].sum() == 3000
     assert len(frame) <= 18 * 18
     weighted = (frame["activation"] * frame["n"]).sum() / 3000
@@ -100,11 +102,28 @@ def test_many_values_are_put_into_bins() -> None:
 
 
 def test_a_map_refuses_what_is_no_number_and_no_flag() -> None:
-    one = make_one("L1N0")
+    why = make_why(1)
     with pytest.raises(LensSkillsError, match=r"'word' is no number .* There are: a, b"):
-        activation_map(one, "a", "word")
+        activation_map(why, "L1N0", "a", "word")
     with pytest.raises(LensSkillsError, match="'a' is a number, which holds nowhere"):
-        activation_map(one, feature="a")
+        activation_map(why, "L1N0", feature="a")
+    with pytest.raises(LensSkillsError, match="'L9N9' was not explained"):
+        activation_map(why, "L9N9")
+
+
+def test_a_cell_without_an_example_is_hatched_and_said() -> None:
+    """A low activation is a colour; where nothing was measured there is none."""
+    drawing = activation_map(make_half(), "L1N0")
+    (axis, _) = drawing.figure.axes
+    grid = np.ma.masked_invalid(axis.collections[0].get_array())
+    assert grid.mask.sum() == 45
+    assert grid.count() == len(drawing.frame) == 55
+    assert axis.patch.get_hatch()
+    assert labels(axis) == ["no example"]
+    assert axis.collections[0].get_clim()[0] < 0 < axis.collections[0].get_clim()[1]
+    whole = activation_map(make_why(1), "L1N0").figure.axes[0]
+    assert labels(whole) == []
+    assert whole.patch.get_hatch() is None
 
 
 def test_a_matrix_shows_every_cell_and_the_best() -> None:
@@ -134,6 +153,17 @@ def test_a_matrix_without_a_null_says_so() -> None:
     silent = replace(make_one("L1N0"), rows=())
     with pytest.raises(LensSkillsError, match="never active"):
         feature_matrix(replace(make_why(), neurons=(silent,)))
+
+
+def make_half() -> Explanations:
+    """Problems whose first operand is the larger: half of the pairs do not occur."""
+    why, there = make_why(1), A >= B
+    one = replace(
+        why["L1N0"],
+        values=VALUES[there].reset_index(drop=True),
+        activation=why["L1N0"].activation[torch.from_numpy(there)] - 1.5,
+    )
+    return replace(why, neurons=(one,))
 
 
 def make_shortcut(name: str, word: str, difference: ControlledEffect | None) -> Shortcut:
@@ -166,22 +196,26 @@ def make_shortcut(name: str, word: str, difference: ControlledEffect | None) -> 
     )
 
 
-def test_effects_stand_as_the_report_holds_them() -> None:
+def make_shortcuts() -> Shortcuts:
     wide = ControlledEffect(-0.51, -0.7, -0.3, -0.66, -0.36, 0.01, 0.02, 0.05)
     neurons = (make_shortcut("L1N0", SHORTCUT, wide), make_shortcut("L1N1", UNEXPLAINED, None))
-    found = Shortcuts(
+    return Shortcuts(
         neurons, None, torch.zeros(2, 1), torch.zeros(2, 1), ("e",), "confidence", "confidence",
         "probability", "mean ablation", (), {"model": "tiny", "task": "sums"},
     )  # fmt: skip
+
+
+def test_effects_stand_as_the_report_holds_them() -> None:
+    found = make_shortcuts()
     drawing = shortcut_effects(found)
     axis = drawing.figure.axes[0]
     drawn = {tuple(np.asarray(line.get_xdata()).tolist()) for line in axis.lines}
     assert {(-0.7, -0.3), (-0.51,), (-0.5,), (0.01,), (-0.2, 0.0), (-0.1,)} <= drawn
-    assert labels(axis) == ["with it", "without", "difference"]
+    assert labels(axis) == ["with it", "without", "difference", "of a shortcut"]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["L1N0", "L1N1"]
     told = [text.get_text() for text in axis.texts]
     assert told == ["an operand is 5: shortcut", UNEXPLAINED]
-    assert "1 of 2 neurons" in words(drawing)
+    assert "1 of 2 neurons is a shortcut" in words(drawing)
     assert "(probability)" in axis.get_xlabel()
     assert drawing.frame["name"].tolist() == ["L1N0", "L1N1"]
     with pytest.raises(LensSkillsError, match="none was tested"):

@@ -177,7 +177,11 @@ def test_confidence_bins_and_auroc() -> None:
     x = np.round(random.normal(size=200), 1)  # with ties
     y = (random.random(200) < 1 / (1 + np.exp(-x))).astype(float)
     drawing = figures.confidence_against_correctness(x, y, metric="margin", unit="nats")
-    frame = drawing.frame
+    frame = drawing.frame.query("what == 'bin'")
+    whole = drawing.frame.query("what == 'histogram'")
+    for which, side in (("right", 1), ("wrong", 0)):
+        inside = [*whole["low"], whole["high"].iloc[-1]]
+        np.testing.assert_array_equal(whole[which], np.histogram(x[y == side], inside)[0])
     u = stats.mannwhitneyu(x[y == 1], x[y == 0]).statistic
     assert frame["auroc"].iloc[0] == pytest.approx(u / ((y == 1).sum() * (y == 0).sum()))
     assert frame["right"].sum() == y.sum()

@@ -282,11 +282,12 @@ def _parent(name: str) -> str:
 
 
 def named_apart(analyses: Sequence[Analysis]) -> list[str]:
-    """A name for each, that tells it from the others: task, metric, and where they lie."""
-    if not analyses:
-        return []
-    names = [f"{one.task} · {one.metric}" if one.metric else one.task for one in analyses]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({one.place})" if one.place else name
-                 for name, one in zip(names, analyses, strict=True)]  # fmt: skip
-    return names
+    """A name for each, that tells it from the others: by task and metric, or by where they lie."""
+    by_task = [f"{one.task} · {one.metric}" if one.metric else one.task for one in analyses]
+    by_place = [one.place for one in analyses]
+    both = [f"{task} ({place})" for task, place in zip(by_task, by_place, strict=True)]
+    numbered = [f"{name}, {n}" for n, name in enumerate(both, 1)]
+    for names in (by_task, by_place, both):
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return numbered

@@ -328,7 +328,7 @@ def _alike(
         (one.names, one.r) for one in sources.of(Redundancy).values()
     ]
     if examples is not None:
-        r = torch.from_numpy(examples.correlations().to_numpy())
+        r = torch.tensor(examples.correlations().to_numpy())
         tables.append((list(examples), r))
     for names, r in tables:
         for place, name in enumerate(names):
@@ -348,7 +348,7 @@ def _clusters(sources: Sources, examples: ActivatingExamples | None) -> dict[str
         table = examples.correlations()
         known = table.columns[table.notna().sum() > 0]
         if len(known) > 2:
-            r = torch.from_numpy(table.loc[known, known].to_numpy().copy())
+            r = torch.tensor(table.loc[known, known].to_numpy())
             cluster, _ = cluster_by(r, _CUT)
             found |= _members(list(known), cluster.tolist())
     for one in sources.of(Redundancy).values():

@@ -1,5 +1,6 @@
 """The figures of a report, each with what it shows in words."""
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,24 +32,25 @@ def pictures(
     analyses: Sequence[Analysis], names: Sequence[str], sources: Sources
 ) -> tuple[tuple[Picture, ...], tuple[Fact, ...]]:
     """All that can be drawn, and of what cannot, why."""
-    plans: list[Plan] = []
+    plans: list[tuple[str, Plan]] = []
     for one, name in zip(analyses, names, strict=True):
         about = f" ({name})" if len(analyses) > 1 else ""
-        plans += [(f"{title}{about}", alt, draw) for title, alt, draw in _of_analysis(one)]
+        plans += [(one.place, (f"{plan[0]}{about}", *plan[1:])) for plan in _of_analysis(one)]
     plans += _of_passes(analyses)
-    for result in sources.results.values():
-        plans += _of_result(result)
+    for name, result in sources.results.items():
+        plans += [(_parent(name), plan) for plan in _of_result(result)]
     found: list[Picture] = []
     failed: list[Fact] = []
     used: set[str] = set()
-    for title, alt, draw in plans:
+    for place, (title, alt, draw) in plans:
         try:
             drawing = draw()
             svg = _svg(drawing)
         except LensSkillsError as nothing:
             failed.append(Fact(f"figure: {title}", str(nothing)))
             continue
-        anchor = _unused(f"figure-{file_name(drawing.name)}", used)
+        parts = (place.replace("/", "-"), drawing.name)
+        anchor = _unused("-".join(["figure", *(file_name(part) for part in parts if part)]), used)
         found.append(Picture(anchor, title, svg, alt, frame_rows(drawing.frame)))
     return tuple(found), tuple(failed)
 
@@ -56,7 +58,19 @@ def pictures(
 def _svg(drawing: Drawing) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = drawing.savefig(Path(folder) / "drawing.svg")
-        return path.read_text(encoding="utf-8")
+        return _PATHS.sub(_rounded, path.read_text(encoding="utf-8"))
+
+
+# A hundredth of a point is not seen, and the further digits are half of a file.
+_PATHS, _LONG = re.compile(r' (?:d|x|y)="[^"]*"'), re.compile(r"(\.\d\d)\d+")
+
+
+def _rounded(part: re.Match[str]) -> str:
+    return _LONG.sub(r"\1", part[0])
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _unused(anchor: str, used: set[str]) -> str:
@@ -131,28 +145,33 @@ def _of_verdict(one: Analysis) -> Iterator[Plan]:
     )
 
 
-def _of_passes(analyses: Sequence[Analysis]) -> Iterator[Plan]:
-    """Of all metrics of one pass together, once a pass."""
+def _of_passes(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Plan]]:
+    """Of all metrics of one pass together, once a pass, with where it lies."""
     seen: set[int] = set()
     for one in analyses:
-        held = None if one.scores is None else one.scores.scores
-        if held is None or id(held) in seen:
-            continue
-        seen.add(id(held))
-        if len(held.metrics) > 1:
-            yield (
-                "The metrics beside one another",
-                f"A map of r of the strongest neurons with each of {listed(held.metrics)}.",
-                lambda held=held: figures.metric_heatmap(held),
-            )
-        table = held.calibration()
-        if table is not None:
-            yield (
-                "Whether the confidence means what it says",
-                f"Accuracy against confidence in bins; calibration error {table.error:.2f} (0 is "
-                "perfect).",
-                lambda held=held: figures.reliability(held),
-            )
+        for plan in _of_pass(one, seen):
+            yield one.place, plan
+
+
+def _of_pass(one: Analysis, seen: set[int]) -> Iterator[Plan]:
+    held = None if one.scores is None else one.scores.scores
+    if held is None or id(held) in seen:
+        return
+    seen.add(id(held))
+    if len(held.metrics) > 1:
+        yield (
+            f"The metrics beside one another ({one.task})",
+            f"A map of r of the strongest neurons with each of {listed(held.metrics)}.",
+            lambda: figures.metric_heatmap(held),
+        )
+    table = held.calibration()
+    if table is not None:
+        yield (
+            f"Whether the confidence means what it says ({one.task})",
+            f"Accuracy against confidence in bins; calibration error {table.error:.2f} (0 is "
+            "perfect).",
+            lambda: figures.reliability(held),
+        )
 
 
 def _of_result(result: Any) -> Iterator[Plan]:

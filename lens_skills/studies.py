@@ -89,9 +89,10 @@ class Study(Result):
             lines.append(EXPLORATORY)
         lines += ["", *self.selection.card(self.verdict)]
         lines += [f"note: {note}" for note in self.selection.notes]
-        return [*lines, "", *self._conclusion().splitlines()]
+        return [*lines, "", *self.conclusion().splitlines()]
 
-    def _conclusion(self) -> str:
+    def conclusion(self) -> str:
+        """What may be said of it in a sentence or two, and a caution where one is due."""
         if self.preflight.skill is False:
             return (
                 "no skill to explain: whatever these neurons track, the model does not do the task."
@@ -103,16 +104,21 @@ class Study(Result):
             text += "They are correlates: whether the model uses them takes an intervention."
         else:
             text += "Whether the model uses them is for the verdict below."
+        caution = self.caution()
+        return f"{text}\ncaution: {caution}" if caution else text
+
+    def caution(self) -> str:
+        """That something else than the metric may be behind the neurons; "" where nothing is."""
         quality = self.preflight.predicted.get(self.metric, 0.0)
         if (
-            not self.scores.provenance["given"]
-            and quality > _EXPLAINED[self.metric in self.preflight.binary]
+            self.scores.provenance["given"]
+            or quality <= _EXPLAINED[self.metric in self.preflight.binary]
         ):
-            text += (
-                f"\ncaution: the task's other columns alone predict {self.metric} "
-                f"({quality:.2f}); these neurons may carry those instead. Repeat with given=[…]."
-            )
-        return text
+            return ""
+        return (
+            f"the task's other columns alone predict {self.metric} ({quality:.2f}); these neurons "
+            "may carry those instead. Repeat with given=[…]."
+        )
 
     def _nothing(self) -> str:
         """Why no neuron was selected."""

@@ -334,8 +334,8 @@ def _caveats(one: Analysis) -> list[str]:
         found += [f"{note[:1].upper()}{note[1:]}." for note in one.scores.scores.notes]
     if one.verdict is not None:
         found += [f"{note[:1].upper()}{note[1:]}." for note in one.verdict.notes]
-    if one.preflight is not None:
-        found += [f"{text[:1].upper()}{text[1:]}." for text in one.preflight.advice]
+    if one.study is not None and (caution := one.study.caution()):
+        found.append(f"{caution[:1].upper()}{caution[1:]}")
     return [text.replace("..", ".") for text in found]
 
 

@@ -1,6 +1,5 @@
 """The figures of a report, each with what it shows in words."""
 
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,15 +57,7 @@ def pictures(
 def _svg(drawing: Drawing) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = drawing.savefig(Path(folder) / "drawing.svg")
-        return _PATHS.sub(_rounded, path.read_text(encoding="utf-8"))
-
-
-# A hundredth of a point is not seen, and the further digits are half of a file.
-_PATHS, _LONG = re.compile(r' (?:d|x|y)="[^"]*"'), re.compile(r"(\.\d\d)\d+")
-
-
-def _rounded(part: re.Match[str]) -> str:
-    return _LONG.sub(r"\1", part[0])
+        return path.read_text(encoding="utf-8")
 
 
 def _parent(name: str) -> str:

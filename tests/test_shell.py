@@ -162,6 +162,7 @@ def commands(run: Path, out: Path, model: Path) -> dict[str, list[object]]:
         "compare-methods": [run, "--method", "pearson", "--k", 2, "--limit", 24],
         "circuit": [run, "--edges", 2, "--depth", 1, "--limit", 40],
         "figures": [out / "run"],
+        "report": [run, "--out", out / "report.html", "--neurons", 3],
         "prompt": ["agreement", "--limit", 60, "--epochs", 1, "--tokens", 1, *opened,
                    "--out", out / "prompt"],
         "generate": ["agreement", "--limit", 2, "--tokens", 3, *opened, "--out", out / "texts"],
@@ -203,12 +204,12 @@ def test_every_command_prints_one_object(answers: Any, name: str) -> None:
         assert isinstance(part["kind"], str)
         assert all(isinstance(line, str) for line in part["card"])
         assert isinstance(part["rows"], list) or name == "demo"
-    parts = {"tasks": "task", "models": "models", "figures": "figures"}
+    parts = {"tasks": "task", "models": "models", "figures": "figures", "report": "report"}
     assert said[parts[name]] if name in parts else said["results"]
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in COMMANDS if name not in ("models", "tasks", "figures")]
+    "name", [name for name in COMMANDS if name not in ("models", "tasks", "figures", "report")]
 )
 def test_what_is_finished_says_so_and_is_shown(
     answers: Any, name: str, monkeypatch: pytest.MonkeyPatch

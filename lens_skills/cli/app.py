@@ -33,6 +33,7 @@ from lens_skills.cli.exit_codes import (
 )
 from lens_skills.cli.finding import score, select, study
 from lens_skills.cli.intervening import verify
+from lens_skills.cli.report_command import report
 from lens_skills.cli.shared_options import Seed
 from lens_skills.cli.soft_prompts import generate, prompt
 from lens_skills.cli.terminal import make_printable, say
@@ -307,5 +308,6 @@ for step in (select, verify):
 for analysis in (explain, circuit, compare_methods):
     command(app, analysis, panel=MORE, opens="run", makes=True)
 command(app, figures, panel=LOOK)
+command(app, report, panel=LOOK, opens="model")
 for made in (prompt, generate):
     command(app, made, panel=PROMPTS, opens="model", makes=True)

@@ -7,9 +7,11 @@ from lens_skills.activations import stream
 from lens_skills.cli.console import Call, open_model
 from lens_skills.cli.runs import draw_all, draw_verdict
 from lens_skills.cli.steps import Step
+from lens_skills.cli.terminal import say
 from lens_skills.interventions import Controls
 from lens_skills.plotting import figures
 from lens_skills.plotting.style import joined, source
+from lens_skills.reporting import report
 from lens_skills.settings import config
 from lens_skills.studies import Study, study
 from lens_skills.tasks import agreement, arithmetic
@@ -25,7 +27,7 @@ WITHOUT_VERDICT = (0.4, 0.2)
 
 
 def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
-    """Studies agreement and arithmetic, prints a card each, and writes figures and tables."""
+    """Studies agreement and arithmetic: a card each, figures and tables, one report to read."""
     lacks = arithmetic("+-*", digits=(1, 2), n=1000)
     correct = {"metric": "correct", "fractions": WITHOUT_VERDICT}
     has = {"metric": "label:plural", "controls": CONTROLS}
@@ -54,6 +56,9 @@ def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
         draw(model, result, out / name)
         result.save(place)
         call.end(step)
+    written = report(out, out / "report.html", model=model)
+    call.wrote(written)
+    say(f"all of it to read, sort and print: {written.resolve().as_uri()}")
 
 
 def draw(model: Any, result: Study, folder: Path) -> None:

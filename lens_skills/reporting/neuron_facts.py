@@ -6,7 +6,7 @@ from typing import Any
 from lens_skills.interventions.verdict import UNDECIDED, Ruling
 from lens_skills.reporting.document import Fact
 from lens_skills.reporting.found_analyses import Analysis
-from lens_skills.reporting.phrases import chance, change, correlation, interval, listed, signed
+from lens_skills.reporting.phrases import chance, change, correlation, listed, signed
 from lens_skills.scoring.evidence import short_number
 
 _TWINS = 0.9  # |r| from which on two neurons do about the same
@@ -30,8 +30,11 @@ def summary_of(
     if ruling is not None and own is not None and own.verdict is not None:
         verdict = own.verdict
         told = change(ruling.effect, ruling.low, ruling.high, verdict.effects.unit, ruling.percent)
-        parts.append(f"alone, {_edit(verdict)} changes {verdict.effects.metric} by {told}: "
-                     f"{ruling.label}")  # fmt: skip
+        moves = "raises" if ruling.effect > 0 else "lowers" if ruling.effect < 0 else "leaves"
+        parts.append(
+            f"{_edit(verdict)} of it alone {moves} {verdict.effects.metric}, by {told}: "
+            f"{ruling.label}"
+        )
     elif own is not None and own.verdict is not None and parts:
         parts.append("not tried")
     elif parts:
@@ -50,37 +53,24 @@ def facts_of(
     ruling: Ruling | None,
     analyses: Sequence[Analysis],
 ) -> tuple[Fact, ...]:
-    """Its numbers with their intervals and units, each with what it is."""
-    found = [*_evidence(row, own), *_effects(name, own, ruling)]
+    """What is known beside its row of the table: numbers with intervals and units."""
+    found = [*_effects(name, own, ruling), *_evidence(row)]
     for one in analyses:
         found += _elsewhere(name, one, own)
-    return tuple(found)
+    return (*found, *_activation(name, own))
 
 
-def _evidence(row: Mapping[str, Any], own: Analysis | None) -> list[Fact]:
-    metric = own.metric if own is not None else ""
-    found = []
-    r, explored = row.get("r"), row.get("r_explore")
-    if isinstance(r, float):
-        told = correlation(r, row.get("low"), row.get("high"))
-        parts = (told, chance("p", row.get("p_confirm")), chance("q", row.get("q_confirm")))
-        found.append(Fact(f"with {metric}, confirm", ", ".join(p for p in parts if p)))
-    if isinstance(explored, float):
-        parts = (
-            correlation(explored, row.get("explore_low"), row.get("explore_high")),
-            chance("p over all neurons", row.get("p_family")),
-            "selected for being large",
-        )
-        found.append(Fact(f"with {metric}, explore", ", ".join(p for p in parts if p)))
-    if row.get("q_control") is not None:
-        again = chance("on confirm q", row.get("q_control_confirm"))
-        told = chance("on explore q", row["q_control"]) + (f", {again}" if again else "")
-        found.append(Fact("against the control task", told))
-    if isinstance(excess := row.get("excess"), float):
-        q = chance("q", row.get("q_basis"))
-        told = f"{excess:.1f} times their root mean square" + (f", {q}" if q else "")
-        found.append(Fact("|r| against random directions of its layer", told))
-    return [*found, *_activation(str(row.get("neuron")), own)]
+def _evidence(row: Mapping[str, Any]) -> list[Fact]:
+    tests = {
+        "p_confirm": ("of r on confirm, this neuron alone", "p"),
+        "q_control_confirm": ("against the control task on confirm", "q"),
+        "q_basis": ("against random directions of its layer", "q"),
+    }
+    return [
+        Fact(name, chance(sign, row[key]))
+        for key, (name, sign) in tests.items()
+        if row.get(key) is not None
+    ]
 
 
 def _activation(name: str, own: Analysis | None) -> list[Fact]:
@@ -105,39 +95,27 @@ def _effects(name: str, own: Analysis | None, ruling: Ruling | None) -> list[Fac
         return []
     verdict = own.verdict
     unit = verdict.effects.unit
-    found = [
-        Fact(
-            f"effect on {verdict.effects.metric}, {_edit(verdict)}",
-            change(ruling.effect, ruling.low, ruling.high, unit, ruling.percent),
-        )
-    ]
-    compared = [
-        f"δ = {short_delta(ruling.delta)} {unit}",
-        chance("p by rank", ruling.p),
-        chance("q over those tried", ruling.q),
-        chance("q beyond what its size leads to expect", ruling.q_alike),
-    ]
-    found.append(Fact("against the controls", ", ".join(part for part in compared if part)))
+    compared = {
+        "smallest effect that matters, δ": f"{ruling.delta:.2g} {unit}",
+        "rank of |effect| among the controls": chance("p", ruling.p),
+        "effect beyond what its size leads to expect": chance("q", ruling.q_alike),
+    }
+    found = [Fact(what, told) for what, told in compared.items() if told]
     if ruling.direct is not None:
-        told = change(ruling.direct, ruling.direct_low, ruling.direct_high, unit, None)
-        found.append(Fact("of it direct, passing no later layer", told))
+        told = change(ruling.direct, ruling.direct_low, ruling.direct_high, unit)
+        found.append(Fact("direct effect, passing no later layer", told))
     if ruling.self_repair is not None:
-        told = change(ruling.self_repair, ruling.repair_low, ruling.repair_high, unit, None)
-        found.append(Fact("what later layers add", told))
+        told = change(ruling.self_repair, ruling.repair_low, ruling.repair_high, unit)
+        found.append(Fact("what later layers add to it", told))
     for row in verdict.tables.get("classes", ()):
         if row["name"] == name:
-            told = signed(row["effect"]) + f" {unit}" + interval(row["low"], row["high"])
+            told = change(row["effect"], row["low"], row["high"], unit)
             found.append(Fact(f"effect where {row['column']} = {row['value']} ({row['n']})", told))
     for row in verdict.tables.get("ablations", ()):
         if row["name"] == name and row["do"] != verdict.effects.do:
-            told = signed(row["effect"]) + f" {unit}" + interval(row["low"], row["high"])
+            told = change(row["effect"], row["low"], row["high"], unit)
             found.append(Fact(f"effect by {row['do']}", told))
     return found
-
-
-def short_delta(delta: float) -> str:
-    """δ as a card writes it."""
-    return f"{delta:.2g}"
 
 
 def _elsewhere(name: str, one: Analysis, own: Analysis | None) -> list[Fact]:
@@ -147,7 +125,8 @@ def _elsewhere(name: str, one: Analysis, own: Analysis | None) -> list[Fact]:
         held = one.scores.scores
         place = one.places.get(name)
         for metric in held.metrics:
-            if metric == one.metric or place is None:
+            # Of its own metric the row of the table says all, where it has one.
+            if place is None or (metric == one.metric and name in one.names):
                 continue
             view = held[metric]
             spot = int(view.strongest_position[place])

@@ -7,26 +7,38 @@ from typing import Any
 from lens_skills.scoring.evidence import percent_text, short_number
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """A number with its sign, to so many significant digits.
+def decimals(*values: float | None, digits: int = 3) -> int:
+    """How many decimals show the largest of some numbers to so many significant digits.
 
-    >>> signed(-0.3536), signed(12.0), signed(0.0)
-    ('−0.354', '+12', '0')
+    >>> decimals(0.971, 0.764, 1.2), decimals(0.0303), decimals(120.0)
+    (2, 4, 0)
     """
-    if not value:
-        return "0"
-    return f"{value:+.{digits}g}".replace("-", "−")
+    most = max((abs(x) for x in values if x is not None and math.isfinite(x)), default=0.0)
+    if most == 0:
+        return digits - 1
+    return min(max(digits - 1 - math.floor(math.log10(most)), 0), 8)
 
 
-def interval(low: float | None, high: float | None, digits: int = 3) -> str:
+def signed(value: float, places: int | None = None) -> str:
+    """A number with its sign, to so many decimals, or to three significant digits.
+
+    >>> signed(-0.3536), signed(1.2, 3), signed(0.0, 2)
+    ('−0.354', '+1.200', '0.00')
+    """
+    text = f"{value:+.{decimals(value) if places is None else places}f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, places: int | None = None) -> str:
     """``" [−0.43, −0.29]"``, or nothing where there is none.
 
     >>> interval(-0.4266, 0.2)
-    ' [−0.427, +0.2]'
+    ' [−0.427, +0.200]'
     """
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
-    return f" [{signed(low, digits)}, {signed(high, digits)}]"
+    shown = decimals(low, high) if places is None else places
+    return f" [{signed(low, shown)}, {signed(high, shown)}]"
 
 
 def correlation(r: float, low: float | None = None, high: float | None = None) -> str:
@@ -39,10 +51,17 @@ def correlation(r: float, low: float | None = None, high: float | None = None) -
     return f"r = {r:+.2f}{ends}".replace("-", "−")
 
 
-def change(effect: float, low: float | None, high: float | None, unit: str, percent: Any) -> str:
-    """``"−0.354 nats [−0.427, −0.286] (−12 %)"``."""
+def change(
+    effect: float, low: float | None, high: float | None, unit: str, percent: Any = None
+) -> str:
+    """``"−0.354 nats [−0.427, −0.286] (−12 %)"``, all numbers to the same decimals.
+
+    >>> change(0.971, 0.764, 1.2, "nats", 32.01)
+    '+0.97 nats [+0.76, +1.20] (+32 %)'
+    """
+    places = decimals(effect, low, high)
     share = percent_text(percent)
-    told = f"{signed(effect)}{f' {unit}' if unit else ''}{interval(low, high)}"
+    told = f"{signed(effect, places)}{f' {unit}' if unit else ''}{interval(low, high, places)}"
     return told + (f" ({share})".replace("-", "−") if share else "")
 
 

@@ -10,7 +10,7 @@ from lens_skills.activations.locations import parse_position
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import ActivatingExamples, activating_examples
-from lens_skills.models import ModelAdapter, SoftPrompt, as_adapter
+from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.reporting.document import Fact
 from lens_skills.reporting.found_analyses import Analysis, with_audits
 from lens_skills.reporting.gather import gather, neurons_with_pages, saved_examples
@@ -89,6 +89,19 @@ def report(
     return write_file(path, render(document).encode("utf-8"))
 
 
+def needs_examples(source: Any, *, neurons: int = 100) -> bool:
+    """Whether a report of it has neurons whose examples were not read before.
+
+    Raises:
+        LensSkillsError: No result in the source.
+    """
+    sources = open_sources(source)
+    analyses = with_audits(sources)
+    names = neurons_with_pages(analyses, sources, neurons)
+    found = saved_examples(sources)
+    return bool(names) and not (found is not None and set(names) <= set(found))
+
+
 def _check_path(path: Path) -> None:
     """Before anything is computed, that the file can be written."""
     if path.is_dir():
@@ -122,7 +135,8 @@ def _read(
 ) -> tuple[ActivatingExamples | None, Fact | None]:
     """The examples of the neurons that get a page, read now or before; or why there are none."""
     analyses = with_audits(sources)
-    adapter = as_adapter(model)
+    chat = analyses[0].about.get("chat", False) if analyses else False
+    adapter = with_soft_prompt(model, prompt, chat)
     _check_model(analyses, adapter)
     names = neurons_with_pages(analyses, sources, neurons)
     if not names:
@@ -130,10 +144,9 @@ def _read(
     asked = _as_scored(analyses, names)
     if isinstance(asked, str):
         return None, Fact("examples by activation", asked)
-    if examples is None:
-        if (before := _kept(sources, asked, adapter)) is not None:
-            return before, None
-        examples = _examples(sources)
+    if examples is None and (before := _kept(sources, asked, adapter)) is not None:
+        return before, None
+    examples = _examples(sources) if examples is None else examples
     if examples is None:
         raise LensSkillsError(
             "a model was given, and these results hold no examples to read it on. Give some: "
@@ -156,15 +169,17 @@ def _read(
 
 
 def _check_model(analyses: Sequence[Analysis], adapter: ModelAdapter) -> None:
-    known = {
-        one.about["model_fingerprint"]: one.model for one in analyses[:1]
-        if one.about.get("model_fingerprint")
-    }  # fmt: skip
-    if known and adapter.fingerprint() not in known:
+    known = analyses[0].about if analyses else {}
+    if known.get("model_fingerprint", adapter.fingerprint()) == adapter.fingerprint():
+        return
+    if known.get("prompt") is not None and adapter.soft is None:
         raise LensSkillsError(
-            f"the results are of {', '.join(known.values())}, and the model given is "
-            f"{adapter.name}, of other weights. Open the one they are of, or leave model= out."
+            "the results were read with a soft prompt. Give it as prompt=, or leave model= out."
         )
+    raise LensSkillsError(
+        f"the results are of {known.get('model')}, and the model given is {adapter.name}, of other "
+        "weights (or read with another soft prompt). Open the one they are of, or leave model= out."
+    )
 
 
 def _as_scored(analyses: Sequence[Analysis], names: tuple[str, ...]) -> _Asked | str:

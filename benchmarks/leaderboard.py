@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from leaderboard_page import page, picture, pooled
+from pictures import keep
 
 import lens_skills as ls
 from lens_skills.plotting.ranking_plots import method_comparison
@@ -125,8 +126,7 @@ def main(options: argparse.Namespace) -> None:
     drawings = {name: method_comparison(one) for name, one in found.items()}
     drawings["leaderboard"] = picture(board, list(found), options.k)
     for name, drawing in drawings.items():
-        (options.out / f"{name}.png").write_bytes(drawing._repr_png_())
-        drawing.savefig(options.out / f"{name}.csv")
+        keep(drawing, options.out / name)
     text = page(found, board, options, time.process_time() / 60)
     (options.out / "README.md").write_text(text, encoding="utf-8")
     print(board.to_string())

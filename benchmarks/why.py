@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pictures import keep
 from timing import arguments, run_parts
 
 import lens_skills as ls
@@ -26,7 +27,6 @@ from lens_skills.plotting.diagnostic_plots import confidence_regulation
 
 OUT = Path("figures/why")
 SEED = 0
-MOST_ROWS = 10_000
 INTRODUCTION = """# Five confidence neurons on arithmetic, and what they are
 
 The five neurons that go most with the model's confidence, whatever they turn out to be: explained
@@ -117,9 +117,7 @@ class Page:
 
     def picture(self, drawing: Drawing, name: str, caption: str) -> None:
         """A figure beside the page, with its numbers."""
-        path = drawing.savefig(self.out / f"{name}.png")
-        if len(drawing.frame) <= MOST_ROWS:  # a cloud of all neurons is redrawn, not kept
-            drawing.savefig(path.with_suffix(".csv"))
+        path = keep(drawing, self.out / name)
         self.say(f"![{caption}]({path.name})\n\n*{caption}*")
 
 

@@ -13,6 +13,7 @@ import lens_skills as ls
 from lens_skills.plotting.drawing import Drawing
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from pictures import keep
 from timing import save
 
 OUT, RUNS = Path("figures/settings"), Path("runs/settings")
@@ -60,10 +61,8 @@ class Page:
         self.say("\n".join([f"{caption}\n", header, rule, *rows]))
 
     def picture(self, drawing: Drawing, name: str, caption: str) -> None:
-        """A figure beside the page, with its numbers as CSV; the caption is also its alt text."""
-        path = self.out / f"{self.name}_{name}.png"
-        path.write_bytes(drawing._repr_png_())
-        drawing.savefig(path.with_suffix(".csv"))
+        """A figure beside the page, with its numbers; the caption is also its alt text."""
+        path = keep(drawing, self.out / f"{self.name}_{name}")
         self.say(f"![{caption}]({path.name})\n\n*{caption}*")
 
     def write(self) -> Path:

@@ -47,7 +47,7 @@ from lens_skills.results import file_name
 
 MOST = 120  # neurons beyond which their names are no longer read
 _ROW = 0.135  # inches of a neuron
-_DOTS = (240, 160)  # cells over the panel: dots of one cell cover one another
+_DOTS = (180, 120)  # cells over the panel: dots of one cell cover one another
 _OUTER = f"{100 * (1 - FAR):.0f} %"
 _LOWEST = -8.0  # what is written into an exact null space has a variance of rounding
 _KINDS = {SKILL: series(0), REGULATOR: series(1), NEITHER: (BLACK, "-", "x")}

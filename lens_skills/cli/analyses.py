@@ -1,13 +1,21 @@
-"""The shell's analyses of a run: explain neurons, compare methods, trace a circuit."""
+"""The shell's analyses of a run: explain neurons, look for shortcuts, trace a circuit, compare."""
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from lens_skills.cli.console import call, choose, is_run, limited, open_run_model
-from lens_skills.cli.shared_options import CausalMetric, Folder, Metric, Neurons, ThirdSplit
+from lens_skills.cli.console import call, choose, is_run, limited, open_read_model, open_run_model
+from lens_skills.cli.shared_options import (
+    CausalMetric,
+    Delta,
+    Folder,
+    Intervene,
+    Metric,
+    Neurons,
+    ThirdSplit,
+    Top,
+)
 from lens_skills.cli.steps import Step
 from lens_skills.errors import LensSkillsError
 
@@ -16,7 +24,7 @@ def explain(
     run: Folder,
     metric: Metric = None,
     neuron: Neurons = None,
-    top: Annotated[int, typer.Option(help="How many of explore, where none is confirmed.")] = 10,
+    top: Top = 10,
     limit: ThirdSplit = 1000,
 ) -> None:
     """What neurons of RUN fire for and what they write, on the split that chose none of them."""
@@ -33,16 +41,157 @@ def explain(
     examples = opened.intervene_split(limit)
     place = opened.path("explanations", name)
     asked = {"--neuron": neuron, "--limit": limit} | ({} if neuron else {"--top": top})
-    step = Step(place, f"the explanations for {name}", asked)
+    then = f"lens-skills circuit {run}"
+    step = Step(place, f"the explanations for {name}", asked, then=then)
     if told.begin(step, lambda: {"explanations": Explanations.load(place)}):
         explanations = explained(
             open_run_model(opened),
             examples,
-            neuron or _confirmed(opened, name, top),
+            opened.neurons(name, neuron, top),
             at=opened.scores().site,
-            **_as_scored(opened),
+            prompt=opened.prompt(),
+            chat=opened.request.options.get("chat", False),
+            **opened.as_scored(),
         )
-        _keep(opened, step, "explanations", explanations, figures.feature_matrix)
+        told.keep(
+            step,
+            "explanations",
+            explanations,
+            lambda: [figures.feature_matrix(explanations)],
+            run / "figures",
+        )
+
+
+def shortcuts(
+    run: Folder,
+    metric: Metric = None,
+    neuron: Annotated[
+        list[str] | None,
+        typer.Option(help="L17N635 (may repeat). Default: a search for the strongest."),
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="How many neurons of the search to test.")] = 5,
+    least: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of variance from which a feature explains.")
+    ] = 0.1,
+    causal_metric: CausalMetric = None,
+    delta: Delta = None,
+    control_neurons: Annotated[
+        int, typer.Option(min=1, help="The most alike of its layer that each is compared with.")
+    ] = 100,
+    permutations: Annotated[
+        int, typer.Option(min=19, help="Draws of the null, of the search and of the features.")
+    ] = 999,
+    limit: ThirdSplit = 200,
+) -> None:
+    """Which strong neurons of RUN owe it to a surface feature of the prompt; ablation decides."""
+    is_run(run)
+    from lens_skills.activations import check_names, parse_metric
+    from lens_skills.cli.runs import Run, main_metric
+    from lens_skills.explanation import Shortcuts
+    from lens_skills.explanation import shortcuts as find_shortcuts
+    from lens_skills.explanation.shortcuts import check_groups, parse_causal_metric
+    from lens_skills.interventions import controls
+    from lens_skills.plotting import figures
+
+    check_names(neuron or [])
+    told, opened = call(), Run.load(run)
+    name = main_metric(opened.scores().metrics, metric)
+    intervene = opened.intervene_split(limit)
+    explore, confirm, *_ = opened.splits()
+    check_groups(explore, confirm, intervene)
+    parse_causal_metric(parse_metric(name, explore, asked="--metric"), causal_metric, intervene)
+    place = opened.path("shortcuts", name)
+    asked = {"--neuron": neuron, "--least": least, "--causal-metric": causal_metric}
+    asked |= {"--delta": delta, "--control-neurons": control_neurons} | (
+        {} if neuron else {"--k": k}
+    )
+    asked |= {"--permutations": permutations, "--limit": limit}
+    step = Step(place, f"the shortcuts for {name}", asked, then=f"lens-skills figures {run}")
+    if told.begin(step, lambda: {"shortcuts": Shortcuts.load(place)}):
+        found = find_shortcuts(
+            open_read_model(opened),
+            explore,
+            confirm,
+            intervene,
+            metric=name,
+            neurons=neuron,
+            k=k,
+            at=opened.scores().site,
+            causal_metric=causal_metric,
+            least=least,
+            delta=delta,
+            controls=controls(neurons=control_neurons),
+            n_permutations=permutations,
+            **opened.as_scored(),
+        )
+        told.keep(
+            step, "shortcuts", found, lambda: [figures.shortcut_effects(found)], run / "figures"
+        )
+
+
+def regulators(
+    run: Folder,
+    metric: Metric = None,
+    neuron: Neurons = None,
+    top: Top = 10,
+    causal_metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What they may regulate: confidence (default, unless the run's metric is such a "
+            "number), entropy, logit_diff …"
+        ),
+    ] = None,
+    intervene: Intervene = 64,
+    control_neurons: Annotated[
+        int | None,
+        typer.Option(min=1, help="Random neurons of its layer (default 100, or all there are)."),
+    ] = None,
+    limit: ThirdSplit = 1000,
+) -> None:
+    """Do neurons of RUN carry the skill, or regulate confidence on any text?"""
+    is_run(run)
+    from lens_skills.activations import DEFAULT_SITE, check_names, parse_metric
+    from lens_skills.cli.runs import Run, main_metric
+    from lens_skills.diagnostics import Regulators, confidence_regulators
+    from lens_skills.plotting import figures
+
+    check_names(neuron or [])
+    told, opened = call(), Run.load(run)
+    scores = opened.scores()
+    name = main_metric(scores.metrics, metric)
+    if not neuron and scores.site != DEFAULT_SITE:
+        raise LensSkillsError(
+            f"{run} was scored at {scores.site}, and regulators are neurons at {DEFAULT_SITE}. "
+            "Name some: --neuron L17N635."
+        )
+    examples = opened.intervene_split(limit)
+    found = parse_metric(causal_metric or name, examples, asked="--causal-metric")
+    if causal_metric is None and (found.known or found.unit == "0/1" or "stop" in found.reads):
+        found = parse_metric("confidence", examples, asked="--causal-metric")
+    place = opened.path("regulators", name)
+    asked = {"--neuron": neuron, "--causal-metric": found.name, "--intervene": intervene}
+    asked |= {"--control-neurons": control_neurons, "--limit": limit}
+    asked |= {} if neuron else {"--top": top}
+    step = Step(place, f"the regulators for {name}", asked, then=f"lens-skills figures {run}")
+    if told.begin(step, lambda: {"regulators": Regulators.load(place)}):
+        diagnosed = confidence_regulators(
+            open_run_model(opened),
+            examples,
+            opened.neurons(name, neuron, top),
+            metric=found,
+            prompt=opened.prompt(),
+            chat=opened.request.options.get("chat", False),
+            n_effects=intervene,
+            n_controls=control_neurons,
+            seed=opened.request.seed,
+        )
+        told.keep(
+            step,
+            "regulators",
+            diagnosed,
+            lambda: [figures.confidence_regulation(diagnosed)],
+            run / "figures",
+        )
 
 
 def compare_methods(
@@ -57,8 +206,7 @@ def compare_methods(
 ) -> None:
     """Which methods find neurons that matter: each ranks on explore, its strongest are ablated."""
     is_run(run)
-    from lens_skills.cli.runs import Run, main_metric
-    from lens_skills.models import with_soft_prompt
+    from lens_skills.cli.runs import Run, chosen_metric, main_metric
     from lens_skills.plotting import figures
     from lens_skills.ranking import METHODS, MethodComparison
     from lens_skills.ranking import compare_methods as compared
@@ -68,14 +216,14 @@ def compare_methods(
     told, opened = call(), Run.load(run)
     name = main_metric(opened.scores().metrics, metric)
     examples = opened.intervene_split(limit)
-    causal = opened.causal_metric(examples, causal_metric)
+    causal = chosen_metric(examples, causal_metric)
     place = opened.path("methods", name)
     asked = {"--method": method, "--k": k, "--causal-metric": causal, "--limit": limit}
-    step = Step(place, f"the comparison of methods for {name}", asked)
+    then = f"lens-skills figures {run}"
+    step = Step(place, f"the comparison of methods for {name}", asked, then=then)
     if told.begin(step, lambda: {"methods": MethodComparison.load(place)}):
-        scored = _as_scored(opened)
         comparison = compared(
-            with_soft_prompt(open_run_model(opened), scored.pop("prompt"), scored.pop("chat")),
+            open_read_model(opened),
             opened.splits()[0],
             name,
             intervene=examples,
@@ -83,9 +231,15 @@ def compare_methods(
             k=k,
             causal_metric=causal,
             at=opened.scores().site,
-            **scored,
+            **opened.as_scored(),
         )
-        _keep(opened, step, "methods", comparison, figures.method_comparison)
+        told.keep(
+            step,
+            "methods",
+            comparison,
+            lambda: [figures.method_comparison(comparison)],
+            run / "figures",
+        )
 
 
 def circuit(
@@ -112,17 +266,17 @@ def circuit(
     is_run(run)
     from lens_skills.circuits import Circuit, equal_length_pairs
     from lens_skills.circuits import circuit as traced
-    from lens_skills.cli.runs import Run
+    from lens_skills.cli.runs import Run, chosen_metric, joined
     from lens_skills.plotting import figures
 
     told, opened = call(), Run.load(run)
-    causal = opened.causal_metric(opened.intervene_split(None), causal_metric)
+    causal = chosen_metric(opened.intervene_split(None), causal_metric)
     start: Any = "answer" if not neuron else neuron[0] if len(neuron) == 1 else neuron
-    named = start if isinstance(start, str) else "+".join(start)
+    named = joined(neuron or ["answer"])
     place = opened.path("circuit", named)
     asked = {"--causal-metric": causal, "--edges": edges, "--depth": depth}
     asked |= {"--proposals": proposals, "--limit": limit}
-    step = Step(place, f"the circuit of {named}", asked)
+    step = Step(place, f"the circuit of {named}", asked, then=f"lens-skills figures {run}")
     if told.begin(step, lambda: {"circuit": Circuit.load(place)}):
         model = open_run_model(opened)
         pairs = equal_length_pairs(model, opened.intervene_split(None))
@@ -134,37 +288,8 @@ def circuit(
             proposals=proposals,
             n_edges=edges,
             depth=depth,
-            **_as_scored(opened),
+            prompt=opened.prompt(),
+            chat=opened.request.options.get("chat", False),
+            **opened.as_scored(),
         )
-        _keep(opened, step, "circuit", result, figures.circuit_graph)
-
-
-def _keep(run: Any, step: Step, name: str, result: Any, draw: Callable[[Any], Any]) -> None:
-    """Saves a result, prints it, and writes its table and its figure into the run's folder."""
-    result.save(step.place)
-    call().show(name, result)
-    table = step.place.with_name(f"{step.place.name}.csv")
-    result.frame().to_csv(table, index=False)
-    call().wrote(table)
-    try:
-        call().wrote(draw(result).save(run.folder / "figures"))
-    except LensSkillsError as nothing:  # no edge, say: the table has what was tested
-        call().note(f"no figure: {nothing}")
-    call().end(step)
-
-
-def _as_scored(run: Any) -> dict[str, Any]:
-    """Position, prompt, chat and seed of the run's scores; of a soft prompt's vectors, the last."""
-    position = str(run.request.options.get("position", "last"))
-    position = "last" if position == "prompt" else position
-    about = {"prompt": run.prompt(), "chat": run.request.options.get("chat", False)}
-    return {"position": position, "seed": run.request.seed, **about}
-
-
-def _confirmed(run: Any, metric: str, top: int) -> Any:
-    """What was confirmed for the metric, or the strongest of explore where nothing was."""
-    for selection in run.selections():
-        if selection.metric == metric and len(selection):
-            return selection
-    call().note(f"nothing of {metric!r} is confirmed: the {top} strongest of explore")
-    return run.scores()[metric].top(top)
+        told.keep(step, "circuit", result, lambda: [figures.circuit_graph(result)], run / "figures")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lens_skills.cli.analyses import circuit, compare_methods, explain
+from lens_skills.cli.analyses import circuit, compare_methods, explain, regulators, shortcuts
 from lens_skills.cli.console import (
     Call,
     begin_call,
@@ -32,9 +32,10 @@ from lens_skills.cli.exit_codes import (
     stopped_code,
 )
 from lens_skills.cli.finding import score, select, study
-from lens_skills.cli.intervening import verify
+from lens_skills.cli.intervening import audit, dose, verify
 from lens_skills.cli.report_command import report
 from lens_skills.cli.shared_options import Seed
+from lens_skills.cli.showing import show
 from lens_skills.cli.soft_prompts import generate, prompt
 from lens_skills.cli.terminal import make_printable, say
 from lens_skills.errors import LensSkillsError
@@ -305,8 +306,10 @@ command(app, study, panel=START, opens="model", reads="table", makes=True)
 command(app, score, panel=STEPS, opens="model", reads="table", makes=True)
 for step in (select, verify):
     command(app, step, panel=STEPS, opens="run", makes=True)
-for analysis in (explain, circuit, compare_methods):
+for analysis in (explain, circuit, dose, shortcuts, regulators, compare_methods):
     command(app, analysis, panel=MORE, opens="run", makes=True)
+command(app, audit, panel=MORE, opens="model", reads="table", makes=True)
+command(app, show, panel=LOOK)
 command(app, figures, panel=LOOK)
 command(app, report, panel=LOOK, opens="model")
 for made in (prompt, generate):

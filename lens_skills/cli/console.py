@@ -4,7 +4,7 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import wraps
@@ -116,9 +116,10 @@ class Call:
         say(f"note: {text}")
 
     def then(self, command: str) -> None:
-        """The command that comes next."""
-        self.values["next"] = command
-        say(f"next: {command}")
+        """The command that comes next, if one does."""
+        if command:
+            self.values["next"] = command
+            say(f"next: {command}")
 
     def begin(self, step: Step, load: Callable[[], Mapping[str, Any]]) -> bool:
         """Whether there is something to do; where it is done already, what is there is shown.
@@ -136,16 +137,37 @@ class Call:
             self.show(name, result)
         self.written.append(str(step.place))
         say(done)
-        if step.then:
-            self.then(step.then)
+        self.then(step.next())
         return False
 
     def end(self, step: Step) -> None:
         """The step is done and saved."""
         step.record()
         self.wrote(step.place)
-        if step.then:
-            self.then(step.then)
+        self.then(step.next())
+
+    def keep(
+        self, step: Step, name: str, result: Any, draw: Callable[[], Iterable[Any]], figures: Path
+    ) -> None:
+        """Saves the result of a step, prints it, and writes its table and its figures.
+
+        Args:
+            step: What made it.
+            name: As `show` takes it.
+            result: With a ``frame()``.
+            draw: Makes its figures; an error of the toolkit means that there is nothing to draw.
+            figures: Their folder.
+        """
+        result.save(step.place)
+        self.show(name, result)
+        table = step.place.with_name(f"{step.place.name}.csv")
+        result.frame().to_csv(table, index=False)
+        self.wrote(table)
+        try:
+            self.wrote(*(drawing.save(figures) for drawing in draw()))
+        except LensSkillsError as nothing:  # no edge, say: the table has what was tested
+            self.note(f"no figure: {nothing}")
+        self.end(step)
 
     def finish(self) -> None:
         """Prints the one object that ``--json`` asks for."""
@@ -272,6 +294,14 @@ def open_run_model(run: Any) -> Any:
     """The model a run was scored with."""
     asked = run.request
     return open_model(model=asked.model, implementation=asked.implementation, dtype=asked.dtype)
+
+
+def open_read_model(run: Any) -> Any:
+    """The same, read as the run's examples were: with its soft prompt, in its chat."""
+    from lens_skills.models import with_soft_prompt
+
+    chat = run.request.options.get("chat", False)
+    return with_soft_prompt(open_run_model(run), run.prompt(), chat)
 
 
 def limited(task: Any, limit: int | None, seed: int) -> Any:

@@ -18,6 +18,7 @@ from lens_skills.cli.shared_options import (
     Fdr,
     Folder,
     Given,
+    Intervene,
     Limit,
     Metric,
     Most,
@@ -76,7 +77,7 @@ def score(
     if told.begin(run.exploring(), lambda: {"scores": run.scores()}):
         told.show("scores", run.explore(open_model()))
         told.wrote(out)
-        told.then(run.exploring().then)
+        told.then(run.exploring().next())
 
 
 def _request(
@@ -132,7 +133,7 @@ def study(
     fdr: Fdr = 0.05,
     causal_metric: CausalMetric = None,
     delta: Delta = None,
-    intervene: Annotated[int, typer.Option(min=1, help="Examples to intervene on.")] = 64,
+    intervene: Intervene = 64,
     most: Most = 20,
     control_sets: ControlSets = 200,
     control_neurons: ControlNeurons = 400,

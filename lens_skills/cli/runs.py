@@ -3,6 +3,7 @@
 `draw_all`, `draw_verdict`: every figure of such results.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lens_skills.activations import known_values, parse_metrics
-from lens_skills.activations.metrics import causal_metric
-from lens_skills.cli.console import is_run, limited
+from lens_skills.activations.metrics import causal_metric as usual_causal_metric
+from lens_skills.cli.console import call, is_run, limited
 from lens_skills.cli.steps import Step
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean
@@ -236,7 +237,7 @@ class Run:
             task,
             selection.to_try(most),
             do=ablate("mean", over=self.scores()),
-            metric=self.causal_metric(task, causal_metric),
+            metric=chosen_metric(task, causal_metric),
             controls=controls,
             delta=delta,
             seed=self.request.seed,
@@ -278,8 +279,12 @@ class Run:
             self.path("selection", metric),
             f"the selection for {metric}",
             {"--fdr": fdr, "--top": top, "--grade": grade},
-            then=f"lens-skills verify {self.folder} --metric {metric}",
+            then=lambda: self._after_selection(metric),
         )
+
+    def _after_selection(self, metric: str) -> str:
+        some = len(Selection.load(self.path("selection", metric))) > 0
+        return f"lens-skills {'verify' if some else 'explain'} {self.folder} --metric {metric}"
 
     def verifying(
         self,
@@ -332,15 +337,28 @@ class Run:
             )
         return limited(self.splits()[2], limit, self.request.seed)
 
-    def causal_metric(self, task: Task, asked: str | None) -> str:
-        """The metric that effects are measured by: the one asked for, or the task's usual."""
-        metric = asked or causal_metric(task)
-        parse_metrics(metric or (), task)
-        if metric is None:
-            raise LensSkillsError(
-                "the task has no answers to measure effects by. Name a metric: --causal-metric."
-            )
-        return metric
+    def as_scored(self) -> dict[str, Any]:
+        """Where and by which seed the run's scores read; of a soft prompt's vectors, the last."""
+        position = str(self.request.options.get("position", "last"))
+        position = "last" if position == "prompt" else position
+        return {"position": position, "seed": self.request.seed}
+
+    def neurons(self, metric: str, named: Sequence[str] | None, top: int) -> Any:
+        """Those named, or what is confirmed for the metric, or the strongest of explore."""
+        if named:
+            return list(named)
+        for selection in self.selections():
+            if selection.metric == metric and len(selection):
+                return selection
+        call().note(f"nothing of {metric!r} is confirmed: the {top} strongest of explore")
+        return self.scores()[metric].top(top)
+
+    def strongest(self, metric: str) -> str:
+        """The neuron of largest effect, or where none was tried, the first of `neurons`."""
+        verdict = self.verdicts().get(metric)
+        if verdict is not None and verdict.singles:
+            return max(verdict.singles, key=lambda ruling: abs(ruling.effect)).name
+        return self.neurons(metric, None, 1).names[0]
 
     def verdicts(self) -> dict[str, Verdict]:
         """The verdicts saved so far, by metric."""
@@ -351,6 +369,29 @@ class Run:
     def selections(self) -> list[Selection]:
         """The selections saved so far."""
         return [Selection.load(folder) for folder in sorted(self.folder.glob("selection-*"))]
+
+
+def chosen_metric(task: Task, asked: str | None) -> str:
+    """The metric that effects are measured by: the one asked for, or the task's usual."""
+    metric = asked or usual_causal_metric(task)
+    parse_metrics(metric or (), task)
+    if metric is None:
+        raise LensSkillsError(
+            "the task has no answers to measure effects by. Name a metric: --causal-metric."
+        )
+    return metric
+
+
+def joined(names: Sequence[str]) -> str:
+    """Names of units as a part of a file's name, which has an end.
+
+    >>> joined(["L17N635", "L9H3"])
+    'L17N635+L9H3'
+    """
+    text = "+".join(names)
+    if len(text) <= 60:
+        return text
+    return f"{names[0]}+{len(names) - 1}-more-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def main_metric(metrics: Sequence[str], asked: str | None) -> str:

@@ -41,6 +41,7 @@ Neurons = Annotated[
     list[str] | None,
     typer.Option(help="L17N635 (may repeat). Default: the confirmed ones, else the top."),
 ]
+Top = Annotated[int, typer.Option(min=1, help="How many of explore, where none is confirmed.")]
 ThirdSplit = Annotated[
     int, typer.Option(min=1, help="Use at most so many examples of the third split.")
 ]
@@ -55,6 +56,7 @@ CausalMetric = Annotated[
 Delta = Annotated[
     float | None, typer.Option(min=0, help="The smallest effect that matters, in that unit.")
 ]
+Intervene = Annotated[int, typer.Option(min=1, help="Examples to intervene on.")]
 Most = Annotated[int, typer.Option(min=1, help="How many of the selected neurons to try.")]
 ControlSets = Annotated[
     int, typer.Option(min=0, help="Matched sets that all neurons together are compared with.")

@@ -1,7 +1,7 @@
 """A step of a command: whether it is done already, by what, and what an interruption leaves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,14 +19,18 @@ class Step:
         what: It, in words.
         asked: The options that make it what it is, by their names in the shell.
         checkpoint: Where an interrupted one is kept, if it is.
-        then: The command that comes next.
+        then: The command that comes next, or what says so once the step is done.
     """
 
     place: Path
     what: str
     asked: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
-    then: str = ""
+    then: str | Callable[[], str] = ""
+
+    def next(self) -> str:
+        """The command that comes next; "" for none."""
+        return self.then if isinstance(self.then, str) else self.then()
 
     @property
     def _record(self) -> Path:

@@ -161,7 +161,7 @@ def dose_response(
     """
     check_groups([example.group for example in examples], "an interval of each dose")
     adapter = with_soft_prompt(model, None, chat)
-    amounts = _check_doses(doses)
+    amounts = check_doses(doses)
     if len(edited_positions(position).labels) > 1:
         raise LensSkillsError("dose_response steers at one position, or at 'all'; not at a list.")
     found = parse_components(adapter, neurons, at=at)
@@ -232,7 +232,8 @@ def slope_of(
     return einsum(centred, effects, "dose, dose example -> example") / (centred**2).sum()
 
 
-def _check_doses(doses: Sequence[float]) -> list[float]:
+def check_doses(doses: Sequence[float]) -> list[float]:
+    """The doses in order; raises where there are fewer than two different finite ones."""
     amounts = [float(dose) for dose in doses]
     if len(set(amounts)) < 2 or len(set(amounts)) < len(amounts) or not np.isfinite(amounts).all():
         raise LensSkillsError(

@@ -282,7 +282,7 @@ def test_an_unknown_command_brings_the_nearest(refused: Refuse) -> None:
     for typed, nearest in (("compare", "compare-methods"), ("verfy", "verify")):
         assert f"no command '{typed}'. Did you mean '{nearest}'?" in refused(typed, "run", code=2)
     said = refused("zzz", code=2)
-    assert said == "lens-skills: no command 'zzz'. `lens-skills --help` lists all 13."
+    assert said == "lens-skills: no command 'zzz'. `lens-skills --help` lists all 18."
 
 
 def test_an_option_of_all_commands_is_a_setting(

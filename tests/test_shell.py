@@ -26,6 +26,7 @@ from lens_skills.scoring import select
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
+LOOKING = ("figures", "report", "show")  # which are done anew each time
 SCORE = ("score", "agreement", "--metric", "label:plural", "--limit", 192, "--permutations", 39)
 
 
@@ -125,6 +126,25 @@ def test_the_module_is_the_script_and_both_say_their_versions() -> None:
         ("compare-methods {run} --method pearsn", "Did you mean 'pearson'?", 1),
         ("circuit {run} --proposals relevnce", "Did you mean 'relevance'?", 1),
         ("circuit {run} --neuron N3", "no neuron or head 'N3'", 1),
+        ("study agreemnt --out {out}", "Did you mean 'agreement'?", 1),
+        ("study agreement --also confidnce --out {out}", "Did you mean 'confidence'?", 1),
+        ("study agreement --causal-metric logit_dif --out {out}", "Did you mean 'logit_diff'?", 1),
+        ("study agreement --limit 20 --out {out}", "20 examples are too few", 1),
+        ("dose {run} --neuron N3", "no unit 'N3'", 1),
+        ("dose {run} --by 1", "two or more different finite numbers", 1),
+        ("dose {run} --causal-metric logit_dif", "Did you mean 'logit_diff'?", 1),
+        ("regulators {run} --causal-metric confidnce", "Did you mean 'confidence'?", 1),
+        ("shortcuts {run} --causal-metric logit_dif", "Did you mean 'logit_diff'?", 1),
+        ("shortcuts {run} --limit 5", "holds 5 of the 8 groups", 1),
+        ("audit {run}x L0N1", "is no run. Did you mean 'run'? Of a task, say", 1),
+        ("audit agreemnt L0N1 --out {out}", "Did you mean 'agreement'?", 1),
+        ("audit {run} N3", "no unit 'N3'", 1),
+        ("audit {run} L0N1 --model x", "is a run, which says its own model", 1),
+        ("audit {run} L0N1 --text x", "is a run, which says its own model", 1),
+        ("audit {run} L0N1 --claim label:plurl", "Did you mean 'label:plural'?", 1),
+        ("audit {run} L0N1 --position lst", "Did you mean 'last'?", 1),
+        ("show {run}x", "does not exist. Did you mean 'run'?", 1),
+        ("show {run} --only explor", "Did you mean 'explore'?", 1),
         ("prompt agreemnt --out {out}", "Did you mean 'agreement'?", 1),
         ("generate skill_mx --out {out}", "Did you mean 'skill_mix'?", 1),
         ("tasks agreemnt --preflight", "Did you mean 'agreement'?", 1),
@@ -161,6 +181,13 @@ def commands(run: Path, out: Path, model: Path) -> dict[str, list[object]]:
         "explain": [run, "--neuron", "L0N1", "--limit", 60],
         "compare-methods": [run, "--method", "pearson", "--k", 2, "--limit", 24],
         "circuit": [run, "--edges", 2, "--depth", 1, "--limit", 40],
+        "dose": [run, "--neuron", "L0N1", "--limit", 16],
+        "shortcuts": [run, "--neuron", "L0N1", "--control-neurons", 5, "--permutations", 19],
+        "regulators": [run, "--neuron", "L0N1", "--control-neurons", 19, "--limit", 60,
+                       "--intervene", 16],
+        "audit": [run, "L0N1", "L1N2", "--limit", 48, "--delta", 0.5, "--control-sets", 0,
+                  "--control-neurons", 25, "--permutations", 39],
+        "show": [out / "run"],
         "figures": [out / "run"],
         "report": [run, "--out", out / "report.html", "--neurons", 3],
         "prompt": ["agreement", "--limit", 60, "--epochs", 1, "--tokens", 1, *opened,
@@ -209,7 +236,7 @@ def test_every_command_prints_one_object(answers: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in COMMANDS if name not in ("models", "tasks", "figures", "report")]
+    "name", [name for name in COMMANDS if name not in (*LOOKING, "models", "tasks")]
 )
 def test_what_is_finished_says_so_and_is_shown(
     answers: Any, name: str, monkeypatch: pytest.MonkeyPatch
@@ -226,7 +253,7 @@ def test_what_is_finished_says_so_and_is_shown(
     assert new["results"] == old["results"]
     other = {"score": "--seed", "study": "--most", "select": "--top", "compare-methods": "--k",
              "circuit": "--edges", "prompt": "--tokens", "generate": "--tokens",
-             "demo": "--seed"}.get(name, "--limit")  # fmt: skip
+             "demo": "--seed", "shortcuts": "--control-neurons"}.get(name, "--limit")  # fmt: skip
     changed = shell(name, *asked, other, 7)
     assert changed.exit_code == 1, changed.output
     assert f"{other if name != 'score' else 'seed'} was " in changed.stderr

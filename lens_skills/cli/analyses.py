@@ -144,7 +144,7 @@ def regulators(
     intervene: Intervene = 64,
     control_neurons: Annotated[
         int | None,
-        typer.Option(min=1, help="Random neurons of its layer (default 100, or all there are)."),
+        typer.Option(min=19, help="Random neurons of its layer (default 100, or all there are)."),
     ] = None,
     limit: ThirdSplit = 1000,
 ) -> None:

@@ -1,7 +1,5 @@
 """The shell's commands that intervene: on what a run selected, and on units somebody names."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,13 +116,8 @@ def dose(
             at=scores.site,
             **where | ({"position": "all"} if pooled else {}),
         )
-        told.keep(
-            step,
-            "dose",
-            curve,
-            lambda: [replace(figures.dose_response(curve), name=place.name)],
-            run / "figures",
-        )
+        drawn = run / "figures" / place.name
+        told.keep(step, "dose", curve, lambda: [figures.dose_response(curve)], drawn)
 
 
 def audit(
@@ -165,7 +158,7 @@ def audit(
 
     Half of the examples are read for what the units carry, on the other half they are ablated.
     """
-    from lens_skills.activations import check_names, parse_metrics
+    from lens_skills.activations import check_names, known_values, parse_metrics
     from lens_skills.cli.runs import chosen_metric, draw_verdict, joined
     from lens_skills.interventions import Audit, controls
     from lens_skills.interventions import audit as audited
@@ -183,7 +176,7 @@ def audit(
     at = at or (run.request.options.get("at") if run else None) or "mlp.hook_post"
     claims = claim or (None if run is None else list(run.request.metrics))
     causal = chosen_metric(task, causal_metric)
-    parse_metrics(claims or (), task)
+    known_values(parse_metrics(claims or (), task), task)
     place = folder / file_name("audit", joined(names))
     asked = {"--claim": claims, "--causal-metric": causal, "--delta": delta, "--at": at, **where}
     asked |= {"--control-sets": control_sets, "--control-neurons": control_neurons}
@@ -205,12 +198,8 @@ def audit(
             chat=False if run else chat,
             **where,
         )
-
-        def draw() -> Iterator[Any]:
-            for drawing in draw_verdict(result.verdict):
-                yield replace(drawing, name=f"{place.name}-{drawing.name}")
-
-        told.keep(step, "audit", result, draw, folder / "figures")
+        drawn = folder / "figures" / place.name
+        told.keep(step, "audit", result, lambda: draw_verdict(result.verdict), drawn)
 
 
 def _audited(source: str, out: Path | None, limit: int, seed: int) -> tuple[Any, Any, Path]:

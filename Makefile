@@ -12,7 +12,7 @@ pinned = $(shell sed -nE 's/^($(1)==[^ ;]+).*/\1/p' $(CONSTRAINTS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test browser lint check docs site figures bench settings clean
+.PHONY: help install demo test browser lint check docs site figures bench settings dist clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -75,6 +75,10 @@ settings: $(STAMP) ## Redo the results page of the three settings (hours; HANS=F
 	$(if $(HANS),$(BIN)/python benchmarks/settings/hans.py --hans '$(HANS)',@echo 'HANS=FILE not given: left out.')
 	$(BIN)/python benchmarks/settings/skill_mix.py
 
+dist: $(STAMP) ## Build the wheel and the source distribution into dist/.
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
 clean: ## Remove the environments, caches and the demo's results.
-	rm -rf .venv .venv-newest .venv-oldest build site *.egg-info .pytest_cache .ruff_cache figures/demo runs
+	rm -rf .venv .venv-newest .venv-oldest build dist site *.egg-info .pytest_cache .ruff_cache figures/demo runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,12 @@
-"""Lines of printed cards: at most `CARD_WIDTH` columns, whatever names stand in them."""
+"""What is printed: cards in lines of at most `CARD_WIDTH` columns, whatever names stand in them.
+
+`Tabled`: what has a table to print and shows itself in a notebook, by the room above all others.
+"""
 
 import re
 import textwrap
+from importlib import import_module
+from typing import Any
 
 CARD_WIDTH = 80
 """Columns of a printed card."""
@@ -43,3 +48,41 @@ def card_lines(text: str, *, indent: int = 0, hang: int = 2) -> list[str]:
         subsequent_indent=" " * (indent + hang),
         break_on_hyphens=False,
     )
+
+
+class Tabled:
+    """What has a table that a paper prints, and shows itself in a notebook."""
+
+    def to_markdown(self, *, most: int = 20) -> str:
+        """The table a paper prints of the result, in Markdown, under a caption.
+
+        Numbers are rounded, with their 95 % intervals; the caption says what was measured where
+        and on how much.
+
+        Args:
+            most: How many rows at most; the caption says of how many.
+
+        Raises:
+            LensSkillsError: ``most`` below 1.
+        """
+        return str(showing("paper_tables").markdown(self, most=most))
+
+    def to_latex(self, *, most: int = 20, label: str = "") -> str:
+        """The same in LaTeX: a ``table`` to include, which needs the package ``booktabs``.
+
+        Args:
+            most: As in `to_markdown`.
+            label: For ``\\ref``; default ``tab:`` and the kind of the result.
+
+        Raises:
+            LensSkillsError: ``most`` below 1; a label LaTeX cannot refer to.
+        """
+        return str(showing("paper_tables").latex(self, most=most, label=label))
+
+    def _repr_html_(self) -> str:
+        return str(showing("notebook_view").html(self))
+
+
+def showing(module: str) -> Any:
+    """A module of the room that shows results: above this one, so found when it is called."""
+    return import_module(f"{__package__}.reporting.{module}")

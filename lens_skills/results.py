@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from lens_skills.cards import fold
+from lens_skills.cards import Tabled, fold
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 
@@ -38,7 +38,7 @@ _NAME, _TENSOR, _TABLE = "result", "$tensor", "$table"
 _R = TypeVar("_R", bound="Result")
 
 
-class Result:
+class Result(Tabled):
     """What a verb hands back: a frozen dataclass that is saved to a folder and read back."""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -104,37 +104,6 @@ class Result:
     def readable_files(self) -> Mapping[str, str]:
         """Files to read without this package, which are saved beside: name and content."""
         return {}
-
-    def to_markdown(self, *, most: int = 20) -> str:
-        """The table a paper prints of the result, in Markdown, under a caption.
-
-        Numbers are rounded, with their 95 % intervals; the caption says what was measured where
-        and on how much.
-
-        Args:
-            most: How many rows at most; the caption says of how many.
-
-        Raises:
-            LensSkillsError: ``most`` below 1.
-        """
-        return str(showing("paper_tables").markdown(self, most=most))
-
-    def to_latex(self, *, most: int = 20, label: str = "") -> str:
-        """The same in LaTeX: a ``table`` to include, which needs the package ``booktabs``.
-
-        Args:
-            most: As in `to_markdown`.
-            label: For ``\\ref``; default ``tab:`` and the kind of the result.
-
-        Raises:
-            LensSkillsError: ``most`` below 1; a label LaTeX cannot refer to.
-        """
-        return str(showing("paper_tables").latex(self, most=most, label=label))
-
-
-def showing(module: str) -> Any:
-    """A module of the room that shows results: above this one, so found when it is called."""
-    return import_module(f"{__package__}.reporting.{module}")
 
 
 @contextmanager

@@ -44,6 +44,7 @@ from lens_skills.activations.locations import (
 )
 from lens_skills.activations.metrics import Metric
 from lens_skills.activations.stream import Batch, Places, places_of, read_sites, stream
+from lens_skills.cards import showing
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
@@ -393,6 +394,9 @@ class Excerpt:
     tokens: tuple[str, ...]
     values: tuple[float, ...]
     read: int | None = None
+
+    def _repr_html_(self) -> str:
+        return str(showing("notebook_view").html(self))
 
     def __repr__(self) -> str:
         return f"{self.activation:+.2f}  {self.prompt!r}"

@@ -25,6 +25,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_skills.activations.locations import DEFAULT_SITE, find_site
+from lens_skills.cards import showing
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
 from lens_skills.models.adapter import check_reading
@@ -318,6 +319,9 @@ class Components(tuple[Component, ...]):
     def __getitem__(self, place: Any) -> Any:
         found = super().__getitem__(place)
         return Components(found) if isinstance(place, slice) else found
+
+    def _repr_html_(self) -> str:
+        return str(showing("notebook_view").html(self))
 
     def __repr__(self) -> str:
         return f"[{', '.join(self.names)}]"

@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from lens_skills.cards import showing
 from lens_skills.errors import LensSkillsError
-from lens_skills.results import Result, showing
+from lens_skills.results import Result
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
 from lens_skills.stats.intervals import wilson_interval
 

@@ -16,7 +16,7 @@ from lens_skills.activations.activation_reader import Excerpt, read_neurons, rea
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import Component, site_of
 from lens_skills.activations.locations import parse_position
-from lens_skills.cards import card_lines
+from lens_skills.cards import card_lines, showing
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.explain import scored_position, single_features
@@ -29,7 +29,7 @@ from lens_skills.explanation.token_logits import (
     shown,
 )
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
-from lens_skills.results import Result, provenance, showing
+from lens_skills.results import Result, provenance
 
 _SHOWN = 20  # neurons on a card
 
@@ -75,6 +75,9 @@ class NeuronExamples:
             + ", ".join(one.name for one in self.quantiles)
             + "."
         )
+
+    def _repr_html_(self) -> str:
+        return str(showing("notebook_view").html(self))
 
     def __repr__(self) -> str:
         high, low = self.quantiles[0], self.quantiles[-1]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations.activation_reader import Excerpt
-from lens_skills.cards import CARD_WIDTH, card_lines
+from lens_skills.cards import CARD_WIDTH, card_lines, showing
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.token_logits import TokenLogits, shown
 from lens_skills.results import Result
@@ -95,6 +95,9 @@ class Explanation:
         more = f" and {len(named) - 4} more" if len(named) > 4 else ""
         best = f"top/bottom examples: {'; '.join(named[:4])}{more}"
         return (*self._driven(row), *self._others(row), *([best] if named else []))
+
+    def _repr_html_(self) -> str:
+        return str(showing("notebook_view").html(self))
 
     def __repr__(self) -> str:
         first, *others = self.sentences()

@@ -360,9 +360,8 @@ def _neuron_text(
     ]
     if written is not None:
         parts.append(f"Tokens: {written.how}.")
-    row: Mapping[str, Any] = {}
-    if evidence is not None and name in set(evidence["name"]):
-        row = evidence.loc[evidence["name"] == name].iloc[0].to_dict()
+    rows = [] if evidence is None else evidence.to_dict("records")
+    row: Mapping[Any, Any] = next((one for one in rows if one["name"] == name), {})
 
     def with_ends(key: str, low: str, high: str) -> str:
         text = f"{row[key]:+.3g} [{row[low]:+.3g}, {row[high]:+.3g}]"
@@ -376,7 +375,7 @@ def _neuron_text(
     ends = ("effect_low", "effect_high") if "effect_low" in row else ("low", "high")
     word = row.get("verdict") or row.get("label")
     if word and _known(row.get("effect")):
-        q = row.get("effect_q", row.get("q"))
+        q = row["effect_q"] if "effect_q" in row else row.get("q", float("nan"))
         parts.append(
             f"Ablated, the metric changes by {with_ends('effect', *ends)} (edited - clean, 95 %)"
             + (f", q {chance(float(q))}" if _known(q) else "")

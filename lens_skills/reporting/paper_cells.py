@@ -67,6 +67,7 @@ def set_rows(
     *,
     most: int,
     of: str,
+    n: int | None = None,
 ) -> PaperTable:
     """The first rows as texts; how many there are stands in the caption where some are left out.
 
@@ -76,15 +77,17 @@ def set_rows(
         rows: From a frame.
         most: How many rows at most.
         of: What the rows are, and their order: ``"associated neurons, best grade first"``.
+        n: How many rows there are; default those given.
 
     Raises:
         LensSkillsError: ``most`` below 1.
     """
     if most < 1:
         raise LensSkillsError(f"most= is how many rows to print, 1 or more, not {most}.")
-    if len(rows) > most:
-        caption = f"{caption} The first {most:,} of {len(rows):,} {of}."
-    elif not rows:
+    n = len(rows) if n is None else n
+    if n > most:
+        caption = f"{caption} The first {most:,} of {n:,} {of}."
+    elif not n:
         caption = f"{caption} There are none: no {of}."
     shown = list(rows[:most])
     texts = [_texts(column, shown) for column in columns]

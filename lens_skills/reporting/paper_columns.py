@@ -1,9 +1,10 @@
 """`paper_table`: of every kind of result, the few columns a paper prints, and the caption."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import pandas as pd
+import torch
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.reporting.paper_cells import (
@@ -35,10 +36,11 @@ def paper_table(result: Any, *, most: int = 20) -> PaperTable:
             f"some; there is one of: {', '.join(sorted(tables))}."
         )
     caption, columns, frame, of = tables[kind](result)
-    rows = frame.to_dict("records") if isinstance(frame, pd.DataFrame) else frame
+    rows = frame[: max(most, 0)]
+    rows = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
     if getattr(result, "exploratory", False):
         caption = f"{EXPLORATORY}. {caption}"
-    return set_rows(caption, columns, rows, most=most, of=of)
+    return set_rows(caption, columns, rows, most=most, of=of, n=len(frame))
 
 
 def _study(result: Any) -> Parts:
@@ -239,12 +241,22 @@ def _dose(result: Any) -> Parts:
 
 
 def _scores(result: Any) -> Parts:
-    frame = result.frame()
-    frame = frame.reindex(frame["r"].abs().sort_values(ascending=False, kind="stable").index)
+    caption, columns = _correlations(result, "metric")
+    rows = _Strongest(result, range(len(result.metrics)))
+    return caption, columns, rows, "neurons and metrics, the largest |r| first"
+
+
+def _metric_scores(result: Any) -> Parts:
+    caption, columns = _correlations(result.scores, result.metric)
+    rows = _Strongest(result.scores, [result.scores.metrics.index(result.metric)])
+    return caption, columns, rows, "neurons, the largest |r| first"
+
+
+def _correlations(result: Any, metric: str) -> tuple[str, list[Column]]:
     given = (result.provenance or {}).get("given") or ()
     name = f"partial r given {', '.join(given)}" if given else "Pearson's r"
     caption = (
-        f"{name} of activation and metric{about(result)}. p: family-wise over the neurons and "
+        f"{name} of activation and {metric}{about(result)}. p: family-wise over the neurons and "
         "positions; q control: against the control task. The first were selected for a large r, "
         f"which is too large for it. {BY_GROUP}"
     )
@@ -257,7 +269,41 @@ def _scores(result: Any) -> Parts:
         Column("q control", "q_control", "p"),
         Column("excess", "excess", "number"),
     ]
-    return caption, columns, frame, "neurons and metrics, the largest |r| first"
+    return caption, columns
+
+
+class _Strongest(Sequence[Mapping[str, Any]]):
+    """The rows of scores, the largest |r| first; each is made when it is asked for."""
+
+    def __init__(self, scores: Any, metrics: Sequence[int]) -> None:
+        self.scores, self.metrics = scores, list(metrics)
+        strength = scores.r[self.metrics].abs().nan_to_num(-1.0).flatten()
+        self.order = strength.argsort(descending=True, stable=True).tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Mapping[str, Any]]: ...
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self._row(number) for number in self.order[place]]
+        return self._row(self.order[place])
+
+    def _row(self, number: int) -> Mapping[str, Any]:
+        scores = self.scores
+        metric, rest = divmod(number, scores.r[0].numel())
+        metric = self.metrics[metric]
+        position, unit = divmod(rest, scores.n_units)
+        numbers = {
+            name: None if part is None else float(part[metric, position, unit])
+            for name in ("r", "low", "high", "p_family", "q_control", "excess")
+            for part in (getattr(scores, name),)
+        }
+        names = {"metric": scores.metrics[metric], "position": scores.positions[position]}
+        return {"name": scores.components(torch.tensor([unit])).names[0]} | names | numbers
 
 
 def _profile(result: Any) -> Parts:
@@ -393,6 +439,7 @@ _FINDINGS: Mapping[str, Callable[[Any], Parts]] = {
     "Prescreen": _prescreen,
     "Ranking": _ranking,
     "ScoreComparison": _score_comparison,
+    "MetricScores": _metric_scores,
     "Scores": _scores,
     "Selection": _selection,
     "SkillMatrix": _skills,

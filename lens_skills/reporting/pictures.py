@@ -167,7 +167,7 @@ def _of_pass(one: Analysis, seen: set[int]) -> Iterator[Plan]:
 
 def _of_result(result: Any) -> Iterator[Plan]:
     """The figure of a result that has one of its own."""
-    for kind, title, draw in _DRAWN:
+    for kind, title, draw in OWN_FIGURES:
         if isinstance(result, kind):
             first = next((line.strip() for line in repr(result).split("\n") if line.strip()), "")
             yield title(result), f"{first}. The card below has the numbers.", _later(draw, result)
@@ -177,7 +177,7 @@ def _later(draw: Callable[[Any], Drawing], result: Any) -> Draw:
     return lambda: draw(result)
 
 
-_DRAWN: tuple[tuple[type, Callable[[Any], str], Callable[[Any], Drawing]], ...] = (
+OWN_FIGURES: tuple[tuple[type, Callable[[Any], str], Callable[[Any], Drawing]], ...] = (
     (Circuit, lambda one: f"Circuit of {one.target}", figures.circuit_graph),
     (
         Faithfulness,

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lens_skills.activations.components import Components, neuron_names
+from lens_skills.cards import Tabled
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.results import Result
 from lens_skills.stats.calibration import Calibration, calibrate
@@ -170,7 +171,7 @@ class Scores(Result):
 
 
 @dataclass(frozen=True, eq=False)
-class MetricScores:
+class MetricScores(Tabled):
     """One metric's column of `Scores`; arrays are ``pos unit``.
 
     ``scores["name"]`` makes one. Everything else about the pass is in ``scores``.

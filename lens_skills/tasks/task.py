@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
-from lens_skills.cards import fold
+from lens_skills.cards import fold, showing
 from lens_skills.data import Example, in_turns
 from lens_skills.errors import LensSkillsError, did_you_mean
 
@@ -115,6 +115,9 @@ class Task(Sequence[Example]):
 
     def __hash__(self) -> int:
         return hash((self.name, self.split_name, tuple(example.id for example in self.examples)))
+
+    def _repr_html_(self) -> str:
+        return str(showing("notebook_view").html(self))
 
     def __repr__(self) -> str:
         first, labels = self.examples[0], ", ".join(self._names("labels")) or "none"

@@ -19,6 +19,7 @@ from lens_skills.reporting.paper_tables import tex
 from lens_skills.results import Result
 from lens_skills.saved import KINDS
 from tests import test_cards
+from tests.plotting.conftest import make_scores
 from tests.plotting.results import make_verdict
 from tests.test_cards import made, result_classes
 
@@ -165,6 +166,24 @@ def test_the_caption_says_what_was_measured_where_on_how_much() -> None:
     assert row[-1] == "supports †"
     assert "†: a few groups" in caption
     assert "†" not in other[-1]
+
+
+def test_the_strongest_of_all_scores_come_first() -> None:
+    scores = make_scores()
+    frame = scores.frame()
+    frame = frame.reindex(frame["r"].abs().sort_values(ascending=False, kind="stable").index)
+    caption, (_, *rows) = cells(scores.to_markdown(most=30))
+    assert f"The first 30 of {len(frame)} neurons and metrics" in caption
+    shown = [tuple(row[:3]) for row in rows]
+    expected = frame.head(30)[["name", "position", "metric"]]
+    assert shown == [tuple(row) for row in expected.to_numpy().tolist()]
+    r = [float(row[3].partition(" ")[0].replace("−", "-")) for row in rows]
+    assert r == pytest.approx(frame["r"].head(30).tolist(), abs=0.006)
+    one = cells(scores["confidence"].to_markdown(most=30))[1][1:]
+    assert [row[0] for row in one[:5]] == frame[frame["metric"] == "confidence"]["name"].tolist()[
+        :5
+    ]
+    assert {row[2] for row in one} == {"confidence"}
 
 
 def test_a_wrong_request_is_said() -> None:

@@ -1,5 +1,6 @@
 """What the results say of one neuron, number by number and in words."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ def _effects(name: str, own: Analysis | None, ruling: Ruling | None) -> list[Fac
     verdict = own.verdict
     unit = verdict.effects.unit
     compared = {
-        "smallest effect that matters, δ": f"{ruling.delta:.2g} {unit}",
+        "smallest effect that matters, δ": f"{delta_of(ruling, verdict):.2g} {unit}",
         "rank of |effect| among the controls": chance("p", ruling.p),
         "effect beyond what its size leads to expect": chance("q", ruling.q_alike),
     }
@@ -116,6 +117,11 @@ def _effects(name: str, own: Analysis | None, ruling: Ruling | None) -> list[Fac
             told = change(row["effect"], row["low"], row["high"], unit)
             found.append(Fact(f"effect by {row['do']}", told))
     return found
+
+
+def delta_of(ruling: Ruling, verdict: Any) -> float:
+    """δ in the layer of a neuron; the verdict's where it has none of its own."""
+    return float(verdict.delta if math.isnan(ruling.delta) else ruling.delta)
 
 
 def _elsewhere(name: str, one: Analysis, own: Analysis | None) -> list[Fact]:

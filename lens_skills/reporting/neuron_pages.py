@@ -29,7 +29,7 @@ from lens_skills.reporting.document import (
     Written,
 )
 from lens_skills.reporting.found_analyses import Analysis
-from lens_skills.reporting.neuron_facts import caveats_of, facts_of, summary_of
+from lens_skills.reporting.neuron_facts import caveats_of, delta_of, facts_of, summary_of
 from lens_skills.reporting.neuron_table import plain
 from lens_skills.reporting.phrases import signed
 from lens_skills.reporting.sources import Sources
@@ -137,7 +137,7 @@ def _controls(own: Analysis | None, ruling: Ruling | None) -> Control | None:
         effect=ruling.effect,
         low=ruling.low,
         high=ruling.high,
-        delta=ruling.delta,
+        delta=delta_of(ruling, verdict),
         unit=verdict.effects.unit,
         rank=rank,
     )

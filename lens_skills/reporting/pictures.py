@@ -45,8 +45,9 @@ def pictures(
         try:
             drawing = draw()
             svg = _svg(drawing)
-        except LensSkillsError as nothing:
-            failed.append(Fact(f"figure: {title}", str(nothing)))
+        except Exception as error:  # a report without one picture is better than none
+            words = str(error) if isinstance(error, LensSkillsError) else f"{error!r:.200}"
+            failed.append(Fact(f"figure: {title}", words))
             continue
         parts = (place.replace("/", "-"), drawing.name)
         anchor = _unused("-".join(["figure", *(file_name(part) for part in parts if part)]), used)

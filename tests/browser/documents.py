@@ -120,7 +120,7 @@ def ordinary(n_pages: int = 12, n_rows: int = 40) -> Document:
 def row(k: int, random: np.random.Generator) -> dict:
     """Of the k-th neuron: |r| falls with k, the sign alternates."""
     r = (0.95 - 0.02 * k) * (-1) ** k
-    tried = k < 12
+    tried = k < 13 and k != 4
     effect = float(random.normal()) if tried else None
     return {
         "neuron": f"L{3 - k % 4}N{7 + k}",

@@ -128,7 +128,7 @@ def audit(
             help="A run folder (its third split is read), or a task as `score` takes it.",
         ),
     ],
-    names: Annotated[list[str], typer.Argument(metavar="NAMES…", help="L17N635, L9H3, L5MLP …")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="L17N635, L9H3, L5MLP …")],
     out: Annotated[
         Path | None, typer.Option(help="The folder to write, of a task (of a run: RUN itself).")
     ] = None,
@@ -178,7 +178,8 @@ def audit(
     causal = chosen_metric(task, causal_metric)
     known_values(parse_metrics(claims or (), task), task)
     place = folder / file_name("audit", joined(names))
-    asked = {"--claim": claims, "--causal-metric": causal, "--delta": delta, "--at": at, **where}
+    asked = {"--claim": claims, "--causal-metric": causal, "--delta": delta, "--at": at}
+    asked |= {f"--{name}": value for name, value in where.items()}
     asked |= {"--control-sets": control_sets, "--control-neurons": control_neurons}
     asked |= {"--permutations": permutations, "--limit": limit, "--chat": chat}
     asked |= {} if run else {"TASK": source, "--model": told.opening["model"], **told.columns}

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from lens_skills.plotting.drawing import Drawing, finished
-from lens_skills.plotting.style import BLACK, BLUE, GREY, PALE, SMALL, settle, sheet, style
+from lens_skills.plotting import Drawing
+from lens_skills.plotting.ranking_plots import leaderboard
 from lens_skills.ranking import METHODS, MethodComparison, differences_over_tasks
 from lens_skills.ranking.method_comparison import BASELINES
 
@@ -70,40 +70,11 @@ def _against_first(board: pd.DataFrame, found: dict[str, MethodComparison]) -> p
     return board.drop(columns="first")
 
 
-@style()
 def picture(board: pd.DataFrame, names: Sequence[str], k: int) -> Drawing:
     """Every method's share of hits over all tasks with its interval, and on each task."""
-    figure = sheet(
-        4.6,
-        0.24 * len(board) + 0.7,
-        title="Whose neurons have a causal effect?",
-        lines=[f"{len(names)} tasks, the {k} strongest neurons of each method on each"],
-        note="Bars: mean over the tasks, 95 % interval over tasks. Small circles: single tasks. "
-        "Band: random neurons.",
-    )
-    axis = figure.add_subplot()
-    rows = np.arange(len(board))
-    random = board.set_index("method").loc["random"]
-    axis.axvspan(random["low"], random["high"], color=PALE, linewidth=0)
-    colours = [GREY if name in BASELINES else BLUE for name in board["method"]]
-    axis.barh(rows, board["share"], height=0.6, color=colours, alpha=0.75, zorder=2)
-    ends = np.clip([board["share"] - board["low"], board["high"] - board["share"]], 0, None)
-    axis.errorbar(board["share"], rows, xerr=ends, fmt="none", ecolor=BLACK, elinewidth=1.0,
-                  capsize=2, zorder=4)  # fmt: skip
-    for name in names:
-        axis.plot(board[name], rows, linestyle="none", marker="o", markersize=3.0, zorder=3,
-                  markerfacecolor="white", markeredgecolor=BLACK, markeredgewidth=0.6)  # fmt: skip
-    for row, entry in enumerate(board.to_dict("records")):
-        axis.text(1.02, row, f"{entry['hits']} of {entry['n']}", size=SMALL, va="center_baseline",
-                  transform=axis.get_yaxis_transform())  # fmt: skip
-    axis.axhline(len(board) - len(BASELINES) - 0.5, color=GREY, linewidth=0.5)
-    axis.set_yticks(rows, board["method"].tolist())
-    axis.set_ylim(len(board) - 0.45, -0.55)
-    axis.set_xlim(0, 1)
-    axis.tick_params(axis="y", length=0)
-    axis.set_xlabel("share of the neurons named that have a causal effect")
-    settle(figure)
-    return finished(figure, board, "leaderboard")
+    tasks = {name: name.replace("_", ": ", 1) for name in names}
+    note = "Bars: mean over the tasks, each counted once, with its 95 % interval over tasks."
+    return leaderboard(board, tasks, k=k, note=note)
 
 
 def reading(board: pd.DataFrame) -> list[str]:

@@ -1,49 +1,54 @@
-"""A circuit as a graph with an interval on every arrow, and how faithful it is by its size."""
+"""A circuit as a graph of its strongest edges, numbered, with the table of their effects."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from lens_skills.circuits import Circuit, Edge, Node, Totals
-from lens_skills.circuits.faithfulness import Curve, Faithfulness
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.drawing import Drawing, finished
+from lens_skills.plotting.drawing import Drawing, draws
 from lens_skills.plotting.label_placement import Arrow, GraphLayout, NodePlace, Point, lay_out
 from lens_skills.plotting.style import (
     BLACK,
-    BLUE,
-    COLUMN,
     GREY,
-    ORANGE,
+    OPPOSES,
     PALE,
     SMALL,
-    VERMILION,
+    SUPPORTS,
+    About,
+    Look,
     count,
-    halo,
     joined,
     minus,
     sheet,
     signed,
     source,
-    style,
     text_width,
-    ticks_at,
 )
+from lens_skills.plotting.words import metric_words
+from lens_skills.results import file_name
 
 FINE = SMALL - 1
-LINE = 1.22 * FINE / 72  # inches from line to line of a label
 HIGH = 0.19  # inches of a box
-_WIDTH = 7.0  # inches: both columns of a paper
-_FEWEST = 4.9  # inches, below which an interval stands under its number
+_BESIDE = 5.5  # inches, below which the table stands under the graph
 _KEYWAY = 0.2  # inches under the boxes, for the positions
-_THIN, _THICK = 0.5, 3.0  # points of an arrow
-_PALE = "#BBBBBB"  # of one random circuit
-_LIMIT = 2.5  # what overshoots further runs out of the panel, and the note says so
+_LEGEND = 0.22  # inches above them
+_LINE = 0.135  # inches of a row of the table
+_THIN, _THICK = 0.6, 2.6  # points of an arrow
+_GAP = 0.09  # inches between the columns of the table
+_NAME = re.compile(r"L(\d+)(?:H(\d+)(?:-(\d+))?|N(\d+)|(MLP|norm))")
+_ABOVE = 1_000_000  # the answer's layer
+_DOTTED = (0, (1, 1.5))
+_KINDS = {
+    "raises": ("raises its target", SUPPORTS),
+    "lowers": ("lowers it", OPPOSES),
+}
 
 
 @dataclass(frozen=True)
@@ -67,52 +72,22 @@ class GraphRows:
     inner: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class Unexplained:
-    """What no tested edge accounts for, as a box of its own with an arrow in or out."""
+def circuit_graph(circuit: Circuit, *, n: int = 15, exploratory: bool = False) -> Drawing:
+    """Confirmed edges from the bottom layer up, positions from left to right, and their table.
 
-    text: str
-    row: int
-    band: int
-    node: int
-    upstream: bool
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """The edges between the same two nodes: one arrow, a label for each channel."""
-
-    edges: tuple[Edge, ...]
-    labels: tuple[str, ...]
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """Inches that the labels take."""
-        lines = [line for label in self.labels for line in label.split("\n")]
-        return max(text_width(line, FINE) for line in lines) + 0.06, len(lines) * LINE + 0.03
-
-
-@style()
-def circuit_graph(
-    circuit: Circuit, *, n: int = 15, exploratory: bool = False, width: float = _WIDTH
-) -> Drawing:
-    """Confirmed edges from the bottom layer up, positions from left to right.
-
-    An arrow's number is what its target does when that edge alone carries what it carries on the
-    corrupted prompt, with its 95 % interval; before it the channel it enters by. The arrow is as
-    wide as the strongest of its channels, relative to the strongest edge on that target. Blue:
-    the target falls, so the clean edge raises it; orange: it rises. Dotted: no edge, but the way
-    inside a head from what it reads at one position to where it writes. Dashed: the share of the
-    total that no tested edge explains, with its interval.
+    An arrow is one edge, with its number in the table and the channel it enters by; it is as wide
+    as it is strong among the edges on its target. With a point: the clean edge raises its target,
+    which falls when the edge alone carries what it carries on the corrupted prompt. With a bar: it
+    lowers it. Dotted: no edge, but the way inside a head or MLP from what it reads to what it
+    writes.
 
     Args:
         circuit: From `lens_skills.circuit`.
         n: At most so many edges, the strongest relative to their target's strongest; the note says
             how many are left out.
         exploratory: Stamp it.
-        width: Inches.
 
-    Frame: one row per edge drawn, as in ``circuit.frame()``.
+    Frame: one row per edge drawn, as in ``circuit.frame()``, with its ``number`` in the picture.
 
     Raises:
         LensSkillsError: No edge was confirmed.
@@ -123,63 +98,28 @@ def circuit_graph(
             f"no edge of {circuit.target} was confirmed ({len(circuit.edges)} were tested), so "
             "there is no graph to draw. circuit.frame() lists what was tested."
         )
-    rows = graph_rows(edges, circuit.start)
-    names = [f"answer: {circuit.metric}" if n.kind == "answer" else n.name for n in rows.nodes]
-    bundles = _bundles(edges, stacked=width < _FEWEST)
-    room = width - 0.1
-    unknown = _unexplained(circuit, rows)
-    layout = _layout(rows, [*names, *(one.text for one in unknown)], bundles, unknown, room)
-    more = len(circuit.confirmed) - len(edges)
+    targets = [totals.target for totals in circuit.totals]
+    edges.sort(key=lambda e: (targets.index(e.target) if e.target in targets else 9, -e.strength))
+    frame = pd.DataFrame([edge.row() for edge in edges])
+    frame.insert(0, "number", range(1, len(edges) + 1))
     size = count(circuit.n_examples, circuit.n_groups)
-    figure = sheet(
-        width,
-        layout.height + _KEYWAY,
-        title=f"Circuit of {circuit.target}",
-        lines=[*map(_totals, circuit.totals), joined(*source(circuit.provenance), size)],
-        note=f"{len(circuit.confirmed)} of {len(circuit.edges)} tested edges confirmed"
-        + (f", the {len(edges)} strongest drawn ({more} more). " if more else ". ")
-        + _random(circuit)
-        + "Numbers: change of the target when the edge alone is corrupted, 95 % interval. Blue: "
-        "it falls; orange: it rises. Width: its strongest channel. Outlined: the start.",
-        exploratory=exploratory,
-    )
-    axis = figure.add_subplot()
-    axis.set_axis_off()
-    _exactly(figure, axis, layout.height + _KEYWAY, room)
-    _positions(axis, rows, layout)
-    _arrows(axis, bundles, rows, layout)
-    _boxes(axis, rows, names, layout, circuit)
-    _draw_unexplained(axis, unknown, layout)
-    keys = {edge.key for edge in edges}
-    drawn = [place for place, edge in enumerate(circuit.edges) if edge.key in keys]
-    frame = circuit.frame().iloc[drawn].reset_index(drop=True)
-    return finished(figure, frame, "circuit_graph", circuit.target)
-
-
-def _draw_unexplained(axis: Axes, unknown: Sequence[Unexplained], layout: GraphLayout) -> None:
-    first = len(layout.spots) - len(unknown)
-    lines = layout.lines[len(layout.lines) - len(unknown) :]
-    for one, (x, y), (start, end) in zip(unknown, layout.spots[first:], lines, strict=True):
-        look = {"linewidth": 0.9, "linestyle": (0, (3, 2)), "gid": "unexplained"}
-        _arrow(axis, start, end, "-|>", color=GREY, mutation_scale=5, zorder=1, **look)
-        halo(
-            axis.text(
-                x, y, one.text, size=SMALL, color=GREY, style="italic", ha="center",
-                va="center_baseline", zorder=6,
-            )
-        )  # fmt: skip
-
-
-def _arrow(axis: Axes, start: Point, end: Point, head: str, **look: Any) -> None:
-    axis.add_patch(FancyArrowPatch(start, end, arrowstyle=head, shrinkA=0, shrinkB=0, **look))
+    about = {
+        "title": f"Circuit of {circuit.target}",
+        "lines": [joined(*source(circuit.provenance), size)],
+        "note": _note(circuit, edges),
+        "exploratory": exploratory,
+        "start": [str(node) for node in circuit.start],
+        "metric": circuit.metric,
+        "targets": {one.target: _totals(one, circuit.target) for one in circuit.totals},
+    }
+    return Drawing("circuit_graph", frame, about, file_name("circuit_graph", circuit.target))
 
 
 def _strongest(circuit: Circuit, n: int) -> list[Edge]:
     """The strongest confirmed edges, each against the strongest on its target: units differ."""
     most = _most(circuit.confirmed)
     ordered = sorted(circuit.confirmed, key=lambda edge: -edge.strength / most[edge.target])
-    kept = {edge.key for edge in ordered[:n]}
-    return [edge for edge in circuit.confirmed if edge.key in kept]
+    return ordered[:n]
 
 
 def _most(edges: Iterable[Edge]) -> dict[str, float]:
@@ -190,46 +130,148 @@ def _most(edges: Iterable[Edge]) -> dict[str, float]:
     return most
 
 
+def _totals(totals: Totals, start: str) -> dict[str, str]:
+    """What stands above and below the edges on one target."""
+    left = f"{totals.unexplained:.0%}"
+    if totals.unexplained_low is not None and totals.unexplained_high is not None:
+        left += f" [{totals.unexplained_low:.0%}, {totals.unexplained_high:.0%}]"
+    interval = ""
+    if totals.low is not None and totals.high is not None:
+        interval = f" [{signed(totals.low)}, {signed(totals.high)}]"
+    return {
+        "what": "all its input" if totals.part == "upstream" else start,
+        "unit": totals.unit,
+        "clean": signed(totals.clean),
+        "total": f"{signed(totals.total)}{interval}",
+        "unexplained": minus(left),
+    }
+
+
+def _note(circuit: Circuit, edges: Sequence[Edge]) -> str:
+    parts = [f"{len(circuit.confirmed):,} of {len(circuit.edges):,} tested edges confirmed"]
+    if len(circuit.confirmed) > len(edges):
+        parts[0] += f", the {len(edges)} strongest drawn"
+    if circuit.random:
+        hits = sum(edge.confirmed for edge in circuit.random)
+        parts.append(f"Of {len(circuit.random):,} random edges {hits:,} would be")
+    parts.append(
+        "Effect: change of the target when the edge alone carries what it carries on the corrupted "
+        "prompt, with its 95 % interval. Width: strength among the edges on the same target"
+    )
+    nodes = {node for edge in edges for node in (edge.sender, edge.receiver)}
+    for node in sorted((node for node in nodes if node.width > 1), key=str)[:1]:
+        last = (node.index or 0) + node.width - 1
+        parts.append(f"{_shown(node)}: heads {node.index} to {last}, which share one key and value")
+    return ". ".join(parts) + "."
+
+
+def _shown(node: Node, metric: str = "") -> str:
+    """A node's name in the picture: ``L5H3–5`` for heads that share a key and value."""
+    if node.kind == "answer":
+        return f"answer: {metric_words(metric)}" if metric else "answer"
+    return node.name.replace("-", "–").replace("norm", " norm")
+
+
+@draws("circuit_graph", width="page")
+def _draw_circuit_graph(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    edges = [_edge(row) for row in frame.to_dict("records")]
+    start = [_node(*name.split("@")) for name in about["start"]]
+    rows = graph_rows(edges, start)
+    names = [_shown(node, about["metric"]) for node in rows.nodes]
+    table = _table(edges, frame["number"].tolist(), about)
+    columns = _column_widths(table)
+    inner = look.width - 0.1
+    beside = look.width >= _BESIDE
+    room = inner - (columns[-1] + 0.2 if beside else 0)
+    labels = [
+        joined_label(number, edge) for number, edge in zip(frame["number"], edges, strict=True)
+    ]
+    layout = _layout(rows, names, edges, labels, room)
+    top, below = layout.height + _LEGEND, _LINE * len(table)
+    graph = top + _KEYWAY
+    high = max(graph, below) if beside else graph + below + 0.1
+    figure = sheet(look, high, about)
+    axis = figure.add_subplot()
+    axis.set_axis_off()
+    _exactly(figure, axis, high, inner)
+    axis.set(xlim=(0, inner), ylim=(top - high, top))
+    _legend(axis, top, edges, bool(rows.inner))
+    _positions(axis, rows, layout)
+    _arrows(axis, edges, labels, rows, layout)
+    _boxes(axis, rows, names, layout, start)
+    _write_table(axis, table, columns, (room + 0.2, top) if beside else (0.0, -_KEYWAY - 0.1))
+    return figure
+
+
+def _node(name: str, position: str) -> Node:
+    """The node of a name such as ``L5H3-5``; the answer stands above every layer."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        token = name == "token"
+        return Node(-1 if token else _ABOVE, "token" if token else "answer", None, position)
+    layer, head, last, neuron, other = found.groups()
+    if head:
+        width = int(last) - int(head) + 1 if last else 1
+        return Node(int(layer), "head", int(head), position, width)
+    if neuron:
+        return Node(int(layer), "neuron", int(neuron), position)
+    return Node(int(layer), "mlp" if other == "MLP" else "norm", None, position)
+
+
+def _edge(row: Mapping[Any, Any]) -> Edge:
+    """The edge of a row: its ends are at one position."""
+    sender, receiver = (
+        _node(str(row[end]), str(row["position"])) for end in ("sender", "receiver")
+    )
+    effect, low, high = (_number(row[name]) for name in ("effect", "low", "high"))
+    target = str(row["target"])
+    return Edge(sender, receiver, row["channel"], target, 0.0, effect=effect, low=low, high=high)
+
+
+def _number(value: Any) -> float | None:
+    return None if value != value else float(value)
+
+
+def joined_label(number: int, edge: Edge) -> str:
+    """What stands at an arrow: its number, and the channel where there is a choice."""
+    return f"{number}" if edge.channel in ("answer", "in") else f"{number} {edge.channel}"
+
+
 def _exactly(figure: Figure, axis: Axes, height: float, room: float) -> None:
     """The panel in inches: one unit of data is one inch."""
     figure.draw_without_rendering()
     wide, high = figure.get_size_inches()
     engine = figure.get_layout_engine()
     assert engine is not None
-    _, low, _, _ = engine.get()["rect"]
+    _, low, _, share = engine.get()["rect"]
     figure.set_layout_engine("none")
+    low += share - height / high
     axis.set_position(((wide - room) / 2 / wide, low, room / wide, height / high))
-    axis.set(xlim=(0, room), ylim=(-_KEYWAY, height - _KEYWAY))
 
 
-def _totals(totals: Totals) -> str:
-    return (
-        f"{totals.part}: {totals.target} {signed(totals.clean, 2)} on clean prompts, "
-        f"changed by {signed(totals.total, 2)} {totals.unit} when corrupted; "
-        f"unexplained {_left(totals)}"
-    )
+def _legend(axis: Axes, top: float, edges: Sequence[Edge], inner: bool) -> None:
+    """One line above the graph: what the heads of arrows and the dots say."""
+    x, y = 0.0, top - 0.07
+    for kind, (words, colour) in _KINDS.items():
+        if not any(_kind(edge) == kind for edge in edges):
+            continue
+        _arrow(axis, (x, y), (x + 0.25, y), kind, linewidth=1.4, color=colour)
+        x = _say(axis, x + 0.3, y, words)
+    if inner:
+        axis.plot([x, x + 0.25], [y, y], color=GREY, linewidth=0.8, linestyle=_DOTTED)
+        _say(axis, x + 0.3, y, "within one head or MLP")
 
 
-def _left(totals: Totals) -> str:
-    """The unexplained share, with its interval where it has one."""
-    text = f"{totals.unexplained:.0%}"
-    if totals.unexplained_low is not None and totals.unexplained_high is not None:
-        text += f" [{totals.unexplained_low:.0%}, {totals.unexplained_high:.0%}]"
-    return minus(text)
-
-
-def _random(circuit: Circuit) -> str:
-    if not circuit.random:
-        return ""
-    hits = sum(edge.confirmed for edge in circuit.random)
-    return f"Of {len(circuit.random)} random edges {hits} would be. "
+def _say(axis: Axes, x: float, y: float, words: str) -> float:
+    axis.text(x, y, words, size=FINE, va="center_baseline")
+    return x + text_width(words, FINE) + 0.15
 
 
 def _positions(axis: Axes, rows: GraphRows, layout: GraphLayout) -> None:
     for place, name in enumerate(rows.positions):
         left, right = layout.edges[place], layout.edges[place + 1]
         if place:
-            axis.axvline(left, color=PALE, linewidth=0.8, zorder=0)
+            axis.plot([left] * 2, [-_KEYWAY, layout.height], color=PALE, linewidth=0.8, zorder=0)
         shown = "position " * (place == 0) + minus(name)
         axis.text(
             (left + right) / 2, -_KEYWAY + 0.03, shown,
@@ -237,47 +279,56 @@ def _positions(axis: Axes, rows: GraphRows, layout: GraphLayout) -> None:
         )  # fmt: skip
 
 
-def _arrows(axis: Axes, bundles: Sequence[Bundle], rows: GraphRows, layout: GraphLayout) -> None:
-    for (start, end), (a, b) in zip(layout.lines[len(bundles) :], rows.inner, strict=False):
-        gid = f"inner {rows.nodes[a]} {rows.nodes[b]}"
-        look = {"linewidth": 0.8, "linestyle": (0, (1, 1.5)), "gid": gid}
-        _arrow(axis, start, end, "-", color=GREY, zorder=1, **look)
-    strongest = _most(edge for one in bundles for edge in one.edges)
-    for one, (start, end), place in zip(bundles, layout.lines, layout.labels, strict=False):
-        edge = one.edges[0]  # the strongest
+def _kind(edge: Edge) -> str:
+    return "lowers" if (edge.effect or 0.0) > 0 else "raises"
+
+
+def _arrow(
+    axis: Axes, start: Point, end: Point, kind: str, *, linewidth: float, **look: Any
+) -> None:
+    """A point for what raises, a bar for what lowers: told without colour too."""
+    size = 4 + 2 * linewidth
+    bar = f"]-[,widthA=0,lengthA=0,widthB={size * 0.05:.3f},lengthB=0"
+    head = "-|>" if kind == "raises" else bar
+    axis.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle=head, shrinkA=0, shrinkB=0 if kind == "raises" else 2,
+            joinstyle="miter", zorder=2, mutation_scale=size, linewidth=linewidth, **look,
+        )
+    )  # fmt: skip
+
+
+def _arrows(
+    axis: Axes,
+    edges: Sequence[Edge],
+    labels: Sequence[str],
+    rows: GraphRows,
+    layout: GraphLayout,
+) -> None:
+    for (start, end), (a, b) in zip(layout.lines[len(edges) :], rows.inner, strict=True):
+        axis.plot(
+            *zip(start, end, strict=True), color=GREY, linewidth=0.8, linestyle=_DOTTED, zorder=1,
+            gid=f"inner {rows.nodes[a]} {rows.nodes[b]}",
+        )  # fmt: skip
+    strongest = _most(edges)
+    lines = layout.lines[: len(edges)]
+    places = layout.labels[: len(edges)]
+    for edge, label, (start, end), place in zip(edges, labels, lines, places, strict=True):
         wide = _THIN + (_THICK - _THIN) * edge.strength / strongest[edge.target]
-        look = {"linewidth": wide, "joinstyle": "miter", "gid": f"edge {edge}"}
-        size = 4 + 2 * wide
-        _arrow(axis, start, end, "-|>", color=_colour(edge), mutation_scale=size, zorder=2, **look)
-        if place is not None:
-            _write(axis, one, place)
-
-
-def _colour(edge: Edge) -> str:
-    return VERMILION if (edge.effect or 0.0) > 0 else BLUE
-
-
-def _write(axis: Axes, one: Bundle, place: Point) -> None:
-    """The labels, one below the other, on white."""
-    x, y = place
-    wide, high = one.size
-    ground = {"facecolor": "white", "linewidth": 0, "zorder": 3}
-    axis.add_patch(Rectangle((x - wide / 2, y - high / 2), wide, high, **ground))  # type: ignore[arg-type]
-    top = y + high / 2 - 0.015
-    for edge, label in zip(one.edges, one.labels, strict=True):
-        for line in label.split("\n"):
-            axis.text(
-                x, top - LINE / 2, line, size=FINE, color=_colour(edge), ha="center",
-                va="center", zorder=4,
-            )  # fmt: skip
-            top -= LINE
+        colour = _KINDS[_kind(edge)][1]
+        _arrow(axis, start, end, _kind(edge), linewidth=wide, color=colour, gid=f"edge {edge}")
+        assert place is not None
+        axis.text(
+            *place, label, size=FINE, color=colour, weight="bold", ha="center",
+            va="center_baseline", zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+        )  # fmt: skip
 
 
 def _boxes(
-    axis: Axes, rows: GraphRows, names: Sequence[str], layout: GraphLayout, circuit: Circuit
+    axis: Axes, rows: GraphRows, names: Sequence[str], layout: GraphLayout, start: Sequence[Node]
 ) -> None:
-    start = set(circuit.start)
-    for node, name, (x, y) in zip(rows.nodes, names, layout.spots, strict=False):
+    for node, name, (x, y) in zip(rows.nodes, names, layout.spots, strict=True):
         wide = text_width(name, SMALL, "bold") + 0.08
         marked = node in start
         axis.add_patch(
@@ -285,8 +336,7 @@ def _boxes(
                 (x - wide / 2, y - HIGH / 2 + 0.02), wide, HIGH - 0.04,
                 boxstyle="round,pad=0.02,rounding_size=0.04",
                 facecolor="white" if node.kind != "answer" else PALE,
-                edgecolor=ORANGE if marked else BLACK, linewidth=1.8 if marked else 0.6, zorder=5,
-                gid=f"node {node}",
+                edgecolor=BLACK, linewidth=1.6 if marked else 0.5, zorder=5, gid=f"node {node}",
             )
         )  # fmt: skip
         axis.text(
@@ -335,144 +385,94 @@ def _same(reads: Node, writes: Node) -> bool:
     return reads.position == writes.position and {reads.kind, writes.kind} == {"mlp", "neuron"}
 
 
-def _bundles(edges: Sequence[Edge], *, stacked: bool) -> list[Bundle]:
-    """The edges by the nodes they join; ``stacked``: intervals stand under their numbers."""
-    between: dict[tuple[Node, Node], list[Edge]] = {}
-    for edge in edges:
-        between.setdefault((edge.sender, edge.receiver), []).append(edge)
-    return [
-        Bundle(tuple(some), tuple(_label(edge, stacked=stacked) for edge in some))
-        for some in between.values()
-    ]
-
-
 def _layout(
     rows: GraphRows,
     names: Sequence[str],
-    bundles: Sequence[Bundle],
-    unknown: Sequence[Unexplained],
+    edges: Sequence[Edge],
+    labels: Sequence[str],
     room: float,
 ) -> GraphLayout:
-    """Where everything goes in ``room`` inches: nodes first, then what is unexplained."""
-    lowest = min([0, *(one.row for one in unknown)])
-    places = [*zip(rows.rows, rows.bands, strict=True), *((o.row, o.band) for o in unknown)]
-    spots = [
-        NodePlace(row - lowest, band, text_width(name, SMALL, "bold") + 0.12, HIGH)
-        for (row, band), name in zip(places, names, strict=True)
-    ]
+    """Where everything goes in ``room`` inches."""
+    spots = tuple(
+        NodePlace(row, band, text_width(name, SMALL, "bold") + 0.12, HIGH)
+        for row, band, name in zip(rows.rows, rows.bands, names, strict=True)
+    )
     at = {node: place for place, node in enumerate(rows.nodes)}
     arrows = [
-        Arrow(at[one.edges[0].sender], at[one.edges[0].receiver], *one.size) for one in bundles
+        Arrow(at[edge.sender], at[edge.receiver], text_width(label, FINE, "bold") + 0.03, 0.1)
+        for edge, label in zip(edges, labels, strict=True)
     ]
-    arrows += [Arrow(a, b) for a, b in rows.inner]
-    for place, one in enumerate(unknown, len(rows.nodes)):
-        arrows.append(Arrow(place, one.node) if one.upstream else Arrow(one.node, place))
-    return lay_out(spots, arrows, width=room)
+    return lay_out(spots, (*arrows, *(Arrow(a, b) for a, b in rows.inner)), width=room)
 
 
-def _unexplained(circuit: Circuit, rows: GraphRows) -> list[Unexplained]:
-    """A box below the start for what feeds it, and above it for what it feeds."""
-    places = [place for place, node in enumerate(rows.nodes) if node in circuit.start]
-    found = []
-    for totals in circuit.totals:
-        below = totals.part == "upstream"
-        node = (min if below else max)(places, key=lambda k: rows.rows[k])
-        text = f"unexplained {_left(totals)}"
-        row = rows.rows[node] + (-1 if below else 1)
-        found.append(Unexplained(text, row, rows.bands[node], node, below))
-    return found
+Row = tuple[str, tuple[str, ...]]  # the kind of a line of the table, and its cells
 
 
-def _label(edge: Edge, *, stacked: bool) -> str:
-    """``gate −0.42 [−0.50, −0.33]``, the interval on a line of its own where room is short."""
-    channel = "" if edge.channel in ("answer", "in") else f"{edge.channel} "
-    if edge.effect is None or edge.low is None or edge.high is None:
-        return channel.strip()
+def _table(edges: Sequence[Edge], numbers: Sequence[int], about: About) -> list[Row]:
+    """The lines of the table: for each target what it is, its edges, and what they leave over."""
+    usual = {name.split("@")[1] for name in about["start"]}
+    lines: list[Row] = []
+    last = None
+    for number, edge in zip(numbers, edges, strict=True):
+        totals = about["targets"].get(edge.target)
+        if edge.target != last:
+            lines += _ending(about["targets"].get(last))
+            unit = f" ({totals['unit']})" if totals else ""
+            lines.append(("head", (f"change of {metric_words(edge.target)}{unit}",)))
+            last = edge.target
+        at = edge.receiver.position
+        where = f" at {minus(at)}" if at not in usual else ""
+        ends = f"{_shown(edge.sender)} → {_shown(edge.receiver)}"
+        lines.append((_kind(edge), (f"{number}", ends + where, *_cells(edge))))
+    return [*lines, *_ending(about["targets"].get(last))]
+
+
+def _cells(edge: Edge) -> tuple[str, str, str]:
+    channel = "" if edge.channel in ("answer", "in") else edge.channel
+    if edge.effect is None:
+        return channel, "", ""
     digits = 2 if abs(edge.effect) >= 0.095 else 3
+    if edge.low is None or edge.high is None:
+        return channel, signed(edge.effect, digits), ""
     low, high = (signed(end, digits) for end in (edge.low, edge.high))
-    gap = "\n" if stacked else " "
-    return f"{channel}{signed(edge.effect, digits)}{gap}[{low}, {high}]"
+    return channel, signed(edge.effect, digits), f"[{low}, {high}]"
 
 
-@style()
-def faithfulness(
-    faithfulness: Faithfulness, *, exploratory: bool = False, width: float = COLUMN
-) -> Drawing:
-    """Faithfulness against the number of edges, one panel per part of the circuit.
-
-    Band: 95 % interval. Grey: random circuits of equal size. Lines at 0 (no edge) and 1 (the
-    whole model).
-
-    Args:
-        faithfulness: From `lens_skills.faithfulness`.
-        exploratory: Stamp it.
-        width: Inches.
-
-    Frame: one row per part and size, as in ``faithfulness.frame()``.
-    """
-    curves = faithfulness.curves
-    start = str(faithfulness.provenance.get("start", ""))
-    size = count(faithfulness.n_examples, faithfulness.n_groups)
-    beyond = any(
-        not -_LIMIT + 1 <= end <= _LIMIT
-        for curve in curves
-        for share in curve.shares
-        for end in (share.low, share.high)
-    )
-    figure = sheet(
-        width,
-        0.35 + 1.35 * len(curves),
-        title=f"Circuit of {start or 'a target'} alone: faithfulness",
-        lines=[
-            *(_caption(curve) for curve in curves),
-            joined(*source(faithfulness.provenance), size),
-        ],
-        note="Band: 95 % interval. 0: no edge; 1: the whole model."
-        + (f" {len(curves[0].random)} random circuits of equal size." if curves[0].random else "")
-        + (" What lies beyond the panel is in the table." if beyond else ""),
-        exploratory=exploratory,
-    )
-    axes = np.atleast_1d(figure.subplots(len(curves), 1))
-    for axis, curve in zip(axes, curves, strict=True):
-        _panel(axis, curve)
-    axes[-1].set_xlabel("edges, strongest first")
-    figure.align_ylabels()
-    return finished(figure, faithfulness.frame(), "faithfulness", *([start] if start else []))
+def _ending(totals: Mapping[str, str] | None) -> list[Row]:
+    if not totals:
+        return []
+    return [
+        ("foot", (f"{totals['what']} corrupted: {totals['total']}, from {totals['clean']}",)),
+        ("foot", (f"in no tested edge: {totals['unexplained']} of it",)),
+        ("", ()),
+    ]
 
 
-def _caption(curve: Curve) -> str:
-    size = curve.sizes[-1]
-    edges = "1 edge" if size == 1 else f"{size} edges"
-    against = "" if curve.p is None else f", p = {curve.p:.2g} against random"
-    return f"{curve.part} ({curve.target}): {curve.last} with {edges}{against}"
+def _column_widths(table: Sequence[Row]) -> list[float]:
+    """Where each column ends: names to the left, numbers to the right; last, the whole."""
+    rows = [cells for _, cells in table if len(cells) > 1]
+    widths = [max(text_width(row[k], FINE) for row in rows) for k in range(5)]
+    ends = [sum(widths[: k + 1]) + k * _GAP for k in range(5)]
+    single = max(text_width(cells[0], FINE, "bold") for _, cells in table if len(cells) == 1)
+    return [*ends, max(ends[-1], single)]
 
 
-def _panel(axis: Axes, curve: Curve) -> None:
-    sizes = np.array(curve.sizes)
-    value, low, high = (
-        np.array([getattr(share, name) for share in curve.shares])
-        for name in ("value", "low", "high")
-    )
-    for row in curve.random:
-        axis.plot(sizes, row, color=_PALE, linewidth=0.5, marker=".", markersize=1.5, zorder=1)
-    for level, line in ((0, (0, (1, 1.5))), (1, (0, (4, 2)))):
-        axis.axhline(level, color=BLACK, linewidth=0.6, linestyle=line, zorder=0)
-    if len(sizes) == 1:
-        axis.errorbar(
-            sizes, value, yerr=[value - low, high - value], color=BLUE, linewidth=0.9, capsize=2
-        )
-    axis.fill_between(sizes, low, high, color=BLUE, alpha=0.2, linewidth=0, zorder=2, gid="band")
-    axis.plot(sizes, value, color=BLUE, marker="o", markersize=3, zorder=3, gid="circuit")
-    axis.set_xscale("log")
-    axis.set_xlim(0.88, max(sizes[-1] * 1.12, 2.2))
-    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(sizes[-1], 2)]
-    ticks_at(axis.xaxis, ticks)
-    drawn = [*low, *high, *(number for row in curve.random for number in row), 0.0, 1.0]
-    bottom, top = max(min(drawn), 1 - _LIMIT), min(max(drawn), _LIMIT)
-    room = 0.06 * (top - bottom)
-    axis.set_ylim(bottom - room, top + room)
-    axis.set_ylabel("faithfulness")
-    axis.annotate(
-        curve.part, (1, 1), xycoords="axes fraction", xytext=(0, 1), textcoords="offset points",
-        ha="right", va="bottom", size=SMALL, color=GREY,
-    )  # fmt: skip
+def _write_table(axis: Axes, table: Sequence[Row], ends: Sequence[float], at: Point) -> None:
+    left, y = at
+    starts = [0.0, *(end + _GAP for end in ends[:4])]
+    for kind, cells in table:
+        y -= _LINE
+        look: dict[str, Any] = {"size": FINE, "va": "baseline"}
+        if kind == "head":
+            axis.text(left, y, cells[0], weight="bold", **look)
+            axis.plot([left, left + ends[-1]], [y - 0.03] * 2, color=BLACK, linewidth=0.5)
+        elif kind == "foot":
+            axis.text(left, y, cells[0], color=GREY, **look)
+        for place, cell in enumerate(cells if len(cells) > 1 else ()):
+            right = place in (0, 3, 4)
+            colour = _KINDS[kind][1] if place in (0, 3) else BLACK
+            axis.text(
+                left + (ends[place] if right else starts[place]), y, cell,
+                ha="right" if right else "left", color=colour,
+                weight="bold" if place == 0 else "normal", **look,
+            )  # fmt: skip

@@ -10,7 +10,6 @@ from lens_skills.plotting.activation_plots import activation_by_class as activat
 from lens_skills.plotting.activation_plots import activation_scatter as activation_scatter
 from lens_skills.plotting.attrition_plot import attrition as attrition
 from lens_skills.plotting.circuit_plots import circuit_graph as circuit_graph
-from lens_skills.plotting.circuit_plots import faithfulness as faithfulness
 from lens_skills.plotting.confidence_plots import (
     confidence_against_correctness as confidence_against_correctness,
 )
@@ -25,16 +24,18 @@ from lens_skills.plotting.effect_vs_r_plot import effect_against_r as effect_aga
 from lens_skills.plotting.explanation_plots import activation_map as activation_map
 from lens_skills.plotting.explanation_plots import feature_matrix as feature_matrix
 from lens_skills.plotting.explanation_plots import shortcut_effects as shortcut_effects
+from lens_skills.plotting.faithfulness_plot import faithfulness as faithfulness
 from lens_skills.plotting.intervention_plots import dose_response as dose_response
 from lens_skills.plotting.intervention_plots import (
     effect_against_controls as effect_against_controls,
 )
 from lens_skills.plotting.intervention_plots import effect_forest as effect_forest
+from lens_skills.plotting.prompt_comparison_plot import compare_scores as compare_scores
+from lens_skills.plotting.ranking_plots import leaderboard as leaderboard
 from lens_skills.plotting.ranking_plots import method_comparison as method_comparison
 from lens_skills.plotting.scoring_plots import correlation_by_position as correlation_by_position
 from lens_skills.plotting.scoring_plots import layer_profile as layer_profile
 from lens_skills.plotting.scoring_plots import r_distribution as r_distribution
-from lens_skills.plotting.skill_plots import compare_scores as compare_scores
 from lens_skills.plotting.skill_plots import damage_matrix as damage_matrix
 from lens_skills.plotting.skill_plots import metric_heatmap as metric_heatmap
 from lens_skills.plotting.skill_plots import skill_matrix as skill_matrix

@@ -1,18 +1,19 @@
 """The figures of a verdict and of a dose-response, and how a verdict looks in every figure.
 
-`VerdictStyle`: the colour and marker of each word. `verdict_lines`, `change`, `note` and
-`delta_band`: what is said and drawn around effects wherever they stand.
+`LOOKS`: the colour and marker of each word. `verdict_lines`, `change`, `note` and `delta_band`:
+what is said and drawn around effects wherever they stand.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -29,30 +30,34 @@ from lens_skills.interventions.verdict import (
     Ruling,
     Verdict,
 )
-from lens_skills.plotting.drawing import Drawing, bin_rows, finished
+from lens_skills.plotting import style as look_of
+from lens_skills.plotting.drawing import Drawing, bin_rows, draws
 from lens_skills.plotting.style import (
     BLACK,
-    BLUE,
-    COLUMN,
-    GREEN,
+    DAMAGE,
+    DASHES,
+    DATA,
     GREY,
-    ORANGE,
+    OTHERS,
     PALE,
+    RANDOM,
     SMALL,
-    VERMILION,
+    About,
+    Look,
     count,
     joined,
     legend_above,
     minus,
     name_lines,
+    settle,
     sheet,
+    signed,
     source,
-    style,
     with_unit,
 )
+from lens_skills.plotting.words import metric_words, place_words
+from lens_skills.results import file_name
 
-PURPLE = "#A84D86"  # Okabe and Ito's, darker: thin marks on white must be seen
-_MATCHED = "#9A9A9A"
 _NAME = re.compile(r"L(\d+)([A-Z]+)\d*")
 _FULL = 0.8  # share of the panel the bars may fill; above stands the effect
 _ROW, _BELOW = 0.165, 0.27  # inches of a row; rows that the direct effect stands under the total
@@ -86,30 +91,26 @@ class VerdictStyle:
 
 
 LOOKS = {
-    SUPPORTS: VerdictStyle(BLUE, "o"),
-    OPPOSES: VerdictStyle(VERMILION, "s"),
-    MIXED: VerdictStyle(PURPLE, "D"),
-    COMPENSATED: VerdictStyle(GREEN, "^"),
+    SUPPORTS: VerdictStyle(look_of.SUPPORTS, "o"),
+    OPPOSES: VerdictStyle(look_of.OPPOSES, "s"),
+    MIXED: VerdictStyle(look_of.MIXED, "D"),
+    COMPENSATED: VerdictStyle(look_of.COMPENSATED, "^"),
     NO_EFFECT: VerdictStyle(BLACK, "x"),
     UNDECIDED: VerdictStyle(BLACK, "o", filled=False),
 }
 
 
-@style()
-def effect_against_controls(
-    verdict: Verdict, *, name: str | None = None, width: float = COLUMN
-) -> Drawing:
+def effect_against_controls(verdict: Verdict, *, name: str | None = None) -> Drawing:
     """The effect with its interval over the histogram of what random controls do.
 
     Args:
         verdict: From `verify` or `audit`.
         name: Whose: by default ``"set"``, against its matched control sets (and those drawn among
             important neurons); a neuron, against the single units it is compared with.
-        width: Inches.
 
     Frame: ``what`` (matched sets, important sets or single units, one row per bin with its ends
     ``low`` and ``high`` and its count as ``value``; then the name, with the effect as ``value``,
-    its 95 % interval, and ``rank``, ``n_controls`` and ``p``; and ``delta``).
+    its 95 % interval, ``word``, ``rank``, ``n_controls`` and ``p``; and ``delta``).
 
     Raises:
         LensSkillsError: No ruling on that name.
@@ -120,38 +121,49 @@ def effect_against_controls(
     name = verdict.rulings[-1].name if name is None else name
     ruling = verdict[name]
     controls = _controls(verdict, ruling)
+    who = f"The set of {len(verdict)}" if name == "set" else name
+    about = {
+        "title": f"{who} among its controls" if controls else f"{who}, without controls",
+        "lines": [*_standing(verdict, ruling, controls), *verdict_lines(verdict)],
+        "note": note(verdict, [ruling], "Line"),
+        "exploratory": verdict.exploratory,
+        "name": name,
+        "controls": {kind: len(effects) for kind, effects in controls.items()},
+        "counted": "control sets" if name == "set" else "single units",
+        "axis": change(verdict),
+    }
     frame = _controls_frame(verdict, ruling, controls)
-    whole = name == "set"
-    who = f"The set of {len(verdict)}" if whole else name
-    figure = sheet(
-        width,
-        2.1,
-        title=f"{who} among its controls" if controls else f"{who}, without controls",
-        lines=[*_standing(verdict, ruling, controls), *verdict_lines(verdict)],
-        note=note(verdict, [ruling], "Line"),
-        exploratory=verdict.exploratory,
+    return Drawing(
+        "effect_against_controls", frame, about, file_name("effect_against_controls", name)
     )
+
+
+@draws("effect_against_controls")
+def _draw_effect_against_controls(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 2.1, about)
     axis = figure.add_subplot()
-    delta_band(axis, verdict, "x", _delta(ruling, verdict))
-    _histograms(axis, frame, list(controls))
-    look = LOOKS[ruling.word]
+    own = frame[frame["what"] == about["name"]].to_dict("records")[-1]
+    delta = frame[frame["what"] == "delta"]
+    delta_band(axis, float(delta["high"].iloc[0]), "x")
+    _histograms(axis, frame, list(about["controls"]))
+    mark = LOOKS[own["word"]]
     height, across = 0.9, axis.get_xaxis_transform()
-    axis.axvline(ruling.effect, ymax=height, color=look.colour, linewidth=1.0, zorder=3)
+    axis.axvline(own["value"], ymax=height, color=mark.colour, linewidth=1.0, zorder=3)
     axis.plot(
-        [ruling.low, ruling.high], [height, height], color=look.colour, linewidth=1.3,
+        [own["low"], own["high"]], [height, height], color=mark.colour, linewidth=1.3,
         transform=across, zorder=3,
     )  # fmt: skip
-    axis.plot(
-        [ruling.effect], [height], linestyle="none", transform=across, **look.mark(5), zorder=4
-    )
-    axis.set_xlabel(change(verdict))
-    if controls:
-        axis.set_ylabel("control sets" if whole else "single units")
+    axis.plot([own["value"]], [height], linestyle="none", transform=across, **mark.mark(5),
+              zorder=4)  # fmt: skip
+    axis.set_xlabel(about["axis"])
+    if about["controls"]:
+        axis.set_ylabel(about["counted"])
         axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.margins(x=0.06)
-    own = look.line(f"{name}: {ruling.word}", size=5)
-    legend_above(axis, handles=[*_kinds(controls), own], handlelength=1.2)
-    return finished(figure, frame, "effect_against_controls", name)
+    handles = [*_kinds(about["controls"]), mark.line(f"{about['name']}: {own['word']}", size=5)]
+    handles.append(Patch(color=PALE, label="within ±δ"))
+    legend_above(axis, handles=handles, handlelength=1.2)
+    return settle(figure)
 
 
 def _controls(verdict: Verdict, ruling: Ruling) -> dict[str, np.ndarray]:
@@ -176,16 +188,19 @@ def _controls(verdict: Verdict, ruling: Ruling) -> dict[str, np.ndarray]:
 
 
 def _standing(verdict: Verdict, ruling: Ruling, controls: dict[str, np.ndarray]) -> list[str]:
-    """Rank and p, in words; nothing without controls."""
+    """The effect, its rank and p, in words; no rank without controls."""
+    digits = 2 if abs(ruling.effect) >= 0.095 else 3 if abs(ruling.effect) >= 0.0095 else 4
+    ends = f"[{signed(ruling.low, digits)}, {signed(ruling.high, digits)}]"
+    effect = f"effect {signed(ruling.effect, digits)} {ends}"
     if ruling.rank is None or ruling.p is None:
-        return [] if controls else ["an effect without a comparison"]
+        return [effect] if controls else [joined(effect, "no comparison")]
     text = f"rank {ruling.rank:,} of {ruling.n_controls + 1:,} by |effect| · p = {ruling.p:.2g}"
     strict = [
         f"{row['p']:.2g} among the important"
         for row in verdict.tables.get("controls", ())
         if row["kind"] == "important" and ruling.name == "set"
     ]
-    return [", ".join([text, *strict])]
+    return [effect, ", ".join([text, *strict])]
 
 
 def _controls_frame(
@@ -198,11 +213,12 @@ def _controls_frame(
         edges = np.histogram_bin_edges(pooled, bins=n_bins)
         for kind, effects in controls.items():
             rows += bin_rows(kind, edges, np.histogram(effects, edges)[0])
-    own = {name: getattr(ruling, name) for name in ("low", "high", "rank", "n_controls", "p")}
+    shown = ("low", "high", "word", "rank", "n_controls", "p")
+    own = {name: getattr(ruling, name) for name in shown}
     rows.append({"what": ruling.name, "value": ruling.effect} | own)
     delta = _delta(ruling, verdict)
     rows.append({"what": "delta", "low": -delta, "high": delta})
-    columns = ["what", "low", "high", "value", "rank", "n_controls", "p"]
+    columns = ["what", "low", "high", "value", "word", "rank", "n_controls", "p"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -214,9 +230,9 @@ def _histograms(axis: Axes, frame: pd.DataFrame, kinds: list[str]) -> None:
         counts = rows["value"].to_numpy(float)
         tallest = max(tallest, counts.max())
         look = (
-            {"color": ORANGE, "linewidth": 1.2, "zorder": 2.2}
+            {"color": RANDOM, "linewidth": 1.2, "zorder": 2.2}
             if kind == "important sets"
-            else {"color": _MATCHED, "fill": True, "zorder": 2}
+            else {"color": OTHERS, "fill": True, "zorder": 2}
         )
         axis.stairs(counts, edges, **look)
     axis.set_ylim(0, tallest / _FULL)
@@ -228,18 +244,17 @@ def _histograms(axis: Axes, frame: pd.DataFrame, kinds: list[str]) -> None:
         )  # fmt: skip
 
 
-def _kinds(controls: dict[str, np.ndarray]) -> list[Patch | Line2D]:
-    labels = {kind: f"{kind} ({len(effects):,})" for kind, effects in controls.items()}
+def _kinds(controls: Mapping[str, int]) -> list[Patch | Line2D]:
+    labels = {kind: f"{kind} ({n:,})" for kind, n in controls.items()}
     return [
-        Line2D([], [], color=ORANGE, linewidth=1.2, label=label)
+        Line2D([], [], color=RANDOM, linewidth=1.2, label=label)
         if kind == "important sets"
-        else Patch(color=_MATCHED, label=label)
+        else Patch(color=OTHERS, label=label)
         for kind, label in labels.items()
     ]
 
 
-@style()
-def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Drawing:
+def effect_forest(verdict: Verdict, *, k: int = 40) -> Drawing:
     """Total effect with its 95 % interval, direct effect and word of every neuron, one a row.
 
     Neurons stand by word, then by |effect|; the set is the last row, with an axis of its own where
@@ -248,7 +263,6 @@ def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Dr
     Args:
         verdict: From `verify` or `audit`.
         k: Show so many neurons at most, the most telling ones.
-        width: Inches.
 
     Frame: one row per row drawn: name word large effect low high direct direct_low direct_high
     delta.
@@ -256,7 +270,7 @@ def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Dr
     order = sorted(verdict.singles, key=lambda one: (WORDS.index(one.word), -abs(one.effect)))
     shown, whole = order[:k], [one for one in verdict.rulings if one.name == "set"]
     rulings = [*shown, *whole]
-    frame = _forest_frame(rulings, [_delta(one, verdict) for one in rulings])
+    apart = bool(whole and shown) and _reach(whole) > _FAR * max(_reach(shown), verdict.delta)
     notes = [note(verdict, rulings, "Lines")]
     if any(one.word == NO_EFFECT for one in rulings):
         notes.append(f"{_SHORT[NO_EFFECT].capitalize()}: {NO_EFFECT}.")
@@ -264,37 +278,46 @@ def effect_forest(verdict: Verdict, *, k: int = 40, width: float = COLUMN) -> Dr
         notes.append("Large: no more than mean |a|, std and ‖W_out‖ lead to expect.")
     if len(order) > len(shown):
         notes.append(f"{len(order) - len(shown):,} more neurons in the verdict's frame.")
-    apart = bool(whole and shown) and _reach(whole) > _FAR * max(_reach(shown), verdict.delta)
-    parts = [shown, whole] if apart else [rulings]
     if apart:
         notes.append("The set has a scale of its own.")
     who = f"{len(verdict):,} neurons do" if len(verdict) > 1 else f"{rulings[0].name} does"
-    figure = sheet(
-        width,
-        _ROW * len(rulings) + (0.85 if apart else 0.6) + 0.15,
-        title=f"What {who} to {verdict.effects.metric}",
-        lines=verdict_lines(verdict),
-        note=" ".join(notes),
-        exploratory=verdict.exploratory,
-    )
+    metric = verdict.effects.metric
+    about = {
+        "title": f"What {who} to {metric_words(metric)}",
+        "lines": verdict_lines(verdict),
+        "note": " ".join(notes),
+        "exploratory": verdict.exploratory,
+        "set_apart": apart,
+        "axis": change(verdict),
+    }
+    frame = _forest_frame(rulings, [_delta(one, verdict) for one in rulings])
+    return Drawing("effect_forest", frame, about, file_name("effect_forest", metric))
+
+
+@draws("effect_forest")
+def _draw_effect_forest(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    apart = about["set_apart"]
+    parts = [frame[frame["name"] != "set"], frame[frame["name"] == "set"]] if apart else [frame]
+    figure = sheet(look, _ROW * len(frame) + (0.85 if apart else 0.6) + 0.15, about)
     axes = figure.subplots(
         len(parts), 1, squeeze=False, height_ratios=[len(part) + 0.3 for part in parts]
     )[:, 0]
     for axis, part in zip(axes, parts, strict=True):
         axis.axvline(0, color=BLACK, linewidth=0.5, zorder=0.9)
         axis.barh(
-            range(len(part)), [2 * _delta(one, verdict) for one in part], 1.0,
-            left=[-_delta(one, verdict) for one in part], color=PALE, zorder=0, gid="delta",
+            range(len(part)), 2 * part["delta"], 1.0, left=-part["delta"], color=PALE, zorder=0,
+            gid="delta",
         )  # fmt: skip
-        _rows(axis, part)
+        _rows(axis, part.to_dict("records"))
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes[-1].set_xlabel(change(verdict))
+    axes[-1].set_xlabel(about["axis"])
     total = {"marker": "o", "color": BLACK, "markersize": 4, "linewidth": 1.1}
     handles = [Line2D([], [], **total, label="total effect")]
-    if any(one.direct is not None for one in rulings):
+    if frame["direct"].notna().any():
         handles.append(Line2D([], [], **_DIRECT, linewidth=0.6, label="direct effect"))
-    legend_above(axes[0], handles=handles, handlelength=1.8)
-    return finished(figure, frame, "effect_forest", verdict.effects.metric)
+    handles.append(Patch(color=PALE, label="within ±δ"))
+    legend_above(axes[0], 3, handles=handles, handlelength=1.8)
+    return settle(figure)
 
 
 def _delta(ruling: Ruling, verdict: Verdict) -> float:
@@ -329,37 +352,30 @@ def _reach(rulings: list[Ruling]) -> float:
     )
 
 
-def _rows(axis: Axes, rulings: list[Ruling]) -> None:
+def _rows(axis: Axes, rulings: list[dict[Any, Any]]) -> None:
     for row, one in enumerate(rulings):
-        look = LOOKS[one.word]
-        if one.name == "set" and row:
+        look = LOOKS[one["word"]]
+        if one["name"] == "set" and row:
             axis.axhline(row - 0.5, color=GREY, linewidth=0.5)
-        axis.plot([one.low, one.high], [row, row], color=look.colour, linewidth=1.1, zorder=3)
-        axis.plot([one.effect], [row], linestyle="none", **look.mark(4.6), zorder=4)
-        if one.direct is not None:
-            _direct(axis, one, one.direct, row + _BELOW)
+        axis.plot([one["low"], one["high"]], [row, row], color=look.colour, linewidth=1.1, zorder=3)
+        axis.plot([one["effect"]], [row], linestyle="none", **look.mark(4.6), zorder=4)
+        if math.isfinite(one["direct"]):
+            at, low, high = row + _BELOW, one["direct_low"], one["direct_high"]
+            if math.isfinite(low) and math.isfinite(high):
+                axis.plot([low, high], [at, at], color=GREY, linewidth=0.6, zorder=2)
+            axis.plot([one["direct"]], [at], linestyle="none", **_DIRECT, zorder=2)
         axis.text(
-            1.02, row, _SHORT.get(one.word, one.word) + " (large)" * one.large,
+            1.02, row, _SHORT.get(one["word"], one["word"]) + " (large)" * bool(one["large"]),
             transform=axis.get_yaxis_transform(), size=SMALL, va="center_baseline",
         )  # fmt: skip
-    name_lines(axis, range(len(rulings)), [one.name for one in rulings])
+    name_lines(axis, range(len(rulings)), [one["name"] for one in rulings])
     axis.set_ylim(len(rulings) - 0.4, -0.6)
     axis.margins(x=0.06)
     axis.grid(axis="y", color=PALE, linewidth=0.4, zorder=0)
     axis.set_axisbelow(True)
 
 
-def _direct(axis: Axes, one: Ruling, direct: float, at: float) -> None:
-    low, high = one.direct_low, one.direct_high
-    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
-        axis.plot([low, high], [at, at], color=GREY, linewidth=0.6, zorder=2)
-    axis.plot([direct], [at], linestyle="none", **_DIRECT, zorder=2)
-
-
-@style()
-def dose_response(
-    curve: DoseResponse, *, exploratory: bool = False, width: float = COLUMN
-) -> Drawing:
+def dose_response(curve: DoseResponse, *, exploratory: bool = False) -> Drawing:
     """Effect against dose with 95 % intervals and the fitted slope; below, the damage elsewhere.
 
     Both panels share the dose and each has its own unit and its own line at 0.
@@ -367,7 +383,6 @@ def dose_response(
     Args:
         curve: From `lens_skills.interventions.dose_response`.
         exploratory: Stamp it.
-        width: Inches.
 
     Frame: one row per dose: dose effect low high damage damage_low damage_high (an end is ±inf
     where there is no interval), and the line's ``fit`` there.
@@ -378,39 +393,46 @@ def dose_response(
     units = len(curve.names)
     named = curve.names[0] if units == 1 else f"{units:,} units together"
     unit = curve.unit if curve.unit not in ("", "column", "0/1") else "of the metric"
-    slope = f"slope {curve.slope:+.3g}"
+    slope = f"slope {minus(f'{curve.slope:+.3g}')}"
     if np.isfinite([curve.slope_low, curve.slope_high]).all():
-        slope += f" [{curve.slope_low:+.3g}, {curve.slope_high:+.3g}]"
+        slope += minus(f" [{curve.slope_low:+.3g}, {curve.slope_high:+.3g}]")
     texts = "1 neutral text" if curve.n_texts == 1 else f"{curve.n_texts:,} neutral texts"
     size = count(len(curve.example_ids), len(set(curve.groups)))
-    figure = sheet(
-        width,
-        2.85,
-        title=f"{named}: dose and response",
-        lines=[
-            f"{slope} {unit} per std · monotonicity {curve.monotonicity:+.2f}",
-            f"steered at {curve.site} at {curve.position}, std over {curve.over}",
+    about = {
+        "title": f"{named}: dose and response",
+        "lines": [
+            f"{slope} {unit} per std · monotonicity {minus(f'{curve.monotonicity:+.2f}')}",
+            f"steered: {place_words(curve.site, curve.position)}; std over {curve.over}",
             joined(*source(curve.provenance), size),
         ],
-        note=f"Bars: 95 % intervals. Damage: KL(clean ‖ steered) on {texts}, "
+        "note": f"Bars: 95 % intervals. Damage: KL(clean ‖ steered) on {texts}, "
         "steered at every token.",
-        exploratory=exploratory,
-    )
+        "exploratory": exploratory,
+        "axis": f"change of\n{with_unit(metric_words(curve.metric), curve.unit)}",
+    }
+    return Drawing("dose_response", frame, about, file_name("dose_response", curve.metric))
+
+
+@draws("dose_response")
+def _draw_dose_response(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 2.85, about)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.75, 1])
-    _panel(above, frame, "effect", "", BLUE, "o")
-    above.plot(doses, frame["fit"], color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="slope")
-    above.set_ylabel(f"change of\n{with_unit(curve.metric, curve.unit)}", color=BLUE)
-    legend_above(above, handlelength=2)
-    _panel(below, frame, "damage", "damage_", VERMILION, "s")
-    below.set_ylabel("damage\n(nats per token)", color=VERMILION)
+    doses = frame["dose"].to_numpy(float)
+    above.plot(doses, frame["fit"], color=GREY, linewidth=0.9, linestyle=DASHES, label="slope")
+    _panel(above, frame, "effect", "", DATA, "o")
+    above.set_ylabel(about["axis"], color=DATA)
+    legend_above(above, handlelength=2.4)
+    _panel(below, frame, "damage", "damage_", DAMAGE, "s")
+    below.set_ylabel("damage\n(nats per token)", color=DAMAGE)
     highest = max([*frame["damage"], *frame.loc[_sure(frame, "damage_"), "damage_high"]])
     below.set_ylim(bottom=0, top=max(1e-6, 1.12 * float(highest)))
     below.yaxis.set_major_locator(MaxNLocator(nbins=3))
     below.set_xlabel("dose (each unit's own std)")
-    if np.diff(np.sort(doses)).min() > 0.07 * np.ptp(doses):
-        below.set_xticks(doses, [minus(f"{dose:g}") for dose in doses])
+    below.margins(x=0.05)
+    if np.diff(np.sort(doses)).min(initial=np.inf) > 0.07 * np.ptp(doses):
+        below.set_xticks(doses, [minus(f"{dose:g}") for dose in doses.tolist()])
     figure.align_ylabels()
-    return finished(figure, frame, "dose_response", curve.metric)
+    return settle(figure)
 
 
 def _sure(frame: pd.DataFrame, which: str) -> np.ndarray:
@@ -439,14 +461,14 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     """What was done, to which model where, and on how many examples."""
     effects = verdict.effects
     size = count(len(effects.clean), len(set(effects.groups)))
-    where = f"{effects.site} at {effects.position}"
-    return [effects.do, joined(*source(verdict.provenance), where), size]
+    where = place_words(effects.site, effects.position)
+    return [effects.do, joined(where, *source(verdict.provenance), size)]
 
 
 def change(verdict: Verdict) -> str:
     """Two lines for an axis of effects: which way is which, and the unit."""
     what = "removing it" if verdict.removes else "the edit"
-    measured = with_unit(verdict.effects.metric, verdict.effects.unit)
+    measured = with_unit(metric_words(verdict.effects.metric), verdict.effects.unit)
     return f"← lowers · {what} · raises →\nchange of {measured}"
 
 
@@ -463,12 +485,8 @@ def note(verdict: Verdict, rulings: Sequence[Ruling], marks: str) -> str:
     )
 
 
-def delta_band(axis: Axes, verdict: Verdict, which: str, delta: float | None = None) -> None:
-    """The effects too small to matter, and the line of no effect, across axis ``x`` or ``y``.
-
-    ``delta`` is one neuron's; by default the verdict's, the largest of all.
-    """
-    delta = verdict.delta if delta is None else delta
+def delta_band(axis: Axes, delta: float, which: str) -> None:
+    """The effects too small to matter, and the line of no effect, across axis ``x`` or ``y``."""
     span, line = (axis.axvspan, axis.axvline) if which == "x" else (axis.axhspan, axis.axhline)
     span(-delta, delta, color=PALE, zorder=0, linewidth=0, gid="delta")
     line(0, color=BLACK, linewidth=0.5, zorder=0.9)

@@ -7,6 +7,7 @@ graph; `place_labels`: each label on its own arrow.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 
-from lens_skills.plotting.style import BLACK, SMALL, inches, text_width
+from lens_skills.plotting.style import BLACK, SMALL, inches, spread, text_width
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, low, right, high
@@ -25,9 +26,12 @@ _HIGH = 0.125
 _AWAY = (0.07, 0.13, 0.2, 0.3, 0.42, 0.56, 0.72)
 _LEADER = 0.11
 _ANGLES = [turn * math.pi / 8 for turn in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 3, 13, 5, 11, 4, 12)]
-# Of graphs: inches between boxes, how often the rows are moved apart before a collision is
+# Of graphs: inches between boxes, between arrows side by side and between their ends
+# on one box, how often the rows are moved apart before a collision is
 # accepted, and where along its line a label is tried.
 _GAP = 0.06
+_ASIDE = 0.15
+_ENDS = 0.08
 _TRIES = 4
 _ALONG = (0.5, 0.4, 0.6, 0.3, 0.7, 0.22, 0.78, 0.15, 0.85)
 _STEPS = np.linspace(0, 1, 40)
@@ -193,29 +197,32 @@ class GraphLayout:
     labels: tuple[Point | None, ...]
 
 
+@lru_cache(maxsize=32)
 def lay_out(
-    spots: Sequence[NodePlace], arrows: Sequence[Arrow], *, width: float, seed: int = 0
+    spots: tuple[NodePlace, ...], arrows: tuple[Arrow, ...], *, width: float, seed: int = 0
 ) -> GraphLayout:
     """Rows upwards, bands left to right; rows move apart until no label lies on anything.
 
     A local search puts the spots of a row where few lines cross and none runs through a box, then
     labels slide along their lines to a free place. The same graph gives the same layout.
     """
-    spots = _wrapped(spots, width)
-    edges = _bands(spots, width)
-    n_rows = 1 + max(spot.row for spot in spots)
+    wrapped = _wrapped(spots, width)
+    edges = _bands(wrapped, width)
+    n_rows = 1 + max(spot.row for spot in wrapped)
     tall = max([arrow.height for arrow in arrows], default=0.0)
-    gap = max(spot.height for spot in spots) + tall + 0.26
+    gap = max(spot.height for spot in wrapped) + tall + 0.3
     best: tuple[float, GraphLayout] | None = None
     for attempt in range(_TRIES):
-        y = [0.5 * spots[0].height + _GAP + gap * spot.row for spot in spots]
-        x = _search(spots, arrows, y, edges, np.random.default_rng(seed + attempt))
+        y = [0.5 * wrapped[0].height + _GAP + gap * spot.row for spot in wrapped]
+        x = _search(wrapped, arrows, y, edges, np.random.default_rng(seed + attempt))
         centres = tuple(zip(x.tolist(), y, strict=True))
-        lines = _lines(spots, arrows, centres)
-        boxes = [box_at(point, s.width, s.height) for point, s in zip(centres, spots, strict=True)]
+        lines = _lines(wrapped, arrows, centres)
+        boxes = [
+            box_at(point, s.width, s.height) for point, s in zip(centres, wrapped, strict=True)
+        ]
         sizes = [(arrow.width, arrow.height) for arrow in arrows]
         labels, covered = place_labels(sizes, lines, boxes, width)
-        height = gap * (n_rows - 1) + spots[0].height + 2 * _GAP
+        height = gap * (n_rows - 1) + wrapped[0].height + 2 * _GAP
         if best is None or covered < best[0] - 1e-9:
             best = covered, GraphLayout(height, edges, centres, lines, labels)
         if covered == 0:
@@ -352,25 +359,38 @@ def _lines(
     between: dict[tuple[int, int], list[int]] = {}
     for place, arrow in enumerate(arrows):
         between.setdefault((arrow.start, arrow.end), []).append(place)
-    lines: list[tuple[Point, Point]] = []
+    ends: dict[tuple[int, int], Point] = {}  # of an arrow and a spot
+    at_side: dict[
+        tuple[int, bool], list[tuple[int, float, float]]
+    ] = {}  # of a spot and its upper side
     for place, arrow in enumerate(arrows):
         alike = between[arrow.start, arrow.end]
-        shift = (alike.index(place) - (len(alike) - 1) / 2) * 0.16
+        aside = (alike.index(place) - (len(alike) - 1) / 2) * _ASIDE
         (xa, ya), (xb, yb) = centres[arrow.start], centres[arrow.end]
-        upwards = 1 if yb >= ya else -1
-        a, b = spots[arrow.start], spots[arrow.end]
-        if spots[arrow.start].row == spots[arrow.end].row:  # beside each other
-            right = 1 if xb > xa else -1
-            lines.append(((xa + right * a.width / 2, ya), (xb - right * b.width / 2, yb)))
-            continue
-        lean = (xb - xa) / (yb - ya)
-        ends = []
-        for (x, y), spot, turn in (((xa, ya), a, 1), ((xb, yb), b, -1)):
-            rise = turn * upwards * spot.height / 2
-            room = max(spot.width / 2 - 0.05, 0.0)
-            ends.append((x + float(np.clip(lean * rise + shift, -room, room)), y + rise))
-        lines.append((ends[0], ends[1]))
-    return tuple(lines)
+        for this, other in ((arrow.start, arrow.end), (arrow.end, arrow.start)):
+            x, y = centres[this]
+            if spots[this].row == spots[other].row:  # beside each other
+                right = 1 if centres[other][0] > x else -1
+                ends[place, this] = (x + right * spots[this].width / 2, y + aside / 2)
+                continue
+            lean = (xb - xa) / (yb - ya)
+            rise = spots[this].height / 2 * (1 if centres[other][1] > y else -1)
+            # As far apart when they lean.
+            wanted = lean * rise + aside * math.hypot(1, lean)
+            ends[place, this] = (x, y + rise)
+            at_side.setdefault((this, rise > 0), []).append((place, lean * rise, wanted))
+    for (this, _), here in at_side.items():
+        room = max(spots[this].width / 2 - 0.05, 0.0)
+        gap = min(_ENDS, 2 * room / max(1, len(here) - 1))
+        # In the order they come from, so that they do not cross before the box.
+        here.sort(key=lambda one: (round(one[1], 6), one[2]))
+        wanted = np.maximum.accumulate([one[2] for one in here]).tolist()
+        for (place, *_), shift in zip(here, spread(wanted, gap, -room, room), strict=True):
+            x, y = ends[place, this]
+            ends[place, this] = (x + shift, y)
+    return tuple(
+        (ends[place, arrow.start], ends[place, arrow.end]) for place, arrow in enumerate(arrows)
+    )
 
 
 def place_labels(

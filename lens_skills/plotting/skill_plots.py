@@ -1,7 +1,7 @@
-"""Several metrics, skills or prompts at once: which neurons they share, and what those do.
+"""Several metrics or skills at once: which neurons they share, and what those do.
 
-Neurons in rows and metrics or skills in columns, the damage of each skill's neurons to every
-skill, and the agreement of every two prompts.
+Neurons in rows and metrics or skills in columns, and the damage of each skill's neurons to every
+skill.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from lens_skills.activations.components import parse_neurons, unit_name
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.damage_matrix import DamageMatrix
-from lens_skills.plotting.drawing import Drawing, finished
+from lens_skills.plotting.drawing import Drawing, draws
 from lens_skills.plotting.heat_map import (
     HATCHED,
     colour_bar,
@@ -28,46 +29,44 @@ from lens_skills.plotting.heat_map import (
 )
 from lens_skills.plotting.style import (
     BLACK,
-    BLUE,
-    COLUMN,
-    GREEN,
-    GREY,
-    ORANGE,
+    CHANCE,
+    DAMAGE,
+    DASHES,
+    EFFECT_MAP,
+    R_MAP,
     SMALL,
+    About,
+    Look,
     caption,
     correlation,
     count,
     joined,
     legend_above,
     minus,
+    settle,
     sheet,
     signed,
-    style,
+    source,
     text_width,
     widest,
     with_unit,
 )
-from lens_skills.scoring import ScoreComparison, Scores, SkillMatrix
+from lens_skills.plotting.words import metric_words, place_words, site_words
+from lens_skills.results import file_name
+from lens_skills.scoring import Scores, SkillMatrix
 
 _LETTERS = 16  # of a position beside a neuron; the table has all of them
 _PAIRS = 3  # overlaps in the note of a damage matrix
-# Inches of a row: of metrics, of skills, of pairs of prompts, and of a damage matrix at least and
-# at most.
-_METRIC_ROW, _SKILL_ROW, _PAIR_ROW, _DAMAGE_ROW = 0.155, 0.145, 0.2, (0.16, 0.26)
+# Inches of a row: of metrics, of skills, and of a damage matrix at least and at most.
+_METRIC_ROW, _SKILL_ROW, _DAMAGE_ROW = 0.155, 0.145, (0.16, 0.26)
 
 
-@style()
 def metric_heatmap(
-    scores: Scores,
-    *,
-    k: int = 20,
-    by: str | None = None,
-    neurons: Any = None,
-    width: float = COLUMN,
+    scores: Scores, *, k: int = 20, by: str | None = None, neurons: Any = None
 ) -> Drawing:
     """Signed r of the k strongest neurons with every metric, as a table of colours.
 
-    Cells within a metric's permutation threshold are hatched and their number is grey. With
+    Cells within a metric's permutation threshold are hatched, the numbers beyond it bold. With
     several positions a neuron stands at the one where its |r| with ``by`` is largest.
 
     Args:
@@ -75,9 +74,8 @@ def metric_heatmap(
         k: How many neurons.
         by: The metric that ranks them; the first where none is named.
         neurons: These instead, in this order: rows, names or a `Selection`.
-        width: Inches.
 
-    Frame: one row per cell: name layer neuron position metric r threshold beyond (None and False
+    Frame: one row per cell: name layer neuron position metric r threshold beyond (NaN and False
     where no null was drawn).
 
     Raises:
@@ -88,37 +86,59 @@ def metric_heatmap(
     d_head = scores.provenance.get("d_head")
     rows = ranking.top(k).rows if neurons is None else parse_neurons(neurons, scores.site, d_head)
     frame = _metric_cells(scores, _units(scores, rows.tolist()), by)
-    n_columns = len(scores.metrics)
-    names = frame["row"].tolist()[::n_columns]
-    n_rows = len(names)
-    tallest = widest(scores.metrics)
-    room = (width - widest(names) - 0.8) / n_columns  # inches of a cell; 0.8 for the colour bar
-    upright = tallest <= room * 0.95
-    ranked = f"the {n_rows} strongest by {by}" if neurons is None else f"{n_rows} neurons"
-    figure = sheet(
-        width,
-        max(0.9, n_rows * _METRIC_ROW) + 0.2 + (0.15 if upright else 0.72 * tallest + 0.1),
-        title=f"r with each metric: {ranked}",
-        lines=caption(scores),
-        note="Hatched: within the permutation null (5 % family-wise)."
+    n_rows = len(frame) // len(scores.metrics)
+    strongest = f"the {n_rows} strongest by {metric_words(by)}"
+    ranked = strongest if neurons is None else f"{n_rows} neurons"
+    about = {
+        "title": f"r with each metric: {ranked}",
+        "lines": caption(scores),
+        "note": "Hatched: within the permutation null (5 % family-wise). Bold: beyond it."
         if any(bar is not None for bar in scores.thresholds.values())
         else "No null was drawn: a description, not a test.",
-        exploratory=scores.exploratory,
+        "exploratory": scores.exploratory,
+        "with_positions": len(scores.positions) > 1,
+        "scale": correlation(scores),
+    }
+    return Drawing("metric_heatmap", frame, about, file_name("metric_heatmap", by))
+
+
+@draws("metric_heatmap")
+def _draw_metric_heatmap(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    metrics = list(dict.fromkeys(frame["metric"]))
+    cells = frame.iloc[:: len(metrics)]
+    names = [
+        f"{name} {_short(position)}" if about["with_positions"] else name
+        for name, position in zip(cells["name"], cells["position"], strict=True)
+    ]
+    columns = [metric_words(name) for name in metrics]
+    tallest = widest(columns)
+    # Inches of a cell; 0.8 for the colour bar.
+    room = (look.width - widest(names) - 0.8) / len(metrics)
+    upright = tallest <= room * 0.95
+    figure = sheet(
+        look,
+        max(0.9, len(names) * _METRIC_ROW) + 0.2 + (0.15 if upright else 0.72 * tallest + 0.1),
+        about,
     )
     axis = figure.add_subplot()
-    r = frame["r"].to_numpy().reshape(n_rows, n_columns)
+    r = frame["r"].to_numpy(float).reshape(len(names), len(metrics))
     limit = round_limit(r)
-    image = heat_map(axis, r, names, scores.metrics, high=limit, turn=0 if upright else 45)
+    turn = 0 if upright else 45
+    image = heat_map(axis, r, names, columns, colours=R_MAP, high=limit, turn=turn)
     plain = (frame["beyond"] | frame["threshold"].isna()).to_numpy(bool).reshape(r.shape)
-    with_numbers = room > text_width("+0.00", SMALL)
+    with_numbers = room > text_width("+0.00", SMALL, "bold")
     for (row, column), value in np.ndenumerate(r):
         if not plain[row, column]:
             mark_cell(axis, row, column, **HATCHED)
         if with_numbers:
-            look = {} if plain[row, column] else {"color": GREY}
-            write_cell(axis, row, column, signed(value), value / limit, **look)
-    colour_bar(figure, image, axis, correlation(scores), pad=0.02, ticks=[-limit, 0, limit])
-    return finished(figure, frame.drop(columns="row"), "metric_heatmap", by)
+            weight = "bold" if frame["beyond"].iloc[row * len(metrics) + column] else "normal"
+            write_cell(axis, row, column, signed(value), value / limit, weight=weight)
+    colour_bar(figure, image, axis, about["scale"], pad=0.02, ticks=[-limit, 0, limit])
+    return settle(figure)
+
+
+def _short(position: str) -> str:
+    return position if len(position) <= _LETTERS else position[: _LETTERS - 1] + "…"
 
 
 def _units(scores: Scores, rows: Sequence[Sequence[int]]) -> list[int]:
@@ -142,13 +162,11 @@ def _metric_cells(scores: Scores, units: list[int], by: str) -> pd.DataFrame:
     for name, unit, place in zip(names, units, strongest, strict=True):
         layer, neuron = int(scores.layer[unit]), int(scores.neuron[unit])
         position = scores.positions[place]
-        short = position if len(position) <= _LETTERS else position[: _LETTERS - 1] + "…"
         for column, metric in enumerate(scores.metrics):
             bar = scores.thresholds[metric]
             r = float(scores.r[column, place, unit])
             cells.append(
                 {
-                    "row": name if len(scores.positions) == 1 else f"{name} {short}",
                     "name": name,
                     "layer": layer,
                     "neuron": neuron,
@@ -162,8 +180,7 @@ def _metric_cells(scores: Scores, units: list[int], by: str) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
-@style()
-def skill_matrix(matrix: SkillMatrix, *, k: int = 30, width: float = COLUMN) -> Drawing:
+def skill_matrix(matrix: SkillMatrix, *, k: int = 30) -> Drawing:
     """r of the strongest neurons with every skill, shared neurons first, alike skills side by side.
 
     Outlined cells: the neuron is of that skill's set. Hatched: within the skill's permutation
@@ -172,7 +189,6 @@ def skill_matrix(matrix: SkillMatrix, *, k: int = 30, width: float = COLUMN) -> 
     Args:
         matrix: From `lens_skills.scoring.skill_matrix`.
         k: How many neurons, evenly from shared, specific and unclear ones.
-        width: Inches.
 
     Frame: one row per cell drawn, as in ``matrix.frame()``.
 
@@ -183,40 +199,59 @@ def skill_matrix(matrix: SkillMatrix, *, k: int = 30, width: float = COLUMN) -> 
     if not rows:
         raise LensSkillsError("no neurons to draw: no skill's set holds any.")
     order = matrix.order
-    skills = [matrix.skills[column] for column in order]
-    tree_high, high = 0.35, len(rows) * _SKILL_ROW
+    drawn = [row * len(order) + column for row in rows for column in order]
     size = count(matrix.n_examples, matrix.n_groups)
-    figure = sheet(
-        width,
-        high + widest(skills) + tree_high + 0.35,
-        title=f"r of {len(rows)} of {len(matrix.neurons):,} neurons with each skill",
-        lines=[
-            joined(matrix.provenance.get("model"), matrix.site, size),
+    about = {
+        "title": f"r of {len(rows)} of {len(matrix.neurons):,} neurons with each skill",
+        "lines": [
+            joined(site_words(matrix.site), *source(matrix.provenance), size),
             f"sets: {matrix.chosen}",
         ],
-        note=_skill_note(matrix),
-        exploratory=matrix.exploratory,
-    )
-    tree, axis = figure.subplots(2, 1, height_ratios=[tree_high, high], gridspec_kw={"hspace": 0})
-    r = matrix.r[rows][:, order].numpy()
+        "note": _skill_note(matrix),
+        "exploratory": matrix.exploratory,
+        "tested": [s for s, tested in zip(matrix.skills, matrix.tested, strict=True) if tested],
+        "tree": matrix.linkage,
+    }
+    return Drawing("skill_matrix", matrix.frame().iloc[drawn], about, "skill_matrix")
+
+
+@draws("skill_matrix")
+def _draw_skill_matrix(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    skills = list(dict.fromkeys(frame["skill"]))
+    columns = [metric_words(skill) for skill in skills]
+    shape = (len(frame) // len(skills), len(skills))
+    cells = frame.iloc[:: len(skills)]
+    linked, tested = about.get("tree"), about.get("tested", skills)
+    tree_high, high = 0.35 * bool(linked), shape[0] * _SKILL_ROW
+    figure = sheet(look, high + widest(columns) + tree_high + 0.5, about)
+    if linked:
+        heights = [tree_high, high]
+        tree, axis = figure.subplots(2, 1, height_ratios=heights, gridspec_kw={"hspace": 0})
+        _tree(tree, np.array(linked), len(skills))
+    else:
+        tree = axis = figure.add_subplot()
+    r = frame["r"].to_numpy(float).reshape(shape)
     limit = round_limit(r)
-    image = heat_map(axis, r, [matrix.names[row] for row in rows], skills, high=limit, turn=90)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(order):
-            if matrix.selected[row, column]:
-                look = {"edgecolor": BLACK, "linewidth": 0.9, "zorder": 3}
-            elif matrix.tested[column] and not matrix.beyond[row, column]:
-                look = HATCHED
-            else:
-                continue
-            mark_cell(axis, i, j, inset=0.05, **look)
-    kinds = [matrix.kinds[row] for row in rows]
+    image = heat_map(axis, r, list(cells["name"]), columns, colours=R_MAP, high=limit, turn=90)
+    for place, cell in enumerate(frame.to_dict("records")):
+        if cell["selected"]:
+            mark_cell(axis, *divmod(place, len(skills)), inset=0.05, edgecolor=BLACK,
+                      linewidth=0.9, zorder=3)  # fmt: skip
+        elif cell["skill"] in tested and not cell["beyond"]:
+            mark_cell(axis, *divmod(place, len(skills)), **HATCHED)
+    kinds = list(cells["kind"])
     for kind in dict.fromkeys(kinds):
-        name_rows(axis, kind, kinds.index(kind), kinds.count(kind), len(order), _SKILL_ROW)
-    _tree(tree, matrix)
-    colour_bar(figure, image, [tree, axis], "Pearson r", pad=0.12, ticks=[-limit, 0, limit])
-    drawn = [row * len(order) + column for row in rows for column in order]
-    return finished(figure, matrix.frame().iloc[drawn].reset_index(drop=True), "skill_matrix")
+        name_rows(axis, kind, kinds.index(kind), kinds.count(kind), len(skills), _SKILL_ROW)
+    handles = [Patch(facecolor="white", edgecolor=BLACK, linewidth=0.9, label="in the skill's set")]
+    if tested:
+        handles.append(Patch(**HATCHED, facecolor="white", label="within its null"))
+    legend_above(tree, handles=handles, handlelength=1.2, borderaxespad=0.5)
+    panels = [tree, axis] if linked else axis
+    colour_bar(
+        figure, image, panels, "Pearson r", aspect=14, shrink=min(1.0, 1.2 / (high + tree_high)),
+        anchor=(0.0, 1.0), pad=0.1, ticks=[-limit, 0, limit],
+    )  # fmt: skip
+    return settle(figure)
 
 
 def _evenly(matrix: SkillMatrix, k: int) -> list[int]:
@@ -235,96 +270,112 @@ def _evenly(matrix: SkillMatrix, k: int) -> list[int]:
 def _skill_note(matrix: SkillMatrix) -> str:
     pairs = matrix.overlaps().sort_values("p").to_dict("records")[:2]
     words = [
-        f"{row['skill']} and {row['other']} share {row['shared']}, by chance {row['expected']:.1f} "
-        f"(p = {row['p']:.2g})"
+        f"{metric_words(row['skill'])} and {metric_words(row['other'])} share {row['shared']}, by "
+        f"chance {row['expected']:.1f} (p = {row['p']:.2g})"
         for row in pairs
     ]
-    marks = "Outlined: of the skill's set. Hatched: within its null. Dashed: where groups part."
-    return f"{marks} {'; '.join(words)}."
+    return f"Dashed: where groups part. {'; '.join(words)}."
 
 
-def _tree(axis: Axes, matrix: SkillMatrix) -> None:
+def _tree(axis: Axes, linkage: np.ndarray, n: int) -> None:
     """The dendrogram over the columns."""
     from scipy.cluster.hierarchy import dendrogram
 
-    drawn = dendrogram(matrix.linkage.numpy(), no_plot=True)
+    drawn = dendrogram(linkage, no_plot=True)
     for x, y in zip(drawn["icoord"], drawn["dcoord"], strict=True):
         axis.plot(np.array(x) / 10, y, color=BLACK, linewidth=0.8)  # a leaf is ten wide
-    axis.axhline(0.5, color=GREY, linewidth=0.5, linestyle=(0, (2, 2)))
-    axis.set(xlim=(0, len(matrix.skills)), ylim=(0, 1.02), xticks=[], yticks=[0, 1])
+    axis.axhline(0.5, color=CHANCE, linewidth=0.5, linestyle=DASHES)
+    axis.set(xlim=(0, n), ylim=(0, 1.02), xticks=[], yticks=[0, 1])
     axis.spines[["bottom", "left"]].set_visible(False)
     axis.tick_params(length=0)
     axis.set_ylabel("1 − |r|", size=SMALL)
 
 
-@style()
-def damage_matrix(
-    matrix: DamageMatrix, *, exploratory: bool = False, width: float = COLUMN
-) -> Drawing:
+def damage_matrix(matrix: DamageMatrix, *, exploratory: bool = False) -> Drawing:
     """What editing each skill's neurons (rows) does to each task (columns), as a table of colours.
 
     Numbers are effects in the metric's unit, with a star where the 95 % interval leaves out 0. The
     colour is the effect over the standard deviation of the task's clean metric, so that tasks can
-    be compared: red is damage. The skill's own task is outlined.
+    be compared: blue where the metric falls. The skill's own task has a thick frame, another task
+    that surely falls a red one.
 
     Args:
         matrix: From `lens_skills.interventions.damage_matrix`.
         exploratory: Stamp it.
-        width: Inches.
 
     Frame: one row per cell: skill task own effect low high damage star.
     """
     frame = matrix.frame()
     frame["star"] = (frame["low"] > 0) | (frame["high"] < 0)
-    n = len(matrix.skills)
-    rows = [f"{s} ({k:,})" for s, k in zip(matrix.skills, matrix.n_units, strict=True)]
-    columns = [f"{s} ({k:,})" for s, k in zip(matrix.skills, matrix.n_examples, strict=True)]
+    shown = list(dict.fromkeys(matrix.do))
+    metric = with_unit(metric_words(matrix.metric), matrix.unit)
+    about = {
+        "title": f"Effect on {metric} of each skill's neurons",
+        "lines": [
+            shown[0] if len(shown) == 1 else f"{shown[0]} and alike",
+            joined(place_words(matrix.site, matrix.position), *source(matrix.provenance)),
+            f"diagonal dominance {minus(f'{matrix.dominance:+.2g}')} std · p = {matrix.p:.2g} over "
+            f"{matrix.n_relabelings:,} relabelings (at least {1 / matrix.n_relabelings:.2g})",
+        ],
+        "note": _damage_note(matrix),
+        "exploratory": exploratory,
+        "units": dict(zip(matrix.skills, matrix.n_units, strict=True)),
+        "examples": dict(zip(matrix.skills, matrix.n_examples, strict=True)),
+    }
+    return Drawing("damage_matrix", frame, about, file_name("damage_matrix", matrix.metric))
+
+
+@draws("damage_matrix")
+def _draw_damage_matrix(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    n = len(about["units"])
+    rows = [f"{skill} ({k:,})" for skill, k in about["units"].items()]
+    columns = [f"{skill} ({k:,})" for skill, k in about["examples"].items()]
     tallest = widest(columns)
-    room = (width - widest(rows) - 1.0) / n  # inches of a cell; 1.0 for the bar and the label
+    room = (look.width - widest(rows) - 1.0) / n  # inches of a cell; 1.0 for the bar and the label
     flat = tallest <= room * 0.95
     tall = max(0.9, n * float(np.clip(room, *_DAMAGE_ROW)))  # inches of all rows
-    figure = sheet(
-        width,
-        tall + 0.4 + (0.15 if flat else tallest + 0.1),
-        title=f"Effect on {with_unit(matrix.metric, matrix.unit)} of each skill's neurons",
-        lines=_damage_lines(matrix),
-        note=_damage_note(matrix),
-        exploratory=exploratory,
-    )
+    figure = sheet(look, tall + 0.6 + (0.15 if flat else tallest + 0.1), about)
     axis = figure.add_subplot()
-    lowered = -matrix.damage.numpy()
+    lowered = -frame["damage"].to_numpy(float).reshape(n, n)
     limit = round_limit(lowered)
     image = heat_map(
-        axis, np.nan_to_num(lowered), rows, columns, colours="RdBu", high=limit,
+        axis, np.nan_to_num(lowered), rows, columns, colours=EFFECT_MAP, high=limit,
         turn=0 if flat else 90,
     )  # fmt: skip
     axis.set(xlabel="task (examples)", ylabel="edited set (units)")
+    cells = frame.to_dict("records")
     texts = [
-        (signed(effect) if abs(effect) < 100 else minus(f"{effect:+.3g}")) + "*" * star
-        for effect, star in zip(frame["effect"], frame["star"], strict=True)
+        (signed(cell["effect"]) if abs(cell["effect"]) < 100 else minus(f"{cell['effect']:+.3g}"))
+        + "*" * bool(cell["star"])
+        for cell in cells
     ]
     # Without room for the number the star stays: it is what colour cannot say.
     fits = widest(texts, SMALL - 0.5) < 0.96 * room
     for (row, column), value in np.ndenumerate(lowered):
         text = texts[row * n + column]
         write_cell(axis, row, column, text if fits else "*" * text.count("*"), value / limit)
-    for row in range(n):
-        mark_cell(axis, row, row, edgecolor=BLACK, linewidth=1.3, clip_on=False, zorder=3)
+    frames = {
+        "own": {"edgecolor": BLACK, "linewidth": 1.5},
+        "harmed": {"edgecolor": DAMAGE, "linewidth": 1.0},
+    }
+    harmed = False
+    for place, cell in enumerate(cells):
+        falls = cell["high"] < 0 and not cell["own"]
+        harmed = harmed or falls
+        if cell["own"] or falls:
+            mark_cell(
+                axis, *divmod(place, n), inset=0 if cell["own"] else 0.04, clip_on=False, zorder=3,
+                **frames["own" if cell["own"] else "harmed"],
+            )  # fmt: skip
+    handles = [Patch(facecolor="white", **frames["own"], label="its own task")]
+    if harmed:
+        handles.append(Patch(facecolor="white", **frames["harmed"], label="another task falls"))
+    legend_above(axis, handles=handles, handlelength=1.2, borderaxespad=0.4)
     colour_bar(
         figure, image, axis, "effect (std)", labelpad=2, aspect=tall / 0.1, pad=0.03,
         ticks=[-limit, 0, limit],
     )  # fmt: skip
-    return finished(figure, frame, "damage_matrix", matrix.metric)
-
-
-def _damage_lines(matrix: DamageMatrix) -> list[str]:
-    shown = list(dict.fromkeys(matrix.do))
-    return [
-        joined(matrix.provenance.get("model"), f"{matrix.site} at {matrix.position}"),
-        shown[0] if len(shown) == 1 else f"{shown[0]} and alike",
-        f"diagonal dominance {matrix.dominance:+.2g} std · p = {matrix.p:.2g} over "
-        f"{matrix.n_relabelings:,} relabelings (none can be below {1 / matrix.n_relabelings:.2g})",
-    ]
+    return settle(figure)
 
 
 def _damage_note(matrix: DamageMatrix) -> str:
@@ -335,78 +386,6 @@ def _damage_note(matrix: DamageMatrix) -> str:
     ]
     more = f"; and {len(shared) - _PAIRS} more pairs" if len(shared) > _PAIRS else ""
     return (
-        "*: the 95 % interval leaves out 0. Outlined: a skill's own task. Colour: effect over the "
-        "std of the task's clean metric."
+        "*: the 95 % interval leaves out 0. Colour: effect over the std of the task's clean metric."
         + (f" Units shared: {'; '.join(words)}{more}." if words else "")
     )
-
-
-@style()
-def compare_scores(comparison: ScoreComparison, *, width: float = COLUMN) -> Drawing:
-    """Every pair of prompts: neurons they share against chance, same signs, and rank correlation.
-
-    Left: shared neurons among each prompt's strongest, with what random sets would share among all
-    neurons, and with the same counts per layer. Right: share of significant neurons with the same
-    sign, and Spearman's correlation of |r| over all neurons.
-
-    Args:
-        comparison: From `lens_skills.scoring.compare_scores`.
-        width: Inches.
-
-    Frame: one row per pair, as in ``comparison.frame()``.
-    """
-    frame = comparison.frame()
-    model = str(comparison.provenance.get("scores", [{}])[0].get("model", "")).split(" with soft")[
-        0
-    ]
-    stable = (
-        f"{len(comparison.stable):,} neurons significant with one sign under every prompt"
-        if bool((comparison.n_significant >= 0).all())
-        else "no null was drawn: significance unknown"
-    )
-    figure = sheet(
-        width,
-        max(0.9, _PAIR_ROW * len(frame) + 0.3) + 0.85,
-        title=f"{comparison.metric}: the same neurons under {comparison.n_prompts} prompts?",
-        lines=[joined(model, comparison.site, f"{comparison.n_units:,} neurons"), stable],
-        note="" if comparison.same_examples else "Other examples per prompt: those differ too.",
-        exploratory=comparison.exploratory,
-    )
-    left, right = figure.subplots(1, 2, sharey=True)
-    rows = np.arange(len(frame))
-    left.barh(rows, frame["shared"], height=0.55, color=BLUE, alpha=0.8, label="shared")
-    for column, marker, colour, words in (
-        ("expected", "|", BLACK, "chance"),
-        ("expected_by_layer", "D", ORANGE, "chance by layer"),
-    ):
-        left.plot(
-            frame[column], rows, linestyle="none", marker=marker, color=colour, label=words,
-            markersize=7 if marker == "|" else 3.5, markeredgewidth=1.2 if marker == "|" else 0.5,
-            markeredgecolor=BLACK,
-        )  # fmt: skip
-    left.set_yticks(rows, [f"{one} – {other}" for one, other in comparison.pairs.tolist()])
-    left.set_ylim(len(frame) - 0.4, -0.6)
-    left.set(xlabel=f"of the {comparison.top} strongest", ylabel="prompts", xlim=(0, None))
-    left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    _agreement(right, comparison, rows)
-    for axis in (left, right):
-        axis.tick_params(axis="y", length=0)
-        legend_above(axis, 1, left=-0.04, handlelength=1.0)
-    return finished(figure, frame, "compare_scores", comparison.metric)
-
-
-def _agreement(axis: Axes, comparison: ScoreComparison, rows: np.ndarray) -> None:
-    told = ~comparison.sign_agreement.isnan().numpy()
-    axis.plot(
-        comparison.sign_agreement.numpy()[told], rows[told], linestyle="none", marker="o",
-        color=GREEN, markersize=4.5, label="same sign (share)",
-    )  # fmt: skip
-    axis.plot(
-        comparison.rank_r.numpy(), rows, linestyle="none", marker="s", markerfacecolor="white",
-        color=BLACK, markersize=4.5, label="rank correlation",
-    )  # fmt: skip
-    low = min(0.0, float(np.nanmin(comparison.rank_r.numpy())) - 0.05)
-    axis.axvline(0.5, color=GREY, linestyle=(0, (3, 2)), linewidth=0.7)
-    axis.set_xlim(low, 1.04)
-    axis.set_xlabel("agreement (0.5: coin signs)", size=SMALL)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=4))

@@ -166,7 +166,7 @@ def wide(drawing: Drawing, inches: float) -> Drawing:
 DRAW: dict[str, Callable[[Scores, float], Drawing]] = {
     "r_distribution": lambda s, width: wide(figures.r_distribution(s["confidence"]), width),
     "layer_profile": lambda s, width: wide(figures.layer_profile(s["confidence"]), width),
-    "metric_heatmap": lambda s, width: figures.metric_heatmap(s, k=5, width=width),
+    "metric_heatmap": lambda s, width: wide(figures.metric_heatmap(s, k=5), width),
     "reliability": lambda s, width: wide(figures.reliability(s), width),
     "attrition": lambda s, width: wide(figures.attrition(make_selection(s.exploratory)), width),
     "scatter": lambda s, width: wide(draw_scatter(s, "confidence"), width),

@@ -5,10 +5,20 @@ from collections.abc import Callable
 from lens_skills.plotting import Drawing, figures
 from lens_skills.plotting.diagnostic_plots import confidence_regulation
 from tests.plotting.conftest import draw_scatter, make_scores, make_selection
-from tests.plotting.prompts_and_skills import RULES, draw_certainty, draw_classes
-from tests.plotting.results import make_verdict
+from tests.plotting.prompts_and_skills import (
+    RULES,
+    draw_certainty,
+    draw_classes,
+    draw_curves,
+    make_seeds,
+    make_skills,
+    make_stability,
+)
+from tests.plotting.results import make_curve, make_matrix, make_verdict
+from tests.plotting.test_circuit_plots import make_circuit, make_faithfulness
 from tests.plotting.test_diagnostic_plots import make_probe, make_redundancy, make_regulators
 from tests.plotting.test_explanation_plots import make_half, make_shortcuts, make_why
+from tests.plotting.test_ranking_plots import make_board, make_comparison
 
 KINDS: dict[str, Callable[[], Drawing]] = {
     "activation_by_class": lambda: draw_classes(RULES),
@@ -21,6 +31,19 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "reliability": lambda: figures.reliability(make_scores()),
     "shortcut_effects": lambda: figures.shortcut_effects(make_shortcuts()),
     "sparse_probe": lambda: figures.sparse_probe(make_probe()),
+    "circuit_graph": lambda: figures.circuit_graph(make_circuit()),
+    "compare_scores": lambda: figures.compare_scores(make_seeds()),
+    "damage_matrix": lambda: figures.damage_matrix(make_matrix()),
+    "dose_response": lambda: figures.dose_response(make_curve()),
+    "effect_against_controls": lambda: figures.effect_against_controls(make_verdict()),
+    "effect_forest": lambda: figures.effect_forest(make_verdict(8)),
+    "faithfulness": lambda: figures.faithfulness(make_faithfulness()),
+    "leaderboard": lambda: figures.leaderboard(make_board(), {"a": "first task"}, k=8),
+    "learning_curves": lambda: draw_curves(3, baselines={"no prompt": 0.02}),
+    "method_comparison": lambda: figures.method_comparison(make_comparison()),
+    "metric_heatmap": lambda: figures.metric_heatmap(make_scores(), k=6),
+    "skill_matrix": lambda: figures.skill_matrix(make_skills(), k=9),
+    "stability": lambda: figures.stability(make_stability(), k=9),
     "r_distribution": lambda: figures.r_distribution(make_scores()["confidence"]),
     "layer_profile": lambda: figures.layer_profile(make_scores()["label:plural"]),
     "correlation_by_position": lambda: figures.correlation_by_position(

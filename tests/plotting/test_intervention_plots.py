@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from lens_skills.interventions.dose_response import DoseResponse
 from lens_skills.interventions.verdict import NO_EFFECT, WORDS
 from lens_skills.plotting import figures
+from lens_skills.plotting.style import BLACK, DAMAGE
 from tests.plotting.probes import band, labels, words
 from tests.plotting.results import make_bare, make_curve, make_matrix, make_verdict
 from tests.plotting.test_drawing import overlaps
@@ -113,15 +115,23 @@ def test_the_table_is_the_matrix() -> None:
     drawing = figures.damage_matrix(matrix)
     frame = drawing.frame
     axis = drawing.figure.axes[0]
-    pd.testing.assert_frame_equal(frame.drop(columns="star"), matrix.frame())
+    pd.testing.assert_frame_equal(frame.drop(columns="star"), matrix.frame(), check_dtype=False)
     assert frame["star"].tolist() == ((matrix.low > 0) | (matrix.high < 0)).flatten().tolist()
     np.testing.assert_array_equal(axis.collections[0].get_array(), -matrix.damage)
     shown = [text.get_text() for text in axis.texts]
     for text, row in zip(shown, frame.itertuples(), strict=True):
         assert float(text.rstrip("*").replace("\N{MINUS SIGN}", "-")) == round(row.effect, 2)
         assert text.endswith("*") == row.star
-    outlined = {patch.get_xy() for patch in axis.patches if isinstance(patch, Rectangle)}
-    assert outlined == {(0, 0), (1, 1), (2, 2)}
+    frames: dict[str, set[tuple[int, int]]] = {BLACK: set(), DAMAGE: set()}
+    for patch in axis.patches:
+        assert isinstance(patch, Rectangle)
+        frames[to_hex(patch.get_edgecolor()).upper()].add(
+            (int(patch.get_y() + 0.1), int(patch.get_x() + 0.1))
+        )
+    assert frames[BLACK] == {(0, 0), (1, 1), (2, 2)}
+    sure = ((matrix.high < 0) & ~torch.eye(3, dtype=torch.bool)).nonzero().tolist()
+    assert frames[DAMAGE] == set(map(tuple, sure)) != set()
+    assert labels(axis) == ["its own task", "another task falls"]
     assert axis.get_yticklabels()[0].get_text() == "add (10)"
     assert axis.get_xticklabels()[0].get_text() == "add (64)"
     said = words(drawing)

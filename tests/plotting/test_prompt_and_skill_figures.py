@@ -1,5 +1,6 @@
 """What holds for the figures of soft prompts and several skills, and what each of them shows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from scipy import stats
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting import Drawing, figures
+from lens_skills.plotting.words import metric_words
 from tests.plotting.conftest import make_scores
 from tests.plotting.probes import check_repeats, labels, words
 from tests.plotting.prompts_and_skills import (
@@ -29,11 +31,9 @@ def case(request: pytest.FixtureRequest) -> Callable[..., Drawing]:
     return CASES[request.param]
 
 
-@pytest.mark.parametrize("width", [3.4, 7.0])
-def test_no_text_is_cut_off_or_lies_on_another(case: Callable[..., Drawing], width: float) -> None:
-    drawing = case(width=width)
-    assert drawing.figure.get_figwidth() == width
-    assert overlaps(drawing.figure) == []
+@pytest.mark.parametrize("width", ["column", "page"])
+def test_no_text_is_cut_off_or_lies_on_another(case: Callable[..., Drawing], width: str) -> None:
+    assert overlaps(case().styled(width=width).figure) == []
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "," not in name])
@@ -52,23 +52,50 @@ def test_curves_are_those_of_the_prompts() -> None:
     prompts = [make_prompt(seed) for seed in (4, 7)]
     drawing = figures.learning_curves(prompts, baselines={"no prompt": 0.1})
     loss, accuracy = drawing.figure.axes
-    assert labels(loss) == ["seed 4", "seed 7"]
+    assert labels(loss) == ["seed 4", "seed 7", "held out", "training batches"]
     for place, prompt in enumerate(prompts):
         rows = drawing.frame[drawing.frame["prompt"] == place]
         table = prompt.frame()
         np.testing.assert_array_equal(rows["held_out_loss"], table["held_out_loss"])
-        thick = [line for line in loss.lines if line.get_linewidth() == 1.3][place]
+        thick = [line for line in loss.lines if line.get_gid() == "held out"][place]
         np.testing.assert_array_equal(thick.get_ydata(), table["held_out_loss"])
         np.testing.assert_array_equal(thick.get_xdata(), table["step"])
         best = rows[rows["best"]]
         assert best["held_out_loss"].item() == table["held_out_loss"].min()
     assert "no prompt" in [text.get_text() for text in accuracy.texts]
+    assert loss.get_yscale() == "linear"
+    assert loss.get_ylim()[0] == 0
     assert figures.learning_curves(prompts[0]).frame["seed"].unique().tolist() == [4]
     with pytest.raises(LensSkillsError, match="no learning curve"):
         figures.learning_curves([make_prompt(1, n_looks=0)])
-    for several in ([], [make_prompt(seed) for seed in range(7)]):
-        with pytest.raises(LensSkillsError, match="draw 1 to 6"):
+    for several in ([], [make_prompt(seed) for seed in range(11)]):
+        with pytest.raises(LensSkillsError, match="draw 1 to 10"):
             figures.learning_curves(several)
+
+
+def test_the_axis_of_a_loss_fits_it() -> None:
+    prompt = make_prompt(1)
+
+    def drawn(change: Callable[[float], float], accuracy: float = 0.5) -> Drawing:
+        rows = [
+            row
+            | {name: change(row[name]) for name in ("train_loss", "held_out_loss")}
+            | {"held_out_accuracy": accuracy}
+            for row in prompt.curve
+        ]
+        return figures.learning_curves(replace(prompt, curve=tuple(rows)))
+
+    steep = drawn(lambda loss: max(loss - 1.0, 0.1) ** 3)
+    assert steep.figure.axes[0].get_yscale() == "log"
+    flat = drawn(lambda loss: 48 + loss)
+    low, high = flat.figure.axes[0].get_ylim()
+    assert 47 < low < 49.5 < high < 53
+    assert "does not start at 0" in words(flat)
+    never = drawn(lambda loss: loss, accuracy=0.0)
+    assert len(never.figure.axes) == 1
+    assert "accuracy is 0 at every step" in words(never)
+    for drawing in (steep, flat, never):
+        assert overlaps(drawing.figure) == []
 
 
 def test_the_map_holds_the_largest_r_of_every_cell() -> None:
@@ -131,7 +158,8 @@ def test_the_matrix_shows_its_sets() -> None:
     kinds = drawing.frame["kind"].tolist()
     assert kinds == sorted(kinds, key=["shared", "specific", "unclear"].index)
     columns = [text.get_text() for text in axis.get_xticklabels()]
-    assert columns == [matrix.skills[place] for place in matrix.order]
+    assert columns == [metric_words(matrix.skills[place]) for place in matrix.order]
+    assert labels(drawing.figure.axes[0]) == ["in the skill's set", "within its null"]
     none = replace(
         matrix,
         neurons=matrix.neurons[:0],
@@ -152,8 +180,14 @@ def test_comparison_bars_are_the_shared_neurons() -> None:
     assert [bar.get_width() for bar in left.containers[0]] == found.shared.tolist()
     np.testing.assert_array_equal(left.lines[0].get_xdata(), found.expected)
     np.testing.assert_array_equal(left.lines[1].get_xdata(), found.expected_by_layer)
-    np.testing.assert_array_equal(right.lines[0].get_xdata(), found.sign_agreement)
-    np.testing.assert_array_equal(right.lines[1].get_xdata(), found.rank_r)
+    signs, chance, ranks = right.lines
+    np.testing.assert_array_equal(signs.get_xdata(), found.sign_agreement)
+    np.testing.assert_array_equal(ranks.get_xdata(), found.rank_r)
+    assert set(chance.get_xdata()) == {0.5}
+    assert labels(right) == ["same sign (share)", "signs by chance", "rank correlation"]
+    unsure = replace(found, sign_agreement=found.sign_agreement * math.nan)
+    right = figures.compare_scores(unsure).figure.axes[1]
+    assert labels(right) == ["rank correlation"]  # a legend names what is drawn, and no more
     assert f"{len(found.stable):,} neurons significant" in words(drawing)
 
 
@@ -163,8 +197,9 @@ def test_stability_bars_are_shares_of_the_runs() -> None:
     left, right = drawing.figure.axes
     widths = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in left.patches}
     assert [widths[row] for row in range(12)] == found.share[:12].tolist()
-    assert drawing.frame["name"].tolist() == list(found.names[:12])
-    assert labels(left) == ["found in the whole", "not in the whole"]
+    names = drawing.frame.query("what == 'name'")["name"].tolist()
+    assert names == list(found.names[:12])
+    assert labels(left) == ["95 % interval", "found in the whole", "not in the whole"]
     np.testing.assert_array_equal(right.lines[0].get_xdata(), found.shared)
     np.testing.assert_array_equal(right.lines[1].get_xdata(), found.expected)
     with pytest.raises(LensSkillsError, match="nothing to draw"):

@@ -158,7 +158,7 @@ def test_the_heat_map_takes_named_neurons_in_their_order(scores: Scores) -> None
 
 @pytest.mark.parametrize(("width", "numbers"), [(3.4, True), (1.9, False)])
 def test_numbers_stand_in_cells_that_hold_them(scores: Scores, width: float, numbers: bool) -> None:
-    drawing = figures.metric_heatmap(scores, k=1, width=width)
+    drawing = figures.metric_heatmap(scores, k=1).styled(width=width * 25.4)
     shown = [f"{abs(r):.2f}" for r in drawing.frame["r"]] if numbers else []
     assert [text.lstrip("+\N{MINUS SIGN}") for text in texts(drawing)] == shown
 

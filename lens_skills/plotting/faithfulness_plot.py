@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lens_skills.circuits.faithfulness import Curve, Faithfulness
 from lens_skills.plotting.drawing import Drawing, draws
@@ -134,6 +135,7 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_ylim(bottom - room, top + room)
     _beyond(axis, sizes, value, bottom, top)
     part = rows["part"].iloc[0]
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axis.set_ylabel(f"faithfulness\n({part})")
 
 

@@ -299,10 +299,10 @@ def _draw_leaderboard(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     left.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     left.set_xlabel("all tasks: neurons with a causal effect")
     shares = frame[list(tasks)].to_numpy(float)
-    n = len(tasks)
+    n, ends = len(tasks), np.arange(len(names) + 1) - 0.5
     right.pcolormesh(
-        np.arange(n + 1) - 0.5, np.arange(len(names) + 1) - 0.5, np.ma.masked_invalid(shares), cmap=SIZE_MAP, vmin=0,
-        vmax=1, edgecolors="white", linewidth=0.6, zorder=1,
+        np.arange(n + 1) - 0.5, ends, np.ma.masked_invalid(shares), cmap=SIZE_MAP, vmin=0, vmax=1,
+        edgecolors="white", linewidth=0.6, zorder=1,
     )  # fmt: skip
     for (row, column), value in np.ndenumerate(shares):
         if np.isfinite(value):  # else the method could not rank there

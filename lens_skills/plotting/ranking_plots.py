@@ -130,7 +130,7 @@ def _draw_method_comparison(frame: pd.DataFrame, about: About, look: Look) -> Fi
         else:
             left = figure.add_subplot()
     else:
-        under = _ROW * len(about["methods"]) + tallest + 0.45
+        under = _ROW * len(about["methods"]) + tallest + 0.55
         figure = sheet(look, high + under, about)
         left, right = figure.subplots(2, 1, height_ratios=[high, under])
     legend = _shares(left, frame, about)
@@ -212,7 +212,7 @@ def _agreement(axis: Axes, about: About, n_rows: int, gap: str) -> None:
         # The labels belong to the matrix, not to the rows below it.
         label.set_y(1 - n / n_rows)
     axis.set_title(
-        f"× 100 · above: rank correlation{gap}below: overlap of the top {about['k']}",
+        f"× 100{gap}above: rank correlation{gap}below: overlap of the top {about['k']}",
         size=SMALL, loc="left", pad=4,
     )  # fmt: skip
 

@@ -34,6 +34,7 @@ OURS = {
     "load": "opens a saved result",
     "load_model": "opens a model, compared with its Hugging Face original",
     "rank": "one of the ways of ranking below",
+    "report": "results as one page",
     "scale": "an edit: a factor",
     "span": "names a position",
     "study": "all steps in one call",

@@ -40,12 +40,14 @@ ROOMS = {
     "circuits": "Circuits",
     "resampling": "Stability",
     "plotting": "Figures",
+    "reporting": "Reports",
 }
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|<)(?P<path>[^)#\s]+)(?P<rest>#[^)\s]*)?(?=\))")
 FENCE = re.compile(r"^(```.*?^```)$", re.M | re.S)
 # A run of lines that begins with >>> and ends at the next empty line.
 DOCTEST = re.compile(r"((?:^|(?<=\n)) *>>> .*?(?=\n\s*\n|\Z))", re.S)
 CODE = re.compile(r"^::: (\S+)\n.*?heading: (\S+)", re.M | re.S)
+PRINTED = re.compile(r"^<!-- printed -->\n", re.M)
 NOT_RUN = re.compile(r"^<!-- not run: (.*?) -->$", re.M)
 COMMENT_LINE = re.compile(r"^<!--.*?-->$", re.M | re.S)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
@@ -53,11 +55,13 @@ COMMENT = re.compile(r"<!--.*?-->", re.S)
 
 def on_config(config: Any) -> Any:
     """Lists the pages of a folder where the navigation names the folder."""
-    pages = {"notebooks/": notebook_nav(), "api/": api_nav()}
+    pages = {"notebooks/": notebook_nav(), "api/": api_nav(), "errors/": error_nav()}
     for entry in config.nav:
         (title, place), *_ = entry.items()
         if isinstance(place, str) and place in pages:
             entry[title] = pages[place]
+    if "changelog.md" in pages_elsewhere().values():
+        config.nav.append({"Changelog": "changelog.md"})
     return config
 
 
@@ -74,6 +78,17 @@ def api_nav() -> list[Any]:
     """The rooms."""
     titles = {**ROOMS, "more": "Studies, results, settings"}
     return ["api/index.md", *({title: f"api/{room}.md"} for room, title in titles.items())]
+
+
+def error_nav() -> list[Any]:
+    """The first page, then each error."""
+    return sorted(
+        (
+            path.relative_to(ROOT / "docs").as_posix()
+            for path in (ROOT / "docs/errors").glob("*.md")
+        ),
+        key=lambda page: (not page.endswith("index.md"), page),
+    )
 
 
 def heading_of(text: str) -> str:
@@ -134,6 +149,7 @@ def rewritten(text: str, path: str, source: str) -> str:
         return os.path.relpath(place, Path(source).parent) + (found["rest"] or "")
 
     text = LINK.sub(link, text)
+    text = PRINTED.sub('<p class="not-run">It prints:</p>\n\n', text)
     text = NOT_RUN.sub(r'<p class="not-run">Not run by the tests: \1.</p>\n', text)
     return COMMENT.sub("", COMMENT_LINE.sub("\n", text))
 

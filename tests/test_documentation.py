@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 README_BYTES = 10_000  # a page that is read
 
@@ -27,6 +27,8 @@ README_BYTES = 10_000  # a page that is read
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>\S[^\n]*?) -->\n)?^```python\n(?P<code>.*?)^```$", re.M | re.S
 )
+# What the block before it prints; `…` stands for anything.
+PRINTED = re.compile(r"^<!-- printed -->\n```text\n(?P<text>.*?)^```$", re.M | re.S)
 SHELL = re.compile(r"^```sh\n(?P<code>.*?)^```$", re.M | re.S)
 # Lines of a file tree: leading branches or blanks, then a path, then what it is.
 TREE = re.compile(r"^```(?:text|tree)?\n(?P<tree>[\w.-]+/\s.*?)^```$", re.M | re.S)
@@ -35,7 +37,15 @@ NAMED = re.compile(r"(?<![\w/.-])(?:benchmarks|docs|figures|notebooks|tests|trai
 MODULE = re.compile(r"`(?P<path>[\w/]+\.py)`")
 MADE = ("figures/demo",)  # by a command, and not kept
 
-each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+def page_name(page: Path) -> str:
+    """``README``, ``howto/hooks``: the page as the site calls it."""
+    return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
+
+
+each = pytest.mark.parametrize("page", PAGES, ids=page_name)
+# Pages of errors are run by test_error_pages.py: there code has to fail.
+runs = [page for page in PAGES if page.parent.name != "errors"]
 
 
 def modules() -> list[str]:
@@ -96,18 +106,45 @@ def test_docstring_examples(name: str) -> None:
     assert found.failed == 0, f"{found.failed} of {found.attempted} examples in {name}"
 
 
+def printed(text: str) -> list[str]:
+    """Of each Python block, what the page says it prints, or ""."""
+    starts = [block.start() for block in BLOCK.finditer(text)]
+    said = [""] * len(starts)
+    for found in PRINTED.finditer(text):
+        said[sum(start < found.start() for start in starts) - 1] = found["text"]
+    return said
+
+
+def same_text(wanted: str, got: str) -> bool:
+    """Whether they are the same up to blanks and what ``…`` stands for.
+
+    >>> same_text("a … c\\n", "a  b\\nc\\n"), same_text("a\\n", "b\\n")
+    (True, False)
+    """
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    return doctest.OutputChecker().check_output(wanted.replace("…", "..."), got, flags)
+
+
 @pytest.mark.slow
-@each
-def test_the_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", runs, ids=page_name)
+def test_the_blocks_run(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """In order and in one namespace, in an empty folder, as a reader would paste them."""
     text = page.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     namespace: dict[str, Any] = {"__name__": page.stem}
-    for line, code, reason in blocks(text):
+    for (line, code, reason), said in zip(blocks(text), printed(text), strict=True):
         if reason is None:
+            capsys.readouterr()
             # Blank lines in front, so that a traceback names the page's own line.
             exec(compile("\n" * line + code, str(page), "exec"), namespace)
+            shown = capsys.readouterr().out
+            assert not said or same_text(said, shown), f"line {line} prints:\n{shown}"
     if page.name == "README.md":
         plain, steered = namespace["plain"], namespace["steered"]
         assert plain != steered, "the steering example shows no difference"
@@ -147,7 +184,7 @@ def unknown_options(code: str) -> list[str]:
     return found
 
 
-@each
+@pytest.mark.parametrize("page", runs, ids=page_name)
 def test_calls_on_a_page_are_of_today(page: Path) -> None:
     """Also in the blocks that are too long to run."""
     for _, code, _ in blocks(page.read_text(encoding="utf-8")):
@@ -297,6 +334,10 @@ def test_the_readers_of_this_file() -> None:
     assert found == [(2, "x = 1\n", None), (6, "y\n", "needs a GPU")]
     assert unknown_options("ls.select(a, b, level=0.1)") == ["ls.select(level=)"]
     assert unknown_options("ls.tasks.few(x, 2, seed=0)\nmine(y=1)") == []
+    both = f"{run}<!-- printed -->\n```text\n1 … 2\n```\n"
+    assert printed(f"{not_run}{both}{run}") == ["", "1 … 2\n", ""]
+    assert same_text("1 … 2\n", "1 a\nb 2\n")
+    assert not same_text("1 … 2\n", "1 a 3\n")
     paths = tree_paths("a/   what\n  b.py   text\n  c/\n    d.py, e.py   both\nf.py\n")
     assert paths == ["a", "a/b.py", "a/c", "a/c/d.py", "a/c/e.py", "f.py"]
     drawn = tree_paths("a/\n├── b.py   text\n└── c/\n    └── d.py\n")

@@ -1,7 +1,7 @@
 """A page per neuron: what is known of it from all results, its examples, and what is not known."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -155,23 +155,10 @@ def _layer_of(name: str) -> str:
 def _quantiles(
     name: str, examples: ActivatingExamples | None, explained: Explanation | None
 ) -> tuple[Quantile, ...]:
-    """From where it is strongest; of an explanation alone, the ends it kept.
-
-    That is from the highest activations down, and of a neuron that mostly fires below 0 from the
-    lowest up.
-    """
-    parts = _parts(name, examples, explained)
-    if parts and -parts[-1].low > parts[0].high:
-        return tuple(replace(one, rows=one.rows[::-1]) for one in reversed(parts))
-    return tuple(parts)
-
-
-def _parts(
-    name: str, examples: ActivatingExamples | None, explained: Explanation | None
-) -> list[Quantile]:
+    """From the highest activations down; of an explanation alone, the ends it kept."""
     if examples is not None and name in examples:
         told = examples.examples.set_index("id")
-        return [
+        return tuple(
             Quantile(
                 part.name,
                 part.low,
@@ -180,11 +167,12 @@ def _parts(
                 tuple(_row(excerpt, told) for excerpt in part.excerpts),
             )
             for part in examples[name].quantiles
-        ]
+            if part.excerpts or part.name not in ("highest", "lowest")
+        )
     if explained is None:
-        return []
+        return ()
     ends = (("highest", explained.top), ("lowest", tuple(reversed(explained.bottom))))
-    return [
+    return tuple(
         Quantile(
             word,
             min(one.activation for one in some),
@@ -194,7 +182,7 @@ def _parts(
         )
         for word, some in ends
         if some
-    ]
+    )
 
 
 def _row(excerpt: Excerpt, told: Any) -> TokenRow:

@@ -6,6 +6,7 @@ from typing import Any
 from lens_skills.circuits import Circuit
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import ActivatingExamples, Explanations, Shortcuts
+from lens_skills.interventions import Verdict
 from lens_skills.reporting.document import (
     Card,
     Document,
@@ -29,11 +30,11 @@ from lens_skills.reporting.neuron_table import columns, frame_rows, rows
 from lens_skills.reporting.pictures import pictures
 from lens_skills.reporting.sources import Sources, open_sources
 from lens_skills.results import file_name
-from lens_skills.scoring import Scores
+from lens_skills.scoring import Scores, Selection
 from lens_skills.studies import Study
 
 _PAGES = 100
-_TABLE = 200  # rows of a result's table
+_TABLE = 100  # rows of a result's table
 
 
 def gather(
@@ -168,7 +169,8 @@ def _cards(sources: Sources) -> tuple[Card, ...]:
     for name, one in sources.results.items():
         if isinstance(one, ActivatingExamples) or (studied and _is_step_of(one, studied)):
             continue
-        frame = None if isinstance(one, Scores) else _frame(one)
+        # The evidence and the effects of all neurons are the report's own table.
+        frame = None if isinstance(one, Scores | Selection | Study | Verdict) else _frame(one)
         found.append(
             Card(
                 anchor=f"card-{file_name(name.replace('/', '-'))}",
@@ -192,8 +194,6 @@ def _is_step_of(one: Any, metrics: set[str]) -> bool:
 
 
 def _frame(one: Any) -> Any:
-    if isinstance(one, Study):
-        return one.evidence()
     try:
         return one.frame()
     except AttributeError:

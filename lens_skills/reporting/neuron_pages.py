@@ -41,10 +41,19 @@ _ALIKE = 0.3  # |r| from which on neurons go together
 _MOST_ALIKE = 10
 _CUT = 0.5  # of 1 - |r|, as `redundancy` cuts
 
-_FEATURE_COLUMNS = (
-    "feature", "variance_explained", "low", "high", "direction", "overlap_top", "base", "p", "q",
-    "ranked_first", "stands_for", "accepted",
-)  # fmt: skip
+_FEATURE_COLUMNS = {
+    "feature": "feature",
+    "variance_explained": "variance explained",
+    "low": "95 % from",
+    "high": "to",
+    "overlap_top": "share of its top examples",
+    "base": "share of all",
+    "p": "p",
+    "q": "q",
+    "ranked_first": "ranked first in resamples",
+    "stands_for": "stands for",
+    "accepted": "accepted",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +266,7 @@ def _explanation(
         rows = explained.rows[:_FEATURES]
         if rows:
             body = (tuple(plain(row.get(key)) for key in _FEATURE_COLUMNS) for row in rows)
-            features = (_FEATURE_COLUMNS, *body)
+            features = (tuple(_FEATURE_COLUMNS.values()), *body)
     for found in sources.of(Shortcuts).values():
         for one in found.neurons:
             if one.name == name:

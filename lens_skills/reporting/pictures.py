@@ -22,6 +22,8 @@ from lens_skills.resampling import Stability
 from lens_skills.results import file_name
 from lens_skills.scoring import ScoreComparison, SkillMatrix
 
+_TABLE = 60  # rows of a picture's numbers; all are in the file that `figures` writes
+
 Draw = Callable[[], Drawing]
 Plan = tuple[str, str, Draw]
 """A title, what is to be seen in words, and what draws it."""
@@ -51,7 +53,7 @@ def pictures(
             continue
         parts = (place.replace("/", "-"), drawing.name)
         anchor = _unused("-".join(["figure", *(file_name(part) for part in parts if part)]), used)
-        found.append(Picture(anchor, title, svg, alt, frame_rows(drawing.frame)))
+        found.append(Picture(anchor, title, svg, alt, frame_rows(drawing.frame, _TABLE)))
     return tuple(found), tuple(failed)
 
 

@@ -57,7 +57,7 @@ def verify(
     chosen_metric(opened.intervene_split(limit), causal_metric)
     asked: dict[str, Any] = {"causal_metric": causal_metric, "delta": delta}
     asked |= {"limit": limit, "most": most}
-    sizes = {"control_sets": control_sets, "control_neurons": control_neurons}
+    sizes: dict[str, Any] = {"control_sets": control_sets, "control_neurons": control_neurons}
     step = opened.verifying(name, opened.selected(name), **asked, **sizes)
     if told.begin(step, lambda: {"verdict": Verdict.load(step.place)}):
         against = controls(control_sets, neurons=control_neurons)
@@ -105,7 +105,8 @@ def dose(
     step = Step(place, what, asked, then=f"lens-skills figures {run}")
     if told.begin(step, lambda: {"dose": DoseResponse.load(place)}):
         where = opened.as_scored()
-        pooled = where["position"] in ("mean", "max")
+        if where["position"] in ("mean", "max"):
+            where["position"] = "all"
         curve = dose_response(
             open_read_model(opened),
             examples,
@@ -114,7 +115,7 @@ def dose(
             metric=causal,
             over=scores if set(steered) <= set(scores.names()) else opened.splits()[0],
             at=scores.site,
-            **where | ({"position": "all"} if pooled else {}),
+            **where,
         )
         drawn = run / "figures" / place.name
         told.keep(step, "dose", curve, lambda: [figures.dose_response(curve)], drawn)
@@ -173,12 +174,12 @@ def audit(
     if where["position"] in ("mean", "max"):
         where["position"] = "all"
     where |= {} if position is None else {"position": position}
-    at = at or (run.request.options.get("at") if run else None) or "mlp.hook_post"
+    site = at or ("mlp.hook_post" if run is None else run.request.options.get("at"))
     claims = claim or (None if run is None else list(run.request.metrics))
     causal = chosen_metric(task, causal_metric)
     known_values(parse_metrics(claims or (), task), task)
     place = folder / file_name("audit", joined(names))
-    asked = {"--claim": claims, "--causal-metric": causal, "--delta": delta, "--at": at}
+    asked = {"--claim": claims, "--causal-metric": causal, "--delta": delta, "--at": site}
     asked |= {f"--{name}": value for name, value in where.items()}
     asked |= {"--control-sets": control_sets, "--control-neurons": control_neurons}
     asked |= {"--permutations": permutations, "--limit": limit, "--chat": chat}
@@ -192,7 +193,7 @@ def audit(
             neurons=names,
             metric=causal,
             claims=claims,
-            at=at,
+            at=site or "mlp.hook_post",
             controls=controls(control_sets, neurons=control_neurons),
             delta=delta,
             n_permutations=permutations,

@@ -127,10 +127,10 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Quantile:
-    """Examples whose activation lies in one part of its range, the highest first.
+    """Some examples whose activation lies in one part of its ranks, the strongest first.
 
     Attributes:
-        name: ``"highest"``, ``"80–100 %"``, …, ``"lowest"``.
+        name: ``"highest"``, ``"80–100 %"`` (of the examples, by rank), …, ``"lowest"``.
         low, high: Of the activations in it, over ``n_examples``.
     """
 
@@ -180,7 +180,8 @@ class NeuronPage:
         row: Its values by the keys of the table's columns.
         facts: Further numbers, each with its interval and unit in words.
         verdict: The word of the verdict, and why; "" where it was not tried.
-        quantiles: Examples, from the highest activations down.
+        quantiles: Examples, from the highest activations down; of a neuron that mostly fires below
+            0 from the lowest up.
         explanation: Sentences.
         features: Column names, then rows: the features that explain it.
         correlated: (name, r) of those that go with it over the examples, the strongest first.

@@ -26,7 +26,7 @@ def found_of(
     found: list[str] = []
     for one, name in zip(analyses, names, strict=True):
         told = _finding(one)
-        found += [f"{name}: {text}" for text in told] if len(analyses) > 1 else told
+        found += [f"{name}: {' '.join(told)}"] if len(analyses) > 1 else told
     for circuit in sources.of(Circuit).values():
         words = ", ".join(f"{n} {word}" for word, n in circuit.counts.items())
         found.append(f"Circuit of {circuit.target}: {len(circuit.edges)} edges tested, {words}.")
@@ -86,8 +86,11 @@ def _verdict(one: Analysis) -> list[str]:
     whole = verdict.rulings[-1] if verdict.rulings else None
     if whole is not None and whole.name == "set":
         told = change(whole.effect, whole.low, whole.high, unit, whole.percent)
+        moves = "raise" if whole.effect > 0 else "lower"
         p = "" if whole.p is None else f", p = {whole.p:.2g} among {whole.n_controls} matched sets"
-        found.append(f"All together: {told}, {whole.label}{p}.")
+        found.append(
+            f"Edited together they {moves} {verdict.effects.metric}, by {told}: {whole.label}{p}."
+        )
     return found
 
 
@@ -285,9 +288,11 @@ def caveats_of(
 ) -> tuple[str, ...]:
     """What a reader must know before quoting a number, each sentence once."""
     found: list[str] = []
-    for one, name in zip(analyses, names, strict=True):
-        about = f"{name}: " if len(analyses) > 1 else ""
-        found += [f"{about}{text}" for text in _caveats(one)]
+    own = [_caveats(one) for one in analyses]
+    for name, told in zip(names, own, strict=True):
+        for text in told:
+            of_all = all(text in other for other in own)
+            found.append(text if of_all else f"{name}: {text}")
     for name, result in sources.results.items():
         if isinstance(result, Study | Scores | ActivatingExamples):
             continue

@@ -63,9 +63,9 @@ def facts_of(
 
 def _evidence(row: Mapping[str, Any]) -> list[Fact]:
     tests = {
-        "p_confirm": ("of r on confirm, this neuron alone", "p"),
-        "q_control_confirm": ("against the control task on confirm", "q"),
-        "q_basis": ("against random directions of its layer", "q"),
+        "p_confirm": ("r on confirm, of this neuron by itself", "p"),
+        "q_control_confirm": ("r against the control task, confirm", "q"),
+        "q_basis": ("r against random directions of its layer", "q"),
     }
     return [
         Fact(name, chance(sign, row[key]))

@@ -1,7 +1,7 @@
 """A page per neuron: what is known of it from all results, its examples, and what is not known."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -164,10 +164,23 @@ def _layer_of(name: str) -> str:
 def _quantiles(
     name: str, examples: ActivatingExamples | None, explained: Explanation | None
 ) -> tuple[Quantile, ...]:
-    """From the highest activations down; of an explanation alone, the ends it kept."""
+    """From where it is strongest; of an explanation alone, the ends it kept.
+
+    That is from the highest activations down, and of a neuron that mostly fires below 0 from the
+    lowest up.
+    """
+    parts = _parts(name, examples, explained)
+    if parts and -parts[-1].low > parts[0].high:
+        return tuple(replace(one, rows=one.rows[::-1]) for one in reversed(parts))
+    return tuple(parts)
+
+
+def _parts(
+    name: str, examples: ActivatingExamples | None, explained: Explanation | None
+) -> list[Quantile]:
     if examples is not None and name in examples:
         told = examples.examples.set_index("id")
-        return tuple(
+        return [
             Quantile(
                 part.name,
                 part.low,
@@ -176,12 +189,11 @@ def _quantiles(
                 tuple(_row(excerpt, told) for excerpt in part.excerpts),
             )
             for part in examples[name].quantiles
-            if part.excerpts or part.name not in ("highest", "lowest")
-        )
+        ]
     if explained is None:
-        return ()
+        return []
     ends = (("highest", explained.top), ("lowest", tuple(reversed(explained.bottom))))
-    return tuple(
+    return [
         Quantile(
             word,
             min(one.activation for one in some),
@@ -191,7 +203,7 @@ def _quantiles(
         )
         for word, some in ends
         if some
-    )
+    ]
 
 
 def _row(excerpt: Excerpt, told: Any) -> TokenRow:

@@ -424,7 +424,11 @@ def test_examples_are_shown_as_they_were_read(tiny: Any, task: Any, scores: Scor
     assert sorted(page.name for page in found.neurons) == sorted(names)
     told = examples.examples.set_index("id")
     for page in found.neurons:
-        kept = examples[page.name]
+        kept, down = examples[page.name], page.quantiles
+        if -kept["lowest"].low > kept["highest"].high:  # strongest below 0: shown from there
+            assert down[0].rows[0].activation == kept["lowest"].excerpts[-1].activation
+            down = tuple(replace(part, rows=part.rows[::-1]) for part in reversed(down))
+        page = replace(page, quantiles=down)
         assert [part.name for part in page.quantiles] == [part.name for part in kept.quantiles]
         for shown, part in zip(page.quantiles, kept.quantiles, strict=True):
             assert (shown.low, shown.high, shown.n_examples) == (

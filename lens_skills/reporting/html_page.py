@@ -36,6 +36,10 @@ STATIC_ROWS = 50
 _MINUS = "−"
 
 
+_PLACES = re.compile(r"""\b(?:d|x|y|x1|x2|y1|y2)=["'][^"']*["']|\btranslate\([^)]*\)""")
+_DIGITS = re.compile(r"(\.\d\d)\d+")
+
+
 def render(document: Document) -> str:
     """The report as one HTML file: text, pictures, data and script in one; nothing is fetched.
 
@@ -43,8 +47,8 @@ def render(document: Document) -> str:
     run, and characters that would not be seen (controls, changes of direction) are written out,
     ``⟨U+202E⟩``. A policy in the page lets no script run but its own, and nothing be fetched.
 
-    Of a model so large that its correlations would not fit (400,000 numbers: 50,000 neurons under 8
-    metrics), those of the strongest neurons are embedded, and the page says so.
+    Of a model so large that its correlations would not fit (800,000 numbers: 100,000 neurons under
+    8 metrics), those of the strongest neurons are embedded, and the page says so.
 
     Args:
         document: As `gather` makes it.
@@ -113,7 +117,7 @@ def _shape(svg: str) -> Markup:
     return Markup(' width="{:.0f}" height="{:.0f}"').format(float(box[1]), float(box[2]))
 
 
-def _picture(svg: str) -> str:
+def _picture(svg: str) -> Markup:
     """The address of a picture that holds it whole.
 
     As an image and not as a part of the page: what is in it runs nothing, and its names do not meet
@@ -123,11 +127,13 @@ def _picture(svg: str) -> str:
         r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S
     )
     svg = re.sub(r"\s*\n\s*", " ", svg.strip())
-    svg = svg.encode("utf-8", "replace").decode("utf-8")
+    # Hundredths of a point are not seen; scales (of letters) and colours keep their digits.
+    svg = _PLACES.sub(lambda place: _DIGITS.sub(r"\1", place[0]), svg)
     # Quotation marks of attributes may be either; single ones need no escape in an address.
     if "'" not in svg:
         svg = svg.replace('"', "'")
-    return "data:image/svg+xml," + quote(svg, safe=" ='/:;,()-.@!*+[]{}|_~$?")
+    # What is left holds no quotation mark of an attribute, no & and no <: it needs no other escape.
+    return Markup("data:image/svg+xml," + quote(svg, safe=" ='/:;,()-.@!*+[]{}|_~$?"))
 
 
 def _anchor(name: str) -> str:

@@ -24,7 +24,7 @@ from lens_skills.reporting.document import (
     Quantile,
 )
 
-MOST_NUMBERS = 400_000
+MOST_NUMBERS = 800_000
 """Of the correlations of all neurons, how many are embedded: 2 MB as text."""
 
 NAME = "neuron"
@@ -177,14 +177,25 @@ def _graph(graph: Graph) -> Any:
 
 
 def _every(every: EveryNeuron, total: int) -> Any:
+    # Where all are there, layer by layer, the number of a layer's neurons says which is which.
+    wide = max(every.index) + 1
+    layer, index = np.divmod(np.arange(len(every.layer)), wide)
+    whole = np.array_equal(layer, every.layer) and np.array_equal(index, every.index)
     return {
         "total": total,
-        "layer": _packed(every.layer, "<u2"),
-        "index": _packed(every.index, "<u4"),
+        "wide": wide if whole else None,
+        "layer": None if whole else _packed(every.layer, "<u2"),
+        "index": None if whole else _packed(every.index, "<u4"),
         "metrics": list(every.r),
-        "r": [_packed(r, "<f4") for r in every.r.values()],
+        "r": [_packed(_in_steps(r), "<i2") for r in every.r.values()],
         "threshold": [plain(every.threshold.get(name)) for name in every.r],
     }
+
+
+def _in_steps(r: Any) -> Any:
+    """r in steps of 0.0001, of which three decimals are shown; -32768 where there is none."""
+    steps = np.round(np.asarray(r, dtype=float) * 10_000)
+    return np.where(np.isfinite(steps), steps, -32768)
 
 
 def _packed(values: Any, kind: str) -> str:

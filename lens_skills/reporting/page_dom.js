@@ -82,18 +82,23 @@ function linkOf(name) {
 }
 
 function unpacked(text, kind) {
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const characters = atob(text);
+  const bytes = new Uint8Array(characters.length);
+  for (let k = 0; k < bytes.length; k += 1) bytes[k] = characters.charCodeAt(k);
   return new kind(bytes.buffer);
 }
 
-const EVERY = DATA.every && {
-  total: DATA.every.total,
-  layer: unpacked(DATA.every.layer, Uint16Array),
-  index: unpacked(DATA.every.index, Uint32Array),
-  metrics: DATA.every.metrics,
-  r: DATA.every.r.map((text) => unpacked(text, Float32Array)),
-  threshold: DATA.every.threshold,
-};
+const EVERY = DATA.every && everyNeuron(DATA.every);
+
+function everyNeuron({ total, wide, layer, index, metrics, r, threshold }) {
+  const values = r.map((text) => Float32Array.from(unpacked(text, Int16Array), (steps) => (steps === -32768 ? NaN : steps / 10000)));
+  const n = values[0].length;
+  return {
+    total, metrics, threshold, r: values,
+    layer: wide ? Uint16Array.from({ length: n }, (_, k) => Math.floor(k / wide)) : unpacked(layer, Uint16Array),
+    index: wide ? Uint32Array.from({ length: n }, (_, k) => k % wide) : unpacked(index, Uint32Array),
+  };
+}
 
 // Names come from outside, so they are keys of maps and never of objects.
 const PAGE_OF = new Map(DATA.neurons.map((page, k) => [page.name, k]));

@@ -56,7 +56,8 @@ function fullPage(page) {
   return [
     make("p", { class: "lead" }, page.summary),
     page.caveats.length ? make("ul", { class: "caveats" }, page.caveats.map((caveat) => make("li", {}, caveat))) : null,
-    section("Evidence", evidence(page.cells), ...others.map((cells, k) => evidence(cells, k + 1)), page.facts.length ? factList(page.facts) : null),
+    section("Evidence", evidence(page.cells), ...others.map((cells, k) => evidence(cells, k + 1)), page.facts.length ? factList(page.facts) : null,
+      make("details", { class: "help" }, make("summary", {}, "What these numbers are"), columnHelp())),
     page.verdict || page.controls ? section("Verdict, beside its controls",
       page.verdict ? make("p", {}, page.verdict) : null,
       page.controls ? controlStrip(page.controls) : null) : null,
@@ -80,6 +81,10 @@ function neuronLink(name) {
 
 // Evidence: one line per column, with a bar where there is an interval.
 
+function columnHelp() {
+  return factList(DATA.columns.slice(1).map(([, title, help, , unit]) => ({ name: title, value: unit ? `${help} Unit: ${unit}.` : help })));
+}
+
 let spans = null;
 
 /** From where to where the intervals of a column go, over all rows, with 0 among them. */
@@ -98,12 +103,12 @@ function spanOf(column) {
 }
 
 function evidence(cells, k = 0) {
-  const lines = DATA.columns.flatMap(([, title, help, digits, unit, interval], column) => {
+  const lines = DATA.columns.flatMap(([, title, , digits, unit, interval], column) => {
     const value = valueIn(cells[column], interval);
     if (!column || value === null || value === "") return [];
     const limits = interval && cells[column][1] !== null && typeof value === "number" ? cells[column].slice(1) : null;
     const text = number(value, digits) + (limits ? ` [${number(limits[0], digits)}, ${number(limits[1], digits)}]` : "") + (unit ? ` ${unit}` : "");
-    return [make("tr", {}, make("th", { scope: "row", title: help }, title),
+    return [make("tr", {}, make("th", { scope: "row" }, title),
       make("td", { class: typeof value === "number" ? "number" : null }, text),
       make("td", {}, limits ? intervalBar(value, limits, spanOf(column), digits) : null))];
   });

@@ -61,7 +61,7 @@ def gather(
     >>> scores = ls.score(model, task, metrics=["confidence"], n_permutations=20)
     >>> document = gather(scores)
     >>> document.title, len(document.every.layer)
-    ('arithmetic on arithmetic-small', 192)
+    ('arithmetic on arithmetic-small', 1536)
     """
     if neurons < 0:
         raise LensSkillsError(f"neurons= is how many get a page, 0 or more, not {neurons}.")

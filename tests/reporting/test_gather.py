@@ -541,3 +541,37 @@ def test_a_figure_that_cannot_be_drawn_is_named(monkeypatch: pytest.MonkeyPatch)
     assert told["figure: What is left after each step"] == "nothing to draw"
     assert "ZeroDivisionError" in told["figure: Effects on logit_diff, neuron by neuron"]
     assert len(found.pictures) == 1
+
+
+@pytest.fixture(scope="module")
+def studied(tiny: Any) -> Any:
+    return ls.study(
+        tiny, ls.tasks.agreement()[:96], metric=METRIC, fractions=(0.5, 0.5), n_permutations=39
+    )
+
+
+def test_a_study_beside_its_own_steps_is_shown_once(studied: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    parts = {"study": studied, "explore": studied.scores, "confirm-label_plural":
+             studied.confirm_scores, "selection-label_plural": studied.selection}  # fmt: skip
+    for name, part in parts.items():
+        part.save(folder / name)
+    make_curve().save(folder / "dose-L0N1")
+    found, alone = gather(folder), gather(studied)
+    assert found.found == alone.found
+    assert found.rows == alone.rows
+    assert {card.title for card in found.cards} == {"study", "dose-L0N1"}
+    assert {fact.name: fact.value for fact in found.asked}["looked for"] == METRIC
+    assert any(fact.name == "explore split" for fact in found.data)
+
+
+def test_a_study_gives_the_examples_itself(studied: Any, tiny: Any, tmp_path: Path) -> None:
+    scores = replace(studied.scores, p_family=torch.zeros_like(studied.scores.r))
+    rows = tuple(
+        evidence_row(k, "", "", name=f"L{k}N2", layer=k, neuron=2, r_confirm=None) for k in range(2)
+    )
+    study = replace(studied, scores=scores, selection=replace(studied.selection, rows=rows))
+    path = study.report(tmp_path / "report.html", model=tiny)
+    page = path.read_text(encoding="utf-8")
+    assert "examples on the neurons&#39; pages" in page
+    assert "Jacobian lens" in page

@@ -38,6 +38,7 @@ from lens_skills.models import load_model as load_model
 from lens_skills.plotting import figures as figures
 from lens_skills.ranking import compare_methods as compare_methods
 from lens_skills.ranking import rank as rank
+from lens_skills.reporting import export as export
 from lens_skills.reporting import report as report
 from lens_skills.resampling import stability as stability
 from lens_skills.saved import load as load

@@ -117,6 +117,7 @@ def calls() -> dict[str, dict[str, Any]]:
         "preflight": {},
         "prescreen": {"metric": "logit_diff"},
         "rank": {"metric": "label:plural", "exploratory": True},
+        "export": {"source": scores, "folder": "exported"},
         "report": {"source": scores, "path": "report.html"},
         "redundancy": {},
         "score": {"metrics": metrics, "n_permutations": 10, "n_controls": 0, "exploratory": True},

@@ -26,7 +26,7 @@ from lens_skills.scoring import select
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
-LOOKING = ("figures", "report", "show")  # which are done anew each time
+LOOKING = ("export", "figures", "report", "show")  # which are done anew each time
 SCORE = ("score", "agreement", "--metric", "label:plural", "--limit", 192, "--permutations", 39)
 
 
@@ -189,6 +189,7 @@ def commands(run: Path, out: Path, model: Path) -> dict[str, list[object]]:
                   "--control-neurons", 25, "--permutations", 39],
         "show": [out / "run"],
         "figures": [out / "run"],
+        "export": [run, "--out", out / "exported", "--most", 3],
         "report": [run, "--out", out / "report.html", "--neurons", 3],
         "prompt": ["agreement", "--limit", 60, "--epochs", 1, "--tokens", 1, *opened,
                    "--out", out / "prompt"],
@@ -231,7 +232,8 @@ def test_every_command_prints_one_object(answers: Any, name: str) -> None:
         assert isinstance(part["kind"], str)
         assert all(isinstance(line, str) for line in part["card"])
         assert isinstance(part["rows"], list) or name == "demo"
-    parts = {"tasks": "task", "models": "models", "figures": "figures", "report": "report"}
+    parts = {"tasks": "task", "models": "models", "figures": "figures"}
+    parts |= {"report": "report", "export": "export"}
     assert said[parts[name]] if name in parts else said["results"]
 
 

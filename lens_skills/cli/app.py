@@ -31,6 +31,7 @@ from lens_skills.cli.exit_codes import (
     received,
     stopped_code,
 )
+from lens_skills.cli.export_command import export
 from lens_skills.cli.finding import score, select, study
 from lens_skills.cli.intervening import audit, dose, verify
 from lens_skills.cli.report_command import report
@@ -312,5 +313,6 @@ command(app, audit, panel=MORE, opens="model", reads="table", makes=True)
 command(app, show, panel=LOOK)
 command(app, figures, panel=LOOK)
 command(app, report, panel=LOOK, opens="model")
+command(app, export, panel=LOOK)
 for made in (prompt, generate):
     command(app, made, panel=PROMPTS, opens="model", makes=True)

@@ -370,16 +370,18 @@ def _neuron_text(
     if _known(row.get("r_confirm")):
         r = with_ends("r_confirm", "low", "high")
         parts.append(f"r on the confirm split {r} (95 %), q {chance(row['q_confirm'])}.")
-    if row.get("grade"):
+    if _known(row.get("grade")) and row["grade"]:
         parts.append(f"Grade {row['grade']}.")
-    ends = ("effect_low", "effect_high") if "effect_low" in row else ("low", "high")
-    word = row.get("verdict") or row.get("label")
-    if word and _known(row.get("effect")):
-        q = row["effect_q"] if "effect_q" in row else row.get("q", float("nan"))
+    # A verdict's own frame, or the evidence that it was added to.
+    added = _known(row.get("effect_low"))
+    low, high, q, word = ("low", "high", "q", "label")
+    if added:
+        low, high, q, word = ("effect_low", "effect_high", "effect_q", "verdict")
+    if _known(row.get("effect")) and _known(row.get(word)):
+        among = f", q {chance(float(row[q]))}" if _known(row.get(q)) else ""
         parts.append(
-            f"Ablated, the metric changes by {with_ends('effect', *ends)} (edited - clean, 95 %)"
-            + (f", q {chance(float(q))}" if _known(q) else "")
-            + f": {word}."
+            f"Ablated, the metric changes by {with_ends('effect', low, high)} (edited - clean, "
+            f"95 %){among}: {row[word]}."
         )
     return " ".join(parts)
 

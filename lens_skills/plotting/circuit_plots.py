@@ -104,13 +104,15 @@ def circuit_graph(circuit: Circuit, *, n: int = 15, exploratory: bool = False) -
     frame.insert(0, "number", range(1, len(edges) + 1))
     size = count(circuit.n_examples, circuit.n_groups)
     about = {
-        "title": f"Circuit of {circuit.target}",
+        "title": f"Circuit of {metric_words(circuit.target)}",
         "lines": [joined(*source(circuit.provenance), size)],
         "note": _note(circuit, edges),
         "exploratory": exploratory,
         "start": [str(node) for node in circuit.start],
         "metric": circuit.metric,
-        "targets": {one.target: _totals(one, circuit.target) for one in circuit.totals},
+        "targets": {
+            one.target: _totals(one, metric_words(circuit.target)) for one in circuit.totals
+        },
     }
     return Drawing("circuit_graph", frame, about, file_name("circuit_graph", circuit.target))
 
@@ -178,13 +180,16 @@ def _draw_circuit_graph(frame: pd.DataFrame, about: About, look: Look) -> Figure
     start = [_node(*name.split("@")) for name in about["start"]]
     rows = graph_rows(edges, start)
     names = [_shown(node, about["metric"]) for node in rows.nodes]
-    table = _table(edges, frame["number"].tolist(), about)
+    numbers = frame["number"].tolist()
+    slide = look.style == "talk"  # where nobody reads a table: the effects stand at the arrows
+    table = [] if slide else _table(edges, numbers, about)
     columns = _column_widths(table)
     inner = look.width - 0.1
-    beside = look.width >= _BESIDE
-    room = inner - (columns[-1] + 0.2 if beside else 0)
+    beside = look.width >= _BESIDE or slide
+    room = inner - (columns[-1] + 0.2 if beside and table else 0)
     labels = [
-        joined_label(number, edge) for number, edge in zip(frame["number"], edges, strict=True)
+        _at_arrow(None if slide else number, edge)
+        for number, edge in zip(numbers, edges, strict=True)
     ]
     layout = _layout(rows, names, edges, labels, room)
     top, below = layout.height + _LEGEND, _LINE * len(table)
@@ -232,9 +237,10 @@ def _number(value: Any) -> float | None:
     return None if value != value else float(value)
 
 
-def joined_label(number: int, edge: Edge) -> str:
-    """What stands at an arrow: its number, and the channel where there is a choice."""
-    return f"{number}" if edge.channel in ("answer", "in") else f"{number} {edge.channel}"
+def _at_arrow(number: int | None, edge: Edge) -> str:
+    """The channel where there is a choice, after the number or before the effect."""
+    channel, effect, _ = _cells(edge)
+    return f"{channel} {effect}".strip() if number is None else f"{number} {channel}".strip()
 
 
 def _exactly(figure: Figure, axis: Axes, height: float, room: float) -> None:
@@ -450,6 +456,8 @@ def _ending(totals: Mapping[str, str] | None) -> list[Row]:
 
 def _column_widths(table: Sequence[Row]) -> list[float]:
     """Where each column ends: names to the left, numbers to the right; last, the whole."""
+    if not table:
+        return [0.0] * 6
     rows = [cells for _, cells in table if len(cells) > 1]
     widths = [max(text_width(row[k], FINE) for row in rows) for k in range(5)]
     ends = [sum(widths[: k + 1]) + k * _GAP for k in range(5)]

@@ -332,9 +332,10 @@ def _cost(
     through = np.clip(half + 0.1 - np.abs(at - x), 0, None)
     total += 150 * float(through[inside].sum())
     total += _crossings(x, y, a, b)
-    total += 0.1 * float(np.abs(x[b] - x[a]).sum())
-    # Lines that meet in one box from nearly one direction cannot be told apart.
+    # Flat lines leave no room between those side by side; lines that meet in one box from nearly
+    # one direction cannot be told apart.
     lean = (x[b] - x[a]) / np.abs(reach)
+    total += 0.1 * float(np.abs(x[b] - x[a]).sum()) + 0.3 * float((lean[y[a] != y[b]] ** 2).sum())
     for ends_here in (a, b):
         together = np.triu(ends_here[:, None] == ends_here, 1)
         near = np.clip(0.6 - np.abs(lean[:, None] - lean), 0, None)

@@ -223,6 +223,14 @@ def test_two_channels_between_two_nodes_are_two_arrows_apart() -> None:
     assert inner == ["inner L20H3-5@-4 L20H3@-1", "inner L29N1010@-1 L29MLP@-1"]
 
 
+def test_a_slide_has_effects_at_its_arrows_and_no_table() -> None:
+    written = texts(circuit_graph(make_circuit(), n=30).styled("talk"))
+    assert written["gate −1.20"] == SUPPORTS
+    assert written["gate +0.31"] == OPPOSES
+    assert written["+0.86"] == OPPOSES
+    assert not any(text.startswith(("change of", "[")) for text in written)
+
+
 def test_layers_rise_and_positions_run_to_the_right() -> None:
     drawing = circuit_graph(make_circuit(), n=30)
     axis = drawing.figure.axes[0]

@@ -413,7 +413,9 @@ def versions_of(analyses: Sequence[Analysis], sources: Sources) -> tuple[Fact, .
             found.append(Fact(package, f"{number}{differs}", code=True))
         if about.get("model_fingerprint"):
             found.append(Fact("weights and tokenizer (SHA-256)", about["model_fingerprint"], True))
-        if about.get("examples"):
-            split = about.get("split", "all")
-            found.append(Fact(f"examples of the {split} (hash)", about["examples"], True))
+        hashes = about.get("examples") or ()  # of one split, or of each of several
+        splits = about.get("splits") or [about.get("split", "all")]
+        several = [hashes] if isinstance(hashes, str) else hashes
+        for split, value in zip(splits, several, strict=False):
+            found.append(Fact(f"examples of the {split} (hash)", value, True))
     return tuple({(fact.name, fact.value): fact for fact in found}.values())

@@ -16,8 +16,10 @@ import lens_skills as ls
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import ActivatingExamples
+from lens_skills.explanation.shortcut_report import no_shortcuts
 from lens_skills.plotting import figures
 from lens_skills.reporting.document import Document
+from lens_skills.reporting.document_words import versions_of
 from lens_skills.reporting.gather import gather
 from lens_skills.reporting.neuron_pages import pages
 from lens_skills.reporting.sources import open_sources
@@ -332,6 +334,15 @@ def test_a_moved_folder_and_one_that_cannot_be_written_say_the_same(tmp_path: Pa
         for path in (moved, *moved.iterdir()):
             os.chmod(path, 0o755 if path.is_dir() else 0o644)
     assert (after.rows, after.neurons, after.cards) == (before.rows, before.neurons, before.cards)
+
+
+def test_the_examples_of_each_of_several_splits_are_named() -> None:
+    about = {"splits": ["explore split", "confirm split"], "examples": ["a1", "b2"]}
+    facts = versions_of([], open_sources(no_shortcuts("correct", "none is strong", about)))
+    assert [(fact.name, fact.value) for fact in facts] == [
+        ("examples of the explore split (hash)", "a1"),
+        ("examples of the confirm split (hash)", "b2"),
+    ]
 
 
 def test_a_damaged_part_is_named_and_the_rest_shown(tmp_path: Path) -> None:

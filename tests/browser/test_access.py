@@ -25,7 +25,9 @@ def test_axe_finds_nothing(opened, axe, place, width, scheme):
     for details in page.locator("details").all():
         details.evaluate("one => { one.open = true; }")
     if place == "circuit":
-        page.locator(".node rect").first.click()
+        page.locator(".node").first.focus()
+        page.keyboard.press("Enter")
+        assert page.locator(".node[aria-pressed=true]").count() == 1
         page.locator(".edges button").first.focus()
     page.evaluate(axe)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")

@@ -312,6 +312,7 @@ def test_an_edge_says_its_effect_and_interval(opened):
 
 def test_a_sign_is_a_colour_and_a_dash(opened):
     page = opened("ordinary", "#circuit-L28N907")
+    page.locator("#circuit-L28N907 input[type=checkbox]").uncheck()
     graph = page.locator("#circuit-L28N907 .graph")
     edges = DOCUMENT.circuits[0].edges
     dashes = graph.locator(".arrow").evaluate_all(

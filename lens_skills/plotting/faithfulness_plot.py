@@ -94,7 +94,7 @@ def _draw_faithfulness(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     figure = sheet(look, 0.5 + 1.35 * len(parts), about)
     axes = np.atleast_1d(figure.subplots(len(parts), 1))
     for axis, part in zip(axes, parts, strict=True):
-        _panel(axis, frame[frame["part"] == part])
+        _panel(axis, frame.loc[frame["part"] == part])
     legend_above(axes[0], 2)
     axes[-1].set_xlabel("edges, strongest first")
     figure.align_ylabels()
@@ -102,7 +102,7 @@ def _draw_faithfulness(frame: pd.DataFrame, about: About, look: Look) -> Figure:
 
 
 def _panel(axis: Axes, rows: pd.DataFrame) -> None:
-    mine = rows[rows["what"] == "circuit"]
+    mine = rows.loc[rows["what"] == "circuit"]
     sizes, value, low, high = (
         mine[name].to_numpy(float) for name in ("n_edges", "faithfulness", "low", "high")
     )
@@ -129,7 +129,7 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_xscale("log")
     axis.set_xlim(0.88, max(sizes[-1] * 1.12, 2.2))
     ticks_at(axis.xaxis, [tick for tick in _TICKS if tick <= max(sizes[-1], 2)])
-    drawn = np.concatenate([low, high, rows["faithfulness"].to_numpy(float), [0.0, 1.0]])
+    drawn = np.concatenate([low, high, rows.loc[:, "faithfulness"].to_numpy(float), [0.0, 1.0]])
     bottom, top = max(np.nanmin(drawn), 1 - _LIMIT), min(np.nanmax(drawn), _LIMIT)
     room = 0.06 * (top - bottom)
     axis.set_ylim(bottom - room, top + room)

@@ -142,9 +142,9 @@ def effect_against_controls(verdict: Verdict, *, name: str | None = None) -> Dra
 def _draw_effect_against_controls(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     figure = sheet(look, 2.1, about)
     axis = figure.add_subplot()
-    own = frame[frame["what"] == about["name"]].to_dict("records")[-1]
-    delta = frame[frame["what"] == "delta"]
-    delta_band(axis, float(delta["high"].iloc[0]), "x")
+    own = frame.loc[frame["what"] == about["name"]].to_dict("records")[-1]
+    delta = frame.loc[frame["what"] == "delta", "high"]
+    delta_band(axis, float(delta.iloc[0]), "x")
     _histograms(axis, frame, list(about["controls"]))
     mark = LOOKS[own["word"]]
     height, across = 0.9, axis.get_xaxis_transform()
@@ -297,7 +297,8 @@ def effect_forest(verdict: Verdict, *, k: int = 40) -> Drawing:
 @draws("effect_forest")
 def _draw_effect_forest(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     apart = about["set_apart"]
-    parts = [frame[frame["name"] != "set"], frame[frame["name"] == "set"]] if apart else [frame]
+    whole = frame["name"] == "set"
+    parts = [frame.loc[~whole], frame.loc[whole]] if apart else [frame]
     figure = sheet(look, _ROW * len(frame) + (0.85 if apart else 0.6) + 0.15, about)
     axes = figure.subplots(
         len(parts), 1, squeeze=False, height_ratios=[len(part) + 0.3 for part in parts]
@@ -312,8 +313,8 @@ def _draw_effect_forest(frame: pd.DataFrame, about: About, look: Look) -> Figure
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes[-1].set_xlabel(about["axis"])
     total = {"marker": "o", "color": BLACK, "markersize": 4, "linewidth": 1.1}
-    handles = [Line2D([], [], **total, label="total effect")]
-    if frame["direct"].notna().any():
+    handles: list[Line2D | Patch] = [Line2D([], [], **total, label="total effect")]
+    if frame.loc[:, "direct"].notna().any():
         handles.append(Line2D([], [], **_DIRECT, linewidth=0.6, label="direct effect"))
     handles.append(Patch(color=PALE, label="within ±δ"))
     legend_above(axes[0], 3, handles=handles, handlelength=1.8)
@@ -365,7 +366,7 @@ def _rows(axis: Axes, rulings: list[dict[Any, Any]]) -> None:
                 axis.plot([low, high], [at, at], color=GREY, linewidth=0.6, zorder=2)
             axis.plot([one["direct"]], [at], linestyle="none", **_DIRECT, zorder=2)
         axis.text(
-            1.02, row, _SHORT.get(one["word"], one["word"]) + " (large)" * bool(one["large"]),
+            1.02, row, _SHORT.get(one["word"], str(one["word"])) + " (large)" * bool(one["large"]),
             transform=axis.get_yaxis_transform(), size=SMALL, va="center_baseline",
         )  # fmt: skip
     name_lines(axis, range(len(rulings)), [one["name"] for one in rulings])

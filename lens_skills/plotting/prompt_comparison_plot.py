@@ -98,7 +98,7 @@ def _agreement(axis: Axes, frame: pd.DataFrame, rows: np.ndarray) -> None:
         frame["rank_r"], rows, linestyle="none", marker="s", markerfacecolor="white", color=BLACK,
         markersize=4.5, clip_on=False, label="rank correlation",
     )  # fmt: skip
-    low = min(0.0, float(frame["rank_r"].min()) - 0.05)
+    low = min(0.0, float(frame.loc[:, "rank_r"].min()) - 0.05)
     axis.set_xlim(low, 1.02)
     axis.set_xlabel("agreement", size=SMALL + 1)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4))

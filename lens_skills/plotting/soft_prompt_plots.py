@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -71,13 +72,13 @@ def learning_curves(
 
 def _never(frame: pd.DataFrame, baselines: Mapping[str, float]) -> bool:
     """Whether no held-out answer was ever right, so that there is nothing to see."""
-    return not max([float(frame["held_out_accuracy"].max()), *baselines.values()])
+    return not max([float(frame.loc[:, "held_out_accuracy"].max()), *baselines.values()])
 
 
 def _near(frame: pd.DataFrame) -> float:
     """Where a linear axis of the loss starts: at 0, or near losses that fall by less than half."""
-    losses = frame[["train_loss", "held_out_loss"]].stack()
-    low, high = float(losses.min()), float(losses.max())
+    losses = frame.loc[:, ["train_loss", "held_out_loss"]].to_numpy(float)
+    low, high = float(np.nanmin(losses)), float(np.nanmax(losses))
     return low - 0.1 * (high - low) if low > high / 2 else 0.0
 
 
@@ -133,8 +134,8 @@ def _draw_learning_curves(frame: pd.DataFrame, about: About, look: Look) -> Figu
 
 def _scale_loss(axis: Axes, frame: pd.DataFrame) -> None:
     axis.set_ylabel("loss (nats per answer)")
-    losses = frame[["train_loss", "held_out_loss"]].stack()
-    low, high = float(losses.min()), float(losses.max())
+    losses = frame.loc[:, ["train_loss", "held_out_loss"]].to_numpy(float)
+    low, high = float(np.nanmin(losses)), float(np.nanmax(losses))
     if not 0 < low < high / _STEEP:
         start = _near(frame)
         axis.set_ylim(start, high + 0.06 * (high - start))
@@ -154,6 +155,6 @@ def _compare(axis: Axes, frame: pd.DataFrame, baselines: Mapping[str, float]) ->
             name, (1, value), xytext=(-2, 1.5), xycoords=("axes fraction", "data"),
             textcoords="offset points", color=GREY, ha="right", va="bottom",
         )  # fmt: skip
-    top = max([float(frame["held_out_accuracy"].max()), *baselines.values(), 0.05])
+    top = max([float(frame.loc[:, "held_out_accuracy"].max()), *baselines.values(), 0.05])
     axis.set_ylim(-0.06 * top, 1.15 * top)
     axis.set_ylabel("held-out accuracy")

@@ -83,7 +83,7 @@ def stability(stability: Stability, *, k: int = 20) -> Drawing:
 
 @draws("stability")
 def _draw_stability(frame: pd.DataFrame, about: About, look: Look) -> Figure:
-    names, pairs = (frame[frame["what"] == what] for what in ("name", "pair"))
+    names, pairs = (frame.loc[frame["what"] == what] for what in ("name", "pair"))
     figure = sheet(look, max(0.9, _ROW * len(names)) + 0.75, about)
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
     _names(left, names, about)
@@ -92,7 +92,7 @@ def _draw_stability(frame: pd.DataFrame, about: About, look: Look) -> Figure:
         pairs["shared"], rows, linestyle="none", marker="o", color=DATA, markersize=3.5,
         label="shared", zorder=3,
     )  # fmt: skip
-    if pairs["expected"].notna().any():
+    if pairs.loc[:, "expected"].notna().any():
         right.plot(
             pairs["expected"], rows, linestyle="none", marker="D", color=CHANCE, markersize=3.5,
             markerfacecolor="white", label="by chance", zorder=2,

@@ -246,10 +246,15 @@ def _written(name: str, around: Around, explained: Explanation | None) -> tuple[
             found.setdefault(one.lens, one)
     if around.examples is not None and name in around.examples:
         found |= {one.lens: one for one in around.examples[name].writes}
+    logit, jacobian = found.get("logit"), found.get("jacobian")
+    same = logit is not None and jacobian is not None and logit.promoted == jacobian.promoted
+    if same:
+        del found["jacobian"]
     return tuple(
         Written(
             LENSES.get(lens, lens),
-            f"logits per unit of activation, {one.how}",
+            f"logits per unit of activation, {one.how}"
+            + ("; no layer follows, so that the Jacobian lens is the same" if same else ""),
             one.promoted,
             one.suppressed,
         )

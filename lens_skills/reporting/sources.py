@@ -13,6 +13,7 @@ from lens_skills.reporting.document import Fact
 from lens_skills.results import Result, file_name, is_saved
 from lens_skills.saved import load
 from lens_skills.scoring import MetricScores
+from lens_skills.studies import Study
 
 _RUN = "run.json"
 _DEPTH = 3  # folders below the one that was named
@@ -166,11 +167,13 @@ def _steps(run: Path, results: Mapping[str, Result]) -> Iterator[str]:
     metrics = {
         file_name(name): name for one in results.values() for name in getattr(one, "metrics", ())
     }
+    studied = {file_name(one.metric) for one in results.values() if isinstance(one, Study)}
     records = []
     for place in run.glob(".*-asked.json"):
         name = place.name.removeprefix(".").removesuffix("-asked.json")
         kind, _, rest = name.partition("-")
-        if kind in _COMMANDS:
+        of_study = kind in ("selection", "verdict") and rest in studied
+        if kind in _COMMANDS and not of_study:
             records.append((place.stat().st_mtime_ns, name, kind, rest, _json(place)))
     for _, _, kind, rest, asked in sorted(records, key=lambda record: record[:2]):
         verb, option = _COMMANDS[kind]

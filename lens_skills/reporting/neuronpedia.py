@@ -229,10 +229,11 @@ class _Labels:
         if edge.low is not None and edge.high is not None:
             weight += f" [{-edge.high:+.3g}, {-edge.low:+.3g}]"
         unit = _totals(self.circuit, edge).unit
+        weight = weight.replace("-", "\N{MINUS SIGN}")
         said = f"to {edge.receiver} {edge.channel} {weight} {unit} of {edge.target}"
         if edge.q is not None:
             said += f", q {chance(edge.q)}"
-        return said.replace("-", "\N{MINUS SIGN}") + (f", {edge.verdict}" if edge.verdict else "")
+        return said + (f", {edge.verdict}" if edge.verdict else "")
 
 
 def _said(totals: Totals) -> str:

@@ -222,7 +222,8 @@ def legend() -> str:
     """What the shades say."""
     steps = "".join(_span(f" {name} ", "", share) for name, share in _STEPS)
     return (
-        f'<p style="margin:0.4em 0">activation, {steps} of the largest |activation| of the neuron; '
+        f'<p style="margin:0.4em 0;white-space:pre-wrap">activation {steps} over the largest '
+        "shown of the neuron; "
         f"{_outlined('outlined')}: the token it was read at; point at a token for its value</p>"
     )
 

@@ -181,6 +181,7 @@ def test_every_kind_of_node_and_few_groups(traced: Any) -> None:
     assert len({(n["layer"], n["feature"], n["ctx_idx"]) for n in few["nodes"]}) == len(
         few["nodes"]
     )
+    assert any("; to L1H0-1@-2 K +0.25 " in node["clerp"] for node in few["nodes"])
     assert "too few groups" in few["metadata"]["info"]["description"]
     (part,) = few["links"][0]["channels"]
     assert (part["weight"], part["low"], part["verdict"]) == (0.25, None, None)

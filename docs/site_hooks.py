@@ -47,6 +47,8 @@ FENCE = re.compile(r"^(```.*?^```)$", re.M | re.S)
 # A run of lines that begins with >>> and ends at the next empty line.
 DOCTEST = re.compile(r"((?:^|(?<=\n)) *>>> .*?(?=\n\s*\n|\Z))", re.S)
 CODE = re.compile(r"^::: (\S+)\n.*?heading: (\S+)", re.M | re.S)
+# A list right below a line of text, which GitHub takes for a list and Python-Markdown does not.
+LIST = re.compile(r"^([^\s|>#-].*)\n(?=- )", re.M)
 PRINTED = re.compile(r"^<!-- printed -->\n", re.M)
 NOT_RUN = re.compile(r"^<!-- not run: (.*?) -->$", re.M)
 COMMENT_LINE = re.compile(r"^<!--.*?-->$", re.M | re.S)
@@ -60,6 +62,8 @@ def on_config(config: Any) -> Any:
         (title, place), *_ = entry.items()
         if isinstance(place, str) and place in pages:
             entry[title] = pages[place]
+    if (ROOT / "docs" / "gallery.md").exists():
+        config.nav.insert(6, {"Gallery": "gallery.md"})
     if "changelog.md" in pages_elsewhere().values():
         config.nav.append({"Changelog": "changelog.md"})
     return config
@@ -76,8 +80,31 @@ def notebook_nav() -> list[Any]:
 
 def api_nav() -> list[Any]:
     """The rooms."""
-    titles = {**ROOMS, "more": "Studies, results, settings"}
+    titles = {**ROOMS, "more": "Studies, results, settings", "shell": "Shell"}
     return ["api/index.md", *({title: f"api/{room}.md"} for room, title in titles.items())]
+
+
+def shell_page() -> str:
+    """Every command of the shell with its arguments and options."""
+    import typer
+
+    from lens_skills.cli.app import app
+
+    group: Any = typer.main.get_command(app)
+    parts = ["# Shell", "`lens-skills COMMAND --help` says the same. Exit codes and `--json` are"
+             " [here](../howto/shell.md)."]  # fmt: skip
+    for name, command in group.commands.items():
+        said = " ".join((command.help or "").split())
+        rows = ["| | what it is | default |", "|---|---|---|"]
+        for option in command.params:
+            # Not every default is one: flags are off, and what is required has none.
+            said_default = option.default not in (None, [], ()) and option.default is not False
+            shown = option.default if said_default and not option.required else ""
+            words = " ".join((option.help or "").split())
+            names = " ".join(option.opts) if option.param_type_name == "option" else option.name
+            rows.append(f"| `{names}` | {words} | {shown} |".replace("RUN|TASK", "RUN or TASK"))
+        parts += [f"## lens-skills {name}", said, "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def error_nav() -> list[Any]:
@@ -148,7 +175,7 @@ def rewritten(text: str, path: str, source: str) -> str:
             return found[0]  # MkDocs says that it leads nowhere
         return os.path.relpath(place, Path(source).parent) + (found["rest"] or "")
 
-    text = LINK.sub(link, text)
+    text = LIST.sub("\\1\n\n", LINK.sub(link, text))
     text = PRINTED.sub('<p class="not-run">It prints:</p>\n\n', text)
     text = NOT_RUN.sub(r'<p class="not-run">Not run by the tests: \1.</p>\n', text)
     return COMMENT.sub("", COMMENT_LINE.sub("\n", text))
@@ -239,6 +266,7 @@ def api_pages() -> dict[str, str]:
         ]
     )
     pages["index"] = api_index(pages, public)
+    pages["shell"] = shell_page()
     return pages
 
 

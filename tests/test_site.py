@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 # What a browser fetches by itself when it opens a page; a link that is clicked is something else.
 FETCHED = re.compile(
@@ -77,6 +78,21 @@ def test_every_public_name_is_documented(site: Path) -> None:
     for name in set(ls.__all__) - {"__version__"}:
         assert f"<code>ls.{name}</code>" in index, name
         assert re.search(rf"<h[23][^>]*>\s*(?:<[^>]*>\s*)*ls\.{name}\b", pages), name
+
+
+def test_every_command_is_on_the_page_of_the_shell(site: Path) -> None:
+    import typer
+
+    from lens_skills.cli.app import app
+
+    page = text_of(site / "api" / "shell.html")
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert len(commands) > 10
+    for name, command in commands.items():
+        assert f"lens-skills {name}" in page
+        for option in command.params:
+            if option.param_type_name == "option":
+                assert f"<code>{' '.join(option.opts)}</code>" in page, (name, option.opts)
 
 
 def test_every_notebook_is_a_page(site: Path) -> None:

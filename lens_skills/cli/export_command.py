@@ -36,7 +36,7 @@ def export(
     if (place / LEFT_OUT).exists():
         for line in (place / LEFT_OUT).read_text(encoding="utf-8").splitlines():
             told.note(line)
-    lines = [", ".join(f"{count:,} {what}" for what, count in counts.items())]
+    lines = [", ".join(f"{what}: {count:,}" for what, count in counts.items())]
     if not counts["neurons"]:
         lines.append(
             f"no neuron's examples were read yet: `lens-skills report {folder}` reads them"

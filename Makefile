@@ -61,11 +61,13 @@ site: $(STAMP) ## Build the pages as a site in site/, which opens from a disk; a
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo 'Open site/index.html.'
 
-figures: demo ## Redraw the figures.
+figures: $(STAMP) ## Redraw every committed figure from its committed table (seconds, no model).
+	$(BIN)/python benchmarks/gallery_page.py
+	$(BIN)/python benchmarks/redraw_figures.py
 
 bench: $(STAMP) ## Run every benchmark; each prints a table and, last, one JSON object.
 	@set -e; for file in $$(grep -l '^if __name__' benchmarks/*.py); do \
-		case $$file in */render_docs.py|*/demo_numbers.py) continue;; esac; \
+		case $$file in */render_docs.py|*/demo_numbers.py|*/gallery_page.py|*/redraw_figures.py) continue;; esac; \
 		echo "== $$file"; HF_HUB_OFFLINE=1 $(BIN)/python "$$file"; \
 	done
 

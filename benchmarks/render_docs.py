@@ -249,7 +249,7 @@ def steps_of(path: str) -> dict[str, float]:
 def demo_attrition(results: Results) -> str:
     """What each gate of the demo's three studies leaves."""
     demo = results["demo_numbers"]
-    words = [row["word"] for row in rows_of("figures/agreement/effect_forest-logit_diff.csv")]
+    words = [row["word"] for row in rows_of("figures/agreement/effect_forest-label_plural.csv")]
     support, oppose = (words[:-1].count(word) for word in ("supports", "opposes"))
     rows = [
         [
@@ -278,7 +278,7 @@ def demo_neurons(results: Results) -> str:
     points = rows_of("figures/agreement/effect_against_r-label_plural.csv")
     r = {row["name"]: float(row["r"]) for row in points if row["word"]}
     rows = []
-    for row in rows_of("figures/agreement/effect_forest-logit_diff.csv"):
+    for row in rows_of("figures/agreement/effect_forest-label_plural.csv"):
         effect, low, high, direct = (float(row[key]) for key in ("effect", "low", "high", "direct"))
         name = row["name"]
         known = name in r
@@ -300,7 +300,7 @@ def demo_neurons(results: Results) -> str:
 
 def demo_sets(results: Results) -> str:
     """What removing the four does, against removing matched sets."""
-    bins = rows_of("figures/agreement/effect_against_controls-set.csv")
+    bins = rows_of("figures/agreement/effect_against_controls-label_plural.csv")
     filled = [row for row in bins if row["what"] == "matched sets" and float(row["value"])]
     n = sum(float(row["value"]) for row in filled)
     low, high = (float(filled[place][end]) for place, end in ((0, "low"), (-1, "high")))
@@ -321,7 +321,7 @@ def demo_sets(results: Results) -> str:
 def in_short(results: Results) -> str:
     """The README's caption of the demo's picture."""
     left = steps_of("figures/agreement/attrition-label_plural.csv")
-    forest = rows_of("figures/agreement/effect_forest-logit_diff.csv")
+    forest = rows_of("figures/agreement/effect_forest-label_plural.csv")
     effect = next(float(row["effect"]) for row in forest if row["name"] == "L28N907")
     words = [row["word"] for row in forest[:-1]]
     return (

@@ -43,8 +43,8 @@ def test_of_a_table_of_ones_own(table: Path, tiny_folder: Path, tmp_path: Path) 
     assert result.stdout == f"{found!r}\n"
     assert {row["metric"] for row in found.claims} == {"label:plural", "logit_diff"}
     assert {row["name"] for row in found.claims} == {"L1N2", "L2N3"}
-    drawn = {path.stem for path in (out / "figures" / "audit-L1N2_L2N3").glob("*.pdf")}
-    assert "effect_forest-logit_diff" in drawn
+    drawn = {path.stem for path in (out / "figures").glob("*.pdf")}
+    assert "effect_forest-audit-L1N2_L2N3" in drawn
     assert len(pd.read_csv(out / "audit-L1N2_L2N3.csv")) == 4
     assert result.stderr.endswith(f"next: lens-skills show {out}\n")
     assert f"{found!r}\n" in shell("show", out).stdout

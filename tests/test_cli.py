@@ -100,7 +100,7 @@ def test_select_then_figures(run_folder: Path, tmp_path: Path) -> None:
         "attrition-label_plural",
     }
     for name in drawn:
-        for suffix in ("pdf", "svg", "png", "csv"):
+        for suffix in ("pdf", "svg", "png", "csv", "json"):
             assert (tmp_path / f"{name}.{suffix}").stat().st_size > 0
     assert {path.stem for path in tmp_path.iterdir()} == drawn
 
@@ -318,6 +318,37 @@ def test_a_run_of_an_older_layout_is_refused_with_what_to_do(
             )
             assert what in message
             assert "lens-skills score TASK --out FOLDER" in message
+
+
+def test_figures_for_a_paper_and_again_from_their_tables(
+    refused: Refuse, run_folder: Path, tmp_path: Path
+) -> None:
+    asked = ("--style", "paper", "--width", "60", "--panels")
+    some = ("--only", "layer_profile", "--only", "r_distribution")
+    printed("figures", run_folder, "--out", tmp_path / "run", *some)
+    text = printed("figures", run_folder, "--out", tmp_path / "paper", *asked, *some)
+    assert "plural (label) by layer. MLP activations, last token." in text  # for its own caption
+    names = ("layer_profile-label_plural", "r_distribution-label_plural")
+    saved = [json.loads((tmp_path / "paper" / f"{name}.json").read_text()) for name in names]
+    assert [one["panel"] for one in saved] == ["a", "b"]
+    assert {(one["style"], one["width_mm"]) for one in saved} == {("paper", 60.0)}
+
+    # The folder of figures is enough to draw them again, in another style.
+    csv = (tmp_path / "run" / f"{names[1]}.csv").read_bytes()
+    printed("figures", tmp_path / "run", *asked, *some)
+    for name in names:
+        for suffix in ("pdf", "svg", "png", "csv", "json"):
+            one, other = (tmp_path / part / f"{name}.{suffix}" for part in ("run", "paper"))
+            assert one.read_bytes() == other.read_bytes(), suffix
+    assert (tmp_path / "run" / f"{names[1]}.csv").read_bytes() == csv
+    explored = printed("figures", run_folder / "explore", "--out", tmp_path / "explore")
+    assert "r_distribution-label_plural" in explored
+
+    assert "no figure 'pie' here. There are: r_dist" in refused(
+        "figures", run_folder, "--only", "pie"
+    )
+    assert "no style 'poster'" in refused("figures", run_folder, "--style", "poster")
+    assert "not 'wide'" in refused("figures", run_folder, "--width", "wide")
 
 
 def test_a_folder_that_is_no_run(refused: Refuse, tmp_path: Path) -> None:

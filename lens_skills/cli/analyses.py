@@ -33,7 +33,6 @@ def explain(
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.explanation import Explanations
     from lens_skills.explanation import explain as explained
-    from lens_skills.plotting import figures
 
     check_names(neuron or [])
     told, opened = call(), Run.load(run)
@@ -53,13 +52,7 @@ def explain(
             chat=opened.request.options.get("chat", False),
             **opened.as_scored(),
         )
-        told.keep(
-            step,
-            "explanations",
-            explanations,
-            lambda: [figures.feature_matrix(explanations)],
-            run / "figures",
-        )
+        told.keep(step, "explanations", explanations, run / "figures")
 
 
 def shortcuts(
@@ -91,7 +84,6 @@ def shortcuts(
     from lens_skills.explanation import shortcuts as find_shortcuts
     from lens_skills.explanation.shortcuts import check_groups, parse_causal_metric
     from lens_skills.interventions import controls
-    from lens_skills.plotting import figures
 
     check_names(neuron or [])
     told, opened = call(), Run.load(run)
@@ -124,9 +116,7 @@ def shortcuts(
             n_permutations=permutations,
             **opened.as_scored(),
         )
-        told.keep(
-            step, "shortcuts", found, lambda: [figures.shortcut_effects(found)], run / "figures"
-        )
+        told.keep(step, "shortcuts", found, run / "figures")
 
 
 def regulators(
@@ -153,7 +143,6 @@ def regulators(
     from lens_skills.activations import DEFAULT_SITE, check_names, parse_metric
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.diagnostics import Regulators, confidence_regulators
-    from lens_skills.plotting import figures
 
     check_names(neuron or [])
     told, opened = call(), Run.load(run)
@@ -185,13 +174,7 @@ def regulators(
             n_controls=control_neurons,
             seed=opened.request.seed,
         )
-        told.keep(
-            step,
-            "regulators",
-            diagnosed,
-            lambda: [figures.confidence_regulation(diagnosed)],
-            run / "figures",
-        )
+        told.keep(step, "regulators", diagnosed, run / "figures")
 
 
 def compare_methods(
@@ -207,7 +190,6 @@ def compare_methods(
     """Which methods find neurons that matter: each ranks on explore, its strongest are ablated."""
     is_run(run)
     from lens_skills.cli.runs import Run, chosen_metric, main_metric
-    from lens_skills.plotting import figures
     from lens_skills.ranking import METHODS, MethodComparison
     from lens_skills.ranking import compare_methods as compared
 
@@ -233,13 +215,7 @@ def compare_methods(
             at=opened.scores().site,
             **opened.as_scored(),
         )
-        told.keep(
-            step,
-            "methods",
-            comparison,
-            lambda: [figures.method_comparison(comparison)],
-            run / "figures",
-        )
+        told.keep(step, "methods", comparison, run / "figures")
 
 
 def circuit(
@@ -267,7 +243,6 @@ def circuit(
     from lens_skills.circuits import Circuit, equal_length_pairs
     from lens_skills.circuits import circuit as traced
     from lens_skills.cli.runs import Run, chosen_metric, joined
-    from lens_skills.plotting import figures
 
     told, opened = call(), Run.load(run)
     causal = chosen_metric(opened.intervene_split(None), causal_metric)
@@ -292,4 +267,4 @@ def circuit(
             chat=opened.request.options.get("chat", False),
             **opened.as_scored(),
         )
-        told.keep(step, "circuit", result, lambda: [figures.circuit_graph(result)], run / "figures")
+        told.keep(step, "circuit", result, run / "figures")

@@ -19,7 +19,6 @@ from lens_skills.cli.console import (
     begin_call,
     call,
     command,
-    is_run,
     limited,
     open_model,
 )
@@ -35,6 +34,7 @@ from lens_skills.cli.export_command import export
 from lens_skills.cli.finding import score, select, study
 from lens_skills.cli.intervening import audit, dose, verify
 from lens_skills.cli.report_command import report
+from lens_skills.cli.run_figures import figures
 from lens_skills.cli.shared_options import Seed
 from lens_skills.cli.showing import show
 from lens_skills.cli.soft_prompts import generate, prompt
@@ -216,29 +216,6 @@ def demo(
     from lens_skills.cli.demo import run_demo
 
     run_demo(call(), out, seed=seed)
-
-
-def figures(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    out: Annotated[Path | None, typer.Option(help="Default: RUN/figures.")] = None,
-) -> None:
-    """Draw the figures of RUN: PDF, SVG, PNG, and the numbers of each as CSV."""
-    is_run(run)
-    from lens_skills.cli.runs import Run, draw_all, draw_verdict
-
-    opened, target = Run.load(run), out or run / "figures"
-    scores, verdicts = opened.scores(), opened.verdicts()
-    drawings = [
-        *draw_all(scores, opened.selections(), verdicts=verdicts),
-        *(d for name, v in verdicts.items() for d in draw_verdict(v, scores[name])),
-    ]
-    for drawing in drawings:
-        drawing.save(target)
-    stems = [str(target / drawing.name) for drawing in drawings]
-    call().written += [
-        f"{stem}.{ending}" for stem in stems for ending in ("pdf", "svg", "png", "csv")
-    ]
-    call().show_lines("figures", stems, [f"{stem}.pdf .svg .png .csv" for stem in stems])
 
 
 def models(

@@ -4,7 +4,7 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import wraps
@@ -146,27 +146,26 @@ class Call:
         self.wrote(step.place)
         self.then(step.next())
 
-    def keep(
-        self, step: Step, name: str, result: Any, draw: Callable[[], Iterable[Any]], figures: Path
-    ) -> None:
+    def keep(self, step: Step, name: str, result: Any, figures: Path) -> None:
         """Saves the result of a step, prints it, and writes its table and its figures.
 
         Args:
             step: What made it.
             name: As `show` takes it.
             result: With a ``frame()``.
-            draw: Makes its figures; an error of the toolkit means that there is nothing to draw.
-            figures: Their folder.
+            figures: The folder of its figures, which are named after the step.
         """
         result.save(step.place)
         self.show(name, result)
         table = step.place.with_name(f"{step.place.name}.csv")
         result.frame().to_csv(table, index=False)
         self.wrote(table)
-        try:
-            self.wrote(*(drawing.save(figures) for drawing in draw()))
-        except LensSkillsError as nothing:  # no edge, say: the table has what was tested
-            self.note(f"no figure: {nothing}")
+        from lens_skills.plotting.result_figures import drawn
+
+        drawings, without = drawn({step.place.name: result})
+        self.wrote(*(drawing.save(figures) for drawing in drawings))
+        for why in without.values():  # no edge, say: the table has what was tested
+            self.note(f"no figure: {why}")
         self.end(step)
 
     def finish(self) -> None:

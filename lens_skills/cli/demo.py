@@ -5,7 +5,6 @@ from typing import Any
 
 from lens_skills.activations import stream
 from lens_skills.cli.console import Call, open_model
-from lens_skills.cli.runs import draw_all, draw_verdict
 from lens_skills.cli.steps import Step
 from lens_skills.cli.terminal import say
 from lens_skills.interventions import Controls
@@ -64,13 +63,7 @@ def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
 def draw(model: Any, result: Study, folder: Path) -> None:
     """Every figure of a study, the strongest neuron's activations among them."""
     scores = result.scores[result.metric]
-    verdicts = {} if result.verdict is None else {result.metric: result.verdict}
-    drawings = [
-        *draw_all(result.scores, [result.selection], metrics=[result.metric], verdicts=verdicts)
-    ]
-    if result.verdict is not None:
-        drawings += draw_verdict(result.verdict, scores)
-    for drawing in drawings:
+    for drawing in figures.of(result, metrics=[result.metric]):
         drawing.save(folder)
     (unit,) = scores.top(1)
     order, activations = [], []

@@ -89,7 +89,6 @@ def dose(
     from lens_skills.cli.runs import Run, chosen_metric, joined, main_metric
     from lens_skills.interventions import DoseResponse, dose_response
     from lens_skills.interventions.dose_response import DOSES, check_doses
-    from lens_skills.plotting import figures
 
     check_names(neuron or [])
     doses = check_doses(by or DOSES)
@@ -117,8 +116,7 @@ def dose(
             at=scores.site,
             **where,
         )
-        drawn = run / "figures" / place.name
-        told.keep(step, "dose", curve, lambda: [figures.dose_response(curve)], drawn)
+        told.keep(step, "dose", curve, run / "figures")
 
 
 def audit(
@@ -160,7 +158,7 @@ def audit(
     Half of the examples are read for what the units carry, on the other half they are ablated.
     """
     from lens_skills.activations import check_names, known_values, parse_metrics
-    from lens_skills.cli.runs import chosen_metric, draw_verdict, joined
+    from lens_skills.cli.runs import chosen_metric, joined
     from lens_skills.interventions import Audit, controls
     from lens_skills.interventions import audit as audited
     from lens_skills.results import file_name
@@ -200,8 +198,7 @@ def audit(
             chat=False if run else chat,
             **where,
         )
-        drawn = folder / "figures" / place.name
-        told.keep(step, "audit", result, lambda: draw_verdict(result.verdict), drawn)
+        told.keep(step, "audit", result, folder / "figures")
 
 
 def _audited(source: str, out: Path | None, limit: int, seed: int) -> tuple[Any, Any, Path]:

@@ -1,12 +1,9 @@
-"""A run folder: what was asked, and the results of each step, so that the next step can go on.
-
-`draw_all`, `draw_verdict`: every figure of such results.
-"""
+"""A run folder: what was asked, and the results of each step, so that the next step can go on."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,17 +17,14 @@ from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.interventions import (
     DEFAULT_CONTROLS,
     Controls,
-    DamageMatrix,
-    DoseResponse,
     Verdict,
     ablate,
     verify,
 )
 from lens_skills.models import SoftPrompt
 from lens_skills.results import FORMAT, file_name, undamaged, writable
-from lens_skills.scoring import MetricScores, Scores, Selection, score, select, skill_matrix
+from lens_skills.scoring import Scores, Selection, score, select
 from lens_skills.scoring.covariates import covariate_columns
-from lens_skills.scoring.scores import one_metric
 from lens_skills.scoring.select import TRIED
 from lens_skills.studies import TESTED, Study
 from lens_skills.tasks import SPLITS, Task, open_task
@@ -404,67 +398,6 @@ def main_metric(metrics: Sequence[str], asked: str | None) -> str:
             f"It holds: {', '.join(metrics)}."
         )
     return asked
-
-
-def draw_all(
-    scores: Scores,
-    selections: Sequence[Selection] = (),
-    *,
-    metrics: Sequence[str] | None = None,
-    verdicts: Mapping[str, Verdict] | None = None,
-) -> Iterator[Any]:
-    """All figures of one pass, one after another: per metric (default all), then of the whole.
-
-    ``verdicts``, by metric, add their words to the figure of what is left.
-    """
-    from lens_skills.plotting import figures
-
-    for metric in metrics or scores.metrics:
-        yield figures.r_distribution(scores[metric])
-        yield figures.layer_profile(scores[metric])
-        if len(scores.positions) > 1:
-            yield figures.correlation_by_position(scores[metric])
-    if len(scores.metrics) > 1:
-        yield figures.metric_heatmap(scores)
-    if scores.calibration() is not None:
-        yield figures.reliability(scores)
-    for selection in selections:
-        yield figures.attrition(selection, (verdicts or {}).get(selection.metric))
-    if len(selections) > 1 and any(len(selection.neurons) for selection in selections):
-        yield figures.skill_matrix(skill_matrix(scores, selections))
-
-
-def draw_verdict(
-    verdict: Verdict,
-    scores: MetricScores | Scores | None = None,
-    *,
-    marked: Mapping[str, str] | None = None,
-    curve: DoseResponse | None = None,
-    matrix: DamageMatrix | None = None,
-) -> Iterator[Any]:
-    """All figures of one verdict, one after another, then those of what was measured beside it.
-
-    Args:
-        verdict: From `verify` or `audit`.
-        scores: The scores its neurons were selected from; without them, or where they hold none of
-            the units (heads, say), the picture of r against effect is left out.
-        marked: For that picture: ``{"L1N2": "decoy"}``.
-        curve: A dose-response of the same neurons.
-        matrix: Of several skills.
-    """
-    from lens_skills.plotting import figures
-
-    if scores is not None:
-        scores = one_metric(scores)
-        scored = set(scores.scores.names())
-        if any(ruling.name in scored for ruling in verdict.singles):
-            yield figures.effect_against_r(scores, verdict, marked=marked)
-    yield figures.effect_against_controls(verdict)
-    yield figures.effect_forest(verdict)
-    if curve is not None:
-        yield figures.dose_response(curve, exploratory=verdict.exploratory)
-    if matrix is not None:
-        yield figures.damage_matrix(matrix, exploratory=verdict.exploratory)
 
 
 _OPTIONS = {"at", "position", "exchange", "chat", "given", "n_permutations"}

@@ -26,8 +26,8 @@ from lens_skills.plotting.figure_table import (
     read_table,
     write_table,
 )
-from lens_skills.plotting.style import MM, About, Look, make_look, settle, style
-from lens_skills.results import file_name, undamaged, write_file
+from lens_skills.plotting.style import MM, About, Look, make_look, style
+from lens_skills.results import undamaged, write_file
 
 FORMAT = 1
 _KINDS = ("pdf", "svg", "png")
@@ -160,8 +160,7 @@ class Drawing:
                 f"{path.name!r} does not say what kind of file to write. "
                 f"End it in one of: {', '.join('.' + name for name in sorted(known))}."
             )
-        write = tables.get(kind) or (lambda: _picture(self.figure, kind, dpi=self.look.dots))
-        return write_file(path, write())
+        return write_file(path, tables[kind]() if kind in tables else encoded(self, kind))
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``<name>.pdf``, ``.svg``, ``.png``, ``.csv`` and ``.json``; the path of the PDF.
@@ -173,7 +172,7 @@ class Drawing:
         """
         path = Path(folder) / self.name
         # Everything is drawn before anything is written.
-        contents = {kind: _picture(self.figure, kind, dpi=self.look.dots) for kind in _KINDS}
+        contents = {kind: encoded(self, kind) for kind in _KINDS}
         contents |= {"csv": write_table(self.frame), "json": self._written()}
         for kind, content in contents.items():
             write_file(path.with_name(f"{path.name}.{kind}"), content)
@@ -286,6 +285,11 @@ def save(figure: Figure, path: str | Path, frame: pd.DataFrame) -> Path:
     return path.with_name(f"{path.name}.pdf")
 
 
+def encoded(drawing: Drawing, kind: str) -> bytes:
+    """The picture as a file of a kind such as ``"svg"``."""
+    return _picture(drawing.figure, kind, dpi=drawing.look.dots)
+
+
 def _picture(figure: Figure, kind: str, *, dpi: float = _PRINT) -> bytes:
     buffer = io.BytesIO()
     # Fonts, hash salt and font types are read while a file is written.
@@ -293,14 +297,6 @@ def _picture(figure: Figure, kind: str, *, dpi: float = _PRINT) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph")  # drawn as a box
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=_UNDATED.get(kind))
     return buffer.getvalue()
-
-
-def finished(figure: Figure, frame: pd.DataFrame, *name: str) -> Drawing:
-    """A drawing that does not know how it was drawn: of the figures that are still to be split."""
-    drawing = Drawing(name[0], frame, {}, file_name(*name))
-    drawing.__dict__["figure"] = settle(figure)
-    object.__setattr__(drawing, "frame", frame)
-    return drawing
 
 
 def bin_rows(what: str, edges: np.ndarray, counts: np.ndarray) -> list[dict[str, object]]:

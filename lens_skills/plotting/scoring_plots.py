@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lens_skills.plotting.drawing import Drawing, bin_rows, draws
-from lens_skills.plotting.heat_map import colour_bar, heat_map, round_limit
+from lens_skills.plotting.heat_map import HATCHED, colour_bar, heat_map, mark_cell, round_limit
 from lens_skills.plotting.style import (
     BLACK,
     COUNT_FLOOR,
@@ -364,8 +364,8 @@ def _counts(axis: Axes, frame: pd.DataFrame, steps: list[str]) -> None:
 def correlation_by_position(scores: MetricScores | Scores) -> Drawing:
     """Largest |r| of each layer's neurons at each position, as a map of layers and positions.
 
-    A dot marks the cells that hold a neuron beyond the permutation threshold, which counts all
-    neurons and all positions as one family; the threshold is the line on the colour bar.
+    Cells without a neuron beyond the permutation threshold are hatched; the threshold counts all
+    neurons and all positions as one family, and is the line on the colour bar.
 
     Args:
         scores: Of one metric, ``scores["name"]``; best of several positions.
@@ -386,8 +386,8 @@ def correlation_by_position(scores: MetricScores | Scores) -> Drawing:
         "lines": caption(whole, where),
         "note": f"No null was drawn. {LATE_LAYERS}"
         if bar is None
-        else "Dot: a neuron is beyond the permutation null over all of them (5 % family-wise), the "
-        f"line on the scale. {LATE_LAYERS}",
+        else "Hatched: no neuron is beyond the permutation null over all of them "
+        f"(5\N{NO-BREAK SPACE}% family-wise), the line on the scale. {LATE_LAYERS}",
         "exploratory": whole.exploratory,
         "scale": f"largest |{correlation(whole)}|",
     }
@@ -398,7 +398,10 @@ def correlation_by_position(scores: MetricScores | Scores) -> Drawing:
 @draws("correlation_by_position")
 def _draw_correlation_by_position(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     layers, positions = frame["layer"].unique(), frame["position"].unique()
+    numbered = all(position_words(name).startswith("token ") for name in positions)
     shown = [position_words(name) for name in positions]
+    if numbered:  # the axis says that they are tokens
+        shown = [name.removeprefix("token ") for name in shown]
     shown = [name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…" for name in shown]
     upright = widest(shown) <= 0.95 * (look.width - 1.1) / len(positions)
     rows = max(1.2, min(4.5, 0.085 * len(layers) + 0.3))
@@ -406,6 +409,7 @@ def _draw_correlation_by_position(frame: pd.DataFrame, about: About, look: Look)
     axis = figure.add_subplot()
     values = frame["strongest"].to_numpy().reshape(len(layers), len(positions))
     bar = frame["threshold"].iloc[0]
+    least = np.nanmin(np.append(values, bar))
     step = max(1, len(layers) // 10)
     image = heat_map(
         axis,
@@ -413,20 +417,18 @@ def _draw_correlation_by_position(frame: pd.DataFrame, about: About, look: Look)
         [str(layer) if row % step == 0 else "" for row, layer in enumerate(layers)],
         shown,
         colours=SIZE_MAP,
-        low=0,
+        low=0 if least < 0.5 * values.max() else math.floor(10 * least) / 10,
         high=round_limit(np.append(values, bar)),
         turn=0 if upright else 90,
         gap=0.3,
     )
     axis.invert_yaxis()  # the first layer is at the bottom
-    beyond = np.argwhere(frame["beyond"].to_numpy(bool).reshape(values.shape)) + 0.5
-    axis.plot(
-        beyond[:, 1], beyond[:, 0], linestyle="none", marker="o", markersize=2.2, color="white",
-        markeredgecolor=BLACK, markeredgewidth=0.4,
-    )  # fmt: skip
-    axis.set(xlabel="position", ylabel="layer")
+    within = ~frame["beyond"].to_numpy(bool).reshape(values.shape)
+    for row, column in np.argwhere(within & np.isfinite(bar)).tolist():
+        mark_cell(axis, row, column, **HATCHED)
+    axis.set(xlabel="token" if numbered else "position", ylabel="layer")
     side = colour_bar(figure, image, axis, about["scale"], labelpad=2, aspect=25, pad=0.03)
-    side.ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    side.ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     if np.isfinite(bar):
         side.ax.axhline(bar, color="white", linewidth=2.2)
         side.ax.axhline(bar, color=BLACK, linewidth=1.0)

@@ -85,10 +85,6 @@ R_MAP = _scale("r", "#40004B", "#9970AB", "#FFFFFF", "#5AAE61", "#00441B")
 ACTIVATION_MAP = _scale("activation", "#5B3A29", "#B79C8A", "#FFFFFF", "#8B93A1", "#14181F")
 SIZE_MAP = _scale("size", "#F7F7F7", "#A3A8B0", DATA, "#14181F")
 
-# Gone as soon as the last figure names what it means.
-BLUE, SKY, GREEN = SUPPORTS, "#56B4E9", COMPENSATED
-ORANGE, VERMILION = "#E69F00", OPPOSES
-
 _EDGE, _GAP = 0.05, 0.06  # inches of white around everything, and under the caption
 _LEAD = 1.3  # line height over text size
 
@@ -196,26 +192,13 @@ def series(place: int) -> tuple[str, Any, str]:
     return SERIES[place % len(SERIES)]
 
 
-def sheet(
-    look: Look | float,
-    height: float,
-    about: About | None = None,
-    *,
-    title: str = "",
-    lines: Sequence[str] = (),
-    note: str = "",
-    exploratory: bool = False,
-) -> Figure:
+def sheet(look: Look, height: float, about: About) -> Figure:
     """An empty figure with what its style shows of title, lines and note, and a stamp if it is due.
 
     The height is that of the panels, in inches; the text comes on top of it. In ``about``, the
     ``lines`` say what was measured on what, the note what a reader should not conclude, and
     ``exploratory`` that it is stamped.
     """
-    if not isinstance(look, Look):
-        look = Look("page", look)
-    if about is None:
-        about = {"title": title, "lines": lines, "note": note, "exploratory": exploratory}
     exploratory = bool(about.get("exploratory"))
     texts = []
     if exploratory and look.style != "paper":

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lens_skills.cli.runs import draw_verdict
 from lens_skills.interventions.verdict import CAUSAL, WORDS, Verdict
 from lens_skills.plotting import Drawing, figures
 from lens_skills.plotting.intervention_plots import LOOKS
@@ -115,27 +114,3 @@ def test_each_word_has_a_colour_and_a_marker_of_its_own() -> None:
     assert set(LOOKS) == set(WORDS)
     assert len({look.colour for word, look in LOOKS.items() if word in CAUSAL}) == len(CAUSAL)
     assert len({(look.marker, look.filled) for look in LOOKS.values()}) == len(WORDS)
-
-
-def test_the_gallery_draws_what_there_is(scores: Scores) -> None:
-    verdict = make_verdict()
-    few = [drawing.name for drawing in draw_verdict(verdict)]
-    assert few == ["effect_against_controls-set", "effect_forest-logit_diff"]
-    heads = tuple(replace(one, name=one.name.replace("N", "H")) for one in verdict.rulings)
-    unscored = replace(verdict, rulings=heads)
-    assert [one.name for one in draw_verdict(unscored, scores["confidence"])] == few
-    all_of_them = draw_verdict(
-        replace(verdict, exploratory=True),
-        scores["confidence"],
-        marked=MARKED,
-        curve=make_curve(),
-        matrix=make_matrix(),
-    )
-    drawings = list(all_of_them)
-    assert [drawing.name for drawing in drawings] == [
-        "effect_against_r-confidence",
-        *few,
-        "dose_response-logit_diff",
-        "damage_matrix-logit_diff",
-    ]
-    assert all("EXPLORATORY" in words(drawing) for drawing in drawings)

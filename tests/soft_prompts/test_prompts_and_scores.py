@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lens_skills.activations import capture
-from lens_skills.cli.runs import draw_all
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import ablate, controls, verify
 from lens_skills.models import with_soft_prompt
+from lens_skills.plotting import figures
 from lens_skills.scoring import compare_scores, predictivity, score, select, skill_matrix
 from lens_skills.soft_prompts import fit_prompt
 from lens_skills.tasks import Task
@@ -61,7 +61,11 @@ def test_prompts_of_several_seeds_are_held_against_each_other(
     assert skill_matrix(found[0], top=5).skills == ("label:plural", "confidence")
     every = replace(found[0], p_family=torch.zeros_like(found[0].r))
     chosen = [select(every[m], checked_all[m], grade="C", fdr=0.99) for m in metrics]
-    drawn = {drawing.name for drawing in draw_all(found[0], chosen)}
+    parts = {
+        "explore": found[0],
+        **{f"selection-{m}": c for m, c in zip(metrics, chosen, strict=True)},
+    }
+    drawn = {drawing.name for drawing in figures.of(parts)}
     assert {"correlation_by_position-confidence", "skill_matrix"} <= drawn
 
 

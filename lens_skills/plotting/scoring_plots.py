@@ -386,8 +386,8 @@ def correlation_by_position(scores: MetricScores | Scores) -> Drawing:
         "lines": caption(whole, where),
         "note": f"No null was drawn. {LATE_LAYERS}"
         if bar is None
-        else "Hatched: no neuron is beyond the permutation null over all of them "
-        f"(5\N{NO-BREAK SPACE}% family-wise), the line on the scale. {LATE_LAYERS}",
+        else "Hatched: no neuron is beyond the family-wise permutation null of them all, the line "
+        f"on the scale. {LATE_LAYERS}",
         "exploratory": whole.exploratory,
         "scale": f"largest |{correlation(whole)}|",
     }

@@ -107,6 +107,12 @@ def _cell(value: Any, digits: int | None = None) -> str:
     return text.replace("-", _MINUS)
 
 
+def _numeric(rows: Sequence[Sequence[Any]]) -> list[bool]:
+    """Of each column of a table, whether it holds numbers."""
+    columns = zip(*rows[1:], strict=False)
+    return [any(isinstance(value, int | float) for value in column) for column in columns]
+
+
 def _shape(svg: str) -> Markup:
     """Width and height of a picture, so that the page does not move when it is drawn."""
     box = re.search(
@@ -160,5 +166,11 @@ def _template() -> Any:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"cell": _cell, "picture": _picture, "shape": _shape, "anchor": _anchor}
+    environment.filters |= {
+        "cell": _cell,
+        "picture": _picture,
+        "shape": _shape,
+        "numeric": _numeric,
+        "anchor": _anchor,
+    }
     return environment.from_string(_asset("page.html.j2"))

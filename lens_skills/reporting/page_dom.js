@@ -70,10 +70,10 @@ function factList(facts) {
 
 /** A table from rows, the first of which are the names of its columns. */
 function plainTable(rows, label) {
-  const cell = (value) => make("td", { class: typeof value === "number" ? "number" : null }, number(value));
+  const kinds = rows[0].map((_, k) => (rows.slice(1).some((row) => typeof row[k] === "number") ? "number" : null));
   return scrollBox(label, make("table", {},
-    make("thead", {}, make("tr", {}, rows[0].map((head) => make("th", { scope: "col" }, number(head))))),
-    make("tbody", {}, rows.slice(1).map((row) => make("tr", {}, row.map(cell))))));
+    make("thead", {}, make("tr", {}, rows[0].map((head, k) => make("th", { scope: "col", class: kinds[k] }, number(head))))),
+    make("tbody", {}, rows.slice(1).map((row) => make("tr", {}, row.map((value, k) => make("td", { class: kinds[k] }, number(value))))))));
 }
 
 /** The deep link of a neuron's page. */

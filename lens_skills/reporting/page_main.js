@@ -171,12 +171,12 @@ for (const [event, does] of [["pointerover", true], ["focusin", true], ["pointer
   });
 }
 
-// Paper: all rows that fit, everything unfolded.
+// Paper: more rows, and what the columns say. Numbers of figures stay folded: they fill many pages.
 
 function print(on) {
   table?.print(on);
   if (on) for (const image of document.images) image.loading = "eager";
-  for (const details of document.querySelectorAll("details")) {
+  for (const details of document.querySelectorAll("details.help")) {
     if (on && !details.open) {
       details.open = true;
       details.dataset.unfolded = "";

@@ -1,9 +1,7 @@
 """Documents made by hand: an ordinary one, one that is empty, a hostile one and a large one."""
 
-import csv
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +23,24 @@ from lens_skills.reporting.document import (
     Written,
 )
 
-CIRCUIT = Path(__file__).parents[2] / "figures" / "why" / "circuit_L28N907.csv"
+# Sender, receiver, channel, target, effect, its interval, share and q: of SmolLM2's L28N907.
+EDGES = (
+    ("L28N907", "answer", "answer", "logit_diff", 1.921, 1.588, 2.297, 0.905, 1.2e-07),
+    ("L29MLP", "answer", "answer", "logit_diff", -1.142, -1.499, -0.828, -0.538, 8.1e-06),
+    ("L26H0", "L26MLP", "up", "L28N907", 2.473, 1.857, 3.094, -0.334, 1.9e-06),
+    ("L29N870", "answer", "answer", "logit_diff", -0.683, -0.841, -0.528, -0.322, 1.2e-06),
+    ("L26H0", "L26MLP", "gate", "L28N907", -2.333, -3.014, -1.874, 0.315, 1.3e-06),
+    ("L26H0", "L28N907", "up", "L28N907", -2.134, -2.641, -1.631, 0.288, 1.0e-06),
+    ("L28N907", "L29MLP", "gate", "logit_diff", 0.611, 0.476, 0.815, 0.288, 3.8e-06),
+    ("L26H0", "L28N907", "gate", "L28N907", -1.935, -2.330, -1.488, 0.261, 4.2e-07),
+    ("L26H0", "L26N1423", "up", "L28N907", 1.736, 1.309, 2.207, -0.234, 2.4e-06),
+    ("L27H8", "L28N907", "gate", "L28N907", -1.049, -1.291, -0.795, 0.142, 1.0e-06),
+    ("L27H8", "L28N907", "up", "L28N907", -0.911, -1.163, -0.668, 0.123, 3.3e-06),
+    ("L26MLP", "L28N907", "up", "L28N907", 0.754, 0.569, 0.927, -0.102, 8.6e-07),
+    ("L25H2", "L26MLP", "up", "L28N907", 0.745, 0.501, 1.029, -0.101, 2.3e-05),
+    ("L26H0", "L27H6-8", "V", "L28N907", -0.669, -1.066, -0.512, 0.090, 2.1e-05),
+    ("L26H0", "L27H6-8", "V", "L28N907", -0.576, -0.938, -0.386, 0.078, 1.9e-04),
+)
 METRICS = ("plural", "logit_diff")
 COLUMNS = (
     ColumnSpec("neuron", "neuron", "Its layer, and its number in it."),
@@ -206,10 +221,7 @@ def every(n_layers: int, n_neurons: int, metrics: tuple[str, ...]) -> EveryNeuro
 
 def circuit() -> Graph:
     """The circuit of SmolLM2's neuron L28N907, and two edges that were not confirmed."""
-    with CIRCUIT.open(encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    names = dict.fromkeys(line[end] for line in lines for end in ("sender", "receiver"))
-    places = {"-5": 0, "-1": 1}
+    names = dict.fromkeys(name for edge in EDGES for name in edge[:2])
     nodes = [GraphNode("token -5", "cabinets", "token", -1, "-5", 0)]
     for name in names:
         kind = "answer" if name == "answer" else "mlp" if "MLP" in name else "head"
@@ -217,20 +229,8 @@ def circuit() -> Graph:
         layer = 30 if kind == "answer" else int(name[1:3])
         # The page's own neuron leads to a page of the document.
         page_name = {"L28N907": "L3N7", "L26N1423": "L2N8"}.get(name, "")
-        nodes.append(
-            GraphNode(name, name, kind, layer, "-1", places["-1"], name == "L28N907", page_name)
-        )
-    edges = [
-        GraphEdge(
-            line["sender"],
-            line["receiver"],
-            line["channel"],
-            line["target"],
-            "confirmed",
-            *(float(line[key]) for key in ("effect", "low", "high", "share", "q")),
-        )
-        for line in lines
-    ]
+        nodes.append(GraphNode(name, name, kind, layer, "-1", 1, name == "L28N907", page_name))
+    edges = [GraphEdge(*edge[:4], "confirmed", *edge[4:]) for edge in EDGES]
     edges += [
         GraphEdge("token -5", "L25H2", "V", "L28N907", "undecided", 0.4, -0.1, 0.9, 0.05, 0.2),
         GraphEdge("token -5", "L26H0", "K", "L28N907", "negligible", -0.02, -0.06, 0.02, 0.0, 0.9),

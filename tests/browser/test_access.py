@@ -83,8 +83,10 @@ def test_paper_has_everything_and_no_controls(opened):
     page.emulate_media(media="print")
     assert luminance(page) == 255
     assert page.locator("#neuron-table tbody tr:not(.gap)").count() == 40
-    assert page.locator("details:not([open])").count() == 0
+    assert page.locator("details.help:not([open])").count() == 0
     page.wait_for_function("[...document.images].every(one => one.complete && one.naturalWidth)")
+    page.set_viewport_size({"width": 680, "height": 900})  # of A4 between its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
     for control in (".filters", "header nav", ".tools", ".command button"):
         assert page.locator(control).first.is_hidden()
     pdf = page.pdf()

@@ -13,7 +13,7 @@ from lens_skills.errors import LensSkillsError, did_you_mean
 # The order in which a run comes by its results: how the names of their folders begin.
 WALK = (
     "study", "preflight", "explore", "confirm", "selection", "verdict", "dose", "audit",
-    "explanations", "shortcuts", "regulators", "circuit", "methods",
+    "explanations", "activating", "shortcuts", "regulators", "circuit", "methods",
 )  # fmt: skip
 _PARTS = ("scores", "confirm_scores", "selection", "verdict")  # of a study
 _DEPTH = 2  # a demo's folder holds studies in folders of their own

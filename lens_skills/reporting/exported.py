@@ -86,6 +86,8 @@ def evidence(sources: Sources) -> pd.DataFrame | None:
         frames.append(selection.graded(own[0]) if own else selection.evidence())
     columns = {"low": "effect_low", "high": "effect_high", "q": "effect_q", "label": "verdict"}
     for verdict in verdicts:  # of what was tried and is in no selection
-        frames.append(verdict.frame()[["name", "effect", *columns]].rename(columns=columns))
+        frame = verdict.frame()
+        own = {new: frame[old] for old, new in columns.items()}
+        frames.append(pd.DataFrame({"name": frame["name"], "effect": frame["effect"], **own}))
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True).drop_duplicates("name") if frames else None

@@ -78,7 +78,7 @@ def plain(value: Any) -> Any:
 
 def strongest(every: EveryNeuron | None) -> tuple[EveryNeuron | None, int]:
     """As many neurons as fit, by the largest \\|r\\| under any metric, and how many there are."""
-    if every is None or not every.layer:
+    if every is None or not every.layer or not every.r:
         return None, 0
     total, most = len(every.layer), MOST_NUMBERS // max(1, len(every.r))
     if total <= most:

@@ -134,7 +134,9 @@ function intervalBar(value, [low, high], [least, most], digits) {
 /** The controls' effects as dots, ±δ as a band, its own effect with its interval. */
 function controlStrip(control) {
   const [width, height, pad, base] = [640, 92, 16, 56];
-  const numbers = [...control.effects, control.effect, control.low, control.high, -control.delta, control.delta].filter((x) => typeof x === "number");
+  const effects = control.effects.filter((at) => typeof at === "number");
+  if (control.effect === null) return null;
+  const numbers = [...effects, control.effect, control.low, control.high, -control.delta, control.delta].filter((x) => typeof x === "number");
   const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
   // Where ±δ would be too narrow to be seen, the axis is linear within it and logarithmic beyond.
   const bent = control.delta > 0 && control.delta < 0.02 * (most - least);
@@ -143,14 +145,14 @@ function controlStrip(control) {
   const marks = bent ? bentTicks(control.delta, least, most) : ticks(least, most, 6);
   // Dots that would cover one another are stacked.
   const stacks = new Map();
-  const dots = control.effects.filter((at) => typeof at === "number").map((at) => {
+  const dots = effects.map((at) => {
     const column = Math.round(x(at) / 5);
     const level = stacks.get(column) || 0;
     stacks.set(column, level + 1);
     return draw("circle", { cx: column * 5, cy: base - 5 - Math.min(level, 6) * 5, r: 2.2, class: "control" });
   });
   const text = `${signed(control.effect, 3)} [${number(control.low, 3)}, ${number(control.high, 3)}] ${control.unit}`;
-  const range = control.effects.length ? `${count(control.effects.length)} controls from ${number(Math.min(...control.effects), 3)} to ${number(Math.max(...control.effects), 3)}` : "no controls";
+  const range = effects.length ? `${count(effects.length)} controls from ${number(Math.min(...effects), 3)} to ${number(Math.max(...effects), 3)}` : "no controls";
   return make("figure", { class: "strip" },
     make("figcaption", {}, make("b", {}, text), control.rank ? ` · ${control.rank}` : "", ` · ${range}, ±δ = ${number(control.delta)}.`),
     scrollBox("Effects of the controls", draw("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img",

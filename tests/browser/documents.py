@@ -247,6 +247,35 @@ def circuit() -> Graph:
     )
 
 
+def holes() -> Document:
+    """Numbers that are not there, wherever one can be missing."""
+    nan, none = float("nan"), dict.fromkeys(("r", "r_low", "r_high", "effect", "low", "high"))
+    base = ordinary(2, 2)
+    first, second = base.neurons
+    token = TokenRow((" one", ""), (nan, 0.0), None, None)
+    return replace(
+        base,
+        rows=({**base.rows[0], **none}, {**base.rows[1], "low": None}),
+        neurons=(
+            replace(
+                first,
+                row={**first.row, **none},
+                controls=Control((-0.1, nan, 0.2), 0.5, nan, nan, 0.0, "logits", ""),
+                quantiles=(Quantile("highest", nan, nan, 1, (token,)),),
+            ),
+            replace(second, controls=Control((0.1,), nan, nan, nan, nan, "logits", "")),
+        ),
+        circuits=(
+            replace(
+                base.circuits[0],
+                edges=(GraphEdge("L29MLP", "answer", "", "", "", nan, None, None, None, None),),
+                unit={},
+            ),
+            replace(base.circuits[0], anchor="circuit-none", nodes=(), edges=()),
+        ),
+    )
+
+
 def nothing() -> Document:
     """Nothing was found, and nothing else is there."""
     return Document("Nothing here", ("Nothing was found.",), (Fact("task", "noise"),), ())

@@ -329,3 +329,18 @@ def test_nothing_found_is_an_honest_page(opened):
     page.wait_for_selector("text=No neuron L0N0 stands in this report.")
     page.keyboard.press("j")
     page.keyboard.press("/")
+
+
+def test_a_neuron_with_holes_in_what_was_measured(opened):
+    """No interval, controls without a number, an example without an activation: nothing breaks."""
+    page = opened("holes", "#neuron-L3N7")
+    text = page.inner_text("#neuron-page")
+    assert "2 controls from −0.100 to 0.200" in text
+    assert page.locator(".strip svg .control").count() == 2
+    assert page.locator(".tokens .token").count() == 2
+    page.keyboard.press("j")
+    page.wait_for_selector("#neuron-page h2:has-text('L2N8')")
+    assert page.locator(".strip").count() == 0
+    page.keyboard.press("u")
+    page.wait_for_selector("#summary:not([hidden])")
+    assert column(page, 3)[0] == "–"

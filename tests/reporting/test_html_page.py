@@ -289,3 +289,10 @@ def test_a_picture_keeps_what_is_seen_of_it():
     shown = unquote(unescape(re.search(r'class="sheet" src="([^"]*)"', page)[1]))
     for kept in ("translate(1.23 7) scale(0.015625)", "'M 12.34 -0.00L3 4.5'", "x='1.99'"):
         assert kept in shown
+
+
+def test_correlations_with_no_metric_are_none():
+    every = EveryNeuron((0, 0), (0, 1), {}, {})
+    page = render(Document("None", ("Nothing.",), (), (), every=every))
+    assert data(page)["every"] is None
+    assert "neurons" not in Reader(page).ids

@@ -28,10 +28,11 @@ from lens_skills.plotting.style import (
     widest,
     with_unit,
 )
-from lens_skills.plotting.words import metric_words, place_words
+from lens_skills.plotting.words import metric_words, place_words, shortened
 from lens_skills.results import file_name
 
 _COLUMNS = ["what", "x", "metric", "activation", "low", "high", "share"]
+_LABEL = 44  # letters of an axis, at most
 _CLASSES, _CLASS_ROW = 12, 0.36  # classes at most; inches of each
 
 
@@ -109,7 +110,8 @@ def activation_scatter(
 def _draw_scatter(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     figure = sheet(look, 2.35, about)
     axis = figure.add_subplot()
-    axis.set(xlabel=about["xlabel"], ylabel=about["ylabel"])
+    axis.set_xlabel(shortened(about["xlabel"], _LABEL))
+    axis.set_ylabel(shortened(about["ylabel"], _LABEL // 2))
     (_draw_strips if about["binary"] else _draw_fit)(axis, frame)
     return settle(figure)
 
@@ -295,7 +297,7 @@ def _draw_classes(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     figure = sheet(look, _CLASS_ROW * len(distinct) + 0.45, about)
     axis = figure.add_subplot()
     _rows(axis, frame, distinct, about["mean"], look.width)
-    axis.set_xlabel(about["xlabel"])
+    axis.set_xlabel(shortened(about["xlabel"], _LABEL))
     return settle(figure)
 
 
@@ -361,8 +363,9 @@ def _rows(
         axis.plot([mean, mean], [foot, foot + 0.92], color=BLACK, linewidth=1.2)
     axis.axvline(middle, color=GREY, linestyle=(0, (3, 2)), linewidth=0.7)
     sizes = dict(zip(frame["class"], frame["n"], strict=True))
-    labels = [f"{one} (n = {sizes[one]:,})" for one in distinct]
+    shown = {one: shortened(one, _LABEL // 2) for one in distinct}
+    labels = [f"{shown[one]} (n = {sizes[one]:,})" for one in distinct]
     if widest(labels) > 0.4 * width:
-        labels = [f"{one}\nn = {sizes[one]:,}" for one in distinct]
+        labels = [f"{shown[one]}\nn = {sizes[one]:,}" for one in distinct]
     name_lines(axis, [len(distinct) - 1 - k + 0.4 for k in range(len(distinct))], labels)
     axis.set_ylim(-0.08, len(distinct) + 0.05)

@@ -29,7 +29,7 @@ from lens_skills.plotting.style import (
     source,
     with_unit,
 )
-from lens_skills.plotting.words import metric_words
+from lens_skills.plotting.words import metric_words, shortened
 from lens_skills.scoring import Scores
 from lens_skills.stats.calibration import Calibration
 from lens_skills.stats.correlation import area_under_curve
@@ -232,7 +232,7 @@ def _draw_confidence(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     share, counts = figure.subplots(2, 1, sharex=True, height_ratios=[1.8, 1])
     _share(share, frame.loc[frame["what"] == "bin"], about["share"])
     _confidence_counts(counts, frame.loc[frame["what"] == "histogram"])
-    counts.set_xlabel(about["label"])
+    counts.set_xlabel(shortened(about["label"], 44))
     return settle(figure)
 
 

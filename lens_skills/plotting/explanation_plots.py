@@ -43,15 +43,15 @@ from lens_skills.plotting.style import (
     settle,
     sheet,
     source,
-    style,
     text_width,
     widest,
     with_unit,
 )
-from lens_skills.plotting.words import metric_words, place_words
+from lens_skills.plotting.words import metric_words, place_words, shortened
 from lens_skills.results import file_name
 
 _FEATURE_ROW, _SHORTCUT_ROW = 0.155, 0.42  # inches
+_LETTERS, _LABEL = 36, 44  # of a name, and of the label of an axis, at most
 _SCALE = 1.2  # inches of the colour bar with its label, at least
 _NEURON_COLUMN = 0.2  # inches at most
 _MOST, _BINS = 24, 18  # distinct values of an axis beyond which they are put into so many bins
@@ -103,8 +103,8 @@ def feature_matrix(explanations: Explanations, *, k: int = 24, n_neurons: int = 
         + ("Hatched: within the null." if frame["p"].notna().any() else "No null was drawn."),
     }
     drawing = Drawing("feature_matrix", frame, about, name="feature_matrix")
-    with style():
-        needed = widest(features) + 0.9 + 0.12 * n
+    letters = min(max(map(len, features)), _LETTERS)
+    needed = 0.06 * letters + 0.12 * n + 0.9  # inches
     return drawing.styled(width="page") if needed > COLUMN else drawing
 
 
@@ -116,11 +116,12 @@ def _draw_features(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     explained = frame["variance_explained"].to_numpy(float).reshape(shape)
     row_height = max(_FEATURE_ROW, _SCALE / len(features))
     height = len(features) * row_height
-    figure = sheet(look, height + widest(names) + 0.25, about)
+    shown, columns = ([shortened(one, _LETTERS) for one in some] for some in (features, names))
+    figure = sheet(look, height + widest(columns) + 0.25, about)
     axis = figure.add_subplot()
     limit = round_limit(explained)
-    image = heat_map(axis, explained, features, names, colours=SIZE_MAP, low=0, high=limit, turn=90)
-    if look.width - widest(features) - 1 > _NEURON_COLUMN * len(names):
+    image = heat_map(axis, explained, shown, columns, colours=SIZE_MAP, low=0, high=limit, turn=90)
+    if look.width - widest(shown) - 1 > _NEURON_COLUMN * len(names):
         axis.set_box_aspect(height / (_NEURON_COLUMN * len(names)))
         axis.set_anchor("W")
     for place, cell in enumerate(cells):
@@ -236,13 +237,13 @@ def _draw_map(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     for name, side in (("x", axis.xaxis), ("y", axis.yaxis)):
         if values := about["ticks"][name]:
             side.set_ticks(values, [f"{value:g}" for value in values])
-    axis.set(xlabel=about["x"], ylabel=about["y"])
+    axis.set(**{f"{side}label": shortened(about[side], _LETTERS) for side in ("x", "y")})
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     beyond = {(1, 1): "both", (1, 0): "min", (0, 1): "max"}.get(
         (lowest < low, highest > high), "neither"
     )
-    label = f"activation of {about['neuron']}"
+    label = f"activation of {shortened(about['neuron'], _LETTERS)}"
     colour_bar(figure, image, axis, label, pad=0.02, extend=beyond)
     return settle(figure)
 
@@ -361,9 +362,9 @@ def _draw_shortcuts(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     axis = figure.add_subplot()
     for row, one in enumerate(neurons):
         _shortcut(axis, row, one, look.width - 0.75)
-    axis.set_xlabel(about["label"])
+    axis.set_xlabel(shortened(about["label"], _LABEL))
     axis.axvline(0, color=BLACK, linewidth=0.6, zorder=1)
-    name_lines(axis, range(len(neurons)), [one["name"] for one in neurons])
+    name_lines(axis, range(len(neurons)), [shortened(one["name"], _LETTERS) for one in neurons])
     axis.set_ylim(len(neurons) - 0.45, -0.75)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     dot: dict[str, Any] = {"marker": "o", "color": DATA, "linewidth": 0, "markersize": 4}
@@ -392,6 +393,7 @@ def _shortcut(axis: Axes, row: int, one: dict[str, Any], room: float) -> None:
         if not np.isnan(effect):
             axis.plot([effect], [row - 0.07], "o", color=DATA, mfc=fill, markersize=4, zorder=4)
     text = one["word"] if not one["feature"] else f"{one['condition']}: {one['word']}"
+    text = shortened(text, _LABEL + _LETTERS)
     while text_width(text, SMALL) > room and len(text) > 8:
         text = text[:-2].rstrip() + "…"
     halo(

@@ -1,6 +1,7 @@
 """How every figure looks: styles, widths, colours, the sheet with its caption, legends, signs."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.plotting.words import metric_words, position_words, site_words
+from lens_skills.plotting.words import metric_words, position_words, shortened, site_words
 from lens_skills.scoring import EXPLORATORY, Scores
 
 About = Mapping[str, Any]
@@ -86,6 +87,7 @@ ACTIVATION_MAP = _scale("activation", "#5B3A29", "#B79C8A", "#FFFFFF", "#8B93A1"
 SIZE_MAP = _scale("size", "#F7F7F7", "#A3A8B0", DATA, "#14181F")
 
 _EDGE, _GAP = 0.05, 0.06  # inches of white around everything, and under the caption
+_LONGEST = 600  # characters of a line of the caption in a picture
 _LEAD = 1.3  # line height over text size
 
 _LOOK = {
@@ -351,23 +353,22 @@ def minus(text: str) -> str:
 
 
 def wrap(text: str, room: float, size: float, weight: str) -> list[str]:
-    """The text in lines no wider than ``room`` inches; a longer word is cut.
+    """The text in lines no wider than ``room`` inches; a longer word is cut, a long text ended.
 
     >>> with style():
     ...     wrap("one two three", 0.5, 8, "normal")
     ['one two', 'three']
     """
     rows: list[str] = []
-    for word in text.split(" "):
+    for word in shortened(text, _LONGEST).split(" "):
         joined = f"{rows[-1]} {word}" if rows else word
         if rows and text_width(joined, size, weight) <= room:
             rows[-1] = joined
             continue
         while text_width(word, size, weight) > room and len(word) > 1:
-            fits = next(
-                n
-                for n in range(len(word) - 1, 0, -1)
-                if n == 1 or text_width(word[:n], size, weight) <= room
+            ends = range(2, min(len(word), 200))
+            fits = 1 + bisect_right(
+                ends, room, key=lambda end: text_width(word[:end], size, weight)
             )
             rows.append(word[:fits])
             word = word[fits:]

@@ -67,3 +67,13 @@ def place_words(site: str, position: str = "") -> str:
     'MLP activations, last token'
     """
     return ", ".join(part for part in (site_words(site), position_words(position)) if part)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text in one line of at most so many characters, its end left out where it is longer.
+
+    >>> shortened("one\\ntwo three", 9)
+    'one two …'
+    """
+    line = " ".join(text.splitlines()).replace("\t", " ")
+    return line if len(line) <= most else line[: most - 1] + "…"

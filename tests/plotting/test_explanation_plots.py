@@ -220,3 +220,26 @@ def test_effects_stand_as_the_report_holds_them() -> None:
     assert drawing.frame["name"].tolist() == ["L1N0", "L1N1"]
     with pytest.raises(LensSkillsError, match="none was tested"):
         shortcut_effects(replace(found, neurons=(), notes=("nothing held up",)))
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5_000, "a line\nand \N{SLIGHTLY SMILING FACE}", "$\\frac{1}{0}$"]
+)
+def test_any_name_is_drawn(name: str) -> None:
+    """In moderate time, at a size that can be printed, and without a warning."""
+    why = make_why(2)
+    neurons = [
+        replace(
+            one,
+            rows=tuple(
+                {**row, "feature": name} if row["feature"] == "an operand is 5" else row
+                for row in one.rows
+            ),
+            values=one.values.rename(columns={"an operand is 5": name}),
+        )
+        for one in why.neurons
+    ]
+    named = replace(why, neurons=tuple(neurons), provenance={"model": name, "task": name})
+    for drawing in (feature_matrix(named), activation_map(named, "L1N0")):
+        assert drawing.figure.get_figheight() < 12
+        assert name in drawing.about["lines"][1]

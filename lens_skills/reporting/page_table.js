@@ -35,7 +35,7 @@ function allNeurons() {
     { key: "neuron", title: "neuron", digits: null, numeric: false },
     { key: "layer", title: "layer", digits: 0, numeric: true },
     ...EVERY.metrics.map((metric, k) => ({
-      key: `r ${metric}`, title: title(metric, k), digits: 3, numeric: true,
+      key: `r ${metric}`, short: `r, ${metric}`, title: title(metric, k), digits: 3, numeric: true,
     })),
   ];
   return {
@@ -111,7 +111,7 @@ function neuronTable(place) {
         labelled("layer from", make("input", { type: "number", name: "from", min: "0", step: "1" })),
         labelled("to", make("input", { type: "number", name: "to", min: "0", step: "1" }))),
       numbers.length ? make("span", { class: "pair" },
-        labelled("size of", choice("which-number", numbers.map(([k, column]) => [k, column.title]), null)),
+        labelled("size of", choice("which-number", numbers.map(([k, column]) => [k, column.short || column.title]), null)),
         labelled("at least", make("input", { type: "number", name: "least", min: "0", step: "any" }))) : "",
       make("button", { type: "button", on: { click: () => { filters.reset(); refresh(); } } }, "Clear"));
     if (signed_) filters.elements["which-number"].value = String(signed_[0]);
@@ -199,7 +199,8 @@ function neuronTable(place) {
     if (order) sort(kept);
     view = Uint32Array.from(kept);
     const more = source.of > source.size ? ` The report holds the strongest ${count(source.size)} of ${count(source.of)} neurons.` : "";
-    said.textContent = (kept.length ? `${count(kept.length)} of ${count(source.size)} rows.` : "No neuron passes these filters.") + more;
+    said.textContent = (kept.length ? `${count(kept.length)} of ${count(source.size)} rows.` : "No neuron passes these filters.") + more
+      + (source === all ? " In the heads: the family-wise 5 % threshold of |r|." : "");
     table.setAttribute("aria-rowcount", kept.length + 1);
     drawn = "";
     fill();

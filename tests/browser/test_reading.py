@@ -94,6 +94,8 @@ def test_all_neurons_with_their_numbers(opened):
     best = np.argsort(-size, kind="stable")[:10]
     assert column(page, 0)[:10] == [f"L{every.layer[k]}N{every.index[k]}" for k in best]
     np.testing.assert_allclose([first_number(x) for x in column(page, 2)[:10]], r[best], atol=6e-4)
+    assert "r, plural (|r| ≥ 0.213)" in page.inner_text("#neuron-table thead")
+    assert "family-wise 5 % threshold" in page.inner_text("#neuron-table [role=status]")
     page.fill("#filter", "L0N1")
     page.locator("#neuron-table thead th").nth(0).locator("button").click()
     assert column(page, 0)[:2] == ["L0N1", "L0N10"]

@@ -3,60 +3,152 @@
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lens_skills.circuits import Circuit, Faithfulness
-from lens_skills.diagnostics import Redundancy, Regulators, SparseProbe
 from lens_skills.errors import LensSkillsError
-from lens_skills.explanation import Explanations, Shortcuts
-from lens_skills.interventions import DamageMatrix, DoseResponse
-from lens_skills.plotting import figures
+from lens_skills.explanation import ActivatingExamples
+from lens_skills.interventions import Audit, Verdict
 from lens_skills.plotting.drawing import Drawing
-from lens_skills.ranking import MethodComparison
+from lens_skills.plotting.result_figures import drawn
 from lens_skills.reporting.document import Fact, Picture
 from lens_skills.reporting.found_analyses import Analysis
 from lens_skills.reporting.neuron_table import frame_rows
 from lens_skills.reporting.phrases import change, counted, listed
 from lens_skills.reporting.sources import Sources
-from lens_skills.resampling import Stability
 from lens_skills.results import file_name
-from lens_skills.scoring import ScoreComparison, SkillMatrix
+from lens_skills.scoring import Scores, Selection
+from lens_skills.studies import Study
+from lens_skills.tasks import Preflight
 
-_TABLE = 60  # rows of a picture's numbers; all are in the file that `figures` writes
+_TABLE = 60  # rows of a picture's numbers; all are in the files that `figures` writes
 
-Draw = Callable[[], Drawing]
-Plan = tuple[str, str, Draw]
-"""A title, what is to be seen in words, and what draws it."""
+# What is looked at first.
+_ORDER = (
+    "effect_against_r",
+    "attrition",
+    "effect_forest",
+    "effect_against_controls",
+    "circuit_graph",
+    "r_distribution",
+    "layer_profile",
+    "correlation_by_position",
+)
 
 
 def pictures(
     analyses: Sequence[Analysis], names: Sequence[str], sources: Sources
 ) -> tuple[tuple[Picture, ...], tuple[Fact, ...]]:
-    """All that can be drawn, and of what cannot, why."""
-    plans: list[tuple[str, Plan]] = []
-    for one, name in zip(analyses, names, strict=True):
-        about = f" ({name})" if len(analyses) > 1 else ""
-        plans += [(one.place, (f"{plan[0]}{about}", *plan[1:])) for plan in _of_analysis(one)]
-    plans += _of_passes(analyses)
-    for name, result in sources.results.items():
-        plans += [(_parent(name), plan) for plan in _of_result(result)]
-    found: list[Picture] = []
+    """All that can be drawn, and of what cannot, why.
+
+    Title and caption of a figure are text beside it, and not in the picture.
+    """
+    places = dict.fromkeys([*(one.place for one in analyses), *map(_parent, sources.results)])
+    found: list[tuple[int, Picture]] = []
     failed: list[Fact] = []
-    used: set[str] = set()
-    for place, (title, alt, draw) in plans:
+    for place in places:
+        own = [one for one in analyses if one.place == place]
+        parts = _parts(place, own, sources)
         try:
-            drawing = draw()
-            svg = _svg(drawing)
-        except Exception as error:  # a report without one picture is better than none
-            words = str(error) if isinstance(error, LensSkillsError) else f"{error!r:.200}"
-            failed.append(Fact(f"figure: {title}", words))
+            drawings, without = drawn(parts, metrics=[one.metric for one in own if one.metric])
+        except Exception as error:  # a report without a picture is better than none
+            failed.append(Fact(f"figures{f' of {place}' if place else ''}", _why(error)))
             continue
-        parts = (place.replace("/", "-"), drawing.name)
-        anchor = _unused("-".join(["figure", *(file_name(part) for part in parts if part)]), used)
-        found.append(Picture(anchor, title, svg, alt, frame_rows(drawing.frame, _TABLE)))
-    return tuple(found), tuple(failed)
+        failed += [Fact(f"figure: {name}", why) for name, why in without.items()]
+        for drawing in drawings:
+            title = str(drawing.about.get("title") or drawing.kind)
+            title += f" ({place})" if place and len(places) > 1 else ""
+            try:
+                svg = _svg(drawing.styled("paper"))
+            except Exception as error:
+                failed.append(Fact(f"figure: {title}", _why(error)))
+                continue
+            label = "-".join(filter(None, ("figure", file_name(*place.split("/")), drawing.name)))
+            alt = " ".join(filter(None, (_finding(drawing, own, parts), *_caption(drawing))))
+            found.append(
+                (_rank(drawing), Picture(label, title, svg, alt, frame_rows(drawing.frame, _TABLE)))
+            )
+    # Stable: the figures of one place stay together among those of a kind.
+    return tuple(one for _, one in sorted(found, key=lambda pair: pair[0])), tuple(failed)
+
+
+def _caption(drawing: Drawing) -> list[str]:
+    """The lines and the note of a figure as sentences; its title is a heading."""
+    lines = [str(line).strip() for line in drawing.about.get("lines", ()) if line]
+    sentences = [f"{line[:1].upper()}{line[1:].rstrip('.')}." for line in lines]
+    return [*sentences, str(drawing.about.get("note", "")).strip()]
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, LensSkillsError) else f"{error!r:.200}"
+
+
+def _rank(drawing: Drawing) -> int:
+    return _ORDER.index(drawing.kind) if drawing.kind in _ORDER else len(_ORDER)
+
+
+def _parts(place: str, own: Sequence[Analysis], sources: Sources) -> dict[str, Any]:
+    """The results that lie in one place, under the names that a run gives them."""
+    parts: dict[str, Any] = {}
+    for one in own:
+        if one.scores is not None:
+            parts.setdefault("explore", one.scores.scores)
+        if one.selection is not None:
+            parts[f"selection-{one.metric}"] = one.selection
+        if one.verdict is not None and one.metric:
+            parts[file_name("verdict", one.metric)] = one.verdict
+    known = {id(part) for part in parts.values()}
+    for name, result in sources.results.items():
+        whole = isinstance(result, Study | Scores | Selection | Preflight | ActivatingExamples)
+        if _parent(name) == place and not whole and id(result) not in known:
+            parts[PurePosixPath(name).name] = result
+    return parts
+
+
+def _finding(drawing: Drawing, own: Sequence[Analysis], parts: Mapping[str, Any]) -> str:
+    """What is to be seen, in a sentence; "" where the caption says all."""
+    one = next((a for a in own if a.metric and file_name(a.metric) in drawing.name), None)
+    verdict = None if one is None else one.verdict
+    if one is not None and drawing.kind == "attrition" and one.selection is not None:
+        return f"{one.selection.attrition_line(verdict)}."
+    if one is not None and drawing.kind == "r_distribution" and one.scores is not None:
+        held, beyond = one.scores.scores, int(one.scores.associated.any(0).sum())
+        return (
+            f"Of {counted(held.n_units, 'neuron')}, {beyond:,} are associated; the strongest is "
+            f"{listed(one.scores.top(1).names)}."
+        )
+    if verdict is not None and drawing.kind in ("effect_against_r", "effect_forest"):
+        return _words(verdict)
+    if verdict is not None and drawing.kind == "effect_against_controls":
+        return _whole(verdict)
+    for name, result in parts.items():
+        if drawing.name.endswith(file_name(name.partition("-")[2])) and "-" in name:
+            return "" if isinstance(result, Verdict | Audit) else _first_line(result)
+    return ""
+
+
+def _first_line(result: Any) -> str:
+    if isinstance(result, Scores | Selection):
+        return ""
+    first = next((line.strip() for line in repr(result).split("\n") if line.strip()), "")
+    return f"{first.rstrip('.:')}."
+
+
+def _words(verdict: Verdict) -> str:
+    words = ", ".join(f"{n} {word}" for word, n in verdict.counts.items() if n)
+    return f"{counted(len(verdict), 'neuron')} tried: {words}."
+
+
+def _whole(verdict: Verdict) -> str:
+    one = verdict.rulings[-1]
+    told = change(one.effect, one.low, one.high, verdict.effects.unit, one.percent)
+    who = "All together" if one.name == "set" else one.name
+    return f"{who}: {told}, number {one.rank or '–'} among {one.n_controls:,} controls."
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _svg(drawing: Drawing) -> str:
@@ -96,169 +188,3 @@ def smaller(svg: str) -> str:
 
 def _tight(path: str) -> str:
     return ' d="' + re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(path[4:-1].split())) + '"'
-
-
-def _parent(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
-def _unused(anchor: str, used: set[str]) -> str:
-    """The anchor, numbered where another has it."""
-    number, free = 2, anchor
-    while free in used:
-        free, number = f"{anchor}-{number}", number + 1
-    used.add(free)
-    return free
-
-
-def _of_analysis(one: Analysis) -> Iterator[Plan]:
-    selection, verdict, scores = one.selection, one.verdict, one.scores
-    if selection is not None:
-        yield (
-            "What is left after each step",
-            f"{selection.attrition_line(verdict)}. Below, what speaks for the strongest, a row "
-            "each.",
-            lambda: figures.attrition(selection, verdict),
-        )
-    if scores is not None and len(scores.scores.layer) > 1:
-        held = scores.scores
-        beyond = int(scores.associated.any(0).sum())
-        limit = "" if scores.threshold is None else f" beyond |r| = {scores.threshold:.2f}"
-        top = scores.top(1).names
-        yield (
-            f"Correlations of all neurons with {one.metric}",
-            f"A histogram of r of {counted(held.n_units, 'neuron')}; "
-            f"{counted(beyond, 'neuron')} associated{limit}; the strongest is {listed(top)}.",
-            lambda: figures.r_distribution(scores),
-        )
-        yield (
-            f"Where {one.metric} is found, by layer",
-            f"The largest |r| of each of {counted(len(set(held.layer.tolist())), 'layer')}, beside "
-            "that of random directions of the same layer.",
-            lambda: figures.layer_profile(scores),
-        )
-        if len(held.positions) > 1:
-            yield (
-                f"Where {one.metric} is found, by layer and position",
-                f"A map of the largest |r| in each layer at {listed(held.positions)}.",
-                lambda: figures.correlation_by_position(scores),
-            )
-    if verdict is not None:
-        yield from _of_verdict(one)
-
-
-def _of_verdict(one: Analysis) -> Iterator[Plan]:
-    verdict, scores = one.verdict, one.scores
-    assert verdict is not None
-    words = ", ".join(f"{n} {word}" for word, n in verdict.counts.items() if n)
-    unit, metric = verdict.effects.unit, verdict.effects.metric
-    if scores is not None and any(ruling.name in one.places for ruling in verdict.singles):
-        yield (
-            f"Effect on {metric} against correlation",
-            f"{counted(len(verdict), 'neuron')} tried, each at its r and its effect in {unit}: "
-            f"{words}.",
-            lambda: figures.effect_against_r(scores, verdict),
-        )
-    whole = verdict.rulings[-1]
-    told = change(whole.effect, whole.low, whole.high, unit, whole.percent)
-    yield (
-        f"Effect on {metric} among the controls",
-        f"{'All together' if whole.name == 'set' else whole.name}: {told}, number "
-        f"{whole.rank or '–'} among {whole.n_controls:,} controls.",
-        lambda: figures.effect_against_controls(verdict),
-    )
-    yield (
-        f"Effects on {metric}, neuron by neuron",
-        f"Effects with 95 % intervals in {unit}: {words}.",
-        lambda: figures.effect_forest(verdict),
-    )
-
-
-def _of_passes(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Plan]]:
-    """Of all metrics of one pass together, once a pass, with where it lies."""
-    seen: set[int] = set()
-    for one in analyses:
-        for plan in _of_pass(one, seen):
-            yield one.place, plan
-
-
-def _of_pass(one: Analysis, seen: set[int]) -> Iterator[Plan]:
-    held = None if one.scores is None else one.scores.scores
-    if held is None or id(held) in seen:
-        return
-    seen.add(id(held))
-    if len(held.metrics) > 1:
-        yield (
-            f"The metrics beside one another ({one.task})",
-            f"A map of r of the strongest neurons with each of {listed(held.metrics)}.",
-            lambda: figures.metric_heatmap(held),
-        )
-    table = held.calibration()
-    if table is not None:
-        yield (
-            f"Whether the confidence means what it says ({one.task})",
-            f"Accuracy against confidence in bins; calibration error {table.error:.2f} (0 is "
-            "perfect).",
-            lambda: figures.reliability(held),
-        )
-
-
-def _of_result(result: Any) -> Iterator[Plan]:
-    """The figure of a result that has one of its own."""
-    for kind, title, draw in OWN_FIGURES:
-        if isinstance(result, kind):
-            first = next((line.strip() for line in repr(result).split("\n") if line.strip()), "")
-            yield title(result), f"{first}. The card below has the numbers.", _later(draw, result)
-
-
-def _later(draw: Callable[[Any], Drawing], result: Any) -> Draw:
-    return lambda: draw(result)
-
-
-OWN_FIGURES: tuple[tuple[type, Callable[[Any], str], Callable[[Any], Drawing]], ...] = (
-    (Circuit, lambda one: f"Circuit of {one.target}", figures.circuit_graph),
-    (
-        Faithfulness,
-        lambda one: "What the circuit alone does",
-        figures.faithfulness,
-    ),
-    (
-        Explanations,
-        lambda one: "What drives the neurons",
-        figures.feature_matrix,
-    ),
-    (
-        Shortcuts,
-        lambda one: f"Shortcuts to {one.metric}",
-        figures.shortcut_effects,
-    ),
-    (
-        Regulators,
-        lambda one: "Neurons that regulate the confidence",
-        figures.confidence_regulation,
-    ),
-    (Redundancy, lambda one: "Neurons that do the same", figures.redundancy),
-    (
-        SparseProbe,
-        lambda one: "How many neurons tell the label",
-        figures.sparse_probe,
-    ),
-    (
-        MethodComparison,
-        lambda one: "Which methods find neurons that matter",
-        figures.method_comparison,
-    ),
-    (
-        DoseResponse,
-        lambda one: f"Steering {listed(one.names, 3)}",
-        figures.dose_response,
-    ),
-    (DamageMatrix, lambda one: "Damage to other skills", figures.damage_matrix),
-    (Stability, lambda one: "Found again on other examples", figures.stability),
-    (
-        SkillMatrix,
-        lambda one: "Neurons that several skills share",
-        figures.skill_matrix,
-    ),
-    (ScoreComparison, lambda one: "Two passes beside each other", figures.compare_scores),
-)

@@ -1,5 +1,6 @@
 """What a report says is what its results hold, whatever it is given."""
 
+import importlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import ActivatingExamples
 from lens_skills.explanation.shortcut_report import no_shortcuts
 from lens_skills.plotting import figures
+from lens_skills.plotting.drawing import DRAWN as DRAWERS
 from lens_skills.reporting.document import Document
 from lens_skills.reporting.document_words import versions_of
 from lens_skills.reporting.gather import gather
@@ -537,15 +539,22 @@ def test_what_a_report_cannot_be_made_of(
 
 
 def test_pictures_have_words_and_numbers() -> None:
-    found = gather({"selection": selection(), "verdict": make_verdict()})
-    assert len(found.pictures) == 3
-    assert len({picture.anchor for picture in found.pictures}) == 3
+    found = gather({"selection": selection(), "verdict": make_verdict(), "dose-L0N1": make_curve()})
+    kinds = [picture.anchor for picture in found.pictures]
+    assert kinds == [
+        "figure-attrition-label_plural", "figure-effect_forest-label_plural",
+        "figure-effect_against_controls-label_plural", "figure-dose_response-L0N1",
+    ]  # fmt: skip
     for picture in found.pictures:
         assert picture.svg.count("<svg") == 1
-        assert len(picture.alt) > 30
-        assert picture.table
-    (first,) = [p for p in found.pictures if "attrition" in p.anchor]
-    assert first.table[0] == tuple(figures.attrition(selection(), make_verdict()).frame.columns)
+        assert "script" not in picture.svg
+        assert len(picture.alt) > 60
+        assert picture.title
+        assert 1 < len(picture.table) <= 61
+    attrition = figures.attrition(selection(), make_verdict())
+    assert found.pictures[0].table[0] == tuple(attrition.frame.columns)
+    assert found.pictures[0].alt.startswith("120 neurons → 7 associated")
+    assert "6 neurons tried: " in found.pictures[1].alt
     assert not [fact for fact in found.missing if fact.name.startswith("figure")]
 
 
@@ -553,13 +562,21 @@ def test_a_figure_that_cannot_be_drawn_is_named(monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: Any, **__: Any) -> Any:
         raise LensSkillsError("nothing to draw")
 
-    monkeypatch.setattr(figures, "attrition", refuse)
-    monkeypatch.setattr(figures, "effect_forest", lambda *_: 1 / 0)
-    found = gather({"selection": selection(), "verdict": make_verdict()})
+    module = importlib.import_module("lens_skills.plotting.result_figures")
+    monkeypatch.setattr(module, "attrition", refuse)
+    monkeypatch.setitem(DRAWERS, "effect_forest", (lambda *_: 1 / 0, "column"))
+    results = {"selection": selection(), "verdict": make_verdict()}
+    found = gather(results)
     told = {fact.name: fact.value for fact in found.missing if fact.name.startswith("figure")}
-    assert told["figure: What is left after each step"] == "nothing to draw"
-    assert "ZeroDivisionError" in told["figure: Effects on logit_diff, neuron by neuron"]
-    assert len(found.pictures) == 1
+    assert "nothing to draw" in told.values()
+    assert any("ZeroDivisionError" in value for value in told.values())
+    assert len(told) == 2
+    assert [picture.anchor for picture in found.pictures] == [
+        "figure-effect_against_controls-label_plural"
+    ]
+    monkeypatch.setattr(module, "effect_forest", lambda *_: 1 / 0)
+    (failed,) = [fact for fact in gather(results).missing if fact.name == "figures"]
+    assert "ZeroDivisionError" in failed.value
 
 
 @pytest.fixture(scope="module")

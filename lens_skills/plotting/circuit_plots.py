@@ -145,6 +145,7 @@ def _totals(totals: Totals, start: str) -> dict[str, str]:
         "unit": totals.unit,
         "clean": signed(totals.clean),
         "total": f"{signed(totals.total)}{interval}",
+        "left": "in no tested edge",
         "unexplained": minus(left),
     }
 
@@ -449,7 +450,7 @@ def _ending(totals: Mapping[str, str] | None) -> list[Row]:
         return []
     return [
         ("foot", (f"{totals['what']} corrupted: {totals['total']}, from {totals['clean']}",)),
-        ("foot", (f"in no tested edge: {totals['unexplained']} of it",)),
+        ("foot", (f"{totals['left']}: {totals['unexplained']} of it",)),
         ("", ()),
     ]
 

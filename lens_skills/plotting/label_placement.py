@@ -28,11 +28,11 @@ _LEADER = 0.11
 _ANGLES = [turn * math.pi / 8 for turn in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 3, 13, 5, 11, 4, 12)]
 # Of graphs: inches between boxes, between arrows side by side and between their ends
 # on one box, how often the rows are moved apart before a collision is
-# accepted, and where along its line a label is tried.
+# accepted (once for that many arrows), and where along its line a label is tried.
 _GAP = 0.06
 _ASIDE = 0.15
 _ENDS = 0.08
-_TRIES = 4
+_TRIES, _MANY = 4, 50
 _ALONG = (0.5, 0.4, 0.6, 0.3, 0.7, 0.22, 0.78, 0.15, 0.85)
 _STEPS = np.linspace(0, 1, 40)
 
@@ -206,13 +206,13 @@ def lay_out(
     A local search puts the spots of a row where few lines cross and none runs through a box, then
     labels slide along their lines to a free place. The same graph gives the same layout.
     """
-    wrapped = _wrapped(spots, width)
-    edges = _bands(wrapped, width)
+    edges = _bands(spots, width)
+    wrapped = _wrapped(spots, edges)
     n_rows = 1 + max(spot.row for spot in wrapped)
     tall = max([arrow.height for arrow in arrows], default=0.0)
     gap = max(spot.height for spot in wrapped) + tall + 0.3
     best: tuple[float, GraphLayout] | None = None
-    for attempt in range(_TRIES):
+    for attempt in range(_TRIES if len(arrows) <= _MANY else 1):
         y = [0.5 * wrapped[0].height + _GAP + gap * spot.row for spot in wrapped]
         x = _search(wrapped, arrows, y, edges, np.random.default_rng(seed + attempt))
         centres = tuple(zip(x.tolist(), y, strict=True))
@@ -232,34 +232,40 @@ def lay_out(
     return best[1]
 
 
-def _wrapped(spots: Sequence[NodePlace], width: float) -> list[NodePlace]:
-    """Rows that are wider than the whole, in two or more."""
+def _wrapped(spots: Sequence[NodePlace], edges: Sequence[float]) -> list[NodePlace]:
+    """Rows that are wider than their band, in two or more."""
     placed: dict[int, NodePlace] = {}
     shift = 0
     for row in range(1 + max(spot.row for spot in spots)):
-        here = [k for k, spot in enumerate(spots) if spot.row == row]
-        filled, extra = 0.0, 0
-        for k in here:
-            if filled and filled + spots[k].width + _GAP > width:
-                filled, extra = 0.0, extra + 1
-            filled += spots[k].width + _GAP
-            placed[k] = replace(spots[k], row=row + shift + extra)
-        shift += extra
+        most = 0
+        for band in {spot.band for spot in spots}:
+            filled, extra = 0.0, 0
+            for k, spot in enumerate(spots):
+                if (spot.row, spot.band) != (row, band):
+                    continue
+                if filled and filled + spot.width + _GAP > edges[band + 1] - edges[band]:
+                    filled, extra = 0.0, extra + 1
+                filled += spot.width + _GAP
+                placed[k] = replace(spot, row=row + shift + extra)
+            most = max(most, extra)
+        shift += most
     return [placed[k] for k in range(len(spots))]
 
 
 def _bands(spots: Sequence[NodePlace], width: float) -> tuple[float, ...]:
-    """Bands as wide as their fullest row needs, and wider where they hold more."""
-    n_bands = 1 + max(spot.band for spot in spots)
-    weights = []
-    for band in range(n_bands):
+    """Bands as wide as their widest box, and what is left to those with the fullest rows."""
+    least, weights = [], []
+    for band in range(1 + max(spot.band for spot in spots)):
         mine = [spot for spot in spots if spot.band == band]
         rows = {spot.row for spot in mine}
         fullest = max(
             [sum(s.width + _GAP for s in mine if s.row == row) for row in rows], default=0.3
         )
+        least.append(max([spot.width for spot in mine], default=0.0) + _GAP)
         weights.append(fullest + 0.25 * len(mine))
-    ends = np.cumsum([0.0, *weights]) * width / sum(weights)
+    left = max(0.0, width - sum(least))
+    shares = np.array(least) + left * np.array(weights) / sum(weights)
+    ends = np.cumsum([0.0, *shares]) * width / shares.sum()
     return tuple(ends.tolist())
 
 

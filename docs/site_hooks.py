@@ -51,6 +51,7 @@ CODE = re.compile(r"^::: (\S+)\n.*?heading: (\S+)", re.M | re.S)
 LIST = re.compile(r"^([^\s|>#-].*)\n(?=- )", re.M)
 PRINTED = re.compile(r"^<!-- printed -->\n", re.M)
 NOT_RUN = re.compile(r"^<!-- not run: (.*?) -->$", re.M)
+COLOUR = re.compile(r"(?<![\w(\"':])#[0-9A-F]{6}\b")
 COMMENT_LINE = re.compile(r"^<!--.*?-->$", re.M | re.S)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 
@@ -62,8 +63,6 @@ def on_config(config: Any) -> Any:
         (title, place), *_ = entry.items()
         if isinstance(place, str) and place in pages:
             entry[title] = pages[place]
-    if (ROOT / "docs" / "gallery.md").exists():
-        config.nav.insert(6, {"Gallery": "gallery.md"})
     if "changelog.md" in pages_elsewhere().values():
         config.nav.append({"Changelog": "changelog.md"})
     return config
@@ -175,6 +174,7 @@ def rewritten(text: str, path: str, source: str) -> str:
             return found[0]  # MkDocs says that it leads nowhere
         return os.path.relpath(place, Path(source).parent) + (found["rest"] or "")
 
+    text = COLOUR.sub(r'<span class="swatch" style="background: \g<0>"></span> `\g<0>`', text)
     text = LIST.sub("\\1\n\n", LINK.sub(link, text))
     text = PRINTED.sub('<p class="not-run">It prints:</p>\n\n', text)
     text = NOT_RUN.sub(r'<p class="not-run">Not run by the tests: \1.</p>\n', text)

@@ -276,6 +276,22 @@ def holes() -> Document:
     )
 
 
+def crowded() -> Document:
+    """Twenty heads of one layer into a neuron, at two positions."""
+    heads = [
+        GraphNode(f"{h} {place}", f"L5H{h}", "head", 5, column, place)
+        for h in range(20)
+        for place, column in enumerate(("-3", "-1"))
+    ]
+    start = GraphNode("start", "L7N1", "neuron", 7, "-1", 1, start=True)
+    edges = tuple(
+        GraphEdge(head.id, "start", "gate", "L7N1", "confirmed", -0.1, -0.2, -0.05, None, None)
+        for head in heads
+    )
+    graph = Graph("circuit-L7N1", "L7N1", (*heads, start), edges, {}, "", "")
+    return replace(ordinary(2, 2), circuits=(graph,))
+
+
 def nothing() -> Document:
     """Nothing was found, and nothing else is there."""
     return Document("Nothing here", ("Nothing was found.",), (Fact("task", "noise"),), ())

@@ -346,3 +346,29 @@ def test_a_neuron_with_holes_in_what_was_measured(opened):
     page.keyboard.press("u")
     page.wait_for_selector("#summary:not([hidden])")
     assert column(page, 3)[0] == "–"
+
+
+def test_only_what_is_shown_is_laid_out(opened):
+    page = opened("ordinary", "#circuit-L28N907")
+    graph = page.locator("#circuit-L28N907")
+    wide = float(graph.locator(".graph").get_attribute("width"))
+    assert graph.locator(".node.token").count() == 0  # no confirmed edge leads from it
+    graph.locator("input[type=checkbox]").uncheck()
+    assert graph.locator(".node.token").count() == 1
+    assert float(graph.locator(".graph").get_attribute("width")) > wide
+
+
+def test_crowded_boxes_do_not_cover_one_another(opened):
+    page = opened("crowded", "#circuit-L7N1")
+    boxes = page.eval_on_selector_all(
+        ".node rect",
+        "all => all.map(one => ['x', 'y', 'width', 'height'].map(name => +one.getAttribute(name)))",
+    )
+    assert len(boxes) == 41
+    for k, (x, y, w, h) in enumerate(boxes):
+        for x2, y2, w2, h2 in boxes[:k]:
+            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
+    wide, high = (float(page.locator(".graph").get_attribute(side)) for side in ("width", "height"))
+    assert wide < 1600
+    assert all(x >= 0 and y >= 0 and x + w <= wide and y + h <= high for x, y, w, h in boxes)
+    assert "L5H3 at −3 → L7N1 at −1" in page.inner_text(".edges")

@@ -35,8 +35,8 @@ from lens_skills.results import Result, file_name
 from lens_skills.scoring import MetricScores, Scores, Selection
 from lens_skills.scoring import skill_matrix as compare_skills
 
-# The figure of a result that stands by itself; a name in quotes would have to be imported upwards.
-_OWN: dict[str, Callable[[Any], Drawing]] = {
+# The figure of a result that stands by itself; by the name of its kind, as some are made above.
+OWN: dict[str, Callable[[Any], Drawing]] = {
     "Circuit": circuit_graph,
     "DamageMatrix": damage_matrix,
     "DoseResponse": dose_response,
@@ -144,8 +144,8 @@ def _plans(parts: Mapping[str, Any], metrics: Sequence[str] | None) -> Iterator[
             yield from _of_verdict(_about(name), result, main)
         elif kind == "Audit":
             yield from _of_verdict(name, result.verdict, None)
-        elif kind in _OWN:
-            yield _about(name), lambda kind=kind, result=result: _OWN[kind](result)
+        elif kind in OWN:
+            yield _about(name), lambda kind=kind, result=result: OWN[kind](result)
 
 
 def _about(name: str) -> str:

@@ -165,7 +165,7 @@ def data_of(
         found += [Fact(f"{fact.name}{about}", fact.value, fact.code) for fact in _data(one)]
     if examples is not None:
         split = examples.provenance.get("split", "examples")
-        n_groups = int(examples.examples["group"].nunique())
+        n_groups = len(set(examples.examples["group"]))
         told = f"{examples.provenance.get('task', '')}, {split}: "
         found.append(Fact("examples on the neurons' pages",
                           told + size(len(examples.examples), n_groups)))  # fmt: skip
@@ -400,10 +400,8 @@ def missing_of(
 def versions_of(analyses: Sequence[Analysis], sources: Sources) -> tuple[Fact, ...]:
     """Of the packages, the model's fingerprint, the examples' hash; what differs here and now."""
     abouts = [one.about for one in analyses]
-    abouts += [
-        one.provenance for one in sources.results.values()
-        if isinstance(getattr(one, "provenance", None), Mapping)
-    ]  # fmt: skip
+    others = [getattr(one, "provenance", None) for one in sources.results.values()]
+    abouts += [about for about in others if isinstance(about, Mapping)]
     found: list[Fact] = []
     now = versions()
     for about in abouts:

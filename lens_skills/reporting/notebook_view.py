@@ -21,9 +21,9 @@ from lens_skills.generation import Graded
 from lens_skills.interventions import Audit, Verdict
 from lens_skills.plotting import figures
 from lens_skills.plotting.drawing import Drawing
+from lens_skills.plotting.result_figures import OWN
 from lens_skills.reporting.paper_cells import printable, rounded
 from lens_skills.reporting.paper_columns import paper_table
-from lens_skills.reporting.pictures import OWN_FIGURES
 from lens_skills.scoring import MetricScores, Scores, Selection
 from lens_skills.studies import Study
 from lens_skills.tasks import Task
@@ -98,10 +98,8 @@ def main_figure(shown: Any) -> Drawing | None:
     for kind, draw in _FIGURES.items():
         if isinstance(shown, kind):
             return draw(shown)
-    for kind, _, draw in OWN_FIGURES:
-        if isinstance(shown, kind):
-            return draw(shown)
-    return None
+    draw = OWN.get(type(shown).__name__)
+    return None if draw is None else draw(shown)
 
 
 def _distribution(scores: Any) -> Drawing:

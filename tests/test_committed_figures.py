@@ -1,8 +1,10 @@
 """The committed pictures are those of the committed tables, and the gallery shows every kind."""
 
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,8 @@ from lens_skills.plotting.drawing import DRAWN
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-import gallery_page  # noqa: E402
-import redraw_figures  # noqa: E402
+gallery_page: Any = import_module("gallery_page")
+redraw_figures: Any = import_module("redraw_figures")
 
 PINNED = f"matplotlib=={version('matplotlib')}" in (ROOT / "constraints.txt").read_text()
 COMMITTED = redraw_figures.committed()
@@ -43,8 +45,7 @@ def test_every_picture_has_its_table() -> None:
     without = [
         str(path.relative_to(ROOT))
         for path in pictures
-        if path.with_suffix(".json") not in COMMITTED
-        and not {"demo", "settings", "leaderboard", "why"} & set(path.parts)
+        if path.with_suffix(".json") not in COMMITTED and "demo" not in path.parts
     ]
     assert without == []
 

@@ -130,11 +130,11 @@ def attrition(
 
 @draws("attrition")
 def _draw_attrition(frame: pd.DataFrame, about: About, look: Look) -> Figure:
-    cells = frame[frame["name"] != ""] if "name" in frame else frame[:0]
-    flow = frame.drop(cells.index)
+    named = frame.get("name", pd.Series("", frame.index)) != ""
+    cells, flow = frame.loc[named], frame.loc[~named]
     heights = [len(flow) * _STEP + _AXIS]
     if len(cells):
-        heights.append(cells["name"].nunique() * _ROW + 0.42)
+        heights.append(len(set(cells["name"])) * _ROW + 0.42)
     figure = sheet(look, sum(heights) + 0.08 * (len(heights) - 1), about)
     axes = figure.subplots(
         len(heights), 1, height_ratios=heights, gridspec_kw={"hspace": 0.02}, squeeze=False
@@ -180,12 +180,15 @@ def _flow(axis: Axes, flow: pd.DataFrame) -> None:
         widths = [text_width(number, SIZE, "bold") * 72, text_width(gate, SMALL) * 72]
         # Where the dot is far to the right, number and step stand before it.
         start = -7 - sum(widths) - 3 if beyond else 7
-        look = {"textcoords": "offset points", "va": "center_baseline", "annotation_clip": False}
-        for text, shift, font in (
-            (number, start, {"weight": "bold", "size": SIZE, "color": colour}),
-            (gate, start + widths[0] + 3, {"size": SMALL}),
-        ):
-            halo(axis.annotate(text, (at, row), xytext=(shift, 0), **look, **font))
+        look: dict[str, Any] = {
+            "textcoords": "offset points",
+            "va": "center_baseline",
+            "annotation_clip": False,
+        }
+        bold: dict[str, Any] = {"weight": "bold", "size": SIZE, "color": colour}
+        halo(axis.annotate(number, (at, row), xytext=(start, 0), **look, **bold))
+        start += widths[0] + 3
+        halo(axis.annotate(gate, (at, row), xytext=(start, 0), size=SMALL, **look))
     axis.spines["left"].set_visible(False)
     axis.set_yticks([])
     axis.tick_params(axis="x", labelsize=SMALL - 0.5, pad=1)

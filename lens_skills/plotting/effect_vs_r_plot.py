@@ -102,7 +102,7 @@ def effect_against_r(
 
 @draws("effect_against_r")
 def _draw_effect_against_r(frame: pd.DataFrame, about: About, look: Look) -> Figure:
-    edited = frame[frame["what"] == "edited"]
+    edited = frame.loc[frame["what"] == "edited"]
     handles = _handles(frame, about["marks"])
     columns = max(2, int(look.width / 1.7))
     figure = sheet(look, 2.45 + 0.13 * math.ceil(len(handles) / columns), about)
@@ -114,7 +114,7 @@ def _draw_effect_against_r(frame: pd.DataFrame, about: About, look: Look) -> Fig
     for value in frame.loc[frame["what"] == "threshold", "strength"]:
         colour, dashes, _ = THRESHOLD
         axis.axvline(value, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
-    axis.set_xlim(0, min(1.02, 1.1 * max(0.05, float(frame["strength"].max()))))
+    axis.set_xlim(0, min(1.02, 1.1 * max(0.05, float(frame.loc[:, "strength"].max()))))
     if _bent(frame):
         _bend(axis, frame, delta)
     else:

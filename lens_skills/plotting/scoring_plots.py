@@ -114,8 +114,8 @@ def r_distribution(
 def _draw_r_distribution(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     figure = sheet(look, 2.15, about)
     axis = figure.add_subplot()
-    counted = frame[frame["what"] == "neurons"]
-    edges = [*counted["low"], *counted["high"].tail(1)]
+    counted = frame.loc[frame["what"] == "neurons"]
+    edges = [*counted["low"], *counted["high"].iloc[-1:]]
     _histograms(axis, frame, edges)
     axis.set(xlim=(edges[0], edges[-1]), xlabel=about["x"])
     axis.set_ylabel(f"neurons per {about['step']} of r")
@@ -330,7 +330,7 @@ def _strength(axis: Axes, frame: pd.DataFrame) -> None:
             axis.plot(frame["layer"], frame[column], markersize=2.6, clip_on=False, **look)
     bars = frame["threshold"].to_numpy(float)
     known = bool(np.isfinite(bars).any())
-    most = max(float(frame[column].max()) for column in looks if column in frame)
+    most = max(float(frame.loc[:, column].max()) for column in looks if column in frame)
     axis.set_ylim(0, min(1.0, 1.08 * max(most, bars[0] if known else 0) + 0.01))
     if known:
         colour, dashes, _ = THRESHOLD

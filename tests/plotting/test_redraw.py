@@ -3,7 +3,9 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import matplotlib.image
 import pandas as pd
 import pytest
 
@@ -57,8 +59,6 @@ def test_a_style_is_another_drawing_of_the_same_table(drawing: Drawing) -> None:
 
 
 def test_a_picture_has_the_pixels_of_its_style(tmp_path: Path) -> None:
-    import matplotlib.image
-
     for style, pixels in (("paper", 85 / 25.4 * 300), ("talk", 1920)):
         path = KINDS["r_distribution"]().styled(style).savefig(tmp_path / "a.png")
         assert matplotlib.image.imread(path).shape[1] == pytest.approx(pixels, abs=1)
@@ -68,6 +68,24 @@ def test_fonts_are_embedded_as_truetype(tmp_path: Path) -> None:
     content = KINDS["r_distribution"]().savefig(tmp_path / "a.pdf").read_bytes()
     assert b"/FontFile2" in content
     assert b"/Type3" not in content
+
+
+def test_a_letter_that_no_font_has_is_no_error(tmp_path: Path) -> None:
+    """A box, and no warning; the caption and the files keep the letter."""
+    drawing = figures.attrition({"neurons": 9, "confirmed": 1}, metric="複数形 \u05d0 🙂")
+    assert "複数形" in drawing.caption
+    again = figures.redraw(drawing.save(tmp_path).with_suffix(".json"))
+    assert again.about == drawing.about
+    for style in STYLES:
+        assert drawing.styled(style).savefig(tmp_path / "a.png").stat().st_size > 0
+
+
+def test_neither_a_display_nor_latex_is_asked_for(tmp_path: Path) -> None:
+    """Whatever a user's own settings ask of Matplotlib."""
+    with matplotlib.rc_context({"text.usetex": True, "font.family": "no such font"}):
+        path = KINDS["r_distribution"]().save(tmp_path)
+    assert path.stat().st_size > 0
+    assert path.read_bytes() == KINDS["r_distribution"]().savefig(tmp_path / "b.pdf").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +98,7 @@ def test_fonts_are_embedded_as_truetype(tmp_path: Path) -> None:
         ({"panel": "panel a"}, "a letter"),
     ],
 )
-def test_no_such_style(options: dict[str, object], words: str) -> None:
+def test_no_such_style(options: dict[str, Any], words: str) -> None:
     with pytest.raises(LensSkillsError, match=words):
         KINDS["r_distribution"]().styled(**options)
 

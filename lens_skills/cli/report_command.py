@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from lens_skills.cli.console import call, open_model, open_run_model
-from lens_skills.cli.terminal import say
+from lens_skills.errors import LensSkillsError
 
 
 def report(
@@ -45,13 +45,14 @@ def _reading(folder: Path) -> dict[str, Any]:
     if (folder / "run.json").exists():
         from lens_skills.cli.runs import Run
 
-        run = Run.load(folder)
-        return {
-            "examples": run.splits()[0],
-            "prompt": run.prompt(),
-            "model": open_run_model(run),
-        }
+        try:
+            run = Run.load(folder)
+            examples, prompt = run.splits()[0], run.prompt()
+            return {"examples": examples, "prompt": prompt, "model": open_run_model(run)}
+        except LensSkillsError as why:  # a table or a model that has been moved, an older run
+            call().note(f"no examples are read: {why}")
+            return {}
     if call().opening.get("model") is None:
-        say("note: no examples are read: this is no run's folder, and --model names no model")
+        call().note("no examples are read: this is no run's folder, and --model names no model")
         return {}
     return {"model": open_model()}

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import lens_skills as ls
+from lens_skills.cli import app
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import ActivatingExamples
@@ -660,3 +662,35 @@ def test_diagnostics_and_explanations_stand_on_their_neurons_pages(
         assert ends["highest"].high == max(excerpt.activation for excerpt in one.top)
         (written,) = page.written
         assert written.promoted == one.writes.promoted
+
+
+def shell(*arguments: object) -> Any:
+    with ls.config():
+        return CliRunner().invoke(app.app, [str(part) for part in arguments])
+
+
+def test_the_shell_reports_a_run_whose_model_and_task_are_gone(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run")
+    done = shell("report", run, "--neurons", 2)
+    assert done.exit_code == 0, done.output
+    assert "note: no examples are read: " in done.stderr
+    assert done.stdout == f"open it in a browser: {(run / 'report.html').as_uri()}\n"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "L0N1" in page
+    elsewhere = shell("report", run, "--no-model", "--out", tmp_path / "other" / "page.html")
+    assert elsewhere.exit_code == 0, elsewhere.output
+    assert "note" not in elsewhere.stderr
+    assert (tmp_path / "other" / "page.html").exists()
+
+
+def test_the_shell_reports_any_folder_of_results(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_verdict().save(tmp_path / name / "verdict")
+    done = shell("report", tmp_path, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["report"] == str(tmp_path / "report.html")
+    assert any("--model names no model" in note for note in told["notes"])
+    refused = shell("report", tmp_path / "nothing")
+    assert refused.exit_code == 1
+    assert "there is no such folder" in refused.output

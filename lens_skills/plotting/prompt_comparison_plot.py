@@ -64,7 +64,7 @@ def _draw_compare_scores(frame: pd.DataFrame, about: About, look: Look) -> Figur
     figure = sheet(look, max(0.9, _ROW * len(frame) + 0.3) + 0.85, about)
     left, right = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(frame))
-    left.barh(rows, frame["shared"], height=0.55, color=DATA, alpha=0.75, label="shared")
+    left.barh(rows, frame["shared"], height=0.55, color=DATA, alpha=0.35, label="shared")
     for column, marker, words in (
         ("expected", "|", "by chance"),
         ("expected_by_layer", "D", "chance, by layer"),

@@ -225,9 +225,7 @@ def _label(task: ls.Task) -> str:
 
 
 def _places(scores: Any, rows: Any) -> dict[str, int]:
-    return {
-        f"L{layer}N{neuron}": scores.scores.places[layer, neuron] for layer, neuron in rows.tolist()
-    }
+    return {unit.name: scores.scores.places[unit.layer, unit.index] for unit in rows}
 
 
 def _cell(value: object) -> str:

@@ -200,7 +200,7 @@ def _strips(x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
 def _draw_strips(axis: Axes, frame: pd.DataFrame) -> None:
     """Points beside a half-violin of their histogram, and the mean as a line with its value."""
     marks = dict(iter(frame.groupby("what")))
-    tallest = float(marks["histogram"]["share"].max())
+    tallest = float(marks["histogram"].loc[:, "share"].max())
     counts = []
     for side in (0, 1):
         dots, bins, means = (

@@ -104,10 +104,9 @@ def _calibration_frame(table: Calibration) -> pd.DataFrame:
 
 
 def _curve(axis: Axes, frame: pd.DataFrame, error: float) -> None:
-    seen = frame[frame["count"] > 0]
+    seen = frame.loc[frame["count"] > 0]
     axis.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.8, linestyle=DASHES)
-    _marks(axis, seen["confidence"], seen["accuracy"], seen["accuracy_low"],
-           seen["accuracy_high"], seen.loc[:, "count"])  # fmt: skip
+    _marks(axis, seen, "accuracy", seen.loc[:, "count"].to_numpy())
     # One side of the diagonal is free: the upper where the model claims more than it knows.
     gap = float(((seen.loc[:, "accuracy"] - seen["confidence"]) * seen["count"]).sum())
     x, y, ha, va = (0.02, 0.98, "left", "top") if gap <= 0 else (0.98, 0.03, "right", "bottom")
@@ -121,10 +120,10 @@ def _curve(axis: Axes, frame: pd.DataFrame, error: float) -> None:
     axis.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share correct")
 
 
-def _marks(
-    axis: Axes, x: pd.Series, share: pd.Series, low: pd.Series, high: pd.Series, n: pd.Series
-) -> None:
+def _marks(axis: Axes, rows: pd.DataFrame, column: str, n: np.ndarray) -> None:
     """Shares with their intervals, sized by their examples; a curve through those of enough."""
+    names = ("confidence", column, f"{column}_low", f"{column}_high")
+    x, share, low, high = (rows[name].to_numpy(float) for name in names)
     enough = n >= _FEW
     axis.errorbar(x, share, yerr=[share - low, high - share], fmt="none", ecolor=DATA,
                   elinewidth=0.8)  # fmt: skip
@@ -223,7 +222,9 @@ def confidence_against_correctness(
     }
     parts = [frame.assign(what="bin"), _histogram(x, y).assign(what="histogram")]
     kind = "confidence_against_correctness"
-    return Drawing(kind, pd.concat(parts, ignore_index=True)[["what", *frame]], said, name=kind)
+    return Drawing(
+        kind, pd.concat(parts, ignore_index=True).reindex(columns=["what", *frame]), said, name=kind
+    )
 
 
 @draws("confidence_against_correctness")
@@ -280,10 +281,8 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 def _share(axis: Axes, frame: pd.DataFrame, overall: float) -> None:
     axis.axhline(overall, color=GREY, linestyle=DASHES, linewidth=0.8)
-    x = frame["confidence"]
     axis.hlines(frame["share"], frame["low"], frame["high"], color=DATA, linewidth=0.6)
-    _marks(axis, x, frame["share"], frame["share_low"], frame["share_high"],
-           frame["right"] + frame["wrong"])  # fmt: skip
+    _marks(axis, frame, "share", (frame["right"] + frame["wrong"]).to_numpy())
     axis.annotate(
         f"all:\n{overall:.2f}",
         (1, overall),

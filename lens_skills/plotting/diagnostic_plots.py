@@ -239,7 +239,7 @@ def confidence_regulation(regulators: Regulators, *, n_labels: int = 8) -> Drawi
     ``n``: the neurons that the dot stands for. In a model of more than 2,000 neurons those whose
     dots would cover one another are one. A border holds the percentiles of one layer.
     """
-    words = regulators.table["word"].value_counts()
+    words = regulators.table["word"].value_counts().to_dict()
     about = {
         "title": "Writing much, and to no token in particular?",
         "lines": [
@@ -250,7 +250,7 @@ def confidence_regulation(regulators: Regulators, *, n_labels: int = 8) -> Drawi
         "variance. The flag also asks for the null space "
         f"(k = {regulators.k}), the final norm's part of the effect, and "
         f"{regulators.n_controls} random neurons per layer, on the task and on neutral text.",
-        "counts": {word: int(words[word]) for word in WORDS if word in words},
+        "counts": {word: words[word] for word in WORDS if word in words},
         "n_labels": n_labels,
     }
     frame = regulator_dots(regulators)
@@ -267,7 +267,7 @@ def regulator_dots(regulators: Regulators) -> pd.DataFrame:
             "log_variance": np.maximum(regulators.log_variances.numpy(), _LOWEST),
         }
     )
-    borders = cloud.loc[cloud["layer"].isin(here)].groupby("layer", as_index=False)
+    borders = cloud.loc[cloud["layer"].isin(sorted(here))].groupby("layer", as_index=False)
     borders = borders.agg(
         norm=("norm", lambda values: values.quantile(FAR)),
         log_variance=("log_variance", lambda values: values.quantile(1 - FAR)),

@@ -187,7 +187,7 @@ def activation_map(
     frame = examples.groupby(["y", "x"], as_index=False).agg(
         activation=("activation", "mean"), n=("activation", "size"), holds=("holds", "mean")
     )
-    few, many = int(frame["n"].min()), int(frame["n"].max())
+    few, many = int(frame.loc[:, "n"].min()), int(frame.loc[:, "n"].max())
     about = {
         "title": f"{neuron} over {x} and {y}" + (f": {row['feature']}" if row else ""),
         "lines": [

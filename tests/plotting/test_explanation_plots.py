@@ -115,7 +115,7 @@ def test_a_cell_without_an_example_is_hatched_and_said() -> None:
     """A low activation is a colour; where nothing was measured there is none."""
     drawing = activation_map(make_half(), "L1N0")
     (axis, _) = drawing.figure.axes
-    grid = np.ma.masked_invalid(axis.collections[0].get_array())
+    grid = np.ma.masked_invalid(np.asarray(axis.collections[0].get_array(), dtype=float))
     assert grid.mask.sum() == 45
     assert grid.count() == len(drawing.frame) == 55
     assert axis.patch.get_hatch()

@@ -91,6 +91,8 @@ def test_no_example_is_shown_twice_and_none_is_made_up() -> None:
     assert [shown for _, _, shown in quantiles(values, n_quantiles=1, per_quantile=2)] == [
         [2, 9], [3, 4], [8, 6],
     ]  # fmt: skip
+    many = quantiles(torch.zeros(5000), n_quantiles=2, per_quantile=2)  # ties: in their order
+    assert [shown for _, _, shown in many] == [[0, 1], [626, 1875], [3124, 4373], [4998, 4999]]
     (only, whole) = quantiles(values[:1], n_quantiles=5, per_quantile=4)
     assert only[0] == "highest"
     assert only[2] == [0]

@@ -16,7 +16,6 @@ from lens_skills.plotting.style import (
     DASHES,
     DATA,
     GREY,
-    SIZE,
     SMALL,
     About,
     Look,
@@ -107,15 +106,10 @@ def _curve(axis: Axes, frame: pd.DataFrame, error: float) -> None:
     seen = frame.loc[frame["count"] > 0]
     axis.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.8, linestyle=DASHES)
     _marks(axis, seen, "accuracy", seen.loc[:, "count"].to_numpy())
-    # One side of the diagonal is free: the upper where the model claims more than it knows.
     gap = float(((seen.loc[:, "accuracy"] - seen["confidence"]) * seen["count"]).sum())
-    x, y, ha, va = (0.02, 0.98, "left", "top") if gap <= 0 else (0.98, 0.03, "right", "bottom")
     side = "below the line: overconfident" if gap <= 0 else "above the line: underconfident"
-    axis.annotate(f"ECE {error:.3f}", (x, y), xycoords="axes fraction", ha=ha, va=va, weight="bold")
-    axis.annotate(
-        side, (x, y), xytext=(0, -1.4 * SIZE if gap <= 0 else 1.4 * SIZE), ha=ha, va=va,
-        xycoords="axes fraction", textcoords="offset points", size=SMALL, color=GREY,
-    )  # fmt: skip
+    # Above the panel: inside, an interval may lie anywhere.
+    axis.set_title(f"ECE {error:.3f} · {side}", loc="left", size=SMALL, pad=4)
     # A share of 0 or 1 keeps the whole of its mark.
     axis.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share correct")
 

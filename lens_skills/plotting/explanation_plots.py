@@ -51,7 +51,7 @@ from lens_skills.plotting.words import metric_words, place_words, shortened
 from lens_skills.results import file_name
 
 _FEATURE_ROW, _SHORTCUT_ROW = 0.155, 0.42  # inches
-_LETTERS, _LABEL = 36, 44  # of a name, and of the label of an axis, at most
+_LETTERS, _LABEL = 36, 52  # of a name, and of the label of an axis, at most
 _SCALE = 1.2  # inches of the colour bar with its label, at least
 _NEURON_COLUMN = 0.2  # inches at most
 _MOST, _BINS = 24, 18  # distinct values of an axis beyond which they are put into so many bins
@@ -187,14 +187,14 @@ def activation_map(
     frame = examples.groupby(["y", "x"], as_index=False).agg(
         activation=("activation", "mean"), n=("activation", "size"), holds=("holds", "mean")
     )
-    few, many = int(frame.loc[:, "n"].min()), int(frame.loc[:, "n"].max())
+    sizes = " to ".join(str(n) for n in sorted({*frame["n"].agg(["min", "max"])}))
     about = {
         "title": f"{neuron} over {x} and {y}" + (f": {row['feature']}" if row else ""),
         "lines": [
             joined(place_words(explanations.site, explanations.position), *_explained(row)),
             joined(*source(explanations.provenance), count(len(examples))),
         ],
-        "note": f"Means of {few} to {many} examples a cell; hatched: no example."
+        "note": f"Mean over the examples of a cell ({sizes}); hatched: none."
         + (" Outlined: the feature holds." if row else ""),
         "neuron": neuron,
         "x": x,

@@ -316,7 +316,7 @@ def count(n_examples: int, n_groups: int | None = None) -> str:
     '1,000 examples, 24 groups'
     """
     groups = "" if n_groups is None else f", {n_groups:,} groups"
-    return f"{n_examples:,} examples{groups}"
+    return f"{n_examples:,} example{'s' * (n_examples != 1)}{groups}"
 
 
 def correlation(scores: Scores) -> str:

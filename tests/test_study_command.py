@@ -39,7 +39,7 @@ def ran(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         for room in ("lens_skills.studies", "lens_skills.cli.runs"):
             patch.setattr(importlib.import_module(room), "select", lenient)
         one, steps = folder / "one", folder / "steps"
-        asked = ("--metric", "label:plural", "--also", "confidence", "--intervene", 16)
+        asked = ("--metric", "label:plural", "--metric", "confidence", "--intervene", 16)
         said["study"] = shell("study", *SCORED, *asked, *TRIED, "--out", one, *model)
         both = ("--metric", "label:plural", "--metric", "confidence")
         said["score"] = shell("score", *SCORED, *both, "--out", steps, *model)

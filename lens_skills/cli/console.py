@@ -230,6 +230,7 @@ def command(
     def run(**given: Any) -> None:
         told = call()
         told.name = run_name
+        _said_once(told.args, run.__annotations__)
         for name in ("as_json", "again", "debug"):
             setattr(told, name, bool(given.pop(name, False)))
         told.opening = {name: given.pop(name) for name, *_ in _MODEL if name in given}
@@ -250,6 +251,15 @@ def command(
     )
     run.__annotations__ = {**function.__annotations__, **{name: a for name, a, _ in more}}
     app.command(run_name, rich_help_panel=panel)(run)
+
+
+def _said_once(args: Sequence[str], annotations: Mapping[str, Any]) -> None:
+    """Refuses an option given twice that takes one value: the last would win without a word."""
+    for name, kind in annotations.items():
+        flag = f"--{name.replace('_', '-')}"
+        said = sum(arg == flag or arg.startswith(f"{flag}=") for arg in args)
+        if said > 1 and "list[" not in str(kind):
+            raise LensSkillsError(f"{flag} was given {said} times, and it takes one value.")
 
 
 def _check_opening(opening: Mapping[str, str | None]) -> None:

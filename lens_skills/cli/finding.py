@@ -119,11 +119,11 @@ def study(
     task: TaskName,
     out: Out,
     metric: Annotated[
-        str | None,
-        typer.Option(help="What to look for (default logit_diff, else correct, else a label)."),
-    ] = None,
-    also: Annotated[
-        list[str] | None, typer.Option(help="A further metric of the same pass (may repeat).")
+        list[str] | None,
+        typer.Option(
+            help="What to look for (default logit_diff, else correct, else a label); repeated, "
+            "further metrics of the same pass."
+        ),
     ] = None,
     at: At = "mlp.hook_post",
     position: Annotated[str, typer.Option(help=f"{POSITIONS_HELP}.")] = "last",
@@ -148,7 +148,7 @@ def study(
     """
     request = _request(
         task,
-        (metric or "",),
+        tuple(metric or [""]),
         at=at,
         position=position,
         given=given,
@@ -169,8 +169,8 @@ def study(
     told = call()
     opened = Run(out, request).task()
     require_examples(opened, 40)
-    main = metric or default_metric(opened)
-    request = replace(request, metrics=(main, *(name for name in also or () if name != main)))
+    main, *further = metric or [default_metric(opened)]
+    request = replace(request, metrics=(main, *(name for name in further if name != main)))
     Run(out, request).check()
     parse_metrics(causal_metric or (), opened)
     run = Run.create(out, request, command=told.command)

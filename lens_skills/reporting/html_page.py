@@ -16,7 +16,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from lens_skills.reporting.document import Document, Step
+from lens_skills.reporting.document import Document, Picture, Step
 from lens_skills.reporting.page_data import (
     as_json,
     cells_of,
@@ -76,7 +76,15 @@ def render(document: Document) -> str:
         columns=columns,
         rows=[cells_of(row, columns) for row in document.rows[:STATIC_ROWS]],
         steps=_steps(document.attrition),
+        first=_first_picture(document.pictures),
         n_every=total,
+    )
+
+
+def _first_picture(pictures: Sequence[Picture]) -> Picture | None:
+    """What is looked at before anything is read: r against effects, else the first there is."""
+    return next((one for one in pictures if "effect_against_r" in one.anchor), None) or next(
+        iter(pictures), None
     )
 
 

@@ -56,12 +56,12 @@ function fullPage(page) {
   return [
     make("p", { class: "lead" }, page.summary),
     page.caveats.length ? make("ul", { class: "caveats" }, page.caveats.map((caveat) => make("li", {}, caveat))) : null,
-    section("Evidence", evidence(page.cells), ...others.map((cells, k) => evidence(cells, k + 1)), page.facts.length ? factList(page.facts) : null,
-      make("details", { class: "help" }, make("summary", {}, "What these numbers are"), columnHelp())),
     page.verdict || page.controls ? section("Verdict, beside its controls",
       page.verdict ? make("p", {}, page.verdict) : null,
       page.controls ? controlStrip(page.controls) : null) : null,
     page.quantiles.length ? section("Examples by activation", examples(page.quantiles)) : null,
+    section("Evidence", evidence(page.cells), ...others.map((cells, k) => evidence(cells, k + 1)), page.facts.length ? factList(page.facts) : null,
+      make("details", { class: "help" }, make("summary", {}, "What these numbers are"), columnHelp())),
     ...page.written.map((written) => section(`What it writes: ${written.lens}`, make("p", {}, written.how), writtenTokens(written))),
     page.explanation.length || page.features.length > 1 ? section("Explanation",
       ...page.explanation.map((sentence) => make("p", {}, sentence)),
@@ -91,7 +91,9 @@ let spans = null;
 function spanOf(column) {
   if (!spans) spans = new Map();
   if (!spans.has(column)) {
-    let [low, high] = [0, 0];
+    // A correlation goes from -1 to 1 whatever was found.
+    const fixed = /^r(_|$)/.test(DATA.columns[column][0]);
+    let [low, high] = fixed ? [-1, 1] : [0, 0];
     for (const cells of [...DATA.rows, ...DATA.neurons.map((page) => page.cells)]) {
       for (const value of cells[column]) {
         if (typeof value === "number") [low, high] = [Math.min(low, value), Math.max(high, value)];

@@ -44,7 +44,7 @@ def test_axe_would_have_found_something(opened, axe):
     page.evaluate("document.querySelector('img.sheet').removeAttribute('alt')")
     page.evaluate(axe)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    assert [rule["id"] for rule in found["violations"]] == ["image-alt"]
+    assert "image-alt" in [rule["id"] for rule in found["violations"]]
 
 
 @pytest.mark.parametrize("at", ["", "#neuron-L3N7", "#neuron-L0N99"])

@@ -71,9 +71,9 @@ def of(results: Any, *, metrics: Sequence[str] | None = None) -> list[Drawing]:
 
     >>> import lens_skills as ls
     >>> model, task = ls.load_model("arithmetic-small"), ls.tasks.arithmetic()[:60]
-    >>> scores = ls.score(model, task, metrics=["correct"], n_permutations=20)
+    >>> scores = ls.score(model, task, metrics=["label:carry"], n_permutations=20)
     >>> [drawing.name for drawing in ls.figures.of(scores)]
-    ['r_distribution-correct', 'layer_profile-correct']
+    ['r_distribution-label_carry', 'layer_profile-label_carry']
     """
     drawings, without = drawn(results, metrics=metrics)
     if not drawings:

@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/**/*.md")
+PAGES = ("README.md", "docs/**/*.md", "notebooks/README.md")
 # Tables of outcomes, which a page shows as they are: no numbers.
 OUTCOMES = ("before", "outcomes", "why", "precisions", "tolerances")
 # Keys that say how a file's numbers came about; all others are numbers.

@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from tests.browser import documents
+from tests.browser.waiting import until
 
 PLACES = {
     "summary": ("ordinary", ""),
@@ -84,7 +85,7 @@ def test_paper_has_everything_and_no_controls(opened):
     assert luminance(page) == 255
     assert page.locator("#neuron-table tbody tr:not(.gap)").count() == 40
     assert page.locator("details.help:not([open])").count() == 0
-    page.wait_for_function("[...document.images].every(one => one.complete && one.naturalWidth)")
+    until(page, "[...document.images].every(one => one.complete && one.naturalWidth)")
     page.set_viewport_size({"width": 680, "height": 900})  # of A4 between its margins
     assert page.evaluate("document.documentElement.scrollWidth") <= 680
     for control in (".filters", "header nav", ".tools", ".command button"):
@@ -108,7 +109,7 @@ def test_paper_of_a_neuron_is_its_page(opened):
 def test_paper_of_a_long_table_says_what_it_leaves_out(opened):
     page = opened("large")
     page.emulate_media(media="print")
-    assert "and 700 more" in page.inner_text("#neuron-table")
+    until(page, "document.getElementById('neuron-table').innerText.includes('and 700 more')")
 
 
 def test_it_is_read_without_scripts(browser, written):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.browser import documents
+from tests.browser.waiting import until
 
 DOCUMENT = documents.ordinary()
 NAMES = [row["neuron"] for row in DOCUMENT.rows]
@@ -32,11 +33,9 @@ def test_all_that_the_document_says_is_read(opened):
         assert fact.value in text
     for step in DOCUMENT.attrition:
         assert step.note in text
-    for sheet in page.locator(".sheet").all():
+    for k, sheet in enumerate(page.locator(".sheet").all()):
         sheet.scroll_into_view_if_needed()
-        page.wait_for_function(
-            "one => one.complete && one.naturalWidth > 0", arg=sheet.element_handle()
-        )
+        until(page, f"document.querySelectorAll('.sheet')[{k}].naturalWidth > 0")
 
 
 def test_the_table_is_that_of_the_document(opened):
@@ -112,7 +111,7 @@ def test_only_the_rows_in_sight_stand_in_the_page(opened):
     box = page.locator(".rows")
     assert box.evaluate("box => box.scrollHeight") > 46_080 * 20
     box.evaluate("box => { box.scrollTop = box.scrollHeight; }")
-    page.wait_for_function("document.querySelector('tr[aria-rowindex=\"46081\"]')")
+    until(page, "document.querySelector('tr[aria-rowindex=\"46081\"]')")
     # The rows stand where the scrolling says: the last one at the end of the box.
     end = box.evaluate(
         "box => box.getBoundingClientRect().bottom - "
@@ -155,7 +154,7 @@ def test_a_link_and_back(opened):
 def test_a_link_to_a_section_from_a_neuron(opened):
     page = opened("ordinary", "#neuron-L3N7")
     page.evaluate("location.hash = '#figure-forest'")
-    page.wait_for_function("!document.getElementById('summary').hidden")
+    until(page, "!document.getElementById('summary').hidden")
     top = page.evaluate("document.getElementById('figure-forest').getBoundingClientRect().top")
     assert -5 < top < 900
     page.evaluate("location.hash = '#neuron-nonsense'")
@@ -230,12 +229,12 @@ def test_keys_go_from_neuron_to_neuron(opened):
     page = opened("ordinary", "#neuron-L3N7")
     for key, wanted in (("j", 1), ("ArrowRight", 2), ("k", 1), ("ArrowLeft", 0), ("k", 0)):
         page.keyboard.press(key)
-        page.wait_for_function(f"location.hash === '#neuron-{NAMES[wanted]}'")
+        until(page, f"location.hash === '#neuron-{NAMES[wanted]}'")
         page.wait_for_selector(f"#neuron-page h2:has-text('{NAMES[wanted]}')")
     page.keyboard.press("u")
-    page.wait_for_function("!document.getElementById('summary').hidden")
+    until(page, "!document.getElementById('summary').hidden")
     page.keyboard.press("/")
-    page.wait_for_function("document.activeElement.id === 'filter'")
+    until(page, "document.activeElement.id === 'filter'")
     page.keyboard.type("j?d/")
     assert page.input_value("#filter") == "j?d/"  # keys that are typed are text
     page.keyboard.press("Escape")
@@ -252,7 +251,7 @@ def test_the_order_of_the_pages_is_that_of_the_table(opened):
     page.evaluate(f"location.hash = '#neuron-{paged[0]}'")
     page.wait_for_selector("#neuron-page h2")
     page.keyboard.press("j")
-    page.wait_for_function(f"location.hash === '#neuron-{paged[1]}'")
+    until(page, f"location.hash === '#neuron-{paged[1]}'")
 
 
 def test_a_command_is_copied(opened):
@@ -260,9 +259,7 @@ def test_a_command_is_copied(opened):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     button = page.locator("#reproduce .command button")
     button.click()
-    page.wait_for_function(
-        "document.querySelector('#reproduce .command button').textContent === 'Copied'"
-    )
+    until(page, "document.querySelector('#reproduce .command button').textContent === 'Copied'")
     assert page.evaluate("navigator.clipboard.readText()") == DOCUMENT.reproduce[0]
 
 
@@ -291,7 +288,7 @@ def test_the_graph_hides_pins_and_links(opened):
     graph.locator(".node[aria-label^='L27H8,'] rect").click()
     assert graph.locator(".link.dim").count() == 0
     graph.locator(".graph a", has_text="L28N907").click()
-    page.wait_for_function("location.hash === '#neuron-L3N7'")
+    until(page, "location.hash === '#neuron-L3N7'")
     assert page.locator("#neuron-page .graph .here").count() == 1
 
 

@@ -258,7 +258,7 @@ def _said_once(args: Sequence[str], annotations: Mapping[str, Any]) -> None:
     for name, kind in annotations.items():
         flag = f"--{name.replace('_', '-')}"
         said = sum(arg == flag or arg.startswith(f"{flag}=") for arg in args)
-        if said > 1 and "list[" not in str(kind):
+        if said > 1 and not re.search(r"list\[|bool", str(kind)):
             raise LensSkillsError(f"{flag} was given {said} times, and it takes one value.")
 
 

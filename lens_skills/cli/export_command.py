@@ -6,13 +6,11 @@ from typing import Annotated
 import typer
 
 from lens_skills.cli.console import call
+from lens_skills.cli.shared_options import ResultsFolder
 
 
 def export(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="A run folder, what `demo` wrote, or any folder of saved results."),
-    ],
+    folder: ResultsFolder,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write (default: FOLDER/export).")
     ] = None,

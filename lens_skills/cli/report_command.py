@@ -6,14 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from lens_skills.cli.console import call, open_model, open_run_model
+from lens_skills.cli.shared_options import ResultsFolder
 from lens_skills.errors import LensSkillsError
 
 
 def report(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="A run folder, what `demo` wrote, or any folder of saved results."),
-    ],
+    folder: ResultsFolder,
     out: Annotated[
         Path | None, typer.Option(help="The file to write (default: FOLDER/report.html).")
     ] = None,

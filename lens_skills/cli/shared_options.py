@@ -13,6 +13,10 @@ TaskName = Annotated[
         "CSV/TSV/JSONL/Parquet file (then say --text).",
     ),
 ]
+ResultsFolder = Annotated[
+    Path,
+    typer.Argument(help="A run folder, what `demo` wrote, or any folder of saved results."),
+]
 Out = Annotated[Path, typer.Option(help="The run folder to write.")]
 At = Annotated[str, typer.Option(help="Hook point within a block.")]
 Given = Annotated[

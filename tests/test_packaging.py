@@ -8,6 +8,7 @@ import zipfile
 from email import message_from_string
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -52,7 +53,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             (copy / name).write_bytes((ROOT / name).read_bytes())
     source = build(copy, folder / "source", "sdist")
     with tarfile.open(source) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+        # Python before 3.11.4 has no filters.
+        safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(folder / "unpacked", **safely)
     (unpacked,) = (folder / "unpacked").iterdir()
     return source, build(unpacked, folder / "wheel", "wheel")
 

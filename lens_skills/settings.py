@@ -19,7 +19,8 @@ class config:
     Args:
         batch_size: Examples per forward pass; None for each verb's own (32; 16 where text is
             written).
-        progress: Show progress bars: True, False, or None for on a terminal only.
+        progress: False shows no progress. None (as it is): a bar on a terminal, one line a minute
+            on stderr in a pipe or a log, nothing in a notebook. True: in a notebook too, a bar.
         edit_rows: Rows of one batch of edited forward passes (examples times sets of neurons):
             `sweep` and all that measures effects.
         memory_mb: MiB of keys and values that `fit_prompt` may keep.
@@ -87,6 +88,6 @@ def memory_mb() -> int:
 
 
 def hides_progress() -> bool | None:
-    """tqdm's ``disable``: None shows bars on a terminal only."""
+    """Whether no progress is shown; None leaves it to where stderr goes."""
     shown = _ACTIVE["progress"]
     return None if shown is None else not shown

@@ -24,6 +24,7 @@ FLOORS = (
     ("cards",),
     ("argument_types",),
     ("settings",),
+    ("progress",),
     ("stats",),
     ("data",),
     ("results",),

@@ -473,7 +473,7 @@ def read_batches(
     # Unlike a stream without metrics: a prompt must end where it ends in the pass that measures
     # the effect, and that one may hand a trailing space to the answer.
     encoded = encode_examples(adapter, examples, answers=with_answers(examples, answers))
-    for batch in read_sites(adapter, encoded, NOTHING, [where], reading, progress=False):
+    for batch in read_sites(adapter, encoded, NOTHING, [where], reading):
         values, mask = batch.activations, batch.mask
         if values.ndim == 3:
             values = rearrange(values, "batch layer width -> batch 1 layer width")

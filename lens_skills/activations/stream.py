@@ -9,7 +9,6 @@ import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from lens_skills import settings
 from lens_skills.activations.forward import (
@@ -33,6 +32,7 @@ from lens_skills.activations.metrics import Metric, parse_metrics
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
+from lens_skills.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def read_sites(
     metrics: Sequence[Metric] = (),
     skip: int = 0,
     batch_size: int | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Iterator[Batch]:
     """Batches of a site's activations, and of its gate's where a second site is given.
 
@@ -190,7 +190,7 @@ def batches(
     *,
     skip: int = 0,
     batch_size: int | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Iterator[list[Encoded]]:
     """Batches of like length, the order fixed by length and place alone.
 
@@ -200,7 +200,7 @@ def batches(
         verb: What the bar says.
         skip: Batches to leave out at the start.
         batch_size: Examples per batch; None: as `lens_skills.config` says, or 32.
-        progress: Show a bar; None: as `lens_skills.config` says, or on a terminal only.
+        progress: False for a loop within another one that is shown.
     """
     if batch_size is None:
         batch_size = settings.batch_size()
@@ -209,9 +209,8 @@ def batches(
         return len(item.prompt_tokens) + len(plan.extra(item)), item.index
 
     ordered = sorted(encoded, key=length)
-    disable = settings.hides_progress() if progress is None else not progress
-    with tqdm(total=len(ordered), desc=verb, unit=" examples", disable=disable) as bar:
-        bar.update(min(skip * batch_size, len(ordered)))
+    done = min(skip * batch_size, len(ordered))
+    with Progress(len(ordered), verb, "examples", done=done, shown=progress) as bar:
         for start in range(skip * batch_size, len(ordered), batch_size):
             batch = ordered[start : start + batch_size]
             yield batch

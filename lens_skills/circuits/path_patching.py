@@ -20,6 +20,7 @@ from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.circuits.targets import AnswerTarget, Target, clean_seen, features, hook_of
 from lens_skills.models import EditHook, keep_activation
+from lens_skills.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,11 +186,13 @@ def path_effects(
         else:
             waiting[receiver.layer + (0 if receiver.kind == "head" else 1)].append(place)
     n_sets = max(1, rows // (len(cache) * cache.n_columns))
-    for layer, places in sorted(waiting.items()):
-        for first in range(0, len(places), n_sets):
-            some = places[first : first + n_sets]
-            found = _run(cache, target, layer, [(paths[k][0], readers[k]) for k in some])
-            effects[some] = found.cpu()
+    with Progress(sum(map(len, waiting.values())), "patch paths", "paths") as bar:
+        for layer, places in sorted(waiting.items()):
+            for first in range(0, len(places), n_sets):
+                some = places[first : first + n_sets]
+                found = _run(cache, target, layer, [(paths[k][0], readers[k]) for k in some])
+                effects[some] = found.cpu()
+                bar.update(len(some))
     return effects
 
 

@@ -40,6 +40,7 @@ from lens_skills.cli.showing import show
 from lens_skills.cli.soft_prompts import generate, prompt
 from lens_skills.cli.terminal import make_printable, say
 from lens_skills.errors import LensSkillsError
+from lens_skills.progress import close_all
 from lens_skills.settings import config
 
 # Typer brings a click of its own since 0.2x, so that what it raises is found through it.
@@ -118,6 +119,7 @@ def _ended(run: Callable[[], int], told: Call) -> int:
 
 def _stopped(told: Call) -> int:
     code = stopped_code()
+    close_all()
     said = told.step.kept() if told.step else "stopped before anything was begun. To begin again:"
     say(f"\nlens-skills: {said}\n  {told.command}", colour=YELLOW)
     return _failed("interrupted", said, code, hint=told.command, silent=True)
@@ -140,6 +142,7 @@ def _unexpected(error: Exception) -> int:
 
 def _failed(kind: str, message: str, code: int, *, hint: str = "", silent: bool = False) -> int:
     told = call()
+    close_all()
     if not silent:
         see = f" See `{hint}`." if hint and hint not in message else ""
         say(f"lens-skills: {message}{see}", colour=RED)
@@ -184,7 +187,8 @@ def options(
         int | None, typer.Option(help="Examples per forward pass (default: each command's own).")
     ] = None,
     progress: Annotated[
-        bool | None, typer.Option(help="Show progress bars (default: on a terminal only).")
+        bool | None,
+        typer.Option(help="Show progress: a bar; in a pipe or a log one line a minute on stderr."),
     ] = None,
     version: Annotated[
         bool | None,

@@ -21,6 +21,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import random_neurons
 from lens_skills.models import Chat, SoftPrompt
+from lens_skills.progress import progress
 from lens_skills.results import Result
 from lens_skills.stats.information import entropy, equal_width_codes, kraskov_information
 from lens_skills.stats.multiple_testing import rank_p
@@ -174,7 +175,7 @@ def memorisation(
     own_h = entropy(equal_width_codes(found.values, n_bins=n_bins))
     own_mi = pairwise(found.values, k)
     h, mi = [], []
-    for rows in drawn:
+    for rows in progress(drawn, len(drawn), "memorisation", "draws"):
         values = others.values[[place[tuple(row)] for row in rows.tolist()]]
         h.append(float(entropy(equal_width_codes(values, n_bins=n_bins)).mean()))
         mi.append(mean_information(values, k, seed=seed))

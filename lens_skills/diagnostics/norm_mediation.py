@@ -83,7 +83,7 @@ def mediate(
     clean = {name: torch.zeros(len(encoded), dtype=torch.float64) for name in outcomes}
     writes = OutputWeights(adapter)
     size = settings.batch_size(16)
-    for place, batch in enumerate(batches(encoded, NOTHING, batch_size=size, progress=False)):
+    for place, batch in enumerate(batches(encoded, NOTHING, "mediation", batch_size=size)):
         index = torch.tensor([item.index for item in batch])
         # One batch tells whether upper blocks may run alone.
         run = _MediationPass(adapter, batch, neurons, writes, check=place == 0)

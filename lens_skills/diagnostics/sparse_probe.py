@@ -21,6 +21,7 @@ from lens_skills.activations.components import neuron_names
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt
+from lens_skills.progress import progress
 from lens_skills.results import Result
 from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_error
 from lens_skills.stats.intervals import share_interval
@@ -211,7 +212,7 @@ def sparse_probe(
     bits = _bits(values[:, learn], truth[learn], groups[learn], tried, given)
     rows: list[dict[str, Any]] = [{"k": 0, "bits": bits[0], "description": bits[0]}]
     random = np.random.default_rng(seed)
-    for k in tried:
+    for k in progress(tried, len(tried), "sparse probe", "sizes"):
         score = _probe(values[order[:k]], truth, learn, held)
         row: dict[str, Any] = {"k": k}
         for name, point in performance(score, truth[held], groups[held]).items():
@@ -330,7 +331,8 @@ def _bits(
 
     found = dict.fromkeys((0, *ks), 0.0)
     n_folds = min(N_FOLDS, len(set(groups)))
-    for inside, outside in GroupKFold(n_folds).split(truth.numpy(), groups=groups):
+    folds = GroupKFold(n_folds).split(truth.numpy(), groups=groups)
+    for inside, outside in progress(folds, n_folds, "sparse probe", "folds"):
         yes = truth[outside].double()
         share = (float(truth[inside].double().sum()) + 0.5) / (len(inside) + 1)
         found[0] -= float((yes * math.log2(share) + (1 - yes) * math.log2(1 - share)).sum())

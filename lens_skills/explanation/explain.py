@@ -29,6 +29,7 @@ from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, fea
 from lens_skills.explanation.feature_tests import FeatureAssociation, associate
 from lens_skills.explanation.token_logits import logits_of
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
+from lens_skills.progress import progress
 from lens_skills.results import provenance
 from lens_skills.stats.effect_tests import FEW_GROUPS, FEWEST_GROUPS, effective_groups
 
@@ -135,7 +136,7 @@ def explain(
     writes = logits_of(adapter, components, k=n_tokens, over=task) if told else None
     place = active.cumsum(0) - 1
     explained = []
-    for number, one in enumerate(components):
+    for number, one in enumerate(progress(components, len(components), "explain", "neurons")):
         is_active = bool(active[number])
         half = len(tokens[number]) // 2
         explained.append(

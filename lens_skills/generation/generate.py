@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
@@ -27,6 +26,7 @@ from lens_skills.generation.graded import Graded, Written, grade, named_graders
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
 from lens_skills.models.adapter import check_reading
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
+from lens_skills.progress import Progress
 from lens_skills.results import Checkpoint, provenance, resumable, work_folder
 
 LIKELIEST = 2048  # tokens looked at first
@@ -112,10 +112,9 @@ def generate(
     # Batches of like length, whatever is done already: padding is kept small.
     left = [item for item in encoded if item.index not in done]
     left.sort(key=lambda item: (len(item.prompt_tokens), item.index))
-    size, hidden = settings.batch_size(16), settings.hides_progress()
+    size = settings.batch_size(16)
     continuer = Continuer(adapter, max_new_tokens, temperature, top_p, seed)
-    with tqdm(total=len(encoded), desc="write", unit=" texts", disable=hidden) as bar:
-        bar.update(len(done))
+    with Progress(len(encoded), "write", "texts", done=len(done)) as bar:
         try:
             for start in range(0, len(left), size):
                 batch = left[start : start + size]

@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from lens_skills import settings
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.text_features import copied
+from lens_skills.progress import progress
 from lens_skills.results import Result
 from lens_skills.tasks import Task
 
@@ -288,13 +287,7 @@ def grade(graded: Graded, graders: Any) -> Graded:
             grader.start()  # type: ignore[attr-defined]
         given: dict[str, Tensor] = {}
         pairs = zip(graded.examples, graded.texts, strict=True)
-        shown = tqdm(
-            pairs,
-            desc=f"grade: {name}",
-            total=len(graded),
-            unit=" texts",
-            disable=settings.hides_progress(),
-        )
+        shown = progress(pairs, len(graded), f"grade: {name}", "texts")
         for place, (example, text) in enumerate(shown):
             found, reason = _one(grader, text, example)
             for skill, value in found.items():

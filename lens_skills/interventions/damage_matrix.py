@@ -23,6 +23,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
 from lens_skills.models import Chat, with_soft_prompt
+from lens_skills.progress import progress
 from lens_skills.results import Result
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, cluster_interval
 from lens_skills.stats.set_overlap import shared_by_chance
@@ -213,7 +214,7 @@ def damage_matrix(
             names=names,
             seed=seed,
         )
-        for name in names
+        for name in progress(names, len(names), "damage matrix", "tasks")
     ]
     effect, low, high = _with_intervals(measured, seed)
     spread = [_spread(name, effects) for name, effects in zip(names, measured, strict=True)]

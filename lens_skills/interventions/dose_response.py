@@ -22,6 +22,7 @@ from lens_skills.interventions.batched_edits import edited_places, editing_of
 from lens_skills.interventions.edits import steer
 from lens_skills.interventions.effects import effect_metric, measure_effects, reads_answers
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
+from lens_skills.progress import progress
 from lens_skills.results import Result, provenance
 from lens_skills.stats.correlation import spearman
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, cluster_interval
@@ -269,7 +270,8 @@ def text_damage(
     places = edited_places(adapter, encoded, "all")
     damage = torch.zeros(len(changes), len(texts), dtype=torch.float64)
     ordered = sorted(encoded, key=lambda item: len(item.prompt_tokens))
-    for start in range(0, len(ordered), TEXTS):
+    starts = range(0, len(ordered), TEXTS)
+    for start in progress(starts, len(starts), "dose response", "batches of texts"):
         batch = ordered[start : start + TEXTS]
         index = [item.index for item in batch]
         clean, counted = _log_probabilities(adapter, batch, None, units, places)

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from lens_skills import settings
 from lens_skills.activations import (
@@ -39,6 +38,7 @@ from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.weights import OutputWeights
+from lens_skills.progress import Progress
 from lens_skills.results import Checkpoint, Result, provenance, resumable
 
 
@@ -336,25 +336,25 @@ def _measure(
     """Fills the sheet in, one batch after another and one stack of sets after another."""
     n_sets = sum(len(stack.places) for stack in stacks)
     total = n_sets * sum(map(len, ordered))
-    disable = settings.hides_progress()
-    with tqdm(total=total, desc="sweep", unit=" effects", unit_scale=True, disable=disable) as bar:
+    with Progress(total, "sweep", "effects") as bar:
         try:
             for place, batch in enumerate(ordered):
                 finished = sheet.done - place * len(stacks)
                 if finished >= len(stacks) > 0:
-                    bar.update(n_sets * len(batch))
+                    bar.skip(n_sets * len(batch))
                     continue
                 engine = EffectEngine(spec, batch)
                 sheet.clean[[item.index for item in batch]] = engine.clean
                 sheet.whole = sheet.whole or engine.whole
                 path = None if sheet.direct is None else DirectPath.of(engine)
                 for order, stack in enumerate(stacks):
-                    if order >= finished:
-                        _fill(engine, path, stack, sheet, names)
-                        sheet.done += 1
-                        if saved is not None:
-                            sheet.keep(saved)
-                    bar.update(len(stack.places) * len(batch))
+                    if order < finished:
+                        bar.skip(len(stack.places) * len(batch))
+                        continue
+                    _fill(engine, path, stack, sheet, names, bar)
+                    sheet.done += 1
+                    if saved is not None:
+                        sheet.keep(saved)
         except BaseException:
             # An interruption (or a failure in a late part) does not lose the finished parts.
             if saved is not None and sheet.done:
@@ -368,6 +368,7 @@ def _fill(
     stack: EditStack,
     sheet: PartialEffects,
     names: Sequence[str],
+    bar: Progress,
 ) -> None:
     """One stack of sets on one batch, in parts that fit into memory, averaged over draws."""
     change, examples = engine.spec.change, [item.index for item in engine.batch]
@@ -386,6 +387,7 @@ def _fill(
                 sheet.direct = None
             else:
                 sheet.direct[where] = torch.stack(known).mean(0)
+        bar.update(effects.numel())
 
 
 def _refuse_non_finite(

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from lens_skills import settings
 from lens_skills.circuits import Circuit
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.interventions import Verdict
+from lens_skills.progress import Progress
 from lens_skills.resampling.found import Found, read
 from lens_skills.resampling.repeated_findings import Stability, compare_runs
 from lens_skills.resampling.verdict_resampling import resampled_verdict
@@ -230,13 +229,10 @@ def _run_all(
     if not done and first is not None:
         done.append(read(first, among=among, places=places))
     runs = {"the whole task": task, **parts}
-    bar = tqdm(
-        total=len(runs), initial=len(done), desc="stability", disable=settings.hides_progress()
-    )
-    with bar:
+    with Progress(len(runs), "stability", "runs", done=len(done)) as bar:
         try:
             for name, part in itertools.islice(runs.items(), len(done), None):
-                bar.set_postfix_str(name)
+                bar.note(name)
                 done.append(_one(run, name, part, done[0] if done else None, failed))
                 bar.update()
                 keep(now=False)

@@ -16,6 +16,7 @@ from lens_skills.activations import Metric, correct, evaluate, first_token_corre
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, as_adapter
+from lens_skills.progress import progress
 from lens_skills.results import Result
 from lens_skills.scoring.leakage import check_prompt
 from lens_skills.soft_prompts.fit_prompt import initial_prompt
@@ -166,7 +167,7 @@ def compare_prompts(
         ways[_unused(f"hard: {text!r}", ways)] = asked, None
 
     rows = []
-    for asked, prompt in ways.values():
+    for asked, prompt in progress(ways.values(), len(ways), "compare prompts", "prompts"):
         found = evaluate(model, asked, metrics, prompt=prompt, chat=chat)
         rows.append(torch.stack([_number(name, numbers) for name, numbers in found.items()]))
     values = torch.stack(rows)

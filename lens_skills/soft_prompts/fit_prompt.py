@@ -10,7 +10,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from lens_skills import settings
 from lens_skills.activations.forward import encode_examples
@@ -18,6 +17,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.adapter import EMBEDDING
+from lens_skills.progress import Progress
 from lens_skills.results import versions
 from lens_skills.soft_prompts.training_batches import (
     TrainingBatch,
@@ -370,31 +370,32 @@ def descend(
     best: SoftPrompt | None = None
     lowest = math.inf
     step, since, stopped, diverged = 0, 0, f"after {plan.epochs} epochs", False
-    epochs = range(1, plan.epochs + 1)
-    bar = tqdm(epochs, desc="fit prompt", unit=" epochs", disable=settings.hides_progress())
-    for epoch in bar:
-        total = 0.0
-        try:
-            for place in torch.randperm(len(train), generator=generator).tolist():
-                step += 1
-                for group in adam.param_groups:
-                    group["lr"] = plan.lr * factor(step - 1)
-                total += _step(passes, live, vectors, train[place], adam, plan.clip, step)
-            row = _look(passes, live, held_out, step, epoch, total / sum(map(len, train)))
-            if not math.isfinite(row["held_out_loss"]):
-                raise _Diverged(f"the held-out loss is {row['held_out_loss']} after step {step}")
-        except _Diverged as reason:
-            stopped, diverged = str(reason), True
-            break
-        curve.append(row)
-        bar.set_postfix(held_out_loss=f"{row['held_out_loss']:.3f}")
-        since += 1
-        if row["held_out_loss"] < lowest:
-            best, lowest, since = _copied(live), row["held_out_loss"], 0
-        if since >= plan.patience:
-            stopped = f"no lower held-out loss in {since} epochs, at step {step}"
-            break
-    bar.close()
+    with Progress(plan.epochs * len(train), "fit prompt", "steps") as bar:
+        for epoch in range(1, plan.epochs + 1):
+            total = 0.0
+            try:
+                for place in torch.randperm(len(train), generator=generator).tolist():
+                    step += 1
+                    for group in adam.param_groups:
+                        group["lr"] = plan.lr * factor(step - 1)
+                    total += _step(passes, live, vectors, train[place], adam, plan.clip, step)
+                    bar.update()
+                row = _look(passes, live, held_out, step, epoch, total / sum(map(len, train)))
+                if not math.isfinite(row["held_out_loss"]):
+                    raise _Diverged(
+                        f"the held-out loss is {row['held_out_loss']} after step {step}"
+                    )
+            except _Diverged as reason:
+                stopped, diverged = str(reason), True
+                break
+            curve.append(row)
+            bar.note(f"epoch {epoch} of {plan.epochs}, held-out loss {row['held_out_loss']:.3f}")
+            since += 1
+            if row["held_out_loss"] < lowest:
+                best, lowest, since = _copied(live), row["held_out_loss"], 0
+            if since >= plan.patience:
+                stopped = f"no lower held-out loss in {since} epochs, at step {step}"
+                break
     if best is None:
         raise LensSkillsError(
             f"training diverged before the first epoch was over: {stopped}. No prompt was good. "

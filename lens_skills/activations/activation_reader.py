@@ -48,7 +48,7 @@ from lens_skills.cards import showing
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
-from lens_skills.models.adapter import identity
+from lens_skills.models.identity import identity
 
 GATE = "mlp.hook_pre"
 """What goes into the activation function: a gated MLP's gate, a plain one's pre-activation."""

@@ -28,7 +28,7 @@ from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
-from lens_skills.models.adapter import identity
+from lens_skills.models.identity import identity
 from lens_skills.results import undamaged, work_folder
 
 _FORMAT = 1

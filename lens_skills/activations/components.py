@@ -28,7 +28,7 @@ from lens_skills.activations.locations import DEFAULT_SITE, find_site
 from lens_skills.cards import showing
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
-from lens_skills.models.adapter import check_reading
+from lens_skills.models.identity import check_reading
 from lens_skills.models.neurons import NEURON_SITES
 
 HEADS, MLP = "attn.hook_z", "hook_mlp_out"

@@ -26,7 +26,7 @@ from lens_skills.circuits.whole_graph import GraphAreas, area, graph_areas, rank
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
-from lens_skills.models.adapter import check_reading
+from lens_skills.models.identity import check_reading
 from lens_skills.models.sublayers import ModelWeights
 from lens_skills.results import Result, provenance
 from lens_skills.stats.effect_tests import (

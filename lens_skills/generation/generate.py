@@ -24,7 +24,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded, Written, grade, named_graders
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
-from lens_skills.models.adapter import check_reading
+from lens_skills.models.identity import check_reading
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
 from lens_skills.progress import Progress
 from lens_skills.results import Checkpoint, provenance, resumable, work_folder

@@ -20,7 +20,7 @@ from lens_skills.activations.locations import _plain, edited_positions, position
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
-from lens_skills.models.adapter import check_reading
+from lens_skills.models.identity import check_reading
 from lens_skills.models.weights import LayerSite
 from lens_skills.stats.moments import RunningMoments
 

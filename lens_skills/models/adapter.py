@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models.chat_template import Chat, own_text, render
 from lens_skills.models.neurons import NEURON_SITES, layers_without_neurons, refusal
 from lens_skills.models.soft_prompt import SoftPrompt
-from lens_skills.models.stored_weights import check_gradients, check_present
+from lens_skills.models.stored_weights import check_gradients, check_present, checksum
 
 EMBEDDING = "hook_embed"
 """Where token embeddings enter, before positions are added."""
@@ -539,61 +538,4 @@ def check_shapes(tokens: Tensor, mask: Tensor, logits_at: Tensor | None) -> None
         raise LensSkillsError(
             f"logits_at {tuple(logits_at.shape)} does not fit tokens {tuple(tokens.shape)}: "
             "one row per row of tokens, positions counted from 0."
-        )
-
-
-def checksum(tensor: Tensor) -> tuple[int, int, int]:
-    """Number of elements, sum and exclusive-or of their bit patterns.
-
-    Integer sums are exact and do not depend on order: the same numbers give the same checksum on
-    any number of threads and in any layout, which a floating-point sum would not. 135 million
-    float32 take 50 ms.
-
-    >>> checksum(torch.tensor([[1.0, 2.0]])) == checksum(torch.tensor([2.0, 1.0]))
-    True
-    """
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    # Axes in the order they have in memory: the checksum does not mind, and reads ten times faster.
-    axes = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-    raw = tensor.detach().view(bits).permute(axes).cpu().numpy()
-    words = raw.view(f"u{raw.dtype.itemsize}")
-    total = int(np.add.reduce(words, axis=None, dtype=words.dtype))
-    return words.size, total, int(np.bitwise_xor.reduce(words, axis=None))
-
-
-def identity(adapter: ModelAdapter) -> dict[str, Any]:
-    """Which model a result is of: its name and fingerprint, those of its parts, and how it reads.
-
-    With a soft prompt, ``model_fingerprint`` is of both together, ``weights`` of the bare model and
-    ``prompt`` of the soft prompt. ``chat`` is as in `ModelAdapter`.
-    """
-    own, soft = adapter.fingerprint(), adapter.soft
-    return {
-        "model": adapter.name,
-        "model_fingerprint": own,
-        "weights": own if soft is None else soft.model_fingerprint,
-        "prompt": None if soft is None else soft.digest,
-        **adapter.reading,
-        "d_head": adapter.d_head,
-    }
-
-
-def check_reading(about: Mapping[str, Any], adapter: ModelAdapter, what: str) -> None:
-    """Nothing; raises where something was made in a chat and is used without, or in another.
-
-    Args:
-        about: The provenance of what was made.
-        adapter: What reads now.
-        what: What was made, as it begins a sentence: ``"the selection"``.
-    """
-    here, there = adapter.chat, about.get("chat", False)
-    if here != there:
-        raise LensSkillsError(
-            f"{what} was made with chat={there!r}, but chat={here!r} is asked for here: these are "
-            f"other tokens, and numbers of the two do not mix. Say chat={there!r}."
-        )
-    if "template" in about and about["template"] != adapter.reading.get("template"):
-        raise LensSkillsError(
-            f"{what} was made with another chat template than the tokenizer of {adapter.name} has "
-            "now. Set the template of then, or make it anew."
         )

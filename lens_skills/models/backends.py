@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.adapter import EditHook, ModelAdapter, ReadHook, check_reading
+from lens_skills.models.adapter import EditHook, ModelAdapter, ReadHook
 from lens_skills.models.chat_template import Chat
+from lens_skills.models.identity import check_reading
 from lens_skills.models.soft_prompt import SoftPrompt
 
 

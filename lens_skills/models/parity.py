@@ -20,10 +20,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.adapter import ModelAdapter, checksum
+from lens_skills.models.adapter import ModelAdapter
 from lens_skills.models.backends import as_adapter
 from lens_skills.models.gguf_cache import root
 from lens_skills.models.huggingface import reason_of
+from lens_skills.models.stored_weights import checksum
 
 OUTPUT_PROJECTION = re.compile(
     r"\.(\d+)\.(?:(?:mlp|ffn|feed_forward)\.)?"

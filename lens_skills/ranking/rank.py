@@ -24,7 +24,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients, slopes_of
 from lens_skills.interventions.baselines import Baseline, describe_source
 from lens_skills.models import Chat, SoftPrompt
-from lens_skills.models.adapter import identity
+from lens_skills.models.identity import identity
 from lens_skills.ranking.methods import METHODS, LayerActivations, Method, find_methods
 from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
 from lens_skills.results import Result, provenance

@@ -9,7 +9,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,35 +31,22 @@ UNITS, DRAWS = 60, 99
 LEVEL = 0.05
 
 
-class MadeUp(ActivationTable):
-    """A table of activations that were made up, held in memory: ``example layer neuron``."""
-
-    def activations(self) -> np.ndarray:
-        """The numbers themselves."""
-        return self.manifest["numbers"]
-
-
 def made_up(
     numbers: np.ndarray,
     examples: Sequence[Example],
     computed: Mapping[str, np.ndarray] | None = None,
-) -> MadeUp:
+) -> ActivationTable:
     """A table of one activation per example, layer and neuron, and metrics the pass computes."""
     if numbers.ndim == 2:
         numbers = numbers[:, None]
-    layers = tuple(range(numbers.shape[1]))
-    manifest = {
-        "numbers": numbers.astype(np.float32),
+    about = {
         "model": "made up",
         "model_fingerprint": "made up",
         "site": "mlp.hook_post",
-        "layers": list(layers),
+        "layers": list(range(numbers.shape[1])),
         "positions": ["last"],
-        "chat": False,
-        "example_ids": [example.id for example in examples],
-        "metrics": {} if computed is None else dict(computed),
     }
-    return MadeUp(Path("made-up"), layers, manifest)
+    return ActivationTable.of(torch.from_numpy(numbers).float(), examples, about, computed)
 
 
 def examples_of(

@@ -1,5 +1,6 @@
 """`load`: any saved result, opened by its folder alone."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ KINDS = {kind: room for room, kinds in _ROOMS.items() for kind in kinds}
 _RUN = "run.json"
 
 
-def load(folder: str | Path) -> Any:
+def load(folder: str | Path | Sequence[str | Path]) -> Any:
     """The result in a folder that ``.save(folder)`` wrote, whatever its kind.
 
-    Also a table of activations that `capture` wrote; and the folder of a run of the shell, as a
-    dict of the results in it by the name of their folders (``explore``, ``selection-…``).
+    Also a table of activations that `capture` or another program wrote, and several folders of
+    shards that fit each other as one table; and the folder of a run of the shell, as a dict of the
+    results in it by the name of their folders (``explore``, ``selection-…``).
 
     >>> import tempfile
     >>> import lens_skills as ls
@@ -51,8 +53,11 @@ def load(folder: str | Path) -> Any:
 
     Raises:
         LensSkillsError: No such folder; nothing saved in it (what it holds); an older or a newer
-            format (which, and what to do); a damaged result.
+            format (which, and what to do); a damaged result; shards that do not fit each other
+            (which, and why).
     """
+    if not isinstance(folder, str | Path):
+        return ActivationTable.load(*folder)
     with undamaged(folder):
         return _load(Path(folder))
 

@@ -183,10 +183,11 @@ def test_the_card_of_a_prescreen_of_all_neurons() -> None:
 
 def test_the_card_of_a_table_of_activations(tmp_path: Path) -> None:
     about = {
-        "model": "tiny", "site": "mlp.hook_post", "positions": ["last"], "metrics": {},
-        "example_ids": [str(number) for number in range(5000)], "layers": list(range(30)),
+        "model": "tiny", "site": "mlp.hook_post", "positions": ["last"], "layers": [*range(30)],
     }  # fmt: skip
-    card = repr(ActivationTable(tmp_path, tuple(range(30)), about))
+    examples = [ls.Example(str(number), "x") for number in range(5000)]
+    table = ActivationTable.of(torch.zeros(5000, 30, 1), examples, about)
+    card = repr(replace(table, folders=(tmp_path,)))
     check_card(card.replace(str(tmp_path), "folder"))
     assert len(card.splitlines()) <= 5
     assert "layers 0 to 29, 5,000 examples" in " ".join(card.split())

@@ -6,7 +6,7 @@ changes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -42,8 +42,15 @@ from lens_skills.activations.locations import (
     soft_position,
     token_places,
 )
-from lens_skills.activations.metrics import Metric
-from lens_skills.activations.stream import Batch, Places, places_of, read_sites, stream
+from lens_skills.activations.metrics import Metric, parse_metrics
+from lens_skills.activations.stream import (
+    Batch,
+    Places,
+    evaluate,
+    places_of,
+    read_sites,
+    stream,
+)
 from lens_skills.cards import showing
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -66,7 +73,7 @@ class ActivationReader:
         at: Hook point within a block.
         position: Which tokens. None: ``"last"``; for a soft prompt each of its vectors, or where a
             ``purpose`` is given its last one.
-        layers: Which layers (default all; all of a table).
+        layers: Which layers (default all).
         neurons: Names, rows, components or a `Selection`, in the order wanted, all at one site,
             which names say; None: every unit at ``at``.
         metrics: Read in the same pass, already parsed.
@@ -121,7 +128,7 @@ class ActivationReader:
             )
         if self.table is not None:
             self.site = _table_site(self.table, at, list(self.labels), layers, chat)
-            self.width = int(self.table.activations().shape[-1])
+            self.width = int(self.table.manifest["width"])
         else:
             self.site = find_site(self.adapter, at, layers)
             self.width = _width(self.adapter, examples[0], self.site)
@@ -157,11 +164,7 @@ class ActivationReader:
     def about(self) -> dict[str, Any]:
         """Which model is read, and where."""
         if self.table is not None:
-            names = ("model", "model_fingerprint", "site", "layers", "positions", "chat")
-            about = {name: self.table.manifest[name] for name in names}
-            about |= {k: v for k, v in self.table.manifest.items() if k == "template"}
-            about["d_head"] = self.table.manifest.get("d_head")
-            return about | {"weights": self.table.manifest.get("weights", about[names[1]])}
+            return self.table.about
         assert self.adapter is not None
         return {
             **identity(self.adapter),
@@ -184,11 +187,9 @@ class ActivationReader:
         """
         here = self.site.layers if layers is None else tuple(layers)
         if self.table is not None:
-            places = [self.site.layers.index(layer) for layer in here]
-            read = self.table.stream(self.examples, metrics=self.metrics)
-            for number, batch in enumerate(read):
-                if number >= skip:
-                    yield replace(batch, activations=batch.activations[..., places, :])
+            yield from self.table.stream(
+                self.examples, metrics=self.metrics, layers=here, skip=skip
+            )
             return
         sites = [Site(name, here) for name in (self.site.name, GATE)[: 1 + gate]]
         (encoded, plan), places = self._prepared
@@ -242,11 +243,16 @@ def _table_site(
     for name, value in asked.items():
         if table.manifest[name] != value:
             raise LensSkillsError(
-                f"the table {table.path} holds {name} {table.manifest[name]}, not {value}."
+                f"the table {table.called} holds {name} {table.manifest[name]}, not {value}."
             )
-    if layers is not None:
-        raise LensSkillsError("a table is read with all the layers it holds: leave layers=.")
-    return Site(at, table.layers)
+    wanted = [layers] if isinstance(layers, int) else layers
+    chosen = table.layers if wanted is None else tuple(sorted({*wanted}))
+    if missing := [layer for layer in chosen if layer not in table.layers]:
+        raise LensSkillsError(
+            f"the table {table.called} holds no layer {missing[0]}, only {list(table.layers)}. "
+            "Name some of these in layers=, or leave it out."
+        )
+    return Site(at, chosen)
 
 
 def _width(adapter: Any, example: Example, site: Site) -> int:
@@ -255,6 +261,26 @@ def _width(adapter: Any, example: Example, site: Site) -> int:
     one = {"at": site.name, "position": "last", "layers": site.layers[0]}
     with settings.config(progress=False):
         return next(stream(adapter, [bare], **one)).activations.shape[-1]
+
+
+def metrics_of(model: Any, metrics: Any, examples: Sequence[Example]) -> tuple[Metric, ...]:
+    """Metrics as `parse_metrics` reads them; of a table also those that came with its rows."""
+    named = model.named(metrics) if isinstance(model, ActivationTable) else metrics
+    return parse_metrics(named, examples)
+
+
+def metric_values(
+    model: Any,
+    examples: Sequence[Example],
+    metrics: Any,
+    *,
+    prompt: SoftPrompt | None = None,
+    chat: Chat = False,
+) -> dict[str, Float[Tensor, " row"]]:
+    """Every metric of every example, in the order of the examples: of a model, or of a table."""
+    if isinstance(model, ActivationTable):
+        return model.values(examples, metrics)
+    return evaluate(model, examples, metrics, prompt=prompt, chat=chat)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,10 +338,11 @@ def read_neurons(
         model = as_adapter(model)
     width = model.manifest.get("d_head") if isinstance(model, ActivationTable) else model.d_head
     layers, rows = None, None if neurons is None else parse_neurons(neurons, at, width)
-    if rows is not None and prompt is None and not isinstance(model, ActivationTable):
-        named = rows[:, 0].unique().tolist()
-        layers = [layer for layer in named if 0 <= layer < model.n_layers] or None
-        if model.soft is not None:
+    if rows is not None and prompt is None:
+        named, table = rows[:, 0].unique().tolist(), isinstance(model, ActivationTable)
+        there = model.layers if table else range(model.n_layers)
+        layers = [layer for layer in named if layer in there] or None
+        if not table and model.soft is not None:
             layers = None
     reader = ActivationReader(
         model,

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position, parse_metric
-from lens_skills.activations.activation_reader import read_neurons
+from lens_skills.activations.activation_reader import metrics_of, read_neurons
 from lens_skills.activations.components import neuron_names
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -183,7 +183,8 @@ def sparse_probe(
     """
     _refuse_shared(train, test, neurons)
     both = [*train, *test]
-    wanted = parse_metric(metric, both, asked="sparse_probe(metric=…)")
+    named = metrics_of(model, metric, both)
+    wanted = parse_metric(named, both, asked="sparse_probe(metric=…)")
     found = read_neurons(
         model,
         both,

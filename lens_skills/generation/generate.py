@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
-from lens_skills.activations.activation_table import ARRAY, MANIFEST, manifest_of
+from lens_skills.activations.activation_table import write_table
 from lens_skills.activations.forward import NOTHING, Encoded, encode_examples, pad_left
 from lens_skills.activations.stream import read_sites
 from lens_skills.data import Example
@@ -27,7 +26,7 @@ from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
 from lens_skills.models.identity import check_reading
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
 from lens_skills.progress import Progress
-from lens_skills.results import Checkpoint, provenance, resumable, work_folder
+from lens_skills.results import Checkpoint, provenance, resumable
 
 LIKELIEST = 2048  # tokens looked at first
 
@@ -199,11 +198,9 @@ def capture_text(
     for batch in read_sites(adapter, items, NOTHING, [site], reading, places, batch_size=size):
         numbers = batch.activations.cpu().to(torch.float32).numpy()
         found.update(zip(batch.index.tolist(), numbers, strict=True))
-    about = manifest_of(adapter, site, reading, [graded.examples[place] for place in kept])
-    with work_folder(folder) as work:
-        np.save(work / ARRAY, np.stack([found[place] for place in kept]))
-        (work / MANIFEST).write_text(json.dumps(about))
-    return ActivationTable.load(folder)
+    numbers = np.stack([found[place] for place in kept])
+    examples = [graded.examples[place] for place in kept]
+    return write_table(folder, adapter, site, reading, examples, numbers)
 
 
 def chances(id: str, n: int, *, seed: int) -> Float[Tensor, " step"]:

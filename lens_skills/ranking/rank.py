@@ -349,7 +349,8 @@ def _provenance(
         }
     else:
         assert table is not None
-        about = {name: table.manifest[name] for name in ("model", "model_fingerprint", "chat")}
+        names = ("model", "model_fingerprint", "chat", "weights", "d_head")
+        about = {name: table.about[name] for name in names}
     return {
         **about,
         **provenance(examples),

@@ -12,7 +12,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations import Metric, evaluate, known_values, parse_metric, parse_metrics
+from lens_skills.activations import Metric, known_values, parse_metric
+from lens_skills.activations.activation_reader import metric_values, metrics_of
 from lens_skills.activations.metrics import Column
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -90,14 +91,16 @@ def target_of(
         raise LensSkillsError(f"{len(examples)} examples are too few to rank by; 4 at least.")
     if split not in (None, "median"):
         raise LensSkillsError(f"no split {split!r} of a metric. Say split='median', or leave it.")
-    parts = parse_metrics(metric, examples)
+    parts = metrics_of(model, metric, examples)
     if len(parts) > 1 and isinstance(metric, str):
         return _categorical(metric, parts, examples)
-    found = parse_metric(metric, examples, asked="ranking neurons")
+    if len(parts) != 1:
+        parse_metric(metric, examples, asked="ranking neurons")  # says why not
+    (found,) = parts
     if found.known:
         values = known_values([found], examples)[found.name]
     else:
-        values = evaluate(model, examples, found, prompt=prompt, chat=chat)[found.name]
+        values = metric_values(model, examples, found, prompt=prompt, chat=chat)[found.name]
     distinct = values.unique()
     if len(distinct) < 2:
         raise LensSkillsError(

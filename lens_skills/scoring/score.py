@@ -20,11 +20,13 @@ from lens_skills.activations import (
     DEFAULT_SITE,
     Metric,
     Position,
-    evaluate,
     known_values,
-    parse_metrics,
 )
-from lens_skills.activations.activation_reader import ActivationReader
+from lens_skills.activations.activation_reader import (
+    ActivationReader,
+    metric_values,
+    metrics_of,
+)
 from lens_skills.activations.components import unit_name
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -129,7 +131,7 @@ def score(
     Does not show: that a neuron causes anything. A neuron beyond the permutation null alone is
     *associated*; a random label per operand makes thousands of those.
     """
-    wanted = parse_metrics(metrics, examples)
+    wanted = metrics_of(model, metrics, examples)
     if not wanted:
         raise LensSkillsError("no metric to score. Name one, e.g. metrics='label:plural'.")
     if len(examples) < 4:
@@ -221,6 +223,7 @@ def score(
         provenance
         | {
             "batch_size": settings.batch_size(),
+            **({} if source.table is None else source.table.states),
             "neurons": numbers_hash(source.layer, source.neuron),
             "values": numbers_hash(*known.values(), columns.given),
         },
@@ -309,13 +312,7 @@ def _read_first(
     """Metrics that the model computes, read in a pass of their own that reads no activations."""
     if not metrics:
         return {}
-    if source.table is None:
-        return evaluate(source.adapter, source.examples, metrics)
-    values = {m.name: torch.zeros(len(source.examples), dtype=torch.float64) for m in metrics}
-    for batch in source.batches():
-        for name in values:
-            values[name][batch.index] = batch.metrics[name].double()
-    return values
+    return metric_values(source.table or source.adapter, source.examples, metrics)
 
 
 def _n_rotations(asked: int | None, source: ActivationReader, neurons: Any) -> int:

@@ -205,7 +205,7 @@ def test_evaluate_and_stream(tiny: Any) -> None:
 
 def test_a_table_holds_and_computes_them(tiny: Any, tmp_path: Path) -> None:
     table = capture(tiny, EXAMPLES, tmp_path / "t", metrics="label:rule")
-    assert list(table.manifest["metrics"]) == list(NAMES)
+    assert list(table.values(table.examples, "label:rule")) == list(NAMES)
     bare = capture(tiny, EXAMPLES, tmp_path / "bare", dtype="float32")
     options = {"metrics": ["label:rule", "covariate:place=here"], "n_permutations": 0}
     tabled, exact = score(bare, EXAMPLES, **options), score(tiny, EXAMPLES, **options)

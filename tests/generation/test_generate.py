@@ -343,7 +343,7 @@ def test_the_very_tokens_are_read_again(
     graded = write(tiny, task(), prompt=prompt, chat=chat, graders=long)
     with config(batch_size=3):
         table = capture_text(tiny, graded, tmp_path / "table", prompt=prompt)
-    found = torch.from_numpy(table.activations().copy())
+    found = table.activations()
     torch.testing.assert_close(found, plain_mean(tiny, prompt, graded, chat), atol=1e-4, rtol=1e-4)
     with pytest.raises(LensSkillsError, match="were written by"):
         capture_text(tiny, graded, tmp_path / "other", prompt=soft(tiny, 0))
@@ -357,7 +357,7 @@ def test_a_table_of_texts_is_scored_like_a_model(tiny: Any, tmp_path: Path) -> N
     }  # fmt: skip
     scores = score(table, graded.task("long"), position="mean", **options)
     x = table.activations()[:, 2, 5]
-    r = float(torch.corrcoef(torch.stack([torch.tensor(x), graded.grades["long"].float()]))[0, 1])
+    r = float(torch.corrcoef(torch.stack([x, graded.grades["long"].float()]))[0, 1])
     frame = scores["long"].frame()
     found = frame[(frame.layer == 2) & (frame.neuron == 5)]["r"].item()
     assert found == pytest.approx(r, abs=1e-5)

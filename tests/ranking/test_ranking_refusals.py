@@ -119,7 +119,7 @@ def test_a_table_ranks_as_the_model_does(tiny: Any, nouns: ls.Task, tmp_path: Pa
     assert "gate=False" in refusal(table, nouns, PLURAL, method="lape")
     assert "a table is not" in refusal(table, nouns, "label:plural", method="taylor")
     assert "not hook_resid_post" in refusal(table, nouns, PLURAL, at="hook_resid_post")
-    assert "leave layers=" in refusal(table, nouns, PLURAL, layers=[1])
+    assert "holds no layer 99" in refusal(table, nouns, PLURAL, layers=[1, 99])
 
 
 def test_what_cannot_rank_is_left_out_with_the_reason(tiny: Any, nouns: ls.Task) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 
 from lens_skills.activations import ActivationTable, Metric
+from lens_skills.activations.table_rows import columns_of
 from lens_skills.data import Example
 from lens_skills.scoring import score
 from lens_skills.settings import config
@@ -59,19 +61,20 @@ def handmade(
     ``computed`` are metrics that the model would have given: a pass learns them batch by batch.
     """
     folder.mkdir(parents=True)
-    np.save(folder / "activations.npy", activations.astype(np.float32))
     several = activations.ndim == 4
+    np.save(folder / "activations.npy", activations.astype(np.float32))
+    parquet.write_table(columns_of(examples, computed), folder / "rows.parquet")
     manifest = {
-        "format": 1,
+        "format": 2,
         "model": "handmade",
         "model_fingerprint": fingerprint,
         "site": "mlp.hook_post",
         "layers": list(range(activations.shape[-2])),
         "positions": [str(p) for p in range(activations.shape[1])] if several else ["last"],
-        "several": several,
+        "width": activations.shape[-1],
+        "dtype": "float32",
         "chat": False,
-        "example_ids": [example.id for example in examples],
-        "metrics": {name: list(map(float, v)) for name, v in (computed or {}).items()},
+        "shards": [{"file": "activations.npy", "rows": len(examples), "table": "rows.parquet"}],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return ActivationTable.load(folder)

@@ -221,7 +221,7 @@ def test_the_level_holds_on_the_activations_of_the_default_model(
     n, runs = len(texts), 200
     prompts = [Example(f"e{i}", text) for i, text in enumerate(texts)]
     read = capture(smollm, prompts, tmp_path / "read", layers=[2, 15, 27])
-    acts = read.activations().astype(np.float32)
+    acts = read.activations().float().numpy()
     # Near-constant neurons among them: most of what moves them is one example.
     share = 1e-4 * random.normal(size=(n, 1, 20))
     share[random.integers(n, size=20), 0, np.arange(20)] += 1e-2

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from lens_skills import settings
 from lens_skills.activations.forward import known_values
@@ -50,6 +49,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.models.identity import identity
+from lens_skills.progress import Progress
 from lens_skills.results import undamaged, work_folder
 
 _FORMAT = 2
@@ -221,9 +221,8 @@ class ActivationTable:
         size = max(1, min(_ROWS_TOGETHER, _NUMBERS_TOGETHER // n_numbers))
         size = settings.batch_size(size)
         firsts = np.cumsum([0, *(shard.n_rows for shard in self.shards)])
-        hidden = settings.hides_progress()
-        with tqdm(total=len(order), desc="read", unit=" examples", disable=hidden) as bar:
-            bar.update(min(skip * size, len(order)))
+        done = min(skip * size, len(order))
+        with Progress(len(order), "read", "examples", done=done) as shown:
             for start in range(skip * size, len(order), size):
                 index = order[start : start + size]
                 yield Batch(
@@ -233,7 +232,7 @@ class ActivationTable:
                     mask=None,
                     metrics={name: numbers[index] for name, numbers in values.items()},
                 )
-                bar.update(len(index))
+                shown.update(len(index))
 
     def _rows(
         self, places: np.ndarray, firsts: np.ndarray, at: Sequence[int]

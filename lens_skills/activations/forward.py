@@ -7,16 +7,26 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_skills.activations.continuations import (
+    Chunk,
+    ContinuationTree,
+    ForwardPass,
+    Scores,
+    longest,
+    read_of,
+)
 from lens_skills.activations.metrics import Continuation, Metric, Readout
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import EditHook, ReadHook
+from lens_skills.models.partial_forward import CannotResume, prefill, watched
 
 Tokens = np.ndarray  # int32, one axis
 
@@ -199,24 +209,50 @@ def with_answers(examples: Any, answers: bool | None) -> bool:
 
 @dataclass(frozen=True)
 class RequiredOutputs:
-    """Which parts of the model's output a pass must compute."""
+    """Which parts of the model's output a pass must compute.
+
+    Attributes:
+        logits: Any of it.
+        answer, foil, options: Their log-probabilities.
+        stop: What follows the answer.
+        vocabulary: The whole vocabulary at the prompt's end.
+    """
 
     logits: bool
     answer: bool
     stop: bool
     foil: bool
     options: bool
+    vocabulary: bool
+
+    def continuations(self, encoded: Encoded) -> list[tuple[int, ...]]:
+        """What is scored behind a prompt: answer, foil, options, as far as they are asked for."""
+        found = []
+        own = (self.answer, encoded.answer_tokens), (self.foil, encoded.foil_tokens)
+        for asked, tokens in own:
+            if asked:
+                assert tokens is not None
+                found.append(tokens)
+        return [*found, *(encoded.option_tokens if self.options else ())]
 
     def extra(self, encoded: Encoded) -> tuple[int, ...]:
-        """The answer tokens the model reads after the prompt, to score the next ones."""
-        if not self.answer:
-            return ()
-        answer = encoded.answer_tokens
-        assert answer is not None
-        return answer if self.stop else answer[:-1]
+        """The tokens that stand behind the prompt in its row: see `ContinuationTree`."""
+        return longest(read_of(self.continuations(encoded), stop=self.stop))
+
+    def tree(self, adapter: Any, batch: Sequence[Encoded]) -> ContinuationTree:
+        """The batch with all its continuations."""
+        return ContinuationTree.of(
+            [item.prompt_tokens.tolist() for item in batch],
+            [self.continuations(item) for item in batch],
+            stop=self.stop,
+            pad=adapter.pad_id,
+            device=adapter.device,
+        )
 
 
-NOTHING = RequiredOutputs(logits=False, answer=False, stop=False, foil=False, options=False)
+NOTHING = RequiredOutputs(
+    logits=False, answer=False, stop=False, foil=False, options=False, vocabulary=False
+)
 
 
 def prepare(
@@ -232,6 +268,7 @@ def prepare(
         stop="stop" in reads,
         foil=foils,
         options="options" in reads or (contrast and not foils),
+        vocabulary="logits" in reads,
     )
     for example in examples:
         lacks = None
@@ -296,79 +333,6 @@ def refuse_non_finite(name: str, numbers: Tensor, examples: Sequence[Any]) -> No
 MakeEditHooks = Callable[[Sequence[Encoded], Sequence[int]], Mapping[str, EditHook]]
 """From a batch and the padded column each prompt begins at: what replaces which activation."""
 
-ForwardPass = Callable[..., Any]
-"""Takes what `ModelAdapter.forward` takes, and gives what it gives."""
-
-
-def pad_left(
-    rows: Sequence[Sequence[int]], pad: int, device: Any
-) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    """Token rows as one tensor, padded on the left, and the mask of its real tokens.
-
-    >>> pad_left([[5], [6, 7]], 0, "cpu")[0].tolist()
-    [[0, 5], [6, 7]]
-    """
-    width = max(len(row) for row in rows)
-    tokens = np.full((len(rows), width), pad, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=bool)
-    for place, row in enumerate(rows):
-        tokens[place, width - len(row) :] = row
-        mask[place, width - len(row) :] = True
-    return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
-
-
-def score_continuation(
-    adapter: Any,
-    logits: Float[Tensor, "batch k d_vocab"],
-    continuations: Sequence[Sequence[int]],
-    *,
-    stop: bool,
-) -> Continuation:
-    """The continuations scored by logits that predict their tokens one after another.
-
-    ``logits[i, 0]`` predicts the first token of ``continuations[i]``; rows shorter than ``k`` are
-    padded at the end.
-    """
-    log_probabilities = logits.float().log_softmax(-1)
-    totals, greedy, stops = [], [], []
-    for row, tokens in zip(log_probabilities, continuations, strict=True):
-        target = torch.tensor(list(tokens), device=row.device)
-        steps = row[: len(target)]
-        totals.append(steps.gather(-1, target[:, None]).double().sum())
-        greedy.append(bool((steps.argmax(-1) == target).all()))
-        if stop:
-            stops.append(not adapter.decode(int(row[len(target)].argmax()))[:1].isalnum())
-    return Continuation(
-        log_probability=torch.stack(totals).cpu(),
-        greedy=torch.tensor(greedy),
-        stops=torch.tensor(stops) if stop else None,
-    )
-
-
-def score_extra(
-    adapter: Any,
-    batch: Sequence[Encoded],
-    continuations: Sequence[Sequence[int]],
-    logits: Float[Tensor, "batch d_vocab"],
-    editing: MakeEditHooks | None = None,
-    forward: ForwardPass | None = None,
-) -> Continuation:
-    """Continuations of the prompts that the batch's own forward pass did not contain.
-
-    Those of a single token are read off ``logits``; the rest cost one more forward pass.
-    """
-    if all(len(tokens) == 1 for tokens in continuations):
-        return score_continuation(adapter, logits[:, None], continuations, stop=False)
-    rows = [
-        [*encoded.prompt_tokens.tolist(), *tokens[:-1]]
-        for encoded, tokens in zip(batch, continuations, strict=True)
-    ]
-    tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
-    places = answer_places([len(c) - 1 for c in continuations], tokens.shape[1]).to(adapter.device)
-    run = adapter.forward if forward is None else forward
-    out = run(tokens, mask, readers={}, logits_at=places, editors=placed(editing, batch, rows))
-    return score_continuation(adapter, out, continuations, stop=False)
-
 
 def placed(
     editing: MakeEditHooks | None, batch: Sequence[Encoded], rows: Sequence[Sequence[int]]
@@ -406,7 +370,8 @@ def forward_batch(
 ) -> dict[str, Float[Tensor, " batch"]]:
     """The batch's metrics after one forward pass, which feeds the readers and is edited.
 
-    Further passes that a metric needs (foils and options of several tokens) are edited alike.
+    Continuations that share the prompt run behind its keys and values, where the model allows it;
+    else, and under edits, in passes of their own, edited alike.
 
     Args:
         adapter, batch: The model, and examples in its tokens.
@@ -416,74 +381,102 @@ def forward_batch(
         editing: Makes the editing hooks of every pass.
         forward: What runs the passes in place of the adapter's own ``forward``.
     """
-    extra = [plan.extra(item) for item in batch]
-    rows = [[*item.prompt_tokens.tolist(), *more] for item, more in zip(batch, extra, strict=True)]
-    tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
-    places = answer_places([len(more) for more in extra], tokens.shape[1]).to(adapter.device)
-    run = adapter.forward if forward is None else forward
-    logits = run(
-        tokens,
-        mask,
-        readers=readers,
-        logits_at=places if plan.logits else None,
-        editors=placed(editing, batch, rows),
-    )
     index = torch.tensor([item.index for item in batch])
     values = {name: numbers[index] for name, numbers in known.items()}
+    tree = plan.tree(adapter, batch)
+    run = adapter.forward if forward is None else forward
+
+    def editors(rows: Sequence[int], starts: Sequence[int]) -> Mapping[str, EditHook]:
+        return {} if editing is None else editing([batch[row] for row in rows], starts)
+
     if not plan.logits:
+        own = editors(range(len(batch)), tree.starts)
+        run(tree.tokens, tree.mask, readers=readers, logits_at=None, editors=own)
         return values
-    readout = _read_out(adapter, batch, plan, logits, editing, forward)
+    chunks = None
+    if forward is None and editing is None:
+        chunks = _behind_prompts(adapter, tree, readers)
+    if chunks is None:
+        chunks = tree.plain_logits(run, readers, editors, adapter.pad_id)
+    scores = Scores.of(tree, chunks, first=plan.vocabulary)
+    return values | read_metrics(adapter, batch, plan, metrics, scores)
+
+
+# Of adapters whose branches were tried: the widest rows they agreed on, None where they do not.
+_TRIED: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
+_WIDER = 1.5  # times as wide rows are tried anew: windows of attention begin to matter
+
+
+def _behind_prompts(
+    adapter: Any, tree: ContinuationTree, readers: Mapping[str, ReadHook]
+) -> Iterable[Chunk] | None:
+    """Logits at all places, what is not in the rows run behind them; None where that cannot be."""
+    above = bool(readers) and adapter._top(readers) is None
+    width, tried = tree.tokens.shape[1], _TRIED.get(adapter, 0)
+    if tree.branches is None or above or tried is None or watched(adapter):
+        return None
+    try:
+        suffix = prefill(
+            adapter,
+            tree.tokens,
+            tree.mask,
+            start=tree.start,
+            readers=readers,
+            branches=tree.branches,
+            check=False,
+        )
+        if width > _WIDER * tried:
+            suffix.check_branches(tree.tokens)
+            _TRIED[adapter] = width
+    except CannotResume:
+        _TRIED[adapter] = None
+        return None
+    return tree.suffix_logits(suffix, suffix.entering[-1][None])
+
+
+def read_metrics(
+    adapter: Any,
+    examples: Sequence[Encoded],
+    plan: RequiredOutputs,
+    metrics: Sequence[Metric],
+    scores: Scores,
+) -> dict[str, Float[Tensor, " row"]]:
+    """The metrics that need the model, of examples that are scored.
+
+    Raises:
+        LensSkillsError: One is not finite.
+    """
+    readout = read_out(adapter, examples, plan, scores)
+    values = {}
     for metric in metrics:
         if not metric.known:
-            numbers = metric.of(readout, batch).double().cpu()
-            refuse_non_finite(metric.name, numbers, batch)
-            values[metric.name] = numbers
+            values[metric.name] = metric.of(readout, examples).double().cpu()
+            refuse_non_finite(metric.name, values[metric.name], examples)
     return values
 
 
-def _read_out(
-    adapter: Any,
-    batch: Sequence[Encoded],
-    plan: RequiredOutputs,
-    logits: Float[Tensor, "batch k d_vocab"],
-    editing: MakeEditHooks | None,
-    forward: ForwardPass | None,
+def read_out(
+    adapter: Any, examples: Sequence[Encoded], plan: RequiredOutputs, scores: Scores
 ) -> Readout:
-    first = logits[:, 0]
+    """What metrics read, of the continuations in the order of `RequiredOutputs.continuations`."""
+    joint, greedy = scores.log_probability, scores.greedy
     answer = foil = options = None
     if plan.answer:
-        answers = [item.answer_tokens or () for item in batch]
-        answer = score_continuation(adapter, logits, answers, stop=plan.stop)
+        stops = None
+        if scores.after is not None:
+            texts = {token: adapter.decode(token) for token in set(scores.after.tolist())}
+            stops = torch.tensor([not texts[t][:1].isalnum() for t in scores.after.tolist()])
+        answer = Continuation(joint[:, 0], greedy[:, 0], stops)
+    before = int(plan.answer) + int(plan.foil)
     if plan.foil:
-        foils = [item.foil_tokens or () for item in batch]
-        foil = score_extra(adapter, batch, foils, first, editing, forward)
+        foil = Continuation(joint[:, before - 1], greedy[:, before - 1], None)
     if plan.options:
-        options = _score_options(adapter, batch, first, editing, forward)
-    return Readout(first, answer, foil, options)
-
-
-def _score_options(
-    adapter: Any,
-    batch: Sequence[Encoded],
-    logits: Float[Tensor, "batch d_vocab"],
-    editing: MakeEditHooks | None,
-    forward: ForwardPass | None,
-) -> tuple[Continuation, ...]:
-    """Every option of every example, in batches of the size the pass runs at."""
-    pairs = [(row, option) for row, item in enumerate(batch) for option in item.option_tokens]
-    total = torch.zeros(len(pairs), dtype=torch.float64)
-    for start in range(0, len(pairs), len(batch)):
-        part = pairs[start : start + len(batch)]
-        rows = [row for row, _ in part]
-        options = [option for _, option in part]
-        items = [batch[row] for row in rows]
-        scored = score_extra(adapter, items, options, logits[rows], editing, forward)
-        total[start : start + len(part)] = scored.log_probability
-    sizes = [len(item.option_tokens) for item in batch]
-    none = [torch.zeros(size, dtype=torch.bool) for size in sizes]
-    return tuple(
-        Continuation(part, no, None) for part, no in zip(total.split(sizes), none, strict=True)
-    )
+        ends = [before + len(item.option_tokens) for item in examples]
+        options = tuple(
+            Continuation(row[before:end], yes[before:end], None)
+            for row, yes, end in zip(joint, greedy, ends, strict=True)
+        )
+    return Readout(scores.first, answer, foil, options)
 
 
 class TokenOdds:

@@ -59,13 +59,14 @@ class Readout:
     """The model's output for one batch, as far as the metrics of a pass need it.
 
     Attributes:
-        logits: At the last prompt token, where the first answer token is predicted.
+        logits: At the last prompt token, where the first answer token is predicted; None where no
+            metric of the pass reads the whole vocabulary.
         answer: The answer as a whole, or None where no metric reads it.
         foil: The foil likewise.
         options: One `Continuation` per example over its own options, or None.
     """
 
-    logits: Float[Tensor, "batch d_vocab"]
+    logits: Float[Tensor, "batch d_vocab"] | None
     answer: Continuation | None = None
     foil: Continuation | None = None
     options: tuple[Continuation, ...] | None = None
@@ -73,7 +74,7 @@ class Readout:
     @cached_property
     def log_probabilities(self) -> Float[Tensor, "batch d_vocab"]:
         """Of the first answer token (float64): computed once for all metrics that read it."""
-        return self.logits.double().log_softmax(-1)
+        return _need(self.logits).double().log_softmax(-1)
 
 
 def answer_tokens(example: Any) -> tuple[int, ...]:
@@ -226,7 +227,7 @@ def first_token_correct() -> Metric:
 
     def compute(readout: Readout, examples: Sequence[Any]) -> Tensor:
         first = torch.tensor([answer_tokens(example)[0] for example in examples])
-        return (readout.logits.argmax(-1).cpu() == first).double()
+        return (_need(readout.logits).argmax(-1).cpu() == first).double()
 
     return Metric("first_token_correct", compute, frozenset({"logits", "tokens"}), "0/1")
 

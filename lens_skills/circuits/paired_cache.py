@@ -15,13 +15,8 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations import Metric
-from lens_skills.activations.forward import (
-    Encoded,
-    RequiredOutputs,
-    encode_examples,
-    pad_left,
-    prepare,
-)
+from lens_skills.activations.continuations import pad_left
+from lens_skills.activations.forward import Encoded, RequiredOutputs, encode_examples, prepare
 from lens_skills.circuits.graph import Node
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError

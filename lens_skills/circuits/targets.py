@@ -3,19 +3,20 @@
 `StartNodes` is what a circuit is found for, neurons, heads or the answer, with its target.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations import Metric, parse_metrics
 from lens_skills.activations.components import parse_components
-from lens_skills.activations.forward import Encoded, ForwardPass, TokenOdds, forward_batch
+from lens_skills.activations.continuations import Chunk, ContinuationTree, Scores
+from lens_skills.activations.forward import Encoded, TokenOdds, read_metrics
 from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.data import Example
@@ -134,9 +135,9 @@ class AnswerTarget:
     def _read(
         self, cache: PairedCache, rows: Sequence[Encoded], last: Float[Tensor, "row 1 d_model"]
     ) -> Float[Tensor, " row"]:
-        adapter, plan, forward = cache.adapter, cache.plan, _reading(cache, last)
-        values = forward_batch(adapter, rows, plan, [self.metric], {}, {}, forward=forward)
-        return values[self.metric.name]
+        adapter, plan, tree = cache.adapter, cache.plan, cache.plan.tree(cache.adapter, rows)
+        scores = Scores.of(tree, _reading(cache, tree, last), first=plan.vocabulary)
+        return read_metrics(adapter, rows, plan, [self.metric], scores)[self.metric.name]
 
     def at_scale(
         self, cache: PairedCache, normal: Float[Tensor, "example d_model"]
@@ -181,21 +182,17 @@ class AnswerTarget:
 Target = ActivationTarget | AnswerTarget
 
 
-def _reading(cache: PairedCache, last: Float[Tensor, "row 1 d_model"]) -> ForwardPass:
-    """A forward pass in which the residual stream after the prompt is already known."""
-
-    def forward(
-        tokens: Tensor, mask: Tensor, *, readers: Any, logits_at: Int[Tensor, "row k"], editors: Any
-    ) -> Float[Tensor, "row k d_vocab"]:
-        if logits_at.shape[1] != 1 or len(tokens) != len(last):
-            raise LensSkillsError(
-                "the metric reads answers of several tokens, or what follows the answer, and "
-                "circuits end at the last prompt token. Choose answers of one token, and "
-                "logit_diff() or a confidence."
-            )
-        return cache.clean.suffix.logits(last)
-
-    return forward
+def _reading(
+    cache: PairedCache, tree: ContinuationTree, last: Float[Tensor, "row 1 d_model"]
+) -> Iterator[Chunk]:
+    """Logits where the residual stream after the prompt is already known."""
+    if tree.columns.shape[1] != 1:
+        raise LensSkillsError(
+            "the metric reads answers of several tokens, or what follows the answer, and "
+            "circuits end at the last prompt token. Choose answers of one token, and "
+            "logit_diff() or a confidence."
+        )
+    yield torch.arange(len(last)), cache.clean.suffix.logits(last)[:, 0]
 
 
 def hook_of(node: Node) -> str:

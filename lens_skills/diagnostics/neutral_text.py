@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, confidence
-from lens_skills.activations.forward import NOTHING, encode_examples, pad_left
+from lens_skills.activations.continuations import pad_left
+from lens_skills.activations.forward import NOTHING, encode_examples
 from lens_skills.activations.stream import batches
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError

@@ -15,7 +15,8 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE
 from lens_skills.activations.components import neuron_names
-from lens_skills.activations.forward import NOTHING, Encoded, encode_examples, pad_left
+from lens_skills.activations.continuations import pad_left
+from lens_skills.activations.forward import NOTHING, Encoded, encode_examples
 from lens_skills.activations.stream import batches
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError

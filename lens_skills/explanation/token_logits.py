@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE
 from lens_skills.activations.components import Component, parse_components
-from lens_skills.activations.forward import encode_examples, pad_left
+from lens_skills.activations.continuations import pad_left
+from lens_skills.activations.forward import encode_examples
 from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean

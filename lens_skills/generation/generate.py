@@ -17,7 +17,8 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
 from lens_skills.activations.activation_table import write_table
-from lens_skills.activations.forward import NOTHING, Encoded, encode_examples, pad_left
+from lens_skills.activations.continuations import pad_left
+from lens_skills.activations.forward import NOTHING, Encoded, encode_examples
 from lens_skills.activations.stream import read_sites
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError

@@ -12,13 +12,19 @@ from typing import Any
 
 import pandas as pd
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
 from lens_skills.activations.components import parse_components, sites_of
-from lens_skills.activations.forward import Encoded, RequiredOutputs, forward_batch, prepare
+from lens_skills.activations.continuations import Scores
+from lens_skills.activations.forward import (
+    Encoded,
+    RequiredOutputs,
+    forward_batch,
+    prepare,
+    read_metrics,
+)
 from lens_skills.activations.locations import Site
 from lens_skills.activations.stream import batches
 from lens_skills.cards import card_lines
@@ -27,18 +33,15 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditRows, edited_places
 from lens_skills.interventions.edits import Edit
-from lens_skills.interventions.effect_engine import PartialForwards
 from lens_skills.interventions.effects import CARD_ROWS, Effects, effect_metric, reads_answers
 from lens_skills.models import (
     Chat,
     EditHook,
     ModelAdapter,
-    ReadHook,
     keep_activation,
     with_soft_prompt,
 )
-from lens_skills.models.backends import rows_at
-from lens_skills.models.partial_forward import CannotResume
+from lens_skills.models.partial_forward import CannotResume, prefill
 from lens_skills.models.weights import LayerSite
 from lens_skills.results import Result
 from lens_skills.stats.correlation import rank_agreement
@@ -240,7 +243,7 @@ def activations_and_gradients(
 ) -> dict[LayerSite, Gradient]:
     """Each hook point's activations and gradients at the edited positions.
 
-    A metric that takes several passes (a foil of several tokens) is differentiated through all.
+    All columns that a metric reads (those of answers of several tokens) are in the graph.
 
     Raises:
         CannotResume: See `lens_skills.models.partial_forward.prefill`.
@@ -251,38 +254,20 @@ def activations_and_gradients(
         for site, layers in sites.items()
         for layer in layers
     }
-    suffixes = PartialForwards(adapter, batch, places)
-    passes: list[tuple[dict[str, Tensor], EditRows]] = []
-
-    def forward(
-        tokens: Int[Tensor, "row pos"],
-        mask: Bool[Tensor, "row pos"],
-        *,
-        readers: Mapping[str, ReadHook],
-        logits_at: Int[Tensor, "row k"],
-        editors: Mapping[str, EditHook],
-    ) -> Float[Tensor, "row k d_vocab"]:
-        """Logits as a function of every activation of the last columns, whose graph is kept."""
-        if len(tokens) != len(batch):
-            raise LensSkillsError(
-                "no gradient: the metric reads answer options of several tokens. Use sweep."
-            )
-        suffix = suffixes.of(tokens, mask, readers)
-        seen: dict[str, Tensor] = {}
+    tree = plan.tree(adapter, batch)
+    at = EditRows.of(batch, places, tree.starts)
+    start, seen = int(at.columns.min()), dict[str, Tensor]()
+    suffix = prefill(
+        adapter, tree.tokens, tree.mask, start=start, readers={}, branches=tree.branches
+    )
+    keep = {name: keep_activation(seen, name) for name in names}
+    with torch.enable_grad(), suffix.differentiable():
         # The prefix is left out of the graph: no earlier column depends on what is edited.
-        with suffix.differentiable():
-            residual = suffix.clean(0, 1).clone().requires_grad_()
-            keep = {name: keep_activation(seen, name) for name in names}
-            out = suffix.run(residual, 0, editors=keep)
-            rows = rearrange(out, "1 example column d -> example column d")
-            logits = suffix.logits(rows_at(rows, logits_at - suffix.start))
-        passes.append((seen, suffixes.placement(mask).shifted(suffix.start)))
-        return logits
-
-    with torch.enable_grad():
-        read = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
-        values = read[metric.name]
-        return _by_place(values, metric, passes, names)
+        residual = suffix.clean(0, 1).clone().requires_grad_()
+        out = suffix.run(residual, 0, editors=keep)
+        scores = Scores.of(tree, tree.suffix_logits(suffix, out), first=plan.vocabulary)
+        values = read_metrics(adapter, batch, plan, [metric], scores)[metric.name]
+        return _by_place(values, metric, [(seen, at.shifted(start))], names)
 
 
 def whole_gradients(

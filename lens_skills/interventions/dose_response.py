@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position
 from lens_skills.activations.components import Component, parse_components, sites_of
-from lens_skills.activations.forward import Encoded, encode_examples, pad_left, placed
+from lens_skills.activations.continuations import pad_left
+from lens_skills.activations.forward import Encoded, encode_examples, placed
 from lens_skills.activations.locations import edited_positions
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError

@@ -15,58 +15,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations import Metric
+from lens_skills.activations.continuations import Scores
 from lens_skills.activations.forward import (
     Encoded,
-    ForwardPass,
-    MakeEditHooks,
     RequiredOutputs,
     TokenOdds,
     forward_batch,
-    pad_left,
+    read_out,
+    refuse_non_finite,
 )
 from lens_skills.activations.metrics import Readout
 from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditRows, EditStack, check_width, stack_editors
-from lens_skills.models import EditHook, ReadHook, keep_activation
-from lens_skills.models.backends import rows_at
-from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
+from lens_skills.models import EditHook, keep_activation
+from lens_skills.models.partial_forward import CannotResume, prefill
 from lens_skills.models.weights import LayerSite, OutputWeights, frozen_norm, written
-
-
-class PartialForwards:
-    """The suffixes of a batch: one for the prompts and one for each continuation a metric reads."""
-
-    def __init__(
-        self, adapter: Any, batch: Sequence[Encoded], places: Mapping[int, Sequence[int]]
-    ) -> None:
-        self.adapter, self.batch, self.places = adapter, batch, places
-        self._made: dict[bytes, PartialForward] = {}
-
-    def of(
-        self,
-        tokens: Int[Tensor, "example pos"],
-        mask: Bool[Tensor, "example pos"],
-        readers: Mapping[str, ReadHook],
-        clean: Float[Tensor, "example d_vocab"] | None = None,
-    ) -> PartialForward:
-        """The suffix of these tokens, from the first edited column on; made once.
-
-        Raises:
-            CannotResume: See `prefill`.
-        """
-        key = tokens.cpu().numpy().tobytes() + mask.cpu().numpy().tobytes()
-        if key not in self._made:
-            start = int(self.placement(mask).columns.min())
-            self._made[key] = prefill(
-                self.adapter, tokens, mask, start=start, readers=readers, clean=clean
-            )
-        return self._made[key]
-
-    def placement(self, mask: Bool[Tensor, "example pos"]) -> EditRows:
-        """Where the batch is edited under this padding."""
-        starts = (mask.shape[1] - mask.sum(1)).tolist()
-        return EditRows.of(self.batch, self.places, starts)
-
 
 _AGREE = 1e-4  # nats: how near the fast clean metric must be to the whole model's
 _VOCABULARY_ROWS = 128  # rows whose logits over the whole vocabulary are held at once
@@ -102,31 +65,18 @@ class EffectEngine:
 
     def __init__(self, spec: SweepSpec, batch: Sequence[Encoded]) -> None:
         self.spec, self.batch = spec, batch
-        adapter, plan, metric = spec.adapter, spec.plan, spec.metric
-        heard: list[Float[Tensor, "example k d_vocab"]] = []
-
-        def forward(*args: Any, **options: Any) -> Tensor:
-            heard.append(adapter.forward(*args, **options))
-            return heard[-1]
-
-        values = forward_batch(adapter, batch, plan, [metric], {}, {}, forward=forward)
-        self.clean = values[metric.name]
-        rows = [[*item.prompt_tokens.tolist(), *plan.extra(item)] for item in batch]
-        tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
-        self.width = tokens.shape[1]
-        self.suffixes = PartialForwards(adapter, batch, spec.places)
-        self.at = self.suffixes.placement(mask)
+        self.tree = spec.plan.tree(spec.adapter, batch)
+        self.width = self.tree.tokens.shape[1]
+        self.at = EditRows.of(batch, spec.places, self.tree.starts)
         self.old: dict[LayerSite, Tensor] = {}
         self.odds: TokenOdds | None = None
         self.whole: str | None = None
-        if plan.options and any(len(o) > 1 for item in batch for o in item.option_tokens):
-            # They are read one after another.
-            self.whole = "the metric reads answer options of several tokens"
-        else:
-            try:
-                self._prefill(tokens, mask, heard[0][:, -1])
-            except CannotResume as reason:
-                self.whole = str(reason)
+        try:
+            self._prefill()
+        except CannotResume as reason:
+            self.whole = str(reason)
+            values = forward_batch(spec.adapter, batch, spec.plan, [spec.metric], {}, {})
+            self.clean = values[spec.metric.name]
 
     def under(self, change: Change) -> "EffectEngine":
         """The same batch after the same clean pass, for another edit of the same hook points."""
@@ -134,13 +84,8 @@ class EffectEngine:
         other.spec = replace(self.spec, change=change)
         return other
 
-    def _prefill(
-        self,
-        tokens: Int[Tensor, "example pos"],
-        mask: Bool[Tensor, "example pos"],
-        clean: Float[Tensor, "example d_vocab"],
-    ) -> None:
-        spec = self.spec
+    def _prefill(self) -> None:
+        spec, tree = self.spec, self.tree
         kept: dict[LayerSite, Tensor] = {}
         # Every token's activations are many: they are kept where something needs them.
         wanted = spec.spots if spec.direct or not spec.ragged else ()
@@ -148,8 +93,14 @@ class EffectEngine:
             f"blocks.{spot[0]}.{spot[1]}": keep_activation(kept, spot, self.at.taken)
             for spot in wanted
         }
-        self.main = self.suffixes.of(tokens, mask, readers, clean)
+        start = int(self.at.columns.min())
+        self.main = prefill(
+            spec.adapter, tree.tokens, tree.mask,
+            start=start, readers=readers, branches=tree.branches,
+        )  # fmt: skip
         self.old = kept
+        self.clean = self._read(self.main.entering[-1][None])
+        refuse_non_finite(spec.metric.name, self.clean, self.batch)
         odds = TokenOdds.of(spec.adapter, self.batch, spec.plan, spec.metric)
         if odds is not None:
             normal = self.main.normalise(self.main.entering[-1][None, :, -1])
@@ -159,11 +110,11 @@ class EffectEngine:
 
     def n_sets(self) -> int:
         """How many sets fit into one pass."""
-        columns = self.width if self.whole else self.main.width - self.main.start
-        rows = self.spec.rows
-        if self.odds is None and self.whole is None:
-            rows = min(rows, _VOCABULARY_ROWS)
-        return max(1, rows // (len(self.batch) * columns))
+        columns = self.width if self.whole else self.main.n_columns
+        n_sets = self.spec.rows // (len(self.batch) * columns)
+        if self.spec.plan.vocabulary:
+            n_sets = min(n_sets, _VOCABULARY_ROWS // len(self.batch))
+        return max(1, n_sets)
 
     def measure(self, stack: EditStack, draw: int) -> Float[Tensor, "set example"]:
         """The metric of each set and example under the edit, minus the clean one."""
@@ -177,45 +128,29 @@ class EffectEngine:
         self, stack: EditStack, draw: int
     ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
         added = self._added(stack, draw)
+        out, moved = self._resume(stack, draw, added)
         if self.odds is not None:
-            out, moved = self._resume(self.main, self.at, stack, draw, added)
             effects = (self.odds(self.main.normalise(out[:, :, -1])) - self.clean_odds).cpu()
             return rearrange(effects, "set example -> (set example)"), moved
-        rows = [item for _ in stack.places for item in self.batch]
-        n_examples, moved = len(self.batch), torch.zeros(len(rows), dtype=torch.bool)
+        return self._read(out) - self.clean.repeat(len(out)), moved
 
-        def forward(
-            tokens: Int[Tensor, "row pos"],
-            mask: Bool[Tensor, "row pos"],
-            *,
-            readers: Mapping[str, ReadHook],
-            logits_at: Int[Tensor, "row k"],
-            editors: Mapping[str, EditHook],
-        ) -> Float[Tensor, "row k d_vocab"]:
-            assert len(tokens) == len(rows), "rows are sets of whole batches"
-            suffix = self.suffixes.of(tokens[:n_examples], mask[:n_examples], readers)
-            at = self.suffixes.placement(mask[:n_examples])
-            out, here = self._resume(suffix, at, stack, draw, added)
-            moved.logical_or_(here)
-            each = rearrange(out, "set example column d -> (set example) column d")
-            return suffix.logits(rows_at(each, logits_at - suffix.start))
-
-        return self._read(rows, forward=forward), moved
+    def _read(self, out: Float[Tensor, "set example column d_model"]) -> Float[Tensor, " row"]:
+        """The metric of what leaves the last block; what is not finite is kept as it is."""
+        spec, chunks = self.spec, self.tree.suffix_logits(self.main, out)
+        scores = Scores.of(self.tree, chunks, n_sets=len(out), first=spec.plan.vocabulary)
+        rows = list(self.batch) * len(out)
+        readout = read_out(spec.adapter, rows, spec.plan, scores)
+        return spec.metric.of(readout, rows).double().cpu()
 
     def _resume(
-        self,
-        suffix: PartialForward,
-        at: EditRows,
-        stack: EditStack,
-        draw: int,
-        added: Float[Tensor, "set example pos d_model"] | None,
+        self, stack: EditStack, draw: int, added: Float[Tensor, "set example pos d_model"] | None
     ) -> tuple[Float[Tensor, "set example column d_model"], Bool[Tensor, " row"]]:
         """The residual stream after the last block under the edit, from the block that changes on.
 
         At the suffix's columns; and which rows the edit changed at all.
         """
-        n_sets, layer = len(stack.places), stack.bottom
-        at = at.shifted(suffix.start)
+        n_sets, layer, suffix = len(stack.places), stack.bottom, self.main
+        at = self.at.shifted(suffix.start)
         if added is None:
             rows = at.repeated(n_sets)
             editors, moved = stack_editors(self.spec.change, stack, rows, draw)
@@ -247,29 +182,18 @@ class EffectEngine:
             seen.append((number, found))
             return editors
 
-        effects = self._read(rows, editing=editing)
-        for number, found in seen:
-            moved[number] |= found
-        return effects, moved
-
-    def _read(
-        self,
-        rows: Sequence[Encoded],
-        *,
-        editing: MakeEditHooks | None = None,
-        forward: ForwardPass | None = None,
-    ) -> Float[Tensor, " row"]:
-        """The metric of edited rows minus the clean one; what is not finite is kept as it is."""
         metric, kept = self.spec.metric, []
 
         def keep(readout: Readout, examples: Sequence[Any]) -> Tensor:
             kept.append(metric.of(readout, examples).double().cpu())
             return torch.zeros(len(examples))
 
+        # What is not finite is kept as it is.
         watched = replace(metric, of=keep)
-        adapter, plan = self.spec.adapter, self.spec.plan
-        forward_batch(adapter, rows, plan, [watched], {}, {}, editing, forward=forward)
-        return kept[0] - self.clean.repeat(len(rows) // len(self.batch))
+        forward_batch(self.spec.adapter, rows, self.spec.plan, [watched], {}, {}, editing)
+        for number, found in seen:
+            moved[number] |= found
+        return kept[0] - self.clean.repeat(len(stack.places)), moved
 
     def _added(self, stack: EditStack, draw: int) -> Tensor | None:
         """What the stack adds to the residual stream after its only block, where it is a sum."""

@@ -5,10 +5,9 @@ HookedTransformer's own blocks run with their attention laid out as a tree; a Tr
 are called as the Hugging Face model calls them.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.models.adapter import NO_EDITORS, EditHook, ReadHook, check_shapes
+from lens_skills.models.branches import Branches, Layout
 from lens_skills.models.rounding import distance
 from lens_skills.models.stored_weights import check_gradients
 
@@ -35,16 +35,54 @@ class PartialForward(ABC):
 
     Attributes:
         start: The first column that is run again.
+        width: Columns of the batch. Behind them, a set has its `Branches`, if there are any.
+        n_columns: Columns that are run again for one set.
         entering: The clean residual stream entering each block, and at last leaving the top one.
     """
 
-    def __init__(self, adapter: Any, mask: Bool[Tensor, "example pos"], start: int) -> None:
+    def __init__(
+        self,
+        adapter: Any,
+        mask: Bool[Tensor, "example pos"],
+        start: int,
+        branches: Branches | None = None,
+    ) -> None:
         self.adapter, self.start = adapter, start
         self.mask = mask.to(adapter.device)
         self.width = int(mask.shape[1])
+        self.branches = None if branches is None else branches.to(self.mask.device)
+        self.layout = self._layout(start)
+        self.n_columns = self.layout.n_columns
         self.entering: list[Float[Tensor, "example column d_model"]] = []
         self._gradients = False
         self._trees: dict[tuple[int, int], Tensor] = {}
+
+    def _layout(self, start: int) -> Layout:
+        return Layout.of(len(self.mask), start, self.width, self.branches, self.mask.device)
+
+    def _read_branches(self) -> None:
+        """The branches' clean residual stream, behind all columns of the rows."""
+        assert self.branches is not None
+        layout, n_row = self.layout, self.width - self.start
+        self.layout = self._layout(self.width)
+        positions = (self.mask.long().cumsum(1) - 1).gather(1, self.branches.places)
+        with self._evaluating():
+            tree = self._embed(self.branches.tokens, positions)
+            layers = range(self.adapter.n_layers)
+            with self._branching(layers, 1):
+                for layer in layers:
+                    self.entering[layer] = torch.cat([self.entering[layer], tree], dim=1)
+                    tree = self._block(layer, tree, 1)
+        self.entering[-1] = torch.cat([self.entering[-1], tree], dim=1)
+        if n_row:
+            self.layout = layout
+            self._trees.clear()
+
+    @abstractmethod
+    def _embed(
+        self, tokens: Int[Tensor, "example branch"], positions: Int[Tensor, "example branch"]
+    ) -> Float[Tensor, "example branch d_model"]:
+        """What enters block 0 where these tokens stand at these positions."""
 
     def run(
         self,
@@ -105,16 +143,13 @@ class PartialForward(ABC):
     def tree_of(
         self, layer: int, allowed: Bool[Tensor, "#example #head column pos"], n_sets: int
     ) -> Bool[Tensor, "#example #head branch key"]:
-        """Who may look at whom in the tree, from who may in the clean pass; kept for next time."""
+        """Who may look at whom in the tree, from who may in the row; kept for next time.
+
+        ``allowed`` holds the row's columns from `Layout.first` on.
+        """
         if (layer, n_sets) not in self._trees:
-            prefix = repeat(allowed[..., : self.start], "e h c k -> e h (s c) k", s=n_sets)
-            own = allowed[..., self.start :]
-            same = torch.eye(n_sets, dtype=torch.bool, device=own.device)
-            branches = rearrange(same, "s t -> 1 1 s 1 t 1") & rearrange(
-                own, "e h c k -> e h 1 c 1 k"
-            )
-            own = rearrange(branches, "e h s c t k -> e h (s c) (t k)")
-            self._trees[layer, n_sets] = torch.cat([prefix, own], dim=-1)
+            here = self.layout.taken(allowed, 2, self.width - allowed.shape[2])
+            self._trees[layer, n_sets] = self.layout.tree(here, n_sets)
         return self._trees[layer, n_sets]
 
     @property
@@ -147,14 +182,54 @@ class PartialForward(ABC):
         """Nothing; raises `CannotResume` unless unedited columns give the clean pass's logits.
 
         Three versions run from the bottom, the second one disturbed: what is equal then is also
-        independent of its neighbours.
+        independent of its neighbours. Compared are the rows' last column and their last branches.
         """
-        residual = self.entering[0]
+        residual, at = self.entering[0], self.width - self.start - 1
         noise = torch.linspace(-1, 1, residual.numel(), device=residual.device).view_as(residual)
         disturbed = residual + (residual.std() * noise).to(residual)
-        out = self.run(torch.stack([residual, disturbed, residual]), 0)[:, :, -1]
-        found = self.logits(out).double().log_softmax(-1)
-        difference, allowed = distance(self.adapter, found[[0, 2]], clean.double().log_softmax(-1))
+        out = self.run(torch.stack([residual, disturbed, residual]), 0)
+        self._near(self.logits(out[[0, 2], :, at]), clean)
+        if self.branches is not None:
+            rows = torch.arange(len(residual), device=residual.device)
+            last = self.branches.last + at + 1
+            self._near(self.logits(out[[0, 2]][:, rows, last]), self._branch_logits(rows))
+
+    def check_branches(self, tokens: Int[Tensor, "example pos"], n_rows: int = 2) -> None:
+        """Nothing; raises `CannotResume` unless some last branches give an ordinary pass's logits.
+
+        Tried are the row of most padding and those of most branches.
+        """
+        assert self.branches is not None
+        counts, lengths = self.branches.real.sum(1).tolist(), self.mask.sum(1).tolist()
+        some = [row for row, count in enumerate(counts) if count]
+        most = sorted(some, key=lambda row: -counts[row])
+        chosen = list(dict.fromkeys([min(some, key=lengths.__getitem__), *most]))[:n_rows]
+        rows = [self._plain_row(tokens, row) for row in chosen]
+        width = max(map(len, rows))
+        padding = [[self.adapter.pad_id] * (width - len(row)) for row in rows]
+        plain = torch.tensor([[*pad, *row] for pad, row in zip(padding, rows, strict=True)])
+        mask = torch.tensor([[k >= len(pad) for k in range(width)] for pad in padding])
+        at = torch.full((len(rows), 1), width - 1)
+        wanted = self.adapter.forward(plain, mask, readers={}, logits_at=at)[:, 0]
+        self._near(self._branch_logits(torch.tensor(chosen)), wanted)
+
+    def _plain_row(self, tokens: Int[Tensor, "example pos"], row: int) -> list[int]:
+        """What an ordinary pass reads to reach a row's last branch."""
+        assert self.branches is not None
+        join, path = self.branches.path(row, int(self.branches.last[row]))
+        before = tokens[row, : join + 1][self.mask[row, : join + 1].to(tokens.device)]
+        return [*before.tolist(), *self.branches.tokens[row, path].tolist()]
+
+    def _branch_logits(self, rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
+        """Clean logits at the last branch of some rows."""
+        assert self.branches is not None
+        rows = rows.to(self.mask.device)
+        at = self.branches.last[rows] + self.width - self.start
+        return self.logits(self.entering[-1][rows, at][:, None])[:, 0]
+
+    def _near(self, found: Float[Tensor, "*set row d_vocab"], wanted: Tensor) -> None:
+        found, wanted = found.double().log_softmax(-1), wanted.double().log_softmax(-1)
+        difference, allowed = distance(self.adapter, found, wanted.to(found.device))
         if not difference <= allowed:
             raise CannotResume(
                 f"{self.adapter.name}: upper blocks run alone differ from the whole model by "
@@ -169,6 +244,7 @@ def prefill(
     *,
     start: int,
     readers: Mapping[str, ReadHook],
+    branches: Branches | None = None,
     clean: Float[Tensor, "example d_vocab"] | None = None,
     check: bool = True,
 ) -> PartialForward:
@@ -180,6 +256,7 @@ def prefill(
         mask: Which of them are real.
         start: The first column to be run again.
         readers: Called on the way; they see whole rows, as in `ModelAdapter.forward`.
+        branches: What else continues the rows; no reader sees it.
         clean: Logits of the last column from an ordinary pass, to check against (None: one more
             pass is made for them).
         check: Whether to run it once and compare; without, only what is known beforehand to go
@@ -189,27 +266,31 @@ def prefill(
         CannotResume: The user's own hooks are on the model, or its architecture does not allow
             it, which is found by comparing an unedited run with the clean pass.
     """
+    from lens_skills.models.partial_bridge import BridgePartialForward
+    from lens_skills.models.partial_hooked import HookedPartialForward
+
     check_shapes(tokens, mask, None)
     if watched(adapter):
         raise CannotResume(
             f"{adapter.name} carries hooks of its user, which would see other shapes"
         )
-    kind = {"hooked": HookedPartialForward, "bridge": BridgePartialForward}.get(
-        adapter.implementation
-    )
+    kinds = {"hooked": HookedPartialForward, "bridge": BridgePartialForward}
+    kind = kinds.get(adapter.implementation)
     if kind is None:
         raise CannotResume(f"a {type(adapter).__name__} runs whole")
     if adapter.spread:
         raise CannotResume(f"the blocks of {adapter.name} stand on several devices")
     if not hasattr(adapter.model, "ln_final"):
         raise CannotResume(f"{adapter.name} has no final norm")
-    suffix = kind(adapter, tokens, mask, start, readers)
+    suffix = kind(adapter, tokens, mask, start, readers, branches)
     if not check:
         return suffix
     if clean is None:
         at = torch.full((len(tokens), 1), tokens.shape[1] - 1)
         clean = adapter.forward(tokens, mask, readers={}, logits_at=at)[:, 0]
     suffix.check(clean)
+    if branches is not None:
+        suffix.check_branches(tokens)
     return suffix
 
 
@@ -299,302 +380,3 @@ def _users(adapter: Any) -> list[tuple[dict[int, Any], list[int]]]:
             if keys:
                 found[id(hooks)] = (hooks, keys)
     return list(found.values())
-
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class BridgePrefix:
-    """The shared keys and values of all blocks; new ones are put after them and not kept."""
-
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], start: int) -> None:
-        self.layers, self.start = layers, start
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> Any:
-        before = self.layers[layer]
-        return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
-
-    def get_seq_length(self, *_: Any) -> int:
-        return self.start
-
-
-class BridgePartialForward(PartialForward):
-    """The suffix of a bridge.
-
-    The clean pass records with which arguments the Hugging Face model calls each block: masks and
-    rotations are then laid out for the tree, whatever the architecture's own names for them.
-    """
-
-    def __init__(
-        self,
-        adapter: Any,
-        tokens: Int[Tensor, "example pos"],
-        mask: Bool[Tensor, "example pos"],
-        start: int,
-        readers: Mapping[str, ReadHook],
-    ) -> None:
-        super().__init__(adapter, mask, start)
-        from transformers import DynamicCache
-
-        if not keeps_keys(adapter):
-            raise CannotResume(f"{adapter.name} keeps no keys and values")
-        real, cache = self.mask.long(), DynamicCache()
-        options: dict[str, Any] = {str(cache_argument(adapter._accepts)): cache, "use_cache": True}
-        options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
-        if "logits_to_keep" in adapter._accepts:
-            options["logits_to_keep"] = 1
-        calls: list[Call] = []
-        tokens, editors = adapter._spoken(tokens, {})
-        with (
-            adapter._evaluating(),
-            adapter._attached(readers, editors) as called,
-            self._recording(calls),
-            cache_handed_on(adapter),
-        ):
-            try:
-                whole = adapter.model.original_model(
-                    tokens.to(adapter.device), attention_mask=real, **options
-                )
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                # Convolutions and recurrences keep states of another kind.
-                raise CannotResume(f"{adapter.name} takes no cache of keys and values") from error
-            adapter._all_called(readers, called)
-        if len(calls) != adapter.n_layers or len(self.entering) != adapter.n_layers + 1:
-            raise CannotResume(f"{adapter.name} does not call its blocks one after another")
-        self.calls = calls
-        self.factor = self._logit_factor(whole.logits[:, -1])
-        try:
-            layers: list[Any] = list(cache.layers)
-            kept = [(layer.keys, layer.values) for layer in layers]
-            kept = [(k[:, :, :start].clone(), v[:, :, :start].clone()) for k, v in kept]
-        except (AttributeError, IndexError, TypeError) as error:
-            raise CannotResume(f"{adapter.name} keeps other states than keys and values") from error
-        if any(len(k) != len(tokens) for k, _ in kept):
-            raise CannotResume(f"{adapter.name} keeps keys in a layout of its own")
-        cache.layers.clear()  # the calls hold on to it, and only its beginning is needed
-        self.cache = BridgePrefix(kept, start)
-        self._laid_out: dict[tuple[int, int], Call] = {}
-
-    @contextmanager
-    def _recording(self, calls: list[Call]) -> Iterator[None]:
-        """Keep each block's arguments, and the residual stream that enters and leaves."""
-        blocks = list(self.adapter.model.blocks)
-
-        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            residual = args[0] if args else kwargs["hidden_states"]
-            self.entering.append(residual[:, self.start :].clone())
-            # Without the whole residual stream, which would be kept for every layer.
-            calls.append(((None, *args[1:]) if args else (), {**kwargs, "hidden_states": None}))
-
-        def after(module: Any, args: Any, out: Any) -> None:
-            residual = out if isinstance(out, Tensor) else out[0]
-            self.entering.append(residual[:, self.start :].clone())
-
-        handles: list[Any] = []
-        try:
-            for block in blocks:
-                handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(blocks[-1].register_forward_hook(after))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _kept(self) -> Iterator[Tensor]:
-        for keys, values in self.cache.layers:
-            yield from (keys, values)
-
-    @contextmanager
-    def _branching(self, layers: Sequence[int], n_sets: int) -> Iterator[None]:
-        with cache_handed_on(self.adapter):
-            yield  # masks and rotations are arguments here
-
-    def _block(self, layer: int, tree: Tensor, n_sets: int) -> Tensor:
-        if (layer, n_sets) not in self._laid_out:
-            self._laid_out[layer, n_sets] = self._lay_out(layer, n_sets)
-        args, kwargs = self._laid_out[layer, n_sets]
-        block = self.adapter.model.blocks[layer]
-        if args:
-            out = block(tree, *args[1:], **kwargs)
-        else:
-            out = block(**{**kwargs, "hidden_states": tree})
-        return out if isinstance(out, Tensor) else out[0]
-
-    def _lay_out(self, layer: int, n_sets: int) -> Call:
-        """The block's own arguments, for the tree."""
-        args, kwargs = self.calls[layer]
-        block = getattr(self.adapter.model.blocks[layer], "original_component", None)
-        names = [] if block is None else list(inspect.signature(block.forward).parameters)
-
-        def place(name: str, value: Any) -> Any:
-            if name == "attention_mask" and value is None:
-                # Left out where nothing is padded and the attention itself looks backwards only.
-                return self._place_mask(layer, self._causal(), n_sets)
-            return self._place(layer, value, n_sets)
-
-        named = {name: place(name, v) for name, v in kwargs.items() if name != "hidden_states"}
-        rest = [place(name, value) for name, value in zip(names[1:], args[1:], strict=False)]
-        return (*args[:1], *rest), named
-
-    def _causal(self) -> Bool[Tensor, "example 1 column pos"]:
-        columns = torch.arange(self.width, device=self.mask.device)
-        backwards = columns[self.start :, None] >= columns
-        return backwards & self.mask[:, None, None]
-
-    def _place(self, layer: int, value: Any, n_sets: int) -> Any:
-        if hasattr(value, "update") and hasattr(value, "get_seq_length"):
-            return self.cache
-        if isinstance(value, tuple):
-            return tuple(self._place(layer, part, n_sets) for part in value)
-        if not isinstance(value, Tensor):
-            return value
-        width, shape = self.width, value.shape
-        if value.ndim == 4 and shape[2] == width and shape[3] >= width:
-            return self._place_mask(layer, value[:, :, self.start :, :width], n_sets)
-        if value.ndim == 1 and len(value) == width:
-            return repeat(value[self.start :], "c -> (s c)", s=n_sets)
-        if value.ndim > 1 and shape[0] in (1, len(self.mask)) and shape[1] == width:
-            return repeat(value[:, self.start :], "e c ... -> e (s c) ...", s=n_sets)
-        raise CannotResume(
-            f"{self.adapter.name} hands its blocks a tensor of shape {tuple(shape)}, unknown here"
-        )
-
-    def _place_mask(self, layer: int, mask: Tensor, n_sets: int) -> Tensor:
-        if mask.dtype == torch.bool:
-            return self.tree_of(layer, mask, n_sets)
-        shut = torch.finfo(mask.dtype).min
-        if not bool(((mask == 0) | (mask <= shut / 2)).all()):
-            raise CannotResume(f"{self.adapter.name} adds more than a mask to its attention scores")
-        allowed = self.tree_of(layer, mask == 0, n_sets)
-        return torch.zeros_like(allowed, dtype=mask.dtype).masked_fill(~allowed, shut)
-
-    def logits(self, residual: Float[Tensor, "row k d_model"]) -> Float[Tensor, "row k d_vocab"]:
-        """Logits of the residual stream after the last block, over the whole vocabulary."""
-        normal = self.normalise(residual)
-        with self._evaluating():
-            logits = self.factor * self.adapter.model.unembed(normal)
-        cap = self._cap
-        return logits if cap is None else cap * (logits / cap).tanh()
-
-    @property
-    def _cap(self) -> float | None:
-        return getattr(self.adapter.model.original_model.config, "final_logit_softcapping", None)
-
-    def _logit_factor(self, given: Float[Tensor, "example d_vocab"]) -> float:
-        """What the model multiplies its vocabulary projection by (Cohere, Granite): regressed."""
-        with self._evaluating():
-            plain = self.adapter.model.unembed(self.normalise(self.entering[-1][:, -1]))
-        plain, given = plain.double(), given.detach().double()
-        if self._cap is not None:
-            given = self._cap * (given / self._cap).clamp(-0.999, 0.999).atanh()
-        found = float((plain * given).sum() / plain.square().sum().clamp(min=1e-300))
-        return 1.0 if abs(found - 1) < 1e-2 else found
-
-
-class Recording:
-    """A key and value cache that keeps what one block hands it."""
-
-    def __init__(self, empty: Tensor) -> None:
-        self.past_keys = self.past_values = empty
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.past_keys, self.past_values = keys, values
-        return keys, values
-
-
-class HookedPrefix:
-    """The shared keys and values of one block; new ones are put after them and not kept."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.past_keys, self.past_values = keys, values
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.past_keys, keys], 1), torch.cat([self.past_values, values], 1)
-
-
-class HookedPartialForward(PartialForward):
-    """The suffix of a HookedTransformer."""
-
-    def __init__(
-        self,
-        adapter: Any,
-        tokens: Int[Tensor, "example pos"],
-        mask: Bool[Tensor, "example pos"],
-        start: int,
-        readers: Mapping[str, ReadHook],
-    ) -> None:
-        super().__init__(adapter, mask, start)
-        model = adapter.model
-        if not keeps_keys(adapter):
-            raise CannotResume("shortformer position embeddings enter every block")
-        self.ones = self.mask.long()
-        self.caches: list[HookedPrefix] = []
-        tokens, editors = adapter._spoken(tokens, {})
-        with adapter._evaluating(), adapter._attached(readers, editors) as called:
-            residual = model(tokens.to(adapter.device), attention_mask=self.ones, stop_at_layer=0)
-            for block in model.blocks:
-                self.entering.append(residual[:, start:].clone())
-                seen = Recording(residual.new_empty(len(tokens), 0, 1, 1))
-                residual = block(residual, past_kv_cache_entry=seen, attention_mask=self.ones)
-                kept = (seen.past_keys[:, :start].clone(), seen.past_values[:, :start].clone())
-                self.caches.append(HookedPrefix(*kept))
-            self.entering.append(residual[:, start:].clone())
-            adapter._all_called(readers, called)
-        self._allowed = [self._mask_of(block.attn) for block in model.blocks]
-
-    def _mask_of(self, attention: Any) -> Bool[Tensor, "example 1 column pos"]:
-        """Where this block's attention may look: local windows and padding included."""
-        shape = (len(self.mask), 1, self.width - self.start, self.width)
-        zeros = torch.zeros(shape, device=self.mask.device)
-        return attention.apply_causal_mask(zeros, self.start, self.ones) == 0
-
-    def _kept(self) -> Iterator[Tensor]:
-        for cache in self.caches:
-            yield from (cache.past_keys, cache.past_values)
-
-    @contextmanager
-    def _branching(self, layers: Sequence[int], n_sets: int) -> Iterator[None]:
-        with ExitStack() as stack:
-            for layer in layers:
-                attention = self.adapter.model.blocks[layer].attn
-                for name in ("apply_causal_mask", "apply_rotary"):
-                    # In place of the class's method, on this object and for this pass only.
-                    own = attention.__dict__.get(name)
-                    replacement = getattr(self, "_" + name)(layer, attention, n_sets)
-                    attention.__dict__[name] = replacement
-                    if own is None:
-                        stack.callback(attention.__dict__.pop, name)
-                    else:
-                        stack.callback(attention.__dict__.__setitem__, name, own)
-            yield
-
-    def _apply_causal_mask(self, layer: int, attention: Any, n_sets: int) -> Any:
-        def masked(scores: Tensor, *_: Any) -> Tensor:
-            allowed = self.tree_of(layer, self._allowed[layer], n_sets)
-            return scores.masked_fill(~allowed, float("-inf"))
-
-        return masked
-
-    def _apply_rotary(self, layer: int, attention: Any, n_sets: int) -> Any:
-        rotate, start = attention.apply_rotary, self.start
-        branches = n_sets * (self.width - start)
-        ones = repeat(self.ones, "example pos -> (set example) pos", set=n_sets)
-
-        def rotated(x: Tensor, *_: Any) -> Tensor:
-            # Queries are branches only; keys have the prefix, not yet rotated, before them.
-            rows = rearrange(x[:, -branches:], "e (s c) h d -> (s e) c h d", s=n_sets)
-            tree = rearrange(rotate(rows, start, ones), "(s e) c h d -> e (s c) h d", s=n_sets)
-            if x.shape[1] == branches:
-                return tree
-            return torch.cat([rotate(x[:, :start], 0, self.ones[:, :start]), tree], dim=1)
-
-        return rotated
-
-    def _block(self, layer: int, tree: Tensor, n_sets: int) -> Tensor:
-        block, cache = self.adapter.model.blocks[layer], self.caches[layer]
-        return block(tree, past_kv_cache_entry=cache, attention_mask=self.ones)
-
-    def logits(self, residual: Float[Tensor, "row k d_model"]) -> Float[Tensor, "row k d_vocab"]:
-        """Logits of the residual stream after the last block, over the whole vocabulary."""
-        with self._evaluating():
-            return self.adapter.model(residual, start_at_layer=self.adapter.n_layers)

@@ -10,7 +10,8 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations.forward import Encoded, answer_places, pad_left
+from lens_skills.activations.continuations import pad_left
+from lens_skills.activations.forward import Encoded, answer_places
 from lens_skills.models import SoftPrompt
 from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill

@@ -151,8 +151,7 @@ def test_every_metric_equals_full_passes(tiny: Any, metric: Any) -> None:
         found = measure_effects(adapter, task, sets, clamp(to=3.0), metric=metric)
     wanted = by_full_passes(tiny, task, sets, clamp(to=3.0), metric, "last")
     torch.testing.assert_close(found.total, wanted, atol=1e-4, rtol=0)
-    whole = found.provenance["whole_passes"]
-    assert (whole is None) == (metric != "confidence:options"), whole
+    assert found.provenance["whole_passes"] is None
 
 
 def test_random_draws_are_averaged(tiny: Any, task: ls.Task) -> None:

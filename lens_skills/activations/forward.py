@@ -26,7 +26,8 @@ from lens_skills.activations.metrics import Continuation, Metric, Readout
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import EditHook, ReadHook
-from lens_skills.models.partial_forward import CannotResume, prefill, watched
+from lens_skills.models.partial_forward import CannotResume, prefill
+from lens_skills.models.user_hooks import watched
 
 Tokens = np.ndarray  # int32, one axis
 

@@ -12,13 +12,8 @@ from torch import Tensor
 
 from lens_skills.models.adapter import ReadHook
 from lens_skills.models.branches import Branches
-from lens_skills.models.partial_forward import (
-    CannotResume,
-    PartialForward,
-    cache_argument,
-    cache_handed_on,
-    keeps_keys,
-)
+from lens_skills.models.key_cache import cache_argument, cache_handed_on, keeps_keys
+from lens_skills.models.partial_run import CannotResume, PartialForward
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lens_skills.models.adapter import ReadHook
 from lens_skills.models.branches import Branches
-from lens_skills.models.partial_forward import CannotResume, PartialForward, keeps_keys
+from lens_skills.models.key_cache import keeps_keys
+from lens_skills.models.partial_run import CannotResume, PartialForward
 
 
 class Recording:

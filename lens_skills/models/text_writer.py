@@ -11,14 +11,9 @@ from torch import Tensor
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.adapter import check_shapes
 from lens_skills.models.chat_template import closing
-from lens_skills.models.partial_forward import (
-    cache_argument,
-    cache_handed_on,
-    keeps_keys,
-    set_aside,
-    watched,
-)
+from lens_skills.models.key_cache import cache_argument, cache_handed_on, keeps_keys
 from lens_skills.models.rounding import distance
+from lens_skills.models.user_hooks import set_aside, watched
 
 
 class Writer(ABC):

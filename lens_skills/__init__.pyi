@@ -46,6 +46,7 @@ from lens_skills.scoring import compare_scores as compare_scores
 from lens_skills.scoring import layer_profile as layer_profile
 from lens_skills.scoring import predictivity as predictivity
 from lens_skills.scoring import score as score
+from lens_skills.scoring import score_part as score_part
 from lens_skills.scoring import select as select
 from lens_skills.scoring import skill_matrix as skill_matrix
 from lens_skills.settings import config as config

@@ -21,6 +21,7 @@ _ROOMS = {
     "resampling": ("Stability",),
     "scoring": (
         "LayerProfile",
+        "PartialScores",
         "Predictivity",
         "ScoreComparison",
         "Scores",
@@ -56,7 +57,7 @@ def load(folder: str | Path | Sequence[str | Path]) -> Any:
             format (which, and what to do); a damaged result; shards that do not fit each other
             (which, and why).
     """
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, str | Path):  # several, whose shards are one table
         return ActivationTable.load(*folder)
     with undamaged(folder):
         return _load(Path(folder))

@@ -121,6 +121,7 @@ def calls() -> dict[str, dict[str, Any]]:
         "report": {"source": scores, "path": "report.html"},
         "redundancy": {},
         "score": {"metrics": metrics, "n_permutations": 10, "n_controls": 0, "exploratory": True},
+        "score_part": {"metrics": metrics, "n_permutations": 19, "here": explore[:20]},
         "select": {"confirm_scores": checked, "exploratory": True},
         "shortcuts": {
             "explore": explore,

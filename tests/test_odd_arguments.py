@@ -29,7 +29,7 @@ def test_no_odd_value_ends_in_an_error_of_a_library() -> None:
         (lambda: ls.ablate(3), "ablate(): kind must be a text, not 3."),
         (lambda: ls.clamp(to="high"), "clamp(): to must be a number, not 'high'."),
         (lambda: ls.controls(sets=True), "controls(): sets must be a whole number, not True."),
-        (lambda: ls.load(None), "load(): folder must be a text or a Path, not None."),
+        (lambda: ls.load(None), "a text or a Path or several of: text, Path, not None."),
         (lambda: ls.score(None, "task", metrics=()), "several of: Example, not 'task'."),
         (lambda: ls.score(None, ["a"], metrics=()), "several of: Example, not a list of str."),
         (lambda: ls.confidence("tpo"), "'top' or 'answer' or 'margin' or 'entropy', not 'tpo'."),

@@ -8,6 +8,8 @@ from lens_skills.scoring.layer_profile import layer_profile as layer_profile
 from lens_skills.scoring.predictivity import Predictivity as Predictivity
 from lens_skills.scoring.predictivity import predictivity as predictivity
 from lens_skills.scoring.score import score as score
+from lens_skills.scoring.score_part import PartialScores as PartialScores
+from lens_skills.scoring.score_part import score_part as score_part
 from lens_skills.scoring.scores import EXPLORATORY as EXPLORATORY
 from lens_skills.scoring.scores import MetricScores as MetricScores
 from lens_skills.scoring.scores import Scores as Scores

@@ -7,6 +7,7 @@ beside the sums, and `correlations.collect` makes the result.
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from lens_skills.scoring.design_matrix import DesignMatrix, control_refused
 from lens_skills.scoring.leakage import check_baseline, check_prompt
 from lens_skills.scoring.scores import Scores
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
-from lens_skills.stats.moments import RunningMoments, random_rotation
+from lens_skills.stats.moments import Moments, RunningMoments, random_rotation
 from lens_skills.stats.multiple_testing import check_scheme
 
 # Draws that fit a pass: all neurons of a model share 100, a few hundred neurons get 9,999.
@@ -131,6 +132,103 @@ def score(
     Does not show: that a neuron causes anything. A neuron beyond the permutation null alone is
     *associated*; a random label per operand makes thousands of those.
     """
+    summed = sum_up(
+        model,
+        examples,
+        metrics=metrics,
+        at=at,
+        position=position,
+        layers=layers,
+        neurons=neurons,
+        prompt=prompt,
+        given=given,
+        baseline=baseline,
+        exchange=exchange,
+        n_permutations=n_permutations,
+        n_controls=n_controls,
+        n_rotations=n_rotations,
+        seed=seed,
+        chat=chat,
+        exploratory=exploratory,
+        checkpoint=checkpoint,
+    )
+    scores = collect(
+        summed.moments,
+        summed.columns,
+        values=summed.values,
+        units=summed.units,
+        whole_layers=neurons is None,
+        positions=summed.source.labels,
+        rotations=summed.rotations,
+        site=summed.source.site.name,
+        examples=examples,
+        predictivity=summed.predictivity,
+        exploratory=summed.exploratory,
+        notes=summed.notes,
+        provenance=summed.provenance,
+    )
+    if summed.saved is not None:
+        summed.saved.remove()
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """The sums of a pass over some or all of the examples, and what makes scores of them.
+
+    Attributes:
+        source: What was read.
+        wanted: The metrics.
+        moments: The sums.
+        columns: Of all examples.
+        values: Of each metric, for all examples; 0 where the pass was to read it and did not.
+        rotations: Of the layers.
+        predictivity: With a baseline.
+        provenance, notes, exploratory: Of the scores.
+        saved: Where the pass was kept.
+    """
+
+    source: ActivationReader
+    wanted: tuple[Metric, ...]
+    moments: Moments
+    columns: DesignMatrix
+    values: dict[str, Tensor]
+    rotations: list[Tensor]
+    predictivity: dict[str, Tensor]
+    provenance: dict[str, Any]
+    notes: list[str]
+    exploratory: bool
+    saved: Checkpoint | None
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The layer and the index of each unit."""
+        return self.source.layer, self.source.neuron
+
+
+def sum_up(
+    model: Any,
+    examples: Sequence[Example],
+    here: Sequence[Example] | None = None,
+    *,
+    metrics: Any,
+    at: str,
+    position: Position | None,
+    layers: int | Iterable[int] | None,
+    neurons: Any,
+    prompt: SoftPrompt | None,
+    given: Sequence[str],
+    baseline: Scores | None,
+    exchange: str,
+    n_permutations: int | None,
+    n_controls: int | None,
+    n_rotations: int | None,
+    seed: int,
+    chat: Chat,
+    exploratory: bool,
+    checkpoint: str | Path | None,
+) -> Summed:
+    """One pass over the examples, or over those of them that are ``here``; see `score`."""
     wanted = metrics_of(model, metrics, examples)
     if not wanted:
         raise LensSkillsError("no metric to score. Name one, e.g. metrics='label:plural'.")
@@ -153,7 +251,7 @@ def score(
         model = with_soft_prompt(model, prompt, chat)
     source = ActivationReader(
         model,
-        examples,
+        examples if here is None else here,
         at=at,
         position=position,
         layers=layers,
@@ -180,6 +278,13 @@ def score(
         )
     elif n_controls and (refused := control_refused(examples)):
         notes.append(refused)
+    places = None if here is None else places_among(here, examples)
+    if given and places is not None and not all(metric.known for metric in wanted):
+        raise LensSkillsError(
+            f"given={list(given)}: what covariates leave of a metric takes its value for every "
+            "example, and a part of the examples has those of its own only. Partial out of metrics "
+            "that are columns of the task, or score all examples at once."
+        )
     if given:
         # What the covariates leave of a metric is needed before the pass can flip its signs.
         known |= _read_first(source, [metric for metric in wanted if not metric.known])
@@ -226,6 +331,7 @@ def score(
             **({} if source.table is None else source.table.states),
             "neurons": numbers_hash(source.layer, source.neuron),
             "values": numbers_hash(*known.values(), columns.given),
+            **({} if places is None else {"here": numbers_hash(places)}),
         },
     )
     if saved is not None and firing is not None:
@@ -233,7 +339,7 @@ def score(
     skip = 0 if saved is None else restore_sums(saved, running, values)
     done = skip
     for batch in source.batches(skip=skip):
-        index = batch.index
+        index = batch.index if places is None else places[batch.index]
         for name, numbers in batch.metrics.items():
             values[name][index] = numbers
         here = {name: numbers[index] for name, numbers in values.items()}
@@ -249,24 +355,41 @@ def score(
         done += 1
         if saved is not None:
             keep_sums(saved, running, values, done)
-    scores = collect(
-        running.freeze(),
-        columns,
+    return Summed(
+        source=source,
+        wanted=wanted,
+        moments=running.freeze(),
+        columns=columns,
         values=values,
-        units=(source.layer, source.neuron),
-        whole_layers=neurons is None,
-        positions=source.labels,
         rotations=rotations,
-        site=source.site.name,
-        examples=examples,
         predictivity={} if firing is None else firing.predictivity([m.name for m in wanted]),
-        exploratory=exploratory or seen,
-        notes=notes,
         provenance=provenance,
+        notes=notes,
+        exploratory=exploratory or seen,
+        saved=saved,
     )
-    if saved is not None:
-        saved.remove()
-    return scores
+
+
+def places_among(here: Sequence[Example], examples: Sequence[Example]) -> Int[Tensor, " here"]:
+    """The place of each of some examples among all, by id.
+
+    Raises:
+        LensSkillsError: One that is not among them, or given twice; none.
+    """
+    if len(here) == 0:
+        raise LensSkillsError("no examples to read here: the part is empty.")
+    known = {example.id: place for place, example in enumerate(examples)}
+    found: dict[int, None] = {}
+    for example in here:
+        place = known.get(example.id, -1)
+        if place < 0 or place in found:
+            what = "is not among all examples" if place < 0 else "is given twice"
+            raise LensSkillsError(
+                f"the example {example.id!r} of this part {what}. A part is some of the examples "
+                "that are scored together, each once."
+            )
+        found[place] = None
+    return torch.tensor(list(found))
 
 
 def _n_draws(asked: int | None, n_units: int, n_examples: int) -> int:

@@ -141,6 +141,13 @@ class Scores(Result):
             return None
         return calibrate(self.values["confidence"], self.values[truth] > 0.5, n_bins=n_bins)
 
+    def __add__(self, other: Any) -> "Scores":
+        raise LensSkillsError(
+            "finished scores cannot be added: what chance makes of all examples is drawn over all. "
+            "Score parts, ls.score_part(model, part, examples, …), add those with +, and finish "
+            "with .scores(examples)."
+        )
+
     @property
     def n_units(self) -> int:
         return len(self.layer)

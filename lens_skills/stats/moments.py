@@ -11,7 +11,7 @@ Source: the excess over a rotated basis, Gurnee et al. 2024 (arXiv 2401.12181).
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -131,7 +131,13 @@ class Moments:
         # Rotated centred sums need the rotated step, which only the pass knows how to make;
         # so a rotation is carried by RunningMoments and merged there.
         assert self.rotated_square.shape[0] == other.rotated_square.shape[0] == 0
-        assert self.squares is None
+        squares = None
+        if self.squares is not None:
+            assert other.squares is not None
+            assert self.origin is not None
+            assert other.origin is not None
+            assert self.origin.equal(other.origin), "squares about two origins: see at_origin"
+            squares = self.squares + other.squares
         return Moments(
             weight=weight,
             column_mean=self.column_mean + share * column_step,
@@ -143,7 +149,22 @@ class Moments:
             cross=self.cross + other.cross + scale * torch.outer(column_step, unit_step),
             square=self.square + other.square + scale * unit_step**2,
             rotated_square=self.rotated_square,
+            origin=self.origin,
+            squares=squares,
         )
+
+    def at_origin(self, origin: Float[Tensor, " unit"], squared: slice) -> "Moments":
+        """The same sums with the squares about another origin; ``squared`` are their columns.
+
+        Σ w c (x - o')² = Σ w c (x - o)² + 2 s Σ w c (x - o) + s² Σ w c, with s = o - o'.
+        """
+        assert self.origin is not None
+        assert self.squares is not None
+        step = self.origin - origin
+        total = rearrange(self.weight * self.column_mean[squared], "column -> column 1")
+        first = self.cross[squared] + total * (self.unit_mean - self.origin)
+        squares = self.squares + step * (2 * first + step * total)
+        return replace(self, origin=origin, squares=squares)
 
 
 class RunningMoments:

@@ -86,6 +86,11 @@ def unknown_option(function: str, option: str, takes: Mapping[str, Any]) -> str:
     said = f"{function}() has no option {option!r}"
     if option in _CONTROLS and "controls" in takes:
         return f"{said}: write controls=ls.controls({_CONTROLS[option]}=…)."
+    if option == "precision":
+        return (
+            f"{said}: it computes in the model's own precision. score, rank, prescreen and "
+            "preflight take precision='bfloat16'; effects are differences too small for it."
+        )
     near = _OPTIONS.get(option)
     if near not in takes:
         near = next(iter(get_close_matches(option, [*takes, *_SETTINGS], 1)), None)

@@ -56,6 +56,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.identity import identity
+from lens_skills.models.precision import in_precision
 
 GATE = "mlp.hook_pre"
 """What goes into the activation function: a gated MLP's gate, a plain one's pre-activation."""
@@ -233,6 +234,22 @@ class ActivationReader:
         means = total / weights[:, None]
         residuals = (tokens - means[:, None])[mask]
         return means, weights, residuals
+
+
+def model_in(model: Any, precision: str | None) -> Any:
+    """The model read in this precision; itself where none is asked for.
+
+    Raises:
+        LensSkillsError: As `in_precision`; a table, whose activations are what they are.
+    """
+    if precision is None:
+        return model
+    if isinstance(model, ActivationTable):
+        raise LensSkillsError(
+            f"the table {model.path} holds activations as they were computed: leave precision= "
+            "out, or give the model."
+        )
+    return in_precision(as_adapter(model), precision)
 
 
 def _table_site(

@@ -35,7 +35,7 @@ from lens_skills.cli.finding import score, select, study
 from lens_skills.cli.intervening import audit, dose, verify
 from lens_skills.cli.report_command import report
 from lens_skills.cli.run_figures import figures
-from lens_skills.cli.shared_options import Seed
+from lens_skills.cli.shared_options import Precision, Seed
 from lens_skills.cli.showing import show
 from lens_skills.cli.soft_prompts import generate, prompt
 from lens_skills.cli.terminal import make_printable, say
@@ -246,6 +246,7 @@ def tasks(
         bool, typer.Option("--preflight", help="Can the model do it at all?")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Examples of the preflight.")] = 200,
+    precision: Precision = None,
 ) -> None:
     """The tasks that come with the toolkit, or one task: its columns and first examples."""
     from lens_skills.tasks import GENERATORS, open_task
@@ -274,7 +275,8 @@ def tasks(
         lines += [f"{one['prompt']!r} → {one['answer']!r}, not {one['foil']!r}" for one in first]
     told.show_lines("task", about, [repr(opened), *lines])
     if preflight:
-        told.show("preflight", limited(opened, limit, seed=0).preflight(open_model()))
+        asked = limited(opened, limit, seed=0)
+        told.show("preflight", asked.preflight(open_model(), precision=precision))
 
 
 START, STEPS, MORE = "Start here", "Step by step", "Ask more of a run"

@@ -24,6 +24,7 @@ from lens_skills.cli.shared_options import (
     Most,
     Out,
     Permutations,
+    Precision,
     Seed,
     Soft,
     TaskName,
@@ -32,6 +33,7 @@ from lens_skills.cli.steps import Step
 
 EXCHANGES = ("auto", "within", "kinds", "between", "free", "signs")
 POSITIONS = ("last", "mean", "max", "all", "prompt")  # or an index
+PRECISIONS = ("bfloat16",)
 POSITIONS_HELP = "last, an index such as -2, mean, max, all"
 
 
@@ -51,6 +53,7 @@ def score(
     limit: Limit = None,
     seed: Seed = 0,
     chat: Chat = False,
+    precision: Precision = None,
 ) -> None:
     """Score every neuron on the explore split of TASK; writes the run folder OUT.
 
@@ -68,6 +71,7 @@ def score(
         seed=seed,
         chat=chat,
         prompt=prompt,
+        precision=precision,
     )
     from lens_skills.cli.runs import Run
 
@@ -91,10 +95,14 @@ def _request(
     limit: int | None,
     seed: int,
     prompt: Path | None = None,
+    precision: str | None = None,
     **options: Any,
 ) -> Any:
     """What a run was asked on the command line; values that are none of those known are refused."""
     choose("exchange scheme", exchange, EXCHANGES)
+    if precision is not None:
+        choose("precision", precision, PRECISIONS)
+        options["precision"] = precision
     if not position.lstrip("-").isdigit():
         choose("position", position, POSITIONS)
     from lens_skills.cli.runs import RunRequest

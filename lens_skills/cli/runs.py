@@ -400,7 +400,7 @@ def main_metric(metrics: Sequence[str], asked: str | None) -> str:
     return asked
 
 
-_OPTIONS = {"at", "position", "exchange", "chat", "given", "n_permutations"}
+_OPTIONS = {"at", "position", "exchange", "chat", "given", "n_permutations", "precision"}
 _COLUMNS = {"prompt", "answer", "foil", "group", "kind", "labels", "covariates"}
 
 

@@ -31,6 +31,10 @@ Permutations = Annotated[
 Fdr = Annotated[float, typer.Option(min=0, max=1, help="Expected share of false discoveries.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples.")]
 Chat = Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="bfloat16: rounded products, faster where the machine has them."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the split and of all random draws.")]
 Soft = Annotated[
     Path | None, typer.Option(help="A soft prompt's folder, written by `lens-skills prompt`.")

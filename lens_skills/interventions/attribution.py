@@ -41,7 +41,9 @@ from lens_skills.models import (
     keep_activation,
     with_soft_prompt,
 )
+from lens_skills.models.backends import as_adapter
 from lens_skills.models.partial_forward import CannotResume, prefill
+from lens_skills.models.precision import in_precision, rounding_note
 from lens_skills.models.weights import LayerSite
 from lens_skills.results import Result
 from lens_skills.stats.correlation import rank_agreement
@@ -57,6 +59,7 @@ class Prescreen(Result):
             much setting it to zero moves the metric, to first order (in its unit, >= 0).
         predicted: Σ (new - old) · ∂m/∂a of each example under the edit, signed; None without one.
         metric, do, position: What was differentiated, and the edit in words.
+        precision: What the passes were computed in; None: the model's own.
     """
 
     names: tuple[str, ...]
@@ -65,6 +68,7 @@ class Prescreen(Result):
     metric: str
     do: str
     position: str
+    precision: str | None = None
 
     def top(self, k: int) -> list[str]:
         """The names of the ``k`` units with the largest expected effect, the largest first.
@@ -112,6 +116,8 @@ class Prescreen(Result):
                 indent=2,
             ),
         ]
+        if self.precision:
+            lines += card_lines(rounding_note(self.precision), indent=2)
         for name in self.top(CARD_ROWS):
             place = self.names.index(name)
             row = f"    {name:12} {float(self.taylor[place]):.3g}"
@@ -134,6 +140,7 @@ def prescreen(
     at: str = DEFAULT_SITE,
     position: Position = "last",
     chat: Chat = False,
+    precision: str | None = None,
     seed: int = 0,
 ) -> Prescreen:
     """What gradients expect of every neuron, from one forward and one backward pass per batch.
@@ -151,12 +158,13 @@ def prescreen(
         metric: What to differentiate, e.g. ``logit_diff()`` or ``confidence("answer")``.
         do: An edit to predict; its expectation is averaged over random draws.
         at, position, chat, seed: As in `sweep`.
+        precision: As in `score`.
 
     Raises:
         LensSkillsError: A metric without a gradient (``correct``, functions of the user), a model
             whose last columns cannot be run alone, no examples.
     """
-    adapter = with_soft_prompt(model, None, chat)
+    adapter = with_soft_prompt(in_precision(as_adapter(model), precision), None, chat)
     watched = effect_metric(metric)
     if len(examples) == 0:
         raise LensSkillsError("no examples to prescreen on: the task is empty (after filtering?).")
@@ -194,6 +202,7 @@ def prescreen(
         metric=watched.name,
         do=change.name if change else "",
         position=str(position),
+        precision=adapter.precision,
     )
 
 

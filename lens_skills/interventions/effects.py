@@ -37,6 +37,7 @@ from lens_skills.interventions.batched_edits import EditStack, edited_places, st
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
+from lens_skills.models.precision import refuse_reduced
 from lens_skills.models.weights import OutputWeights
 from lens_skills.progress import Progress
 from lens_skills.results import Checkpoint, Result, provenance, resumable
@@ -178,6 +179,7 @@ def sweep(
             model is needed for, an effect that is not finite (with its neuron and example).
     """
     adapter = with_soft_prompt(model, prompt, chat)
+    refuse_reduced(adapter, "sweep")
     units = parse_components(adapter, neurons, at=at)
     return measure_effects(
         adapter,

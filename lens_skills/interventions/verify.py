@@ -60,6 +60,7 @@ from lens_skills.interventions.verdict_tables import (
     set_rows,
 )
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
+from lens_skills.models.precision import refuse_reduced
 from lens_skills.results import provenance, resumable
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, effective_groups
@@ -145,6 +146,7 @@ def verify(
     """
     neurons = neurons.to_try() if hasattr(neurons, "to_try") else neurons
     adapter = with_soft_prompt(model, prompt, chat)
+    refuse_reduced(adapter, "verify")
     watched = effect_metric(logit_diff() if metric is None else metric)
     reuse = check_request(examples, neurons, do, adapter.soft, exploratory=exploratory)
     check_groups(

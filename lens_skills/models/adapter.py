@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.chat_template import Chat, own_text, render
 from lens_skills.models.neurons import NEURON_SITES, layers_without_neurons, refusal
+from lens_skills.models.precision import lowered
 from lens_skills.models.soft_prompt import SoftPrompt
 from lens_skills.models.stored_weights import check_gradients, check_present, checksum
 
@@ -88,6 +89,7 @@ class ModelAdapter(ABC):
         soft: The soft prompt that is read with every example, if there is one.
         chat: Whether prompts are put into the tokenizer's chat template; a text: with this system
             prompt.
+        precision: What passes are computed in (`in_precision`); None: the model's own precision.
         n_embeddings: Tokens with an id below it can be read.
         first_word: The id of its first vector: the first one no tokenizer gives.
     """
@@ -123,6 +125,7 @@ class ModelAdapter(ABC):
         self.n_ctx = int(model.cfg.n_ctx)
         self.gated = "blocks.0.mlp.hook_pre_linear" in self._points
         self.soft: SoftPrompt | None = None
+        self.precision: str | None = None
         self.chat: Chat = False
         self.first_word = max(self.d_vocab, int(model.cfg.d_vocab), len(self.tokenizer or ()))
 
@@ -487,14 +490,14 @@ class ModelAdapter(ABC):
 
     @contextmanager
     def _evaluating(self, *, differentiable: bool = False) -> Iterator[None]:
-        """No dropout, and gradients only where asked; training flags are put back as they were."""
+        """No dropout, gradients only where asked, and the adapter's precision; all is put back."""
         if differentiable:
             check_gradients(self.name, self._modules().parameters())
         training = [module for module in self._parts if module.training]
         try:
             for module in training:
                 module.training = False
-            with torch.set_grad_enabled(differentiable):
+            with torch.set_grad_enabled(differentiable), lowered(self):
                 yield
         finally:
             for module in training:

@@ -11,7 +11,7 @@ def identity(adapter: ModelAdapter) -> dict[str, Any]:
     """Which model a result is of: its name and fingerprint, those of its parts, and how it reads.
 
     With a soft prompt, ``model_fingerprint`` is of both together, ``weights`` of the bare model and
-    ``prompt`` of the soft prompt. ``chat`` is as in `ModelAdapter`.
+    ``prompt`` of the soft prompt. ``chat`` and ``precision`` are as in `ModelAdapter`.
     """
     own, soft = adapter.fingerprint(), adapter.soft
     return {
@@ -21,6 +21,7 @@ def identity(adapter: ModelAdapter) -> dict[str, Any]:
         "prompt": None if soft is None else soft.digest,
         **adapter.reading,
         "d_head": adapter.d_head,
+        "precision": adapter.precision,
     }
 
 

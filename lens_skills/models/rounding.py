@@ -11,7 +11,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 ROUNDED = {torch.float16: 0.05, torch.bfloat16: 0.15}
 """Of half precision, the mean difference as a share of the log-probabilities' spread, up to 4 nats;
-packed weights, which round what they multiply, are given bfloat16's."""
+packed weights, which round what they multiply, and passes in bfloat16 are given bfloat16's."""
 
 
 def distance(
@@ -22,7 +22,8 @@ def distance(
     The largest difference in full precision, else the mean one: single values scatter there.
     """
     gap = (found - wanted).abs()
-    if adapter.dtype in TOLERANCE and not adapter.packed:
+    rounded = adapter.packed or adapter.precision is not None
+    if adapter.dtype in TOLERANCE and not rounded:
         return float(gap.amax()), TOLERANCE[adapter.dtype]
-    share = ROUNDED[torch.bfloat16 if adapter.packed else adapter.dtype]
+    share = ROUNDED[torch.bfloat16 if rounded else adapter.dtype]
     return float(gap.mean()), share * min(max(float(wanted.std(-1).mean()), 0.01), 4.0)

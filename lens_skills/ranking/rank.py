@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
-from lens_skills.activations.activation_reader import ActivationReader
+from lens_skills.activations.activation_reader import ActivationReader, model_in
 from lens_skills.activations.components import Components
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -25,6 +25,7 @@ from lens_skills.interventions.attribution import ActivationGradients, slopes_of
 from lens_skills.interventions.baselines import Baseline, describe_source
 from lens_skills.models import Chat, SoftPrompt
 from lens_skills.models.identity import identity
+from lens_skills.models.precision import rounding_note
 from lens_skills.ranking.methods import METHODS, LayerActivations, Method, find_methods
 from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
 from lens_skills.results import Result, provenance
@@ -115,6 +116,8 @@ class Ranking(Result):
             f"{len(self.layer):,} neurons · {self.n_examples:,} examples"
         )
         lines = [head, f"  {self.about} ({self.source})"]
+        if precision := self.provenance.get("precision"):
+            lines.append(f"  {rounding_note(precision)}")
         if self.n_ranked < len(self.layer):
             lines.append(f"  {len(self.layer) - self.n_ranked:,} neurons are not ranked")
         order = self.order(3)
@@ -138,6 +141,7 @@ def rank(
     gate: bool = True,
     seed: int = 0,
     chat: Chat = False,
+    precision: str | None = None,
     exploratory: bool = False,
 ) -> Ranking:
     """Every neuron's number by one method, as a `Ranking`.
@@ -157,7 +161,7 @@ def rank(
         gate: Of ``"lape"``: whether a neuron fires is the sign of its MLP's gate. ``False``: of the
             activation itself, for models without a gate.
         seed: Of what is drawn at random.
-        chat: As in `score`.
+        chat, precision: As in `score`.
         exploratory: Allow a soft prompt trained on these very examples.
 
     Raises:
@@ -166,7 +170,7 @@ def rank(
             one, a metric without a gradient for a method that needs it.
     """
     (wanted,) = find_methods([method])
-    differentiated = None
+    model, differentiated = model_in(model, precision), None
     if wanted.reads == "gradient":
         differentiated = parse_metric(metric, examples, asked=f"the method {method!r}")
     target = target_of(model, examples, metric, split=split, prompt=prompt, chat=chat)
@@ -349,7 +353,7 @@ def _provenance(
         }
     else:
         assert table is not None
-        names = ("model", "model_fingerprint", "chat", "weights", "d_head")
+        names = ("model", "model_fingerprint", "chat", "weights", "d_head", "precision")
         about = {name: table.about[name] for name in names}
     return {
         **about,

@@ -131,6 +131,8 @@ def _asked(one: Analysis) -> list[Fact]:
         found.append(Fact("control task", counted(int(about["n_controls"]), "draw")))
     if about.get("chat"):
         found.append(Fact("chat template", "yes" if about["chat"] is True else str(about["chat"])))
+    if about.get("precision"):
+        found.append(Fact("computed in", str(about["precision"])))
     if one.selection is not None:
         found.append(Fact("false discoveries on confirm", f"{one.selection.fdr:.0%}"))
     if one.verdict is not None:

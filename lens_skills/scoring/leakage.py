@@ -76,6 +76,12 @@ def check_baseline(
             f"the baseline was measured with chat={baseline.provenance.get('chat', False)!r}, and "
             f"this with chat={source.about['chat']!r}. Measure both alike."
         )
+    rounded = (baseline.provenance.get("precision"), source.about.get("precision"))
+    if rounded[0] != rounded[1]:
+        raise LensSkillsError(
+            f"the baseline was measured with precision={rounded[0]!r}, and this with "
+            f"precision={rounded[1]!r}. Measure both alike."
+        )
     if baseline.provenance.get("model_fingerprint") != source.about["model_fingerprint"]:
         raise LensSkillsError("the baseline was measured on another model.")
     if baseline.site != source.site.name or baseline.positions != source.labels:

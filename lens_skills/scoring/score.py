@@ -27,11 +27,13 @@ from lens_skills.activations.activation_reader import (
     ActivationReader,
     metric_values,
     metrics_of,
+    model_in,
 )
 from lens_skills.activations.components import unit_name
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
+from lens_skills.models.precision import rounding_note
 from lens_skills.results import Checkpoint, numbers_hash, provenance, resumable
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.covariates import left_nonlinear
@@ -71,6 +73,7 @@ def score(
     n_rotations: int | None = None,
     seed: int = 0,
     chat: Chat = False,
+    precision: str | None = None,
     exploratory: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Scores:
@@ -112,6 +115,8 @@ def score(
             layers are scored at single positions, else 0). More make p finer and nothing stricter.
         seed: Of all draws.
         chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
+        precision: ``"bfloat16"``: round what matrix products take, which is faster where the machine
+            has it (`models.precision`); sums stay in float64. Default: the model's own.
         exploratory: Allow what is otherwise refused (a baseline from the same examples), and mark
             the result.
         checkpoint: A folder to save the running sums to every minute; called again with the same
@@ -123,7 +128,8 @@ def score(
 
     Raises:
         LensSkillsError: No examples, a label of one class, a non-finite metric (which example),
-            an unknown hook point, neuron or position, a null that cannot be drawn.
+            an unknown hook point, neuron or position, a null that cannot be drawn, a precision
+            that the machine lacks.
 
     Source: correlation with auxiliary metrics, Zhao et al. 2025 (arXiv 2511.21610; Pearson's is
     our choice); max-T, Westfall & Young 1993; covariates, Freedman & Lane 1983; control tasks,
@@ -149,6 +155,7 @@ def score(
         n_rotations=n_rotations,
         seed=seed,
         chat=chat,
+        precision=precision,
         exploratory=exploratory,
         checkpoint=checkpoint,
     )
@@ -225,6 +232,7 @@ def sum_up(
     n_rotations: int | None,
     seed: int,
     chat: Chat,
+    precision: str | None,
     exploratory: bool,
     checkpoint: str | Path | None,
 ) -> Summed:
@@ -247,6 +255,7 @@ def sum_up(
                 f"{name!r} has one class only here (always {float(values[0]):g}). "
                 "Score it on examples that hold both."
             )
+    model = model_in(model, precision)
     if prompt is not None:
         model = with_soft_prompt(model, prompt, chat)
     source = ActivationReader(
@@ -268,7 +277,7 @@ def sum_up(
         n_controls = max(_FEW_CONTROLS, min(_MANY_DRAWS, 2 * _DRAW_BUDGET // n_units))
     n_rotations = _n_rotations(n_rotations, source, neurons)
     n_groups = len({example.group for example in examples})
-    notes = []
+    notes = [rounding_note(rounded)] if (rounded := source.about.get("precision")) else []
     if n_groups < FEWEST_GROUPS:
         # Nothing that chance makes of so few independent examples is worth printing.
         n_draws = n_controls = 0

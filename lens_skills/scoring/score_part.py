@@ -215,6 +215,7 @@ def score_part(
     n_controls: int | None = None,
     seed: int = 0,
     chat: Chat = False,
+    precision: str | None = None,
     exploratory: bool = False,
     checkpoint: str | Path | None = None,
 ) -> PartialScores:
@@ -231,7 +232,7 @@ def score_part(
         examples: All of them, the same and in the same order for every part.
         metrics: As in `score`. Those that the model computes are of the examples here.
         at, position, layers, neurons, prompt, given, exchange: As in `score`.
-        n_permutations, n_controls, seed, chat, exploratory, checkpoint: As in `score`.
+        n_permutations, n_controls, seed, chat, precision, exploratory, checkpoint: As in `score`.
 
     Raises:
         LensSkillsError: As in `score`; an example here that is not among all; covariates to take
@@ -264,6 +265,7 @@ def score_part(
         n_rotations=0,
         seed=seed,
         chat=chat,
+        precision=precision,
         exploratory=exploratory,
         checkpoint=checkpoint,
     )

@@ -19,6 +19,7 @@ from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, as_adapter
+from lens_skills.models.precision import faster_here, in_precision, rounding_note
 from lens_skills.results import Result
 from lens_skills.stats.calibration import Calibration, calibrate
 from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
@@ -75,6 +76,8 @@ class Preflight(Result):
         calibration: Confidence in the first token against its being right.
         readings: How each label of a few whole numbers was read, as classes or as one number, and
             how to say otherwise.
+        precision: What the pass was computed in; None: the model's own precision.
+        faster: What of this machine would score this model faster in bfloat16; "" for nothing.
         advice: What to do with all that, a sentence each.
     """
 
@@ -95,6 +98,8 @@ class Preflight(Result):
     chance_r_groups: float
     calibration: Calibration | None
     readings: tuple[str, ...] = ()
+    precision: str | None = None
+    faster: str = ""
 
     @property
     def skill(self) -> bool | None:
@@ -163,6 +168,8 @@ class Preflight(Result):
                 f"calibration error of the first-token confidence {self.calibration.error:.2f}",
                 indent=2,
             )
+        if self.precision:
+            lines += card_lines(rounding_note(self.precision), indent=2)
         chance = f"chance alone reaches |r| ≈ {self.chance_r:.2f} among all MLP neurons"
         if self.n_groups < self.n_examples:
             reach = self.chance_r_groups
@@ -208,7 +215,13 @@ def _advice(found: Preflight) -> list[str]:
             f"score {', '.join(told[:2])}{more} with given=[…]: other columns alone predict "
             f"{'it' if len(told) == 1 else 'them'}, and a neuron may carry those instead"
         )
-    return said or ["go on: nothing here speaks against scoring it"]
+    said = said or ["go on: nothing here speaks against scoring it"]
+    if found.faster:
+        said.append(
+            f"score with precision='bfloat16' if it takes long: {found.faster} multiply it faster "
+            "than float32"
+        )
+    return said
 
 
 def _outcome_advice(outcomes: Mapping[str, str]) -> list[str]:
@@ -241,6 +254,7 @@ def preflight(
     *,
     metrics: Any = None,
     chat: Chat = False,
+    precision: str | None = None,
 ) -> Preflight:
     """The preflight of a task on a model: competence, trivial rules, covariates, saturation.
 
@@ -253,6 +267,7 @@ def preflight(
         task: A `Task` (``task.preflight(model)`` is the same).
         metrics: What is to be scored later; default the labels and the model's usual metrics.
         chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
+        precision: As in `score`.
 
     Returns:
         `Preflight`; printing it says *no skill to explain* where no competence is above chance,
@@ -261,11 +276,11 @@ def preflight(
     Source: exact shares with an effective sample size, Korn & Graubard 1998; G*, Carter, Schnepel
     & Steigerwald 2017.
     """
-    adapter = as_adapter(model)
+    adapter = in_precision(as_adapter(model), precision)
     wanted = list(_default_metrics(task)) if metrics is None else list(parse_metrics(metrics, task))
     names = {metric.name for metric in wanted}
     helpers = [metric for metric in _competence_metrics(task) if metric.name not in names]
-    found = evaluate(model, task, [*wanted, *helpers], chat=chat)
+    found = evaluate(adapter, task, [*wanted, *helpers], chat=chat)
     values = {name: numbers.numpy() for name, numbers in found.items()}
     baselines = _baselines(task)
     constant = tuple(m.name for m in wanted if np.ptp(values[m.name]) == 0)
@@ -299,6 +314,8 @@ def preflight(
         chance_r_groups=chance_max_r(n_units, max(1, round(equal_groups))),
         calibration=_calibration(values),
         readings=tuple(_readings(task)),
+        precision=adapter.precision,
+        faster=faster_here(adapter),
     )
 
 

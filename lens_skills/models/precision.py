@@ -5,14 +5,16 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.rounding import ROUNDED
+from lens_skills.models.rounding import distance
 
 PRECISIONS = ("bfloat16",)
 """What a pass can be computed in beside the model's own precision."""
@@ -67,24 +69,42 @@ def lowered(adapter: Any) -> Iterator[None]:
     if adapter.precision is None:
         yield
         return
-    projection, kind = adapter.model.unembed, adapter.device.type
-    before, own = projection.__dict__.get("forward"), projection.forward
+    kind = adapter.device.type
+    lowest = torch.finfo(torch.bfloat16).min
 
-    def exactly(residual: torch.Tensor, *args: Any, **options: Any) -> Any:
+    def exactly(own: Callable[..., Any], residual: Tensor, *args: Any, **options: Any) -> Any:
         with torch.autocast(kind, enabled=False):
             return own(residual.to(adapter.dtype), *args, **options)
 
-    # In place of the class's method, on this object and for this pass only.
-    projection.__dict__["forward"] = exactly
-    try:
+    def finite(value: Any) -> Any:
+        """A mask whose lowest number does not become -inf in bfloat16: all-shut rows give NaN."""
+        shut = isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+        return value.clamp(min=lowest) if shut else value
+
+    def masked(own: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return own(*map(finite, args), **{name: finite(v) for name, v in options.items()})
+
+    blocks = adapter.model.blocks if adapter.implementation == "bridge" else ()
+    with ExitStack() as stack:
+        stack.enter_context(_wrapped(adapter.model.unembed, exactly))
+        for block in blocks:
+            stack.enter_context(_wrapped(block, masked))
         # Uncached: else every rounded weight would be held until the pass is over.
-        with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
-            yield
+        stack.enter_context(torch.autocast(kind, torch.bfloat16, cache_enabled=False))
+        yield
+
+
+@contextmanager
+def _wrapped(part: Any, wrap: Callable[..., Any]) -> Iterator[None]:
+    """The part's ``forward`` goes through ``wrap`` inside, on this object only."""
+    before = part.__dict__.get("forward")
+    part.__dict__["forward"] = partial(wrap, part.forward)
+    try:
+        yield
     finally:
-        if before is None:
-            projection.__dict__.pop("forward", None)
-        else:
-            projection.__dict__["forward"] = before
+        del part.__dict__["forward"]
+        if before is not None:
+            part.__dict__["forward"] = before
 
 
 def fast_bfloat16(device: torch.device) -> str:
@@ -164,9 +184,10 @@ def refuse_reduced(adapter: Any, verb: str) -> None:
 def _check_model(adapter: Any, other: Any) -> None:
     """Nothing; raises where a model does not run in bfloat16, or is another one then."""
     n = min(_TRIED, adapter.n_ctx)
-    tokens = torch.arange(n)[None] * 37 % adapter.n_embeddings
-    mask, at = torch.ones_like(tokens, dtype=torch.bool), torch.arange(n)[None]
-    asked = {"readers": {}, "logits_at": at}
+    tokens = torch.arange(2 * n).view(2, n) * 37 % adapter.n_embeddings
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, : n // 2] = False
+    asked = {"readers": {}, "logits_at": torch.arange(n // 2, n).expand(2, -1)}
     leave = "Leave precision= out."
     try:
         with warnings.catch_warnings():
@@ -177,11 +198,8 @@ def _check_model(adapter: Any, other: Any) -> None:
             f"{adapter.name} does not run in {other.precision}: {str(error).splitlines()[0]}. "
             f"{leave}"
         ) from error
-    found = found.double().log_softmax(-1)
-    wanted = adapter.forward(tokens, mask, **asked).double().log_softmax(-1)
-    gap = float((found - wanted).abs().mean())
-    # As much as a model stored in bfloat16 may differ from itself.
-    allowed = ROUNDED[torch.bfloat16] * min(max(float(wanted.std(-1).mean()), 0.01), 4.0)
+    wanted = adapter.forward(tokens, mask, **asked)
+    gap, allowed = distance(other, *(x.double().log_softmax(-1) for x in (found, wanted)))
     if not gap <= allowed:
         raise LensSkillsError(
             f"{adapter.name} is another model in {other.precision}: log-probabilities differ by "

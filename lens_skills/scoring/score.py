@@ -115,8 +115,8 @@ def score(
             layers are scored at single positions, else 0). More make p finer and nothing stricter.
         seed: Of all draws.
         chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
-        precision: ``"bfloat16"``: round what matrix products take, which is faster where the machine
-            has it (`models.precision`); sums stay in float64. Default: the model's own.
+        precision: ``"bfloat16"``: round what matrix products take, which is faster where the
+            machine has it (`models.precision`); sums stay in float64. Default: the model's own.
         exploratory: Allow what is otherwise refused (a baseline from the same examples), and mark
             the result.
         checkpoint: A folder to save the running sums to every minute; called again with the same

@@ -246,7 +246,7 @@ def model_in(model: Any, precision: str | None) -> Any:
         return model
     if isinstance(model, ActivationTable):
         raise LensSkillsError(
-            f"the table {model.path} holds activations as they were computed: leave precision= "
+            f"{model.called} holds activations as they were computed: leave precision= "
             "out, or give the model."
         )
     return in_precision(as_adapter(model), precision)

@@ -163,7 +163,9 @@ class ActivationTable:
         """Which model it is of, and where in it, as results keep it."""
         names = ("model", "site", "layers", "positions")
         about = {name: self.manifest[name] for name in names}
-        known = {n: self.manifest.get(n) for n in ("model_fingerprint", "d_head", "dtype", "precision")}
+        known = {
+            n: self.manifest.get(n) for n in ("model_fingerprint", "d_head", "dtype", "precision")
+        }
         about |= {**known, "chat": self.manifest.get("chat", False)}
         about |= {k: v for k, v in self.manifest.items() if k in ("template", "prompt")}
         return about | {"weights": self.manifest.get("weights", known["model_fingerprint"])}

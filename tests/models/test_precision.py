@@ -126,6 +126,15 @@ def test_scores_are_near_and_say_so(tiny: Any, task: Any, tmp_path: Path) -> Non
               exploratory=True)  # fmt: skip
 
 
+def test_parts_of_two_precisions_do_not_add(tiny: Any, task: Any) -> None:
+    asked: dict[str, Any] = {"metrics": METRICS, "n_permutations": 19}
+    one = ls.score_part(tiny, task[:32], task, precision="bfloat16", **asked)
+    with pytest.raises(LensSkillsError, match="do not fit each other: precision is 'bfloat16'"):
+        _ = one + ls.score_part(tiny, task[32:], task, **asked)
+    both = one + ls.score_part(tiny, task[32:], task, precision="bfloat16", **asked)
+    assert "computed in bfloat16" in repr(both.scores(task))
+
+
 def test_a_checkpoint_is_of_one_precision(tiny: Any, task: Any, tmp_path: Path) -> None:
     def stopping(logits: Any, examples: Any) -> Any:
         calls.append(1)

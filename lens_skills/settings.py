@@ -1,15 +1,17 @@
 """`config`: settings that change how long something takes and how it looks, and never a result."""
 
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from lens_skills.errors import LensSkillsError
+
+_Default = TypeVar("_Default")
 
 _ACTIVE: dict[str, Any] = {
     "batch_size": None,
     "progress": None,
-    "edit_rows": 256,
-    "memory_mb": 2000,
+    "edit_rows": None,
+    "memory_mb": None,
 }
 
 
@@ -21,9 +23,11 @@ class config:
             written).
         progress: False shows no progress. None (as it is): a bar on a terminal, one line a minute
             on stderr in a pipe or a log, nothing in a notebook. True: in a notebook too, a bar.
-        edit_rows: Rows of one batch of edited forward passes (examples times sets of neurons):
-            `sweep` and all that measures effects.
-        memory_mb: MiB of keys and values that `fit_prompt` may keep.
+        edit_rows: Columns of edited passes that are run at once (examples times sets of neurons
+            times positions): `sweep` and all that measures effects. None: as many as are fastest
+            and fit into memory.
+        memory_mb: MiB that edited passes may fill (None: half of what is free) and that
+            `fit_prompt` may keep of keys and values (None: 2000).
 
     Raises:
         LensSkillsError: An option there is none of; a number out of range.
@@ -46,7 +50,7 @@ class config:
                     raise LensSkillsError(f"progress must be True, False or None, not {value!r}.")
                 continue
             least = 0 if name == "memory_mb" else 1
-            if not (value is None and name == "batch_size") and (
+            if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int) or value < least
             ):
                 raise LensSkillsError(
@@ -77,14 +81,15 @@ def batch_size(default: int = 32) -> int:
     return default if chosen is None else chosen
 
 
-def edit_rows() -> int:
-    """Rows of one batch of edited forward passes."""
+def edit_rows() -> int | None:
+    """Columns of edited passes that are run at once; None: to be found."""
     return _ACTIVE["edit_rows"]
 
 
-def memory_mb() -> int:
-    """MiB of keys and values kept while a soft prompt is trained."""
-    return _ACTIVE["memory_mb"]
+def memory_mb(default: _Default) -> int | _Default:
+    """MiB that a verb may fill: the option in force, else the verb's own."""
+    chosen = _ACTIVE["memory_mb"]
+    return default if chosen is None else chosen
 
 
 def hides_progress() -> bool | None:

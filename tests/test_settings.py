@@ -4,7 +4,7 @@ import pytest
 
 import lens_skills as ls
 from lens_skills.errors import LensSkillsError
-from lens_skills.settings import batch_size, config, hides_progress
+from lens_skills.settings import batch_size, config, edit_rows, hides_progress, memory_mb
 
 
 def test_a_block_puts_everything_back_even_after_an_error() -> None:
@@ -25,6 +25,9 @@ def test_it_also_sets_from_now_on() -> None:
         config(batch_size=7)
         assert batch_size() == batch_size(16) == 7
     assert (batch_size(), batch_size(16)) == (32, 16)
+    with config(memory_mb=300, edit_rows=64):
+        assert (memory_mb(2000), edit_rows()) == (300, 64)
+    assert (memory_mb(2000), memory_mb(None), edit_rows()) == (2000, None, None)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,7 @@ def test_it_also_sets_from_now_on() -> None:
         ({"batch_size": True}, "not True"),
         ({"progress": "yes"}, "progress must be True, False or None"),
         ({"memory_mb": -1}, "memory_mb must be a whole number from 0 on"),
-        ({"memory_mb": None}, "memory_mb must be"),
+        ({"edit_rows": 0}, "edit_rows must be a whole number from 1 on"),
     ],
 )
 def test_a_wrong_option_changes_nothing(options: dict, complaint: str) -> None:

@@ -20,7 +20,7 @@ from lens_skills.interventions.edits import scale as scale
 from lens_skills.interventions.edits import steer as steer
 from lens_skills.interventions.effects import Effects as Effects
 from lens_skills.interventions.effects import measure_effects as measure_effects
-from lens_skills.interventions.effects import sweep as sweep
+from lens_skills.interventions.sweep import sweep as sweep
 from lens_skills.interventions.verdict import WORDS as WORDS
 from lens_skills.interventions.verdict import Ruling as Ruling
 from lens_skills.interventions.verdict import Verdict as Verdict

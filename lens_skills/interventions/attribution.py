@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
-from lens_skills.activations.components import parse_components, sites_of
+from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.continuations import Scores
 from lens_skills.activations.forward import (
     Encoded,
@@ -171,39 +171,62 @@ def prescreen(
     units = parse_components(adapter, neurons, at=at)
     if not units:
         raise LensSkillsError("no neurons to screen: the list is empty.")
-    encoded, plan = prepare(adapter, examples, [watched])
-    sites = sites_of(units)
-    answers = reads_answers(watched)
+    sites, answers = sites_of(units), reads_answers(watched)
     change = do and do.bind(adapter, examples, sites, position=position, seed=seed, answers=answers)
-    n_draws = 0 if change is None else change.n_draws
-    places = edited_places(adapter, encoded, position)
-    taylor = torch.zeros(len(units), len(encoded), dtype=torch.float64)
-    predicted = torch.zeros_like(taylor)
-    for batch in batches(encoded, plan, "prescreen"):
-        columns = torch.tensor([item.index for item in batch])
-        try:
-            found = activations_and_gradients(adapter, batch, plan, watched, places, sites)
-        except CannotResume as reason:
-            raise LensSkillsError(f"no gradient: {reason}. Use sweep instead.") from reason
-        for (layer, site), part in found.items():
-            here = [k for k, unit in enumerate(units) if (unit.layer, unit.site) == (layer, site)]
-            rows = torch.tensor(here)
-            start = torch.tensor([units[k].start for k in here])
-            stop = torch.tensor([units[k].stop for k in here])
-            taylor[rows[:, None], columns] = part.summed(part.old, start, stop)
-            for draw in range(n_draws):
-                assert change is not None
-                moved = part.new(change, layer, site, draw) - part.old
-                predicted[rows[:, None], columns] += part.summed(moved, start, stop) / n_draws
+    taylor, predicted = expected_effects(
+        adapter, examples, units, metric=watched, change=change, position=position
+    )
     return Prescreen(
         names=tuple(unit.name for unit in units),
         taylor=taylor.abs().mean(1),
-        predicted=predicted if change else None,
+        predicted=predicted,
         metric=watched.name,
         do=change.name if change else "",
         position=str(position),
         precision=adapter.precision,
     )
+
+
+def expected_effects(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    units: Sequence[Component],
+    *,
+    metric: Metric,
+    change: Change | None,
+    position: Position,
+) -> tuple[Float[Tensor, "unit example"], Float[Tensor, "unit example"] | None]:
+    """Σ a · ∂m/∂a of each unit and example, and Σ (new - old) · ∂m/∂a under an edit.
+
+    Raises:
+        LensSkillsError: As `prescreen`.
+    """
+    encoded, plan = prepare(adapter, examples, [metric])
+    sites = sites_of(units)
+    places = edited_places(adapter, encoded, position)
+    rows: dict[LayerSite, list[int]] = defaultdict(list)
+    for row, unit in enumerate(units):
+        rows[unit.layer, unit.site].append(row)
+    starts = torch.tensor([unit.start for unit in units])
+    stops = torch.tensor([unit.stop for unit in units])
+    taylor = torch.zeros(len(units), len(encoded), dtype=torch.float64)
+    predicted = torch.zeros_like(taylor)
+    n_draws = 0 if change is None else change.n_draws
+    for batch in batches(encoded, plan, "prescreen"):
+        columns = torch.tensor([item.index for item in batch])
+        try:
+            found = activations_and_gradients(adapter, batch, plan, metric, places, sites)
+        except CannotResume as reason:
+            raise LensSkillsError(f"no gradient: {reason}. Use sweep instead.") from reason
+        for spot, part in found.items():
+            here = torch.tensor(rows[spot])
+            start, stop = starts[here], stops[here]
+            taylor[here[:, None], columns] = part.summed(part.old, start, stop)
+            for draw in range(n_draws):
+                assert change is not None
+                moved = part.new(change, *spot, draw) - part.old
+                predicted[here[:, None], columns] += part.summed(moved, start, stop) / n_draws
+    return taylor, None if change is None else predicted
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from lens_skills.activations.forward import (
 from lens_skills.activations.metrics import Readout
 from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditRows, EditStack, check_width, stack_editors
+from lens_skills.interventions.row_budget import RowBudget
 from lens_skills.models import EditHook, keep_activation
 from lens_skills.models.partial_forward import CannotResume, prefill
 from lens_skills.models.weights import LayerSite, OutputWeights, frozen_norm, written
@@ -40,7 +41,7 @@ class SweepSpec:
     """What all batches of a sweep share.
 
     ``places`` are the edited prompt tokens of each example, ``spots`` every (layer, site) any set
-    touches, ``rows`` the columns to recompute at once.
+    touches, ``rows`` how many columns are run at once.
     """
 
     adapter: Any
@@ -51,7 +52,7 @@ class SweepSpec:
     spots: frozenset[LayerSite]
     ragged: bool  # whether examples differ in how many tokens are edited (position "all")
     direct: bool  # whether direct effects are wanted too
-    rows: int
+    rows: RowBudget
     writes: OutputWeights
 
 
@@ -110,11 +111,20 @@ class EffectEngine:
 
     def n_sets(self) -> int:
         """How many sets fit into one pass."""
-        columns = self.width if self.whole else self.main.n_columns
-        n_sets = self.spec.rows // (len(self.batch) * columns)
+        n_sets = self.spec.rows.columns(self.shape) // self.columns
         if self.spec.plan.vocabulary:
             n_sets = min(n_sets, _VOCABULARY_ROWS // len(self.batch))
         return max(1, n_sets)
+
+    @property
+    def columns(self) -> int:
+        """How many columns are run for one set."""
+        return len(self.batch) * (self.width if self.whole else self.main.n_columns)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What a column's memory depends on, beside the model."""
+        return self.width, self.whole is None, self.odds is None, self.spec.plan
 
     def measure(self, stack: EditStack, draw: int) -> Float[Tensor, "set example"]:
         """The metric of each set and example under the edit, minus the clean one."""

@@ -1,4 +1,4 @@
-"""`sweep`: what an edit of each neuron alone, or of each of many sets, does to a metric.
+"""`Effects`: what an edit of each neuron alone, or of each of many sets, does to a metric.
 
 `measure_effects` is the one engine behind every effect that is reported: it binds the edit, cuts
 examples and sets into parts that fit into memory, and hands an interrupted measurement on.
@@ -19,14 +19,12 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations import (
-    DEFAULT_SITE,
     Metric,
     Position,
     parse_metrics,
     parse_position,
-    soft_position,
 )
-from lens_skills.activations.components import Component, parse_components, sites_of
+from lens_skills.activations.components import Component, sites_of
 from lens_skills.activations.forward import Encoded, prepare
 from lens_skills.activations.stream import batches
 from lens_skills.cards import card_lines
@@ -36,11 +34,13 @@ from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.batched_edits import EditStack, edited_places, stack_sets
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
-from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
-from lens_skills.models.precision import refuse_reduced
+from lens_skills.interventions.row_budget import OutOfColumns, RowBudget
+from lens_skills.interventions.screening import LeftOut, Screening
+from lens_skills.models import ModelAdapter
+from lens_skills.models.memory import out_of_memory, release
 from lens_skills.models.weights import OutputWeights
 from lens_skills.progress import Progress
-from lens_skills.results import Checkpoint, Result, provenance, resumable
+from lens_skills.results import Checkpoint, Result, provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,10 @@ class Effects(Result):
         metric, unit: What was measured.
         do: The intervention in words, such as ``"mean ablation over agreement, explore split"``.
         site, position: Where it acts.
-        provenance: Model, task, split, seed and versions behind the numbers.
+        provenance: Model, task, split, seed and versions behind the numbers, and how many columns
+            were run at once.
+        screening: Where gradients chose what was measured: all that was asked for, what they
+            expect of it, and what was drawn from the rest; None where everything was measured.
     """
 
     names: tuple[str, ...]
@@ -73,6 +76,7 @@ class Effects(Result):
     site: str
     position: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    screening: Screening | None = None
 
     @property
     def of_shares(self) -> bool:
@@ -82,8 +86,14 @@ class Effects(Result):
             ((self.clean == 0) | (self.clean == 1)).all() and ((edited >= 0) & (edited <= 1)).all()
         )
 
-    def frame(self) -> pd.DataFrame:
-        """One row per set: name, mean effect, its standard deviation over examples, direct."""
+    def frame(self, *, every: bool = False) -> pd.DataFrame:
+        """One row per set: name, mean effect, its standard deviation over examples, direct.
+
+        With ``every``, also those that a screening left out: ``known`` says whether an effect is
+        ``"exact"``, and else NaN; then ``predicted`` is the gradient's estimate, or
+        ``"unknown"`` where there is none. The estimate and Taylor's size stand in columns of their
+        own.
+        """
         columns: dict[str, Any] = {
             "name": list(self.names),
             "effect": self.total.mean(dim=1).numpy(),
@@ -91,17 +101,49 @@ class Effects(Result):
         }
         if self.direct is not None:
             columns["direct"] = self.direct.mean(dim=1).numpy()
-        return pd.DataFrame(columns)
+        measured = pd.DataFrame(columns)
+        if not every:
+            return measured
+        screening = self.screening
+        if screening is None:
+            return measured.assign(known="exact")
+        measured.index = pd.Index(screening.measured.nonzero()[:, 0].numpy())
+        frame = measured.reindex(range(len(screening.names)))
+        return frame.assign(
+            name=list(screening.names),
+            known=screening.known,
+            predicted=screening.predicted.numpy(),
+            taylor=screening.taylor.numpy(),
+        )
+
+    def left_out(self, k: int | None = None) -> LeftOut:
+        """What the drawn units of a screened sweep say of those that were left out.
+
+        How many of them are beyond the ``k``-th largest effect of those that gradients chose (None:
+        the 100th, or the last of their largest tenth), with an exact interval; the sum of their
+        sizes; how far predictions are off.
+
+        Raises:
+            LensSkillsError: A sweep without screening; ``k`` below 1.
+        """
+        if self.screening is None:
+            raise LensSkillsError("nothing was left out: this sweep measured all it was asked for.")
+        return self.screening.left_out(self.total.mean(dim=1), k)
 
     def __repr__(self) -> str:
         n, n_groups = len(self.example_ids), len(set(self.groups))
         unit = f" ({self.unit})" if self.unit else ""
         where = f"{self.site} at {self.position}"
+        sets, screening = f"{len(self.names):,} sets", self.screening
+        if screening is not None:
+            sets = (
+                f"{len(self.names):,} of {len(screening.names):,} units measured "
+                f"({int(screening.chosen.sum()):,} chosen by gradients, "
+                f"{int(screening.drawn.sum()):,} drawn from the rest)"
+            )
         lines = [
             *card_lines(f"{self.do}: its effect on {self.metric}{unit}"),
-            *card_lines(
-                f"{len(self.names):,} sets at {where} · {n:,} examples in {n_groups:,} groups"
-            ),
+            *card_lines(f"{sets} at {where} · {n:,} examples in {n_groups:,} groups"),
         ]
         if not self.names or not n:
             return "\n".join(lines)
@@ -121,6 +163,8 @@ class Effects(Result):
             lines.append(row)
         if len(self.names) > len(shown):
             lines.append(f"    … {len(self.names) - len(shown):,} more: .frame()")
+        if self.screening is not None:
+            lines += self.left_out().lines(self.unit)
         lines += card_lines(
             "No controls and no test: verify says which effects are real.", indent=2
         )
@@ -133,66 +177,6 @@ CARD_ROWS = 10
 
 def _shortened(name: str, longest: int = 30) -> str:
     return name if len(name) <= longest else f"{name[: longest - 2]} …"
-
-
-@resumable
-def sweep(
-    model: Any,
-    examples: Sequence[Example],
-    neurons: Any = "all",
-    *,
-    do: Edit,
-    metric: Any,
-    at: str = DEFAULT_SITE,
-    position: Position | None = None,
-    prompt: SoftPrompt | None = None,
-    chat: Chat = False,
-    direct: bool = False,
-    seed: int = 0,
-    checkpoint: str | Path | None = None,
-) -> Effects:
-    """The effect of each neuron (or head, or MLP) alone, per example, exact.
-
-    Nothing below the edited layer or left of the edited position is computed again; many neurons
-    run side by side. The numbers are those of a full pass with hooks, to float rounding.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge; it is left as it was.
-        examples: A `Task` or any sequence of `Example`; best a split that selected nothing.
-        neurons: What to edit, one at a time: ``"all"`` at the site, names, rows, a `Selection`.
-        do: The intervention, e.g. ``ablate("mean", over=explore)``.
-        metric: What to watch: a name, a `Metric` or a function.
-        at: The site of everything named as a neuron.
-        position: Where to edit: ``"last"`` (of the prompt), an index, a span, a list, ``"all"``,
-            or ``"prompt"``, the vectors of a soft prompt (the default where there is one).
-        prompt: A soft prompt to read every example with.
-        chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
-        direct: Also the direct effect; see `Effects`.
-        seed: Of the edit's random draws.
-        checkpoint: A folder to resume from, written about once a minute.
-
-    ``config(batch_size=…)`` are the examples whose clean pass is held at once, ``edit_rows=…`` the
-    columns that are recomputed at once (neurons x examples x positions): both bound memory.
-
-    Raises:
-        LensSkillsError: No examples, unknown neurons, a metric the task cannot give or that no
-            model is needed for, an effect that is not finite (with its neuron and example).
-    """
-    adapter = with_soft_prompt(model, prompt, chat)
-    refuse_reduced(adapter, "sweep")
-    units = parse_components(adapter, neurons, at=at)
-    return measure_effects(
-        adapter,
-        examples,
-        [(unit,) for unit in units],
-        do,
-        metric=metric,
-        position=soft_position(adapter, position),
-        names=[unit.name for unit in units],
-        direct=direct,
-        seed=seed,
-        checkpoint=checkpoint,
-    )
 
 
 def measure_effects(
@@ -242,7 +226,7 @@ def measure_effects(
         spots=frozenset((unit.layer, unit.site) for unit in units),
         ragged=spots.ragged,
         direct=direct,
-        rows=settings.edit_rows(),
+        rows=RowBudget(adapter, settings.edit_rows()),
         writes=OutputWeights(adapter),
     )
     about = {
@@ -261,7 +245,6 @@ def measure_effects(
         "sets": _sets_hash(sets),
         "direct": direct,
         "batch_size": settings.batch_size(),
-        "rows": settings.edit_rows(),
     }
     saved = Checkpoint.at(checkpoint, asked, name="sweep")
     sheet = PartialEffects.begun(len(sets), len(examples), direct, saved)
@@ -283,7 +266,7 @@ def measure_effects(
         do=change.name,
         site=", ".join(sites),
         position=", ".join(spots.labels),
-        provenance={**about, "whole_passes": sheet.whole},
+        provenance={**about, "whole_passes": sheet.whole, **spec.rows.told},
     )
 
 
@@ -339,24 +322,16 @@ def _measure(
     n_sets = sum(len(stack.places) for stack in stacks)
     total = n_sets * sum(map(len, ordered))
     with Progress(total, "sweep", "effects") as bar:
+        work = _Sweep(spec, stacks, sheet, names, saved, bar)
         try:
             for place, batch in enumerate(ordered):
                 finished = sheet.done - place * len(stacks)
                 if finished >= len(stacks) > 0:
                     bar.skip(n_sets * len(batch))
                     continue
-                engine = EffectEngine(spec, batch)
-                sheet.clean[[item.index for item in batch]] = engine.clean
-                sheet.whole = sheet.whole or engine.whole
-                path = None if sheet.direct is None else DirectPath.of(engine)
-                for order, stack in enumerate(stacks):
-                    if order < finished:
-                        bar.skip(len(stack.places) * len(batch))
-                        continue
-                    _fill(engine, path, stack, sheet, names, bar)
-                    sheet.done += 1
-                    if saved is not None:
-                        sheet.keep(saved)
+                finished = max(finished, 0)
+                bar.skip(len(batch) * sum(len(stack.places) for stack in stacks[:finished]))
+                work.measure(batch, finished)
         except BaseException:
             # An interruption (or a failure in a late part) does not lose the finished parts.
             if saved is not None and sheet.done:
@@ -364,32 +339,91 @@ def _measure(
             raise
 
 
-def _fill(
-    engine: EffectEngine,
-    path: DirectPath | None,
-    stack: EditStack,
-    sheet: PartialEffects,
-    names: Sequence[str],
-    bar: Progress,
-) -> None:
-    """One stack of sets on one batch, in parts that fit into memory, averaged over draws."""
-    change, examples = engine.spec.change, [item.index for item in engine.batch]
-    size = engine.n_sets()
-    for start in range(0, len(stack.places), size):
-        part = stack.part(start, start + size)
-        where = torch.tensor(part.places)[:, None], torch.tensor(examples)
-        draws = [engine.measure(part, draw) for draw in range(change.n_draws)]
-        effects = torch.stack(draws).mean(0)
-        _refuse_non_finite(effects, part, engine, names)
-        sheet.total[where] = effects
-        if sheet.direct is not None:
-            parts = [path and path.measure(part, draw) for draw in range(change.n_draws)]
-            known = [found for found in parts if found is not None]
-            if len(known) < len(parts):
-                sheet.direct = None
-            else:
-                sheet.direct[where] = torch.stack(known).mean(0)
-        bar.update(effects.numel())
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """Stacks of sets, and the sheet that their effects on one batch after another fill in."""
+
+    spec: SweepSpec
+    stacks: Sequence[EditStack]
+    sheet: PartialEffects
+    names: Sequence[str]
+    saved: Checkpoint | None
+    bar: Progress
+
+    def measure(self, batch: Sequence[Encoded], finished: int, *, last: bool = True) -> None:
+        """The stacks from ``finished`` on; in two halves of the batch where memory runs out.
+
+        Of two halves the ``last`` one says what is done.
+        """
+        sheet = self.sheet
+        try:
+            engine = EffectEngine(self.spec, batch)
+            sheet.clean[[item.index for item in batch]] = engine.clean
+            sheet.whole = sheet.whole or engine.whole
+            path = None if sheet.direct is None else DirectPath.of(engine)
+            for stack in self.stacks[finished:]:
+                self._fill(engine, path, stack)
+                finished += 1
+                if last:
+                    sheet.done += 1
+                    if self.saved is not None:
+                        sheet.keep(self.saved)
+            return
+        except Exception as error:
+            if not isinstance(error, OutOfColumns) and not out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise LensSkillsError(
+                    f"memory ran out at one set of neurons on one example, {batch[0].id!r}. Leave "
+                    "it out, close what else holds memory, or use a smaller model."
+                ) from error
+        engine = path = None  # their memory is needed
+        release(self.spec.adapter.device)
+        half = len(batch) // 2
+        self.spec.rows.tell(f"{len(batch)} examples did not fit; {half} are run at once")
+        self.measure(batch[:half], finished, last=False)
+        self.measure(batch[half:], finished, last=last)
+
+    def _fill(self, engine: EffectEngine, path: DirectPath | None, stack: EditStack) -> None:
+        """One stack of sets on one batch, in parts that fit into memory, averaged over draws."""
+        rows, examples = self.spec.rows, [item.index for item in engine.batch]
+        start, few = 0, rows.trial(engine.shape, engine.columns)
+        try:
+            if 0 < few < len(stack.places):
+                tried = partial(self._part, engine, path, stack.part(0, few))
+                rows.run(engine.shape, engine.columns, few, tried)
+            while start < len(stack.places):
+                part = stack.part(start, start + engine.n_sets())
+                measure = partial(self._part, engine, path, part)
+                found = rows.run(engine.shape, engine.columns, len(part.places), measure)
+                if found is None:
+                    continue
+                effects, direct = found
+                where = torch.tensor(part.places)[:, None], torch.tensor(examples)
+                _refuse_non_finite(effects, part, engine, self.names)
+                self.sheet.total[where] = effects
+                if direct is None:
+                    self.sheet.direct = None
+                elif self.sheet.direct is not None:
+                    self.sheet.direct[where] = direct
+                start += len(part.places)
+                self.bar.note(str(rows))
+                self.bar.update(effects.numel())
+        except OutOfColumns:
+            self.bar.skip(-start * len(examples))
+            raise
+
+    def _part(
+        self, engine: EffectEngine, path: DirectPath | None, part: EditStack
+    ) -> tuple[Float[Tensor, "set example"], Float[Tensor, "set example"] | None]:
+        """Total and direct effects of some sets; the direct ones None where one is not known."""
+        draws = range(self.spec.change.n_draws)
+        total = torch.stack([engine.measure(part, draw) for draw in draws]).mean(0)
+        if self.sheet.direct is None or path is None:
+            return total, None
+        found = [path.measure(part, draw) for draw in draws]
+        known = [direct for direct in found if direct is not None]
+        return total, torch.stack(known).mean(0) if len(known) == len(found) else None
 
 
 def _refuse_non_finite(

@@ -29,6 +29,7 @@ from lens_skills.interventions.control_neurons import FEW_OTHERS, FEWEST_CONTROL
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effect_engine import EffectEngine, SweepSpec
 from lens_skills.interventions.effects import Effects, measure_effects
+from lens_skills.interventions.row_budget import RowBudget
 from lens_skills.interventions.verdict import signed_word
 from lens_skills.models import ModelAdapter
 from lens_skills.models.weights import LayerSite, OutputWeights
@@ -100,7 +101,7 @@ def direction_effects(
         spots=frozenset((layer, site) for layer in layers),
         ragged=position == "all",
         direct=False,
-        rows=1,
+        rows=RowBudget(adapter, 1),
         writes=OutputWeights(adapter),
     )
     every = torch.arange(len(rotation))[None]

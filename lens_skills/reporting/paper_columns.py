@@ -137,10 +137,16 @@ def _audit(result: Any) -> Parts:
 
 def _effects(result: Any) -> Parts:
     rows = result.frame().sort_values("effect", key=abs, ascending=False, kind="stable")
+    screening = result.screening
+    chosen = "" if screening is None else (
+        f"{len(result.names):,} of {len(screening.names):,} units were measured: "
+        f"{int(screening.chosen.sum()):,} that gradients chose, {int(screening.drawn.sum()):,} "
+        "drawn from the rest. "
+    )  # fmt: skip
     caption = (
         f"Mean effect of {result.do} on {result.metric}, edited minus clean, each alone"
         f"{about(result)}: {len(result.clean):,} examples in {len(set(result.groups)):,} groups. "
-        "sd: over examples. No control and no test."
+        f"{chosen}sd: over examples. No control and no test."
     )
     columns = [
         Column("edited", "name"),

@@ -116,7 +116,7 @@ def fit_prompt(
     both = encode_examples(spoken, [_ended(e, ending) for e in (*train, *looked_at)], answers=True)
     batches = training_batches(spoken, both[: len(train)], batch_size)
     held_batches = training_batches(spoken, both[len(train) :], batch_size)
-    passes = TrainingPasses(adapter, starts[0], settings.memory_mb())
+    passes = TrainingPasses(adapter, starts[0], settings.memory_mb(KEPT_MB))
     chosen = {
         **asdict(replace(plan, schedule=_name(schedule))),
         **{"init": init, "text": text, "ending": ending, "batch_size": batch_size},
@@ -185,6 +185,7 @@ def _name(schedule: Schedule) -> str:
     return schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "a function")
 
 
+KEPT_MB = 2000  # of keys and values, where config(memory_mb=…) says nothing
 _SAMPLE = 1000  # tokens whose embeddings give the scale of all
 
 

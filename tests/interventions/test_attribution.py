@@ -14,7 +14,7 @@ from lens_skills.activations.forward import encode_examples
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import Prescreen, prescreen
 from lens_skills.interventions.edits import ablate, clamp, steer
-from lens_skills.interventions.effects import sweep
+from lens_skills.interventions.sweep import sweep
 from lens_skills.models import as_adapter
 from lens_skills.stats.correlation import rank_agreement
 

@@ -18,7 +18,8 @@ from lens_skills.activations.forward import encode_examples, forward_batch, prep
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.batched_edits import edited_places, editing_of
 from lens_skills.interventions.edits import ablate, clamp, patch, scale, steer
-from lens_skills.interventions.effects import measure_effects, sweep
+from lens_skills.interventions.effects import measure_effects
+from lens_skills.interventions.sweep import sweep
 from lens_skills.models import as_adapter
 
 SKILLS = ["L0N5", "L1N47", "L2H3", "L3N0", "L2MLP", "L3N11"]
@@ -279,7 +280,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     names = ["L0N5", "L1N6", "L3N7"]  # three parts on each of two batches
     wanted = sweep(tiny, task, names, direct=True, **options)
     engine_room: Any = sys.modules[measure_effects.__module__]
-    fill, parts = engine_room._fill, []
+    fill, parts = engine_room._Sweep._fill, []
 
     def interrupted(*args: Any) -> None:
         if len(parts) == 4:
@@ -289,7 +290,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
 
     folder = tmp_path / "sweep"
     with monkeypatch.context() as patched:
-        patched.setattr(engine_room, "_fill", interrupted)
+        patched.setattr(engine_room._Sweep, "_fill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sweep(tiny, task, names, direct=True, checkpoint=folder, **options)
     assert (folder / "sweep.json").exists()
@@ -297,7 +298,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         sweep(tiny, task, names[:2], direct=True, checkpoint=folder, **options)
     parts.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(engine_room, "_fill", lambda *args: (parts.append(1), fill(*args)))
+        patched.setattr(engine_room._Sweep, "_fill", lambda *args: (parts.append(1), fill(*args)))
         found = sweep(tiny, task, names, direct=True, checkpoint=folder, **options)
     assert len(parts) == 2  # of six
     assert torch.equal(found.total, wanted.total)

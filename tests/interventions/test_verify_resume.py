@@ -71,7 +71,7 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
     names, do = ["L1N3", "L2N5"], ablate("mean", over=explore)
     wanted = verify(tiny, intervene, names, do=do, **OPTIONS)
     room: Any = sys.modules[measure_effects.__module__]
-    fill, parts, folder = room._fill, [], tmp_path / "verdict"
+    fill, parts, folder = room._Sweep._fill, [], tmp_path / "verdict"
 
     def interrupted(*args: Any) -> None:
         if len(parts) == 8:
@@ -80,16 +80,16 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
         fill(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(room, "_fill", interrupted)
+        patched.setattr(room._Sweep, "_fill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
     # Pilot and candidates were measured when the controls were interrupted.
     assert sorted(path.name for path in folder.iterdir()) == ["candidates", "controls", "pilot"]
     whole, rest = [], []
     with monkeypatch.context() as patched:
-        patched.setattr(room, "_fill", lambda *args: (whole.append(1), fill(*args)))
+        patched.setattr(room._Sweep, "_fill", lambda *args: (whole.append(1), fill(*args)))
         verify(tiny, intervene, names, do=do, **OPTIONS)
-        patched.setattr(room, "_fill", lambda *args: (rest.append(1), fill(*args)))
+        patched.setattr(room._Sweep, "_fill", lambda *args: (rest.append(1), fill(*args)))
         found = verify(tiny, intervene, names, do=do, checkpoint=folder, **OPTIONS)
     assert len(rest) == len(whole) - 8
     assert torch.equal(found.effects.total, wanted.effects.total)

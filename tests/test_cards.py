@@ -20,6 +20,7 @@ from lens_skills.interventions import Audit, Verdict, ablate
 from lens_skills.interventions.attribution import Prescreen
 from lens_skills.interventions.baselines import describe_source
 from lens_skills.interventions.effects import Effects
+from lens_skills.interventions.screening import Screening
 from lens_skills.results import Result
 from lens_skills.studies import Study
 from lens_skills.tasks import Preflight, Task, few
@@ -77,6 +78,7 @@ def made(kind: type[Result]) -> Result:
         "Audit": lambda: Audit((), _verdict(), "agreement", "explore split"),
         "DamageMatrix": make_matrix,
         "DoseResponse": make_curve,
+        "Effects": _screened,
         "Faithfulness": _faithfulness,
         "ScoreComparison": make_seeds,
         "Scores": make_scores,
@@ -87,6 +89,14 @@ def made(kind: type[Result]) -> Result:
         "Verdict": _verdict,
     }
     return by_hand.get(kind.__name__, lambda: CardMaker(2).fields(kind))()
+
+
+def _screened() -> Effects:
+    found = CardMaker(2).fields(Effects)
+    names, number = ("L0N1", "L0N2", "L3N4"), torch.tensor([0.5, -0.25, 0.125])
+    chosen, drawn = torch.tensor([True, False, False]), torch.tensor([False, False, True])
+    screening = Screening(names, number, number.abs(), chosen, drawn, 0.3, 0)
+    return replace(found, screening=screening)
 
 
 def _faithfulness() -> Faithfulness:

@@ -175,14 +175,14 @@ class Screening:
             LensSkillsError: ``k`` below 1.
         """
         if k is None:
-            k = min(MOST_K, math.ceil(int(self.chosen.sum()) / 10))
+            k = min(MOST_K, max(1, math.ceil(int(self.chosen.sum()) / 10)))
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise LensSkillsError(f"k must be a whole number from 1 on, not {k!r}.")
         every = torch.full((len(self.names),), math.nan, dtype=torch.float64)
         every[self.measured] = effects.double()
         best = every[self.chosen].abs().sort(descending=True).values
-        k = min(k, len(best))
-        threshold = float(best[k - 1])
+        k = min(k, max(1, len(best)))
+        threshold = float(best[k - 1]) if len(best) else 0.0
         drawn, guess = every[self.drawn], self.predicted.double().nan_to_num(0.0, 0.0, 0.0)
         n, left = len(drawn), ~self.chosen
         beyond, n_left = int((drawn.abs() > threshold).sum()), int(left.sum())

@@ -73,6 +73,7 @@ def total_from_sample(
     log-normal of sd 1.5 times Student's t of 3.
     Assumes: a simple random sample without replacement.
 
+    >>> import torch
     >>> total_from_sample(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.0]), 10.0, 5)
     (10.0, 10.0, 10.0)
     """

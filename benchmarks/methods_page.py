@@ -39,8 +39,8 @@ OURS = {
     "scale": "an edit: a factor",
     "span": "names a position",
     "study": "all steps in one call",
-    "sweep": "each unit edited alone, exactly; with `screen`, those of which gradients (`prescreen`) "
-    "expect most, and a random sample of the rest",
+    "sweep": "each unit edited alone, exactly; with `screen`, those of which gradients "
+    "(`prescreen`) expect most, and a random sample of the rest",
     "table": "a task from a table",
     "pairs": "a task from pairs",
     "few": "fewer examples of a task, from as many groups",

@@ -29,9 +29,11 @@ from lens_skills.activations.locations import (
     token_places,
 )
 from lens_skills.activations.metrics import Metric, parse_metrics
+from lens_skills.activations.shared_prefix import PrefixedPasses
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
+from lens_skills.models.kept_prefix import KeptPrefix
 from lens_skills.progress import Progress
 
 
@@ -118,8 +120,10 @@ def evaluate(
         return known_values(wanted, examples)
     encoded, plan = prepare(adapter, examples, wanted)
     known = known_values(wanted, encoded)
+    passes = PrefixedPasses(adapter, encoded, plan)
     for batch in batches(encoded, plan, "evaluate"):
-        found = forward_batch(adapter, batch, plan, wanted, known, {})
+        _, run = passes.of(batch)
+        found = forward_batch(adapter, batch, plan, wanted, known, {}, forward=run)
         for name, numbers in found.items():
             values[name][[encoded.index for encoded in batch]] = numbers
     return values
@@ -162,11 +166,16 @@ def read_sites(
     known = known_values(metrics, encoded)
     places = places_of(adapter, encoded, reading) if places is None else places
     options: dict[str, Any] = {"skip": skip, "batch_size": batch_size, "progress": progress}
-    for batch in batches(encoded, plan, **options):
+
+    def gather(batch: Sequence[Encoded], prefix: KeptPrefix | None) -> list[PositionGather]:
         here = [places[item.index] for item in batch]
-        parts = [PositionGather(site, reading, here, batch, plan) for site in sites]
+        return [PositionGather(site, reading, here, batch, plan, prefix) for site in sites]
+
+    passes = PrefixedPasses(adapter, encoded, plan, gather, f"{sites} {reading}")
+    for batch in batches(encoded, plan, **options):
+        parts, run = passes.of(batch)
         readers = {name: reader for part in parts for name, reader in part.readers().items()}
-        values = forward_batch(adapter, batch, plan, metrics, known, readers)
+        values = forward_batch(adapter, batch, plan, metrics, known, readers, forward=run)
         (activations, mask), *gates = [part.result() for part in parts]
         yield Batch(
             index=torch.tensor([item.index for item in batch]),
@@ -192,7 +201,7 @@ def batches(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Iterator[list[Encoded]]:
-    """Batches of like length, the order fixed by length and place alone.
+    """Batches of like beginning and length, their order fixed by tokens and place alone.
 
     Args:
         encoded: The examples in tokens.
@@ -227,13 +236,17 @@ class PositionGather:
         places: Sequence[Sequence[Sequence[int]]],
         batch: Sequence[Encoded],
         plan: RequiredOutputs,
+        prefix: KeptPrefix | None = None,
     ) -> None:
         self.site, self.reading = site, reading
         lengths = [len(item.prompt_tokens) + len(plan.extra(item)) for item in batch]
         # Prompts are padded on the left and their answers follow: token p of a row of length n
-        # stands at column width - n + p.
-        self.width = max(lengths)
-        shifts = [self.width - length for length in lengths]
+        # stands at column width - n + p. Behind a prefix of q tokens they stand at its end, and
+        # token p at column p - q; what is negative stands in the prefix.
+        self.before = {} if prefix is None else prefix.read
+        n_before = 0 if prefix is None else len(prefix)
+        self.width = max(lengths) - n_before
+        shifts = [-n_before if prefix else self.width - length for length in lengths]
         pooled = reading.ragged or reading.pool is not None
         rows = [spots[0] if pooled else [spot[0] for spot in spots] for spots in places]
         widest = max(len(row) for row in rows)
@@ -242,20 +255,34 @@ class PositionGather:
         for row, (spots, shift) in enumerate(zip(rows, shifts, strict=True)):
             self.places[row, : len(spots)] = torch.from_numpy(np.asarray(spots) + shift)
             self.mask[row, : len(spots)] = True
+        self.first = min(min(row) for row in rows)
+        self.n_before, self.narrow = n_before, 0
         self.out: Tensor | None = None
 
+    @property
+    def columns(self) -> Int[Tensor, "batch pos"] | None:
+        """The only columns it looks at; None where they are many, or stand in the prefix."""
+        many = self.reading.ragged or self.reading.pool is not None or bool((self.places < 0).any())
+        return None if many else self.places
+
+    def n_columns(self, more: int) -> None:
+        """Takes activations at `columns` alone, and at so many more after them, too."""
+        self.narrow = 0 if self.columns is None else self.places.shape[1] + more
+
     def readers(self) -> dict[str, Any]:
-        def reader(place: int) -> Any:
+        def reader(place: int, name: str) -> Any:
             # The layer is bound here: a bridge hands hooks the name of an alias.
-            return lambda activation: self._take(place, activation)
+            return lambda activation: self._take(place, name, activation)
 
-        return {
-            self.site.hook_name(layer): reader(place)
-            for place, layer in enumerate(self.site.layers)
-        }
+        names = enumerate(map(self.site.hook_name, self.site.layers))
+        return {name: reader(place, name) for place, name in names}
 
-    def _take(self, place: int, activation: Tensor) -> None:
+    def _take(self, place: int, name: str, activation: Tensor) -> None:
         by_position = activation.shape[:2] == (len(self.places), self.width)
+        columns = self.places
+        if self.narrow and activation.shape[:2] == (len(self.places), self.narrow):
+            by_position = True
+            columns = torch.arange(columns.shape[1]).expand_as(columns)
         # An attention pattern is "batch head query key": its heads could pass for positions.
         if not by_position or self.site.name in ("attn.hook_pattern", "attn.hook_attn_scores"):
             raise LensSkillsError(
@@ -264,7 +291,12 @@ class PositionGather:
             )
         rows = torch.arange(len(self.places), device=activation.device)[:, None]
         # Indexing copies, so no view keeps the full activation alive.
-        taken = activation.detach()[rows, self.places.to(activation.device)].float().flatten(2)
+        columns = columns.to(activation.device)
+        taken = activation.detach()[rows, columns.clamp(min=0)].float().flatten(2)
+        if name in self.before:
+            before = self.before[name][0].float().flatten(1)
+            token = (columns + self.n_before).clamp(max=self.n_before - 1)
+            taken = torch.where((columns < 0)[..., None], before[token], taken)
         mask = rearrange(self.mask.to(taken.device), "batch pos -> batch pos 1")
         if self.reading.pool == "mean":
             taken = reduce(taken * mask, "batch pos neuron -> batch 1 neuron", "sum")

@@ -155,8 +155,16 @@ class ModelAdapter(ABC):
         logits_at: Int[Tensor, "batch k"] | None,
         editors: Mapping[str, EditHook],
         differentiable: bool,
+        after: Any,
+        read_at: Int[Tensor, "batch r"] | None,
     ) -> Float[Tensor, "batch k d_vocab"] | None:
         """`forward`, on tokens of the vocabulary alone."""
+
+    @abstractmethod
+    def keys_of(
+        self, tokens: Int[Tensor, "1 pos"], through: int, readers: Mapping[str, ReadHook]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each block up to ``through``, of one row without padding."""
 
     def forward(
         self,
@@ -167,18 +175,29 @@ class ModelAdapter(ABC):
         logits_at: Int[Tensor, "batch k"] | None,
         editors: Mapping[str, EditHook] = NO_EDITORS,
         differentiable: bool = False,
+        after: Any = None,
+        read_at: Int[Tensor, "batch r"] | None = None,
     ) -> Float[Tensor, "batch k d_vocab"] | None:
         """Logits at the given padded positions, or None; readers are called on the way.
 
         An editor's activation takes the place of the model's own from there on; a reader at the
         same hook point sees the edited one. A differentiable pass can be differentiated by what
         editors and the soft prompt put into it.
+
+        Args:
+            tokens, mask: The rows, padded on either side, and which of their tokens are real.
+            readers, logits_at, editors, differentiable: As above.
+            after: A `KeptPrefix` behind which every row stands; hook points and positions are those
+                of the rows alone.
+            read_at: The only columns that readers in the last block look at: its MLP then runs
+                there, and at ``logits_at``, alone. Hook points inside that MLP give
+                ``[batch r+k ...]``, these columns in their order; behind it other columns are void.
         """
         check_shapes(tokens, mask, logits_at)
         if not readers and logits_at is None:
             return None
         tokens, editors = self._spoken(tokens, editors)
-        return self._run(tokens, mask, readers, logits_at, editors, differentiable)
+        return self._run(tokens, mask, readers, logits_at, editors, differentiable, after, read_at)
 
     # Sizes.
 

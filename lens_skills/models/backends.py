@@ -5,18 +5,20 @@ Two adapters stand behind both: one for HookedTransformer, one for TransformerBr
 
 import inspect
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
-import einops
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.adapter import EditHook, ModelAdapter, ReadHook
 from lens_skills.models.chat_template import Chat
 from lens_skills.models.identity import check_reading
+from lens_skills.models.kept_prefix import HookedKeys, KeptPrefix
+from lens_skills.models.key_cache import cache_argument, cache_handed_on
+from lens_skills.models.partial_hooked import Recording
+from lens_skills.models.row_columns import mlp_at, rows_at
 from lens_skills.models.soft_prompt import SoftPrompt
 
 
@@ -59,18 +61,6 @@ def implementation_of(model: Any) -> str | None:
     return None
 
 
-def rows_at(
-    values: Float[Tensor, "batch pos features"], positions: Int[Tensor, "batch k"]
-) -> Float[Tensor, "batch k features"]:
-    """The values at each row's own positions.
-
-    >>> rows_at(torch.arange(4.0).view(1, 4, 1), torch.tensor([[3, 0]])).flatten().tolist()
-    [3.0, 0.0]
-    """
-    index = einops.repeat(positions, "batch k -> batch k features", features=values.shape[-1])
-    return values.gather(1, index.to(values.device))
-
-
 class HookedAdapter(ModelAdapter):
     """A HookedTransformer, raw or processed, as a `ModelAdapter`."""
 
@@ -91,17 +81,23 @@ class HookedAdapter(ModelAdapter):
         logits_at: Tensor | None,
         editors: Mapping[str, EditHook],
         differentiable: bool,
+        after: KeptPrefix | None,
+        read_at: Tensor | None,
     ) -> Tensor | None:
         top = self._top(readers)
         whole = top is None or (logits_at is not None and self._hooks_after_blocks(editors))
         stop = self.n_layers if logits_at is not None or top is None else top + 1
+        cache = {} if after is None else {"past_kv_cache": after.hooked_cache(len(tokens))}
+        last = max(self.n_layers if whole else stop, 1) - 1
+        narrow = mlp_at(self.model, last, None if whole else read_at, logits_at, editors)
         evaluating = self._evaluating(differentiable=differentiable)
-        with evaluating, self._attached(readers, editors) as called:
+        with evaluating, self._attached(readers, editors) as called, narrow:
             out = self.model(
                 tokens.to(self.device),
                 attention_mask=mask.to(self.device, torch.long),
                 stop_at_layer=None if whole else stop,
                 return_type=None if whole and logits_at is None else "logits",
+                **cache,
             )
             self._all_called([*readers, *(editors if logits_at is not None else ())], called)
             if logits_at is None:
@@ -110,6 +106,25 @@ class HookedAdapter(ModelAdapter):
             # Past the last block only the final norm and the vocabulary projection are left,
             # and both act on each position alone: only the rows someone reads are projected.
             return rows if whole else self.model(rows, start_at_layer=self.n_layers)
+
+    def keys_of(
+        self, tokens: Tensor, through: int, readers: Mapping[str, ReadHook]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each block up to ``through``, of one row without padding."""
+        cfg = self.model.cfg
+        heads = cfg.n_heads if cfg.n_key_value_heads is None else cfg.n_key_value_heads
+        empty = torch.empty(1, 0, heads, cfg.d_head, device=self.device, dtype=self.dtype)
+        seen = [Recording(empty) for _ in range(through + 1)]
+        tokens, editors = self._spoken(tokens, {})
+        with self._evaluating(), self._attached(readers, editors) as called:
+            self.model(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                past_kv_cache=HookedKeys(seen, 0),
+                stop_at_layer=through + 1,
+            )
+            self._all_called(readers, called)
+        return [(entry.past_keys, entry.past_values) for entry in seen]
 
 
 class _EnoughRead(Exception):
@@ -149,22 +164,31 @@ class BridgeAdapter(ModelAdapter):
         logits_at: Tensor | None,
         editors: Mapping[str, EditHook],
         differentiable: bool,
+        after: KeptPrefix | None,
+        read_at: Tensor | None,
     ) -> Tensor | None:
         top = self._top(readers)
-        real = mask.to(self.device, torch.long)
+        real = mask.to(self.device)
+        real = real.long() if after is None else after.whole(real)
         options: dict[str, Any] = {"attention_mask": real}
         if "position_ids" in self._accepts:
             # Without them every token of a left-padded row is read at the wrong position.
-            options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
+            options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         if "use_cache" in self._accepts:
-            options["use_cache"] = False
+            options["use_cache"] = after is not None
+        if after is not None:
+            options[str(cache_argument(self._accepts))] = after.bridge_cache(len(tokens))
         # The positions to project are chosen where the projection is.
         kept = torch.arange(tokens.shape[1], device=self._last_device)
         if self._few_logits(readers, editors):
             kept = kept[-1:] if logits_at is None else logits_at.to(kept.device).unique()
             options["logits_to_keep"] = kept
+        last = self.n_layers - 1 if logits_at is not None or top is None else max(top, 0)
+        narrow = mlp_at(self.model, last, None if top is None else read_at, logits_at, editors)
         evaluating = self._evaluating(differentiable=differentiable)
-        with evaluating, self._attached(readers, editors) as called, ExitStack() as stack:
+        with evaluating, self._attached(readers, editors) as called, narrow, ExitStack() as stack:
+            if after is not None:
+                stack.enter_context(cache_handed_on(self))
             if logits_at is None and top is not None:
                 stack.enter_context(self._attached({f"blocks.{max(top, 0)}.hook_out": _stop}))
             try:
@@ -175,6 +199,30 @@ class BridgeAdapter(ModelAdapter):
         if logits_at is None or out is None:
             return None
         return rows_at(out, torch.searchsorted(kept, logits_at.to(kept.device).contiguous()))
+
+    def keys_of(
+        self, tokens: Tensor, through: int, readers: Mapping[str, ReadHook]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each block up to ``through``, of one row without padding."""
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        options: dict[str, Any] = {str(cache_argument(self._accepts)): cache, "use_cache": True}
+        if "logits_to_keep" in self._accepts:
+            options["logits_to_keep"] = 1
+        tokens, editors = self._spoken(tokens, {})
+        if "position_ids" in self._accepts:
+            options["position_ids"] = torch.arange(tokens.shape[1], device=self.device)[None]
+        with (
+            self._evaluating(),
+            self._attached(readers, editors) as called,
+            self._attached({f"blocks.{through}.hook_out": _stop}),
+            cache_handed_on(self),
+            suppress(_EnoughRead),
+        ):
+            self.model(tokens, attention_mask=torch.ones_like(tokens), **options)
+        self._all_called(readers, called)
+        return [(layer.keys, layer.values) for layer in cache.layers[: through + 1]]
 
     def _few_logits(self, readers: Mapping[str, ReadHook], editors: Mapping[str, EditHook]) -> bool:
         """Whether the projection may skip positions: not where a hook watches it."""

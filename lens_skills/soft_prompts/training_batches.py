@@ -13,9 +13,9 @@ from torch import Tensor
 from lens_skills.activations.continuations import pad_left
 from lens_skills.activations.forward import Encoded, answer_places
 from lens_skills.models import SoftPrompt
-from lens_skills.models.backends import rows_at
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.rounding import TOLERANCE
+from lens_skills.models.row_columns import rows_at
 
 _COARSE = 0.05  # nats per token, in half precision
 

@@ -1,0 +1,289 @@
+"""What prompts of a pass begin with alike, run once: which batches gain, and whether it is exact.
+
+Demonstrations, templates, a chat's preamble, a soft prompt's vectors and the first, special token
+are all found the same way: token ids are compared, so text that a tokenizer joins to what follows
+counts as different. `PrefixedPasses` runs each batch behind what its prompts share; the first one
+is run both ways, two prompts of it, and where numbers differ all go the plain way.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lens_skills.activations.continuations import longest, pad_left, read_of
+from lens_skills.activations.forward import (
+    Encoded,
+    ForwardPass,
+    RequiredOutputs,
+    answer_places,
+)
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import EditHook, ReadHook, keep_activation
+from lens_skills.models.adapter import NO_EDITORS, layer_of
+from lens_skills.models.kept_prefix import KeptPrefix, keep_prefix, may_keep
+from lens_skills.models.partial_run import CannotResume
+from lens_skills.models.rounding import TOLERANCE, distance
+from lens_skills.models.user_hooks import watched
+
+SAVES = 128
+"""Columns that must be saved before a prefix is run on its own: one more small pass costs about as
+much as a hundred columns of a large one (SmolLM2-135M, two cores)."""
+
+Gather = Callable[[Sequence[Encoded], KeptPrefix | None], Sequence[Any]]
+"""The `PositionGather`s of a batch, behind a prefix or not."""
+
+
+def shared_length(rows: Sequence[Sequence[int] | np.ndarray]) -> int:
+    """How many tokens all rows begin with, and go on after.
+
+    >>> shared_length([[1, 2, 3, 4], [1, 2, 5]]), shared_length([[1, 2], [1, 2]])
+    (2, 1)
+    """
+    first, length = np.asarray(rows[0]), min(map(len, rows)) - 1
+    for row in rows[1:]:
+        same = first[:length] == np.asarray(row)[:length]
+        if not same.all():
+            length = int(same.argmin())
+    return length
+
+
+def by_beginning(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
+    """The examples in groups that begin alike, where telling them apart saves columns.
+
+    Of a group, those whose next token is the same are set apart if what they share beyond the
+    group saves more columns than the passes of one more group cost.
+    """
+    groups: list[list[Encoded]] = []
+    open_groups = [list(encoded)]
+    while open_groups:
+        group = open_groups.pop()
+        shared = shared_length([item.prompt_tokens for item in group])
+        branches: dict[int, list[Encoded]] = defaultdict(list)
+        for item in group:
+            branches[int(item.prompt_tokens[shared])].append(item)
+        rest: list[Encoded] = []
+        for branch in branches.values():
+            more = shared_length([item.prompt_tokens for item in branch]) - shared
+            apart = len(branches) > 1 and (len(branch) - 1) * more >= 2 * SAVES
+            if apart:
+                open_groups.append(branch)
+            else:
+                rest.extend(branch)
+        if rest:
+            groups.append(rest)
+    return sorted(groups, key=lambda group: min(item.index for item in group))
+
+
+class PrefixedPasses:
+    """Runs the batches of one pass, each behind what its prompts share where that saves.
+
+    A prefix is kept until a batch does not begin with it, or shares so much more that a new one
+    pays. The MLP of the last block runs only where something is read.
+    """
+
+    def __init__(
+        self,
+        adapter: Any,
+        encoded: Sequence[Encoded],
+        plan: RequiredOutputs,
+        gather: Gather = lambda batch, prefix: (),
+        reads: str = "",
+    ) -> None:
+        """``gather`` makes what reads a batch, and ``reads`` says what it reads, in words."""
+        self.adapter, self.encoded, self.plan, self.gather = adapter, encoded, plan, gather
+        self.able = may_keep(adapter)
+        self.prefix: KeptPrefix | None = None
+        self.longest = max(len(item.prompt_tokens) for item in encoded)
+        self.verdicts = _VERDICTS.setdefault(adapter.model, {})
+        soft = None if adapter.soft is None else adapter.soft.digest
+        self.about = (reads, plan, adapter.dtype, soft, adapter.chat)
+
+    def of(self, batch: Sequence[Encoded]) -> tuple[Sequence[Any], ForwardPass | None]:
+        """What gathers a batch's activations, and what runs it (None: the adapter as ever)."""
+        if not self.able or watched(self.adapter):
+            return self.gather(batch, None), None
+        prefix = self._prefix_of(batch)
+        verdict = self._verdict("rows") if prefix is None else self._verdict("prefix", prefix)
+        if prefix is None and not (verdict.narrow and all(map(self._in_its_row, batch))):
+            return self.gather(batch, None), None
+        parts = self.gather(batch, prefix)
+        return parts, self._run(prefix, parts, narrow=verdict.narrow)
+
+    def _prefix_of(self, batch: Sequence[Encoded]) -> KeptPrefix | None:
+        """The prefix to run a batch behind: the kept one, a new one, or none."""
+        known = self.verdicts.get(("prefix", *self.about))
+        if known is not None and not known.exact:
+            return None
+        rows = [item.prompt_tokens for item in batch]
+        shared, kept = shared_length(rows), self.prefix
+        if kept is not None and not (shared >= len(kept) and kept.begins(rows[0])):
+            kept = None
+        length = 0 if kept is None else len(kept)
+        if (len(batch) - 1) * (shared - length) >= SAVES:
+            length, kept = shared, None
+        if length == 0 or (kept is not None and (kept.read or not self._reads(batch, length))):
+            self.prefix = kept
+            return kept
+        tokens = batch[0].prompt_tokens[:length].tolist()
+        pair = self._pair(tokens)
+        self.prefix = None
+        with suppress(*_REFUSALS) if known is None else nullcontext():
+            self.prefix = self._keep(tokens, reading=self._reads([*batch, *pair], length))
+        if self.prefix is None or not self._verdict("prefix", self.prefix).exact:
+            self.verdicts["prefix", *self.about] = _Verdict(False, False, self.longest)
+            self.prefix = None
+        return self.prefix
+
+    def _in_its_row(self, item: Encoded) -> bool:
+        """Whether all that is scored stands in one row: other continuations have their own way."""
+        paths = read_of(self.plan.continuations(item), stop=self.plan.stop)
+        chain = longest(paths)
+        return all(path == chain[: len(path)] for path in paths)
+
+    def _verdict(self, way: str, prefix: KeptPrefix | None = None) -> "_Verdict":
+        """Whether a way is exact, by a trial where none has been made of prompts as long."""
+        key = (way, *self.about)
+        known = self.verdicts.get(key)
+        if known is not None and known.longest >= self.longest:
+            return known
+        if prefix is None and len(self.encoded) < _WORTH_A_TRIAL:
+            return _Verdict(True, False, 0)
+        pair = self._pair(() if prefix is None else prefix.tokens)
+        plain = self._outcome(pair, self.gather(pair, None), self.adapter.forward)
+        narrow = self._is_exact(pair, plain, prefix, narrow=True)
+        exact = narrow or prefix is None or self._is_exact(pair, plain, prefix, narrow=False)
+        self.verdicts[key] = _Verdict(exact, narrow, self.longest)
+        return self.verdicts[key]
+
+    def _pair(self, begins: Sequence[int]) -> list[Encoded]:
+        """The shortest and the longest prompt, of those that begin so and go on."""
+        like = [
+            item
+            for item in self.encoded
+            if len(item.prompt_tokens) > len(begins)
+            and np.array_equal(item.prompt_tokens[: len(begins)], begins)
+        ]
+        like.sort(key=lambda item: len(item.prompt_tokens))
+        return [like[0], like[-1]]
+
+    def _reads(self, batch: Sequence[Encoded], length: int) -> bool:
+        """Whether something is read within the first tokens."""
+        return any(part.first < length for part in self.gather(batch, None))
+
+    def _keep(self, tokens: Sequence[int], *, reading: bool) -> KeptPrefix:
+        names = [name for part in self.gather(self.encoded[:1], None) for name in part.readers()]
+        through = self.adapter.n_layers - 1
+        if not self.plan.logits:
+            through = max([layer_of(name) or 0 for name in names], default=0)
+        kept: dict[str, Tensor] = {}
+        readers = {name: keep_activation(kept, name) for name in names} if reading else {}
+        prefix = keep_prefix(self.adapter, tokens, through=through, readers=readers)
+        prefix.read.update(kept)
+        return prefix
+
+    def _run(self, prefix: KeptPrefix | None, parts: Sequence[Any], *, narrow: bool) -> ForwardPass:
+        def run(
+            tokens: Int[Tensor, "batch pos"],
+            mask: Bool[Tensor, "batch pos"],
+            *,
+            readers: Mapping[str, ReadHook],
+            logits_at: Int[Tensor, "batch k"] | None,
+            editors: Mapping[str, EditHook] = NO_EDITORS,
+        ) -> Tensor | None:
+            assert not editors, "edits are given whole rows"
+            read_at = tokens.new_empty(len(tokens), 0) if narrow else None
+            if readers and narrow:
+                read_at = parts[0].columns
+                for part in parts:
+                    part.n_columns(0 if logits_at is None else logits_at.shape[1])
+            if prefix is not None:
+                # Directly behind the prefix, and padded at the end.
+                left, shift = tokens.shape[1] - len(prefix), (~mask).sum(1, keepdim=True)
+                columns = shift + len(prefix) + torch.arange(left, device=mask.device)
+                mask, columns = columns < tokens.shape[1], columns.clamp(max=tokens.shape[1] - 1)
+                tokens = tokens.gather(1, columns).masked_fill(~mask, self.adapter.pad_id)
+                if logits_at is not None:
+                    logits_at = logits_at - shift.to(logits_at.device) - len(prefix)
+            return self.adapter.forward(
+                tokens, mask, readers=readers, logits_at=logits_at, after=prefix, read_at=read_at
+            )
+
+        return run
+
+    def _is_exact(
+        self,
+        pair: Sequence[Encoded],
+        plain: "_Outcome",
+        prefix: KeptPrefix | None,
+        *,
+        narrow: bool,
+    ) -> bool:
+        try:
+            parts = self.gather(pair, prefix)
+            found = self._outcome(pair, parts, self._run(prefix, parts, narrow=narrow))
+        except _REFUSALS:
+            return False
+        return self._same(found, plain)
+
+    def _outcome(
+        self, pair: Sequence[Encoded], parts: Sequence[Any], run: ForwardPass
+    ) -> "_Outcome":
+        extra = [self.plan.extra(item) for item in pair]
+        rows = [[*i.prompt_tokens.tolist(), *more] for i, more in zip(pair, extra, strict=True)]
+        tokens, mask = pad_left(rows, self.adapter.pad_id, self.adapter.device)
+        places = answer_places([len(more) for more in extra], tokens.shape[1]).to(tokens.device)
+        readers = {name: reader for part in parts for name, reader in part.readers().items()}
+        logits = run(tokens, mask, readers=readers, logits_at=places if self.plan.logits else None)
+        return logits, [part.result()[0] for part in parts]
+
+    def _same(self, found: "_Outcome", plain: "_Outcome") -> bool:
+        if plain[0] is not None:
+            assert found[0] is not None
+            shares = [logits.double().log_softmax(-1) for logits in (found[0], plain[0])]
+            gap, allowed = distance(self.adapter, *shares)
+            if not gap <= allowed:
+                return False
+        full = self.adapter.dtype in TOLERANCE and not self.adapter.packed
+        for one, other in zip(found[1], plain[1], strict=True):
+            # Per layer, against its largest number; half precision scatters.
+            gaps = (one - other).abs().movedim(-2, 0).flatten(1)
+            sizes = other.abs().movedim(-2, 0).flatten(1)
+            gaps, sizes = (gaps.amax(1), sizes.amax(1)) if full else (gaps.mean(1), sizes.mean(1))
+            allowed = TOLERANCE[self.adapter.dtype] if full else _HALF
+            if not bool((gaps <= allowed * sizes).all()):
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    exact: bool
+    narrow: bool
+    longest: int
+
+
+_Outcome = tuple[Tensor | None, list[Tensor]]
+"""Logits, and what was read."""
+
+_VERDICTS: WeakKeyDictionary[Any, dict[Any, _Verdict]] = WeakKeyDictionary()
+"""By model: which ways were tried for what is read, and of which longest prompt."""
+
+_WORTH_A_TRIAL = 64
+"""Examples from which the trial (two prompts, twice) costs less than it may save."""
+
+_HALF = 0.1
+"""Mean difference allowed in half precision, as a share of the mean size."""
+
+_REFUSALS = (
+    CannotResume, LensSkillsError, AssertionError, AttributeError, IndexError, KeyError,
+    NotImplementedError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""How a model says, in a trial, that it keeps no keys, or a hook point that it has other shapes."""

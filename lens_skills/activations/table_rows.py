@@ -3,6 +3,7 @@
 Columns are kept as columns: a hundred thousand examples take tens of megabytes, not hundreds.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -29,11 +30,9 @@ class TableRows(Sequence[Example]):
         has_text: Whether prompts came with them.
     """
 
-    split_name = recipe = "all"
-
     def __init__(self, columns: Any, name: str = "examples") -> None:
         """``columns`` is a pyarrow table as `read_columns` makes it, already checked."""
-        self.name, self._columns = name, columns
+        self.name, self.split_name, self.recipe = name, "all", "all"
         names = columns.column_names
         self.ids = _shared(columns["id"])
         self.groups = _shared(columns["group"], self.ids) if "group" in names else self.ids
@@ -61,18 +60,29 @@ class TableRows(Sequence[Example]):
         """An example, or some of the rows."""
         if not isinstance(index, slice):
             place = range(len(self))[index]
-            return next(self._made(place, place + 1))
+            return next(self.made(place, place + 1))
         start, stop, step = index.indices(len(self))
-        some = self._columns.slice(start, max(stop - start, 0)) if step == 1 else (
-            self._columns.take(list(range(start, stop, step)))
-        )  # fmt: skip
-        found = TableRows(some, self.name)
-        found.split_name, found.recipe = f"rows {start + 1} to {stop}", f"{self.recipe}[{index}]"
+        found = copy.copy(self)
+        found.ids, found.groups, found.kinds = (
+            rows[index] for rows in (self.ids, self.groups, self.kinds)
+        )
+        found.metrics = {name: values[index] for name, values in self.metrics.items()}
+        found.parts = {
+            part: {name: column[index] for name, column in columns.items()}
+            for part, columns in self.parts.items()
+        }
+        rows = np.arange(start, stop, step)
+        found.texts = {
+            name: column.slice(start, len(rows)) if step == 1 else column.take(rows)
+            for name, column in self.texts.items()
+        }
+        found.split_name = f"rows {start + 1} to {stop}"
+        found.recipe = f"{self.recipe}[{start}:{stop}{'' if step == 1 else f':{step}'}]"
         return found
 
     def __iter__(self) -> Iterator[Example]:
         for start in range(0, len(self), _TOGETHER):
-            yield from self._made(start, min(start + _TOGETHER, len(self)))
+            yield from self.made(start, min(start + _TOGETHER, len(self)))
 
     def __repr__(self) -> str:
         labels = ", ".join(self.parts["labels"]) or "none"
@@ -81,7 +91,8 @@ class TableRows(Sequence[Example]):
             f"{', '.join(self.metrics) or 'none'}, {'with' if self.has_text else 'without'} text"
         )
 
-    def _made(self, start: int, stop: int) -> Iterator[Example]:
+    def made(self, start: int, stop: int) -> Iterator[Example]:
+        """The examples from one place to another."""
         texts = {k: v.slice(start, stop - start).to_pylist() for k, v in self.texts.items()}
         parts = {
             part: {name: _plain(column[start:stop]) for name, column in columns.items()}
@@ -103,12 +114,11 @@ class TableRows(Sequence[Example]):
 
 def _shared(column: Any, instead: Sequence[str] | None = None) -> list[str]:
     """Texts, each distinct one once in memory; ``instead`` where one is missing or empty."""
-    encoded = column.combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    if instead is None:
-        return [names[code] for code in codes]
-    return [(names[code] if code >= 0 else "") or instead[row] for row, code in enumerate(codes)]
+    found, once = [], {}
+    for chunk in column.chunks:
+        for value in chunk.to_pylist():
+            found.append(once.setdefault(value, value) if instead is not None else value)
+    return found if instead is None else [value or instead[row] for row, value in enumerate(found)]
 
 
 def _values(column: Any) -> Any:
@@ -289,15 +299,16 @@ def joined_columns(tables: Sequence[Any], files: Sequence[str]) -> Any:
                     f"the shards do not fit each other: the column {name!r} is {kinds[0]} in "
                     f"{files[0]} and {kinds[1]} in {file}. Write one type."
                 )
-    every = pyarrow.concat_tables(tables, promote_options="permissive").combine_chunks()
-    _check_distinct(every["id"], tables, files)
-    return every
+    return pyarrow.concat_tables(tables, promote_options="permissive")
 
 
-def _check_distinct(ids: Any, tables: Sequence[Any], files: Sequence[str]) -> None:
-    import pyarrow.compute as compute
+def check_distinct(ids: Sequence[str], tables: Sequence[Any], files: Sequence[str]) -> None:
+    """Nothing; raises where two rows have one id.
 
-    if compute.count_distinct(ids).as_py() == len(ids):
+    Raises:
+        LensSkillsError: Which id, in which shards.
+    """
+    if len(set(ids)) == len(ids):
         return
     seen: dict[str, str] = {}
     for table, file in zip(tables, files, strict=True):

@@ -199,13 +199,22 @@ _FEWEST_ARRANGEMENTS = 20
 
 def _unreachable(name: str, columns: DesignMatrix) -> list[str]:
     """A sentence where what may trade is arranged in so few ways that no p of 5 % is possible."""
-    draws = columns.permuted[columns.schemes[name]][:, :_ARRANGEMENTS_SEEN].long()
+    draws = columns.permuted[columns.schemes[name]]
     values = columns.residuals[name]
-    drawn = values[draws].round(decimals=9)
-    # |r| of an arrangement and of its negative are one.
-    sign = torch.sign(drawn.gather(0, (drawn.abs() > 1e-9).int().argmax(0, keepdim=True)))
-    ways = len(torch.unique(drawn * sign, dim=1).T)
-    if ways >= _FEWEST_ARRANGEMENTS or draws.shape[1] < 2 * _FEWEST_ARRANGEMENTS:
+    n_draws = min(draws.shape[1], _ARRANGEMENTS_SEEN)
+    if n_draws < 2 * _FEWEST_ARRANGEMENTS:
+        return []
+    # Two arrangements are one where they have one product with random numbers; |r| of an
+    # arrangement and of its negative are one too.
+    random = torch.Generator().manual_seed(0)
+    weights = torch.randn(len(values), generator=random, dtype=torch.float64)
+    product = torch.zeros(n_draws, dtype=torch.float64)
+    for start in range(0, len(values), _ROWS_SEEN):
+        rows = torch.arange(start, min(start + _ROWS_SEEN, len(values)))
+        product += weights[rows] @ values[draws[rows][:, :n_draws].long()]
+    size = float(values.norm()) or 1.0
+    ways = len(torch.unique((product.abs() / size).round(decimals=9)))
+    if ways >= _FEWEST_ARRANGEMENTS:
         return []
     n_groups = len(set(columns.groups))
     return [
@@ -214,7 +223,7 @@ def _unreachable(name: str, columns: DesignMatrix) -> list[str]:
     ]
 
 
-_ARRANGEMENTS_SEEN = 200
+_ARRANGEMENTS_SEEN, _ROWS_SEEN = 200, 1 << 13
 
 
 def _rounding(moments: Moments, layers: Int[Tensor, " unit"], n_pos: int) -> Float[Tensor, " flat"]:
@@ -412,8 +421,8 @@ class Correlations:
             products = torch.sub(products, moments.cross[marks], alpha=mean)
         products = products.mul_(self.metric_square(place) ** -0.5).mul_(self.unit_scale)
         rows = columns.centred(name, values)
-        every = columns.marks(torch.arange(len(rows)))
-        own = rearrange(every.T @ (rows.square() / rows.square().sum()), "mark -> mark 1")
+        shares = rows.square() / rows.square().sum()
+        own = rearrange(columns.mark_sums(shares), "mark -> mark 1")
         left = (1 - r.square()).clamp(min=1e-12)
         if moments.squares is None:
             influence = (products - r * own) / left.sqrt()

@@ -17,11 +17,11 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.covariates import covariate_columns
 from lens_skills.stats.multiple_testing import (
     Scheme,
+    StoredDraws,
     choose_scheme,
     constant_in_groups,
     flip_factors,
     group_codes,
-    permutation_draws,
     signs,
 )
 
@@ -109,7 +109,7 @@ class DesignMatrix:
         self.n_controls = n_controls
         self.partial = bool(self.given.shape[1])
         self.schemes: dict[str, str] = {}
-        permuted: dict[str, Int[Tensor, "row draw"]] = {}
+        permuted: dict[str, StoredDraws] = {}
         self.residuals: dict[str, Float[Tensor, " row"]] = {}
         for metric in metrics:
             if metric.name not in known:
@@ -129,7 +129,7 @@ class DesignMatrix:
             if n_draws and scheme != "signs" and scheme not in permuted:
                 # One set of draws serves all metrics that trade alike.
                 which: Scheme = scheme  # type: ignore[assignment]
-                permuted[scheme] = permutation_draws(
+                permuted[scheme] = StoredDraws(
                     self.groups, n_draws, which, seed=seed, kinds=self.kinds
                 )
         self.permuted = permuted
@@ -192,6 +192,14 @@ class DesignMatrix:
             parts += [marks, *(times(marks, name) for name in layout.metrics)]
         return torch.cat([part.double() for part in parts], dim=1)
 
+    def mark_sums(self, rows: Float[Tensor, " row"]) -> Float[Tensor, " mark"]:
+        """The sum of some numbers, one per example, times each mark."""
+        total = torch.zeros(self.layout.n_marks, dtype=torch.float64)
+        for start in range(0, len(rows), _ROWS_TOGETHER):
+            part = rows[start : start + _ROWS_TOGETHER]
+            total += self.marks(torch.arange(start, start + len(part))).T @ part.double()
+        return total
+
     def marks(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch mark"]:
         """Which group each example is of: a column per group or, of many groups, random signs.
 
@@ -230,6 +238,9 @@ class DesignMatrix:
         fitted = design @ (torch.linalg.pinv(design) @ values.double())
         return values.double() - fitted
 
+
+# Marks of so many examples are made at once.
+_ROWS_TOGETHER = 1 << 13
 
 # Standard errors come from so many random signs where there are more groups; they then have as
 # many degrees of freedom.

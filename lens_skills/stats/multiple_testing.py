@@ -4,8 +4,11 @@ Which examples may trade places (schemes), the draws themselves, sign flips by g
 pooled p, the max-T threshold and Benjamini–Hochberg."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Literal, get_args
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -101,7 +104,8 @@ def check_scheme(scheme: str) -> None:
 
 def group_codes(groups: Sequence[str]) -> np.ndarray:
     """The groups as integers 0, 1, … in the sorted order of their names."""
-    return np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
+    code = {name: place for place, name in enumerate(sorted({*groups}))}
+    return np.fromiter((code[name] for name in groups), dtype=np.int64, count=len(groups))
 
 
 def permutation_draws(
@@ -122,13 +126,27 @@ def permutation_draws(
     >>> permutation_draws(["a", "a", "b", "b"], 1, "within", seed=0).sort(0).values[:, 0].tolist()
     [0, 1, 2, 3]
     """
+    draws = np.empty((len(groups), n_draws), dtype=np.int32)
+    for place, draw in enumerate(each_draw(groups, n_draws, scheme, seed=seed, kinds=kinds)):
+        draws[:, place] = draw
+    return torch.from_numpy(draws)
+
+
+def each_draw(
+    groups: Sequence[str],
+    n_draws: int,
+    scheme: Scheme,
+    *,
+    seed: int,
+    kinds: Sequence[str] | None = None,
+) -> Iterator[np.ndarray]:
+    """The draws of `permutation_draws` one after the other."""
     codes = group_codes(groups)
     n_rows, n_groups = len(codes), int(codes.max()) + 1
     random = np.random.default_rng(seed)
-    draws = np.empty((n_rows, n_draws), dtype=np.int32)
     if scheme == "free":
-        for draw in range(n_draws):
-            draws[:, draw] = random.permutation(n_rows)
+        for _ in range(n_draws):
+            yield random.permutation(n_rows)
     elif scheme == "within":
         if n_groups == n_rows:
             raise LensSkillsError(
@@ -136,29 +154,80 @@ def permutation_draws(
                 "Use exchange='free', or declare groups in the task."
             )
         home = np.argsort(codes, kind="stable")
-        for draw in range(n_draws):
+        for _ in range(n_draws):
+            draw = np.empty(n_rows, dtype=np.int64)
             # Sorting by (group, random number) shuffles every group in one call.
-            draws[home, draw] = np.lexsort((random.random(n_rows), codes))
+            draw[home] = np.lexsort((random.random(n_rows), codes))
+            yield draw
     elif scheme == "kinds":
         inside = _inside_groups(groups, kinds)
         first = np.unique(inside, return_index=True)[1]
         home = codes[first]
         order = np.argsort(home, kind="stable")
-        for draw in range(n_draws):
+        for _ in range(n_draws):
             received = np.empty(len(first), dtype=np.int64)
             received[order] = np.lexsort((random.random(len(first)), home))
-            draws[:, draw] = first[received[inside]]
+            yield first[received[inside]]
     elif scheme == "between":
         if n_groups < 2:
             raise LensSkillsError(
                 "exchange between groups was asked for, but there is one group only."
             )
         representative = np.unique(codes, return_index=True)[1]
-        for draw in range(n_draws):
-            draws[:, draw] = representative[random.permutation(n_groups)[codes]]
+        for _ in range(n_draws):
+            yield representative[random.permutation(n_groups)[codes]]
     else:
         raise AssertionError(f"{scheme} is not a permutation")
-    return torch.from_numpy(draws)
+
+
+# So many indices are kept in memory (16 MB), more in a file: of a hundred thousand examples they
+# would be the larger part of what a pass over activations on disk needs.
+_IN_MEMORY = 1 << 22
+_DRAWS_TOGETHER, _ROWS_TOGETHER = 16, 1 << 14
+
+
+class StoredDraws:
+    """The draws of `permutation_draws`, of which a batch's rows are asked for: ``draws[index]``.
+
+    They are in memory where they are few, else in a temporary file that goes with the object.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[str],
+        n_draws: int,
+        scheme: Scheme,
+        *,
+        seed: int,
+        kinds: Sequence[str] | None = None,
+    ) -> None:
+        self.shape = (len(groups), n_draws)
+        asked: dict[str, Any] = {"seed": seed, "kinds": kinds}
+        self._held: Tensor | None = None
+        if len(groups) * n_draws <= _IN_MEMORY:
+            self._held = permutation_draws(groups, n_draws, scheme, **asked)
+            return
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with this object)
+        weakref.finalize(self, self._file.close)
+        self._file.truncate(4 * len(groups) * n_draws)
+        draws = each_draw(groups, n_draws, scheme, **asked)
+        for first in range(0, n_draws, _DRAWS_TOGETHER):
+            some = [draw.astype(np.int32) for draw in islice(draws, _DRAWS_TOGETHER)]
+            for start in range(0, len(groups), _ROWS_TOGETHER):
+                # Mapped a part at a time: pages that were written count as memory until then.
+                part = self._rows("r+")[start : start + _ROWS_TOGETHER]
+                for place, draw in enumerate(some):
+                    part[:, first + place] = draw[start : start + _ROWS_TOGETHER]
+                del part
+
+    def _rows(self, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+        return np.memmap(self._file, dtype=np.int32, mode=mode, shape=self.shape)
+
+    def __getitem__(self, index: Int[Tensor, " batch"]) -> Int[Tensor, "batch draw"]:
+        """The draws of some rows."""
+        if self._held is not None:
+            return self._held[index]
+        return torch.from_numpy(np.array(self._rows()[index.numpy()]))
 
 
 def block_draws(groups: Sequence[str], n_draws: int, *, seed: int) -> Int[Tensor, "row draw"]:

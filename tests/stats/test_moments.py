@@ -284,3 +284,21 @@ def test_rotating_and_back_is_the_identity() -> None:
     units = torch.randn(6, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     q = random_rotation(8, seed=1)
     torch.testing.assert_close(rotate(rotate(units, q), q.T), units, rtol=0, atol=1e-6)
+
+
+def test_squares_about_another_origin_and_added() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(90, 4, generator=generator, dtype=torch.float64) + 3
+    columns = torch.randn(90, 3, generator=generator, dtype=torch.float64)
+    parts = []
+    for start, stop in ((0, 40), (40, 90)):
+        running = RunningMoments(3, 4, squared=slice(1, 3))
+        running.absorb(columns[start:stop], rows[start:stop])
+        parts.append(running.freeze())
+    one, two = parts
+    assert one.origin is not None
+    both = one + two.at_origin(one.origin, slice(1, 3))
+    want = columns[:, 1:].T @ (rows - one.origin).square()
+    torch.testing.assert_close(both.squares, want, rtol=1e-12, atol=1e-12)
+    with pytest.raises(AssertionError, match="two origins"):
+        one + two

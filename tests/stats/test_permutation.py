@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.stats import multiple_testing
 from lens_skills.stats.multiple_testing import (
+    StoredDraws,
     block_draws,
     check_scheme,
     choose_scheme,
@@ -170,3 +172,18 @@ def test_blocks_of_one_size_trade_whole() -> None:
         assert {draw[0], draw[5]} == {0, 5}
         assert (draw[1], draw[2]) in [(1, 2), (3, 4)]
     assert len({tuple(draw) for draw in draws}) == 4
+
+
+@pytest.mark.parametrize("scheme", ["free", "within", "between", "kinds"])
+def test_draws_in_a_file_are_those_in_memory(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [f"g{row if scheme == 'free' else row // 4}" for row in range(60)]
+    kinds = [f"k{row // 2}" for row in range(60)]
+    asked = {"seed": 3, "kinds": kinds}
+    held = permutation_draws(groups, 37, scheme, **asked)
+    monkeypatch.setattr(multiple_testing, "_IN_MEMORY", 100)
+    monkeypatch.setattr(multiple_testing, "_ROWS_TOGETHER", 7)
+    stored = StoredDraws(groups, 37, scheme, **asked)
+    assert stored._held is None
+    assert stored.shape == held.shape
+    for index in (torch.arange(60), torch.tensor([59, 0, 3, 3]), torch.arange(10, 30)):
+        assert stored[index].equal(held[index])

@@ -39,12 +39,19 @@ def task_of(model: Any, n_examples: int, n_tokens: int) -> ls.Task:
                 break
             prompt = prompt.replace(" so", "", 1) if extra > 0 else prompt.replace("So", "So so", 1)
         found.append(
-            ls.Example(id=str(place), prompt=prompt, labels=example.labels, group=example.group)
+            ls.Example(
+                id=str(place),
+                prompt=prompt,
+                labels=example.labels,
+                group=example.group,
+                kind=example.kind,
+            )
         )
     # Beyond what the generator makes, prompts repeat: the work is the same.
     found += [
         ls.Example(id=str(k), prompt=found[k % len(found)].prompt,
-                   labels=found[k % len(found)].labels, group=found[k % len(found)].group)
+                   labels=found[k % len(found)].labels, group=found[k % len(found)].group,
+                   kind=found[k % len(found)].kind)
         for k in range(len(found), n_examples)
     ]  # fmt: skip
     return ls.Task("agreement", found)

@@ -7,6 +7,7 @@ Source: Hewitt & Liang 2019 (arXiv 1909.03368), random labels per input type; he
 metric in how much of it lies between types.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,13 @@ OWN_DRAWS = 999
 _COUNTED = 20
 
 _NUMBERS = 1 << 22  # draws times units held at once
+
+
+_CACHED = 1 << 16  # of them, those worked on together
+
+
+def _squeezed(size: Tensor) -> Tensor:
+    return size / (1 + size)
 
 
 @dataclass(frozen=True)
@@ -108,13 +116,23 @@ class ControlTask:
             seed=columns.seed,
         )
 
-    def r(self, units: slice) -> Float[Tensor, "draw unit"]:
-        """|r| of some units in each draw."""
-        drawn = self.weights @ self.sums[:, units] * self.unit_scale[units]
-        if self.within is not None:
-            generator = torch.Generator().manual_seed(self.seed + units.start)
-            drawn += self.within[units] * torch.randn(drawn.shape, generator=generator)
-        return drawn.mul_(self.scale).abs_().clamp_(max=1.0)
+    def blocks(self, n_units: int) -> Iterator[tuple[slice, Float[Tensor, "draw unit"]]]:
+        """|r| in each draw, of a few units at a time: as many as a core's cache holds."""
+        n_draws = len(self.weights)
+        step, few = max(_NUMBERS // n_draws, 1), max(_CACHED // n_draws, 1)
+        for start in range(0, n_units, step):
+            stop, noise = min(start + step, n_units), None
+            if self.within is not None:
+                generator = torch.Generator().manual_seed(self.seed + start)
+                noise = torch.randn(n_draws, stop - start, generator=generator)
+            for first in range(start, stop, few):
+                units = slice(first, min(first + few, stop))
+                drawn = self.weights @ (self.sums[:, units] * self.unit_scale[units])
+                if noise is not None:
+                    assert self.within is not None
+                    here = noise[:, units.start - start : units.stop - start]
+                    drawn.addcmul_(self.within[units], here.double())
+                yield units, drawn.mul_(self.scale).abs_().clamp_(max=1.0)
 
     def p(
         self, strength: Float[Tensor, " unit"], constant: Tensor
@@ -128,26 +146,25 @@ class ControlTask:
         unless fewer than 20 of them reach it.
         """
         n_draws, n_units = len(self.weights), len(strength)
-        step = max(_NUMBERS // n_draws, 1)
         largest = torch.zeros(n_draws, dtype=torch.float64)
-        parts, reached = [], []
-        for start in range(0, n_units, step):
-            units = slice(start, min(start + step, n_units))
-            drawn = self.r(units)
+        everything = torch.empty(1 + n_draws, n_units)
+        count = torch.zeros(n_units, dtype=torch.long)
+        for units, drawn in self.blocks(n_units):
             largest = torch.maximum(largest, drawn.max(dim=1).values)
             mine = strength[units]
-            reached.append((drawn >= mine * (1 - TIE)).sum(0))
+            if n_draws >= OWN_DRAWS:
+                count[units] = (drawn >= mine * (1 - TIE)).sum(0)
             square = drawn.square()
             total = square.sum(0)
-            others = ((total - square) / (n_draws - 1)).clamp(min=1e-300).sqrt()
+            others = torch.sub(total, square, out=square).div_(n_draws - 1).clamp_(min=1e-300)
             own = (total / n_draws).clamp(min=1e-300).sqrt()
-            both = torch.cat([mine[None] / own, drawn / others])
-            parts.append((both / (1 + both)).float())  # squeezed into [0, 1) for counting
-        everything = torch.cat(parts, dim=1)
+            # Squeezed into [0, 1) for counting.
+            drawn.div_(others.sqrt_())
+            everything[0, units] = _squeezed(mine / own)
+            everything[1:, units] = _squeezed(drawn)
         everything[:, constant] = 0.0
         p = pooled_p(everything[0], everything[1:], n_left_out=int(constant.sum()))
         if n_draws >= OWN_DRAWS:
-            count = torch.cat(reached)
             counted = (1 + count).double() / (1 + n_draws)
             p = torch.where(count < _COUNTED, torch.minimum(p, counted), counted)
         return torch.where(constant, 1.0, p), largest

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.models.gguf_metadata import check_carried, check_whole, read_once
+from lens_skills.models.gguf_metadata import check_carried, check_whole
+from lens_skills.models.gguf_reading import read_once
 from lens_skills.models.huggingface import quiet, reason_of
 
 FORMAT = 2

@@ -3,18 +3,13 @@
 import mmap
 import re
 import struct
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lens_skills.errors import LensSkillsError
-
-_LOCK = threading.Lock()
+from lens_skills.models.gguf_reading import ARRAY, FIXED, STRING
 
 CARRIED = {
     "attention.sliding_window": ("sliding_window",),
@@ -38,41 +33,6 @@ CARRIED = {
 """Keys that change what is computed, and what transformers calls them."""
 
 
-class _PlainMemory:
-    """numpy for the reader of the `gguf` package: a plain array in place of the slow memmap."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-    def memmap(self, *args: Any, **options: Any) -> Any:
-        return np.memmap(*args, **options).view(np.ndarray)
-
-
-@contextmanager
-def read_once() -> Iterator[None]:
-    """Each GGUF file opened inside is parsed once: transformers asks for it three times."""
-    import gguf
-    import gguf.gguf_reader
-
-    names = ("GGUFReader", "get_tensor_name_map")
-    with _LOCK:
-        own: dict[str, Any] = {name: getattr(gguf, name) for name in names}
-        try:
-            for name, value in own.items():
-                setattr(gguf, name, cache(value))
-            setattr(gguf.gguf_reader, "np", _PlainMemory())  # noqa: B010
-            yield
-        finally:
-            for name, value in own.items():
-                setattr(gguf, name, value)
-            setattr(gguf.gguf_reader, "np", np)  # noqa: B010
-
-
-_FIXED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_STRING, _ARRAY = 8, 9
-"""Types of values by their numbers in the file: bytes of a number, texts, arrays."""
-
-
 def check_lengths(path: Path) -> None:
     """Nothing; raises where the header counts more than the file holds.
 
@@ -94,6 +54,7 @@ def check_lengths(path: Path) -> None:
 def _counts_fit(whole: mmap.mmap) -> bool:
     order = "<" if int.from_bytes(whole[4:8], "little") < 1 << 16 else ">"
     size, place = len(whole), 24
+    length_at = struct.Struct(f"{order}Q").unpack_from
 
     def number(form: str) -> int:
         nonlocal place
@@ -102,27 +63,32 @@ def _counts_fit(whole: mmap.mmap) -> bool:
 
     def skip(kind: int) -> None:
         nonlocal place
-        if kind == _ARRAY:
+        if kind == ARRAY:
             inner, n = number("I"), number("Q")
-            if inner in _FIXED:
-                place += n * _FIXED[inner]
-            elif n * 8 <= size:  # the least that a text or an array takes
+            if inner in FIXED:
+                place += n * struct.calcsize(f"={FIXED[inner]}")
+            elif inner == STRING:
+                for _ in range(n):
+                    place += 8 + length_at(whole, place)[0]
+                    if place > size:
+                        raise ValueError
+            elif n * 8 <= size:  # the least that an array takes
                 for _ in range(n):
                     skip(inner)
             else:
                 place = size + 1
-        elif kind == _STRING:
+        elif kind == STRING:
             length = number("Q")
             place += length
         else:
-            place += _FIXED[kind]
+            place += struct.calcsize(f"={FIXED[kind]}")
         if place > size:
             raise ValueError
 
     try:
         n_tensors, n_values = struct.unpack_from(order + "QQ", whole, 8)
         for _ in range(n_values):
-            skip(_STRING)
+            skip(STRING)
             skip(number("I"))
     except (KeyError, ValueError, struct.error, RecursionError):
         return False

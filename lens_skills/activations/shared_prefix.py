@@ -62,7 +62,7 @@ def by_beginning(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
     group saves more columns than the passes of one more group cost.
     """
     groups: list[list[Encoded]] = []
-    open_groups = [list(encoded)]
+    open_groups = [list(encoded)] if encoded else []
     while open_groups:
         group = open_groups.pop()
         shared = shared_length([item.prompt_tokens for item in group])
@@ -85,8 +85,13 @@ def by_beginning(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
 class PrefixedPasses:
     """Runs the batches of one pass, each behind what its prompts share where that saves.
 
-    A prefix is kept until a batch does not begin with it, or shares so much more that a new one
-    pays. The MLP of the last block runs only where something is read.
+    What a group of prompts begins with (`by_beginning`) is kept for all its batches, what a batch
+    shares beyond it as long as batches begin so. The MLP of the last block runs only where
+    something is read.
+
+    Attributes:
+        able: Whether anything but the plain way is tried.
+        prefix: What the last batch was run behind.
     """
 
     def __init__(
@@ -101,18 +106,24 @@ class PrefixedPasses:
         self.adapter, self.encoded, self.plan, self.gather = adapter, encoded, plan, gather
         self.able = may_keep(adapter)
         self.prefix: KeptPrefix | None = None
-        self.longest = max(len(item.prompt_tokens) for item in encoded)
+        self.kept: list[KeptPrefix] = []
+        self.common: dict[int, int] = {}
+        for group in by_beginning(encoded):
+            shared = shared_length([item.prompt_tokens for item in group])
+            worth = (len(group) - 1) * shared >= SAVES
+            self.common |= {item.index: shared if worth else 0 for item in group}
+        self.longest = max((len(item.prompt_tokens) for item in encoded), default=0)
         self.verdicts = _VERDICTS.setdefault(adapter.model, {})
         soft = None if adapter.soft is None else adapter.soft.digest
-        self.about = (reads, plan, adapter.dtype, soft, adapter.chat)
+        self.about = (reads, plan, adapter.dtype, adapter.precision, soft, adapter.chat)
 
     def of(self, batch: Sequence[Encoded]) -> tuple[Sequence[Any], ForwardPass | None]:
         """What gathers a batch's activations, and what runs it (None: the adapter as ever)."""
         if not self.able or watched(self.adapter):
             return self.gather(batch, None), None
-        prefix = self._prefix_of(batch)
+        self.prefix = prefix = self._prefix_of(batch)
         verdict = self._verdict("rows") if prefix is None else self._verdict("prefix", prefix)
-        if prefix is None and not (verdict.narrow and all(map(self._in_its_row, batch))):
+        if prefix is None and not (verdict.narrow and not any(map(self._n_branches, batch))):
             return self.gather(batch, None), None
         parts = self.gather(batch, prefix)
         return parts, self._run(prefix, parts, narrow=verdict.narrow)
@@ -123,30 +134,49 @@ class PrefixedPasses:
         if known is not None and not known.exact:
             return None
         rows = [item.prompt_tokens for item in batch]
-        shared, kept = shared_length(rows), self.prefix
-        if kept is not None and not (shared >= len(kept) and kept.begins(rows[0])):
-            kept = None
-        length = 0 if kept is None else len(kept)
-        if (len(batch) - 1) * (shared - length) >= SAVES:
-            length, kept = shared, None
-        if length == 0 or (kept is not None and (kept.read or not self._reads(batch, length))):
-            self.prefix = kept
-            return kept
-        tokens = batch[0].prompt_tokens[:length].tolist()
-        pair = self._pair(tokens)
-        self.prefix = None
-        with suppress(*_REFUSALS) if known is None else nullcontext():
-            self.prefix = self._keep(tokens, reading=self._reads([*batch, *pair], length))
-        if self.prefix is None or not self._verdict("prefix", self.prefix).exact:
-            self.verdicts["prefix", *self.about] = _Verdict(False, False, self.longest)
-            self.prefix = None
-        return self.prefix
+        shared, length = shared_length(rows), self.common[batch[0].index]
+        if shared < length or (len(batch) - 1) * (shared - length) >= SAVES:
+            length = shared
+        if not self._saves(batch, length):
+            return None
+        self.kept = [prefix for prefix in self.kept if prefix.begins(rows[0])]
+        prefix = next((prefix for prefix in self.kept if len(prefix) == length), None)
+        if prefix is None or self._lacks(prefix, batch):
+            prefix = self._new(rows[0][:length].tolist(), batch)
+            if prefix is not None:
+                self.kept = [*(p for p in self.kept if len(p) < length), prefix]
+        return prefix
 
-    def _in_its_row(self, item: Encoded) -> bool:
-        """Whether all that is scored stands in one row: other continuations have their own way."""
+    def _saves(self, batch: Sequence[Encoded], length: int) -> bool:
+        """Whether the prefix is more than a little of the rows, and of what else is scored.
+
+        Continuations that are not in the rows share their prompt where no prefix is used, and are
+        whole rows behind one.
+        """
+        rest = [len(item.prompt_tokens) - length for item in batch]
+        branches = sum(n * self._n_branches(i) for n, i in zip(rest, batch, strict=True))
+        return length * len(batch) > max(_SHARE * sum(rest), branches)
+
+    def _new(self, tokens: Sequence[int], batch: Sequence[Encoded]) -> KeptPrefix | None:
+        """A prefix, run; None where the trial says that it is not exact."""
+        known = self.verdicts.get(("prefix", *self.about))
+        pair, prefix = self._pair(tokens), None
+        with suppress(*_REFUSALS) if known is None else nullcontext():
+            prefix = self._keep(tokens, reading=self._reads([*batch, *pair], len(tokens)))
+        if prefix is not None and self._verdict("prefix", prefix).exact:
+            return prefix
+        self.verdicts["prefix", *self.about] = _Verdict(False, False, self.longest)
+        return None
+
+    def _lacks(self, prefix: KeptPrefix, batch: Sequence[Encoded]) -> bool:
+        """Whether the batch reads what the prefix did not keep."""
+        return not prefix.read and self._reads(batch, len(prefix))
+
+    def _n_branches(self, item: Encoded) -> int:
+        """How many continuations do not stand in the prompt's own row."""
         paths = read_of(self.plan.continuations(item), stop=self.plan.stop)
         chain = longest(paths)
-        return all(path == chain[: len(path)] for path in paths)
+        return len({path for path in paths if path != chain[: len(path)]})
 
     def _verdict(self, way: str, prefix: KeptPrefix | None = None) -> "_Verdict":
         """Whether a way is exact, by a trial where none has been made of prompts as long."""
@@ -252,6 +282,7 @@ class PrefixedPasses:
             if not gap <= allowed:
                 return False
         full = self.adapter.dtype in TOLERANCE and not self.adapter.packed
+        full = full and self.adapter.precision is None
         for one, other in zip(found[1], plain[1], strict=True):
             # Per layer, against its largest number; half precision scatters.
             gaps = (one - other).abs().movedim(-2, 0).flatten(1)
@@ -278,6 +309,9 @@ _VERDICTS: WeakKeyDictionary[Any, dict[Any, _Verdict]] = WeakKeyDictionary()
 
 _WORTH_A_TRIAL = 64
 """Examples from which the trial (two prompts, twice) costs less than it may save."""
+
+_SHARE = 1 / 16
+"""Of the rows' remaining tokens: a shorter prefix saves no more than its keys and values cost."""
 
 _HALF = 0.1
 """Mean difference allowed in half precision, as a share of the mean size."""

@@ -29,7 +29,7 @@ from lens_skills.activations.locations import (
     token_places,
 )
 from lens_skills.activations.metrics import Metric, parse_metrics
-from lens_skills.activations.shared_prefix import PrefixedPasses
+from lens_skills.activations.shared_prefix import PrefixedPasses, by_beginning
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
@@ -217,11 +217,15 @@ def batches(
     def length(item: Encoded) -> tuple[int, int]:
         return len(item.prompt_tokens) + len(plan.extra(item)), item.index
 
-    ordered = sorted(encoded, key=length)
-    done = min(skip * batch_size, len(ordered))
-    with Progress(len(ordered), verb, "examples", done=done, shown=progress) as bar:
-        for start in range(skip * batch_size, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
+    groups = [sorted(group, key=length) for group in by_beginning(encoded)]
+    ordered = [
+        group[start : start + batch_size]
+        for group in groups
+        for start in range(0, len(group), batch_size)
+    ]
+    done = sum(map(len, ordered[:skip]))
+    with Progress(len(encoded), verb, "examples", done=done, shown=progress) as bar:
+        for batch in ordered[skip:]:
             yield batch
             bar.update(len(batch))
 

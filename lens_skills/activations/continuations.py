@@ -61,16 +61,27 @@ class ContinuationTree:
         stop: bool,
         pad: int,
         device: Any,
+        aligned: bool = False,
     ) -> "ContinuationTree":
         """The tree of some prompts and the continuations of each.
 
-        With ``stop``, what follows the first continuation is predicted too.
+        Args:
+            prompts, continuations: Of each example, in tokens.
+            stop: Whether what follows the first continuation is predicted too.
+            pad: The token that fills rows.
+            device: Where the tokens are to be.
+            aligned: Whether all prompts end in one column: shorter rows are filled at their end.
         """
         read = [read_of(each, stop=stop) for each in continuations]
         chains = [longest(each) for each in read]
-        rows = [[*prompt, *chain] for prompt, chain in zip(prompts, chains, strict=True)]
+        deepest = max(map(len, chains))
+        filled = [deepest - len(chain) if aligned else 0 for chain in chains]
+        rows = [
+            [*prompt, *chain, *[pad] * n]
+            for prompt, chain, n in zip(prompts, chains, filled, strict=True)
+        ]
         tokens, mask = pad_left(rows, pad, device)
-        width, deepest = tokens.shape[1], max(map(len, chains))
+        width = tokens.shape[1]
         nodes = [_branches_of(*pair) for pair in zip(read, chains, strict=True)]
         n_branches = max(map(len, nodes))
         n_steps = max((len(path) for each in continuations for path in each), default=0)
@@ -83,7 +94,7 @@ class ContinuationTree:
         ends = np.full(size, -1, dtype=np.int64)
         branches = _Filled(size, n_branches, pad) if n_branches else None
         for row, (chain, own) in enumerate(zip(chains, nodes, strict=True)):
-            last = width - 1 - len(chain)  # of the prompt
+            last = width - 1 - len(chain) - filled[row]  # of the prompt
             columns[row, : 1 + deepest] = np.minimum(last + np.arange(1 + deepest), width - 1)
             columns[row, 1 + deepest :] = width + np.arange(n_branches)
             real[row, : 1 + len(chain)] = True

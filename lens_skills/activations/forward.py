@@ -240,14 +240,25 @@ class RequiredOutputs:
         """The tokens that stand behind the prompt in its row: see `ContinuationTree`."""
         return longest(read_of(self.continuations(encoded), stop=self.stop))
 
-    def tree(self, adapter: Any, batch: Sequence[Encoded]) -> ContinuationTree:
-        """The batch with all its continuations."""
+    def tree(
+        self,
+        adapter: Any,
+        batch: Sequence[Encoded],
+        prompts: Sequence[Encoded] | None = None,
+        *,
+        aligned: bool = False,
+    ) -> ContinuationTree:
+        """The batch with all its continuations, or these behind other prompts.
+
+        ``aligned`` is as in `ContinuationTree.of`.
+        """
         return ContinuationTree.of(
-            [item.prompt_tokens.tolist() for item in batch],
+            [item.prompt_tokens.tolist() for item in prompts or batch],
             [self.continuations(item) for item in batch],
             stop=self.stop,
             pad=adapter.pad_id,
             device=adapter.device,
+            aligned=aligned,
         )
 
 

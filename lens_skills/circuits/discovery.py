@@ -101,6 +101,12 @@ def circuit(
 
     Where fewer than `FEWEST_GROUPS` groups test, there are effects only: no intervals, no words.
 
+    Answers of several tokens are given, as the metric gives them: behind the clean and the
+    corrupted prompt stand the same tokens. The circuit is one of the prompt's positions. Into the
+    answer go edges to the logits after the prompt's last token, and edges to the keys and values
+    of every position that the answer's later tokens read (``"answer L5H3"``); what these tokens
+    make of them among themselves runs freely and has no edges.
+
     Args:
         model: A HookedTransformer or TransformerBridge.
         examples: Pairs: examples whose ``corrupted`` twin has as many tokens.
@@ -123,7 +129,7 @@ def circuit(
     Raises:
         LensSkillsError: Pairs that are none, or differ in length; fewer than four groups; a start
             this model does not have, or that the corruption does not move; a metric without a
-            gradient, or of answers of several tokens; a model whose parts do not add up.
+            gradient; relevance with answers of several tokens; a model whose parts do not add up.
 
     Source: Goldowsky-Dill et al. 2023 (arXiv 2304.05969) for path patching; Syed et al. 2023
     (arXiv 2310.10348) for proposing edges by a gradient.
@@ -471,6 +477,8 @@ def _at_start(edge: Edge, totals: Totals, search: CircuitSearch) -> bool:
     if edge.sender.kind == "neuron":
         return False
     receiver = edge.receiver
+    if receiver.kind == "answer":
+        return search.start.nodes[0].kind == "answer"
     if receiver.kind != "head" or receiver.width == 1:
         return (receiver.layer, receiver.kind, receiver.index) in nodes
     shared = range(receiver.index or 0, (receiver.index or 0) + receiver.width)

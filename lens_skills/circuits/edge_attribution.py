@@ -6,7 +6,7 @@ differentiating the model (at the clean prompt, or on the way to the corrupted o
 them with what nodes send.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,10 +43,14 @@ class TargetGradients:
 
     Attributes:
         by: Per layer and channel, all heads' features side by side; what is not in it is 0.
+        behind: The same of what an answer's later tokens read; ``by`` is of the prompt's alone.
         answer: By the residual stream the final norm reads, for a metric.
     """
 
     by: dict[tuple[int, str], Float[Tensor, "example column feature"]] = field(default_factory=dict)
+    behind: dict[tuple[int, str], Float[Tensor, "example column read"]] = field(
+        default_factory=dict
+    )
     answer: Float[Tensor, "example d_model"] | None = None
 
 
@@ -69,24 +73,33 @@ def target_gradients(
         for channel in channels
     }
     total: dict[tuple[int, str], Tensor] = {}
+    behind: dict[tuple[int, str], Tensor] = {}
     answer: Tensor | None = None
+    reads_on = isinstance(target, AnswerTarget) and cache.reads_on
     for point in points:
-        seen, value, last = _pass(cache, target, list(names), point)
-        found = torch.autograd.grad(value.sum(), list(seen.values()), allow_unused=True)
-        for name, gradient in zip(seen, found, strict=True):
-            if gradient is not None:
-                key, part = names[name], gradient.flatten(2) / len(points)
-                total[key] = total[key] + part if key in total else part
+        for into in (total, behind) if reads_on else (total,):
+            seen, value, out = _pass(cache, target, list(names), point, held=into is behind)
+            found = torch.autograd.grad(value.sum(), list(seen.values()), allow_unused=True)
+            for name, gradient in zip(seen, found, strict=True):
+                if gradient is not None:
+                    part = gradient[:, : cache.n_columns].flatten(2) / len(points)
+                    into[names[name]] = into.get(names[name], 0.0) + part
         if isinstance(target, AnswerTarget):
-            part = target.gradient(cache, last) / len(points)
+            part = target.gradient(cache, out) / len(points)
             answer = part if answer is None else answer + part
-    return TargetGradients(total, answer)
+    behind = {key: part for key, part in behind.items() if key[1] in ("K", "V")}
+    by = {key: part - behind[key] if key in behind else part for key, part in total.items()}
+    return TargetGradients(by, behind, answer)
 
 
 def _pass(
-    cache: PairedCache, target: Target, names: Sequence[str], point: float
+    cache: PairedCache, target: Target, names: Sequence[str], point: float, *, held: bool
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """A pass that keeps its graph: pre-activations, target, and what left the last block."""
+    """A pass that keeps its graph: pre-activations, target, and what left the last block.
+
+    ``held``: what blocks add in the prompt's columns is no part of the graph, so that only what
+    later tokens of the answer read of them is.
+    """
     seen: dict[str, Tensor] = {}
     read: dict[str, Tensor] = {}
 
@@ -96,9 +109,17 @@ def _pass(
     editors = {name: keep_activation(seen, name) for name in names}
     for name, node in target.reads.items():
         editors[name] = keep_activation(read, name, at(cache.column(node)))
-    suffix = cache.clean.suffix
+    suffix, n = cache.clean.suffix, cache.n_columns
+
+    def hold(activation: Tensor) -> Tensor:
+        return torch.cat([activation[:, :n].detach().requires_grad_(), activation[:, n:]], dim=1)
+
+    if held:
+        layers = range(cache.adapter.n_layers)
+        editors |= {f"blocks.{layer}.hook_resid_post": hold for layer in layers}
     with torch.enable_grad(), suffix.differentiable():
-        residual = cache.clean.entering[0] + point * cache.moved(0)
+        there = cache.corrupted.suffix.entering[0]
+        residual = suffix.entering[0] + point * (there - suffix.entering[0])
         residual = residual.detach()[None].clone().requires_grad_()
         out = suffix.run(residual, 0, stop=target.stop, editors=editors)
         value = target.of(cache, read, out)
@@ -107,7 +128,7 @@ def _pass(
             f"{target.name} has no gradient to propose edges with. Choose logit_diff() or "
             "confidence('answer')."
         )
-    return seen, value, out[0, :, -1].detach()
+    return seen, value, out.detach()
 
 
 def integrated_points(n: int = POINTS) -> tuple[float, ...]:
@@ -167,7 +188,7 @@ def channels_of(cache: PairedCache, node: Node) -> list[tuple[Node, str]]:
     """Through what a node reads: receivers and channels, in every column it can read from."""
     weights = cache.weights
     if node.kind == "answer":
-        return [(node, "answer")]
+        return [(node, "answer"), *read_behind(cache, range(-cache.n_columns, 0))]
     if node.kind in ("mlp", "neuron"):
         return [(node, channel) for channel in weights.gates]
     if node.kind != "head":
@@ -181,18 +202,36 @@ def channels_of(cache: PairedCache, node: Node) -> list[tuple[Node, str]]:
     return found
 
 
+def read_behind(cache: PairedCache, columns: Iterable[int]) -> list[tuple[Node, str]]:
+    """Every key and value of these columns, as an answer's later tokens read them, if there are."""
+    adapter, group = cache.adapter, cache.weights.group
+    if not cache.reads_on:
+        return []
+    return [
+        (Node(layer, "answer", first, str(column), group), channel)
+        for layer in range(adapter.n_layers)
+        for first in range(0, adapter.n_heads, group)
+        for column in columns
+        for channel in ("K", "V")
+    ]
+
+
 def gradient_at(
     reader: ReceiverInput, gradients: TargetGradients
 ) -> Float[Tensor, "example d_model"] | None:
     """The derivative by the residual stream a channel reads, its norm's scale held."""
-    node, channel = reader.node, reader.channel
-    if channel == "answer":
+    if reader.channel == "answer":
         return gradients.answer
-    gradient = gradients.by.get((node.layer, channel))
+    gradient = _of(reader, gradients)
     if gradient is None:
         return None
-    width = reader.features if node.kind == "head" else reader.neurons
+    width = reader.features if reader.of_heads else reader.neurons
     return reader.pull(gradient[:, reader.column, width])
+
+
+def _of(reader: ReceiverInput, gradients: TargetGradients) -> Tensor | None:
+    found = gradients.behind if reader.node.kind == "answer" else gradients.by
+    return found.get((reader.node.layer, reader.channel))
 
 
 def edges_into(
@@ -265,8 +304,9 @@ def _by_scale(reader: ReceiverInput, gradients: TargetGradients) -> Tensor:
         clean = reader.cache.frozen(node.layer, "final")
         gain = clean.gain[:, reader.column].to(change)
         return (change / gain * gradients.answer).sum()
-    gradient = gradients.by[node.layer, channel][:, reader.column]
-    gradient = gradient[:, reader.features if node.kind == "head" else reader.neurons]
+    whole = _of(reader, gradients)
+    assert whole is not None
+    gradient = whole[:, reader.column, reader.features if reader.of_heads else reader.neurons]
     return ((change @ reader.weight(channel)) * gradient).sum()
 
 
@@ -277,14 +317,17 @@ def edges_out_of(
     found = EdgeSums()
     adapter, position = cache.adapter, start.position
     written, column = cache.written(start), cache.column(start)
-    for layer in range(start.layer, adapter.n_layers):
-        for channel in ("Q", "K", "V", *cache.weights.gates):
+    of_each = [
+        *((key, "head", gradient) for key, gradient in gradients.by.items()),
+        *((key, "answer", gradient) for key, gradient in gradients.behind.items()),
+    ]
+    order = ("Q", "K", "V", *cache.weights.gates)
+    of_each.sort(key=lambda one: (one[0][0], order.index(one[0][1])))
+    for (layer, channel), kind, gradient in of_each:
+        if layer >= start.layer:
             part = "attn" if channel in ("Q", "K", "V") else "mlp"
             own = part == "mlp" and start.kind == "head" and not cache.weights.parallel
             if layer == start.layer and not own:
-                continue
-            gradient = gradients.by.get((layer, channel))
-            if gradient is None:
                 continue
             frozen = cache.frozen(layer, part)
             moved = frozen.at(column)(written)
@@ -294,7 +337,7 @@ def edges_out_of(
             if part == "attn":
                 group = 1 if channel == "Q" else cache.weights.group
                 for index, value in enumerate(each.sum((0, 2))):
-                    node = Node(layer, "head", index * group, position, group)
+                    node = Node(layer, kind, index * group, position, group)  # type: ignore[arg-type]
                     found.one[start, node, channel] = float(value)
                 continue
             node = Node(layer, "mlp", None, position)
@@ -339,7 +382,12 @@ def relevance_gradients(cache: PairedCache, target: Target) -> TargetGradients:
     found = TargetGradients(answer=None)
     gradient = torch.zeros_like(cache.clean.entering[0])
     if isinstance(target, AnswerTarget):
-        answer = target.gradient(cache, cache.clean.entering[-1][:, -1])
+        if cache.reads_on:
+            raise LensSkillsError(
+                "relevance is propagated from answers of one token, and these have several, or the "
+                "metric reads what follows them. Choose proposals='attribution' or 'integrated'."
+            )
+        answer = target.gradient(cache, cache.clean.leaving)
         found = TargetGradients(answer=answer)
         gradient[:, -1] = answer
     for layer in reversed(range(stop)):

@@ -500,7 +500,7 @@ class CircuitEvaluation:
         empty: Float[Tensor, " example"],
         gap: Float[Tensor, " example"],
     ) -> tuple[tuple[float, ...], ...]:
-        circuits = RandomCircuits(self.caches[0].weights)
+        circuits = RandomCircuits(self.caches[0].weights, reads_on=self.caches[0].reads_on)
         random = np.random.default_rng(self.seed)
         drawn = [circuits.draw(self.edges, random, upstream=self.upstream) for _ in range(n)]
         if not drawn:
@@ -584,7 +584,7 @@ def _runs(edge: Edge) -> bool:
 
 def _count(one: CircuitEvaluation) -> int:
     """How many edges the whole graph has, or its part behind the nodes that are restricted."""
-    graph = RandomCircuits(one.caches[0].weights)
+    graph = RandomCircuits(one.caches[0].weights, reads_on=one.caches[0].reads_on)
     if one.upstream:
         n_columns = max(cache.n_columns for cache in one.caches)
         return graph.count(n_columns, stop=one.target.stop)

@@ -30,7 +30,8 @@ class Node:
         layer: Its block; -1 for the embedded token, the number of layers for the answer.
         kind: ``"token"`` (an input embedding), ``"head"``, ``"mlp"``, ``"neuron"``, ``"norm"``
             (the scale of the norm before a reader, as a sender) or ``"answer"`` (the logits the
-            metric reads).
+            metric reads; with an index: a head in the columns of an answer's later tokens, which
+            reads the prompt there).
         index: Which head or neuron (the first where several share keys and values).
         position: Counted from the end, ``"-1"``: examples differ in length. Of a head as a
             receiver, it is where the query stands, or the key or value that is looked at.
@@ -51,7 +52,7 @@ class Node:
         >>> Node(5, "head", 3, "-2", width=3).name
         'L5H3-5'
         """
-        if self.kind in ("token", "answer"):
+        if self.kind == "token" or (self.kind == "answer" and self.index is None):
             return self.kind
         if self.kind in ("mlp", "norm"):
             return f"L{self.layer}{'MLP' if self.kind == 'mlp' else 'norm'}"
@@ -59,7 +60,8 @@ class Node:
             return f"L{self.layer}N{self.index}"
         assert self.index is not None
         last = f"-{self.index + self.width - 1}" if self.width > 1 else ""
-        return f"L{self.layer}H{self.index}{last}"
+        behind = "answer " if self.kind == "answer" else ""
+        return f"{behind}L{self.layer}H{self.index}{last}"
 
     @property
     def column(self) -> int:
@@ -93,8 +95,9 @@ class Edge:
         receiver: What reads, in the same column of the residual stream.
         channel: Through which of its inputs: ``"Q"``, ``"K"``, ``"V"`` of a head; ``"gate"`` or
             ``"up"`` of a gated MLP or neuron, ``"in"`` of an ungated one; ``"answer"``: of the
-            final norm and the logits. A channel has one more sender, the scale of the norm before
-            it (`Node` of kind ``"norm"``).
+            final norm and the logits. ``"K"`` and ``"V"`` of a head are what later tokens of the
+            prompt find there; of the answer, what its own later tokens find. A channel has one
+            more sender, the scale of the norm before it (`Node` of kind ``"norm"``).
         target: What the effect is measured on, ``"L17N635"`` or ``"logit_diff"``.
         proposed: The estimate by which the edge was proposed, in the same unit; 0 of a random edge.
         stage: At which stage it was tested, from 0 up.

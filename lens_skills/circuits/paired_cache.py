@@ -6,6 +6,7 @@ Pairs are compared token by token, so a prompt and its corrupted twin are equall
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations import Metric
-from lens_skills.activations.continuations import pad_left
+from lens_skills.activations.continuations import ContinuationTree
 from lens_skills.activations.forward import Encoded, RequiredOutputs, encode_examples, prepare
 from lens_skills.circuits.graph import Node
 from lens_skills.data import Example
@@ -34,7 +35,8 @@ class CachedRun:
     """One prompt of each pair, from the first column on in which any pair differs.
 
     Attributes:
-        suffix: Runs its columns again from any layer; its ``entering`` is the residual stream.
+        suffix: Runs its columns again from any layer, the answer's later tokens behind them.
+        n_columns: How many of them are the prompt's.
         z: Per layer, what each head reads with its pattern, before it is written.
         attention: Per layer, what the attention adds to the residual stream.
         middle: Per layer, the residual stream that the MLP reads: between attention and MLP, or
@@ -42,14 +44,20 @@ class CachedRun:
     """
 
     suffix: PartialForward
+    n_columns: int
     z: list[Float[Tensor, "example column head d_head"]]
     attention: list[Float[Tensor, "example column d_model"]]
     middle: list[Float[Tensor, "example column d_model"]]
 
-    @property
+    @cached_property
     def entering(self) -> list[Float[Tensor, "example column d_model"]]:
         """The residual stream entering each block, and at last leaving the top one."""
-        return self.suffix.entering
+        return [residual[:, : self.n_columns] for residual in self.suffix.entering]
+
+    @property
+    def leaving(self) -> Float[Tensor, "1 example column d_model"]:
+        """What leaves the last block, in the columns of the answer's later tokens too."""
+        return self.suffix.entering[-1][None]
 
 
 class PairedCache:
@@ -67,8 +75,14 @@ class PairedCache:
     Columns are those of the suffix: the last one is the last prompt token, position ``-1``.
     Nothing before the first of them differs between the two prompts.
 
+    Answers of several tokens are given: behind either prompt stand the same tokens of the answer,
+    its foil and the options. They are no part of what differs and hold no nodes. They read the
+    prompt's keys and values, which is how all that the prompt says reaches them, and are run anew
+    whenever those change.
+
     Attributes:
         batch, twins: The clean prompts and the corrupted ones as tokens.
+        tree: The clean prompts with all continuations that the metric reads.
         clean, corrupted: The two runs.
         n_columns: How many columns are kept.
     """
@@ -85,12 +99,12 @@ class PairedCache:
         self.adapter.check_site()
         rows = [item.prompt_tokens.tolist() for item in batch]
         other = [item.prompt_tokens.tolist() for item in twins]
-        width = max(len(row) for row in rows)
         differ = [_first_difference(a, b) - len(a) for a, b in zip(rows, other, strict=True)]
         self.n_columns = -min(differ)
-        start = width - self.n_columns
-        self.clean = self._run(rows, start, check=True)
-        self.corrupted = self._run(other, start, check=False)
+        self.tree = plan.tree(self.adapter, batch, aligned=True)
+        self.clean = self._run(self.tree, check=True)
+        there = plan.tree(self.adapter, batch, twins, aligned=True)
+        self.corrupted = self._run(there, check=False)
         self._posts: dict[int, tuple[Tensor, Tensor]] = {}
         self._norms: dict[tuple[int, str, str], FrozenNorm] = {}
         self._outputs: dict[tuple[int, str, int], Tensor] = {}
@@ -98,12 +112,19 @@ class PairedCache:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def _run(self, rows: Sequence[Sequence[int]], start: int, *, check: bool) -> CachedRun:
-        adapter, weights = self.adapter, self.weights
+    @property
+    def reads_on(self) -> bool:
+        """Whether later tokens of answers read the prompt."""
+        return self.tree.columns.shape[1] > 1
+
+    def _run(self, tree: ContinuationTree, *, check: bool) -> CachedRun:
+        adapter, weights, n_columns = self.adapter, self.weights, self.n_columns
         seen: dict[str, Tensor] = {}
+        end = tree.start + 1
+        start = end - n_columns
 
         def columns(activation: Tensor) -> Tensor:
-            return activation[:, start:].flatten(2).clone()
+            return activation[:, start:end].flatten(2).clone()
 
         names = {f"blocks.{layer}.attn.hook_z": layer for layer in range(adapter.n_layers)}
         checked = ("blocks.0.mlp.hook_post", *(f"blocks.0.attn.hook_{part}" for part in "qkv"))
@@ -113,27 +134,30 @@ class PairedCache:
                 f"{adapter.name} has no hook point {lacking[0]!r}, which circuits are read from."
             )
         readers = {name: keep_activation(seen, name, columns) for name in (*names, *checked)}
-        tokens, mask = pad_left(rows, adapter.pad_id, adapter.device)
         try:
-            suffix = prefill(adapter, tokens, mask, start=start, readers=readers, check=check)
+            suffix = prefill(
+                adapter, tree.tokens, tree.mask,
+                start=start, readers=readers, branches=tree.branches, check=check,
+            )  # fmt: skip
         except CannotResume as reason:
             raise LensSkillsError(f"no exact path patching: {reason}.") from reason
         shape = {"head": adapter.n_heads}
         z = [rearrange(seen[name], "e c (head f) -> e c head f", **shape) for name in names]
         if check:
             given = {part: seen[f"blocks.0.attn.hook_{part.lower()}"] for part in "QKV"}
-            entering, leaving = suffix.entering[:2]
+            entering, leaving = (part[:, :n_columns] for part in suffix.entering[:2])
             weights.recognise(entering, leaving, z[0], seen["blocks.0.mlp.hook_post"], given)
         attention, middle = [], []
         for layer, values in enumerate(z):
-            entering = suffix.entering[layer]
+            entering = suffix.entering[layer][:, :n_columns]
             attention.append(weights.added(layer, "attn", weights.output(layer, "attn", values)))
             middle.append(entering if weights.parallel else entering + attention[layer])
             post = weights.activation(weights.neurons(layer, middle[layer]))
             found = weights.added(layer, "mlp", weights.output(layer, "mlp", post))
             found = found + entering + attention[layer]
-            self._near(found, suffix.entering[layer + 1], f"leaves block {layer}")
-        return CachedRun(suffix, z, attention, middle)
+            leaving = suffix.entering[layer + 1][:, :n_columns]
+            self._near(found, leaving, f"leaves block {layer}")
+        return CachedRun(suffix, n_columns, z, attention, middle)
 
     def _near(self, found: Tensor, given: Tensor, what: str) -> None:
         fine = _FINE if self.adapter.dtype in (torch.float32, torch.float64) else _COARSE

@@ -45,7 +45,14 @@ class ReceiverInput:
     @property
     def part(self) -> str:
         """Behind which norm it reads: ``"attn"``, ``"mlp"`` or ``"final"``."""
-        return {"head": "attn", "answer": "final"}.get(self.node.kind, "mlp")
+        if self.of_heads:
+            return "attn"
+        return "final" if self.node.kind == "answer" else "mlp"
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether an attention reads it: the prompt's, or that of an answer's later tokens."""
+        return self.channel in ("Q", "K", "V")
 
     @cached_property
     def residual(self) -> Float[Tensor, "example d_model"]:
@@ -63,14 +70,14 @@ class ReceiverInput:
     @property
     def hook(self) -> str | None:
         """The hook point where a head's new pre-activation is put (None: it is computed here)."""
-        if self.node.kind != "head":
+        if not self.of_heads:
             return None
         return f"blocks.{self.node.layer}.attn.hook_{self.channel.lower()}"
 
     @cached_property
     def heads(self) -> slice:
         """Which heads of the weights it is: one for Q, the shared one for K and V."""
-        if self.node.kind != "head":
+        if not self.of_heads:
             return slice(0, 1)
         index = self.node.index or 0
         first = index if self.channel == "Q" else index // self.cache.weights.group
@@ -130,7 +137,7 @@ class ReceiverInput:
     def moved(self, change: Float[Tensor, "example d_model"]) -> Float[Tensor, "example feature"]:
         """What such a change does: to a head's pre-activation, or to the neurons' activations."""
         shift = change @ self.weight(self.channel)
-        if self.node.kind == "head":
+        if self.of_heads:
             return shift
         weights, pre = self.cache.weights, self.pre
         new = {**pre, self.channel: pre[self.channel] + shift}
@@ -167,6 +174,8 @@ def path_effects(
     all its other channels clean, and whatever follows the receiver runs freely. The norm as a
     sender: the channel is read with the corrupted prompt's scale. A norm after the sender's or the
     receiver's sublayer is computed anew, from the one activation that changed and the clean rest.
+    An answer's later tokens are given; a key or value that they alone read is an edge into the
+    answer, and they run freely whenever what they read has changed.
 
     Source: Goldowsky-Dill et al. 2023 (arXiv 2304.05969), path patching; edges as in
     Conmy et al. 2023 (arXiv 2304.14997).
@@ -176,16 +185,16 @@ def path_effects(
     readers = [made[node, channel] for _, node, channel in paths]
     waiting: dict[int, list[int]] = defaultdict(list)
     for place, ((sender, receiver, _), reader) in enumerate(zip(paths, readers, strict=True)):
-        if receiver.kind == "answer" and sender.kind == "norm":
+        if reader.channel == "answer" and sender.kind == "norm":
             assert isinstance(target, AnswerTarget)
             effects[place] = target.at_scale(cache, reader.normal + reader.change(sender))
-        elif receiver.kind == "answer":
+        elif reader.channel == "answer":
             waiting[cache.adapter.n_layers].append(place)
         elif receiver.kind == "neuron" and receiver in getattr(target, "nodes", ()):
             effects[place] = _at_target(cache, target, reader, sender)
         else:
-            waiting[receiver.layer + (0 if receiver.kind == "head" else 1)].append(place)
-    n_sets = max(1, rows // (len(cache) * cache.n_columns))
+            waiting[receiver.layer + (0 if reader.of_heads else 1)].append(place)
+    n_sets = max(1, rows // (len(cache) * cache.clean.suffix.n_columns))
     with Progress(sum(map(len, waiting.values())), "patch paths", "paths") as bar:
         for layer, places in sorted(waiting.items()):
             for first in range(0, len(places), n_sets):
@@ -211,7 +220,7 @@ def _run(
     residual = cache.clean.suffix.clean(layer, len(sets)).clone()
     edits: dict[str, list[tuple[int, int, slice, Tensor]]] = defaultdict(list)
     for place, (sender, reader) in enumerate(sets):
-        if reader.node.kind == "answer":
+        if reader.channel == "answer":
             residual[place, :, reader.column] += cache.written(sender)
             continue
         moved = reader.moved(reader.change(sender))
@@ -221,6 +230,15 @@ def _run(
             new = reader.clean + moved
             edits[reader.hook].append((place, reader.column, reader.features, new))
     editors = {name: edit_features(parts, len(cache)) for name, parts in edits.items()}
+    if cache.reads_on and edits and target.stop is None:
+        # Keys and values have two readers: the prompt, and the tokens behind it.
+        suffix, n = cache.clean.suffix, cache.n_columns
+        residual = suffix.run(residual, layer, stop=layer + 1, editors=editors)
+        layer, editors = layer + 1, {}
+        for place, (_, reader) in enumerate(sets):
+            held = slice(n) if reader.node.kind == "answer" else slice(n, None)
+            if reader.of_heads:
+                residual[place, :, held] = suffix.entering[layer][:, held]
     return measure(cache, target, residual, layer, editors) - clean_value(cache, target)
 
 
@@ -269,13 +287,13 @@ def _both(first: EditHook, then: EditHook) -> EditHook:
 
 def clean_value(cache: PairedCache, target: Target) -> Float[Tensor, "1 example"]:
     """The target of the unpatched clean prompts."""
-    return target.of(cache, clean_seen(cache, target), cache.clean.entering[-1][None])
+    return target.of(cache, clean_seen(cache, target), cache.clean.leaving)
 
 
 def whole_input(cache: PairedCache, target: Target) -> Float[Tensor, " example"]:
     """The target when all that feeds it is corrupted, minus the clean target."""
     if isinstance(target, AnswerTarget):
-        there = target.of(cache, {}, cache.corrupted.entering[-1][None])
+        there = target.of(cache, {}, cache.corrupted.leaving)
     else:
         there = target.of(cache, corrupted_seen(cache, target.nodes), None)
     return (there - clean_value(cache, target))[0].cpu()

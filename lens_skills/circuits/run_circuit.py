@@ -21,6 +21,7 @@ from torch import Tensor
 from lens_skills.circuits.graph import Edge, Node, senders_of
 from lens_skills.circuits.paired_cache import CachedRun, PairedCache
 from lens_skills.circuits.targets import Target
+from lens_skills.models import EditHook
 from lens_skills.models.sublayers import ModelWeights
 
 Parents = Mapping[tuple[Node, str], tuple[Node, ...]]
@@ -97,11 +98,25 @@ def changed_heads(
     Keys and values of the columns before are those of ``run``; channels that are not in ``changed``
     (per ``"Q"``, ``"K"``, ``"V"``) read ``shared``.
     """
+    inputs = changed_inputs(cache, layer, shared, changed, "QKV", n_sets=n_sets)
+    return attend(cache, run, layer, inputs)
+
+
+def changed_inputs(
+    cache: PairedCache,
+    layer: int,
+    shared: Float[Tensor, "#set example column d_model"],
+    changed: Mapping[str, ChangedInputs],
+    channels: str,
+    *,
+    n_sets: int,
+) -> dict[str, Float[Tensor, "set example column head f"]]:
+    """Queries, keys or values of a block: of ``shared``, but where a channel is ``changed``."""
     weights = cache.weights
     norm = weights.norm(layer, "attn")
     normal = norm(shared)
     inputs: dict[str, Tensor] = {}
-    for channel in "QKV":
+    for channel in channels:
         value = weights.preactivation(layer, channel, normal)
         inputs[channel] = value.expand(n_sets, *value.shape[1:]).clone()
         if channel not in changed:
@@ -114,7 +129,7 @@ def changed_heads(
         new = einsum(norm(entry.streams), weight, "n e d, n d f -> n e f") + bias[:, None]
         for (which, node), head, row in zip(entry.places, heads, new, strict=True):
             inputs[channel][which, :, cache.column(node), head] = row
-    return attend(cache, run, layer, inputs)
+    return inputs
 
 
 class _ReadEnough(Exception):
@@ -131,21 +146,36 @@ def attend(
     n_sets, suffix = inputs["Q"].shape[0], run.suffix
     seen: list[Tensor] = []
 
-    def put(value: Tensor) -> Any:
-        rows = rearrange(value, "s e c head f -> (s e) c head f")
-        return lambda activation: rows.reshape(activation.shape)
-
     def read(activation: Tensor) -> Tensor:
         seen.append(activation)
         raise _ReadEnough
 
-    name = f"blocks.{layer}.attn.hook_"
-    editors = {name + channel.lower(): put(value) for channel, value in inputs.items()}
+    name, editors = f"blocks.{layer}.attn.hook_", put_inputs(layer, inputs)
     with suppress(_ReadEnough):
         residual = suffix.clean(layer, n_sets)
         suffix.run(residual, layer, stop=layer + 1, editors=editors | {f"{name}z": read})
     shape = {"s": n_sets, "head": cache.adapter.n_heads}
-    return rearrange(seen[0].flatten(2), "(s e) c (head f) -> s e c head f", **shape)
+    z = seen[0][:, : cache.n_columns].flatten(2)
+    return rearrange(z, "(s e) c (head f) -> s e c head f", **shape)
+
+
+def put_inputs(
+    layer: int, inputs: Mapping[str, Float[Tensor, "set example column head f"]]
+) -> dict[str, EditHook]:
+    """What puts queries, keys or values into the prompt's columns of a block."""
+
+    def put(value: Tensor) -> EditHook:
+        rows = rearrange(value, "s e c head f -> (s e) c head f")
+
+        def edit(activation: Tensor) -> Tensor:
+            n = rows.shape[1]
+            new = rows.reshape(len(rows), n, *activation.shape[2:])
+            return torch.cat([new.to(activation), activation[:, n:]], dim=1)
+
+        return edit
+
+    name = f"blocks.{layer}.attn.hook_"
+    return {name + channel.lower(): put(value) for channel, value in inputs.items()}
 
 
 def changed_neurons(
@@ -194,6 +224,8 @@ class _State:
         sent: The change of each set's nodes' outputs, once it is known (no block below changes
             again).
         free: Per layer and sublayer, what the free nodes change of its output.
+        behind: What enters the next block in the columns of the answer's later tokens; None while
+            it is the base prompt's.
     """
 
     parents: list[Parents]
@@ -204,6 +236,7 @@ class _State:
     free: dict[tuple[int, str], Float[Tensor, "set example column d_model"]] = field(
         default_factory=dict
     )
+    behind: Float[Tensor, "set example column d_model"] | None = None
 
 
 class CircuitRun:
@@ -231,10 +264,12 @@ class CircuitRun:
             now.drift = self._entering(n_sets)
         for layer in range(adapter.n_layers if target.stop is None else target.stop):
             drift = now.drift  # what a parallel block's MLP reads is without its heads
+            if self.cache.reads_on and target.stop is None:
+                self._behind(layer, now)
             self._heads(layer, now)
             self._mlp(layer, now, drift if self.weights.parallel else now.drift)
         seen = {name: self._seen(now, node) for name, node in target.reads.items()}
-        out = None if target.stop is not None else self._final(now)[:, :, None]
+        out = None if target.stop is not None else self._final(now)
         return target.of(self.cache, seen, out).cpu()
 
     # What nodes send.
@@ -340,7 +375,8 @@ class CircuitRun:
         for which, parents in enumerate(now.parents):
             receivers = {n for n, _ in parents if n.layer == layer and n.kind in kinds}
             for node in sorted(receivers):
-                for channel in "QKV" if node.kind == "head" else self.weights.gates:
+                own = self.weights.gates if node.kind in ("mlp", "neuron") else "QKV"
+                for channel in own:
                     senders = _senders(parents, node, channel)
                     change = self._change(now, which, senders)
                     if change is not None:
@@ -390,13 +426,41 @@ class CircuitRun:
 
     # Where it ends.
 
-    def _final(self, now: _State) -> Float[Tensor, "set example d_model"]:
-        """The residual stream that the final norm reads at the last column."""
+    def _behind(self, layer: int, now: _State) -> None:
+        """One block of the answer's later tokens, which read the prompt's keys and values."""
+        cache, n_sets, n = self.cache, len(now.parents), self.cache.n_columns
+        stream = self._stream(self.base.entering[layer], now.drift)
+        changed = self._changed(layer, ("answer",), now, stream)
+        if now.behind is None:
+            if not changed and not _drifts(now.drift):
+                return  # the base prompt's own so far
+            now.behind = self.base.suffix.clean(layer, n_sets)[:, :, n:]
+        inputs = changed_inputs(cache, layer, stream, changed, "KV", n_sets=n_sets)
+        residual = self.base.suffix.clean(layer, n_sets).clone()
+        residual[:, :, n:] = now.behind
+        editors = put_inputs(layer, inputs)
+        out = self.base.suffix.run(residual, layer, stop=layer + 1, editors=editors)
+        now.behind = out[:, :, n:]
+
+    def _final(self, now: _State) -> Float[Tensor, "set example column d_model"]:
+        """What leaves the last block: as the final norm reads it after the prompt, and behind it.
+
+        The prompt's other columns are not read any more and stay as on the base prompt.
+        """
+        at, n_sets = self.cache.n_columns - 1, len(now.parents)
+        out = self.base.leaving.repeat(n_sets, 1, 1, 1)
+        out[:, :, at] = self._last(now)
+        if now.behind is not None:
+            out[:, :, at + 1 :] = now.behind
+        return out
+
+    def _last(self, now: _State) -> Float[Tensor, "set example d_model"]:
+        """The residual stream that the final norm reads at the prompt's last token."""
         stream = self._stream(self.base.entering[-1], now.drift)[:, :, -1]
         rows = []
         for which, parents in enumerate(now.parents):
             senders = [
-                n for (node, _), own in parents.items() if node.kind == "answer" for n in own
+                n for (_, channel), own in parents.items() if channel == "answer" for n in own
             ]
             row, change = stream[which if len(stream) > 1 else 0], self._change(now, which, senders)
             rows.append(row if change is None else row + change)
@@ -429,11 +493,12 @@ class RandomCircuits:
     """All senders below a receiver and all receivers above a sender, in one column.
 
     The grain is that of the graph: tokens, heads, MLPs; a head's Q for itself, K and V shared by
-    the query heads that read them; gate and up of an MLP apart.
+    the query heads that read them; gate and up of an MLP apart. With ``reads_on``, keys and values
+    are also read by the later tokens of an answer.
     """
 
-    def __init__(self, weights: ModelWeights) -> None:
-        self.weights, self.adapter = weights, weights.adapter
+    def __init__(self, weights: ModelWeights, *, reads_on: bool = False) -> None:
+        self.weights, self.adapter, self.reads_on = weights, weights.adapter, reads_on
         self._kept: dict[tuple[str, Node], list[Any]] = {}
 
     def senders(self, receiver: Node) -> list[Node]:
@@ -445,7 +510,7 @@ class RandomCircuits:
         position, found = sender.position, list[tuple[Node, str]]()
         for layer in range(max(sender.layer, 0), self.adapter.n_layers):
             if layer > sender.layer:
-                found += self.heads(layer, position)
+                found += [*self.heads(layer, position), *self.behind(layer, position)]
             if layer > sender.layer or (sender.kind == "head" and not self.weights.parallel):
                 mlp = Node(layer, "mlp", None, position)
                 found += [(mlp, gate) for gate in self.weights.gates]
@@ -462,10 +527,22 @@ class RandomCircuits:
             found += [(shared, "K"), (shared, "V")]
         return found
 
+    def behind(self, layer: int, position: str) -> list[tuple[Node, str]]:
+        """Every key and value of a block as an answer's later tokens read them, if there are."""
+        if not self.reads_on:
+            return []
+        return [
+            (replace(node, kind="answer"), channel)
+            for node, channel in self.heads(layer, position)
+            if channel != "Q"
+        ]
+
     def count(self, n_columns: int, *, stop: int | None = None) -> int:
         """How many edges the graph below block ``stop`` (None: and into the answer) has."""
         n_layers = self.adapter.n_layers if stop is None else stop
         per_layer = len(self.heads(0, "-1"))
+        if stop is None:
+            per_layer += len(self.behind(0, "-1"))
         total = 0
         for layer in range(n_layers):
             below = 1 + layer * (self.adapter.n_heads + 1)

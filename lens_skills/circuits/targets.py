@@ -3,7 +3,7 @@
 `StartNodes` is what a circuit is found for, neurons, heads or the answer, with its target.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lens_skills.activations import Metric, parse_metrics
 from lens_skills.activations.components import parse_components
-from lens_skills.activations.continuations import Chunk, ContinuationTree, Scores
-from lens_skills.activations.forward import Encoded, TokenOdds, read_metrics
+from lens_skills.activations.continuations import Scores
+from lens_skills.activations.forward import TokenOdds, read_metrics
 from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.data import Example
@@ -105,15 +105,13 @@ class AnswerTarget:
         seen: Seen,
         out: Float[Tensor, "set example column d_model"] | None,
     ) -> Float[Tensor, "set example"]:
-        """The metric of each set and example."""
+        """The metric of each set and example, the columns of an answer's later tokens included."""
         assert out is not None
-        last, suffix = out[:, :, -1], cache.clean.suffix
         odds = self.odds(cache)
         if odds is not None:
-            return odds(suffix.normalise(last)).to(torch.float64)
-        rows = [replace(e, index=k) for k, e in enumerate(list(cache.batch) * len(last))]
-        values = self._read(cache, rows, rearrange(last, "set example d -> (set example) 1 d"))
-        return rearrange(values, "(set example) -> set example", set=len(last))
+            last = out[:, :, cache.n_columns - 1]
+            return odds(cache.clean.suffix.normalise(last)).to(torch.float64)
+        return self._read(cache, out)
 
     def odds(self, cache: PairedCache) -> TokenOdds | None:
         """The metric as log-odds of single tokens, where it is that and agrees with the model."""
@@ -127,17 +125,20 @@ class AnswerTarget:
             odds = TokenOdds.of(cache.adapter, cache.batch, cache.plan, self.metric)
         if odds is None:
             return None
-        last, suffix = cache.clean.entering[-1][:, -1:], cache.clean.suffix
-        whole = self._read(cache, cache.batch, last)
-        near = (odds(suffix.normalise(last[None, :, 0]))[0].cpu() - whole).abs()
+        last = cache.clean.entering[-1][None, :, -1]
+        whole = self._read(cache, cache.clean.leaving)[0]
+        near = (odds(cache.clean.suffix.normalise(last))[0].cpu() - whole).abs()
         return odds if bool((near <= _AGREE).all()) else None
 
     def _read(
-        self, cache: PairedCache, rows: Sequence[Encoded], last: Float[Tensor, "row 1 d_model"]
-    ) -> Float[Tensor, " row"]:
-        adapter, plan, tree = cache.adapter, cache.plan, cache.plan.tree(cache.adapter, rows)
-        scores = Scores.of(tree, _reading(cache, tree, last), first=plan.vocabulary)
-        return read_metrics(adapter, rows, plan, [self.metric], scores)[self.metric.name]
+        self, cache: PairedCache, out: Float[Tensor, "set example column d_model"]
+    ) -> Float[Tensor, "set example"]:
+        adapter, plan, n_sets = cache.adapter, cache.plan, len(out)
+        rows = [replace(e, index=k) for k, e in enumerate(list(cache.batch) * n_sets)]
+        chunks = cache.tree.suffix_logits(cache.clean.suffix, out)
+        scores = Scores.of(cache.tree, chunks, n_sets=n_sets, first=plan.vocabulary)
+        values = read_metrics(adapter, rows, plan, [self.metric], scores)[self.metric.name]
+        return rearrange(values, "(set example) -> set example", set=n_sets)
 
     def at_scale(
         self, cache: PairedCache, normal: Float[Tensor, "example d_model"]
@@ -153,20 +154,22 @@ class AnswerTarget:
         return (odds(normal[None]) - odds(clean[None]))[0].double().cpu()
 
     def gradient(
-        self, cache: PairedCache, last: Float[Tensor, "example d_model"]
+        self, cache: PairedCache, out: Float[Tensor, "1 example column d_model"]
     ) -> Float[Tensor, "example d_model"]:
-        """The derivative by the residual stream it reads, with the final norm's clean scale.
+        """The derivative by what leaves the last token of the prompt, the final norm's scale clean.
 
         Where the metric is not log-odds of single tokens, the norm's own derivative is included.
         """
-        odds = self.odds(cache)
+        odds, at = self.odds(cache), cache.n_columns - 1
+        last = out[0, :, at].detach()
         with torch.enable_grad(), cache.clean.suffix.differentiable():
             if odds is not None:
                 leaf = cache.clean.suffix.normalise(last).detach().requires_grad_()
                 value = odds(leaf[None])
             else:
-                leaf = last.detach().clone().requires_grad_()
-                value = self.of(cache, {}, leaf[None, :, None])
+                leaf = last.clone().requires_grad_()
+                before, after = out[:, :, :at].detach(), out[:, :, at + 1 :].detach()
+                value = self.of(cache, {}, torch.cat([before, leaf[None, :, None], after], dim=2))
             if not value.requires_grad:
                 raise LensSkillsError(
                     f"the metric {self.metric.name!r} has no gradient to propose edges with. "
@@ -180,19 +183,6 @@ class AnswerTarget:
 
 
 Target = ActivationTarget | AnswerTarget
-
-
-def _reading(
-    cache: PairedCache, tree: ContinuationTree, last: Float[Tensor, "row 1 d_model"]
-) -> Iterator[Chunk]:
-    """Logits where the residual stream after the prompt is already known."""
-    if tree.columns.shape[1] != 1:
-        raise LensSkillsError(
-            "the metric reads answers of several tokens, or what follows the answer, and "
-            "circuits end at the last prompt token. Choose answers of one token, and "
-            "logit_diff() or a confidence."
-        )
-    yield torch.arange(len(last)), cache.clean.suffix.logits(last)[:, 0]
 
 
 def hook_of(node: Node) -> str:

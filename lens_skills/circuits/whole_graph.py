@@ -82,6 +82,7 @@ def graph_edges(graph: RandomCircuits, stop: int | None) -> list[GraphEdge]:
     n_layers = graph.adapter.n_layers
     for layer in range(n_layers if stop is None else stop):
         readers = [*graph.heads(layer, "-1"), (Node(layer, "mlp", None, "-1"), "in")]
+        readers += graph.behind(layer, "-1") if stop is None else []
         found += [(sender, *reader) for reader in readers for sender in graph.senders(reader[0])]
     if stop is None:
         answer = Node(n_layers, "answer", None, "-1")
@@ -95,14 +96,14 @@ def rank_edges(
     propose: Callable[[PairedCache, Target], TargetGradients],
 ) -> list[GraphEdge]:
     """All edges, the largest |Σ over examples and positions of the expected effect| first."""
-    graph = RandomCircuits(caches[0].weights)
+    graph = RandomCircuits(caches[0].weights, reads_on=caches[0].reads_on)
     total: dict[GraphEdge, float] = defaultdict(float)
     edges = graph_edges(graph, target.stop)
     readers = dict.fromkeys((receiver, channel) for _, receiver, channel in edges)
     for cache in caches:
         here = []
         for receiver, channel in readers:
-            answer = receiver.kind == "answer"
+            answer = channel == "answer"
             channels = cache.weights.gates if channel == "in" else (channel,)
             columns = range(-1 if answer else -cache.n_columns, 0)
             here += [(_at(receiver, at), name) for at in columns for name in channels]
@@ -149,7 +150,7 @@ def graph_areas(
 
 def _everywhere(edge: GraphEdge, columns: Sequence[str]) -> list[Edge]:
     sender, receiver, channel = edge
-    if receiver.kind == "answer":
+    if channel == "answer":
         columns = ["-1"]
     return [
         Edge(replace(sender, position=at), replace(receiver, position=at), channel, "", 0.0)  # type: ignore[arg-type]

@@ -171,7 +171,7 @@ def _ids(node: Node, example: Mapping[str, Any]) -> dict[str, Any]:
     layer: str = str(node.layer)
     if node.kind == "token":
         layer, own, feature = "E", example["token_ids"][place], place
-    elif node.kind == "answer":
+    elif _is_logit(node):
         layer, own = str(node.layer + 1), example["answer_id"]
         feature = own
     elif node.kind == "neuron":
@@ -180,16 +180,22 @@ def _ids(node: Node, example: Mapping[str, Any]) -> dict[str, Any]:
     else:
         fixed = {"mlp": -1, "norm": -2}
         own = fixed.get(node.kind, -10 - (node.index or 0) - 1000 * (node.width - 1))
+        own -= 10**6 if node.kind == "answer" else 0
         feature = own
-    name = "L" if node.kind == "answer" else layer
+    name = "L" if _is_logit(node) else layer
     return {
         "node_id": f"{layer}_{own}_{place}",
         "feature": feature,
         "layer": layer,
         "ctx_idx": place,
-        "feature_type": TYPES[node.kind],
+        "feature_type": TYPES[node.kind if node.kind != "answer" or _is_logit(node) else "head"],
         "jsNodeId": f"{name}_{own}-{place}",
     }
+
+
+def _is_logit(node: Node) -> bool:
+    """Whether it is the answer itself, not a key or value that its later tokens read."""
+    return node.kind == "answer" and node.index is None
 
 
 class _Labels:
@@ -203,13 +209,13 @@ class _Labels:
         own = _ids(node, self.example) | {"influence": None, "activation": None}
         own["clerp"] = plain(self.text(node))
         own["reverse_ctx_idx"] = 0
-        if node.kind == "answer":
+        if _is_logit(node):
             own |= {"token_prob": self.example["probability"], "is_target_logit": True}
         return own
 
     def text(self, node: Node) -> str:
         """Its name, then its strongest edges with their intervals, q and words."""
-        if node.kind == "answer":
+        if _is_logit(node):
             head = f'Output "{self.example["answer"]}" (p={self.example["probability"]:.3f})'
             parts = [f"{head}, measured by {self.circuit.metric}"]
         else:

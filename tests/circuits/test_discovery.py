@@ -358,12 +358,7 @@ class TestRefusals:
 
     def test_metrics(self, tiny: Any, task: Any) -> None:
         self.refused("no gradient", tiny, task, "answer", metric="first_token_correct")
-        self.refused("several tokens", tiny, task, "answer", metric="correct")
-        long = [
-            Example(e.id, e.prompt, " is on the", " are in", corrupted=e.corrupted, group=e.group)
-            for e in task
-        ]
-        self.refused("several tokens", tiny, long, "answer", metric=logit_diff())
+        self.refused("no gradient", tiny, task, "answer", metric="correct")
         sure = circuit(tiny, task, "L2N2", metric=confidence(), depth=1, **OPTIONS)
         assert sure.part("downstream").target == sure.metric == "confidence"
 

@@ -245,7 +245,7 @@ def test_edges_into_the_answer_and_out_of_a_neuron(cache: PairedCache) -> None:
 
 def test_a_circuit_is_found_runs_alone_and_is_drawn(tiny: Any, tmp_path: Any) -> None:
     task = longer(pairs(60))
-    found = circuit(tiny, task, "answer", n_edges=6, depth=1, n_draws=200)
+    found = circuit(tiny, task, "answer", n_edges=12, depth=1, n_draws=200)
     names = {edge.receiver.name for edge in found.edges}
     assert any(name.startswith("answer L") for name in names)
     assert "answer L" in repr(found)

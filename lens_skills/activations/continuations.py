@@ -6,7 +6,7 @@ are branches behind the same keys and values. `Scores` are log-probabilities rea
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from lens_skills.models.partial_forward import PartialForward
 Path = tuple[int, ...]
 Chunk = tuple[Int[Tensor, " row"], Float[Tensor, "row d_vocab"]]
 """Some places of a tree, numbered example by example (set by set), and the logits there."""
+
+Padding = Literal["left", "right", "ends"]
 
 ForwardPass = Callable[..., Any]
 """Takes what `ModelAdapter.forward` takes, and gives what it gives."""
@@ -61,7 +63,7 @@ class ContinuationTree:
         stop: bool,
         pad: int,
         device: Any,
-        aligned: bool = False,
+        padding: Padding = "left",
     ) -> "ContinuationTree":
         """The tree of some prompts and the continuations of each.
 
@@ -70,16 +72,19 @@ class ContinuationTree:
             stop: Whether what follows the first continuation is predicted too.
             pad: The token that fills rows.
             device: Where the tokens are to be.
-            aligned: Whether all prompts end in one column: shorter rows are filled at their end.
+            padding: Where rows are filled. ``"ends"``: on the left until all prompts end in one
+                column, then on the right.
         """
         read = [read_of(each, stop=stop) for each in continuations]
         chains = [longest(each) for each in read]
         deepest = max(map(len, chains))
-        filled = [deepest - len(chain) if aligned else 0 for chain in chains]
-        rows = [
-            [*prompt, *chain, *[pad] * n]
-            for prompt, chain, n in zip(prompts, chains, filled, strict=True)
-        ]
+        rows = [[*prompt, *chain] for prompt, chain in zip(prompts, chains, strict=True)]
+        widest, filled = max(map(len, rows)), [0] * len(rows)
+        if padding == "right":
+            filled = [widest - len(row) for row in rows]
+        elif padding == "ends":
+            filled = [deepest - len(chain) for chain in chains]
+        rows = [[*row, *[pad] * n] for row, n in zip(rows, filled, strict=True)]
         tokens, mask = pad_left(rows, pad, device)
         width = tokens.shape[1]
         nodes = [_branches_of(*pair) for pair in zip(read, chains, strict=True)]

@@ -18,6 +18,7 @@ from lens_skills.activations.continuations import (
     Chunk,
     ContinuationTree,
     ForwardPass,
+    Padding,
     Scores,
     longest,
     read_of,
@@ -26,6 +27,7 @@ from lens_skills.activations.metrics import Continuation, Metric, Readout
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import EditHook, ReadHook
+from lens_skills.models.kept_prefix import KeptPrefix
 from lens_skills.models.partial_forward import CannotResume, prefill
 from lens_skills.models.user_hooks import watched
 
@@ -246,19 +248,16 @@ class RequiredOutputs:
         batch: Sequence[Encoded],
         prompts: Sequence[Encoded] | None = None,
         *,
-        aligned: bool = False,
+        padding: Padding = "left",
     ) -> ContinuationTree:
-        """The batch with all its continuations, or these behind other prompts.
-
-        ``aligned`` is as in `ContinuationTree.of`.
-        """
+        """The batch with all its continuations, or these behind other prompts."""
         return ContinuationTree.of(
             [item.prompt_tokens.tolist() for item in prompts or batch],
             [self.continuations(item) for item in batch],
             stop=self.stop,
             pad=adapter.pad_id,
             device=adapter.device,
-            aligned=aligned,
+            padding=padding,
         )
 
 
@@ -379,6 +378,7 @@ def forward_batch(
     editing: MakeEditHooks | None = None,
     *,
     forward: ForwardPass | None = None,
+    after: KeptPrefix | None = None,
 ) -> dict[str, Float[Tensor, " batch"]]:
     """The batch's metrics after one forward pass, which feeds the readers and is edited.
 
@@ -392,6 +392,7 @@ def forward_batch(
         readers: Hooks of the first pass.
         editing: Makes the editing hooks of every pass.
         forward: What runs the passes in place of the adapter's own ``forward``.
+        after: The prefix behind which ``forward`` runs them, if it does.
     """
     index = torch.tensor([item.index for item in batch])
     values = {name: numbers[index] for name, numbers in known.items()}
@@ -406,42 +407,44 @@ def forward_batch(
         run(tree.tokens, tree.mask, readers=readers, logits_at=None, editors=own)
         return values
     chunks = None
-    if forward is None and editing is None:
-        chunks = _behind_prompts(adapter, tree, readers)
+    if editing is None and tree.branches is not None and (forward is None or after is not None):
+        before = after if forward is not None else None
+        here = tree if before is None else plan.tree(adapter, batch, padding="right")
+        chunks = _behind_prompts(adapter, here, readers, before)
     if chunks is None:
         chunks = tree.plain_logits(run, readers, editors, adapter.pad_id)
     scores = Scores.of(tree, chunks, first=plan.vocabulary)
     return values | read_metrics(adapter, batch, plan, metrics, scores)
 
 
-# Of adapters whose branches were tried: the widest rows they agreed on, None where they do not.
-_TRIED: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
+# Of adapters whose branches were tried, without and with a prefix: the widest rows they agreed on,
+# None where they do not.
+_TRIED: WeakKeyDictionary[Any, dict[bool, int | None]] = WeakKeyDictionary()
 _WIDER = 1.5  # times as wide rows are tried anew: windows of attention begin to matter
 
 
 def _behind_prompts(
-    adapter: Any, tree: ContinuationTree, readers: Mapping[str, ReadHook]
+    adapter: Any,
+    tree: ContinuationTree,
+    readers: Mapping[str, ReadHook],
+    after: KeptPrefix | None,
 ) -> Iterable[Chunk] | None:
     """Logits at all places, what is not in the rows run behind them; None where that cannot be."""
     above = bool(readers) and adapter._top(readers) is None
-    width, tried = tree.tokens.shape[1], _TRIED.get(adapter, 0)
-    if tree.branches is None or above or tried is None or watched(adapter):
+    verdicts = _TRIED.setdefault(adapter, {})
+    width, tried = tree.tokens.shape[1], verdicts.get(after is not None, 0)
+    if above or tried is None or watched(adapter):
         return None
     try:
         suffix = prefill(
-            adapter,
-            tree.tokens,
-            tree.mask,
-            start=tree.start,
-            readers=readers,
-            branches=tree.branches,
-            check=False,
-        )
+            adapter, tree.tokens, tree.mask, start=tree.start, readers=readers,
+            branches=tree.branches, after=after, check=False,
+        )  # fmt: skip
         if width > _WIDER * tried:
             suffix.check_branches(tree.tokens)
-            _TRIED[adapter] = width
+            verdicts[after is not None] = width
     except CannotResume:
-        _TRIED[adapter] = None
+        verdicts[after is not None] = None
         return None
     return tree.suffix_logits(suffix, suffix.entering[-1][None])
 

@@ -123,7 +123,9 @@ def evaluate(
     passes = PrefixedPasses(adapter, encoded, plan)
     for batch in batches(encoded, plan, "evaluate"):
         _, run = passes.of(batch)
-        found = forward_batch(adapter, batch, plan, wanted, known, {}, forward=run)
+        found = forward_batch(
+            adapter, batch, plan, wanted, known, {}, forward=run, after=passes.prefix
+        )
         for name, numbers in found.items():
             values[name][[encoded.index for encoded in batch]] = numbers
     return values
@@ -175,7 +177,9 @@ def read_sites(
     for batch in batches(encoded, plan, **options):
         parts, run = passes.of(batch)
         readers = {name: reader for part in parts for name, reader in part.readers().items()}
-        values = forward_batch(adapter, batch, plan, metrics, known, readers, forward=run)
+        values = forward_batch(
+            adapter, batch, plan, metrics, known, readers, forward=run, after=passes.prefix
+        )
         (activations, mask), *gates = [part.result() for part in parts]
         yield Batch(
             index=torch.tensor([item.index for item in batch]),

@@ -101,9 +101,9 @@ class PairedCache:
         other = [item.prompt_tokens.tolist() for item in twins]
         differ = [_first_difference(a, b) - len(a) for a, b in zip(rows, other, strict=True)]
         self.n_columns = -min(differ)
-        self.tree = plan.tree(self.adapter, batch, aligned=True)
+        self.tree = plan.tree(self.adapter, batch, padding="ends")
         self.clean = self._run(self.tree, check=True)
-        there = plan.tree(self.adapter, batch, twins, aligned=True)
+        there = plan.tree(self.adapter, batch, twins, padding="ends")
         self.corrupted = self._run(there, check=False)
         self._posts: dict[int, tuple[Tensor, Tensor]] = {}
         self._norms: dict[tuple[int, str, str], FrozenNorm] = {}

@@ -61,19 +61,21 @@ class BridgePartialForward(PartialForward):
         start: int,
         readers: Mapping[str, ReadHook],
         branches: Branches | None = None,
+        after: Any = None,
     ) -> None:
-        super().__init__(adapter, mask, start, branches)
+        super().__init__(adapter, mask, start, branches, after)
         from transformers import DynamicCache
 
         if not keeps_keys(adapter):
             raise CannotResume(f"{adapter.name} keeps no keys and values")
-        real, cache = self.mask.long(), DynamicCache()
+        real: Tensor = self.mask.long()
+        cache: Any = DynamicCache() if after is None else after.bridge_cache(len(tokens))
         options: dict[str, Any] = {str(cache_argument(adapter._accepts)): cache, "use_cache": True}
-        options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
+        options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)[:, self.before :]
         if "logits_to_keep" in adapter._accepts:
             options["logits_to_keep"] = 1
         calls: list[Call] = []
-        tokens, editors = adapter._spoken(tokens, {})
+        tokens, editors = adapter._spoken(tokens[:, self.before :], {})
         with (
             adapter._evaluating(),
             adapter._attached(readers, editors) as called,
@@ -135,13 +137,13 @@ class BridgePartialForward(PartialForward):
 
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             residual = args[0] if args else kwargs["hidden_states"]
-            self.entering.append(residual[:, self.start :].clone())
+            self.entering.append(residual[:, self.start - self.before :].clone())
             # Without the whole residual stream, which would be kept for every layer.
             calls.append(((None, *args[1:]) if args else (), {**kwargs, "hidden_states": None}))
 
         def after(module: Any, args: Any, out: Any) -> None:
             residual = out if isinstance(out, Tensor) else out[0]
-            self.entering.append(residual[:, self.start :].clone())
+            self.entering.append(residual[:, self.start - self.before :].clone())
 
         handles: list[Any] = []
         try:
@@ -201,16 +203,18 @@ class BridgePartialForward(PartialForward):
             return tuple(self._place(layer, part, n_sets) for part in value)
         if not isinstance(value, Tensor):
             return value
-        width, shape, first = self.width, value.shape, self.layout.first
-        if value.ndim == 4 and shape[2] == width and shape[3] >= width:
-            return self._place_mask(layer, value[:, :, first:, :width], n_sets)
+        width, shape, first = self.width - self.before, value.shape, self.layout.first
+        if value.ndim == 4 and shape[2] == width and shape[3] >= self.width:
+            rows = value[:, :, first - self.before :, : self.width]
+            return self._place_mask(layer, rows, n_sets)
         if value.ndim == 1 and len(value) == width:
-            places = self.layout.places
+            places = self.layout.places - self.before
             if not bool((places == places[:1]).all()):
                 raise CannotResume(f"{self.adapter.name} numbers the columns of all rows alike")
             return repeat(value[places[0]], "c -> (s c)", s=n_sets)
         if value.ndim > 1 and shape[0] in (1, len(self.mask)) and shape[1] == width:
-            return repeat(self.layout.taken(value, 1), "e c ... -> e (s c) ...", s=n_sets)
+            taken = self.layout.taken(value, 1, self.before)
+            return repeat(taken, "e c ... -> e (s c) ...", s=n_sets)
         raise CannotResume(
             f"{self.adapter.name} hands its blocks a tensor of shape {tuple(shape)}, unknown here"
         )

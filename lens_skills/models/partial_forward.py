@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lens_skills.models.adapter import ReadHook, check_shapes
 from lens_skills.models.branches import Branches
+from lens_skills.models.kept_prefix import KeptPrefix
 from lens_skills.models.partial_bridge import BridgePartialForward
 from lens_skills.models.partial_hooked import HookedPartialForward
 from lens_skills.models.partial_run import CannotResume, PartialForward
@@ -23,6 +24,7 @@ def prefill(
     start: int,
     readers: Mapping[str, ReadHook],
     branches: Branches | None = None,
+    after: KeptPrefix | None = None,
     clean: Float[Tensor, "example d_vocab"] | None = None,
     check: bool = True,
 ) -> PartialForward:
@@ -30,11 +32,13 @@ def prefill(
 
     Args:
         adapter: The model.
-        tokens: Padded on the left.
+        tokens: Padded on the left; behind a prefix on the right.
         mask: Which of them are real.
         start: The first column to be run again.
         readers: Called on the way; they see whole rows, as in `ModelAdapter.forward`.
         branches: What else continues the rows; no reader sees it.
+        after: What all rows begin with, run before: readers see the columns behind it alone, and
+            ``start`` is one of those.
         clean: Logits of the last column from an ordinary pass, to check against (None: one more
             pass is made for them).
         check: Whether to run it once and compare; without, only what is known beforehand to go
@@ -57,7 +61,7 @@ def prefill(
         raise CannotResume(f"the blocks of {adapter.name} stand on several devices")
     if not hasattr(adapter.model, "ln_final"):
         raise CannotResume(f"{adapter.name} has no final norm")
-    suffix = kind(adapter, tokens, mask, start, readers, branches)
+    suffix = kind(adapter, tokens, mask, start, readers, branches, after)
     if not check:
         return suffix
     if clean is None:

@@ -16,12 +16,16 @@ from lens_skills.models.partial_run import CannotResume, PartialForward
 
 
 class Recording:
-    """A key and value cache that keeps what one block hands it."""
+    """A key and value cache that keeps what one block hands it, behind what was there before."""
 
-    def __init__(self, empty: Tensor) -> None:
-        self.past_keys = self.past_values = empty
+    def __init__(self, empty: Tensor, before: Any = None) -> None:
+        self.before = before
+        self.past_keys = empty if before is None else before.past_keys
+        self.past_values = empty if before is None else before.past_values
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.before is not None:
+            keys, values = self.before.append(keys, values)
         self.past_keys, self.past_values = keys, values
         return keys, values
 
@@ -53,23 +57,32 @@ class HookedPartialForward(PartialForward):
         start: int,
         readers: Mapping[str, ReadHook],
         branches: Branches | None = None,
+        after: Any = None,
     ) -> None:
-        super().__init__(adapter, mask, start, branches)
+        super().__init__(adapter, mask, start, branches, after)
         model = adapter.model
         if not keeps_keys(adapter):
             raise CannotResume("shortformer position embeddings enter every block")
         self.ones = self.mask.long()
         self.caches: list[HookedPrefix] = []
-        tokens, editors = adapter._spoken(tokens, {})
+        tokens, editors = adapter._spoken(tokens[:, self.before :], {})
         with adapter._evaluating(), adapter._attached(readers, editors) as called:
-            residual = model(tokens.to(adapter.device), attention_mask=self.ones, stop_at_layer=0)
-            for block in model.blocks:
-                self.entering.append(residual[:, start:].clone())
-                seen = Recording(residual.new_empty(len(tokens), 0, 1, 1))
+            known = None if after is None else after.hooked_cache(len(tokens))
+            first = start - self.before
+            residual = model(
+                tokens.to(adapter.device),
+                attention_mask=self.ones[:, self.before :],
+                past_kv_cache=known,
+                stop_at_layer=0,
+            )
+            for layer, block in enumerate(model.blocks):
+                self.entering.append(residual[:, first:].clone())
+                empty = residual.new_empty(len(tokens), 0, 1, 1)
+                seen = Recording(empty, None if known is None else known[layer])
                 residual = block(residual, past_kv_cache_entry=seen, attention_mask=self.ones)
                 kept = HookedPrefix(seen.past_keys, seen.past_values)
                 self.caches.append(kept if branches is not None else kept.until(start))
-            self.entering.append(residual[:, start:].clone())
+            self.entering.append(residual[:, first:].clone())
             adapter._all_called(readers, called)
         self._allowed = [self._mask_of(block.attn) for block in model.blocks]
         if branches is not None:

@@ -46,8 +46,11 @@ class PartialForward(ABC):
         mask: Bool[Tensor, "example pos"],
         start: int,
         branches: Branches | None = None,
+        after: Any = None,
     ) -> None:
-        self.adapter, self.start = adapter, start
+        self.adapter, self.start, self.after = adapter, start, after
+        # Columns of the `KeptPrefix`, which are there already.
+        self.before = 0 if after is None else len(after)
         self.mask = mask.to(adapter.device)
         self.width = int(mask.shape[1])
         self.branches = None if branches is None else branches.to(self.mask.device)

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 import lens_skills as ls
-from lens_skills.activations import evaluate, parse_metrics, stream
+from lens_skills.activations import evaluate, parse_metrics, shared_prefix, stream
 from lens_skills.activations import forward as room
 from lens_skills.activations.continuations import ContinuationTree, Scores
 from lens_skills.data import Example
-from lens_skills.models import SoftPrompt, as_adapter
+from lens_skills.models import SoftPrompt, as_adapter, load_model
 from lens_skills.models.partial_forward import CannotResume, prefill
+from tests.models.conftest import IMPLEMENTATIONS
+from tests.models.families import build as build_family
+from tests.models.families import tokenizer
 from tests.models.test_suffix import build
 
 PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50, 51], [1, 60, 61, 62]]
@@ -253,3 +256,57 @@ def test_a_hook_point_after_the_blocks_is_read_plainly(tiny: Any) -> None:
     found = room.forward_batch(adapter, encoded, plan, metrics, {}, readers)
     assert len(seen) == 1
     assert len(found) == len(metrics)
+
+
+def spied(patch: pytest.MonkeyPatch, passes: list[Any]) -> None:
+    """Notes every batch that is read in passes of its own."""
+    own = ContinuationTree.plain_logits
+
+    def note(*args: Any) -> Any:
+        passes.append(1)
+        return own(*args)
+
+    patch.setattr(ContinuationTree, "plain_logits", note)
+
+
+SHOWN = "The key to the cabinets is on the table. The keys to the cabinet are on the table. " * 2
+ASKED = (
+    "The boys near the judge", "The girl", "The keys to the cabinet and the doctor",
+    "The author", "The boy and the girls and the key", "The judge",
+)  # fmt: skip
+FAMILIES = {
+    "hooked": ("gpt2", "bloom", "gpt_neox", "mistral_window", "mixtral"),
+    "bridge": (
+        "gpt2", "bloom", "opt", "gptj", "falcon_alibi", "gemma3_text", "qwen2_window",
+        "deepseek_v3", "gpt_oss", "lfm2",
+    ),
+}  # fmt: skip
+NO_BRANCHES = ("bloom", "falcon_alibi", "lfm2")
+
+
+@pytest.mark.parametrize("kind", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shown", ["", SHOWN], ids=["alone", "shared"])
+def test_every_family_behind_a_shared_prefix_and_without(
+    kind: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Branches behind the rest of a row, which stands behind what all rows begin with."""
+    monkeypatch.setattr(shared_prefix, "_WORTH_A_TRIAL", 1)
+    options = (" is on the table", " are on the table", " is", " was on it")
+    examples = [
+        Example(str(k), shown + asked, options[k % 4], foil=options[(k + 1) % 4], options=options)
+        for k, asked in enumerate(ASKED)
+    ]
+    for family in FAMILIES[kind]:
+        model = load_model(build_family(family), tokenizer=tokenizer(), implementation=kind)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shared_prefix, "may_keep", lambda adapter: False)
+            wanted = plain(model, examples)
+        with pytest.MonkeyPatch.context() as patch:
+            made, passes = counted(patch), list[Any]()
+            spied(patch, passes)
+            found = values(model, examples)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4, msg=family)
+        assert bool(passes) == (family in NO_BRANCHES), family
+        if family not in NO_BRANCHES:
+            assert made, family
+            assert made[0].before > 10 or not shown, family

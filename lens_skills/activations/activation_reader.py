@@ -19,8 +19,10 @@ from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import (
     Component,
+    Components,
     find_places,
     neuron_names,
+    parse_components,
     parse_neurons,
     site_of,
 )
@@ -35,6 +37,7 @@ from lens_skills.activations.forward import (
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
     Position,
+    PositionSpec,
     Site,
     edited_positions,
     find_site,
@@ -73,7 +76,7 @@ class ActivationReader:
         examples: What is read.
         at: Hook point within a block.
         position: Which tokens. None: ``"last"``; for a soft prompt each of its vectors, or where a
-            ``purpose`` is given its last one.
+            ``purpose`` is given its last one; of a table, what it holds.
         layers: Which layers (default all).
         neurons: Names, rows, components or a `Selection`, in the order wanted, all at one site,
             which names say; None: every unit at ``at``.
@@ -114,13 +117,18 @@ class ActivationReader:
         at = site_of(neurons, at)
         self.table = model if isinstance(model, ActivationTable) else None
         self.adapter: ModelAdapter | None = None
-        if position is None and (purpose or self.table is not None):
+        spec: PositionSpec | None = None
+        if position is None and self.table is not None:
+            held = self.table.manifest["positions"]  # as labels, which name what was read
+            position = held[0] if len(held) == 1 else held
+            spec = PositionSpec(tuple(held), None, False, len(held) > 1)
+        elif position is None and purpose:
             position = "last"  # with a soft prompt: its last vector
         if self.table is None:
             self.adapter = with_soft_prompt(model, prompt, chat)
             position = soft_position(self.adapter, position)
         assert position is not None
-        self.position, self.spec = position, parse_position(position)
+        self.position, self.spec = position, spec or parse_position(position)
         self.labels, self.ragged = self.spec.labels, self.spec.ragged
         if purpose and (len(self.labels) != 1 or self.ragged):
             raise LensSkillsError(
@@ -300,6 +308,35 @@ def metric_values(
     return evaluate(model, examples, metrics, prompt=prompt, chat=chat)
 
 
+def units_of(source: ModelAdapter | ActivationTable, units: Any, *, at: str) -> Components:
+    """Units of a model, or of a table, in the order they were named; see `parse_components`.
+
+    Raises:
+        LensSkillsError: As there; of a table, a unit that it does not hold.
+    """
+    if not isinstance(source, ActivationTable):
+        return parse_components(source, units, at=at)
+    at, about = site_of(units, at), source.about
+    made_with = getattr(units, "provenance", {}).get("explore", {}).get("model_fingerprint")
+    if (
+        None not in (made_with, about["model_fingerprint"])
+        and made_with != about["model_fingerprint"]
+    ):
+        raise LensSkillsError(
+            f"the selection belongs to another model than the table {source.called}, which is of "
+            f"{about['model']}. Score and select with this table."
+        )
+    rows = parse_neurons(units, at, about["d_head"])
+    found = Components.of(rows, at, about)
+    for unit in found:
+        if unit.layer not in source.layers or not 0 <= unit.start < source.manifest["width"]:
+            raise LensSkillsError(
+                f"no unit {unit.name!r} in the table {source.called}: it holds layers "
+                f"{list(source.layers)}, {source.manifest['width']:,} units each."
+            )
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class NeuronValues:
     """The activations of some neurons, in float64, and the metrics of the same pass.
@@ -444,6 +481,19 @@ class Excerpt:
 
     def __repr__(self) -> str:
         return f"{self.activation:+.2f}  {self.prompt!r}"
+
+
+def excerpts_without_tokens(
+    examples: Sequence[Example],
+    wanted: Sequence[Sequence[int]],
+    activations: Float[Tensor, "neuron row"],
+) -> list[tuple[Excerpt, ...]]:
+    """For every neuron the wanted examples, by place, of a table, which holds no tokens."""
+    found = []
+    for number, places in enumerate(wanted):
+        some = [(examples[place], float(activations[number, place])) for place in places]
+        found.append(tuple(Excerpt(one.id, one.prompt, value, (), ()) for one, value in some))
+    return found
 
 
 def read_tokens(

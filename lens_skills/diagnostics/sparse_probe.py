@@ -5,7 +5,7 @@ groups with intervals, beside random neurons and random labels, and the k that p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_skills.activations import DEFAULT_SITE, Position, parse_metric
-from lens_skills.activations.activation_reader import metrics_of, read_neurons
+from lens_skills.activations import DEFAULT_SITE, ActivationTable, Position, parse_metric
+from lens_skills.activations.activation_reader import (
+    ActivationReader,
+    metric_values,
+    metrics_of,
+    read_neurons,
+)
 from lens_skills.activations.components import neuron_names
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -29,6 +34,10 @@ from lens_skills.stats.multiple_testing import signs
 
 KS = (1, 2, 4, 8, 16, 32)
 N_FOLDS = 5
+
+# Of a table, so many activations are kept (128 MB); of more, sums rank and a second pass reads the
+# neurons that a probe takes.
+_IN_MEMORY = 1 << 24
 
 FEWEST = 10
 """Examples of either class, in either split, that a probe takes at least."""
@@ -158,7 +167,8 @@ def sparse_probe(
     n / log2 M neurons can ever pay: few examples make few neurons.
 
     Args:
-        model: A model, or an `ActivationTable` that holds both splits.
+        model: A model, or an `ActivationTable` that holds both splits: a large one is read twice,
+            for sums that rank and for the neurons that the probes take.
         train, test: Two splits that share no group.
         neurons: The candidates: None for every neuron, names, rows, a `Selection`, or anything
             with ``.neurons`` in order of strength.
@@ -185,52 +195,63 @@ def sparse_probe(
     both = [*train, *test]
     named = metrics_of(model, metric, both)
     wanted = parse_metric(named, both, asked="sparse_probe(metric=…)")
-    found = read_neurons(
-        model,
-        both,
-        neurons,
-        at=at,
-        position=position,
-        metrics=[wanted],
-        prompt=prompt,
-        chat=chat,
-    )
-    values, n = found.values, len(train)
-    truth = _two_values(found.metrics[wanted.name], wanted.name, n)
-    m = len(values)
-    tried = sorted(set(ks))
-    if not tried or tried[0] < 1 or tried[-1] > m:
-        raise LensSkillsError(
-            f"ks={tuple(ks)}: each k lies between 1 and the {m:,} candidate neurons."
-        )
-    given = _given(neurons, by)
-    groups = [example.group for example in both]
-    learn, held = slice(0, n), slice(n, None)
-    values = _scaled(values, learn)
-    order = torch.arange(m) if given else ranking(values[:, learn], truth[learn])
+    n, groups = len(train), [example.group for example in both]
     control = signs([example.kind for example in both], 1, seed=seed, purpose="probe")[:, 0] > 0
-    control_order = order if given else ranking(values[:, learn], control[learn])
-    bits = _bits(values[:, learn], truth[learn], groups[learn], tried, given)
+    given = _given(neurons, by)
+    where: dict[str, Any] = {"at": at, "position": position, "prompt": prompt, "chat": chat}
+    tried = sorted(set(ks))
+    streamed = isinstance(model, ActivationTable) and not given
+    if streamed:
+        reader = ActivationReader(model, both, neurons=neurons, purpose="read", **where)
+        streamed = len(reader.layer) * len(both) > _IN_MEMORY
+    if streamed:
+        truth = _two_values(metric_values(model, both, [wanted])[wanted.name], wanted.name, n)
+        m = len(reader.layer)
+        _check_ks(ks, tried, m)
+        folds = _folds(truth[:n], groups[:n])
+        orders = _orders_by_sums(reader, truth, control, n, folds, tried[-1])
+        drawn = _random_places(m, tried, n_random, seed)
+        by_chance = [places for some in drawn.values() for places in some]
+        every = [orders.label, orders.control, *orders.folds, *by_chance]
+        needed = torch.unique(torch.cat(every))
+        rows_of = torch.stack([reader.layer, reader.neuron], dim=1)
+        found = read_neurons(model, both, rows_of[needed], metrics=[wanted], **where)
+        place = torch.zeros(m, dtype=torch.long)
+        place[needed] = torch.arange(len(needed))
+        values = _scaled(found.values, slice(0, n))
+    else:
+        found = read_neurons(model, both, neurons, metrics=[wanted], **where)
+        truth = _two_values(found.metrics[wanted.name], wanted.name, n)
+        m, rows_of = len(found.values), found.neurons
+        _check_ks(ks, tried, m)
+        folds = _folds(truth[:n], groups[:n])
+        drawn = _random_places(m, tried, n_random, seed)
+        place, values = torch.arange(m), _scaled(found.values, slice(0, n))
+        orders = _orders(values[:, :n], truth[:n], control[:n], folds, given)
+    learn, held = slice(0, n), slice(n, None)
+
+    def some(places: Int[Tensor, " k"]) -> Columns:
+        return values[place[places]]
+
+    bits = _bits(some, truth[learn], folds, tried, orders)
     rows: list[dict[str, Any]] = [{"k": 0, "bits": bits[0], "description": bits[0]}]
-    random = np.random.default_rng(seed)
     for k in progress(tried, len(tried), "sparse probe", "sizes"):
-        score = _probe(values[order[:k]], truth, learn, held)
+        score = _probe(some(orders.label[:k]), truth, learn, held)
         row: dict[str, Any] = {"k": k}
         for name, point in performance(score, truth[held], groups[held]).items():
             row |= {name: point.value, f"{name}_low": point.low, f"{name}_high": point.high}
-        drawn = [
-            _balanced(values[random.choice(m, k, replace=False)], truth, learn, held)
-            for _ in range(n_random)
-        ]
-        row |= {"random": np.mean(drawn), "random_low": min(drawn), "random_high": max(drawn)}
-        row["control"] = _balanced(values[control_order[:k]], control, learn, held)
+        reached = [_balanced(some(places), truth, learn, held) for places in drawn[k]]
+        row |= {
+            "random": np.mean(reached), "random_low": min(reached), "random_high": max(reached),
+        }  # fmt: skip
+        row["control"] = _balanced(some(orders.control[:k]), control, learn, held)
         row["selectivity"] = row["balanced_accuracy"] - row["control"]
         row["bits"], row["description"] = bits[k], bits[k] + k * math.log2(m)
         rows.append(row)
     table = pd.DataFrame(rows)
     trained = {example.kind for example in train}
     return SparseProbe(
-        neurons=found.neurons[order[: tried[-1]]],
+        neurons=rows_of[orders.label[: tried[-1]]],
         table=table,
         chosen=min(rows, key=lambda row: row["description"])["k"],
         n_candidates=m,
@@ -324,16 +345,113 @@ def _fit(values: Columns, truth: Truth, weights: str | None) -> Any:
     )
 
 
-def _bits(
-    values: Columns, truth: Truth, groups: Sequence[str], ks: Sequence[int], given: bool
-) -> dict[int, float]:
-    """Bits of the training labels given k neurons, each label told by the other folds."""
+def _check_ks(ks: Sequence[int], tried: Sequence[int], m: int) -> None:
+    if not tried or tried[0] < 1 or tried[-1] > m:
+        raise LensSkillsError(
+            f"ks={tuple(ks)}: each k lies between 1 and the {m:,} candidate neurons."
+        )
+
+
+def _random_places(
+    m: int, ks: Sequence[int], n_random: int, seed: int
+) -> dict[int, list[Int[Tensor, " k"]]]:
+    """For each k some draws of so many of the candidates."""
+    random = np.random.default_rng(seed)
+    return {
+        k: [torch.from_numpy(random.choice(m, k, replace=False)) for _ in range(n_random)]
+        for k in ks
+    }
+
+
+Folds = list[tuple[np.ndarray, np.ndarray]]
+
+
+def _folds(truth: Truth, groups: Sequence[str]) -> Folds:
+    """Rows of the training split inside and outside of each fold."""
     from sklearn.model_selection import GroupKFold
 
-    found = dict.fromkeys((0, *ks), 0.0)
     n_folds = min(N_FOLDS, len(set(groups)))
-    folds = GroupKFold(n_folds).split(truth.numpy(), groups=groups)
-    for inside, outside in progress(folds, n_folds, "sparse probe", "folds"):
+    return list(GroupKFold(n_folds).split(truth.numpy(), groups=groups))
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Candidates, the strongest first: by the label, by the control label, and inside each fold."""
+
+    label: Int[Tensor, " k"]
+    control: Int[Tensor, " k"]
+    folds: list[Int[Tensor, " k"]]
+
+
+def _orders(values: Columns, truth: Truth, control: Truth, folds: Folds, given: bool) -> Orders:
+    if given:
+        order = torch.arange(len(values))
+        return Orders(order, order, [order for _ in folds])
+    inside = [ranking(values[:, rows], truth[rows]) for rows, _ in folds]
+    return Orders(ranking(values, truth), ranking(values, control), inside)
+
+
+def _orders_by_sums(
+    reader: ActivationReader, truth: Truth, control: Truth, n: int, folds: Folds, k: int
+) -> Orders:
+    """The first k of `_orders`, from one pass that keeps sums: of each unit in each fold and class.
+
+    Means are about those of the first rows, so that nothing is lost to their size.
+    """
+    sets = [control[:n], ~control[:n], truth[:n], ~truth[:n]]
+    for _, outside in folds:
+        here = torch.zeros(n, dtype=torch.bool)
+        here[outside] = True
+        sets += [truth[:n] & here, ~truth[:n] & here]
+    members = torch.stack(sets).double()
+    m = len(reader.layer)
+    total = torch.zeros(len(sets), m, dtype=torch.float64)
+    square, most = torch.zeros(m, dtype=torch.float64), torch.zeros(m, dtype=torch.float64)
+    origin: Tensor | None = None
+    for batch in reader.batches():
+        units = reader.rows(batch)[0].double()
+        most = torch.maximum(most, units.abs().amax(0))
+        learned = batch.index < n
+        if not bool(learned.any()):
+            continue
+        units = units[learned]
+        origin = units.mean(0) if origin is None else origin
+        units = units - origin
+        total += members[:, batch.index[learned]] @ units
+        square += units.square().sum(0)
+    size = members.sum(1)
+    mean = (total[2] + total[3]) / n
+    spread = (square / n - mean.square()).clamp(min=0).sqrt()
+    flat = spread <= 1e-9 * most
+
+    def first(high: Tensor, n_high: Tensor, low: Tensor, n_low: Tensor) -> Int[Tensor, " k"]:
+        difference = (high / n_high - low / n_low) / spread.clamp(min=1e-300)
+        difference = torch.where(flat, 0.0, difference).nan_to_num()
+        return difference.abs().argsort(descending=True, stable=True)[:k]
+
+    inside = []
+    for fold in range(len(folds)):
+        yes, no = 4 + 2 * fold, 5 + 2 * fold
+        inside.append(
+            first(
+                total[2] - total[yes], size[2] - size[yes], total[3] - total[no], size[3] - size[no]
+            )
+        )
+    label = first(total[2], size[2], total[3], size[3])
+    return Orders(label, first(total[0], size[0], total[1], size[1]), inside)
+
+
+def _bits(
+    some: Callable[[Int[Tensor, " k"]], Columns],
+    truth: Truth,
+    folds: Folds,
+    ks: Sequence[int],
+    orders: Orders,
+) -> dict[int, float]:
+    """Bits of the training labels given k neurons, each label told by the other folds."""
+    found = dict.fromkeys((0, *ks), 0.0)
+    each = zip(folds, orders.folds, strict=True)
+    for (inside, outside), order in progress(each, len(folds), "sparse probe", "folds"):
         yes = truth[outside].double()
         share = (float(truth[inside].double().sum()) + 0.5) / (len(inside) + 1)
         found[0] -= float((yes * math.log2(share) + (1 - yes) * math.log2(1 - share)).sum())
@@ -341,10 +459,10 @@ def _bits(
             for k in ks:
                 found[k] = math.inf
             continue
-        order = torch.arange(len(values)) if given else ranking(values[:, inside], truth[inside])
         for k in ks:
-            fitted = _fit(values[order[:k]][:, inside], truth[inside], None)
-            logit = torch.from_numpy(fitted.decision_function(values[order[:k]][:, outside].T))
+            values = some(order[:k])
+            fitted = _fit(values[:, inside], truth[inside], None)
+            logit = torch.from_numpy(fitted.decision_function(values[:, outside].T))
             wrong = torch.where(truth[outside], -logit, logit)
             found[k] += float(torch.nn.functional.softplus(wrong).sum()) / math.log(2)
     return found

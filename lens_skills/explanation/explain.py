@@ -13,13 +13,19 @@ from torch import Tensor
 
 from lens_skills.activations import (
     DEFAULT_SITE,
+    ActivationTable,
     Position,
-    evaluate,
     parse_metric,
     soft_position,
 )
-from lens_skills.activations.activation_reader import read_neurons, read_tokens
-from lens_skills.activations.components import Component, parse_components, site_of
+from lens_skills.activations.activation_reader import (
+    excerpts_without_tokens,
+    metric_values,
+    read_neurons,
+    read_tokens,
+    units_of,
+)
+from lens_skills.activations.components import Component, site_of
 from lens_skills.activations.locations import parse_position
 from lens_skills.data import Example, halves
 from lens_skills.errors import LensSkillsError
@@ -37,6 +43,8 @@ ACCEPTED = 0.6
 """Share of the top examples from which on a feature is accepted as a heuristic (2410.21272)."""
 
 _FEWEST = 10  # examples per half
+
+_NO_TEXT = " The examples have no text (a table's rows lack the column 'prompt'): no feature of it."
 _DIGITS = 6  # of a share or a p: more are noise
 
 
@@ -67,7 +75,8 @@ def explain(
     them is 0.8 or more stands for it (``disguises``), and what it explains cannot be told from it.
 
     Args:
-        model: A HookedTransformer or TransformerBridge.
+        model: A HookedTransformer or TransformerBridge; or an `ActivationTable`, which gives no
+            tokens of the examples and nothing of what a neuron writes.
         task: A Task or examples: any that did not serve to choose the neurons are better.
         neurons: Names, (layer, index) rows, a `Selection`, or ``scores["metric"].top(20)``.
         features: From `feature_bank`; by default all that is found in the task.
@@ -95,18 +104,27 @@ def explain(
     """
     if len(task) == 0:
         raise LensSkillsError("no examples to explain neurons on: the task is empty.")
-    adapter = with_soft_prompt(model, prompt, chat)
-    components = single_features(
-        parse_components(adapter, neurons, at=at or DEFAULT_SITE), "explain"
-    )
+    table = model if isinstance(model, ActivationTable) else None
+    if table is not None and prompt is not None:
+        raise LensSkillsError(
+            "a table is read as it was written: leave prompt=, or give the model."
+        )
+    source = with_soft_prompt(model, prompt, chat) if table is None else table
+    components = single_features(units_of(source, neurons, at=at or DEFAULT_SITE), "explain")
     site = site_of(components)
-    where = scored_position(adapter, neurons, position)
+    where = scored_position(source, neurons, position)
     bank = feature_bank(task) if features is None else features
     groups = [example.group for example in task]
     parts = check_halves(halves(groups, seed=seed), groups, n_permutations)
     rows = torch.tensor([[one.layer, one.start] for one in components])
     activations = read_neurons(
-        adapter, task, rows, at=components[0].site, position=where, purpose="explained"
+        source,
+        task,
+        rows,
+        at=components[0].site,
+        position=where,
+        chat=chat if table is not None else False,
+        purpose="explained",
     ).values
     values = bank.values(task)
     kept, left_out = usable(bank, values, parts)
@@ -115,6 +133,7 @@ def explain(
             f"none of the {len(bank)} features can be used on these {len(task)} examples: "
             + "; ".join(f"{name!r}: {why}" for name, why in list(left_out.items())[:3])
             + ". Give examples that differ, or features of your own (feature_bank(extra=…))."
+            + (_NO_TEXT if not any(example.prompt for example in task) else "")
         )
     active = _active(activations, parts)
     if not active.any():
@@ -123,7 +142,7 @@ def explain(
             f"{site} at {parse_position(where).labels[0]} does not vary. Choose another position, "
             "other neurons, or examples they fire on."
         )
-    same = disguises(bank.only(*kept), values, _held_against(adapter, task, neurons, metric))
+    same = disguises(bank.only(*kept), values, _held_against(source, task, neurons, metric))
     stands = stands_for(same)
     k = max(1, min(k, len(parts[1]) // 5))
     design = FeatureMatrix.of([bank[name] for name in kept], values)
@@ -131,9 +150,16 @@ def explain(
         activations[active], design, groups, parts, k=k, n_permutations=n_permutations, seed=seed
     )
     extremes = _extremes(activations, n_examples)
-    tokens = read_tokens(adapter, task, components, extremes, activations, where)
-    told = site == DEFAULT_SITE and not adapter.packed
-    writes = logits_of(adapter, components, k=n_tokens, over=task) if told else None
+    writes = None
+    if isinstance(source, ActivationTable):
+        tokens = excerpts_without_tokens(task, extremes, activations)
+        gated = bool(source.manifest.get("gated", False))
+        about = {**source.about, **provenance(task)}
+    else:
+        tokens = read_tokens(source, task, components, extremes, activations, where)
+        if site == DEFAULT_SITE and not source.packed:
+            writes = logits_of(source, components, k=n_tokens, over=task)
+        gated, about = source.gated, provenance(task, source)
     place = active.cumsum(0) - 1
     explained = []
     for number, one in enumerate(progress(components, len(components), "explain", "neurons")):
@@ -142,9 +168,7 @@ def explain(
         explained.append(
             Explanation(
                 name=one.name,
-                rows=feature_rows(
-                    found, int(place[number]), bank, stands, kept, gated=adapter.gated
-                )
+                rows=feature_rows(found, int(place[number]), bank, stands, kept, gated=gated)
                 if is_active
                 else (),
                 top=tokens[number][:half],
@@ -176,10 +200,11 @@ def explain(
         notes=(
             *notes_on(left_out, active, measured, n_permutations, len(kept)),
             *disguise_notes(same),
+            *([] if any(example.prompt for example in task) else [_NO_TEXT.strip()]),
         ),
         disguises=same,
         provenance={
-            **provenance(task, adapter),
+            **about,
             "example_ids": [example.id for example in task],
             "seed": seed,
         },
@@ -199,9 +224,13 @@ def single_features(components: Sequence[Component], verb: str) -> tuple[Compone
     return tuple(components)
 
 
-def scored_position(adapter: ModelAdapter, neurons: Any, position: Position | None) -> Position:
+def scored_position(
+    adapter: ModelAdapter | ActivationTable, neurons: Any, position: Position | None
+) -> Position:
     """As asked; else where a selection was scored; of a soft prompt's vectors, the last."""
     labels = getattr(neurons, "positions", ())
+    if isinstance(adapter, ActivationTable):
+        return position or (labels or adapter.manifest["positions"])[0]
     where = soft_position(adapter, labels[0] if position is None and len(labels) == 1 else position)
     return "last" if isinstance(where, list) and position is None else where
 
@@ -317,21 +346,24 @@ def _accepted(share: float | None, p: float | None) -> bool:
 
 
 def _held_against(
-    adapter: ModelAdapter, task: Sequence[Example], neurons: Any, metric: Any
+    source: ModelAdapter | ActivationTable, task: Sequence[Example], neurons: Any, metric: Any
 ) -> dict[str, np.ndarray]:
     """The metric the neurons were chosen for, where it can be known, and the labels."""
     wanted = None
-    if metric is not None:
-        wanted = parse_metric(metric, task, asked="explain(metric=…)")
-    elif isinstance(chosen := getattr(neurons, "metric", None), str):
+    chosen = getattr(neurons, "metric", None) if metric is None else metric
+    if metric is not None or isinstance(chosen, str):
+        named = source.named(chosen) if isinstance(source, ActivationTable) else chosen
         try:
-            wanted = parse_metric(chosen, task, asked="explain(metric=…)")
+            wanted = parse_metric(named, task, asked="explain(metric=…)")
         except LensSkillsError:
+            if metric is not None:
+                raise
             wanted = None  # one of the user's own functions, which only its name is left of
     labels = label_columns(task)
     if wanted is None:
         return labels
-    return metric_column(wanted.name, evaluate(adapter, task, [wanted])[wanted.name]) | labels
+    values = metric_values(source, task, [wanted])[wanted.name]
+    return metric_column(wanted.name, values) | labels
 
 
 def metric_column(name: str, values: Float[Tensor, " row"]) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from lens_skills.activations import ActivationTable
 from lens_skills.errors import LensSkillsError
+from lens_skills.explanation import explain
 from lens_skills.ranking import rank
 from lens_skills.saved import load
 from lens_skills.scoring import score
@@ -463,3 +464,42 @@ def test_what_needs_the_model_says_so(tmp_path: Path) -> None:
         score(table, table.examples, metrics="entropy")
     with pytest.raises(LensSkillsError, match="no metric 'tune'"):
         score(table, table.examples, metrics="tune")
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_neurons_of_shards_are_explained(tmp_path: Path, text: bool) -> None:
+    acts, rows = numbers(), columns()
+    acts[:, 0, 1, 3] += 3 * torch.tensor(rows["label:even"])
+    acts[:, 0, 0, 2] += 2 * torch.tensor(rows["covariate:size"])
+    if not text:
+        rows.pop("prompt")
+    table = load(write(tmp_path / "t", acts, rows))
+    found = explain(table, table.examples, ["L2N3", "L0N2"], metric="tone", n_permutations=99)
+    best = [one.rows[0] for one in found.neurons]
+    assert [row["feature"] for row in best] == ["even", "size"]
+    assert all(row["p"] <= 0.05 for row in best)
+    assert best[0]["variance_explained"] > 0.4
+    assert ("n words" in {row["feature"] for row in found.neurons[0].rows}) <= text
+    assert any("have no text" in note for note in found.notes) != text
+    top = found.neurons[0].top[0]
+    assert top.activation == pytest.approx(float(acts[:, 0, 1, 3].max()))
+    assert (top.tokens, bool(top.prompt)) == ((), text)
+    assert found.neurons[0].writes is None
+    assert found._repr_html_()
+    repr(found)
+    path = found.save(tmp_path / "kept")
+    assert repr(load(path)) == repr(found)
+    with pytest.raises(LensSkillsError, match=r"no unit 'L1N3' in the table .* layers \[0, 2\], 6"):
+        explain(table, table.examples, ["L1N3"])
+
+
+def test_a_table_is_read_at_its_own_positions(tmp_path: Path) -> None:
+    acts = numbers(2)
+    table = load(write(tmp_path / "t", acts, columns(), positions=["mean", "span('x')"]))
+    found = score(table, table.examples, metrics="tone", **ABOUT)
+    assert found.positions == ("mean", "span('x')")
+    x = acts[:, 1, 1, 3].double()
+    want = torch.corrcoef(torch.stack([x, torch.tensor(columns()["tone"]).double()]))[0, 1]
+    assert float(found.r[0, 1, 9]) == pytest.approx(float(want), abs=1e-6)
+    with pytest.raises(LensSkillsError, match=r"several numbers per example"):
+        rank(table, table.examples, "tone")

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 import lens_skills as ls
 from lens_skills.activations import stream
 from lens_skills.diagnostics import sparse_probe
-from lens_skills.diagnostics.sparse_probe import _bits, performance, ranking
+from lens_skills.diagnostics.sparse_probe import _bits, _folds, _orders, performance, ranking
 from lens_skills.errors import LensSkillsError
 
 
@@ -112,7 +112,7 @@ def test_a_planted_neuron_is_found_alone_and_only_where_planted(
     table = ls.capture(tiny, both, tmp_path / "table", dtype="float32")
     asked: dict[str, Any] = {"metric": "label:carry", "ks": (1, 2, 4), "n_random": 2}
     before = sparse_probe(table, *splits, **asked)
-    held = np.load(table.path / "activations.npy", mmap_mode="r+")
+    held = np.load(table.folders[0] / "activations.npy", mmap_mode="r+")
     says = np.array([example.labels["carry"] for example in both])
     held[:, 2, 31] = says + 0.2 * np.random.default_rng(0).normal(size=len(both))
     held.flush()
@@ -147,15 +147,49 @@ def test_no_neuron_pays_for_a_random_label(tiny: Any, splits: tuple[ls.Task, ls.
     assert found.frame()["bits"][0] == pytest.approx(len(train), rel=0.05)
 
 
+def bits(values: Any, truth: Any, groups: list[str], k: int, *, given: bool) -> dict[int, float]:
+    """Bits of the labels given k of some neurons."""
+    folds = _folds(truth, groups)
+    orders = _orders(values, truth, truth, folds, given)
+    return _bits(lambda places: values[places], truth, folds, (k,), orders)
+
+
+@pytest.mark.parametrize("neurons", [None, "some"])
+def test_a_table_too_large_for_the_memory_gives_the_same(
+    tiny: Any, splits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neurons: Any
+) -> None:
+    splits = (splits[0][:150], splits[1][:150])
+    both = [*splits[0], *splits[1]]
+    table = ls.capture(tiny, both, tmp_path / "table", dtype="float32")
+    asked: dict[str, Any] = {"metric": "label:carry", "ks": (1, 2, 4), "n_random": 2}
+    asked["neurons"] = [[1, n] for n in range(3, 40)] if neurons else None
+    held = sparse_probe(table, *splits, **asked)
+    monkeypatch.setitem(sparse_probe.__globals__, "_IN_MEMORY", 0)
+    inside, calls = sparse_probe.__globals__["_orders_by_sums"], []
+    monkeypatch.setitem(
+        sparse_probe.__globals__,
+        "_orders_by_sums",
+        lambda *args: calls.append(1) or inside(*args),
+    )
+    read = sparse_probe(table, *splits, **asked)
+    assert calls == [1]
+    assert read.names == held.names
+    assert read.n_candidates == held.n_candidates
+    for column in held.table.columns:
+        assert read.table[column].to_numpy() == pytest.approx(
+            held.table[column].to_numpy(), rel=1e-6, nan_ok=True
+        )
+
+
 def test_the_fold_that_is_told_does_not_choose_its_neurons() -> None:
     """Of noise nothing is told; neurons chosen on all labels would seem to tell some of it."""
     random = torch.Generator().manual_seed(0)
     values = torch.randn(500, 60, generator=random, dtype=torch.float64)
     truth = torch.arange(60) % 2 == 0
     groups = [str(row) for row in range(60)]
-    chosen = _bits(values, truth, groups, (4,), given=False)
+    chosen = bits(values, truth, groups, 4, given=False)
     best = values[ranking(values, truth)[:4]]
-    leaked = _bits(best, truth, groups, (4,), given=True)
+    leaked = bits(best, truth, groups, 4, given=True)
     assert leaked[4] < 50 < 60 < chosen[4]
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from itertools import chain, islice, product
 from pathlib import Path
 
 from timing import arguments, run_parts, table
@@ -32,8 +33,8 @@ def seconds():
     return used.ru_utime + used.ru_stime
 start = seconds()
 ls.load_model(sys.argv[1] or None, implementation=sys.argv[2])
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": seconds() - start, "megabytes": most / 1024}))
+most = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"seconds": seconds() - start, "megabytes": int(most.split()[1]) / 1024}))
 """
 
 
@@ -58,9 +59,9 @@ def write_vocabulary(path: Path, size: int = 152_000) -> None:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = sorted(bytes_to_unicode().values())
-    pairs = [(one, other) for one in letters for other in letters]
-    longer = [(one + other, third) for one, other in pairs for third in letters]
-    merges = (pairs + longer)[: size - len(letters) - 2]
+    pairs = list(product(letters, letters))
+    longer = ((one + other, third) for one, other in pairs for third in letters)
+    merges = list(islice(chain(pairs, longer), size - len(letters) - 2))
     tokens = [*letters, *("".join(merge) for merge in merges), "<s>", "</s>"]
     width, inner = 64, 256
     writer = gguf.GGUFWriter(str(path), "llama")

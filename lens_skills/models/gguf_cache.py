@@ -6,8 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
+from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -29,8 +31,33 @@ def root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lens_skills"
 
 
-def converted(gguf: Path) -> Path:
+def look_ahead(gguf: Path) -> Future[Path | None]:
+    """The intact folder ``gguf`` was converted into, or None, while the caller does other things.
+
+    Half a gigabyte is hashed in the time in which the libraries are imported.
+    """
+
+    found: Future[Path | None] = Future()
+
+    def look() -> None:
+        try:
+            check_gguf(gguf)
+            entry = entry_of(gguf)
+            found.set_result(entry if intact(entry) else None)
+        except Exception:
+            found.set_result(None)  # `converted` says why
+
+    # A daemon: whoever gives up does not wait for the hash of a file.
+    Thread(target=look, name="lens-skills-hash", daemon=True).start()
+    return found
+
+
+def converted(gguf: Path, ahead: Future[Path | None] | None = None) -> Path:
     """The Hugging Face folder ``gguf`` was converted into, converting it now if need be.
+
+    Args:
+        gguf: The file.
+        ahead: What `look_ahead` gave for it.
 
     Safe against a second process (a lock; the folder appears by one rename) and against an
     interruption (what is half done has another name). A damaged folder is built again.
@@ -41,6 +68,8 @@ def converted(gguf: Path) -> Path:
     from filelock import FileLock
 
     check_gguf(gguf)
+    if ahead is not None and (found := ahead.result()) is not None:
+        return found
     entry = entry_of(gguf)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)

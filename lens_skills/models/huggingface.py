@@ -244,8 +244,8 @@ def _tokenizer(given: Any, *, local: bool = True) -> tuple[Any, bool]:
 
     if isinstance(given, str | Path):
         where = str(given)
-        plain, found = _loaded(
-            lambda: (from_pretrained(where), _with_bos(from_pretrained, where)),
+        found, begins = _loaded(
+            lambda: _opened_with_bos(from_pretrained, where),
             f"no tokenizer loads from {where!r}. Pass one: load_model(..., tokenizer=...)",
         )
     elif not hasattr(given, "bos_token") or not callable(given):
@@ -255,7 +255,7 @@ def _tokenizer(given: Any, *, local: bool = True) -> tuple[Any, bool]:
         )
     else:
         where = str(getattr(given, "name_or_path", "") or "memory")
-        plain, found = cast("Any", given), copy.deepcopy(given)
+        found, begins = copy.deepcopy(given), _begins(given)
         if found.bos_token is not None and not found.init_kwargs.get("add_bos_token"):
             with tempfile.TemporaryDirectory(prefix="lens-skills-") as folder:
                 found.save_pretrained(folder)
@@ -263,8 +263,34 @@ def _tokenizer(given: Any, *, local: bool = True) -> tuple[Any, bool]:
             found.padding_side = given.padding_side
     found.init_kwargs["name_or_path"] = where
     found.name_or_path = where
-    bos, tokens = plain.bos_token_id, plain("a")["input_ids"]
-    return found, bos is not None and len(tokens) > 0 and tokens[0] == bos
+    return found, begins
+
+
+def _begins(tokenizer: Any) -> bool:
+    """Whether it by itself begins a text with BOS."""
+    bos, tokens = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
+    return bos is not None and len(tokens) > 0 and tokens[0] == bos
+
+
+def _opened_with_bos(from_pretrained: Callable[..., Any], where: str) -> tuple[Any, bool]:
+    """`_with_bos`, and whether the tokenizer as it lies there begins with BOS; read once if it may.
+
+    A large vocabulary takes a second to read. The class that reads it whole from one file can be
+    told of BOS afterwards, and is then as if it had been told before; others are read again.
+    """
+    import transformers
+
+    found = from_pretrained(where)
+    begins = _begins(found)
+    if type(found) is not getattr(transformers, "TokenizersBackend", None):
+        return _with_bos(from_pretrained, where), begins
+    found.init_kwargs["add_bos_token"] = True
+    if found.bos_token is not None:
+        try:
+            found.add_bos_token = True
+        except ValueError:  # as in `_with_bos`
+            return _with_bos(from_pretrained, where), begins
+    return found, begins
 
 
 def _with_bos(from_pretrained: Callable[..., Any], where: str) -> Any:

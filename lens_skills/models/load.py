@@ -1,6 +1,7 @@
 """`load_model` opens whatever holds a model; `describe_openable` says what can be opened here."""
 
 import os
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -177,7 +178,23 @@ def load_model(
             "Run pip install 'transformer-lens<4', or use implementation='bridge'."
         )
     place, keep = _device(device), not in_memory(x)
-    return implement(lambda: _source(x, dtype, tokenizer), implementation, place, keep=keep)
+    gguf = _gguf(x)
+    ahead = None if gguf is None else cache.look_ahead(gguf)
+    return implement(lambda: _source(x, dtype, tokenizer, ahead), implementation, place, keep=keep)
+
+
+def _gguf(x: Any) -> Path | None:
+    """The GGUF file that will be opened, as `_source` finds it."""
+    if x is None or (isinstance(x, str) and x.lower() in BUNDLED):
+        found = BUNDLED[(x or DEFAULT).lower()].find()
+    elif isinstance(x, str | os.PathLike):
+        found = Path(x).expanduser()
+    else:
+        return None
+    if found is None or not found.is_dir():
+        return found if found is not None and found.is_file() else None
+    inside = sorted(found.glob("*.gguf"))
+    return inside[0] if len(inside) == 1 and not (found / "config.json").exists() else None
 
 
 def _dtype(given: Any) -> torch.dtype:
@@ -207,8 +224,15 @@ def _device(given: Any) -> str:
     return str(found)
 
 
-def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> HuggingFaceModel:
+def _source(
+    x: Any, dtype: torch.dtype, tokenizer: Any, ahead: Future[Path | None] | None
+) -> HuggingFaceModel:
     """The Hugging Face model behind ``x``."""
+
+    def from_gguf(path: Path, name: str) -> HuggingFaceModel:
+        entry = cache.converted(path, ahead)
+        return from_folder(entry, dtype=dtype, tokenizer=tokenizer, name=name)
+
     if in_memory(x):
         return from_memory(x, tokenizer, dtype=dtype)
     if x is None or (isinstance(x, str) and x.lower() in BUNDLED):
@@ -216,20 +240,17 @@ def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> HuggingFaceModel:
         place = bundled.path()
         if place.is_dir():
             return from_folder(place, dtype=dtype, tokenizer=tokenizer, name=bundled.name)
-        return _from_gguf(place, dtype, tokenizer, bundled.name)
+        return from_gguf(place, name=bundled.name)
     if not isinstance(x, str | os.PathLike):
         raise LensSkillsError(
             f"a {type(x).__name__} is not a model. load_model takes a folder, a .gguf file, a hub "
             "name, a transformers model with tokenizer=, or nothing for the bundled default."
         )
-    path = Path(x).expanduser()
+    path, gguf = Path(x).expanduser(), _gguf(x)
+    if gguf is not None:
+        return from_gguf(gguf, name=gguf.stem)
     if path.is_dir():
-        inside = sorted(path.glob("*.gguf"))
-        if len(inside) == 1 and not (path / "config.json").exists():
-            return _from_gguf(inside[0], dtype, tokenizer, inside[0].stem)
         return from_folder(path, dtype=dtype, tokenizer=tokenizer)
-    if path.is_file():
-        return _from_gguf(path, dtype, tokenizer, path.stem)
     name = os.fspath(x)
     # A hub name is "name" or "owner/name"; anything else can only have been meant as a path.
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -241,11 +262,6 @@ def _source(x: Any, dtype: torch.dtype, tokenizer: Any) -> HuggingFaceModel:
             f"no model {name!r}: there is no such folder, and the Hugging Face hub did not give "
             f"one (unknown name, or no network). {_can_open()}\nThe hub said: {error}"
         ) from error
-
-
-def _from_gguf(path: Path, dtype: torch.dtype, tokenizer: Any, name: str) -> HuggingFaceModel:
-    entry = cache.converted(path)
-    return from_folder(entry, dtype=dtype, tokenizer=tokenizer, name=name)
 
 
 def _can_open() -> str:

@@ -178,6 +178,27 @@ def test_two_at_once_convert_once(tiny_gguf: Path, builds: list[Path]) -> None:
     assert len(builds) == 1
 
 
+def test_the_cache_is_looked_at_ahead(
+    tiny_gguf: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert gguf_cache.look_ahead(tiny_gguf).result(30) is None
+    entry = gguf_cache.converted(tiny_gguf)
+    assert gguf_cache.look_ahead(tiny_gguf).result(30) == entry
+    damage_flipped(entry)
+    damaged = gguf_cache.look_ahead(tiny_gguf)
+    assert damaged.result(30) is None
+    assert gguf_cache.converted(tiny_gguf, damaged) == entry
+    assert len(builds) == 2
+    whole = gguf_cache.look_ahead(tiny_gguf)
+    assert whole.result(30) == entry
+    monkeypatch.setattr(gguf_cache, "intact", None)  # would raise when called
+    assert gguf_cache.converted(tiny_gguf, whole) == entry
+    monkeypatch.setattr(gguf_cache, "_sha256", None)
+    (tmp_path / "other.gguf").write_bytes(b"no GGUF")
+    assert gguf_cache.look_ahead(tmp_path / "other.gguf").result(30) is None
+    assert gguf_cache.look_ahead(tmp_path / "none.gguf").result(30) is None
+
+
 def test_not_a_gguf_file(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 something else")

@@ -1,6 +1,7 @@
 """Sparse probes: scikit-learn's numbers, a planted neuron found alone, and refusals."""
 
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,13 +165,10 @@ def test_a_table_too_large_for_the_memory_gives_the_same(
     asked: dict[str, Any] = {"metric": "label:carry", "ks": (1, 2, 4), "n_random": 2}
     asked["neurons"] = [[1, n] for n in range(3, 40)] if neurons else None
     held = sparse_probe(table, *splits, **asked)
-    monkeypatch.setitem(sparse_probe.__globals__, "_IN_MEMORY", 0)
-    inside, calls = sparse_probe.__globals__["_orders_by_sums"], []
-    monkeypatch.setitem(
-        sparse_probe.__globals__,
-        "_orders_by_sums",
-        lambda *args: calls.append(1) or inside(*args),
-    )
+    module, calls = sys.modules["lens_skills.diagnostics.sparse_probe"], []
+    inside = module._orders_by_sums
+    monkeypatch.setattr(module, "_IN_MEMORY", 0)
+    monkeypatch.setattr(module, "_orders_by_sums", lambda *args: calls.append(1) or inside(*args))
     read = sparse_probe(table, *splits, **asked)
     assert calls == [1]
     assert read.names == held.names

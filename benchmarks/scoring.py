@@ -22,22 +22,29 @@ from lens_skills.models import as_adapter
 METRICS = ["label:plural", "confidence", "entropy", "margin"]
 PERMUTATIONS, BATCH = 100, 32
 SHARE = 40
+FILLER = ["so", "and", "then", "now", "well", "yes", "but", "as", "if", "on", "when", "or"]
+POSITIONS = list(range(-8, 0))
 WHAT = f"score, 4 metrics, {PERMUTATIONS} permutations, control task, rotated basis"
 
 
 def task_of(model: Any, n_examples: int, n_tokens: int) -> ls.Task:
-    """Agreement prompts led in by filler until each has exactly ``n_tokens`` tokens."""
-    adapter = as_adapter(model)
+    """Agreement prompts led in by filler until each has exactly ``n_tokens`` tokens.
+
+    Each has filler of its own: what prompts begin with alike would be run once for all of them,
+    which `prefixes.py` measures.
+    """
+    adapter, random = as_adapter(model), np.random.default_rng(0)
     found = []
     for place, example in enumerate(ls.tasks.agreement(n=min(n_examples, 7680))):
-        bare = len(adapter.encode(example.prompt))
-        filler = "So" + " and so" * ((n_tokens - bare) // 2) + " on" * ((n_tokens - bare) % 2)
-        prompt = f"{filler} {example.prompt[0].lower()}{example.prompt[1:]}"
+        text = f"{example.prompt[0].lower()}{example.prompt[1:]}"
+        words, n_words = random.choice(FILLER, n_tokens).tolist(), n_tokens
         for _ in range(n_tokens):
+            filler = " ".join(words[:n_words]).capitalize()
+            prompt = f"{filler} {text}" if n_words else example.prompt
             extra = len(adapter.encode(prompt)) - n_tokens
             if extra == 0:
                 break
-            prompt = prompt.replace(" so", "", 1) if extra > 0 else prompt.replace("So", "So so", 1)
+            n_words = max(n_words - extra, 0)
         found.append(
             ls.Example(
                 id=str(place),
@@ -112,11 +119,19 @@ def ways_to_score(model: Any, task: ls.Task) -> dict[str, Callable[[], Any]]:
             draws = np.stack([z, *(random.permutation(z) for _ in range(PERMUTATIONS))])
             np.abs(draws.astype(np.float32) @ a / len(a)).max(1)
 
-    def score() -> None:
+    def score(position: Any = "last") -> None:
         with ls.config(batch_size=BATCH):
-            ls.score(model, task, metrics=METRICS, n_permutations=PERMUTATIONS)
+            ls.score(model, task, metrics=METRICS, n_permutations=PERMUTATIONS, position=position)
 
-    return {"score": score, "bare": bare, "naive": naive, "hoisted": hoisted, "cached": cached}
+    eight = partial(score, POSITIONS)
+    return {
+        "score": score,
+        "eight": eight,
+        "bare": bare,
+        "naive": naive,
+        "hoisted": hoisted,
+        "cached": cached,
+    }
 
 
 def scipy_loop(activations: np.ndarray, metrics: np.ndarray) -> None:
@@ -167,14 +182,19 @@ def against_forward(n_examples: int, rounds: int, tokens: tuple[int, ...]) -> di
             continue
         for n_tokens in tokens:
             ways = ways_to_score(model, task_of(model, n_examples, n_tokens))
-            seconds = interleaved({name: ways[name] for name in ("score", "bare")}, rounds=rounds)
-            ratio = seconds["bare"] / seconds["score"]
+            asked = ("score", "eight", "bare")
+            seconds = interleaved({name: ways[name] for name in asked}, rounds=rounds)
+            ratio, eight = (seconds["bare"] / seconds[name] for name in asked[:2])
             table(
                 f"{WHAT}: {implementation}, {n_examples} prompts of {n_tokens} tokens",
-                {"against the bare forward": f"{ratio:.2f}x"},
+                {
+                    "against the bare forward": f"{ratio:.2f}x",
+                    "at the last eight positions": f"{eight:.2f}x",
+                },
             )
             suffix = "" if n_tokens == 25 else f"_{n_tokens}_tokens"
             figures[f"score_vs_forward_{implementation}{suffix}"] = ratio
+            figures[f"score_of_eight_vs_forward_{implementation}{suffix}"] = eight
     return figures
 
 

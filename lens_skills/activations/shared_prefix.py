@@ -33,9 +33,9 @@ from lens_skills.models.partial_run import CannotResume
 from lens_skills.models.rounding import TOLERANCE, distance
 from lens_skills.models.user_hooks import watched
 
-SAVES = 128
-"""Columns that must be saved before a prefix is run on its own: one more small pass costs about as
-much as a hundred columns of a large one (SmolLM2-135M, two cores)."""
+SAVES = 64
+"""Columns that must be saved before a prefix is run on its own: one more pass of a single row costs as
+much as thirty columns of a batch (blocks of width 576, one core), and the first one also a trial."""
 
 Gather = Callable[[Sequence[Encoded], KeptPrefix | None], Sequence[Any]]
 """The `PositionGather`s of a batch, behind a prefix or not."""

@@ -34,8 +34,11 @@ from lens_skills.models.rounding import TOLERANCE, distance
 from lens_skills.models.user_hooks import watched
 
 SAVES = 64
-"""Columns that must be saved before a prefix is run on its own: one more pass of a single row costs as
-much as thirty columns of a batch (blocks of width 576, one core), and the first one also a trial."""
+"""Columns that must be saved before a prefix is run on its own.
+
+One more pass, of a single row, costs as much as thirty columns of a batch (blocks of width 576, one
+core), and the first one on a model also a trial.
+"""
 
 Gather = Callable[[Sequence[Encoded], KeptPrefix | None], Sequence[Any]]
 """The `PositionGather`s of a batch, behind a prefix or not."""

@@ -1,11 +1,12 @@
 """`sweep` against loops of `run_with_hooks`: time per neuron and example, and equality.
 
-    python benchmarks/sweep.py            # both parts; the whole sweep takes a quarter of an hour
+    python benchmarks/sweep.py            # both parts; the whole sweep takes minutes
     python benchmarks/sweep.py loops      # one part: loops or whole
     python benchmarks/sweep.py --quick    # few neurons: a smoke run, not a measurement
 
 Prompts of 24 tokens, the last position, zero ablation, neurons drawn uniformly over the layers.
-Ratios are neuron-examples per second of `sweep` over those of the other way, from one run.
+Ratios are neuron-examples per second of `sweep` over those of the other way, from one run. The
+part ``whole`` sweeps every neuron, then screened by gradient, and counts what the latter missed.
 """
 
 import time
@@ -21,6 +22,7 @@ from lens_skills.interventions import ablate, sweep
 from lens_skills.models import as_adapter
 
 TOKENS, EXAMPLES, COPIES = 24, 8, 32
+SHARE, LARGEST = 0.07, 100  # of the neurons, chosen by gradients; the largest effects to be found
 Neuron = tuple[int, int]
 
 
@@ -150,23 +152,53 @@ def largest_difference(
 
 
 def whole(layers: list[int] | None) -> dict[str, float]:
-    """Every neuron of the model on 8 examples."""
+    """Every neuron of the model on 8 examples; then screened by gradient, and what that misses."""
     model = ls.load_model()
     task, adapter = prompts(model, EXAMPLES), as_adapter(model)
     shown = range(adapter.n_layers) if layers is None else layers
     rows = torch.cartesian_prod(torch.tensor(list(shown)), torch.arange(adapter.d_mlp))
+    asked: dict[str, Any] = {"do": ablate("zero"), "metric": "logit_diff"}
     start = time.perf_counter()
-    effects = sweep(model, task, rows, do=ablate("zero"), metric="logit_diff")
-    seconds = time.perf_counter() - start
+    effects = sweep(model, task, rows, **asked)
+    between = time.perf_counter()
+    screened = sweep(model, task, rows, screen=SHARE, **asked)
+    seconds, short = between - start, time.perf_counter() - between
+    means = effects.total.mean(1)
+    order = means.abs().argsort(descending=True)
+    measured, left = set(screened.names), screened.left_out(LARGEST)
+    recall = {
+        k: sum(effects.names[place] in measured for place in order[:k].tolist()) / k
+        for k in (LARGEST, 2 * LARGEST)
+    }
+    missed = (means.abs() > left.threshold) & torch.tensor(
+        [not chosen for chosen in screened.screening.chosen.tolist()]
+    )
     table(
         f"all neurons of {len(shown)} layers, {EXAMPLES} prompts of {TOKENS} tokens",
         {
             "neurons": f"{len(effects.names):,}",
             "seconds": f"{seconds:.0f}",
             "ms per neuron and example": f"{1e3 * seconds / effects.total.numel():.2f}",
+            "columns at once, MiB": "{edit_rows:,}, {edit_mib:.0f}".format(**effects.provenance),
+            f"screened, {SHARE:.0%}: seconds": f"{short:.0f} (1/{seconds / short:.1f})",
+            "measured": f"{len(measured):,}",
+            f"recall of the {LARGEST} largest effects": f"{recall[LARGEST]:.2f}",
+            f"recall of the {2 * LARGEST} largest": f"{recall[2 * LARGEST]:.2f}",
+            "left out beyond the threshold, estimated": (
+                f"{left.beyond:.0f} [{left.beyond_low}, {left.beyond_high}]"
+            ),
+            "in truth": f"{int(missed.sum())}",
         },
     )
-    return {"sweep_whole_neurons": float(len(effects.names)), "sweep_whole_seconds": seconds}
+    return {
+        "sweep_whole_neurons": float(len(effects.names)),
+        "sweep_whole_seconds": seconds,
+        "sweep_screened_seconds": short,
+        "sweep_screened_neurons": float(len(measured)),
+        "sweep_screened_recall": recall[LARGEST],
+        "sweep_screened_recall_twice": recall[2 * LARGEST],
+        "sweep_whole_vs_screened": seconds / short,
+    }
 
 
 def loops(per_layer: int, every: int, rounds: int) -> dict[str, float]:

@@ -182,6 +182,7 @@ def commands(run: Path, out: Path, model: Path) -> dict[str, list[object]]:
         "explain": [run, "--neuron", "L0N1", "--limit", 60],
         "compare-methods": [run, "--method", "pearson", "--k", 2, "--limit", 24],
         "circuit": [run, "--edges", 2, "--depth", 1, "--limit", 40],
+        "sweep": [run, "--screen", 0.05, "--limit", 6],
         "dose": [run, "--neuron", "L0N1", "--limit", 16],
         "shortcuts": [run, "--neuron", "L0N1", "--control-neurons", 5, "--permutations", 19],
         "regulators": [run, "--neuron", "L0N1", "--control-neurons", 19, "--limit", 60,

@@ -32,7 +32,7 @@ from lens_skills.cli.exit_codes import (
 )
 from lens_skills.cli.export_command import export
 from lens_skills.cli.finding import score, select, study
-from lens_skills.cli.intervening import audit, dose, verify
+from lens_skills.cli.intervening import audit, dose, sweep, verify
 from lens_skills.cli.report_command import report
 from lens_skills.cli.run_figures import figures
 from lens_skills.cli.shared_options import Precision, Seed
@@ -290,7 +290,7 @@ command(app, study, panel=START, opens="model", reads="table", makes=True)
 command(app, score, panel=STEPS, opens="model", reads="table", makes=True)
 for step in (select, verify):
     command(app, step, panel=STEPS, opens="run", makes=True)
-for analysis in (explain, circuit, dose, shortcuts, regulators, compare_methods):
+for analysis in (explain, circuit, sweep, dose, shortcuts, regulators, compare_methods):
     command(app, analysis, panel=MORE, opens="run", makes=True)
 command(app, audit, panel=MORE, opens="model", reads="table", makes=True)
 command(app, show, panel=LOOK)

@@ -103,9 +103,6 @@ def dose(
     what = f"the effects of steering {joined(steered)}"
     step = Step(place, what, asked, then=f"lens-skills figures {run}")
     if told.begin(step, lambda: {"dose": DoseResponse.load(place)}):
-        where = opened.as_scored()
-        if where["position"] in ("mean", "max"):
-            where["position"] = "all"
         curve = dose_response(
             open_read_model(opened),
             examples,
@@ -114,9 +111,60 @@ def dose(
             metric=causal,
             over=scores if set(steered) <= set(scores.names()) else opened.splits()[0],
             at=scores.site,
-            **where,
+            **_edited_where_scored(opened),
         )
         told.keep(step, "dose", curve, run / "figures")
+
+
+def sweep(
+    run: Folder,
+    causal_metric: CausalMetric = None,
+    screen: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Measure only this share, that of which gradients expect most (0.07), and a "
+            "random sample of the rest, which says how much was left out.",
+        ),
+    ] = None,
+    limit: Intervene = 16,
+) -> None:
+    """Ablate every neuron of RUN alone, on its third split: what each does to the metric.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    is_run(run)
+    from lens_skills.cli.runs import Run, chosen_metric
+    from lens_skills.interventions import Effects, ablate
+    from lens_skills.interventions import sweep as swept
+
+    if screen == 0:
+        raise LensSkillsError("--screen 0 would measure nothing. Leave it out to measure all.")
+    told, opened = call(), Run.load(run)
+    examples = opened.intervene_split(limit)
+    causal = chosen_metric(examples, causal_metric)
+    place = opened.path("sweep", causal)
+    asked = {"--causal-metric": causal, "--screen": screen, "--limit": limit}
+    step = Step(place, f"the sweep of {causal}", asked, then=f"lens-skills report {run}")
+    if told.begin(step, lambda: {"sweep": Effects.load(place)}):
+        effects = swept(
+            open_read_model(opened),
+            examples,
+            do=ablate("mean", over=opened.splits()[0]),
+            metric=causal,
+            at=opened.scores().site,
+            screen=screen,
+            checkpoint=opened.path("sweeping", causal),
+            **_edited_where_scored(opened),
+        )
+        told.keep(step, "sweep", effects, run / "figures")
+
+
+def _edited_where_scored(opened: Any) -> dict[str, Any]:
+    """Position and seed of the run's scores; what was pooled over all tokens is edited at all."""
+    where = opened.as_scored()
+    return where | ({"position": "all"} if where["position"] in ("mean", "max") else {})
 
 
 def audit(

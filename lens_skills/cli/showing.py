@@ -12,7 +12,7 @@ from lens_skills.errors import LensSkillsError, did_you_mean
 
 # The order in which a run comes by its results: how the names of their folders begin.
 WALK = (
-    "study", "preflight", "explore", "confirm", "selection", "verdict", "dose", "audit",
+    "study", "preflight", "explore", "confirm", "selection", "verdict", "sweep", "dose", "audit",
     "explanations", "activating", "shortcuts", "regulators", "circuit", "methods",
 )  # fmt: skip
 _PARTS = ("scores", "confirm_scores", "selection", "verdict")  # of a study

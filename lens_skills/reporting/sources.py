@@ -30,6 +30,7 @@ _COMMANDS = {
     "shortcuts": ("shortcuts", "--metric"),
     "regulators": ("regulators", "--metric"),
     "dose": ("dose", ""),
+    "sweep": ("sweep", "--causal-metric"),
 }
 
 

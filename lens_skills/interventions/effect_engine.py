@@ -114,7 +114,8 @@ class EffectEngine:
         n_sets = self.spec.rows.columns(self.shape) // self.columns
         if self.spec.plan.vocabulary:
             n_sets = min(n_sets, _VOCABULARY_ROWS // len(self.batch))
-        return max(1, n_sets)
+        # A round number goes into equal trees.
+        return max(1, n_sets - n_sets % 32 if n_sets > 64 else n_sets)
 
     @property
     def columns(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lens_skills.models.adapter import ReadHook
 from lens_skills.models.branches import Branches
 from lens_skills.models.key_cache import cache_argument, cache_handed_on, keeps_keys
-from lens_skills.models.partial_run import CannotResume, PartialForward
+from lens_skills.models.partial_run import CannotResume, PartialForward, behind
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -26,7 +26,7 @@ class BridgePrefix:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> Any:
         before = self.layers[layer]
-        return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+        return behind(before[0], keys, 2), behind(before[1], values, 2)
 
     def get_seq_length(self, *_: Any) -> int:
         return self.start
@@ -105,7 +105,7 @@ class BridgePartialForward(PartialForward):
         if any(len(k) != len(tokens) for k, _ in kept):
             raise CannotResume(f"{adapter.name} keeps keys in a layout of its own")
         cache.layers.clear()  # the calls hold on to it, and only its beginning is needed
-        self._laid_out: dict[tuple[int, int], Call] = {}
+        self._laid_out: dict[tuple[int, int, int], Call] = {}
         if branches is not None:
             self._read_branches()
             self.cache = prefix.until(start)
@@ -165,9 +165,10 @@ class BridgePartialForward(PartialForward):
             yield  # masks and rotations are arguments here
 
     def _block(self, layer: int, tree: Tensor, n_sets: int) -> Tensor:
-        if (layer, n_sets) not in self._laid_out:
-            self._laid_out[layer, n_sets] = self._lay_out(layer, n_sets)
-        args, kwargs = self._laid_out[layer, n_sets]
+        key = layer, n_sets, len(tree) // len(self.mask)
+        if key not in self._laid_out:
+            self._laid_out[key] = self._lay_out(*key)
+        args, kwargs = self._laid_out[key]
         block = self.adapter.model.blocks[layer]
         if args:
             out = block(tree, *args[1:], **kwargs)
@@ -175,8 +176,8 @@ class BridgePartialForward(PartialForward):
             out = block(**{**kwargs, "hidden_states": tree})
         return out if isinstance(out, Tensor) else out[0]
 
-    def _lay_out(self, layer: int, n_sets: int) -> Call:
-        """The block's own arguments, for the tree."""
+    def _lay_out(self, layer: int, n_sets: int, n_trees: int) -> Call:
+        """The block's own arguments, for so many trees of each example."""
         args, kwargs = self.calls[layer]
         block = getattr(self.adapter.model.blocks[layer], "original_component", None)
         names = [] if block is None else list(inspect.signature(block.forward).parameters)
@@ -184,12 +185,19 @@ class BridgePartialForward(PartialForward):
         def place(name: str, value: Any) -> Any:
             if name == "attention_mask" and value is None:
                 # Left out where nothing is padded and the attention itself looks backwards only.
-                return self._place_mask(layer, self._causal(), n_sets)
-            return self._place(layer, value, n_sets)
+                return self._for_trees(self._place_mask(layer, self._causal(), n_sets), n_trees)
+            return self._for_trees(self._place(layer, value, n_sets), n_trees)
 
         named = {name: place(name, v) for name, v in kwargs.items() if name != "hidden_states"}
         rest = [place(name, value) for name, value in zip(names[1:], args[1:], strict=False)]
         return (*args[:1], *rest), named
+
+    def _for_trees(self, value: Any, n_trees: int) -> Any:
+        """An argument that has a row for each example, with one for each tree."""
+        if isinstance(value, tuple):
+            return tuple(self._for_trees(part, n_trees) for part in value)
+        rows = isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(self.mask)
+        return value.repeat(n_trees, *[1] * (value.ndim - 1)) if rows and n_trees > 1 else value
 
     def _causal(self) -> Bool[Tensor, "example 1 column pos"]:
         columns, first = torch.arange(self.width, device=self.mask.device), self.layout.first

@@ -12,7 +12,7 @@ from torch import Tensor
 from lens_skills.models.adapter import ReadHook
 from lens_skills.models.branches import Branches
 from lens_skills.models.key_cache import keeps_keys
-from lens_skills.models.partial_run import CannotResume, PartialForward
+from lens_skills.models.partial_run import CannotResume, PartialForward, behind
 
 
 class Recording:
@@ -37,7 +37,7 @@ class HookedPrefix:
         self.past_keys, self.past_values = keys, values
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.past_keys, keys], 1), torch.cat([self.past_values, values], 1)
+        return behind(self.past_keys, keys, 1), behind(self.past_values, values, 1)
 
     def until(self, start: int) -> "HookedPrefix":
         """Only the first columns, without the rest in memory."""
@@ -131,13 +131,14 @@ class HookedPartialForward(PartialForward):
     def _apply_causal_mask(self, layer: int, attention: Any, n_sets: int) -> Any:
         def masked(scores: Tensor, *_: Any) -> Tensor:
             allowed = self.tree_of(layer, self._allowed[layer], n_sets)
-            return scores.masked_fill(~allowed, float("-inf"))
+            trees = scores.unflatten(0, (-1, len(self.mask)))
+            return trees.masked_fill(~allowed, float("-inf")).flatten(0, 1)
 
         return masked
 
     def _apply_rotary(self, layer: int, attention: Any, n_sets: int) -> Any:
         rotate, start, n_columns = attention.apply_rotary, self.layout.start, self.layout.n_columns
-        branches = n_sets * n_columns
+        branches, n_examples = n_sets * n_columns, len(self.mask)
         # Each place is a row of its own, whose mask is summed up to its position.
         width = max(self.width, 2)
         positions = (self.ones.cumsum(1) - 1).clamp(min=0).gather(1, self.layout.places)
@@ -146,14 +147,19 @@ class HookedPartialForward(PartialForward):
 
         def rotated(x: Tensor, *_: Any) -> Tensor:
             # Queries are branches only; keys have the prefix, not yet rotated, before them.
-            rows = rearrange(x[:, -branches:], "e (s c) h d -> (e c) 1 (s h) d", s=n_sets)
+            trees = len(x) // n_examples
+            rows = rearrange(
+                x[:, -branches:], "(t e) (s c) h d -> (e c) 1 (t s h) d", t=trees, s=n_sets
+            )
             tree = rearrange(
                 rotate(rows, width - 1, mask),
-                "(e c) 1 (s h) d -> e (s c) h d", s=n_sets, c=n_columns,
+                "(e c) 1 (t s h) d -> (t e) (s c) h d", t=trees, s=n_sets, c=n_columns,
             )  # fmt: skip
             if x.shape[1] == branches:
                 return tree
-            return torch.cat([rotate(x[:, :start], 0, self.ones[:, :start]), tree], dim=1)
+            # The prefix is the same in every tree.
+            before = rotate(x[:n_examples, :start], 0, self.ones[:, :start])
+            return behind(before, tree, 1)
 
         return rotated
 

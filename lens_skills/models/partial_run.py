@@ -20,6 +20,9 @@ from lens_skills.models.branches import Branches, Layout
 from lens_skills.models.rounding import distance
 from lens_skills.models.stored_weights import check_gradients
 
+TREE_COLUMNS = 64
+"""Of one tree: each column is compared with all of them, and each tree has a copy of the prefix."""
+
 
 class CannotResume(Exception):
     """This model, or this state of it, does not let its upper blocks run alone; says why."""
@@ -31,7 +34,9 @@ class PartialForward(ABC):
     Many versions of an example (*sets*, since each stands for a set of edited units) share the
     keys and values of its unchanged columns. They are laid side by side on the position axis, as
     branches of a tree: a column sees the shared prefix and its own branch, at its own position.
-    The model's own blocks do the work, so its hook points are reached as ever.
+    More than fit into one tree stand in several, side by side on the batch axis: what a column
+    costs does not grow with the number of sets. The model's own blocks do the work, so its hook
+    points are reached as ever.
 
     Attributes:
         start: The first column that is run again.
@@ -59,6 +64,7 @@ class PartialForward(ABC):
         self.entering: list[Float[Tensor, "example column d_model"]] = []
         self._gradients = False
         self._trees: dict[tuple[int, int], Tensor] = {}
+        self._several: bool | None = None  # whether several trees give what one does; None: untried
 
     def _layout(self, start: int) -> Layout:
         return Layout.of(len(self.mask), start, self.width, self.branches, self.mask.device)
@@ -104,22 +110,54 @@ class PartialForward(ABC):
             editors: Per hook point; each is given ``[set * example, column, ...]``, the examples
                 of the first set first.
         """
-        n_sets = residual.shape[0]
-        # Contiguous: some blocks take views of what they are given.
-        tree = rearrange(residual, "set example column d -> example (set column) d").contiguous()
-        layers = range(layer, self.adapter.n_layers if stop is None else stop)
-        rowwise = {name: self._on_rows(editor, n_sets) for name, editor in editors.items()}
-        with self._evaluating(), self.adapter._attached({}, rowwise) as called:
-            with self._branching(layers, n_sets):
-                for index in layers:
-                    tree = self._block(index, tree, n_sets)
-            self.adapter._all_called(editors, called)
-        return rearrange(tree, "example (set column) d -> set example column d", set=n_sets)
+        n_trees = self._n_trees(len(residual))
+        if n_trees > 1 and self._several is None:
+            self._several = self._check_several()
+        return self._run(residual, layer, stop, editors, n_trees if self._several else 1)
 
-    def _on_rows(self, editor: EditHook, n_sets: int) -> EditHook:
+    def _n_trees(self, n_sets: int) -> int:
+        """Into how many equal trees so many sets go, each of at most `TREE_COLUMNS` columns."""
+        most = max(1, TREE_COLUMNS // max(1, self.n_columns))
+        return next(n for n in range(1, n_sets + 1) if n_sets % n == 0 and n_sets // n <= most)
+
+    def _check_several(self) -> bool:
+        """Whether two sets in trees of their own come out as in one."""
+        residual = self.entering[0]
+        noise = torch.linspace(-1, 1, residual.numel(), device=residual.device).view_as(residual)
+        both = torch.stack([residual, residual + (residual.std() * noise).to(residual)])
+        found, at = [], [self.width - self.start - 1, -1]
+        for n_trees in (1, 2):
+            out = self._run(both, 0, None, NO_EDITORS, n_trees)[:, :, at].flatten(0, 1)
+            found.append(self.logits(out).double().log_softmax(-1))
+        one, two = found
+        difference, allowed = distance(self.adapter, two, one)
+        return bool(difference <= allowed)
+
+    def _run(
+        self,
+        residual: Float[Tensor, "set example column d_model"],
+        layer: int,
+        stop: int | None,
+        editors: Mapping[str, EditHook],
+        n_trees: int,
+    ) -> Float[Tensor, "set example column d_model"]:
+        size = len(residual) // n_trees
+        # Contiguous: some blocks take views of what they are given.
+        tree = rearrange(residual, "(t s) e c d -> (t e) (s c) d", t=n_trees).contiguous()
+        layers = range(layer, self.adapter.n_layers if stop is None else stop)
+        rowwise = {name: self._on_rows(one, n_trees, size) for name, one in editors.items()}
+        with self._evaluating(), self.adapter._attached({}, rowwise) as called:
+            with self._branching(layers, size):
+                for index in layers:
+                    tree = self._block(index, tree, size)
+            self.adapter._all_called(editors, called)
+        return rearrange(tree, "(t e) (s c) d -> (t s) e c d", t=n_trees, s=size)
+
+    def _on_rows(self, editor: EditHook, n_trees: int, size: int) -> EditHook:
         def edit(tree: Tensor) -> Tensor:
-            rows = rearrange(tree, "e (s c) ... -> (s e) c ...", s=n_sets)
-            tree = rearrange(editor(rows), "(s e) c ... -> e (s c) ...", s=n_sets)
+            rows = rearrange(tree, "(t e) (s c) ... -> (t s e) c ...", t=n_trees, s=size)
+            new = editor(rows)
+            tree = rearrange(new, "(t s e) c ... -> (t e) (s c) ...", t=n_trees, s=size)
             return tree.contiguous()
 
         return edit
@@ -170,7 +208,7 @@ class PartialForward(ABC):
 
     @abstractmethod
     def _block(self, layer: int, tree: Tensor, n_sets: int) -> Tensor:
-        """One block on the tree."""
+        """One block on the trees of ``n_sets`` sets each, one or more per example."""
 
     def normalise(self, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """The final norm of the residual stream."""
@@ -238,3 +276,16 @@ class PartialForward(ABC):
                 f"{self.adapter.name}: upper blocks run alone differ from the whole model by "
                 f"{difference:.1e} in log-probability"
             )
+
+
+def behind(kept: Tensor, new: Tensor, dim: int) -> Tensor:
+    """What was kept of each example, and behind it what is new, of one or more trees of each.
+
+    >>> behind(torch.zeros(1, 1), torch.ones(2, 1), 1).tolist()
+    [[0.0, 1.0], [0.0, 1.0]]
+    """
+    n_trees = len(new) // len(kept)
+    if n_trees == 1:
+        return torch.cat([kept, new], dim)
+    both = kept.expand(n_trees, *kept.shape), new.unflatten(0, (n_trees, -1))
+    return torch.cat(both, dim + 1).flatten(0, 1)

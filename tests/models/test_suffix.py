@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills.models import as_adapter
+from lens_skills.models import as_adapter, partial_run
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 
 WIDTH = 9
@@ -96,6 +96,63 @@ def test_editors_are_given_rows(tiny: Any) -> None:
             },
         )
         close(out[number], wanted)
+
+
+@pytest.mark.parametrize("start", [WIDTH - 1, WIDTH - 3, 0])
+def test_sets_beyond_one_tree_stand_in_several(
+    tiny: Any, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side on the batch axis, with editors, and as many as do not divide evenly."""
+    adapter, seen = as_adapter(tiny), []
+    suffix = make(adapter, start)
+    values = torch.randn(6 * 3, adapter.d_mlp, generator=torch.Generator().manual_seed(0))
+
+    def put(rows: Tensor) -> Tensor:
+        assert rows.shape == (len(values), WIDTH - start, adapter.d_mlp)
+        return torch.cat([rows[:, :-1], values[:, None]], dim=1)
+
+    editors = {"blocks.2.mlp.hook_post": put}
+    noise = torch.randn(suffix.clean(1, 6).shape, generator=torch.Generator().manual_seed(1))
+    residual = suffix.clean(1, 6) + noise
+    wanted = suffix.run(residual, 1, editors=editors)
+    assert suffix._several is None  # one tree was enough
+    block, real = type(suffix)._block, suffix.mask[:, start:]  # what is padding may be anything
+
+    def watched(self: Any, layer: int, tree: Tensor, n_sets: int) -> Tensor:
+        seen.append(tuple(tree.shape[:2]))
+        return block(self, layer, tree, n_sets)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(partial_run, "TREE_COLUMNS", 2 * suffix.n_columns)
+        patched.setattr(type(suffix), "_block", watched)
+        found = suffix.run(residual, 1, editors=editors)
+    assert suffix._several is True
+    assert seen[-1] == (3 * 3, 2 * suffix.n_columns)  # three trees of two sets, three examples
+    torch.testing.assert_close(found[:, real], wanted[:, real], atol=1e-4, rtol=1e-4)
+    assert (found[0] - found[5]).abs().max() > 0.1
+    monkeypatch.setattr(partial_run, "TREE_COLUMNS", 4 * suffix.n_columns)
+    seven = torch.cat([residual, residual[:1]])  # no equal trees of up to four
+    assert suffix._n_trees(7) == 7
+    found, wanted = suffix.run(seven, 1)[:6], suffix.run(residual, 1)
+    torch.testing.assert_close(found[:, real], wanted[:, real], atol=1e-4, rtol=1e-4)
+
+
+def test_several_trees_that_come_out_otherwise_are_not_used(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suffix = make(as_adapter(tiny), WIDTH - 2)
+    residual = suffix.clean(0, 4)
+    wanted, block = suffix.run(residual, 0), type(suffix)._block
+
+    def wrong(self: Any, layer: int, tree: Tensor, n_sets: int) -> Tensor:
+        """A block that mixes the rows of its batch."""
+        out = block(self, layer, tree, n_sets)
+        return out if len(tree) == len(self.mask) else out + 0.1 * out.mean(0)
+
+    monkeypatch.setattr(type(suffix), "_block", wrong)
+    monkeypatch.setattr(partial_run, "TREE_COLUMNS", 2)
+    torch.testing.assert_close(suffix.run(residual, 0), wanted, atol=1e-5, rtol=1e-5)
+    assert suffix._several is False
 
 
 def test_a_part_of_the_blocks_gives_the_residual_stream_between(tiny: Any) -> None:
@@ -231,6 +288,9 @@ def test_other_architectures(
             return torch.cat([activation[:, :start], activation[:, start:] + noise[2]], dim=1)
 
         close(out[2], whole(adapter, {"blocks.1.hook_resid_pre": push}))
+        assert suffix._check_several()  # each set in a tree of its own
+        several = suffix._run(clean + noise, 1, None, {}, 3)
+        close(suffix.logits(several[:, :, -1]), out)
 
 
 def test_alibi_is_refused_and_not_silently_wrong(

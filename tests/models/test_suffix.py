@@ -137,15 +137,18 @@ def test_sets_beyond_one_tree_stand_in_several(
     torch.testing.assert_close(found[:, real], wanted[:, real], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("raises", [False, True])
 def test_several_trees_that_come_out_otherwise_are_not_used(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, raises: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suffix = make(as_adapter(tiny), WIDTH - 2)
     residual = suffix.clean(0, 4)
     wanted, block = suffix.run(residual, 0), type(suffix)._block
 
     def wrong(self: Any, layer: int, tree: Tensor, n_sets: int) -> Tensor:
-        """A block that mixes the rows of its batch."""
+        """A block that mixes the rows of its batch, or knows how many there are."""
+        if raises and len(tree) > len(self.mask):
+            raise RuntimeError("a shape that does not fit")
         out = block(self, layer, tree, n_sets)
         return out if len(tree) == len(self.mask) else out + 0.1 * out.mean(0)
 

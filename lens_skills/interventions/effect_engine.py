@@ -33,6 +33,7 @@ from lens_skills.models.partial_forward import CannotResume, prefill
 from lens_skills.models.weights import LayerSite, OutputWeights, frozen_norm, written
 
 _AGREE = 1e-4  # nats: how near the fast clean metric must be to the whole model's
+_ROUND = 32  # sets: a round number of them goes into equal trees
 _VOCABULARY_ROWS = 128  # rows whose logits over the whole vocabulary are held at once
 
 
@@ -114,8 +115,7 @@ class EffectEngine:
         n_sets = self.spec.rows.columns(self.shape) // self.columns
         if self.spec.plan.vocabulary:
             n_sets = min(n_sets, _VOCABULARY_ROWS // len(self.batch))
-        # A round number goes into equal trees.
-        return max(1, n_sets - n_sets % 32 if n_sets > 64 else n_sets)
+        return max(1, n_sets - n_sets % _ROUND if n_sets > 2 * _ROUND else n_sets)
 
     @property
     def columns(self) -> int:
@@ -139,7 +139,21 @@ class EffectEngine:
         self, stack: EditStack, draw: int
     ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
         added = self._added(stack, draw)
-        out, moved = self._resume(stack, draw, added)
+        if added is None:
+            return self._after(*self._resume(stack, draw, None))
+        # Features that are off already (most of a ReLU's) need no pass to have no effect.
+        moving = _moving(added)
+        effects, moved = self._after(*self._resume(stack, draw, added[moving]))
+        n_sets, n_examples = added.shape[:2]
+        whole = effects.new_zeros(n_sets, n_examples), moved.new_zeros(n_sets, n_examples)
+        for every, part in zip(whole, (effects, moved), strict=True):
+            every[moving.to(every.device)] = part.unflatten(0, (-1, n_examples))
+        return whole[0].flatten(), whole[1].flatten()
+
+    def _after(
+        self, out: Float[Tensor, "set example column d_model"], moved: Bool[Tensor, " row"]
+    ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
+        """What leaves the last block, as effects; and which rows moved."""
         if self.odds is not None:
             effects = (self.odds(self.main.normalise(out[:, :, -1])) - self.clean_odds).cpu()
             return rearrange(effects, "set example -> (set example)"), moved
@@ -160,15 +174,16 @@ class EffectEngine:
 
         At the suffix's columns; and which rows the edit changed at all.
         """
-        n_sets, layer, suffix = len(stack.places), stack.bottom, self.main
+        layer, suffix = stack.bottom, self.main
         at = self.at.shifted(suffix.start)
         if added is None:
+            n_sets = len(stack.places)
             rows = at.repeated(n_sets)
             editors, moved = stack_editors(self.spec.change, stack, rows, draw)
             # Which rows moved is known once the editors have run.
             return suffix.run(suffix.clean(layer, n_sets), layer, editors=editors), moved
         # The block's own output is the clean one plus what the edited features write.
-        residual = suffix.clean(layer + 1, n_sets).clone()
+        residual = suffix.clean(layer + 1, len(added)).clone()
         columns = at.columns.to(residual.device)
         for pos in range(columns.shape[1]):
             examples = torch.arange(len(columns), device=residual.device)
@@ -233,6 +248,13 @@ class EffectEngine:
         valid = self.at.valid.repeat(n_sets, 1).to(new.device)
         moved = (new - old) * valid[:, :, None]
         return rearrange(moved, "(set example) p f -> set example p f", set=n_sets)
+
+
+def _moving(added: Float[Tensor, "set example pos d_model"]) -> Int[Tensor, " moving"]:
+    """Sets that add anything, and as many others as make their number round."""
+    order = (added != 0).flatten(1).any(1).int().argsort(descending=True, stable=True)
+    n_moving = int((added != 0).flatten(1).any(1).sum())
+    return order[: max(1, -(-n_moving // _ROUND) * _ROUND)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from lens_skills.interventions.edits import ablate, clamp, patch, scale, steer
 from lens_skills.interventions.effects import measure_effects
 from lens_skills.interventions.sweep import sweep
 from lens_skills.models import as_adapter
+from lens_skills.models.partial_run import PartialForward
 
 SKILLS = ["L0N5", "L1N47", "L2H3", "L3N0", "L2MLP", "L3N11"]
 
@@ -182,6 +183,34 @@ def test_what_changes_nothing_has_exactly_no_effect(tiny: Any, task: ls.Task) ->
         assert found.total.abs().max() == 0
         assert found.direct is not None
         assert found.direct.abs().max() == 0
+
+
+def test_what_is_off_already_costs_no_pass(
+    tiny_hooked: Any, task: ls.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As most neurons of a ReLU are; some of the off ones run along, for a round number."""
+    model, sizes = copy.deepcopy(tiny_hooked), []
+    with torch.no_grad():
+        model.blocks[1].mlp.W_gate[:, :43] = 0
+    adapter = as_adapter(model)
+    layer = [(unit,) for unit in parse_components(adapter, [(1, k) for k in range(48)])]
+    run = PartialForward.run
+
+    def watched(self: Any, residual: Tensor, *args: Any, **options: Any) -> Tensor:
+        sizes.append(len(residual))
+        return run(self, residual, *args, **options)
+
+    monkeypatch.setattr(PartialForward, "run", watched)
+    with config(edit_rows=1000):
+        found = measure_effects(adapter, task, layer, ablate("zero"), metric="logit_diff")
+    assert sizes[-1] == 32  # 5 that are on, rounded up
+    some = [0, 30, 43, 44, 47]
+    wanted = by_full_passes(
+        model, task, [layer[k] for k in some], ablate("zero"), "logit_diff", "last"
+    )
+    torch.testing.assert_close(found.total[some], wanted, atol=1e-4, rtol=0)
+    assert found.total[:43].abs().max() == 0
+    assert found.total[43:].abs().amax(1).min() > 1e-5
 
 
 def test_a_decoy_has_exactly_no_effect(tiny_hooked: Any, task: ls.Task) -> None:

@@ -176,7 +176,10 @@ class ActivationTable:
     @property
     def states(self) -> dict[str, str]:
         """Size and time of every shard: what a pass that is resumed must find unchanged."""
-        return {f"shard {shard.path}": shard.state for shard in self.shards}
+        return {
+            f"shard {number} ({shard.path.name})": shard.state
+            for number, shard in enumerate(self.shards, 1)
+        }
 
     def __repr__(self) -> str:
         about, layers = self.manifest, list(self.layers)

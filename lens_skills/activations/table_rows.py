@@ -100,6 +100,7 @@ class TableRows(Sequence[Example]):
         }
         for place in range(stop - start):
             given = {name: column[place] for name, column in texts.items()}
+            given = {name: value or None for name, value in given.items()}
             given["prompt"] = given.get("prompt") or ""
             given["options"] = tuple(given.get("options") or ())
             for part, columns in parts.items():
@@ -129,7 +130,7 @@ def _values(column: Any) -> Any:
         return column.to_numpy()
     if types.is_string(column.type):
         encoded = column.combine_chunks().dictionary_encode()
-        names = [*encoded.dictionary.to_pylist(), None]
+        names = [*(name or None for name in encoded.dictionary.to_pylist()), None]
         return [names[code] for code in encoded.indices.fill_null(-1).to_pylist()]
     return column.to_pylist()
 
@@ -181,7 +182,6 @@ def read_columns(path: Path) -> Any:
     """
     import pyarrow
     import pyarrow.csv as csv
-    import pyarrow.json as lines
     import pyarrow.parquet as parquet
 
     try:
@@ -191,7 +191,7 @@ def read_columns(path: Path) -> Any:
             cells = csv.ParseOptions(newlines_in_values=True)
             return csv.read_csv(path, convert_options=options, parse_options=cells)
         if path.suffix == ".jsonl":
-            return lines.read_json(path)
+            return _read_lines(path)
         if path.suffix == ".parquet":
             return parquet.read_table(path)
     except FileNotFoundError as error:
@@ -204,6 +204,22 @@ def read_columns(path: Path) -> Any:
     raise LensSkillsError(
         f"the table of rows {path.name} is no {', '.join(SUFFIXES)} file. Write it as one of these."
     )
+
+
+def _read_lines(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.json as lines
+
+    reading = lines.ReadOptions(block_size=16 << 20)
+    # What is a text is said, or one that looks like a date would be read as one.
+    texts = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "group", "kind", *TEXTS)])
+    try:
+        said = lines.ParseOptions(explicit_schema=texts, newlines_in_values=True)
+        found = lines.read_json(path, reading, said)
+    except pyarrow.ArrowInvalid:  # ids that are numbers
+        found = lines.read_json(path, reading, lines.ParseOptions(newlines_in_values=True))
+    none = [n for n in texts.names if n in found.column_names and found[n].null_count == len(found)]
+    return found.drop_columns(none)
 
 
 def checked_columns(columns: Any, n_rows: int, file: str) -> Any:

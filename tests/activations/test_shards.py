@@ -437,7 +437,7 @@ def test_a_shard_that_changed_stops_what_is_resumed(
         monkeypatch.undo()
         path = folder / "shard-1.safetensors"
         path.write_bytes(path.read_bytes())
-        with pytest.raises(LensSkillsError, match=r"differs in shard .*shard-1\.safetensors"):
+        with pytest.raises(LensSkillsError, match=r"differs in shard 2 \(shard-1\.safetensors\)\)"):
             score(load(folder), table.examples, **asked)
 
 
@@ -503,3 +503,27 @@ def test_a_table_is_read_at_its_own_positions(tmp_path: Path) -> None:
     assert float(found.r[0, 1, 9]) == pytest.approx(float(want), abs=1e-6)
     with pytest.raises(LensSkillsError, match=r"several numbers per example"):
         rank(table, table.examples, "tone")
+
+
+def test_texts_that_look_like_something_else_stay_texts(tmp_path: Path) -> None:
+    rows = columns() | {
+        "id": [f"2024-01-{n:02}" for n in range(1, N + 1)],
+        "group": [str(n // 4) for n in range(N)],
+        "prompt": ["2021-05-03"] * N,
+        "answer": ["", *[" 07"] * (N - 1)],
+        "label:rule": ["", *["abc"[n % 3] for n in range(1, N)]],
+    }
+    for table in ("csv", "jsonl", "parquet"):
+        found = load(write(tmp_path / table, numbers(), rows, table=table))
+        first, second = found.examples[0], found.examples[1]
+        assert (first.id, first.group, first.prompt) == ("2024-01-01", "0", "2021-05-03")
+        assert (first.answer, second.answer) == (None, " 07")
+        assert ("rule" in first.labels, second.labels["rule"]) == (False, "b")
+
+
+def test_ids_may_be_numbers(tmp_path: Path) -> None:
+    for table in ("csv", "jsonl", "parquet"):
+        found = load(
+            write(tmp_path / table, numbers(), columns() | {"id": [*range(N)]}, table=table)
+        )
+        assert [one.id for one in found.examples] == [str(n) for n in range(N)]

@@ -10,8 +10,9 @@ import torch
 import lens_skills as ls
 from lens_skills.activations import evaluate, shared_prefix, span, stream
 from lens_skills.activations.forward import NOTHING, encode_examples
+from lens_skills.activations.locations import find_site, parse_position
 from lens_skills.activations.shared_prefix import PrefixedPasses, by_beginning, shared_length
-from lens_skills.activations.stream import batches
+from lens_skills.activations.stream import batches, read_sites
 from lens_skills.models import (
     SoftPrompt,
     as_adapter,
@@ -20,6 +21,7 @@ from lens_skills.models import (
     row_columns,
     with_soft_prompt,
 )
+from lens_skills.models.precision import in_precision
 from tests.models.conftest import IMPLEMENTATIONS, needs_hooked
 from tests.models.families import build, tokenizer
 
@@ -312,3 +314,45 @@ def test_score_is_the_same_with_and_without() -> None:
     found = ls.score(model, task, metrics=["label:odd", "entropy"], n_permutations=19)
     for name in ("label:odd", "entropy"):
         torch.testing.assert_close(found[name].strength, wanted[name].strength, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:nothing on")
+@pytest.mark.parametrize("kind", IMPLEMENTATIONS)
+def test_reduced_precision_is_tried_by_its_own_measure(kind: str) -> None:
+    adapter = in_precision(as_adapter(model_of(kind, "gpt_neox")), "bfloat16")
+    behind: list[bool] = []
+    own = PrefixedPasses.of
+
+    def of(self: Any, batch: Any) -> Any:
+        found = own(self, batch)
+        behind.append(self.prefix is not None)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_prefix, "may_keep", lambda adapter: False)
+        wanted, _ = read(adapter, task_of())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrefixedPasses, "of", of)
+        found, _ = read(adapter, task_of())
+    assert behind == [True, True]
+    gap = (torch.stack(found) - torch.stack(wanted)).abs().mean()
+    assert gap <= 0.05 * torch.stack(wanted).abs().mean()
+
+
+@pytest.mark.parametrize("kind", IMPLEMENTATIONS)
+def test_activations_and_gates_are_read_behind_one_prefix(kind: str) -> None:
+    adapter = as_adapter(model_of(kind, "llama"))
+    encoded = encode_examples(adapter, task_of(), answers=False)
+    sites = [find_site(adapter, at) for at in ("mlp.hook_post", "mlp.hook_pre")]
+
+    def both_sites() -> list[torch.Tensor]:
+        found = list(read_sites(adapter, encoded, NOTHING, sites, parse_position("last")))
+        order = torch.cat([batch.index for batch in found]).argsort()
+        gates = [batch.gate for batch in found if batch.gate is not None]
+        return [torch.cat(part)[order] for part in ([b.activations for b in found], gates)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_prefix, "may_keep", lambda adapter: False)
+        wanted = both_sites()
+    for one, other in zip(both_sites(), wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -25,6 +25,9 @@ TREE_COLUMNS = 64
 """Of one tree: each column is compared with all of them, and each tree has a copy of the prefix."""
 
 
+_LARGE = 10.0  # nats: log-probabilities beyond it are rounded by more than the tolerance is for
+
+
 class CannotResume(Exception):
     """This model, or this state of it, does not let its upper blocks run alone; says why."""
 
@@ -279,7 +282,8 @@ class PartialForward(ABC):
     def _near(self, found: Float[Tensor, "*set row d_vocab"], wanted: Tensor) -> None:
         found, wanted = found.double().log_softmax(-1), wanted.double().log_softmax(-1)
         difference, allowed = distance(self.adapter, found, wanted.to(found.device))
-        if not difference <= allowed:
+        # Rounding grows with the numbers that are rounded.
+        if not difference <= allowed * max(1.0, float(wanted.abs().amax()) / _LARGE):
             raise CannotResume(
                 f"{self.adapter.name}: upper blocks run alone differ from the whole model by "
                 f"{difference:.1e} in log-probability"

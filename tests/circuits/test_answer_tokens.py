@@ -17,6 +17,7 @@ from lens_skills.circuits.edge_attribution import (
     edges_out_of,
     target_gradients,
 )
+from lens_skills.circuits.graph import Channel
 from lens_skills.circuits.paired_cache import PairedCache, paired_caches
 from lens_skills.circuits.path_patching import (
     clean_value,
@@ -124,7 +125,7 @@ class Oracle:
 
 
 TOKEN = Node(-1, "token", None, "-3")
-PATHS = [
+PATHS: list[tuple[Node, Node, Channel]] = [
     (TOKEN, Node(2, "answer", 2, "-3", 2), "K"),
     (TOKEN, Node(2, "answer", 0, "-3", 2), "V"),
     (TOKEN, Node(2, "head", 0, "-3", 2), "V"),
@@ -171,7 +172,7 @@ def test_the_whole_graph_is_the_clean_prompt_and_none_the_corrupted(cache: Paire
     corrupted = clean + whole_input(cache, TARGET).double()
     alone, without = CircuitRun(cache, EdgeScheme()), CircuitRun(cache, EdgeScheme(removed=True))
     every = [*all_edges(), *behind()]
-    near = {"atol": 1e-3, "rtol": 0.0}
+    near: dict[str, Any] = {"atol": 1e-3, "rtol": 0.0}
     none, whole, prompts = alone.measure([[], every, all_edges()], TARGET).double()
     torch.testing.assert_close(none, corrupted, **near)
     torch.testing.assert_close(whole, clean, **near)

@@ -10,9 +10,16 @@ from torch import Tensor
 
 import lens_skills as ls
 from lens_skills import config
-from lens_skills.activations.forward import encode_examples
+from lens_skills.activations.forward import encode_examples, prepare
+from lens_skills.activations.locations import find_site
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.attribution import Prescreen, prescreen
+from lens_skills.interventions.attribution import (
+    Prescreen,
+    activations_and_gradients,
+    prescreen,
+    whole_gradients,
+)
+from lens_skills.interventions.batched_edits import edited_places
 from lens_skills.interventions.edits import ablate, clamp, steer
 from lens_skills.interventions.sweep import sweep
 from lens_skills.models import as_adapter
@@ -75,7 +82,7 @@ def test_estimates_equal_a_plain_backward_pass(tiny: Any, task: ls.Task) -> None
 def test_predictions_are_the_limit_of_small_edits(
     tiny_hooked: Any, metric: str, position: Any
 ) -> None:
-    """Also through answers and foils of several tokens, each read in a pass of its own."""
+    """Also through answers and foils of several tokens, run behind the prompt."""
     model = copy.deepcopy(tiny_hooked).to(torch.float64)
     model.cfg.dtype = torch.float64
     do = steer(by=1e-3, over=sums())
@@ -86,6 +93,25 @@ def test_predictions_are_the_limit_of_small_edits(
     scale = exact.total.abs().max()
     # The metric itself is rounded to float32 where it reads several tokens.
     torch.testing.assert_close(found.predicted, exact.total, atol=0.02 * float(scale), rtol=0.05)
+
+
+def test_options_of_several_tokens_have_gradients(tiny: Any) -> None:
+    """What shares the prompt is differentiated as in passes of its own."""
+    options = (" is", " is on the table", " are in it")
+    texts = ("The key to the cabinets", "The key", "The boy near the key")
+    task = [
+        ls.Example(str(k), text, answer=options[k], options=options) for k, text in enumerate(texts)
+    ]
+    adapter, metric = as_adapter(tiny), ls.metrics.logit_diff()
+    encoded, plan = prepare(adapter, task, [metric])
+    places = edited_places(adapter, encoded, "all")
+    site = find_site(adapter, "mlp.hook_post", None)
+    sites = {site.name: site.layers}
+    found = activations_and_gradients(adapter, encoded, plan, metric, places, sites)
+    wanted = whole_gradients(adapter, encoded, plan, metric, places, site)
+    for spot, part in wanted.items():
+        torch.testing.assert_close(found[spot].old, part.old, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[spot].slope, part.slope, atol=1e-4, rtol=1e-3)
 
 
 def test_the_model_is_left_as_it_was(tiny: Any, task: ls.Task) -> None:

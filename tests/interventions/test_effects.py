@@ -156,6 +156,28 @@ def test_every_metric_equals_full_passes(tiny: Any, metric: Any) -> None:
     assert found.provenance["whole_passes"] is None
 
 
+@pytest.mark.parametrize("position", [1, [0, "last"], "all"])
+def test_options_of_several_tokens_at_every_position(tiny: Any, position: Any) -> None:
+    """Prompts of several lengths; options that share beginnings, one that begins another."""
+    options = (" is", " is on the table", " is on", " are in it")
+    texts = ("The key to the cabinets", "The key", "The boy near the key and the table")
+    task: Any = [
+        ls.Example(id=str(k), prompt=text, answer=options[1 + k], options=options)
+        for k, text in enumerate(texts)
+    ]
+    adapter = as_adapter(tiny)
+    sets = [parse_components(adapter, names) for names in SETS]
+    for metric in ("logit_diff", "answer_probability:options"):
+        with config(batch_size=2, edit_rows=40):
+            found = measure_effects(
+                adapter, task, sets, clamp(to=1.5), metric=metric, position=position
+            )
+        wanted = by_full_passes(tiny, task, sets, clamp(to=1.5), metric, position)
+        assert found.provenance["whole_passes"] is None
+        torch.testing.assert_close(found.total, wanted, atol=1e-4, rtol=0)
+        assert wanted.abs().max() > 1e-4
+
+
 def test_random_draws_are_averaged(tiny: Any, task: ls.Task) -> None:
     adapter = as_adapter(tiny)
     sets = [parse_components(adapter, names) for names in (["L0N5"], ["L2H1", "L3N4"])]

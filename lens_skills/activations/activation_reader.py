@@ -393,10 +393,11 @@ def read_neurons(
     width = model.manifest.get("d_head") if isinstance(model, ActivationTable) else model.d_head
     layers, rows = None, None if neurons is None else parse_neurons(neurons, at, width)
     if rows is not None and prompt is None:
-        named, table = rows[:, 0].unique().tolist(), isinstance(model, ActivationTable)
-        there = model.layers if table else range(model.n_layers)
+        held = isinstance(model, ActivationTable)
+        there = model.layers if held else range(model.n_layers)
+        named = rows[:, 0].unique().tolist()
         layers = [layer for layer in named if layer in there] or None
-        if not table and model.soft is not None:
+        if not held and model.soft is not None:
             layers = None
     reader = ActivationReader(
         model,

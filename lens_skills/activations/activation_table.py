@@ -421,7 +421,9 @@ def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any], which: str) -
 
 def _beside(own: Any, table: Any, file: str) -> Any:
     """The columns that stand in a shard together with those of its table."""
-    for name in [] if own is None else own.column_names:
+    if own is None:
+        return table
+    for name in own.column_names:
         if name in table.column_names:
             raise LensSkillsError(
                 f"the shard {file} holds the column {name!r}, and so does its table. Keep one."

@@ -48,7 +48,7 @@ class StoredArray:
     def read(self, places: np.ndarray) -> Float[Tensor, "row *any"]:
         """The rows at these places, which ascend; what lies between them is not read."""
         out = torch.empty(len(places), *self.shape[1:], dtype=DTYPES[self.dtype])
-        view = memoryview(out.reshape(-1).view(torch.uint8).numpy())
+        view = memoryview(out.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         size = math.prod(self.shape[1:]) * DTYPES[self.dtype].itemsize
         starts = np.flatnonzero(np.diff(places, prepend=places[0] - 2) != 1)
         with self.path.open("rb", buffering=0) as file:
@@ -261,7 +261,7 @@ def _safetensors(path: Path, about: Mapping[str, Any]) -> tuple[dict[str | int, 
             entry, key = header[name], _key(name)
             if key == WHOLE or isinstance(key, int):
                 start = 8 + size + entry["data_offsets"][0]
-                dtype = _IN_SAFETENSORS.get(entry["dtype"], entry["dtype"])
+                dtype = str(_IN_SAFETENSORS.get(entry["dtype"], entry["dtype"]))
                 _check_dtype(path, name, dtype)
                 arrays[key] = StoredArray(path, start, dtype, tuple(entry["shape"]))
             elif len(entry["shape"]) == 1:

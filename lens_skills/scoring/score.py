@@ -351,16 +351,16 @@ def sum_up(
         index = batch.index if places is None else places[batch.index]
         for name, numbers in batch.metrics.items():
             values[name][index] = numbers
-        here = {name: numbers[index] for name, numbers in values.items()}
+        own = {name: numbers[index] for name, numbers in values.items()}
         means, weights, residuals = source.rows(batch)
         running.absorb(
-            columns.of(index, here),
+            columns.of(index, own),
             means,
             weights=weights,
             residuals=residuals,
         )
         if firing is not None:
-            firing.absorb(means, torch.stack([here[m.name] for m in wanted], dim=1))
+            firing.absorb(means, torch.stack([own[m.name] for m in wanted], dim=1))
         done += 1
         if saved is not None:
             keep_sums(saved, running, values, done)

@@ -28,6 +28,7 @@ OURS = {
     "dose_response": "`steer` by several doses, and the damage to neutral text; ours",
     "edited": "an edit as a context manager",
     "equal_length_pairs": "examples whose twins have as many tokens",
+    "estimate": "time, memory and disk of a call, measured on small runs of it; ours",
     "export": "tables and graphs as files that other programs read",
     "feature_bank": "columns that an explanation may name",
     "grade": "graders on written texts",

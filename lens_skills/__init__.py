@@ -71,11 +71,12 @@ def _checking_options(function: Any) -> Any:
     from lens_skills.argument_types import check_arguments
 
     takes = signature(function).parameters
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in takes.values())
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         for option in options:
-            if option not in takes:
+            if option not in takes and not open_ended:
                 from lens_skills.old_names import unknown_option
 
                 raise TypeError(unknown_option(function.__name__, option, takes))

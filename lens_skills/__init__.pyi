@@ -13,6 +13,7 @@ from lens_skills.diagnostics import memorisation as memorisation
 from lens_skills.diagnostics import redundancy as redundancy
 from lens_skills.diagnostics import sparse_probe as sparse_probe
 from lens_skills.errors import LensSkillsError as LensSkillsError
+from lens_skills.estimation import estimate as estimate
 from lens_skills.explanation import activating_examples as activating_examples
 from lens_skills.explanation import explain as explain
 from lens_skills.explanation import feature_bank as feature_bank

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ _PAUSE = 10.0  # seconds without any loop, after which a new minute begins
 _clock = time.monotonic
 _open: list["Progress"] = []  # the outermost first
 _line = {"last": 0.0, "ended": -_PAUSE}
+_books: list["_Book"] = []  # the innermost `time_by_unit` is kept
 Each = TypeVar("Each")
 
 
@@ -45,6 +47,8 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
+        if _books:
+            _books[-1].begin(self)
         if self._kind == "bar":
             self._bar = tqdm(
                 total=self.total,
@@ -97,6 +101,8 @@ class Progress:
 
     def close(self) -> None:
         """The loop is over, or broken off: what is printed next begins a line of its own."""
+        if _books:
+            _books[-1].end(self)
         if self._bar is not None:
             self._bar.close()
         if self in _open:
@@ -122,6 +128,50 @@ def progress(items: Iterable[Each], total: int, verb: str, unit: str = "") -> It
         for item in items:
             yield item
             shown.update()
+
+
+class _Book:
+    """Processor seconds inside loops by the unit of the innermost one; "" outside of any."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.running: list[Progress] = []
+        self.since = time.process_time()
+
+    def count(self) -> None:
+        """The time since the last call goes to the loop that runs."""
+        now, unit = time.process_time(), self.running[-1].unit if self.running else ""
+        self.seconds[unit] = self.seconds.get(unit, 0.0) + now - self.since
+        self.since = now
+
+    def begin(self, loop: "Progress") -> None:
+        self.count()
+        self.running.append(loop)
+
+    def end(self, loop: "Progress") -> None:
+        self.count()
+        if loop in self.running:
+            self.running.remove(loop)
+
+
+@contextmanager
+def time_by_unit() -> Iterator[dict[str, float]]:
+    """Where a ``with`` goes: processor seconds by the unit of the loop that ran, "" for none.
+
+    Filled in when the block ends; loops count whether they are shown or not.
+
+    >>> with time_by_unit() as seconds:
+    ...     items = list(progress("ab", 2, "read", "letters"))
+    >>> sorted(seconds)
+    ['', 'letters']
+    """
+    book = _Book()
+    _books.append(book)
+    try:
+        yield book.seconds
+    finally:
+        book.count()
+        _books.remove(book)
 
 
 def close_all() -> None:

@@ -144,7 +144,7 @@ class Study(Result):
 TESTED = 200
 
 # Examples the preflight reads: enough for shares of a few per cent, at half a pass's cost.
-_PREFLIGHT = 300
+PREFLIGHT = 300
 
 
 def study(
@@ -233,8 +233,8 @@ def study(
         "chat": chat,
     }
     sample = explore
-    if len(explore) > _PREFLIGHT:
-        (sample,) = explore.split(_PREFLIGHT / len(explore), seed=seed)
+    if len(explore) > PREFLIGHT:
+        (sample,) = explore.split(PREFLIGHT / len(explore), seed=seed)
     preflight = preflight or run_preflight(model, sample, metrics=[main, *others], chat=chat)
     try:
         scores = score(

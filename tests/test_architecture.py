@@ -39,6 +39,7 @@ FLOORS = (
     ("resampling",),
     ("plotting",),
     ("studies",),
+    ("estimation",),
     ("saved",),
     ("reporting",),
     ("cli",),

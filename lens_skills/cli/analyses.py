@@ -43,7 +43,8 @@ def explain(
     then = f"lens-skills circuit {run}"
     step = Step(place, f"the explanations for {name}", asked, then=then)
     if told.begin(step, lambda: {"explanations": Explanations.load(place)}):
-        explanations = explained(
+        explanations = told.make(
+            explained,
             open_run_model(opened),
             examples,
             opened.neurons(name, neuron, top),
@@ -100,7 +101,8 @@ def shortcuts(
     asked |= {"--permutations": permutations, "--limit": limit}
     step = Step(place, f"the shortcuts for {name}", asked, then=f"lens-skills figures {run}")
     if told.begin(step, lambda: {"shortcuts": Shortcuts.load(place)}):
-        found = find_shortcuts(
+        found = told.make(
+            find_shortcuts,
             open_read_model(opened),
             explore,
             confirm,
@@ -163,7 +165,8 @@ def regulators(
     asked |= {} if neuron else {"--top": top}
     step = Step(place, f"the regulators for {name}", asked, then=f"lens-skills figures {run}")
     if told.begin(step, lambda: {"regulators": Regulators.load(place)}):
-        diagnosed = confidence_regulators(
+        diagnosed = told.make(
+            confidence_regulators,
             open_run_model(opened),
             examples,
             opened.neurons(name, neuron, top),
@@ -204,7 +207,8 @@ def compare_methods(
     then = f"lens-skills figures {run}"
     step = Step(place, f"the comparison of methods for {name}", asked, then=then)
     if told.begin(step, lambda: {"methods": MethodComparison.load(place)}):
-        comparison = compared(
+        comparison = told.make(
+            compared,
             open_read_model(opened),
             opened.splits()[0],
             name,
@@ -255,7 +259,8 @@ def circuit(
     if told.begin(step, lambda: {"circuit": Circuit.load(place)}):
         model = open_run_model(opened)
         pairs = equal_length_pairs(model, opened.intervene_split(None))
-        result = traced(
+        result = told.make(
+            traced,
             model,
             limited(pairs, limit, opened.request.seed),
             start,

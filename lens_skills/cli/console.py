@@ -1,15 +1,18 @@
 """What the commands of the shell share: their options, opening a model, printing or ``--json``."""
 
 import inspect
+import os
 import re
 import shlex
+import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -37,12 +40,13 @@ _COLUMNS = (
     ("group", str | None, "Group column: what no two splits share.", "group"),
     ("kind", str | None, "Column of input types, for the control task.", "kind"),
 )
+_DRY_RUN = ("dry_run", bool, "Say what it would take: time, memory, disk; make nothing.")
 _AGAIN = ("again", bool, "Do again what is finished.")
 _ALL = (
     ("as_json", bool, "Print one JSON object instead, errors as well."),
     ("debug", bool, "Show where an unexpected error arose."),
 )
-_FLAGS = {"as_json": "--json", "again": "--again", "debug": "--debug"}
+_FLAGS = {"as_json": "--json", "again": "--again", "dry_run": "--dry-run", "debug": "--debug"}
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Call:
     as_json: bool = False
     again: bool = False
     debug: bool = False
+    dry_run: bool = False
     opening: dict[str, str | None] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
     step: Step | None = None
@@ -69,6 +74,7 @@ class Call:
     results: dict[str, Any] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    opened_in: float = 0.0
 
     @property
     def command(self) -> str:
@@ -139,6 +145,33 @@ class Call:
         say(done)
         self.then(step.next())
         return False
+
+    def make(self, verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What a verb makes; with ``--dry-run`` what it would take, and the command ends.
+
+        Raises:
+            LensSkillsError: Nothing can be written where it should go, or it does not fit there.
+        """
+        if not self.dry_run:
+            return verb(*args, **options)
+        from lens_skills.estimation import estimate
+
+        self.show_estimate(verb.__name__, estimate(verb, *args, **options))
+        self.end_dry_run()
+
+    def show_estimate(self, name: str, told: Any) -> None:
+        """The card of an estimate, once there is a place for what it would write."""
+        if self.step is not None:
+            check_place(self.step.place, told.disk or 0)
+        self.show(name, told)
+
+    def end_dry_run(self) -> NoReturn:
+        """The command ends here, having made nothing."""
+        if self.opened_in:
+            self.note(f"opening the model took {self.opened_in:.0f} s, which comes on top")
+        say("nothing was made; without --dry-run it is")
+        self.finish()
+        raise typer.Exit
 
     def end(self, step: Step) -> None:
         """The step is done and saved."""
@@ -212,7 +245,7 @@ def command(
     model = [*(_MODEL if opens == "model" else _MODEL[1:] if opens else ())]
     offered = [("A table of your own", one) for one in columns]
     offered += [("The model", one) for one in model]
-    offered += [("The result", one) for one in ([_AGAIN] if makes else [])]
+    offered += [("The result", one) for one in ([_DRY_RUN, _AGAIN] if makes else [])]
     offered += [("The result", one) for one in _ALL]
     more = []
     for group, (name, kind, text) in offered:
@@ -231,7 +264,7 @@ def command(
         told = call()
         told.name = run_name
         _said_once(told.args, run.__annotations__)
-        for name in ("as_json", "again", "debug"):
+        for name in ("as_json", "again", "dry_run", "debug"):
             setattr(told, name, bool(given.pop(name, False)))
         told.opening = {name: given.pop(name) for name, *_ in _MODEL if name in given}
         named = [(key, given.pop(name)) for name, _, _, key in _COLUMNS if reads]
@@ -271,6 +304,25 @@ def _check_opening(opening: Mapping[str, str | None]) -> None:
         raise LensSkillsError(f"no device {device!r}.{near} Name cpu, cuda, cuda:1 or mps.")
 
 
+def check_place(place: Path, n_bytes: int) -> None:
+    """Refuses a place that cannot be written, or has not room for so much.
+
+    Raises:
+        LensSkillsError: It, and which.
+    """
+    there = next((folder for folder in (place, *place.parents) if folder.exists()), Path("."))
+    if not there.is_dir() and there != place:
+        raise LensSkillsError(f"{place} cannot be written: {there} is a file.")
+    if not os.access(there, os.W_OK):
+        raise LensSkillsError(f"{place} cannot be written: {there} may not be changed by you.")
+    free = shutil.disk_usage(there).free
+    if n_bytes > free:
+        raise LensSkillsError(
+            f"{place} would take {n_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there. "
+            "Make room, or write elsewhere."
+        )
+
+
 def choose(what: str, asked: str | None, known: Sequence[str]) -> None:
     """Refuses an option's value that is none of those known, with the nearest."""
     if asked is not None and asked not in known:
@@ -290,13 +342,16 @@ def open_model(**before: str | None) -> Any:
     said = {name: value for name, value in call().opening.items() if value is not None}
     asked = {**before, **said}
     say("opening the model …")
+    began = time.perf_counter()
     with redirect_stdout(sys.stderr):
-        return load_model(
+        model = load_model(
             asked.get("model"),
             implementation=asked.get("implementation"),
             dtype=getattr(torch, asked.get("dtype") or "float32"),
             device=asked.get("device"),
         )
+    call().opened_in = time.perf_counter() - began
+    return model
 
 
 def open_run_model(run: Any) -> Any:

@@ -7,6 +7,7 @@ from lens_skills.activations import stream
 from lens_skills.cli.console import Call, open_model
 from lens_skills.cli.steps import Step
 from lens_skills.cli.terminal import say
+from lens_skills.estimation import estimate
 from lens_skills.interventions import Controls
 from lens_skills.plotting import figures
 from lens_skills.plotting.style import joined, source
@@ -48,6 +49,9 @@ def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
             before = Study.load(place).preflight
             continue
         model = model or open_model()
+        if call.dry_run:
+            call.show_estimate(name, estimate("study", model, task, seed=seed, **options))
+            continue
         shared = before if name == "arithmetic-given-surface" else None
         result = study(model, task, preflight=shared, seed=seed, **options)
         before = result.preflight
@@ -55,6 +59,8 @@ def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
         draw(model, result, out / name)
         result.save(place)
         call.end(step)
+    if call.dry_run:
+        call.end_dry_run()
     written = report(out, out / "report.html", model=model)
     call.wrote(written)
     say(f"all of it to read, sort and print: {written.resolve().as_uri()}")

@@ -77,7 +77,7 @@ def score(
 
     told = call()
     Run(out, request).check()
-    run = Run.create(out, request, command=told.command)
+    run = Run.create(out, request, command=told.command, written=not told.dry_run)
     if told.begin(run.exploring(), lambda: {"scores": run.scores()}):
         told.show("scores", run.explore(open_model()))
         told.wrote(out)
@@ -181,7 +181,7 @@ def study(
     request = replace(request, metrics=(main, *(name for name in further if name != main)))
     Run(out, request).check()
     parse_metrics(causal_metric or (), opened)
-    run = Run.create(out, request, command=told.command)
+    run = Run.create(out, request, command=told.command, written=not told.dry_run)
     asked = {"--fdr": fdr, "--most": most, "--causal-metric": causal_metric, "--delta": delta}
     asked |= {"--control-sets": control_sets, "--control-neurons": control_neurons}
     asked |= {"--intervene": intervene}
@@ -189,7 +189,8 @@ def study(
     step = Step(place, "this study", asked, then=f"lens-skills explain {out} --metric {main}")
     if told.begin(step, lambda: {"study": Study.load(place)}):
         model = open_model()
-        result = studied(
+        result = told.make(
+            studied,
             model,
             opened,
             metric=main,

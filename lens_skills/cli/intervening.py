@@ -103,7 +103,8 @@ def dose(
     what = f"the effects of steering {joined(steered)}"
     step = Step(place, what, asked, then=f"lens-skills figures {run}")
     if told.begin(step, lambda: {"dose": DoseResponse.load(place)}):
-        curve = dose_response(
+        curve = told.make(
+            dose_response,
             open_read_model(opened),
             examples,
             steered,
@@ -233,7 +234,8 @@ def audit(
     then = f"lens-skills figures {folder}" if run else f"lens-skills show {folder}"
     step = Step(place, f"the audit of {', '.join(names)}", asked, then=then)
     if told.begin(step, lambda: {"audit": Audit.load(place)}):
-        result = audited(
+        result = told.make(
+            audited,
             open_read_model(run) if run else open_model(),
             task,
             neurons=names,

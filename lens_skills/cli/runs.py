@@ -70,8 +70,17 @@ class Run:
     request: RunRequest
 
     @classmethod
-    def create(cls, folder: str | Path, request: RunRequest, *, command: str = "") -> "Run":
+    def create(
+        cls,
+        folder: str | Path,
+        request: RunRequest,
+        *,
+        command: str = "",
+        written: bool = True,
+    ) -> "Run":
         """A new run folder; ``command`` is what made it, as it is typed.
+
+        With ``written=False`` nothing is written, and only what would be refused is refused.
 
         Raises:
             LensSkillsError: The folder holds results of another run, or cannot be written.
@@ -84,6 +93,8 @@ class Run:
                 f"{folder} holds another run: {'; '.join(differs)}. Choose another folder, or "
                 "remove it."
             )
+        if not written:
+            return run
         with writable(folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             manifest = {"format": FORMAT, "command": command} | asdict(request)
@@ -154,7 +165,8 @@ class Run:
 
     def explore(self, model: Any) -> Scores:
         """Scores all neurons on the explore split and saves them; resumes where it stopped."""
-        scores = score(
+        scores = call().make(
+            score,
             model,
             self.splits()[0],
             metrics=list(self.request.metrics),
@@ -187,7 +199,8 @@ class Run:
         """Tests explore's strongest neurons on the confirm split; saves what is confirmed."""
         explored = self.scores()[metric]
         options = {k: v for k, v in self.request.options.items() if k != "n_permutations"}
-        confirmed = score(
+        confirmed = call().make(
+            score,
             model,
             self.splits()[1],
             metrics=[metric],
@@ -226,7 +239,8 @@ class Run:
         """
         selection = self.selected(metric)
         task = self.intervene_split(limit)
-        verdict = verify(
+        verdict = call().make(
+            verify,
             model,
             task,
             selection.to_try(most),

@@ -59,8 +59,8 @@ def prompt(
 
     if told.begin(step, saved):
         model = open_model()
-        fitted = fit_prompt(
-            model, train, n_tokens=tokens, n_prefix=prefix, seeds=seeds, epochs=epochs,
+        fitted = told.make(
+            fit_prompt, model, train, n_tokens=tokens, n_prefix=prefix, seeds=seeds, epochs=epochs,
             ending=ending.replace("\\n", "\n"), seed=seed, chat=chat,
         )  # fmt: skip
         several = fitted if isinstance(fitted, tuple) else (fitted,)
@@ -105,7 +105,8 @@ def generate(
     step = Step(out, "these texts", asked, checkpoint=kept)
     by_hand = [graders.from_file(path) for path in grades or ()]
     if told.begin(step, lambda: {"texts": Graded.load(out)}):
-        graded = write(
+        graded = told.make(
+            write,
             open_model(),
             opened,
             prompt=soft,

@@ -1,0 +1,132 @@
+"""What is told as the sum of its parts: `study` by its steps, `stability` by its analysis."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lens_skills.activations import parse_metric, parse_metrics
+from lens_skills.activations.metrics import causal_metric as usual_causal_metric
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
+from lens_skills.estimation.estimates import Estimate
+from lens_skills.estimation.plans import PLANS, Plan
+from lens_skills.estimation.small_runs import measured_estimate, request_of
+from lens_skills.interventions import Verdict, ablate
+from lens_skills.models import as_adapter
+from lens_skills.resampling import stability
+from lens_skills.resampling.stability import HALVES
+from lens_skills.studies import PREFLIGHT, TESTED, default_metric, study
+from lens_skills.tasks import SPLITS, few
+
+
+def estimate_study(*args: Any, **options: Any) -> Estimate:
+    """Preflight, both scores and the verdict, each measured; the verdict on as many as may be."""
+    asked, began = request_of(study, args, options), time.perf_counter()
+    model, task, seed = asked["model"], asked["task"], asked["seed"]
+    as_adapter(model)
+    main = parse_metric(asked["metric"] or default_metric(task), task, asked="study(metric=…)")
+    others = [other for other in parse_metrics(asked["also"], task) if other.name != main.name]
+    names = SPLITS[: len(asked["fractions"])]
+    explore, confirm, *rest = task.split(*asked["fractions"], seed=seed, names=names)
+    common = {name: asked[name] for name in ("at", "position", "given", "exchange", "chat")}
+    common |= {"seed": seed, "n_permutations": asked["n_permutations"]}
+    parts: list[tuple[str, Estimate]] = []
+
+    def told(what: str, verb: str, *given: Any, **further: Any) -> Any:
+        plan = PLANS[verb]
+        found, result = measured_estimate(plan, request_of(plan.verb, given, further))
+        parts.append((what, found))
+        return result
+
+    if asked["preflight"] is None:
+        sample = few(explore, PREFLIGHT)
+        told("the preflight", "preflight", model, sample, metrics=[main, *others],
+             chat=asked["chat"])  # fmt: skip
+    scores = told("scoring explore", "score", model, explore, metrics=[main, *others], **common)
+    strongest = scores[main.name].top(TESTED)
+    told("scoring confirm", "score", model, confirm, metrics=[main], neurons=strongest, **common)
+    causal, notes = asked["causal_metric"] or usual_causal_metric(task), []
+    if rest and causal is not None:
+        tried = scores[main.name].top(asked["most"])
+        intervene = few(rest[0], asked["n_intervene"], seed=seed)
+        told(
+            f"the verdict on {len(tried)} neurons", "verify", model, intervene, tried,
+            do=asked["do"] or ablate("mean", over=scores), metric=causal, delta=asked["delta"],
+            controls=asked["controls"], chat=asked["chat"], seed=seed,
+        )  # fmt: skip
+        without = sum(each.seconds for _, each in parts[:-1])
+        notes.append(
+            f"the verdict is told for the {len(tried)} neurons it tries at most; where nothing is "
+            f"confirmed there is none, and the whole takes {without:.0f} s"
+        )
+    return _together("study", parts, time.perf_counter() - began, notes)
+
+
+def _together(
+    verb: str, parts: Sequence[tuple[str, Estimate]], measuring: float, notes: Sequence[str]
+) -> Estimate:
+    """The sum of several estimates: seconds and disk added, the largest memory."""
+    each = [part for _, part in parts]
+    whole = sum(part.seconds for part in each)
+    cheaper = [
+        (what if len(parts) == 1 else f"{name}: {what}", whole - part.seconds + seconds)
+        for name, part in parts
+        for what, seconds in part.cheaper
+        if what.startswith("controls")
+    ]
+    longest = max(each, key=lambda part: part.seconds)
+    busy = [note for note in longest.notes if note.startswith("this process")]
+    return Estimate(
+        verb=verb,
+        seconds=whole,
+        low=sum(part.low for part in each),
+        high=sum(part.high for part in each),
+        memory=max(part.memory for part in each),
+        model_bytes=max(part.model_bytes for part in each),
+        disk=sum(part.disk or 0 for part in each),
+        parts=tuple((name, part.seconds) for name, part in parts),
+        measured="each part by itself, on few examples",
+        measuring=measuring,
+        waited=longest.waited,
+        cheaper=tuple(cheaper),
+        notes=(*notes, *busy),
+    )
+
+
+def estimate_stability(*args: Any, **options: Any) -> Estimate:
+    """The analysis on the whole task and on every part of it, by small runs of the analysis."""
+    asked = request_of(stability, args, options)
+    analysis, task = asked["analysis"], asked["task"]
+    if isinstance(analysis, Verdict):
+        raise LensSkillsError(
+            "a finished verdict is drawn again without a pass of the model, which takes a moment."
+        )
+    if not callable(analysis) or task is None:
+        stability(analysis, task)  # says what it wants instead
+    if asked["over"] == "paraphrases":
+        others = len(task.paraphrases())
+        runs = float(others if asked["n"] is None else min(asked["n"], others))
+    else:
+        runs = asked["share"] * (HALVES if asked["n"] is None else asked["n"])
+    runs += asked["whole"] is None
+
+    def analysed(task: Sequence[Example]) -> Any:
+        return analysis(task)
+
+    analysed.__name__ = "stability"
+    plan = Plan(analysed, ("task",))
+    one, _ = measured_estimate(plan, {"task": task})
+    return Estimate(
+        verb="stability",
+        seconds=one.seconds * runs,
+        low=one.low * runs,
+        high=one.high * runs,
+        memory=one.memory,
+        model_bytes=one.model_bytes,
+        disk=one.disk,
+        parts=tuple((what, seconds * runs) for what, seconds in one.parts),
+        measured=one.measured,
+        measuring=one.measuring,
+        waited=one.waited,
+        notes=(f"{runs:g} times the analysis of the whole task", *one.notes),
+    )

@@ -102,6 +102,7 @@ def calls() -> dict[str, dict[str, Any]]:
         "damage_matrix": {"tasks": {"a": explore, "b": intervene}, "neurons": {"x": neurons}},
         "dose_response": {"doses": (0.0, 1.0)},
         "equal_length_pairs": {},
+        "estimate": {"verb": "preflight", "model": model, "task": explore},
         "explain": {"n_permutations": 9, "k": 2, "metric": "label:plural"},
         "faithfulness": {"examples": pairs, "circuit": circuit, "n_random": 1},
         "feature_bank": {},
@@ -175,7 +176,7 @@ def plan(own: dict[str, dict[str, Any]]) -> list[tuple[str, str, int]]:
         (name, parameter, place)
         for name in own
         for parameter, spec in signature(getattr(ls, name)).parameters.items()
-        if spec.kind is not spec.VAR_KEYWORD
+        if spec.kind not in (spec.VAR_KEYWORD, spec.VAR_POSITIONAL)
         for place in range(len(ODD))
     ]
 

@@ -178,7 +178,8 @@ def test_no_public_function_takes_just_any_option() -> None:
 
     for name in lens_skills.__all__:
         value = getattr(lens_skills, name)
-        if hasattr(value, "__code__"):
+        # `estimate` takes the options of the verb it is asked of, and refuses all others itself.
+        if hasattr(value, "__code__") and name != "estimate":
             kinds = {parameter.kind for parameter in signature(value).parameters.values()}
             assert Parameter.VAR_KEYWORD not in kinds, name
 

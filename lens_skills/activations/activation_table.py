@@ -44,6 +44,7 @@ from lens_skills.activations.table_rows import (
     columns_of,
     joined_columns,
     read_columns,
+    release,
 )
 from lens_skills.cards import card_lines
 from lens_skills.data import Example
@@ -104,6 +105,7 @@ class ActivationTable:
         places = tuple(Path(folder) for folder in folders)
         with undamaged(", ".join(map(str, places)), "table of activations"):
             table = cls._opened(places)
+            release()  # what reading the columns took
             repr(table)  # all that its card needs is there
             return table
 

@@ -290,6 +290,13 @@ def checked_columns(columns: Any, n_rows: int, file: str) -> Any:
     return pyarrow.table(made)
 
 
+def release() -> None:
+    """Hands memory back that was taken to read columns and is free again."""
+    import pyarrow
+
+    pyarrow.default_memory_pool().release_unused()
+
+
 def joined_columns(tables: Sequence[Any], files: Sequence[str]) -> Any:
     """The columns of all shards one below the other.
 

@@ -32,6 +32,8 @@ QUESTIONS = {
         "reliability": "Does the model's confidence mean what it says?",
         "confidence_against_correctness": "Does a larger margin, or log-probability, mean a better "
         "chance to be right?",
+        "cost_curves": "What does a pass cost, against examples, tokens, layers and width, and "
+        "what would be the least?",
     },
     "neurons": {
         "attrition": "How many neurons are left after each step, and what speaks for each?",

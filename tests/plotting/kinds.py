@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pandas as pd
+
 from lens_skills.plotting import Drawing, figures
 from lens_skills.plotting.diagnostic_plots import confidence_regulation
 from tests.plotting.conftest import draw_scatter, make_scores, make_selection
@@ -20,6 +22,18 @@ from tests.plotting.test_diagnostic_plots import make_probe, make_redundancy, ma
 from tests.plotting.test_explanation_plots import make_half, make_shortcuts, make_why
 from tests.plotting.test_ranking_plots import make_board, make_comparison
 
+
+def draw_costs() -> Drawing:
+    """A cost that is linear in two sizes, and a limit far below it."""
+    rows = [
+        {"varied": varied, "size": size, "score": 0.02 * size, "forward": 0.025 * size,
+         "limit": 0.008 * size}
+        for varied in ("examples", "tokens")
+        for size in (64, 128, 256, 512)
+    ]  # fmt: skip
+    return figures.cost_curves(pd.DataFrame(rows), machine="planted numbers")
+
+
 KINDS: dict[str, Callable[[], Drawing]] = {
     "activation_by_class": lambda: draw_classes(RULES),
     "activation_map": lambda: figures.activation_map(make_half(), "L1N0"),
@@ -33,6 +47,7 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "sparse_probe": lambda: figures.sparse_probe(make_probe()),
     "circuit_graph": lambda: figures.circuit_graph(make_circuit()),
     "compare_scores": lambda: figures.compare_scores(make_seeds()),
+    "cost_curves": draw_costs,
     "damage_matrix": lambda: figures.damage_matrix(make_matrix()),
     "dose_response": lambda: figures.dose_response(make_curve()),
     "effect_against_controls": lambda: figures.effect_against_controls(make_verdict()),

@@ -255,7 +255,7 @@ def joined_words(*parts: str) -> str:
 def settle(figure: Figure) -> Figure:
     """Lays the panels out and leaves them there: each further draw would move them a little."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # not "none": that draws twice whenever the figure is saved
     for axes in figure.axes:
         # The solver's last digits differ from run to run, and an SVG names its clips by them.
         for which in ("original", "active"):

@@ -180,11 +180,11 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
     monkeypatch.setattr("lens_skills.results.SECONDS_BETWEEN", 0.0)
     real, sizes = room.forward_batch, []
 
-    def forward(adapter: Any, batch: Sequence[Any], *rest: Any) -> Any:
+    def forward(adapter: Any, batch: Sequence[Any], *rest: Any, **options: Any) -> Any:
         sizes.append(len(batch))
         if sizes.count(16) == 3:
             raise KeyboardInterrupt
-        return real(adapter, batch, *rest)
+        return real(adapter, batch, *rest, **options)
 
     run = tmp_path / "run"
     command = [
@@ -206,7 +206,9 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
 
     sizes.clear()
     monkeypatch.setattr(
-        room, "forward_batch", lambda *args: (sizes.append(len(args[1])), real(*args))[1]
+        room,
+        "forward_batch",
+        lambda *args, **options: (sizes.append(len(args[1])), real(*args, **options))[1],
     )
     assert "label:plural" in printed(*command)
     assert sorted(path.name for path in run.iterdir()) == ["explore", "run.json"]

@@ -149,7 +149,8 @@ def sweep(
     asked = {"--causal-metric": causal, "--screen": screen, "--limit": limit}
     step = Step(place, f"the sweep of {causal}", asked, then=f"lens-skills report {run}")
     if told.begin(step, lambda: {"sweep": Effects.load(place)}):
-        effects = swept(
+        effects = told.make(
+            swept,
             open_read_model(opened),
             examples,
             do=ablate("mean", over=opened.splits()[0]),

@@ -170,9 +170,8 @@ def whole(layers: list[int] | None) -> dict[str, float]:
         k: sum(effects.names[place] in measured for place in order[:k].tolist()) / k
         for k in (LARGEST, 2 * LARGEST)
     }
-    missed = (means.abs() > left.threshold) & torch.tensor(
-        [not chosen for chosen in screened.screening.chosen.tolist()]
-    )
+    assert screened.screening is not None
+    missed = (means.abs() > left.threshold) & ~screened.screening.chosen
     table(
         f"all neurons of {len(shown)} layers, {EXAMPLES} prompts of {TOKENS} tokens",
         {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -34,7 +35,7 @@ def count_interval(found: int, drawn: int, total: int, *, level: float = 0.95) -
     return low, high
 
 
-def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
+def _first(low: int, high: int, holds: Callable[[int], Any]) -> int:
     """The first number that holds; all after it do, and ``high`` is taken to."""
     while low < high:
         middle = (low + high) // 2

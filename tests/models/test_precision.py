@@ -1,5 +1,6 @@
 """Passes in bfloat16: what is rounded and what is not, in many architectures; what is refused."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import lens_skills as ls
+from lens_skills.cli import app
+from lens_skills.cli.runs import Run, RunRequest
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import prescreen, sweep, verify
 from lens_skills.models import ModelAdapter, as_adapter, precision, rounding
@@ -237,3 +241,19 @@ def test_a_model_that_does_not_survive_it_is_refused(
     monkeypatch.setattr(type(adapter), "_run", refused)
     with pytest.raises(LensSkillsError, match="does not run in bfloat16: expected Float"):
         in_precision(adapter, "bfloat16")
+
+
+def test_the_shell_takes_it(tiny_bridge: Any, tmp_path: Path) -> None:
+    options = {"at": "mlp.hook_post", "n_permutations": 19, "precision": "bfloat16"}
+    asked = RunRequest("agreement", ("label:plural",), options=options, limit=48)
+    run = Run.create(tmp_path / "run", asked)
+    assert Run.load(tmp_path / "run").request == asked
+    assert run.explore(tiny_bridge).provenance["precision"] == "bfloat16"
+    confirmed = run.confirm(tiny_bridge, "label:plural", fdr=0.05, top=5)
+    assert "bfloat16" in json.dumps(confirmed.provenance)
+    told = ["score", "agreement", "--out", str(tmp_path / "other"), "--precision", "float8"]
+    with ls.config():  # what a command sets ends with it
+        done = CliRunner().invoke(app.app, told)
+    assert done.exit_code == 1
+    assert "no precision 'float8'" in done.output
+    assert "bfloat16" in done.output

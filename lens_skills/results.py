@@ -179,6 +179,9 @@ def _json(path: Path) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+
+
 class _Packer:
     """A result as plain JSON values, its tensors and tables apart; one that occurs twice is one."""
 
@@ -192,6 +195,8 @@ class _Packer:
         return {name: self.plain(getattr(value, name), f"{place}{name}") for name in names}
 
     def plain(self, value: Any, place: str) -> Any:
+        if type(value) in _LEAVES:  # nearly all of them: asked first, and quickly
+            return value
         if isinstance(value, Tensor | pd.DataFrame):
             if id(value) not in self.seen:
                 self._put(value, place)

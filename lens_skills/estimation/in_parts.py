@@ -103,6 +103,7 @@ def estimate_stability(*args: Any, **options: Any) -> Estimate:
         )
     if not callable(analysis) or task is None:
         stability(analysis, task)  # says what it wants instead
+    assert task is not None
     if asked["over"] == "paraphrases":
         others = len(task.paraphrases())
         runs = float(others if asked["n"] is None else min(asked["n"], others))

@@ -190,9 +190,9 @@ def _numbers_of(metrics: Any, all_of: Any, some: Any) -> Any:
     rows = [place[example.id] for example in some]
     if isinstance(metrics, list | tuple):
         return [metrics[row] for row in rows]
-    if isinstance(metrics, torch.Tensor) or hasattr(metrics, "dtype"):
-        return metrics.iloc[rows] if hasattr(metrics, "iloc") else metrics[rows]
-    return metrics
+    if hasattr(metrics, "iloc"):  # a column of a table
+        return metrics.iloc[rows]
+    return metrics[rows] if hasattr(metrics, "dtype") else metrics
 
 
 def _depth(adapter: Any, layer: int) -> float:

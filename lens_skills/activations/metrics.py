@@ -552,8 +552,9 @@ def _given(numbers: Float[Tensor, " row"]) -> Callable[[Readout, Sequence[Any]],
 
 
 def _user_numbers(function: UserFunction, readout: Readout, examples: Sequence[Any]) -> Tensor:
+    logits = _need(readout.logits)
     try:
-        numbers = torch.as_tensor(function(readout.logits, examples)).detach().cpu().double()
+        numbers = torch.as_tensor(function(logits, examples)).detach().cpu().double()
     except Exception as error:
         name = getattr(function, "__name__", "the function")
         raise LensSkillsError(

@@ -91,7 +91,7 @@ def target_of(
         raise LensSkillsError(f"{len(examples)} examples are too few to rank by; 4 at least.")
     if split not in (None, "median"):
         raise LensSkillsError(f"no split {split!r} of a metric. Say split='median', or leave it.")
-    parts = metrics_of(model, metric, examples)
+    parts = list(metrics_of(model, metric, examples))
     if len(parts) > 1 and isinstance(metric, str):
         return _categorical(metric, parts, examples)
     if len(parts) != 1:

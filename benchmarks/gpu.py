@@ -181,7 +181,8 @@ def equality(setting: Setting) -> dict[str, float]:
             if other is None or own.shape != other.shape:  # bfloat16 may propose other edges
                 rows[name] = "refused, or other edges"
                 continue
-            gap = float((own - other).abs().max() / own.std().clamp(min=1e-30))
+            spread = own.std(correction=0).clamp(min=1e-30)
+            gap = float((own - other).abs().max() / spread)
             ranks = rank_agreement(own, other) if len(own) > 2 else 1.0
             rows[name] = f"differs by {gap:.1e} of the spread at most; ranks {ranks:.5f}"
             figures |= {f"gpu_{label}_gap": gap, f"gpu_{label}_ranks": ranks}

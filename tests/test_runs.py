@@ -158,12 +158,12 @@ class Interruption:
         monkeypatch.setattr(room, "forward_batch", self)
         monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
 
-    def __call__(self, adapter: Any, batch: Any, *rest: Any) -> Any:
+    def __call__(self, adapter: Any, batch: Any, *rest: Any, **options: Any) -> Any:
         if len(batch) > 1:  # a pass first looks at one example, to see how wide the layers are
             self.calls += 1
             if self.calls == self.at:
                 raise KeyboardInterrupt
-        return self.real(adapter, batch, *rest)
+        return self.real(adapter, batch, *rest, **options)
 
 
 @pytest.fixture

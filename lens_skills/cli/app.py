@@ -76,6 +76,7 @@ class Commands(TyperGroup):
             code = _ended(lambda: self._run(typed or ["--help"]), told)
         finally:
             warnings.showwarning = shown
+            begin_call([])  # what runs from here on was not typed
         raise SystemExit(code)
 
     def _run(self, typed: list[str]) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from lens_skills.reporting.paper_cells import BY_GROUP, ENDS, Parts, about, size_of, with_unit
 from lens_skills.reporting.paper_cells import PaperColumn as Column
 
@@ -161,6 +163,27 @@ def _token_logits(result: Any) -> Parts:
     return caption, columns, rows, "tokens"
 
 
+def _partial_scores(result: Any) -> Parts:
+    caption = (
+        f"Sums over {result.n_read:,} of {len(result.read):,} examples{about(result)}, to which "
+        "those over the others are added."
+    )
+    columns = [
+        Column("metric", "metric"),
+        Column("examples", "examples", "count"),
+        Column("read from", "source"),
+    ]
+    rows = [
+        {
+            "metric": name,
+            "examples": result.n_read,
+            "source": "the task" if name in result.known else "the model",
+        }
+        for name in result.metrics
+    ]
+    return caption, columns, pd.DataFrame(rows), "metrics"
+
+
 def _graded(result: Any) -> Parts:
     caption = (
         f"Grades of {len(result):,} written texts{about(result)}: mean over the graders, where "
@@ -224,6 +247,7 @@ CHECKS: Mapping[str, Callable[[Any], Parts]] = {
     "Explanations": _explanations,
     "Graded": _graded,
     "Memorisation": _memorisation,
+    "PartialScores": _partial_scores,
     "Preflight": _preflight,
     "PromptComparison": _prompts,
     "Redundancy": _redundancy,

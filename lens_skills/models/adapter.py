@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -288,8 +289,8 @@ class ModelAdapter(ABC):
                 column = self.weight_out(layer)[:, 0].contiguous().view(torch.uint8)
                 digest.update(column.cpu().numpy().tobytes())
         if self.tokenizer is not None:
-            vocabulary = sorted(self.tokenizer.get_vocab().items())
-            digest.update(json.dumps([vocabulary, [self.bos_id, self.eos_id]]).encode())
+            ends = json.dumps([self.bos_id, self.eos_id])
+            digest.update(b"[%b, %b]" % (_vocabulary(self.tokenizer), ends.encode()))
         found = digest.hexdigest()
         if self.soft is None:
             return found
@@ -542,6 +543,19 @@ def _hook(
         return out if edits else None
 
     return call
+
+
+# Of tokenizers, by how many tokens they had: sorting 50,000 of them takes as long as the weights.
+_VOCABULARIES: WeakKeyDictionary[Any, tuple[int, bytes]] = WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer: Any) -> bytes:
+    """The tokens and their ids as JSON, in order."""
+    size, known = _VOCABULARIES.get(tokenizer, (-1, b""))
+    if size != len(tokenizer):
+        known = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+        _VOCABULARIES[tokenizer] = (len(tokenizer), known)
+    return known
 
 
 def check_shapes(tokens: Tensor, mask: Tensor, logits_at: Tensor | None) -> None:

@@ -341,6 +341,15 @@ def test_fingerprint_tells_edits_apart(tiny: Any) -> None:
     assert adapter.fingerprint() == first
 
 
+def test_fingerprint_sees_a_token_added_since(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    monkeypatch.setattr(tiny, "tokenizer", tokenizer)
+    first = as_adapter(tiny).fingerprint()
+    assert as_adapter(tiny).fingerprint() == first
+    tokenizer.add_tokens(["<one more>"])
+    assert as_adapter(tiny).fingerprint() != first
+
+
 def test_fingerprint_is_the_same_on_both_implementations(
     tiny_hooked: Any, tiny_bridge: Any
 ) -> None:

@@ -15,12 +15,8 @@ import numpy as np
 import torch
 
 import lens_skills as ls
-from lens_skills import results
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.data import Example
-
-# The same for every data set, and the slowest part of scoring a small one.
-results.versions = cache(results.versions)
 
 Count = tuple[int, int]
 """How often, and of how many."""

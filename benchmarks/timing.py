@@ -23,7 +23,11 @@ LIBRARIES = ("torch", "transformer-lens", "transformers", "numpy", "scipy", "sci
 
 
 def interleaved(
-    ways: Mapping[str, Callable[[], object]], *, rounds: int = 5, warm_up: bool = True
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 5,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each way, run in turn so that a noisy machine is noisy for all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -31,9 +35,9 @@ def interleaved(
         way()
     for _ in range(rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             way()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 

@@ -1,6 +1,10 @@
-"""`Example`: one prompt and all that is known of it before a model has seen it; draws by group."""
+"""`Example`: one prompt and all that is known of it before a model has seen it; draws by group.
+
+`field_of` and `cells_of` read one thing of many examples; of `ExampleColumns` without making any.
+"""
 
 import math
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,6 +135,56 @@ def _no_text(value: Any, name: str) -> str:
             "Write the character whole."
         )
     return ""
+
+
+Field = Literal["id", "prompt", "group", "kind"]
+
+
+class ExampleColumns(Sequence[Example]):
+    """Examples that are kept as columns; an `Example` is made only where one is asked for."""
+
+    @abstractmethod
+    def field(self, name: Field) -> list[str]:
+        """Ids, prompts, groups or kinds, one per example: theirs, not to be changed."""
+
+    @abstractmethod
+    def cells(self, name: str, part: str) -> list[Value | None] | None:
+        """A column of the ``labels`` or ``covariates``, None where a row has none.
+
+        None in place of the list: no example has such a column.
+        """
+
+
+def field_of(examples: Sequence[Any], name: Field) -> list[str]:
+    """The ids, prompts, groups or kinds of the examples.
+
+    >>> field_of([Example("a", "x", group="g"), Example("b", "x")], "group")
+    ['g', 'b']
+    """
+    if isinstance(examples, ExampleColumns):
+        return examples.field(name)
+    return [getattr(example, name) for example in examples]
+
+
+def cells_of(examples: Sequence[Any], name: str, kind: str = "column") -> list[Value | None]:
+    """A label, a covariate, or either (``"column"``: labels first) of each example, or None.
+
+    >>> cells_of([Example("a", "x", labels={"n": 1}), Example("b", "x")], "n", "labels")
+    [1, None]
+    """
+    if not isinstance(examples, ExampleColumns):
+        if kind == "column":
+            return [example.column(name) for example in examples]
+        return [getattr(example, kind).get(name) for example in examples]
+    if kind != "column":
+        found = examples.cells(name, kind)
+        return [None] * len(examples) if found is None else found
+    labels, covariates = (examples.cells(name, part) for part in ("labels", "covariates"))
+    if labels is None or covariates is None:
+        found = covariates if labels is None else labels
+        return [None] * len(examples) if found is None else found
+    pairs = zip(labels, covariates, strict=True)
+    return [other if own is None else own for own, other in pairs]
 
 
 def in_turns(items: Sequence[Item], group: Callable[[Item], Any]) -> list[Item]:

@@ -19,6 +19,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache, wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,7 +29,7 @@ import pandas as pd
 from torch import Tensor
 
 from lens_skills.cards import Tabled, fold
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 
 FORMAT = 2
@@ -533,9 +534,10 @@ _PACKAGES = ("lens-skills", "transformer-lens", "torch", "transformers", "numpy"
 def examples_hash(examples: Sequence[Example]) -> str:
     """A hash of the examples' ids, prompts, groups and kinds, in order."""
     digest = hashlib.sha256()
-    for example in examples:
-        parts = (example.id, example.prompt, example.group, example.kind)
-        digest.update("\0".join(parts).encode() + b"\0")
+    fields = [field_of(examples, name) for name in ("id", "prompt", "group", "kind")]
+    for start in range(0, len(examples), 1024):
+        rows = zip(*(column[start : start + 1024] for column in fields), strict=True)
+        digest.update(("\0".join(chain.from_iterable(rows)) + "\0").encode())
     return digest.hexdigest()[:16]
 
 
@@ -549,6 +551,11 @@ def numbers_hash(*tensors: Tensor) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that make the numbers."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
         try:

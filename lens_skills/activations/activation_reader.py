@@ -55,7 +55,7 @@ from lens_skills.activations.stream import (
     stream,
 )
 from lens_skills.cards import showing
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
 from lens_skills.models.identity import identity
@@ -422,7 +422,7 @@ def read_neurons(
         neurons=torch.stack([reader.layer, reader.neuron], dim=1),
         values=values,
         metrics=numbers,
-        groups=tuple(example.group for example in examples),
+        groups=tuple(field_of(examples, "group")),
         site=reader.site.name,
         position=reader.labels[0],
         about={**reader.about, "task": getattr(examples, "name", "examples")},

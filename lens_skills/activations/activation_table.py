@@ -47,7 +47,7 @@ from lens_skills.activations.table_rows import (
     release,
 )
 from lens_skills.cards import card_lines
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.models.identity import identity
@@ -296,13 +296,14 @@ class ActivationTable:
         if examples is self.examples:
             return np.arange(len(examples))
         known = {name: place for place, name in enumerate(self.examples.ids)}
-        missing = [example.id for example in examples if example.id not in known]
+        ids = field_of(examples, "id")
+        missing = [name for name in ids if name not in known]
         if missing:
             raise LensSkillsError(
                 f"{len(missing)} examples are not in the table {self.called} (first: "
                 f"{missing[0]!r}). Capture them, or score the model itself."
             )
-        return np.array([known[example.id] for example in examples])
+        return np.fromiter(map(known.__getitem__, ids), dtype=np.int64, count=len(ids))
 
     @property
     def called(self) -> str:
@@ -353,10 +354,10 @@ class ActivationTable:
         return metrics
 
 
-def _some(examples: Sequence[Example], index: np.ndarray) -> tuple[Example, ...]:
+def _some(examples: Sequence[Example], index: np.ndarray) -> Sequence[Example]:
     first, last = int(index[0]), int(index[-1])
     if isinstance(examples, TableRows) and last - first == len(index) - 1:
-        return tuple(examples.made(first, last + 1))  # many at once are made faster
+        return examples[first : last + 1]  # which makes none unless it is asked for
     return tuple(examples[int(place)] for place in index)
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_skills.data import cells_of
 from lens_skills.errors import LensSkillsError, did_you_mean
 
 _ORDERED = re.compile(r"^(?P<column>.+):ordered=\[(?P<order>.*)\]$", re.DOTALL)
@@ -34,7 +35,8 @@ def reading_of(examples: Sequence[Any], name: str, kind: str) -> tuple[str, bool
     """
     said = _said(examples, name, kind)
     column, asked = (name, None) if said is None else said
-    values = [value for example in examples if (value := _value(example, column, kind)) is not None]
+    cells: list[Any] = cells_of(examples, column, kind)
+    values = [value for value in cells if value is not None]
     categories = set(values)
     if len(categories) <= 2 or asked == "number":
         return column, False
@@ -103,19 +105,23 @@ def column_values(
     """
     said = _said(examples, name, kind)
     if said is not None and said[1] == "number":
-        values = [_present(example, said[0], kind) for example in examples]
+        values = _all_present(examples, said[0], kind)
         if texts := [value for value in values if isinstance(value, str)]:
             raise LensSkillsError(f"{name!r}: {said[0]} is {texts[0]!r}, no number.")
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
     name = name if said is None else said[0]
     # A column's own name goes first, whatever signs it holds.
-    whole = any(_value(example, name, kind) is not None for example in examples)
+    cells = cells_of(examples, name, kind)
+    whole = any(value is not None for value in cells)
     ordered = _ORDERED.match(name)
     if ordered and not whole:
         return _ranks(examples, ordered["column"], ordered["order"].split(","), kind)
     column, _, category = name.rpartition("=")
     whole = whole or not column
-    values = [_present(example, name if whole else column, kind) for example in examples]
+    column, cells = (name, cells) if whole else (column, cells_of(examples, column, kind))
+    values = _all_present(examples, column, kind, cells)
+    if whole and not any(isinstance(value, str) for value in values):
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
     categories = categories_of(values)
     if not whole:
         if category not in categories:
@@ -125,17 +131,15 @@ def column_values(
                 "Name one of these, or give examples of both sides."
             )
         return torch.tensor([float(str(value) == category) for value in values]).double()
-    if any(isinstance(value, str) for value in values):
-        if len(categories) > 2:
-            prefix = "" if kind == "column" else f"{kind[:-1]}:"
-            raise LensSkillsError(
-                f"{name!r} has {len(categories)} categories ({', '.join(categories[:5])}, …); a "
-                f"metric is one number. Name one, against the rest: "
-                f"'{prefix}{name}={categories[0]}'; or, where they have an order, all from the "
-                f"lowest: '{prefix}{name}:ordered=[{categories[0]}, …]'."
-            )
-        return torch.tensor([categories.index(str(value)) for value in values]).double()
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    if len(categories) > 2:
+        prefix = "" if kind == "column" else f"{kind[:-1]}:"
+        raise LensSkillsError(
+            f"{name!r} has {len(categories)} categories ({', '.join(categories[:5])}, …); a "
+            f"metric is one number. Name one, against the rest: "
+            f"'{prefix}{name}={categories[0]}'; or, where they have an order, all from the "
+            f"lowest: '{prefix}{name}:ordered=[{categories[0]}, …]'."
+        )
+    return torch.tensor([categories.index(str(value)) for value in values]).double()
 
 
 def categories_of(values: Sequence[Any]) -> list[str]:
@@ -148,7 +152,7 @@ def categories_of(values: Sequence[Any]) -> list[str]:
 def _said(examples: Sequence[Any], name: str, kind: str) -> tuple[str, str] | None:
     """The column and how it is to be read, where the name says so and is no column's own."""
     match = _READ_AS.match(name)
-    if match is None or any(_value(example, name, kind) is not None for example in examples):
+    if match is None or any(value is not None for value in cells_of(examples, name, kind)):
         return None
     return match["column"], match["kind"]
 
@@ -159,11 +163,11 @@ def _ranks(
     ordered_name(column, order)
     place = {text.strip(): rank for rank, text in enumerate(order)}
     ranks = []
-    for example in examples:
-        value = str(_present(example, column, kind)).strip()
+    for row, cell in enumerate(_all_present(examples, column, kind)):
+        value = str(cell).strip()
         if value not in place:
             raise LensSkillsError(
-                f"example {example.id!r} has {column} {value!r}, which the order "
+                f"example {examples[row].id!r} has {column} {value!r}, which the order "
                 f"[{', '.join(place)}] leaves out.{did_you_mean(value, place)} Name it at its "
                 "place, or leave the example out."
             )
@@ -171,13 +175,14 @@ def _ranks(
     return torch.tensor(ranks, dtype=torch.float64)
 
 
-def _value(example: Any, name: str, kind: str) -> Any:
-    return example.column(name) if kind == "column" else getattr(example, kind).get(name)
-
-
-def _present(example: Any, name: str, kind: str) -> Any:
-    value = _value(example, name, kind)
-    if value is None:
+def _all_present(
+    examples: Sequence[Any], name: str, kind: str, cells: Sequence[Any] | None = None
+) -> Sequence[Any]:
+    """The cells of a column; raises where an example has none."""
+    cells = cells_of(examples, name, kind) if cells is None else cells
+    row = next((row for row, value in enumerate(cells) if value is None), None)
+    if row is not None:
+        example = examples[row]
         # What is asked for may be a covariate where a label was named, and the other way round.
         known = dict.fromkeys(example.labels, "label")
         known |= {each: "covariate" for each in example.covariates if each not in known}
@@ -188,4 +193,4 @@ def _present(example: Any, name: str, kind: str) -> Any:
             f"example {example.id!r} has no {'' if kind == 'column' else kind[:-1] + ' '}"
             f"{name!r}.{hint} It has: {', '.join(found) or 'no columns'}."
         )
-    return value
+    return cells

@@ -21,7 +21,7 @@ from lens_skills.activations.columns import (
     ordered_name,
     reading_of,
 )
-from lens_skills.data import Example
+from lens_skills.data import Example, cells_of
 from lens_skills.errors import LensSkillsError, did_you_mean
 
 # What is public as `ls.metrics`.
@@ -323,7 +323,7 @@ class Column(Metric):
         if not classes:
             return (self,)
         called = self.name.removesuffix(":classes")
-        categories = categories_of([getattr(each, self.kind).get(column) for each in examples])
+        categories = categories_of(cells_of(examples, column, self.kind))
         if len(categories) > MOST_CATEGORIES:
             raise LensSkillsError(
                 f"{column!r} has {len(categories)} categories ({', '.join(categories[:3])}, "

@@ -52,7 +52,7 @@ class Batch:
     """
 
     index: Int[Tensor, " batch"]
-    examples: tuple[Encoded | Example, ...]
+    examples: Sequence[Encoded | Example]
     activations: Float[Tensor, "batch *pos layer neuron"]
     mask: Bool[Tensor, "batch pos"] | None
     metrics: Mapping[str, Float[Tensor, " batch"]]

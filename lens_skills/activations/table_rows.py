@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from lens_skills.data import Example
+from lens_skills.data import Example, ExampleColumns, Field, Value
 from lens_skills.errors import LensSkillsError
 
 TEXTS = ("prompt", "answer", "foil", "corrupted")
@@ -20,7 +20,7 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 _TOGETHER = 1024  # examples made at once
 
 
-class TableRows(Sequence[Example]):
+class TableRows(ExampleColumns):
     """The examples of a table, made one at a time from its columns.
 
     Attributes:
@@ -90,6 +90,19 @@ class TableRows(Sequence[Example]):
             f"{len(self):,} examples of a table of activations, labels {labels}, metrics "
             f"{', '.join(self.metrics) or 'none'}, {'with' if self.has_text else 'without'} text"
         )
+
+    def field(self, name: Field) -> list[str]:
+        """Ids, prompts, groups or kinds of the rows."""
+        if name == "prompt":
+            if not self.has_text:
+                return [""] * len(self)
+            return [text or "" for text in self.texts["prompt"].to_pylist()]
+        return {"id": self.ids, "group": self.groups, "kind": self.kinds}[name]
+
+    def cells(self, name: str, part: str) -> list[Value | None] | None:
+        """A column of the labels or covariates; None where there is none called so."""
+        column = self.parts[part].get(name)
+        return None if column is None else _plain(column)
 
     def made(self, start: int, stop: int) -> Iterator[Example]:
         """The examples from one place to another."""

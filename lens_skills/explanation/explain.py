@@ -27,7 +27,7 @@ from lens_skills.activations.activation_reader import (
 )
 from lens_skills.activations.components import Component, site_of
 from lens_skills.activations.locations import parse_position
-from lens_skills.data import Example, halves
+from lens_skills.data import Example, field_of, halves
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.disguises import disguises, label_columns, stands_for, told
 from lens_skills.explanation.explanations import ALPHA, Explanation, Explanations
@@ -114,7 +114,7 @@ def explain(
     site = site_of(components)
     where = scored_position(source, neurons, position)
     bank = feature_bank(task) if features is None else features
-    groups = [example.group for example in task]
+    groups = field_of(task, "group")
     parts = check_halves(halves(groups, seed=seed), groups, n_permutations)
     rows = torch.tensor([[one.layer, one.start] for one in components])
     activations = read_neurons(
@@ -205,7 +205,7 @@ def explain(
         disguises=same,
         provenance={
             **about,
-            "example_ids": [example.id for example in task],
+            "example_ids": list(field_of(task, "id")),
             "seed": seed,
         },
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
 from lens_skills.activations.activation_reader import ActivationReader, model_in
 from lens_skills.activations.components import Components
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients, slopes_of
 from lens_skills.interventions.baselines import Baseline, describe_source
@@ -358,8 +358,8 @@ def _provenance(
     return {
         **about,
         **provenance(examples),
-        "example_ids": [example.id for example in examples],
-        "groups": sorted({example.group for example in examples}),
+        "example_ids": list(field_of(examples, "id")),
+        "groups": sorted(set(field_of(examples, "group"))),
         "metric": target.name,
         "differentiated": None if differentiated is None else differentiated.name,
         "site": reader.site.name,
@@ -445,7 +445,7 @@ def read_statistics(
     """
     stored = [method for method in methods if method.reads == "values"]
     gate = gate and fires is not None
-    groups = [example.group for example in reader.examples]
+    groups = field_of(reader.examples, "group")
     parts: list[Moments] = []
     firing: list[Tensor] = []
     rotated: list[Tensor] = []

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations import family_of
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.control_task import OWN_DRAWS, ControlTask, unit_blocks
 from lens_skills.scoring.design_matrix import ColumnLayout, DesignMatrix
@@ -154,7 +154,7 @@ def collect(
         n_examples=len(examples),
         n_groups=len(set(columns.groups)),
         effective_groups=effective_groups(columns.groups),
-        example_ids=tuple(example.id for example in examples),
+        example_ids=tuple(field_of(examples, "id")),
         groups=tuple(sorted(set(columns.groups))),
         notes=tuple(dict.fromkeys(notes)),
         excluded_metrics=left_out,

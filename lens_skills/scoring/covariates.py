@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.data import Example, Value
+from lens_skills.data import Example, Value, cells_of, field_of
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
 
@@ -123,7 +123,7 @@ def left_nonlinear(
     from sklearn.model_selection import GroupKFold
 
     names = list(dict.fromkeys(part for name in given for part in _parts(examples, name)))
-    groups = [example.group for example in examples]
+    groups = field_of(examples, "group")
     if not names:
         return 0.0
     if len(set(groups)) < FEWEST_GROUPS:
@@ -160,7 +160,7 @@ def _blocks(examples: Sequence[Example], given: Sequence[str]) -> list[Block]:
 
 def _parts(examples: Sequence[Example], name: str) -> tuple[str, ...]:
     """The covariates that a name is the product of: a column's own name goes first."""
-    if "*" not in name or any(example.column(name) is not None for example in examples):
+    if "*" not in name or any(value is not None for value in cells_of(examples, name)):
         return (name,)
     return tuple(dict.fromkeys(part.strip() for part in name.split("*")))
 
@@ -197,16 +197,18 @@ def _product(blocks: Sequence[Block]) -> Block:
 
 
 def _present(examples: Sequence[Example], name: str) -> Iterator[Value]:
-    for example in examples:
-        value = example.column(name)
+    for row, value in enumerate(cells_of(examples, name)):
         if value is None:
+            example = examples[row]
             found = dict.fromkeys([*example.labels, *example.covariates])
             raise LensSkillsError(
                 f"example {example.id!r} has no {name!r} to partial out."
                 f"{did_you_mean(name, found)} It has: {', '.join(found) or 'no columns'}."
             )
         if isinstance(value, float) and not math.isfinite(value):
-            raise LensSkillsError(f"the covariate {name!r} is {value} for example {example.id!r}.")
+            raise LensSkillsError(
+                f"the covariate {name!r} is {value} for example {examples[row].id!r}."
+            )
         yield value
 
 

@@ -6,13 +6,15 @@ product per batch is all the work, however many permutations are drawn.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import Metric
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.covariates import covariate_columns
 from lens_skills.stats.multiple_testing import (
@@ -22,7 +24,9 @@ from lens_skills.stats.multiple_testing import (
     constant_in_groups,
     flip_factors,
     group_codes,
+    sign_bits,
     signs,
+    unpacked_signs,
 )
 
 
@@ -104,8 +108,8 @@ class DesignMatrix:
     ) -> None:
         self.examples, self.seed = examples, seed
         self.given = covariate_columns(examples, given)
-        self.groups = [example.group for example in examples]
-        self.kinds = [example.kind for example in examples]
+        self.groups = field_of(examples, "group")
+        self.kinds = field_of(examples, "kind")
         self.n_controls = n_controls
         self.partial = bool(self.given.shape[1])
         self.schemes: dict[str, str] = {}
@@ -167,9 +171,9 @@ class DesignMatrix:
             return marks * own[:, None]
 
         parts = [torch.stack([values[name] for name in layout.metrics], dim=1), given]
-        groups = [self.groups[place] for place in index.tolist()]
         coins = None
         if layout.n_draws and "signs" in self.schemes.values():
+            groups = [self.groups[place] for place in index.tolist()]
             coins = signs(groups, layout.n_draws, seed=self.seed, purpose="null").double()
             coins = coins * self.factors[index][:, None]
         for name in layout.permuted:
@@ -207,8 +211,14 @@ class DesignMatrix:
         """
         if self.marks_by_group:
             return one_hot_codes(self._group_codes[index], self.layout.n_marks)
-        groups = [self.groups[place] for place in index.tolist()]
-        return signs(groups, self.layout.n_marks, seed=self.seed, purpose="interval").double()
+        bits = self._mark_bits[self._group_codes[index].numpy()]
+        return unpacked_signs(bits, self.layout.n_marks).double()
+
+    @cached_property
+    def _mark_bits(self) -> np.ndarray:
+        """Of many groups, the signs of each: kept packed, in the order of their codes."""
+        names = sorted(set(self.groups))
+        return sign_bits(names, self.layout.n_marks, seed=self.seed, purpose="interval")
 
     def shrinkage(self, rows: Float[Tensor, " row"]) -> float:
         """How much too small a standard error from groups is, for a metric of these ``rows``.
@@ -258,8 +268,9 @@ FEWEST_KINDS = 8
 
 def control_refused(examples: Sequence[Example]) -> str:
     """Why no control task can be drawn for these examples, in a sentence; empty where it can."""
-    kinds = {example.kind for example in examples}
-    if all(example.kind == example.group for example in examples) or len(kinds) == len(examples):
+    types, groups = field_of(examples, "kind"), field_of(examples, "group")
+    kinds = set(types)
+    if list(types) == list(groups) or len(kinds) == len(examples):
         return (
             "no input types declared: control task not drawn (kind= names what a prompt repeats, "
             "such as a noun)"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from lens_skills.activations.activation_reader import ActivationReader
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
 from lens_skills.scoring.scores import MetricScores, Scores, one_metric
@@ -30,8 +30,8 @@ def shared(
 def known_to(examples: Sequence[Example], provenance: Mapping[str, Any]) -> str:
     """What of some examples a result was made with, in words; empty where it is nothing."""
     return shared(
-        (example.id for example in examples),
-        (example.group for example in examples),
+        field_of(examples, "id"),
+        field_of(examples, "group"),
         provenance.get("example_ids", ()),
         provenance.get("groups", ()),
     )
@@ -65,7 +65,7 @@ def check_baseline(
     baseline: Scores, examples: Sequence[Example], source: ActivationReader, exploratory: bool
 ) -> None:
     """Refuses thresholds of the same examples, another model, site or position."""
-    what = shared((example.id for example in examples), (), baseline.example_ids)
+    what = shared(field_of(examples, "id"), (), baseline.example_ids)
     if what and not exploratory:
         raise LensSkillsError(
             f"the baseline was measured on {what} of this split. Take its thresholds "

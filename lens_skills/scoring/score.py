@@ -30,7 +30,7 @@ from lens_skills.activations.activation_reader import (
     model_in,
 )
 from lens_skills.activations.components import unit_name
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
 from lens_skills.models.precision import rounding_note
@@ -276,7 +276,7 @@ def sum_up(
     if n_controls is None:
         n_controls = max(_FEW_CONTROLS, min(_MANY_DRAWS, 2 * _DRAW_BUDGET // n_units))
     n_rotations = _n_rotations(n_rotations, source, neurons)
-    n_groups = len({example.group for example in examples})
+    n_groups = len(set(field_of(examples, "group")))
     notes = [rounding_note(rounded)] if (rounded := source.about.get("precision")) else []
     if n_groups < FEWEST_GROUPS:
         # Nothing that chance makes of so few independent examples is worth printing.
@@ -387,14 +387,14 @@ def places_among(here: Sequence[Example], examples: Sequence[Example]) -> Int[Te
     """
     if len(here) == 0:
         raise LensSkillsError("no examples to read here: the part is empty.")
-    known = {example.id: place for place, example in enumerate(examples)}
+    known = {name: place for place, name in enumerate(field_of(examples, "id"))}
     found: dict[int, None] = {}
-    for example in here:
-        place = known.get(example.id, -1)
+    for name in field_of(here, "id"):
+        place = known.get(name, -1)
         if place < 0 or place in found:
             what = "is not among all examples" if place < 0 else "is given twice"
             raise LensSkillsError(
-                f"the example {example.id!r} of this part {what}. A part is some of the examples "
+                f"the example {name!r} of this part {what}. A part is some of the examples "
                 "that are scored together, each once."
             )
         found[place] = None

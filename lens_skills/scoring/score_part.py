@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
 from lens_skills.cards import card_lines
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt
 from lens_skills.results import Result, examples_hash, resumable
@@ -272,7 +272,7 @@ def score_part(
     moments, layout = summed.moments, summed.columns.layout
     sums = {name: getattr(moments, name) for name in _SUMS if getattr(moments, name) is not None}
     sums["weight"] = torch.tensor(moments.weight, dtype=torch.float64)
-    ids = {example.id for example in here}
+    ids = set(field_of(here, "id"))
     marks = layout.block("marks") if layout.n_marks else None
     part = PartialScores(
         metrics=tuple(metric.name for metric in summed.wanted),
@@ -284,7 +284,7 @@ def score_part(
         sums={name: tensor.cpu() for name, tensor in sums.items()},
         marks=None if marks is None else (marks.start, marks.stop),
         values=summed.values,
-        read=torch.tensor([example.id in ids for example in examples]),
+        read=torch.tensor([name in ids for name in field_of(examples, "id")]),
         exchange=exchange,
         whole_layers=neurons is None,
         notes=tuple(summed.notes),

@@ -216,6 +216,7 @@ class RunningMoments:
         self.scale: Tensor | None = None
         # Rows absorbed but not yet summed: their weights, columns and units.
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._buffers: list[Tensor] = []
 
     def absorb(
         self,
@@ -261,27 +262,32 @@ class RunningMoments:
         before, total = self.weight, float(weight.sum())
         self.weight += total
 
-        root = rearrange(weight.sqrt(), "row -> row 1")
+        # Of rows that all count once, to multiply by 1 would be a pass for nothing.
+        root = None if bool((weight == 1).all()) else rearrange(weight.sqrt(), "row -> row 1")
 
         def centre(
-            parts: Iterable[Tensor], mean: Tensor
+            parts: Iterable[Tensor], mean: Tensor, into: int
         ) -> tuple[Float[Tensor, "row any"], Float[Tensor, " any"]]:
             """All parts centred, the shift of the mean as the last row, and the mean of these.
 
             Moves the mean of all.
             """
             parts = list(parts)
-            rows = weight.new_empty(len(weight) + 1, parts[0].shape[1])
-            torch.cat([part.to(rows) for part in parts], out=rows[:-1])
+            rows = self._buffer(into, len(weight) + 1, parts[0].shape[1])
+            start = 0
+            for part in parts:  # converted as it is copied
+                rows[start : start + len(part)] = part
+                start += len(part)
             here = weight @ rows[:-1] / total
             shift = here - mean
             rows[:-1] -= here
-            rows[:-1] *= root
+            if root is not None:
+                rows[:-1] *= root
             rows[-1] = (before * total / self.weight) ** 0.5 * shift
             mean += total / self.weight * shift
             return rows, here
 
-        centred, _ = centre(columns, self.column_mean)
+        centred, _ = centre(columns, self.column_mean, 0)
         self.gram.addmm_(centred.T, centred[:, : self.n_base])
         self.column_square += centred.square().sum(0)
         first = self.origin is None
@@ -293,7 +299,7 @@ class RunningMoments:
         if self.squared is not None:
             marks = torch.cat([part[:, self.squared].to(weight) for part in columns])
         for block in self._blocks():
-            rows, here = centre((part[:, block] for part in units), self.unit_mean[block])
+            rows, here = centre((part[:, block] for part in units), self.unit_mean[block], 1)
             if first:
                 self.origin[block] = here
                 self.scale[block] = self._first_scale(rows[:-1].square().sum(0) / total)
@@ -301,7 +307,9 @@ class RunningMoments:
             self._add_squares(rows, block)
             if marks is not None:
                 offset = here - self.origin[block]
-                self.squares[:, block].addmm_(marks.T, (rows[:-1] + root * offset).square_())
+                offset = offset if root is None else root * offset
+                moved = torch.add(rows[:-1], offset, out=self._buffer(2, *rows[:-1].shape))
+                self.squares[:, block].addmm_(marks.T, moved.square_())
 
     def _first_scale(self, variance: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
         """The standard deviations, none far below its layer's median; 1 without rotations."""
@@ -326,7 +334,17 @@ class RunningMoments:
             scaled = (rows / self.scale[block]).float()
             for total, rotation in zip(self.rotated_square[:, block], self.rotations, strict=True):
                 total += rotate(scaled, rotation).square().sum(0, dtype=torch.float64)
-        self.square[block] += rows.to(self.square).square().sum(0)
+        rows = rows.to(self.square)
+        self.square[block] += torch.square(rows, out=self._buffer(2, *rows.shape)).sum(0)
+
+    def _buffer(self, which: int, *shape: int) -> Tensor:
+        """Memory that is used again: what is given back between blocks costs more than the sums."""
+        size = math.prod(shape)
+        while len(self._buffers) <= which:
+            self._buffers.append(self.square.new_empty(0))
+        if len(self._buffers[which]) < size:
+            self._buffers[which] = self.square.new_empty(size)
+        return self._buffers[which][:size].view(shape)
 
     def freeze(self) -> Moments:
         """The sums as a value (shares the tensors: stop absorbing after this)."""

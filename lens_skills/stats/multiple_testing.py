@@ -6,7 +6,7 @@ pooled p, the max-T threshold and Benjamini–Hochberg."""
 import hashlib
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, get_args
 
@@ -105,7 +105,7 @@ def check_scheme(scheme: str) -> None:
 def group_codes(groups: Sequence[str]) -> np.ndarray:
     """The groups as integers 0, 1, … in the sorted order of their names."""
     code = {name: place for place, name in enumerate(sorted({*groups}))}
-    return np.fromiter((code[name] for name in groups), dtype=np.int64, count=len(groups))
+    return np.fromiter(map(code.__getitem__, groups), dtype=np.int64, count=len(groups))
 
 
 def permutation_draws(
@@ -296,13 +296,22 @@ def signs(keys: Sequence[str], n_draws: int, *, seed: int, purpose: str) -> Int[
     >>> signs(["a", "b", "a"], 4, seed=0, purpose="null").shape
     torch.Size([3, 4])
     """
-    rows: dict[str, np.ndarray] = {}
-    for key in keys:
-        if key not in rows:
-            digest = hashlib.shake_256(f"{purpose}/{seed}/{key}".encode())
-            bits = np.frombuffer(digest.digest((n_draws + 7) // 8), dtype=np.uint8)
-            rows[key] = np.unpackbits(bits)[:n_draws].astype(np.int8) * 2 - 1
-    return torch.from_numpy(np.stack([rows[key] for key in keys]).astype(np.int8))
+    place = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+    coins = sign_bits(place, n_draws, seed=seed, purpose=purpose)
+    rows = np.fromiter(map(place.__getitem__, keys), dtype=np.int64, count=len(keys))
+    return unpacked_signs(coins[rows], n_draws)
+
+
+def sign_bits(keys: Iterable[str], n_draws: int, *, seed: int, purpose: str) -> np.ndarray:
+    """The signs of each key, eight to a byte: a row per key; see `unpacked_signs`."""
+    size, start = (n_draws + 7) // 8, f"{purpose}/{seed}/"
+    coins = b"".join(hashlib.shake_256((start + key).encode()).digest(size) for key in keys)
+    return np.frombuffer(coins, dtype=np.uint8).reshape(-1, size)
+
+
+def unpacked_signs(bits: np.ndarray, n_draws: int) -> Int[Tensor, "row draw"]:
+    """Rows of `sign_bits` as ±1."""
+    return torch.from_numpy(np.unpackbits(bits, axis=1, count=n_draws).view(np.int8) * 2 - 1)
 
 
 # A draw that repeats the observed arrangement (likely where groups are few) gives the observed

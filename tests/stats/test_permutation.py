@@ -1,5 +1,6 @@
 """Null draws trade what they may trade and nothing else, the same on every machine."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -117,6 +118,14 @@ def test_unknown_schemes_are_refused() -> None:
 def test_group_codes_do_not_depend_on_the_order_of_the_rows() -> None:
     assert group_codes(["b", "a", "b"]).tolist() == [1, 0, 1]
     assert group_codes(["a", "b", "b"]).tolist() == [0, 1, 1]
+
+
+def test_signs_are_the_bits_of_a_hash_of_the_key() -> None:
+    keys, n = ["b", "ü", "b", "a"], 21
+    for row, key in zip(signs(keys, n, seed=3, purpose="null").tolist(), keys, strict=True):
+        digest = hashlib.shake_256(f"null/3/{key}".encode()).digest(3)
+        bits = "".join(f"{byte:08b}" for byte in digest)
+        assert row == [1 if bit == "1" else -1 for bit in bits[:n]]
 
 
 def test_signs_are_fair_coins_shared_by_a_key() -> None:

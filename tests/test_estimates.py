@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lens_skills as ls
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.estimation import VERBS, Estimate, estimate, small_runs
 from lens_skills.estimation.extrapolation import TimeModel, disk_size, interval, peak_memory
@@ -79,6 +80,42 @@ def test_peak_memory_is_seen() -> None:
         block = torch.ones(20_000_000)
         del block
     assert 60e6 < used.peak < 200e6
+
+
+def test_batches_cost_something_whatever_is_edited_in_them() -> None:
+    def run(n: int, m: int) -> SmallRun:
+        spent = {EFFECTS: 0.002 * n + 0.0001 * n * m}
+        return small(n, m, spent, {READING: float(n), EFFECTS: float(n * m)})
+
+    model = TimeModel.of([run(8, 32), run(32, 32), run(8, 128), run(32, 128)])
+    assert model.seconds(run(40, 2000).work) == pytest.approx(0.002 * 40 + 8, rel=0.02)
+
+
+def test_memory_seen_to_grow_fourfold_is_believed() -> None:
+    def run(n: int, memory: float) -> SmallRun:
+        return SmallRun(n, 1, {READING: n}, 1, 1, {READING: 1}, int(memory), None, None)
+
+    assert peak_memory([run(64, 8e6), run(256, 26e6)], 960, 32, 0) == pytest.approx(92e6, rel=0.01)
+
+
+def test_a_far_larger_whole_is_measured_further_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(small_runs.time, "process_time", lambda: clock[0])
+
+    def seconds(n: int) -> float:  # a part grows only up to 64 examples
+        return 0.5 + 0.003 * min(n, 64) + 0.002 * n
+
+    def run(n: int, m: int) -> SmallRun:
+        clock[0] += seconds(n)
+        return small(n, m, {"": seconds(n)}, {READING: float(n)})
+
+    plan = PLANS["score"]
+    task = [Example(id=str(k), prompt="a", answer="b") for k in range(2400)]
+    runs, _ = small_runs._small_runs(plan, {"examples": task}, run)
+    assert runs[-1].n >= 256
+    assert clock[0] < 7
+    told = TimeModel.of(runs).seconds({READING: 2400.0})
+    assert told == pytest.approx(seconds(2400), rel=0.25)
 
 
 def test_fewer_examples_keep_groups_and_the_longest_prompt(task: Any) -> None:
@@ -181,7 +218,7 @@ def test_an_analysis_of_halves_is_told_by_its_runs(task: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
-def test_a_study_is_told_as_the_sum_of_its_parts(model: Any, task: Any) -> None:
+def test_a_study_is_told_as_the_sum_of_its_parts(model: Any, task: Any, tmp_path: Path) -> None:
     told = ls.estimate(
         "study", model, task, metric="label:carry", most=2, n_intervene=16,
         controls=ls.controls(8, neurons=24),
@@ -191,6 +228,17 @@ def test_a_study_is_told_as_the_sum_of_its_parts(model: Any, task: Any) -> None:
         "the preflight", "scoring explore", "scoring confirm", "the verdict on 2 neurons"
     ]  # fmt: skip
     assert told.seconds == pytest.approx(sum(seconds for _, seconds in told.parts))
+    found = ls.study(
+        model,
+        task,
+        metric="label:carry",
+        most=2,
+        n_intervene=16,
+        controls=ls.controls(8, neurons=24),
+    )
+    place = found.save(tmp_path / "study")
+    size = sum(file.stat().st_size for file in place.iterdir())
+    assert 0.6 * size < (told.disk or 0) < 1.7 * size
     assert "where nothing is confirmed" in told.notes[0]
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.optimize import nnls
 
 from lens_skills.estimation.measuring import SmallRun
-from lens_skills.estimation.plans import Work
+from lens_skills.estimation.plans import READING, Work
 
 _NOISE = 1.15  # what two runs of the same differ by on a machine that does nothing else
 _PER_DOUBLING = 1.06  # how much wider the interval gets each time the whole is twice as large
@@ -20,9 +20,9 @@ class TimeModel:
     """Seconds of a call by its work: what does not grow, and what each kind of work takes.
 
     Processor seconds, which what else runs on the machine changes little: those inside the loops
-    of a kind are a line in the work of that kind, those outside of all loops a sum over all kinds
-    (least squares without negative terms, longer runs weighing more). Then times the seconds of
-    the clock that a processor second took.
+    of a kind grow with the work of that kind and with the prompts it is done on, those outside of
+    all loops with all kinds (least squares without negative terms, longer runs weighing more).
+    Then times the seconds of the clock that a processor second took.
 
     Attributes:
         constant: Seconds that do not grow.
@@ -41,7 +41,7 @@ class TimeModel:
         most = {kind: max(run.work[kind] for run in runs) or 1.0 for kind in kinds}
         constant, rates = 0.0, dict.fromkeys(kinds, 0.0)
         for unit in dict.fromkeys(unit for run in runs for unit in run.spent):
-            grows = kinds if unit == "" else [unit if unit in kinds else kinds[0]]
+            grows = kinds if unit == "" else [k for k in kinds if k in (READING, unit)]
             seconds = np.array([run.spent.get(unit, 0.0) for run in runs])
             rows = np.array([[1.0, *(run.work[k] / most[k] for k in grows)] for run in runs])
             fixed, *grown = _line(rows, seconds)
@@ -111,7 +111,7 @@ def peak_memory(runs: Sequence[SmallRun], n: int, batch: int, grown: float) -> f
     # What a process has in use varies by itself: it grows where it grows from size to size.
     if len(steps) > 1 and steps == sorted(steps) and steps[-1] - steps[0] > max(2e6, steps[0] / 5):
         slope = (steps[-1] - steps[0]) / (sizes[-1] - sizes[0])
-        most = 2.0 if len(steps) == 2 else 8.0
+        most = 8.0 if len(steps) > 2 or sizes[-1] >= 4 * sizes[0] else 2.0
         return top + max(min(slope * (n - sizes[-1]), (most - 1) * top), grown)
     return top + grown
 

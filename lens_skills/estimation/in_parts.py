@@ -9,13 +9,15 @@ from lens_skills.activations.metrics import causal_metric as usual_causal_metric
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.estimation.estimates import Estimate
+from lens_skills.estimation.measuring import bytes_on_disk, leaving_nothing
 from lens_skills.estimation.plans import PLANS, Plan
 from lens_skills.estimation.small_runs import measured_estimate, request_of
 from lens_skills.interventions import Verdict, ablate
 from lens_skills.models import as_adapter
 from lens_skills.resampling import stability
 from lens_skills.resampling.stability import HALVES
-from lens_skills.studies import PREFLIGHT, TESTED, default_metric, study
+from lens_skills.scoring import select
+from lens_skills.studies import PREFLIGHT, TESTED, Study, default_metric, study
 from lens_skills.tasks import SPLITS, few
 
 
@@ -31,25 +33,31 @@ def estimate_study(*args: Any, **options: Any) -> Estimate:
     common = {name: asked[name] for name in ("at", "position", "given", "exchange", "chat")}
     common |= {"seed": seed, "n_permutations": asked["n_permutations"]}
     parts: list[tuple[str, Estimate]] = []
+    beyond = 0  # bytes that the whole of each part takes beyond its largest small run
 
     def told(what: str, verb: str, *given: Any, **further: Any) -> Any:
+        nonlocal beyond
         plan = PLANS[verb]
         found, result = measured_estimate(plan, request_of(plan.verb, given, further))
         parts.append((what, found))
+        beyond += max(0, (found.disk or 0) - _bytes_of(result))
         return result
 
-    if asked["preflight"] is None:
+    before = asked["preflight"]
+    if before is None:
         sample = few(explore, PREFLIGHT)
-        told("the preflight", "preflight", model, sample, metrics=[main, *others],
-             chat=asked["chat"])  # fmt: skip
+        before = told("the preflight", "preflight", model, sample, metrics=[main, *others],
+                      chat=asked["chat"])  # fmt: skip
     scores = told("scoring explore", "score", model, explore, metrics=[main, *others], **common)
     strongest = scores[main.name].top(TESTED)
-    told("scoring confirm", "score", model, confirm, metrics=[main], neurons=strongest, **common)
+    confirmed = told("scoring confirm", "score", model, confirm, metrics=[main], neurons=strongest,
+                     **common)  # fmt: skip
+    intervene, verdict = None, None
     causal, notes = asked["causal_metric"] or usual_causal_metric(task), []
     if rest and causal is not None:
         tried = scores[main.name].top(asked["most"])
         intervene = few(rest[0], asked["n_intervene"], seed=seed)
-        told(
+        verdict = told(
             f"the verdict on {len(tried)} neurons", "verify", model, intervene, tried,
             do=asked["do"] or ablate("mean", over=scores), metric=causal, delta=asked["delta"],
             controls=asked["controls"], chat=asked["chat"], seed=seed,
@@ -59,13 +67,28 @@ def estimate_study(*args: Any, **options: Any) -> Estimate:
             f"the verdict is told for the {len(tried)} neurons it tries at most; where nothing is "
             f"confirmed there is none, and the whole takes {without:.0f} s"
         )
-    return _together("study", parts, time.perf_counter() - began, notes)
+    with leaving_nothing():
+        chosen = select(scores[main.name], confirmed[main.name], fdr=asked["fdr"])
+        kept = Study(before, scores, confirmed, chosen, main.name, explore, confirm, intervene,
+                     verdict)  # fmt: skip
+        disk = _bytes_of(kept) + beyond
+    return _together("study", parts, disk, time.perf_counter() - began, notes)
+
+
+def _bytes_of(result: Any) -> int:
+    """Of a result where it is saved."""
+    with leaving_nothing() as folder:
+        return bytes_on_disk(result, folder) or 0
 
 
 def _together(
-    verb: str, parts: Sequence[tuple[str, Estimate]], measuring: float, notes: Sequence[str]
+    verb: str,
+    parts: Sequence[tuple[str, Estimate]],
+    disk: int,
+    measuring: float,
+    notes: Sequence[str],
 ) -> Estimate:
-    """The sum of several estimates: seconds and disk added, the largest memory."""
+    """The sum of several estimates: seconds added, the largest memory."""
     each = [part for _, part in parts]
     whole = sum(part.seconds for part in each)
     cheaper = [
@@ -83,7 +106,7 @@ def _together(
         high=sum(part.high for part in each),
         memory=max(part.memory for part in each),
         model_bytes=max(part.model_bytes for part in each),
-        disk=sum(part.disk or 0 for part in each),
+        disk=disk,
         parts=tuple((name, part.seconds) for name, part in parts),
         measured="each part by itself, on few examples",
         measuring=measuring,

@@ -156,11 +156,12 @@ def measured_run(
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {
         "seconds": seconds, "cpu": cpu, "spent": spent, "memory": used.peak,
-        "disk": _on_disk(result, folder), "result": result,
+        "disk": bytes_on_disk(result, folder), "result": result,
     }  # fmt: skip
 
 
-def _on_disk(result: Any, folder: Path) -> int | None:
+def bytes_on_disk(result: Any, folder: Path) -> int | None:
+    """What a folder takes, the result (or each of several) saved there; None for nothing."""
     results = result if isinstance(result, tuple | list) else [result]
     for place, one in enumerate(results):
         if hasattr(one, "save"):

@@ -15,13 +15,14 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.estimation.estimates import Estimate
 from lens_skills.estimation.extrapolation import TimeModel, disk_size, interval, peak_memory
 from lens_skills.estimation.measuring import SmallRun, leaving_nothing, measured_run
-from lens_skills.estimation.plans import WORDS, Plan, Request
+from lens_skills.estimation.plans import WORDS, Plan, Request, Work
 from lens_skills.models import as_adapter
 from lens_skills.old_names import unknown_option
 
 _SHORT, _LONG = 2.0, 6.0  # seconds: measure at least so long, and not much longer than so
 _SHARE, _AT_MOST = 0.05, 0.12  # of the whole, where that is more
 _TELLING = 0.3  # a run shorter than that tells little
+_FAR = 3.0  # doublings from what was measured to the whole, above which more is measured
 _PATIENCE = 40.0  # seconds of runs that fail, after which nobody tries on
 Size = tuple[int, int]
 """Examples, and what the verb's other axis counts."""
@@ -57,8 +58,8 @@ def measured_estimate(plan: Plan, request: Request) -> tuple[Estimate, Any]:
             raise LensSkillsError(f"{plan.verb.__name__}: {argument} holds no examples.")
     device = _device(request.get("model"))
     with leaving_nothing() as folder:
-        runs = _small_runs(plan, request, partial(_run, plan, request, folder, device))
-        work = plan.work(request)
+        run = partial(_run, plan, request, folder, device)
+        runs, work = _small_runs(plan, request, run)
         told = _told(plan, request, runs, work, time.perf_counter() - began)
     return told, runs[-1].result
 
@@ -86,8 +87,10 @@ def _run(
 
 def _small_runs(
     plan: Plan, request: Request, run: Callable[[int, int], SmallRun]
-) -> list[SmallRun]:
-    """Runs of growing size, the last one the largest; only the first one of all if it is whole.
+) -> tuple[list[SmallRun], Work]:
+    """Runs of growing size, the last one the largest, and the work of the whole.
+
+    Only the first one of all if it is whole.
 
     Raises:
         LensSkillsError: The call fails, at every size.
@@ -105,17 +108,22 @@ def _small_runs(
     # What a first run loads and builds once is no part of the time.
     runs = [run(*size)] if first.cpu < _SHORT or size == most else []
     batch, needed = settings.batch_size(plan.batch), 2 if most[1] == 1 else 4
-    twice = min(2 * size[0], most[0]), min(2 * size[1], most[1])
-    alone = [(twice[0], size[1]), (size[0], twice[1]), twice]
+    work, last = plan.work(request), runs[-1] if runs else first
+    left = _LONG - (time.process_time() - began)
+    by = 4 if (4 if most[1] == 1 else 4 + 4 + 16) * last.cpu <= left else 2
+    grown = min(by * size[0], most[0]), min(by * size[1], most[1])
+    alone = [(grown[0], size[1]), (size[0], grown[1]), grown]
     waiting = [other for other in dict.fromkeys(alone) if other != size]
     while size != most:
-        size = waiting.pop(0) if waiting else _larger(size, most, batch, _factor(runs))
         spent = time.process_time() - began
-        told, ahead = (part / _slower(runs) for part in _so_far(plan, request, runs, first, *size))
+        factor = _factor(runs, work, _LONG - spent)
+        size = waiting.pop(0) if waiting else _larger(size, most, batch, factor)
+        so_far = _so_far(plan, request, work, runs or [first], *size)
+        told, ahead = (part / _slower(runs or [first]) for part in so_far)
         enough = len(runs) >= max(2, needed - (spent > _LONG))
         if enough and spent + ahead > max(_LONG, _AT_MOST * told):
             break
-        if enough and spent > max(_SHORT, _SHARE * told) and _factor(runs) == 2:
+        if enough and spent > max(_SHORT, _SHARE * told) and factor == 2:
             break
         try:
             runs.append(run(*size))
@@ -123,7 +131,7 @@ def _small_runs(
             if size == most:
                 raise LensSkillsError(_fails(plan, most[0], most[0], error)) from error
         size = max(size, (max(one.n for one in runs), max(one.m for one in runs)))
-    return runs
+    return runs, work
 
 
 def _slower(runs: list[SmallRun]) -> float:
@@ -150,24 +158,30 @@ def _larger(size: Size, most: Size, batch: int, factor: int) -> Size:
     return (min(factor * n, most[0]), m) if by_examples else (n, min(factor * m, most[1]))
 
 
-def _factor(runs: list[SmallRun]) -> int:
-    """By how much to grow: more where a run is short, or most of its time does not grow at all."""
+def _factor(runs: list[SmallRun], work: Work, left: float) -> int:
+    """By how much to grow: more where the runs so far tell little of the whole.
+
+    That is where the last one is short, where most of its time does not grow at all, or where the
+    whole is far larger and ``left`` seconds are enough for four times the last one's work.
+    """
     if len(runs) < 2:
         return 2
     model, last = TimeModel.of(runs), runs[-1]
     short = last.cpu < _TELLING or model.constant > 0.7 * model.seconds(last.work)
-    return 4 if short else 2
+    ahead = model.seconds({kind: 4 * much for kind, much in last.work.items()}) / _slower(runs)
+    far = model.doublings(work) > _FAR and ahead <= left
+    return 4 if short or far else 2
 
 
 def _so_far(
-    plan: Plan, request: Request, runs: list[SmallRun], first: SmallRun, n: int, m: int
+    plan: Plan, request: Request, work: Work, runs: list[SmallRun], n: int, m: int
 ) -> tuple[float, float]:
     """What the whole and the next run would take, by the runs so far."""
     if len(runs) > 1:
         model = TimeModel.of(runs)
         ahead = model.seconds(plan.work(plan.smaller(request, n, m)))
-        return model.seconds(plan.work(request)), ahead
-    last = runs[-1] if runs else first
+        return model.seconds(work), ahead
+    last = runs[-1]
     one = last.seconds / (last.n * last.m)
     return one * plan.n(request) * plan.size(request), one * n * m
 

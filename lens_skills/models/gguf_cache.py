@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
@@ -17,10 +19,12 @@ import torch
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.gguf_metadata import check_carried, check_whole
 from lens_skills.models.gguf_reading import read_once
+from lens_skills.models.gguf_weights import Weights, one_by_one
 from lens_skills.models.huggingface import quiet, reason_of
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
 
 
 def root() -> Path:
@@ -31,19 +35,20 @@ def root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lens_skills"
 
 
-def look_ahead(gguf: Path) -> Future[Path | None]:
-    """The intact folder ``gguf`` was converted into, or None, while the caller does other things.
+def look_ahead(gguf: Path) -> Future[tuple[Path, bool] | None]:
+    """The folder of ``gguf`` in the cache, and whether it is intact; None where it cannot be read.
 
-    Half a gigabyte is hashed in the time in which the libraries are imported.
+    Looked at while the caller does other things: half a gigabyte is hashed in the time in which the
+    libraries are imported.
     """
 
-    found: Future[Path | None] = Future()
+    found: Future[tuple[Path, bool] | None] = Future()
 
     def look() -> None:
         try:
             check_gguf(gguf)
             entry = entry_of(gguf)
-            found.set_result(entry if intact(entry) else None)
+            found.set_result((entry, intact(entry)))
         except Exception:
             found.set_result(None)  # `converted` says why
 
@@ -52,7 +57,7 @@ def look_ahead(gguf: Path) -> Future[Path | None]:
     return found
 
 
-def converted(gguf: Path, ahead: Future[Path | None] | None = None) -> Path:
+def converted(gguf: Path, ahead: Future[tuple[Path, bool] | None] | None = None) -> Path:
     """The Hugging Face folder ``gguf`` was converted into, converting it now if need be.
 
     Args:
@@ -68,9 +73,10 @@ def converted(gguf: Path, ahead: Future[Path | None] | None = None) -> Path:
     from filelock import FileLock
 
     check_gguf(gguf)
-    if ahead is not None and (found := ahead.result()) is not None:
-        return found
-    entry = entry_of(gguf)
+    looked = None if ahead is None else ahead.result()
+    entry, whole = (entry_of(gguf), False) if looked is None else looked
+    if whole:
+        return entry
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
@@ -115,7 +121,7 @@ def intact(entry: Path) -> bool:
 
 
 def _build(gguf: Path, entry: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     print(
         f"lens_skills: converting {gguf.name} once, half a minute to two, into {entry}",
@@ -123,38 +129,84 @@ def _build(gguf: Path, entry: Path) -> None:
     )
     place = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
-        try:
-            with quiet(), read_once():
-                check_whole(gguf)
-                source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    str(gguf.parent), dtype=torch.float32, **source
+        with quiet(), read_once():
+            with _readable(gguf):
+                shell = check_whole(gguf)
+                check_carried(gguf, shell.config)
+                tokenizer = AutoTokenizer.from_pretrained(
+                    str(gguf.parent), gguf_file=gguf.name, local_files_only=True
                 )
-                check_carried(gguf, model.config)
-                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
-        except LensSkillsError:
-            raise
-        except Exception as error:  # the readers have no error of their own for a damaged file
-            raise LensSkillsError(
-                f"{gguf} could not be converted: {reason_of(error)}. It is truncated, or "
-                "of an architecture transformers cannot read from GGUF: compare its size "
-                "with the original."
-            ) from error
-        # The weights are plain float32 now; a model that still says it is quantised would not
-        # save, and what it saved would not load.
-        model.config.__dict__.pop("quantization_config", None)
-        model.is_quantized = False
-        model.hf_quantizer = None
-        with quiet():
-            model.save_pretrained(place)
+                weights = one_by_one(gguf, shell)
+            if weights is None:
+                _save_model(gguf, place)
+                files = {}
+            else:
+                files = {WEIGHTS: _write(gguf, weights, place / WEIGHTS)}
+                _save_configuration(shell, place)
             tokenizer.save_pretrained(place)
-        files = {path.name: _sha256(path) for path in sorted(place.iterdir())}
+        others = (path for path in sorted(place.iterdir()) if path.name not in files)
+        files |= {path.name: _sha256(path) for path in others}
         manifest = {"format": FORMAT, "source": gguf.name, "files": files, "versions": _versions()}
         (place / MANIFEST).write_text(json.dumps(manifest, indent=2))
         shutil.rmtree(entry, ignore_errors=True)
         place.replace(entry)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _readable(gguf: Path) -> Iterator[None]:
+    """Nothing; an error of a reader inside becomes one that names the file."""
+    try:
+        yield
+    except LensSkillsError:
+        raise
+    except Exception as error:  # the readers have no error of their own for a damaged file
+        raise LensSkillsError(
+            f"{gguf} could not be converted: {reason_of(error)}. It is truncated, or "
+            "of an architecture transformers cannot read from GGUF: compare its size "
+            "with the original."
+        ) from error
+
+
+def _write(gguf: Path, weights: Weights, target: Path) -> str:
+    """The SHA-256 of the weights, written while they are read."""
+
+    def pieces() -> Iterator[Any]:
+        with _readable(gguf):
+            yield from weights.pieces()
+
+    digest = hashlib.sha256()
+    with target.open("wb") as file:
+        for piece in pieces():
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+def _save_configuration(shell: Any, place: Path) -> None:
+    """What `save_pretrained` writes beside the weights."""
+    shell.config.dtype = "float32"
+    shell.config.architectures = [type(shell).__name__]
+    shell.config.save_pretrained(place)
+    if shell.can_generate():
+        shell.generation_config.save_pretrained(place)
+
+
+def _save_model(gguf: Path, place: Path) -> None:
+    """The model built whole by `transformers` and saved."""
+    from transformers import AutoModelForCausalLM
+
+    with _readable(gguf):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, local_files_only=True, dtype=torch.float32
+        )
+    # The weights are plain float32 now; a model that still says it is quantised would not
+    # save, and what it saved would not load.
+    model.config.__dict__.pop("quantization_config", None)
+    model.is_quantized = False
+    model.hf_quantizer = None
+    model.save_pretrained(place)
 
 
 def _versions() -> dict[str, str]:

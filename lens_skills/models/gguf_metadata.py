@@ -95,8 +95,8 @@ def _counts_fit(whole: mmap.mmap) -> bool:
     return n_tensors * 24 <= size - place
 
 
-def check_whole(path: Path) -> None:
-    """Nothing; raises where the file asks for a model larger than the one it holds.
+def check_whole(path: Path) -> Any:
+    """The model on the meta device; raises where it is larger than the one the file holds.
 
     A damaged size would otherwise be built before anything is compared with it, as far as memory
     goes. The model is laid out without its numbers, and counted.
@@ -115,13 +115,13 @@ def check_whole(path: Path) -> None:
     blocks = len({int(found[1]) for found in names if found})
     counts = [f.contents() for name, f in reader.fields.items() if name.endswith(".block_count")]
     held = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    wanted = 0
+    wanted, shell = 0, None
     if all(count <= blocks for count in counts):
         config = AutoConfig.from_pretrained(
             str(path.parent), gguf_file=path.name, local_files_only=True
         )
         with torch.device("meta"):
-            shell: Any = AutoModelForCausalLM.from_config(config)
+            shell = AutoModelForCausalLM.from_config(config)
         wanted = sum(weight.numel() for weight in shell.parameters())
     if wanted > 2 * held or any(count > blocks for count in counts):
         asked = f"{wanted:,} numbers" if wanted else f"{counts[0]:,} blocks"
@@ -129,6 +129,7 @@ def check_whole(path: Path) -> None:
             f"{path} asks for a model of {asked} and holds {held:,} numbers in {blocks} blocks: it "
             "is damaged. Compare its size and checksum with the original's."
         )
+    return shell
 
 
 def check_carried(path: Path, config: Any) -> None:

@@ -225,7 +225,7 @@ def _device(given: Any) -> str:
 
 
 def _source(
-    x: Any, dtype: torch.dtype, tokenizer: Any, ahead: Future[Path | None] | None
+    x: Any, dtype: torch.dtype, tokenizer: Any, ahead: Future[tuple[Path, bool] | None] | None
 ) -> HuggingFaceModel:
     """The Hugging Face model behind ``x``."""
 

@@ -2,6 +2,10 @@
 
 import copy
 import json
+import resource
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -170,6 +174,50 @@ def test_what_a_killed_process_left_is_cleared(tiny_gguf: Path, own_cache: Path)
     assert not half_done.exists()
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lens_skills.models import gguf_cache
+from lens_skills.models.gguf_weights import Weights
+
+def some(self):
+    for number, piece in enumerate(pieces(self)):
+        if number == 5:
+            next(Path(os.environ["LENS_SKILLS_CACHE"]).glob(".*/model.safetensors"))
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield piece
+
+pieces, Weights.pieces = Weights.pieces, some
+gguf_cache.converted(Path(sys.argv[1]))
+"""
+
+
+def test_a_process_killed_while_it_writes_leaves_nothing_that_opens(
+    tiny_gguf: Path, own_cache: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(tiny_gguf)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    entry = gguf_cache.entry_of(tiny_gguf)
+    (half_done,) = (path for path in own_cache.iterdir() if path.is_dir())
+    assert (half_done / gguf_cache.WEIGHTS).exists()
+    assert half_done != entry
+    assert not gguf_cache.intact(half_done)
+    assert gguf_cache.intact(gguf_cache.converted(tiny_gguf))
+    assert [path for path in own_cache.iterdir() if path.is_dir()] == [entry]
+
+
+def test_a_disk_that_fills_up(tiny_gguf: Path, own_cache: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(LensSkillsError, match=r"cannot be written.*Make room"):
+            gguf_cache.converted(tiny_gguf)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path for path in own_cache.iterdir() if path.is_dir()] == []
+
+
 def test_two_at_once_convert_once(tiny_gguf: Path, builds: list[Path]) -> None:
     with ThreadPoolExecutor(2) as pool:
         entries = list(pool.map(gguf_cache.converted, [tiny_gguf, tiny_gguf]))
@@ -181,17 +229,21 @@ def test_two_at_once_convert_once(tiny_gguf: Path, builds: list[Path]) -> None:
 def test_the_cache_is_looked_at_ahead(
     tiny_gguf: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert gguf_cache.look_ahead(tiny_gguf).result(30) is None
-    entry = gguf_cache.converted(tiny_gguf)
-    assert gguf_cache.look_ahead(tiny_gguf).result(30) == entry
+    entry = gguf_cache.entry_of(tiny_gguf)
+    first = gguf_cache.look_ahead(tiny_gguf)
+    assert first.result(30) == (entry, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_cache, "entry_of", None)  # would raise when called: no second hash
+        assert gguf_cache.converted(tiny_gguf, first) == entry
+    assert gguf_cache.look_ahead(tiny_gguf).result(30) == (entry, True)
     damage_flipped(entry)
     damaged = gguf_cache.look_ahead(tiny_gguf)
-    assert damaged.result(30) is None
+    assert damaged.result(30) == (entry, False)
     assert gguf_cache.converted(tiny_gguf, damaged) == entry
     assert len(builds) == 2
     whole = gguf_cache.look_ahead(tiny_gguf)
-    assert whole.result(30) == entry
-    monkeypatch.setattr(gguf_cache, "intact", None)  # would raise when called
+    assert whole.result(30) == (entry, True)
+    monkeypatch.setattr(gguf_cache, "intact", None)
     assert gguf_cache.converted(tiny_gguf, whole) == entry
     monkeypatch.setattr(gguf_cache, "_sha256", None)
     (tmp_path / "other.gguf").write_bytes(b"no GGUF")

@@ -10,26 +10,87 @@ import gguf
 import gguf.quants
 import numpy as np
 import pytest
+import torch
 import transformers.modeling_gguf_pytorch_utils as loader
 
-from lens_skills.models import gguf_cache
+from lens_skills.errors import LensSkillsError
+from lens_skills.models import gguf_cache, gguf_weights
+from lens_skills.models.gguf_metadata import check_whole
 from lens_skills.models.gguf_reading import read_once
+from lens_skills.models.gguf_weights import one_by_one
+from tests.models.tiny_gguf import write_gguf
 
 KINDS = sorted(gguf.quants._type_traits)
 
 
+FILES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "tied": {"tied": True},
+    "Q4_0": {"kind": gguf.GGMLQuantizationType.Q4_0},
+    "F16": {"kind": gguf.GGMLQuantizationType.F16},
+    "qwen2": {"architecture": "qwen2"},
+}
+
+
+@pytest.mark.parametrize("options", FILES.values(), ids=FILES)
 def test_the_folder_is_the_same_to_the_byte(
-    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    def files(where: str, reading: Any) -> dict[str, str]:
+    """As `transformers` by itself reads, builds and saves it."""
+    path = write_gguf(*tiny_hf, tmp_path / "x.gguf", **options)
+    built: list[Any] = []
+    build = gguf_cache._save_model
+    monkeypatch.setattr(gguf_cache, "_save_model", lambda *a: built.append(a) or build(*a))
+
+    def files(where: str) -> dict[str, str]:
         monkeypatch.setenv("LENS_SKILLS_CACHE", str(tmp_path / where))
-        monkeypatch.setattr(gguf_cache, "read_once", reading)
-        entry = gguf_cache.converted(tiny_gguf)
+        entry = gguf_cache.converted(path)
+        assert gguf_cache.intact(entry)
         return json.loads((entry / gguf_cache.MANIFEST).read_text())["files"]
 
-    once, plain = files("once", read_once), files("plain", nullcontext)
-    assert once == plain
-    assert {"model.safetensors", "tokenizer.json", "config.json"} <= set(once)
+    direct = files("direct")
+    assert not built
+    monkeypatch.setattr(gguf_weights, "PIECE", 100)
+    assert files("pieces") == direct
+    monkeypatch.setattr(gguf_cache, "one_by_one", lambda *a: None)
+    assert files("built") == direct
+    monkeypatch.setattr(gguf_cache, "read_once", nullcontext)
+    assert files("plain") == direct
+    assert len(built) == 2
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= set(direct)
+
+
+@pytest.mark.parametrize("missing", ["blk.1.ffn_up.weight", "token_embd.weight"])
+def test_a_file_without_all_the_models_weights_is_not_written_one_by_one(
+    tiny_hf: Any, tmp_path: Path, missing: str
+) -> None:
+    path = write_gguf(*tiny_hf, tmp_path / "x.gguf", without=missing)
+    assert one_by_one(path, check_whole(path)) is None
+
+
+def test_nor_are_tensors_of_another_shape_or_architecture(
+    tiny_hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(*tiny_hf, tmp_path / "x.gguf")
+    shell = check_whole(path)
+    assert one_by_one(path, shell) is not None
+    kinds = loader.TENSOR_PROCESSORS | {"llama": loader.GPT2TensorProcessor}
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "TENSOR_PROCESSORS", kinds)
+        assert one_by_one(path, shell) is None
+    shell.model.layers[0].mlp.up_proj.weight.data = torch.empty(7, 32, device="meta")
+    assert one_by_one(path, shell) is None
+
+
+def test_a_tensor_that_cannot_be_dequantised(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise NotImplementedError("Dequantization is not yet implemented")
+
+    monkeypatch.setattr(gguf, "dequantize", refuse)
+    with pytest.raises(LensSkillsError, match=r"could not be converted: .*not yet implemented"):
+        gguf_cache.converted(tiny_gguf)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -90,7 +151,10 @@ def test_every_kind_of_list_is_read(tmp_path: Path) -> None:
     assert found["lens.texts"][0] == lists["texts"]
 
 
-def test_the_file_is_parsed_once(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_the_file_is_parsed_once(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
     count: Counter[str] = Counter()
     parse = gguf.GGUFReader._build_fields
     load = loader.load_gguf_checkpoint
@@ -105,8 +169,11 @@ def test_the_file_is_parsed_once(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(gguf.GGUFReader, "_build_fields", parsed)
     monkeypatch.setattr(loader, "load_gguf_checkpoint", loaded)
+    if not direct:
+        monkeypatch.setattr(gguf_cache, "one_by_one", lambda *a: None)
     gguf_cache.converted(tiny_gguf)
-    assert count["parsed"] == count["tensors"] == 1
+    assert count["parsed"] == 1
+    assert count["tensors"] == (not direct)
     assert count["configuration"] <= 1  # older transformers come to it by another way
 
 

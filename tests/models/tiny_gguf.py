@@ -16,16 +16,26 @@ PARTS = {
 
 
 def write_gguf(
-    model: Any, tokenizer: Any, path: Path, *, also: dict[str, Any] | None = None
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    *,
+    also: dict[str, Any] | None = None,
+    architecture: str = "llama",
+    kind: Any = None,
+    tied: bool = False,
+    without: str = "",
 ) -> Path:
-    """The model and its byte-level BPE tokenizer as one float32 GGUF file.
+    """The model and its byte-level BPE tokenizer as one GGUF file.
 
-    ``also`` has further metadata of the architecture by name, and tensors.
+    ``also`` has further metadata of the architecture by name, and tensors. Matrices are of the
+    ``kind``, by default float32; a model that is ``tied`` has no vocabulary projection of its own.
+    ``qwen2`` has other places for the rotary pairs, and biases.
     """
     import gguf
 
     config, weights = model.config, model.state_dict()
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_name("tiny")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -43,7 +53,7 @@ def write_gguf(
             writer.add_tensor(key, value.float().numpy())
             continue
         add_key = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
-        add_key[type(value)](f"llama.{key}", value)
+        add_key[type(value)](f"{architecture}.{key}", value)
 
     pieces = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     special = set(tokenizer.all_special_tokens)
@@ -59,18 +69,30 @@ def write_gguf(
     writer.add_pad_token_id(tokenizer.pad_token_id)
 
     def add(name: str, weight: torch.Tensor, heads: int = 0) -> None:
-        if heads:  # llama.cpp keeps the two halves of each rotary pair side by side
+        if f"{name}.weight" == without:
+            return
+        if heads and architecture == "llama":
+            # llama.cpp keeps the two halves of each rotary pair side by side
             weight = einops.rearrange(weight, "(h half d) m -> (h d half) m", h=heads, half=2)
-        writer.add_tensor(f"{name}.weight", weight.float().contiguous().numpy())
+        numbers = weight.float().contiguous().numpy()
+        if kind is None or numbers.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] or weight.ndim == 1:
+            writer.add_tensor(f"{name}.weight", numbers)
+        else:
+            packed = gguf.quants.quantize(numbers, kind)
+            writer.add_tensor(f"{name}.weight", packed, raw_dtype=kind)
 
     add("token_embd", weights["model.embed_tokens.weight"])
     add("output_norm", weights["model.norm.weight"])
-    add("output", weights["lm_head.weight"])
+    if not tied:
+        add("output", weights["lm_head.weight"])
     turned = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for layer in range(config.num_hidden_layers):
         for short, full in PARTS.items():
             weight = weights[f"model.layers.{layer}.{full}.weight"]
             add(f"blk.{layer}.{short}", weight, turned.get(short, 0))
+            if architecture == "qwen2" and short in ("attn_q", "attn_k", "attn_v"):
+                bias = torch.linspace(-1, 1, len(weight)).numpy()
+                writer.add_tensor(f"blk.{layer}.{short}.bias", bias)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

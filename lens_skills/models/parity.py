@@ -32,7 +32,7 @@ OUTPUT_PROJECTION = re.compile(
 )
 """Names of the module that reads the neurons, over the architectures of transformers."""
 
-FORMAT = 2
+FORMAT = 3
 LENGTHS = (13, 9, 5)
 REACH = 320
 """Windows up to here are passed by a prompt; larger ones are narrowed to `NARROW` in both."""
@@ -56,7 +56,7 @@ class Reference:
     """What the plain Hugging Face forward gives, one prompt at a time, without padding.
 
     Attributes:
-        rows: The tokens ``[pos]`` of each prompt, of different lengths.
+        rows: The tokens ``[pos]`` of each prompt, of different lengths; each begins the longest.
         log_probabilities: Of the next token ``[pos d_vocab]``, at the last positions of each row.
         neurons: Per layer and row, the input of the layer's output projection, where recognised.
         narrowed: Whether windows and position scales were narrowed for it.
@@ -133,38 +133,54 @@ def references(hf_model: Any, name: str) -> tuple[Reference, ...]:
     ]  # fmt: skip
     lengths = tuple(max(1, min(length, limit - 2)) for length in LENGTHS)
     longer = (max(near) + 9,) if near and max(near) + 9 > max(lengths) else ()
-    found = [_reference(hf_model, name, (*lengths, *longer), False)]
-    _check_looks_back(hf_model, name, found[0])
-    if len(near) < len(scales):
-        with narrowed(hf_model):
-            found.append(_reference(hf_model, name, lengths, True))
-    return tuple(found)
-
-
-def _check_looks_back(hf_model: Any, name: str, found: Reference) -> None:
-    """Nothing; raises where an earlier prediction depends on a later token, as in an encoder."""
-    row, before = found.rows[0], found.log_probabilities[0]
-    if len(row) < 2:
-        return
-    other = row.clone()
-    other[-1] = row[0]
-    with torch.no_grad():
-        after = hf_model.eval()(other[None], use_cache=False).logits[0, -COMPARED:]
-    after = after.double().log_softmax(-1).cpu()
+    # What a causal model computes of a beginning it computes of the whole, in one pass for all; not
+    # where the length of the prompt changes the positions, nor where its largest number scales all.
+    together = not quantised(hf_model) and not {"longrope", "dynamic"} & set(scales)
+    exact = hf_model.dtype in (torch.float32, torch.float64)
+    found = _reference(hf_model, name, (*lengths, *longer), False, together)
+    moved = _moved(hf_model, found)
+    least = 0.1 * BARS.get(hf_model.dtype, BARS[torch.bfloat16])[0]
+    if together and not float(moved.max() if exact else moved.mean()) <= least:
+        together = False
+        found = _reference(hf_model, name, (*lengths, *longer), False, together)
+        moved = _moved(hf_model, found)
     # Packed weights scale what they multiply by the largest of the whole prompt.
-    bar = (0.5 if quantised(hf_model) else 0.02) * before.std(-1).mean()
-    if bool((after[:-1] - before[:-1]).abs().amax() > bar):
+    if float(moved.max()) > (0.5 if quantised(hf_model) else 0.02):
         raise LensSkillsError(
             f"{name} ({type(hf_model).__name__}) predicts a token from those after it, as encoders "
             "do (BERT and its kin). Decoder-only language models can be opened."
         )
+    if len(near) == len(scales):
+        return (found,)
+    with narrowed(hf_model):
+        return found, _reference(hf_model, name, lengths, True, together)
 
 
-def _reference(hf_model: Any, name: str, lengths: Sequence[int], narrow: bool) -> Reference:
+def _moved(hf_model: Any, found: Reference) -> Tensor:
+    """How far the predictions of the shortest row move where its last token is another.
+
+    In units of the spread over the vocabulary. Where the row was read as the beginning of a longer
+    one, also with the tokens that followed.
+    """
+    row, before = min(
+        zip(found.rows, found.log_probabilities, strict=True), key=lambda r: len(r[0])
+    )
+    other = row.clone()
+    other[-1] = found.rows[0][0]
+    with torch.no_grad():
+        after = hf_model.eval()(other[None], use_cache=False).logits[0, -COMPARED:]
+    after = after.double().log_softmax(-1).cpu()
+    moved = (after[:-1] - before[:-1]).abs() / before.std(-1).mean()
+    return moved if moved.numel() else torch.zeros(1)
+
+
+def _reference(
+    hf_model: Any, name: str, lengths: Sequence[int], narrow: bool, together: bool
+) -> Reference:
     table = hf_model.get_input_embeddings().weight
     # Spread over the vocabulary: a tokenizer is not needed, and no row looks like another.
-    tokens = (torch.arange(sum(lengths)) * 7919 + 17) % _vocabulary(hf_model)
-    rows = tokens.to(table.device).split(list(lengths))
+    tokens = (torch.arange(max(lengths)) * 7919 + 17) % _vocabulary(hf_model)
+    rows = [tokens[:length].to(table.device) for length in lengths]
     neurons: dict[int, list[Tensor]] = {}
 
     def keep(layer: int) -> Callable[..., None]:
@@ -182,9 +198,11 @@ def _reference(hf_model: Any, name: str, lengths: Sequence[int], narrow: bool) -
     kept = []
     try:
         with torch.no_grad():
-            for row in rows:
-                logits = hf_model.eval()(row[None], use_cache=False).logits[0, -COMPARED:]
-                kept.append(logits.double().log_softmax(-1).cpu())
+            for row in [max(rows, key=len)] if together else rows:
+                logits = hf_model.eval()(row[None], use_cache=False).logits[0]
+                for end in map(len, rows) if together else [len(row)]:
+                    last = logits[max(end - COMPARED, 0) : end]
+                    kept.append(last.double().log_softmax(-1).cpu())
     except Exception as error:  # an architecture whose own forward needs more than tokens
         raise LensSkillsError(
             f"the plain Hugging Face forward of {name} ({type(hf_model).__name__}) fails: "
@@ -194,6 +212,10 @@ def _reference(hf_model: Any, name: str, lengths: Sequence[int], narrow: bool) -
         hf_model.train(training)
         for handle in handles:
             handle.remove()
+    if together:
+        neurons = {
+            layer: [found[0][: len(row)] for row in rows] for layer, found in neurons.items()
+        }
     if not all(bool(torch.isfinite(row).all()) for row in kept):
         dtype = table.dtype
         way = (
@@ -244,21 +266,25 @@ def compare(model: Any, expected: Sequence[Reference], hf_model: Any = None) -> 
 def _layouts(
     rows: Sequence[Tensor],
 ) -> Iterator[tuple[str, list[int], Int[Tensor, "batch pos"], Tensor]]:
-    """Each row alone, and the short ones in one batch, padded on the left and on the right."""
-    for number, row in enumerate(rows):
-        yield "alone", [number], row[None], torch.ones_like(row[None], dtype=torch.bool)
+    """The longest row alone, and the others in one batch, padded on the left and on the right."""
     # A long row has company of its own kind: some position scales look at the longest of a batch.
     short = [number for number, row in enumerate(rows) if len(row) <= max(LENGTHS)]
     for group in (short, [number for number in range(len(rows)) if number not in short]):
-        width = max((len(rows[number]) for number in group), default=0) + 2
-        for layout in ("padded left", "padded right") if group else ():
-            tokens = rows[0].new_full((len(group), width), int(rows[0][0]))
+        if not group:
+            continue
+        longest = max(group, key=lambda number: len(rows[number]))
+        row = rows[longest][None]
+        yield "alone", [longest], row, torch.ones_like(row, dtype=torch.bool)
+        batch = [number for number in group if number != longest] or group
+        width = max(len(rows[number]) for number in batch) + 2
+        for layout in ("padded left", "padded right"):
+            tokens = rows[0].new_full((len(batch), width), int(rows[0][0]))
             mask = torch.zeros_like(tokens, dtype=torch.bool)
-            for place, number in enumerate(group):
+            for place, number in enumerate(batch):
                 n = len(rows[number])
                 at = slice(width - n, width) if layout == "padded left" else slice(0, n)
                 tokens[place, at], mask[place, at] = rows[number], True
-            yield layout, group, tokens, mask
+            yield layout, batch, tokens, mask
 
 
 def _gaps(

@@ -123,6 +123,103 @@ def test_an_error_under_padding_alone_is_seen(
         load_model(tiny_hf[0], tokenizer=tiny_hf[1], implementation="bridge")
 
 
+def with_changed(name: str, change: Any) -> Any:
+    """A hook that gives a forward pass another value of one of its arguments."""
+
+    def hook(module: Any, args: Any, given: dict[str, Any]) -> Any:
+        return args, given | {name: change(given[name].clone(), given["attention_mask"])}
+
+    return lambda plain: plain.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def one_neuron(plain: Any) -> None:
+    """More of the first neuron of the last layer, without which the logits hardly move."""
+
+    def hook(module: Any, args: Any) -> Any:
+        return (torch.cat([1.1 * args[0][..., :1], args[0][..., 1:]], -1),)
+
+    plain.model.layers[-1].mlp.down_proj.register_forward_pre_hook(hook)
+
+
+def shorten(mask: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """The last real token is not seen where padding follows."""
+    ends = mask.cumsum(1) == mask.sum(1, keepdim=True)
+    return mask if bool(mask[:, -1].all()) else mask.masked_fill(ends, 0)
+
+
+FAULTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "every token is seen": (with_changed("attention_mask", lambda m, _: m.fill_(1)), {}),
+    "the first row's mask for all": (
+        with_changed("attention_mask", lambda m, _: m[:1].expand_as(m).clone()), {},
+    ),
+    "the last token is not seen": (with_changed("attention_mask", shorten), {}),
+    "positions end at 11": (with_changed("position_ids", lambda p, _: p.clamp(max=11)), {}),
+    "positions twice as far alone": (
+        with_changed("position_ids", lambda p, m: p * (2 if bool(m.all()) else 1)), {},
+    ),
+    "in a window, positions end at 3": (
+        with_changed("position_ids", lambda p, _: p.clamp(max=3)), {"sliding_window": 6},
+    ),
+    "more of one neuron": (one_neuron, {"sliding_window": 700}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "options"), FAULTS.values(), ids=FAULTS)
+def test_faults_of_a_conversion_are_seen(tiny_hf: Any, fault: Any, options: dict[str, Any]) -> None:
+    plain = make("MistralForCausalLM" if options else "LlamaForCausalLM", **options)
+    for broken in (False, True):
+        source = huggingface.from_memory(plain, tiny_hf[1], dtype=torch.float32)
+        expected = parity.references(source.model, "plain")
+        bridge = conversion.to_bridge(source, device="cpu")
+        if broken:
+            fault(bridge.original_model)
+        assert parity.measured(bridge, expected, source.model).passed is not broken
+
+
+def passes(plain: Any, name: str = "plain") -> tuple[int, Any]:
+    """How many forward passes the references take, and what they are."""
+    seen: list[Any] = []
+    handle = plain.register_forward_pre_hook(lambda *a: seen.append(a))
+    (found,) = parity.references(plain, name)
+    handle.remove()
+    return len(seen), found
+
+
+def same_as_alone(plain: Any, found: parity.Reference) -> None:
+    """Every row of the references is what the plain forward computes of it."""
+    for row, wanted in zip(found.rows, found.log_probabilities, strict=True):
+        with torch.no_grad():
+            own = plain(row[None]).logits[0].double().log_softmax(-1)
+        torch.testing.assert_close(wanted, own[-parity.COMPARED :], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_one_pass_gives_every_row(window: int | None) -> None:
+    plain = make("MistralForCausalLM", sliding_window=window)
+    n_passes, found = passes(plain)
+    assert n_passes == 2  # and one in which a later token is another
+    assert [len(row) for row in found.rows] == [13, 9, 5, *([49] if window else [])]
+    same_as_alone(plain, found)
+    kept: list[Any] = []
+    plain.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, a: kept.append(a[0][0]))
+    for row, wanted in zip(found.rows, found.neurons[1], strict=True):
+        with torch.no_grad():
+            plain(row[None])
+        torch.testing.assert_close(wanted, kept.pop(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.1])
+def test_each_row_has_its_pass_where_the_length_counts(share: float) -> None:
+    """By less than its bar, and by so much that it would look like an encoder."""
+    plain = make("LlamaForCausalLM")
+    plain.model.layers[0].mlp.register_forward_hook(
+        lambda m, a, out: out * (1 + share * out.shape[1])
+    )
+    n_passes, found = passes(plain)
+    assert n_passes == 1 + 1 + 3 + 1
+    same_as_alone(plain, found)
+
+
 @needs_hooked
 @pytest.mark.parametrize(
     ("scaling", "reason"),

@@ -124,7 +124,7 @@ def _build(gguf: Path, entry: Path) -> None:
     from transformers import AutoTokenizer
 
     print(
-        f"lens_skills: converting {gguf.name} once, half a minute to two, into {entry}",
+        f"lens_skills: converting {gguf.name} once (seconds; minutes for gigabytes), into {entry}",
         file=sys.stderr,
     )
     place = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))

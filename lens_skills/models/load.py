@@ -59,7 +59,7 @@ def _bundled() -> tuple[Openable, ...]:
         elif (cache.entry_of(found) / cache.MANIFEST).is_file():
             state = "installed, converted"
         else:
-            state = "installed; the first load converts it (half a minute to two)"
+            state = "installed; the first load converts it (some seconds)"
         rows.append(Openable("bundled", entry.name, how, state))
     return tuple(rows)
 

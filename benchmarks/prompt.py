@@ -6,7 +6,8 @@
 
 Inputs of 25 tokens, a soft prompt of 8 after them, answers of one token. Ratios are examples per
 second of ours over those of the other way, from one run; what is computed once per training (the
-inputs' keys and values, the checks, the held-out looks) is in the time.
+inputs' keys and values, the checks, the held-out looks) is in the time. The inputs that are scored
+begin each with words of its own, as in scoring.py.
 """
 
 import resource
@@ -14,6 +15,7 @@ import sys
 from typing import Any
 
 import torch
+from scoring import task_of
 from timing import arguments, interleaved, run_parts, table
 
 import lens_skills as ls
@@ -145,7 +147,7 @@ def peak_mb() -> float:
 
 def scoring(model: Any, n_examples: int, rounds: int, size: int) -> dict[str, float]:
     """`score` at every soft position against the forward pass over as many tokens."""
-    task, prompt = inputs(model, n_examples), initial_prompt(model, SOFT)
+    task, prompt = task_of(model, n_examples, TOKENS), initial_prompt(model, SOFT)
     tokens = model.to_tokens([example.prompt for example in task])
     tokens = torch.cat([tokens, tokens[:, -SOFT:]], dim=1)
 

@@ -1,13 +1,14 @@
 """`study`: every step from a task to a verdict on its neurons, on one card."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from lens_skills.activations import (
     DEFAULT_SITE,
+    Metric,
     Position,
     find_site,
     parse_metric,
@@ -17,7 +18,7 @@ from lens_skills.activations import (
 from lens_skills.activations.metrics import causal_metric as usual_causal_metric
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions import DEFAULT_CONTROLS, Controls, Edit, Verdict, ablate, verify
-from lens_skills.models import Chat, as_adapter
+from lens_skills.models import Chat, as_adapter, with_soft_prompt
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY, Scores, Selection, score, select
 from lens_skills.scoring.scores import card_lines
@@ -168,6 +169,7 @@ def study(
     seed: int = 0,
     chat: Chat = False,
     preflight: Preflight | None = None,
+    earlier: Study | None = None,
     most: int = TRIED,
 ) -> Study:
     """Preflight, split, score, confirm, select, verify: every step there is, on one card.
@@ -194,6 +196,9 @@ def study(
         seed: Of the split and all draws.
         chat: As in `score`.
         preflight: Of an earlier study of the same split, to be shown again instead of measured.
+        earlier: A study of the same splits with the same model, such as one without ``given``: its
+            preflight is shown again, and its metrics' numbers are not read again where ``given``
+            needs them before the pass.
         most: How many of the confirmed neurons to intervene on, the strongest on confirm.
 
     Returns:
@@ -201,7 +206,8 @@ def study(
         what the verdict says of them.
 
     Raises:
-        LensSkillsError: As `score` and `select`; a task too small to split.
+        LensSkillsError: As `score` and `select`; a task too small to split; an ``earlier`` study of
+            other examples or another model.
     """
     require_examples(task, 40)
     main = parse_metric(
@@ -222,6 +228,9 @@ def study(
             "intervene."
         )
     explore, confirm, *rest = task.split(*fractions, seed=seed, names=SPLITS[: len(fractions)])
+    if earlier is not None:
+        main, *others = _with_numbers([main, *others], earlier, model, explore, confirm, chat)
+        preflight = preflight or earlier.preflight
     if causal_metric is None:
         causal_metric = usual_causal_metric(task)
     common: dict[str, Any] = {
@@ -284,6 +293,35 @@ def study(
         verdict,
         no_verdict,
     )
+
+
+def _with_numbers(
+    metrics: Sequence[Metric], earlier: Study, model: Any, explore: Task, confirm: Task, chat: Chat
+) -> list[Metric]:
+    """The metrics, with the numbers that an earlier study read of the same splits."""
+    about, adapter = earlier.scores.provenance, with_soft_prompt(model, None, chat)
+    wrong = []
+    if (about.get("model_fingerprint"), about.get("chat")) != (
+        adapter.fingerprint(),
+        adapter.reading["chat"],
+    ):
+        wrong.append(f"the model {about.get('model')}, which is not this one, read as this one is")
+    if [*earlier.explore, *earlier.confirm] != [*explore, *confirm]:
+        wrong.append(f"the task {earlier.explore.name!r}, split otherwise or of other examples")
+    if wrong:
+        raise LensSkillsError(
+            f"earlier= is a study of {' and of '.join(wrong)}. Its numbers say nothing here: leave "
+            "earlier= out."
+        )
+    made = []
+    for metric in metrics:
+        held: dict[str, float] = {}
+        for scores in (earlier.scores, earlier.confirm_scores):
+            if metric.name in scores.values:
+                numbers = scores.values[metric.name].tolist()
+                held |= dict(zip(scores.example_ids, numbers, strict=True))
+        made.append(replace(metric, held=held))
+    return made
 
 
 def _size(scores: Scores) -> str:

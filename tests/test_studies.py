@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import lens_skills as ls
 from lens_skills.data import Example
@@ -247,6 +248,32 @@ def test_a_preflight_is_shown_again_and_not_measured_again(
     assert run(knowing, number_task(40), preflight=found.preflight).preflight is found.preflight
     with pytest.raises(AssertionError, match="measured again"):
         run(knowing, number_task(40))
+
+
+def test_what_an_earlier_study_read_is_not_read_again(
+    knowing: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The module, which the function of the same name hides.
+    import sys
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("read again")
+
+    task = number_task(answers=True)
+    naive = run(knowing, task, metric="logit_diff")
+    expected = run(knowing, task, metric="logit_diff", given=["frame"])
+    monkeypatch.setattr(sys.modules["lens_skills.scoring.score"], "metric_values", refuse)
+    again = run(knowing, task, metric="logit_diff", given=["frame"], earlier=naive)
+    assert again.preflight is naive.preflight
+    assert again.selection.names == expected.selection.names
+    torch.testing.assert_close(again.scores.r, expected.scores.r, atol=1e-5, rtol=0)
+    with pytest.raises(AssertionError, match="read again"):
+        run(knowing, task, metric="logit_diff", given=["frame"])
+    with pytest.raises(LensSkillsError, match="a study of the task 'numbers', split otherwise"):
+        run(knowing, task, metric="logit_diff", seed=1, earlier=naive)
+    other = ls.load_model(tiny_folder)  # the same weights, nothing planted
+    with pytest.raises(LensSkillsError, match="which is not this one"):
+        run(other, task, metric="logit_diff", earlier=naive)
 
 
 def test_the_seed_decides_the_split_and_all_draws(knowing: Any, partial: Study) -> None:

@@ -5,7 +5,7 @@ those. A column of numbers stays as it is; categories become one 0/1 metric each
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
@@ -151,6 +151,8 @@ class Metric:
         unit: What its numbers are measured in.
         is_log_odds: Whether it is the log-odds of the answer against the foil, or against the best
             other option: for single tokens, two columns of the unembedding then give it.
+        held: Its number for some examples, by id, where the same model gave it before; where a
+            metric alone is wanted of all of these, the model is not asked again.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Metric:
     reads: frozenset[str]
     unit: str = ""
     is_log_odds: bool = False
+    held: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def known(self) -> bool:

@@ -1,5 +1,6 @@
 """The demonstration: a skill the model has, and one it mostly has not, through every step."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,51 +40,78 @@ def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
         ("arithmetic-given-surface", "3. The same, with what the prompt says on its surface "
          "partialled out", lacks, correct | {"given": SURFACE}),
     ]  # fmt: skip
-    model, before = None, None
+    model, before, waiting = None, None, dict[Path, Study]()
     for name, title, task, options in parts:
         place = out / name / "study"
         step = Step(place, f"the study of {name}", {"--seed": seed, **call.opening})
         if not call.as_json:
             print(f"\n━━ {title} ━━", flush=True)
         if not call.begin(step, lambda place=place: {place.parent.name: Study.load(place)}):
-            before = Study.load(place).preflight
+            before = Study.load(place)
+            if not any((out / name).glob("activation-*.json")):
+                waiting[out / name] = before
             continue
         model = model or open_model()
         if call.dry_run:
             call.show_estimate(name, estimate("study", model, task, seed=seed, **options))
             continue
-        shared = before if name == "arithmetic-given-surface" else None
-        result = study(model, task, preflight=shared, seed=seed, **options)
-        before = result.preflight
+        earlier = before if name == "arithmetic-given-surface" else None
+        before = result = study(model, task, earlier=earlier, seed=seed, **options)
         call.show(name, result)
-        draw(model, result, out / name)
+        draw(result, out / name)
         result.save(place)
         call.end(step)
+        waiting[out / name] = result
     if call.dry_run:
         call.end_dry_run()
+    if waiting:
+        model = model or open_model()
+        draw_strongest(model, waiting)
     written = report(out, out / "report.html", model=model)
     call.wrote(written)
     say(f"all of it to read, sort and print: {written.resolve().as_uri()}")
 
 
-def draw(model: Any, result: Study, folder: Path) -> None:
-    """Every figure of a study, the strongest neuron's activations among them."""
-    scores = result.scores[result.metric]
+def draw(result: Study, folder: Path) -> None:
+    """Every figure of a study that needs no model."""
     for drawing in figures.of(result, metrics=[result.metric]):
         drawing.save(folder)
-    (unit,) = scores.top(1)
-    order, activations = [], []
-    with config(progress=False):
-        for batch in stream(model, result.explore, layers=unit.layer):
-            order += batch.index.tolist()
-            activations += batch.activations[:, 0, unit.index].tolist()
-    figures.activation_scatter(
-        activations,
-        scores.scores.values[result.metric][order],
-        name=unit.name,
-        metric=result.metric,
-        site=scores.scores.site,
-        position=scores.scores.positions[0],
-        groups=[result.explore[place].group for place in order],
-        about=joined(*source(scores.scores.provenance)),
-    ).save(folder)
+
+
+def draw_strongest(model: Any, studies: Mapping[Path, Study]) -> None:
+    """Of each study the strongest neuron's activations; of the same examples in one pass.
+
+    Args:
+        model: The model the studies are of.
+        studies: By the folder of their figures.
+    """
+    waiting = dict(studies)
+    while waiting:
+        explore = next(iter(waiting.values())).explore
+        same = {
+            folder: (found, found.scores[found.metric].top(1)[0])
+            for folder, found in waiting.items()
+            if [*found.explore] == [*explore]
+        }
+        layers = sorted({unit.layer for _, unit in same.values()})
+        order: list[int] = []
+        activations: dict[Path, list[float]] = {folder: [] for folder in same}
+        with config(progress=False):
+            for batch in stream(model, explore, layers=layers):
+                order += batch.index.tolist()
+                for folder, (_, unit) in same.items():
+                    place = layers.index(unit.layer)
+                    activations[folder] += batch.activations[:, place, unit.index].tolist()
+        for folder, (found, unit) in same.items():
+            scores = found.scores
+            figures.activation_scatter(
+                activations[folder],
+                scores.values[found.metric][order],
+                name=unit.name,
+                metric=found.metric,
+                site=scores.site,
+                position=scores.positions[0],
+                groups=[explore[place].group for place in order],
+                about=joined(*source(scores.provenance)),
+            ).save(folder)
+            del waiting[folder]

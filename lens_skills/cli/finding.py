@@ -167,7 +167,7 @@ def study(
         chat=chat,
     )
     from lens_skills.activations import parse_metrics
-    from lens_skills.cli.demo import draw
+    from lens_skills.cli.demo import draw, draw_strongest
     from lens_skills.cli.runs import Run
     from lens_skills.interventions import controls
     from lens_skills.studies import Study, default_metric
@@ -218,7 +218,8 @@ def study(
                 control_sets=control_sets,
                 control_neurons=control_neurons,
             ).record()
-        draw(model, result, out / "figures")
+        draw(result, out / "figures")
+        draw_strongest(model, {out / "figures": result})
         told.wrote(out / "figures")
         result.save(place)
         told.end(step)

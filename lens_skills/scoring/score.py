@@ -442,9 +442,15 @@ def _read_first(
     source: ActivationReader, metrics: Sequence[Metric]
 ) -> dict[str, Float[Tensor, " row"]]:
     """Metrics that the model computes, read in a pass of their own that reads no activations."""
-    if not metrics:
-        return {}
-    return metric_values(source.table or source.adapter, source.examples, metrics)
+    names = field_of(source.examples, "id")
+    held = {
+        metric.name: torch.tensor([metric.held[name] for name in names], dtype=torch.float64)
+        for metric in metrics
+        if metric.held.keys() >= set(names)
+    }
+    if not (left := [metric for metric in metrics if metric.name not in held]):
+        return held
+    return held | metric_values(source.table or source.adapter, source.examples, left)
 
 
 def _n_rotations(asked: int | None, source: ActivationReader, neurons: Any) -> int:

@@ -7,8 +7,9 @@ What the pass holds is counted, not what glibc's allocator keeps in reserve: its
 memory that goes straight back to the system is fixed, where by default it grows with use and two
 runs of one size differ by up to 70 MB.
 
-python benchmarks/memory.py model      # 1,000 and 8,000 prompts of 8 tokens: a quarter of an hour
-python benchmarks/memory.py shards     # 10,000 and 100,000 rows: ten minutes
+python benchmarks/memory.py model      # 1,000 and 8,000 prompts of 8 tokens: five minutes
+python benchmarks/memory.py shards     # 10,000 and 100,000 rows: two minutes
+python benchmarks/memory.py sweep      # 10,000 and 100,000 examples: five minutes
 python benchmarks/memory.py speed      # score and rank on shards against one matrix product
 python benchmarks/memory.py            # all
 python benchmarks/memory.py --quick    # few rows: a smoke run, not a measurement
@@ -256,7 +257,7 @@ def growth(small: int, large: int, runs: int) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__, quick="a smoke run, not a measurement")
     parser.add_argument("part", nargs="?", choices=["model", "shards", "sweep", "speed"])
-    parser.add_argument("--runs", type=int, default=3, help="of each size; their median counts")
+    parser.add_argument("--runs", type=int, default=1, help="of each size; their median counts")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
@@ -268,7 +269,7 @@ def main() -> None:
         "": lambda: growth(*sizes, asked.runs),
         "shards": lambda: shards_growth(*rows, asked.runs),
         "sweep": lambda: sweep_growth(*rows),
-        "speed": lambda: shards_speed(rows[0], 5),
+        "speed": lambda: shards_speed(rows[0], 3),
     }
     run_parts(parts, asked, only="" if asked.part == "model" else asked.part)
 

@@ -21,6 +21,8 @@ from lens_skills.stats.multiple_testing import signs
 Value = str | int | float | bool
 Item = TypeVar("Item")
 
+_NO_COLUMNS: Mapping[str, Value] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -69,7 +71,9 @@ class Example:
                     f"example {self.id!r} has {name} {columns!r:.60}: they are a dict, such as "
                     f"{name}={{'plural': 1}}."
                 )
-            object.__setattr__(self, name, MappingProxyType(dict(columns)))
+            # All that have none share it: a hundred thousand empty ones would be 20 MB.
+            kept = MappingProxyType(dict(columns)) if columns else _NO_COLUMNS
+            object.__setattr__(self, name, kept)
 
     def column(self, name: str) -> Value | None:
         """The label or covariate called ``name``, or None where the example has neither.

@@ -108,13 +108,23 @@ def encode_examples(adapter: Any, examples: Sequence[Example], *, answers: bool)
     check_examples(examples)
     # Whatever the metrics read: the last prompt token must be the same one in every pass.
     moved = not adapter.chat and _space_must_move(adapter, examples)
+    once: dict[tuple[int, ...], tuple[int, ...]] = {}
     return [
-        _encode(adapter, index, example, answers=answers, moved=moved)
+        _encode(adapter, index, example, answers=answers, moved=moved, once=once)
         for index, example in enumerate(examples)
     ]
 
 
-def _encode(adapter: Any, index: int, example: Example, *, answers: bool, moved: bool) -> Encoded:
+def _encode(
+    adapter: Any,
+    index: int,
+    example: Example,
+    *,
+    answers: bool,
+    moved: bool,
+    once: dict[tuple[int, ...], tuple[int, ...]],
+) -> Encoded:
+    """``once`` holds each answer's tokens, which examples with the same answer share."""
     prompt = example.prompt
     if not prompt.strip():
         raise LensSkillsError(f"example {example.id!r} has an empty prompt.")
@@ -124,6 +134,10 @@ def _encode(adapter: Any, index: int, example: Example, *, answers: bool, moved:
     tokens = adapter.encode(prompt)
 
     def continuation(text: str) -> tuple[int, ...]:
+        found = continued(text)
+        return once.setdefault(found, found)
+
+    def continued(text: str) -> tuple[int, ...]:
         if adapter.chat:
             return _in_turn(adapter, example, tokens, text)
         found = _continuation(adapter, prompt, tokens, space + text)

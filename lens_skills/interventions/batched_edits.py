@@ -222,10 +222,13 @@ def edited_places(
     prompt (the answer that a metric scores) is never edited.
     """
     spots = edited_positions(position).spots
-    return {
-        item.index: [place for spot in spots for place in token_places(adapter, item, spot)]
-        for item in encoded
-    }
+    # Examples that are edited at the same places share their list.
+    once: dict[tuple[int, ...], list[int]] = {}
+    found = {}
+    for item in encoded:
+        places = [place for spot in spots for place in token_places(adapter, item, spot)]
+        found[item.index] = once.setdefault(tuple(places), places)
+    return found
 
 
 def check_width(spot: LayerSite, features: Tensor, width: int) -> None:

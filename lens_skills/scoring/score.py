@@ -190,7 +190,7 @@ class Summed:
         columns: Of all examples.
         values: Of each metric, for all examples; 0 where the pass was to read it and did not.
         rotations: Of the layers.
-        predictivity: With a baseline.
+        firing: With a baseline: how often each unit exceeds its threshold.
         provenance, notes, exploratory: Of the scores.
         saved: Where the pass was kept.
     """
@@ -201,7 +201,7 @@ class Summed:
     columns: DesignMatrix
     values: dict[str, Tensor]
     rotations: list[Tensor]
-    predictivity: dict[str, Tensor]
+    firing: "FiringCounts | None"
     provenance: dict[str, Any]
     notes: list[str]
     exploratory: bool
@@ -211,6 +211,12 @@ class Summed:
     def units(self) -> tuple[Tensor, Tensor]:
         """The layer and the index of each unit."""
         return self.source.layer, self.source.neuron
+
+    @property
+    def predictivity(self) -> dict[str, Tensor]:
+        """Of each unit, for each 0/1 metric, with a baseline."""
+        names = [metric.name for metric in self.wanted]
+        return {} if self.firing is None else self.firing.predictivity(names)
 
 
 def sum_up(
@@ -371,7 +377,7 @@ def sum_up(
         columns=columns,
         values=values,
         rotations=rotations,
-        predictivity={} if firing is None else firing.predictivity([m.name for m in wanted]),
+        firing=firing,
         provenance=provenance,
         notes=notes,
         exploratory=exploratory or seen,

@@ -20,12 +20,15 @@ from lens_skills.models import Chat, SoftPrompt
 from lens_skills.results import Result, examples_hash, resumable
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.design_matrix import DesignMatrix
-from lens_skills.scoring.score import sum_up
+from lens_skills.scoring.score import FiringCounts, sum_up
 from lens_skills.scoring.scores import Scores
 from lens_skills.stats.moments import Moments
 
 _SUMS = ("weight", "column_mean", "unit_mean", "gram", "column_square", "cross", "square",
          "origin", "squares")  # fmt: skip
+# How the counts against a baseline's thresholds add.
+_COUNTS = {"thresholds": lambda one, _: one, "fired": torch.add, "count": torch.add,
+           "binary": torch.logical_and}  # fmt: skip
 # What may differ between machines and does not change what is summed.
 _OF_A_MACHINE = ("versions", "implementation")
 
@@ -47,6 +50,8 @@ class PartialScores(Result):
         whole_layers: Whether all neurons of the layers were scored.
         notes: Sentences a reader of the numbers must see.
         exploratory: As in `Scores`.
+        firing: With a baseline: each unit's threshold, how often it was exceeded in each class of
+            each 0/1 metric, and among how many examples. Empty without.
         provenance: Model, task, site, seed and versions behind the numbers.
     """
 
@@ -64,6 +69,7 @@ class PartialScores(Result):
     whole_layers: bool
     notes: tuple[str, ...] = ()
     exploratory: bool = False
+    firing: dict[str, Tensor] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -102,6 +108,7 @@ class PartialScores(Result):
             sums=sums,
             values=values,
             read=self.read | other.read,
+            firing={name: _COUNTS[name](x, other.firing[name]) for name, x in self.firing.items()},
             exploratory=self.exploratory or other.exploratory,
         )
 
@@ -143,7 +150,7 @@ class PartialScores(Result):
             rotations=[],
             site=self.site,
             examples=examples,
-            predictivity={},
+            predictivity=self._predictivity(),
             exploratory=self.exploratory,
             notes=self.notes,
             provenance=about,
@@ -154,6 +161,14 @@ class PartialScores(Result):
         sums["weight"] = float(self.sums["weight"])
         rotated = torch.zeros(0, len(self.sums["square"]), dtype=torch.float64)
         return Moments(**sums, rotated_square=rotated)
+
+    def _predictivity(self) -> dict[str, Tensor]:
+        if not self.firing:
+            return {}
+        counts = FiringCounts(self.firing["thresholds"], len(self.metrics))
+        for name in ("fired", "count", "binary"):
+            setattr(counts, name, self.firing[name])
+        return counts.predictivity(self.metrics)
 
     def _check_fits(self, other: "PartialScores") -> None:
         here, there = dict(self.provenance), dict(other.provenance)
@@ -169,6 +184,14 @@ class PartialScores(Result):
             raise LensSkillsError(
                 "the parts do not fit each other: they hold other neurons, or in another order. "
                 "Score the same in both."
+            )
+        here, there = self.firing, other.firing
+        if here.keys() != there.keys() or (
+            here and not here["thresholds"].equal(there["thresholds"])
+        ):
+            raise LensSkillsError(
+                "the parts do not fit each other: their thresholds come from different baselines, "
+                "or one has none. Give every part the same baseline=."
             )
         shared = (self.read & other.read).nonzero()[:, 0]
         if len(shared):
@@ -210,6 +233,7 @@ def score_part(
     neurons: Any = None,
     prompt: SoftPrompt | None = None,
     given: Sequence[str] = (),
+    baseline: Scores | None = None,
     exchange: str = "auto",
     n_permutations: int | None = None,
     n_controls: int | None = None,
@@ -232,6 +256,8 @@ def score_part(
         examples: All of them, the same and in the same order for every part.
         metrics: As in `score`. Those that the model computes are of the examples here.
         at, position, layers, neurons, prompt, given, exchange: As in `score`.
+        baseline: As in `score`, the same for every part: what is counted against its thresholds
+            adds.
         n_permutations, n_controls, seed, chat, precision, exploratory, checkpoint: As in `score`.
 
     Raises:
@@ -258,7 +284,7 @@ def score_part(
         neurons=neurons,
         prompt=prompt,
         given=given,
-        baseline=None,
+        baseline=baseline,
         exchange=exchange,
         n_permutations=n_permutations,
         n_controls=n_controls,
@@ -289,6 +315,11 @@ def score_part(
         whole_layers=neurons is None,
         notes=tuple(summed.notes),
         exploratory=summed.exploratory,
+        firing={
+            name: getattr(summed.firing, name).clone()
+            for name in _COUNTS
+            if summed.firing is not None
+        },
         provenance=summed.provenance,
     )
     if summed.saved is not None:

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from lens_skills.activations import stream
+from lens_skills.activations.forward import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
+from lens_skills.interventions.batched_edits import edited_places
+from lens_skills.models import as_adapter
 
 
 def encoded(model: Any, examples: Sequence[Example], metrics: Any, **options: Any) -> list[Any]:
@@ -94,3 +97,15 @@ def test_empty_prompts_and_tasks_are_refused(tiny: Any) -> None:
         encoded(tiny, [Example("blank", "  ")], ())
     with pytest.raises(LensSkillsError, match="the task is empty"):
         encoded(tiny, [], ())
+
+
+def test_what_many_examples_have_in_common_is_held_once(tiny: Any) -> None:
+    """A hundred thousand examples of ten answers hold ten answers."""
+    examples = [Example(f"{n}", f"What is {n}? A:", " is" if n % 2 else " are") for n in range(6)]
+    items = encode_examples(as_adapter(tiny), examples, answers=True)
+    assert items[0].answer_tokens != items[1].answer_tokens
+    assert items[0].answer_tokens is items[2].answer_tokens
+    places = edited_places(as_adapter(tiny), items, "last")
+    assert places[0] is places[2]
+    assert examples[0].labels is examples[1].labels
+    assert examples[0].covariates is examples[1].labels

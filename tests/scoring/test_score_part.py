@@ -173,3 +173,32 @@ def test_a_part_goes_on_where_it_was_stopped(
     assert json.loads((tmp_path / "c" / "checkpoint.json").read_text())["batches"] == 1
     found = score_part(table, table.examples, examples, checkpoint=tmp_path / "c", **asked)
     assert all(found.sums[name].equal(sums) for name, sums in whole.sums.items())
+
+
+def test_what_is_counted_against_a_baseline_adds(tmp_path: Path) -> None:
+    acts, examples, metrics = data("many")
+    rest, rows = np.arange(60), np.arange(60, N)
+    before = table_of(acts, examples, metrics, rest)
+    asked: dict[str, Any] = {"metrics": ["label:y", "label:z", "sure"], "n_permutations": 19}
+    baseline = score(before, before.examples, **asked)
+    own, order = [examples[row] for row in rows], np.random.default_rng(0).permutation(rows)
+    whole = score(
+        table_of(acts, examples, metrics, rows), own, baseline=baseline, n_rotations=0, **asked
+    )
+    assert set(whole.predictivity) == {"label:y", "label:z"}
+    parts = []
+    for some in (order[:7], order[7:]):
+        table = table_of(acts, examples, metrics, some)
+        parts.append(score_part(table, table.examples, own, baseline=baseline, **asked))
+    parts[0].save(tmp_path / "part")
+    for added in (load(tmp_path / "part") + parts[1], parts[1] + parts[0]):
+        found = added.scores(own)
+        close(found, whole)
+        for name, numbers in whole.predictivity.items():
+            assert torch.equal(found.predictivity[name], numbers)
+    table = table_of(acts, examples, metrics, order[:7])
+    for other in (None, score(before, before.examples[:50], **asked)):
+        with pytest.raises(LensSkillsError, match="different baselines, or one has none"):
+            score_part(table, table.examples, own, baseline=other, **asked) + parts[1]
+    with pytest.raises(LensSkillsError, match="measured on 60 examples of this split"):
+        score_part(before, before.examples, [*before.examples, *own], baseline=baseline, **asked)

@@ -34,6 +34,8 @@ SIZES = {
 }
 METRICS = ["label:odd", "confidence", "entropy", "margin"]
 BATCH, VOCABULARY = 32, 512
+ASSUMED = 400e12
+"""Operations a second of one accelerator in bfloat16."""
 
 
 def model_of(layers: int, width: int) -> Any:
@@ -158,6 +160,27 @@ def unit_costs(found: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def at_70b(rate: float) -> dict[str, float]:
+    """A pass of 70 billion parameters over a billion tokens, in prompts of 25, by arithmetic.
+
+    ``rate`` is this machine's, in operations a second; `ASSUMED` is assumed, not measured.
+    """
+    parameters, tokens, layers, width, columns = 70e9, 1e9, 80, 28_672, 770
+    neurons, examples, day = layers * width, tokens / 25, 24 * 3600
+    forward = 2 * parameters * tokens
+    sums, rotated = (2 * many * neurons * examples for many in (columns, width))
+    return {
+        "large_operations": forward,
+        "large_years_here": forward / rate / day / 365,
+        "large_days_assumed": forward / ASSUMED / day,
+        "large_sums_share": sums / forward,
+        "large_rotation_share": rotated / forward,
+        "large_columns": columns,
+        "large_sums_gb": 8 * columns * neurons / 1e9,
+        "large_rotation_gb": 4 * width**2 / 1e9,
+    }
+
+
 def costs(rounds: int, quick: bool, save: bool) -> dict[str, float]:
     """The curves, the figure, and the numbers of a much larger model."""
     found = curves(rounds, quick)
@@ -176,6 +199,7 @@ def costs(rounds: int, quick: bool, save: bool) -> dict[str, float]:
         "cost_score_gflops_best": float((operations(found) / found.score).max()) / 1e9,
         **units,
         **slopes,
+        **at_70b(float(found["rate"].median())),
     }
     table("cost of score", {name: f"{value:.4g}" for name, value in figures.items()})
     drawing = cost_curves(found, machine=machine())

@@ -1,6 +1,6 @@
 """`score` on prompts that begin alike against a bare forward pass over the whole prompts.
 
-    python benchmarks/prefixes.py            # everything, about twenty minutes on two cores
+    python benchmarks/prefixes.py            # everything, about ten minutes on two cores
     python benchmarks/prefixes.py shots      # one part: shots or chat
     python benchmarks/prefixes.py --quick    # fewer examples: a smoke run, not a measurement
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser = arguments(__doc__, quick="fewer examples: a smoke run, not a measurement")
     parser.add_argument("part", nargs="?", choices=["shots", "chat"])
     asked = parser.parse_args()
-    n_examples, rounds = (64, 1) if asked.quick else (180, 5)
+    n_examples, rounds = (64, 1) if asked.quick else (72, 5)
     ls.config(progress=False)
     parts: dict[str, Callable[[], dict[str, float]]] = {
         part: partial(against_forward, part, n_examples, rounds) for part in ("shots", "chat")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lens_skills.models.adapter import ReadHook, check_shapes
@@ -25,7 +25,6 @@ def prefill(
     readers: Mapping[str, ReadHook],
     branches: Branches | None = None,
     after: KeptPrefix | None = None,
-    clean: Float[Tensor, "example d_vocab"] | None = None,
     check: bool = True,
 ) -> PartialForward:
     """The suffix of a batch from column ``start`` on, after one clean pass that feeds the readers.
@@ -39,10 +38,9 @@ def prefill(
         branches: What else continues the rows; no reader sees it.
         after: What all rows begin with, run before: readers see the columns behind it alone, and
             ``start`` is one of those.
-        clean: Logits of the last column from an ordinary pass, to check against (None: one more
-            pass is made for them).
-        check: Whether to run it once and compare; without, only what is known beforehand to go
-            wrong is refused, and the caller compares what it computes itself.
+        check: Whether to run it once and compare with an ordinary pass over some of the rows;
+            without, only what is known beforehand to go wrong is refused, and the caller compares
+            what it computes itself.
 
     Raises:
         CannotResume: The user's own hooks are on the model, or its architecture does not allow
@@ -64,10 +62,17 @@ def prefill(
     suffix = kind(adapter, tokens, mask, start, readers, branches, after)
     if not check:
         return suffix
-    if clean is None:
-        at = torch.full((len(tokens), 1), tokens.shape[1] - 1)
-        clean = adapter.forward(tokens, mask, readers={}, logits_at=at)[:, 0]
-    suffix.check(clean)
+    rows = _tried(mask)
+    at = torch.full((len(rows), 1), tokens.shape[1] - 1)
+    clean = adapter.forward(tokens[rows], mask[rows], readers={}, logits_at=at)[:, 0]
+    suffix.check(clean, rows)
     if branches is not None:
         suffix.check_branches(tokens)
     return suffix
+
+
+def _tried(mask: Bool[Tensor, "example pos"]) -> list[int]:
+    """Rows that stand for all: those of most and of least padding, the first and the last."""
+    lengths = mask.sum(1).tolist()
+    ends = lengths.index(min(lengths)), lengths.index(max(lengths))
+    return sorted({0, len(lengths) - 1, *ends})

@@ -230,21 +230,24 @@ class PartialForward(ABC):
     def logits(self, residual: Float[Tensor, "row k d_model"]) -> Float[Tensor, "row k d_vocab"]:
         """Logits of the residual stream after the last block, over the whole vocabulary."""
 
-    def check(self, clean: Float[Tensor, "example d_vocab"]) -> None:
+    def check(self, clean: Float[Tensor, "row d_vocab"], rows: Sequence[int]) -> None:
         """Nothing; raises `CannotResume` unless unedited columns give the clean pass's logits.
 
-        Three versions run from the bottom, the second one disturbed: what is equal then is also
-        independent of its neighbours. Compared are the rows' last column and their last branches.
+        ``clean`` are an ordinary pass's, of the last column of some rows. Three versions of all
+        rows run from the bottom, the second one disturbed: what is equal then is also independent
+        of its neighbours. Compared are the rows' last column and their last branches.
         """
         residual, at = self.entering[0], self.width - self.start - 1
         noise = torch.linspace(-1, 1, residual.numel(), device=residual.device).view_as(residual)
         disturbed = residual + (residual.std() * noise).to(residual)
         out = self.run(torch.stack([residual, disturbed, residual]), 0)
-        self._near(self.logits(out[[0, 2], :, at]), clean)
+        own = self.logits(self.entering[-1][:, at, None])[:, 0]
+        self._near(own[rows], clean)
+        self._near(self.logits(out[[0, 2], :, at]), own)
         if self.branches is not None:
-            rows = torch.arange(len(residual), device=residual.device)
+            every = torch.arange(len(residual), device=residual.device)
             last = self.branches.last + at + 1
-            self._near(self.logits(out[[0, 2]][:, rows, last]), self._branch_logits(rows))
+            self._near(self.logits(out[[0, 2]][:, every, last]), self._branch_logits(every))
 
     def check_branches(self, tokens: Int[Tensor, "example pos"], n_rows: int = 2) -> None:
         """Nothing; raises `CannotResume` unless some last branches give an ordinary pass's logits.

@@ -296,6 +296,24 @@ def test_other_architectures(
         close(suffix.logits(several[:, :, -1]), out)
 
 
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("fault", ["its pass", "what is kept"])
+def test_the_check_sees_every_row(tiny: Any, row: int, fault: str) -> None:
+    """An ordinary pass over one row stands for all: a row that runs otherwise later is seen."""
+    adapter = as_adapter(tiny)
+    suffix, clean = make(adapter, WIDTH - 2), whole(adapter, {})
+    suffix.check(clean[[row]], [row])
+    if fault == "its pass":
+        clean = clean.roll(1, dims=-1)
+        tried = row
+    else:
+        for kept in suffix._kept():
+            kept[row] += 1.0
+        tried = (row + 1) % 3
+    with pytest.raises(CannotResume, match="differ from the whole model"):
+        suffix.check(clean[[tried]], [tried])
+
+
 def test_alibi_is_refused_and_not_silently_wrong(
     tiny_folder: Path, request: pytest.FixtureRequest
 ) -> None:

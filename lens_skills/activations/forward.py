@@ -6,6 +6,7 @@ answer token, scores of whole answers, and the log-odds of single tokens without
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -107,16 +108,25 @@ def encode_examples(adapter: Any, examples: Sequence[Example], *, answers: bool)
     """
     check_examples(examples)
     # Whatever the metrics read: the last prompt token must be the same one in every pass.
-    moved = not adapter.chat and _space_must_move(adapter, examples)
+    # An answer is read again as a foil or an option: what was just read is remembered.
+    read = lru_cache(maxsize=_REMEMBERED)(adapter.encode)
+    moved = not adapter.chat and _space_must_move(read, examples)
     once: dict[tuple[int, ...], tuple[int, ...]] = {}
     return [
-        _encode(adapter, index, example, answers=answers, moved=moved, once=once)
+        _encode(adapter, read, index, example, answers=answers, moved=moved, once=once)
         for index, example in enumerate(examples)
     ]
 
 
+_REMEMBERED = 1024  # texts
+
+Read = Callable[[str], list[int]]
+"""From a text to its tokens, which are not to be changed."""
+
+
 def _encode(
     adapter: Any,
+    read: Read,
     index: int,
     example: Example,
     *,
@@ -131,7 +141,7 @@ def _encode(
     space = ""
     if moved:
         prompt, space = prompt.rstrip(" "), prompt[len(prompt.rstrip(" ")) :]
-    tokens = adapter.encode(prompt)
+    tokens = read(prompt)
 
     def continuation(text: str) -> tuple[int, ...]:
         found = continued(text)
@@ -140,7 +150,7 @@ def _encode(
     def continued(text: str) -> tuple[int, ...]:
         if adapter.chat:
             return _in_turn(adapter, example, tokens, text)
-        found = _continuation(adapter, prompt, tokens, space + text)
+        found = _continuation(read, prompt, tokens, space + text)
         if found is None and prompt.endswith(" "):
             return tuple(adapter.encode_plain(text))
         if found is None:
@@ -196,23 +206,20 @@ def _in_turn(adapter: Any, example: Example, tokens: list[int], text: str) -> tu
     return tuple(whole[len(tokens) :])
 
 
-def _continuation(
-    adapter: Any, prompt: str, tokens: list[int], text: str
-) -> tuple[int, ...] | None:
+def _continuation(read: Read, prompt: str, tokens: list[int], text: str) -> tuple[int, ...] | None:
     """The tokens ``text`` adds to the prompt's, or None where it changes the prompt's own."""
-    whole = adapter.encode(prompt + text)
+    whole = read(prompt + text)
     if whole[: len(tokens)] != tokens or len(whole) == len(tokens):
         return None
     return tuple(whole[len(tokens) :])
 
 
-def _space_must_move(adapter: Any, examples: Sequence[Example]) -> bool:
+def _space_must_move(read: Read, examples: Sequence[Example]) -> bool:
     """Whether most answers fuse with their prompt's trailing space, which then moves for all."""
     # Two hundred examples, evenly spaced, tell a tokenizer's habit.
     some = examples[:: max(1, len(examples) // 200)]
     fused = [
-        _continuation(adapter, example.prompt, adapter.encode(example.prompt), example.answer)
-        is None
+        _continuation(read, example.prompt, read(example.prompt), example.answer) is None
         for example in some
         if example.answer is not None and example.prompt.endswith(" ")
     ]

@@ -37,6 +37,8 @@ def _users(adapter: Any) -> list[tuple[dict[int, Any], list[int]]]:
     found: dict[int, tuple[dict[int, Any], list[int]]] = {}
     for part in [*adapter._parts, *adapter._points.values()]:
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            if not hooks:  # thousands of parts, of which few have any
+                continue
             # The bridge works with torch hooks of its own, and transformers leaves some on every
             # model that was once asked for hidden states or attention patterns: they look on.
             keys = [

@@ -14,7 +14,6 @@ from lens_skills.plotting.style import (
     RANDOM,
     About,
     Look,
-    legend_above,
     settle,
     sheet,
     ticks_at,
@@ -65,5 +64,6 @@ def _draw_costs(frame: pd.DataFrame, about: About, look: Look) -> Figure:
         axis.set_xlabel(str(name), color=BLACK)
     axes[0].set_ylabel("seconds")
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    legend_above(axes[0], 3, handlelength=1.2, columnspacing=0.8)
+    # Costs rise, so this corner is free; above the panel it would push the next one aside.
+    axes[0].legend(loc="upper left", handlelength=1.2)
     return settle(figure)

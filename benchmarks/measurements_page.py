@@ -5,10 +5,14 @@ MEASUREMENTS = {
     "speed": (
         (
             "`score` (4 metrics, 100 permutations, control task, rotated basis) ÷ the bare forward "
-            "pass, 320 prompts of 25 tokens: HookedTransformer; TransformerBridge (8 positions)",
-            "**{score_vs_forward_hooked:.2f}×**; **{score_vs_forward_bridge:.2f}×** "
-            "({score_of_eight_vs_forward_hooked:.2f}×; {score_of_eight_vs_forward_bridge:.2f}×)",
-            "scoring_forward",
+            "pass, 320 prompts of 25 tokens: HookedTransformer (8 positions)",
+            "**{score_vs_forward:.2f}×** ({score_of_eight_vs_forward:.2f}×)",
+            "scoring_hooked",
+        ),
+        (
+            "the same on TransformerBridge",
+            "**{score_vs_forward:.2f}×** ({score_of_eight_vs_forward:.2f}×)",
+            "scoring_bridge",
         ),
         (
             "the same, 12 tokens, ÷ `run_with_cache`, stack, NumPy with 100 permutations, each "
@@ -52,9 +56,32 @@ MEASUREMENTS = {
             "sweep_loops",
         ),
         (
-            "every neuron of the model, {sweep_whole_neurons:,.0f} × 8 examples, on a busy machine",
-            "{sweep_whole_seconds:,.0f} s",
+            "every neuron of the model, {sweep_whole_neurons:,.0f} × 8 examples; screened by "
+            "gradient at 7 %, and how many of the 100 largest effects that holds",
+            "{sweep_whole_seconds:,.0f} s; **{sweep_screened_seconds:,.0f} s**, "
+            "{sweep_screened_recall:.0%}",
             "sweep_whole",
+        ),
+        (
+            "`preflight` of 300 sums with foils and options ÷ the bare forward pass over their "
+            "prompts: HookedTransformer; TransformerBridge",
+            "{preflight_vs_forward_hooked:.2f}×; {preflight_vs_forward_bridge:.2f}×",
+            "answers_preflight",
+        ),
+        (
+            "`score` of sentence pairs after four demonstrations ÷ the bare forward pass over the "
+            "whole prompts: HookedTransformer; TransformerBridge",
+            "**{score_vs_forward_shots_hooked:.1f}×**; **{score_vs_forward_shots_bridge:.1f}×**",
+            "prefixes_shots",
+        ),
+        (
+            'score(…, precision="bfloat16") ÷ the bare float32 forward pass, on this processor '
+            "(bfloat16 instructions, no matrix unit): HookedTransformer; TransformerBridge; of "
+            "all neurons 99.9 % moved in r by at most; of the 100 strongest kept",
+            "{bfloat16_score_vs_forward_hooked:.2f}×; {bfloat16_score_vs_forward_bridge:.2f}×; "
+            "{bfloat16_moved_p999_hooked:.4f}, {bfloat16_moved_p999_bridge:.4f}; "
+            "{bfloat16_kept_of_top_100_hooked:.0f}, {bfloat16_kept_of_top_100_bridge:.0f}",
+            "precision",
         ),
         (
             "`fit_prompt` ÷ forward and backward over input and prompt at each step, examples/s, "
@@ -100,9 +127,9 @@ MEASUREMENTS = {
             "starting",
         ),
         (
-            "`make demo` after installation; of that one verdict (4 neurons beside 3,000 others "
-            "and 250 sets of controls, 64 examples, three ablations, both directions of patching)",
-            "under {demo_minutes_at_most:.0f} minutes; {demo_verdict_minutes:.0f}",
+            "`make demo` after installation, three studies, a verdict on twenty neurons and the "
+            "report: first card; whole",
+            "**{demo_first_card_seconds:.0f} s**; **{demo_seconds:.0f} s**",
             "demo_time",
         ),
     ),

@@ -1,7 +1,7 @@
 """`score` against a bare forward pass, and against what a user would write.
 
     python benchmarks/scoring.py            # everything, about half an hour on two cores
-    python benchmarks/scoring.py forward    # one part: forward, recipes or ranking
+    python benchmarks/scoring.py hooked     # one part: hooked, bridge, recipes or ranking
     python benchmarks/scoring.py --quick    # fewer examples: a smoke run, not a measurement
 
 Ratios are examples per second of `score` over those of the other way, from one run.
@@ -20,7 +20,7 @@ import lens_skills as ls
 from lens_skills.models import as_adapter
 
 METRICS = ["label:plural", "confidence", "entropy", "margin"]
-PERMUTATIONS, BATCH = 100, 32
+PERMUTATIONS, BATCH, TOKENS = 100, 32, 25
 SHARE = 40
 FILLER = ["so", "and", "then", "now", "well", "yes", "but", "as", "if", "on", "when", "or"]
 POSITIONS = list(range(-8, 0))
@@ -171,31 +171,25 @@ def ranking(model: Any, n_examples: int) -> dict[str, float]:
     return {"rank_vs_f_classif": rank, "rank_vs_scipy": rank_scipy}
 
 
-def against_forward(n_examples: int, rounds: int, tokens: tuple[int, ...]) -> dict[str, float]:
-    """`score` over the same model's bare forward, on both implementations."""
-    figures = {}
-    for implementation in ("hooked", "bridge"):
-        try:
-            model = ls.load_model(implementation=implementation)
-        except ls.LensSkillsError as error:
-            print(f"{implementation}: not here ({error})")
-            continue
-        for n_tokens in tokens:
-            ways = ways_to_score(model, task_of(model, n_examples, n_tokens))
-            asked = ("score", "eight", "bare")
-            seconds = interleaved({name: ways[name] for name in asked}, rounds=rounds)
-            ratio, eight = (seconds["bare"] / seconds[name] for name in asked[:2])
-            table(
-                f"{WHAT}: {implementation}, {n_examples} prompts of {n_tokens} tokens",
-                {
-                    "against the bare forward": f"{ratio:.2f}x",
-                    "at the last eight positions": f"{eight:.2f}x",
-                },
-            )
-            suffix = "" if n_tokens == 25 else f"_{n_tokens}_tokens"
-            figures[f"score_vs_forward_{implementation}{suffix}"] = ratio
-            figures[f"score_of_eight_vs_forward_{implementation}{suffix}"] = eight
-    return figures
+def against_forward(implementation: str, n_examples: int, rounds: int) -> dict[str, float]:
+    """`score` over the same model's bare forward."""
+    try:
+        model = ls.load_model(implementation=implementation)
+    except ls.LensSkillsError as error:
+        print(f"{implementation}: not here ({error})")
+        return {}
+    ways = ways_to_score(model, task_of(model, n_examples, TOKENS))
+    asked = ("score", "eight", "bare")
+    seconds = interleaved({name: ways[name] for name in asked}, rounds=rounds)
+    ratio, eight = (seconds["bare"] / seconds[name] for name in asked[:2])
+    table(
+        f"{WHAT}: {implementation}, {n_examples} prompts of {TOKENS} tokens",
+        {
+            "against the bare forward": f"{ratio:.2f}x",
+            "at the last eight positions": f"{eight:.2f}x",
+        },
+    )
+    return {"score_vs_forward": ratio, "score_of_eight_vs_forward": eight}
 
 
 def against_recipes(n_examples: int, rounds: int, tokens: tuple[int, ...]) -> dict[str, float]:
@@ -224,13 +218,14 @@ def against_recipes(n_examples: int, rounds: int, tokens: tuple[int, ...]) -> di
 
 def main() -> None:
     parser = arguments(__doc__, quick="fewer examples: a smoke run, not a measurement")
-    parser.add_argument("part", nargs="?", choices=["forward", "recipes", "ranking"])
+    parser.add_argument("part", nargs="?", choices=["hooked", "bridge", "recipes", "ranking"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[12, 25], help="of the recipes")
     asked = parser.parse_args()
     n_examples, rounds = (64, 1) if asked.quick else (320, 5)
     ls.config(progress=False)
     parts: dict[str, Callable[[], dict[str, float]]] = {
-        "forward": lambda: against_forward(n_examples, rounds, (25,)),
+        "hooked": lambda: against_forward("hooked", n_examples, rounds),
+        "bridge": lambda: against_forward("bridge", n_examples, rounds),
         "recipes": lambda: against_recipes(n_examples, rounds, tuple(asked.tokens)),
         "ranking": lambda: ranking(ls.load_model(), min(n_examples, 160)),
     }

@@ -258,7 +258,7 @@ def test_the_numbers_on_the_pages_are_those_of_the_results() -> None:
 def test_a_changed_number_makes_a_page_stale() -> None:
     pages = script("render_docs")
     results = pages.read_results()
-    for name, page in (("scoring_forward", "measurements"), ("settings_arithmetic", "results")):
+    for name, page in (("scoring_hooked", "measurements"), ("settings_arithmetic", "results")):
         key = next(key for key in results[name] if key not in pages.ABOUT)
         changed = results | {name: results[name] | {key: results[name][key] + 1}}
         assert page in {path.stem for path in pages.stale(changed)}
@@ -305,7 +305,7 @@ def test_what_a_benchmark_saves_is_what_the_pages_read(
     pages, timing = script("render_docs"), script("timing")
     figures = {"score_vs_forward": 1.23456, "neurons": 46080.0, "rows": 34468}
     for argv, part, name, command in (
-        ("scoring.py forward --save", "forward", "scoring_forward", "scoring.py forward"),
+        ("scoring.py hooked --save", "hooked", "scoring_hooked", "scoring.py hooked"),
         ("settings/hans.py --hans F --save", "", "settings_hans", "settings/hans.py --hans F"),
     ):
         monkeypatch.setattr("sys.argv", f"{ROOT}/benchmarks/{argv}".split())

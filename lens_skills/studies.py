@@ -198,7 +198,7 @@ def study(
         preflight: Of an earlier study of the same split, to be shown again instead of measured.
         earlier: A study of the same splits with the same model, such as one without ``given``: its
             preflight is shown again, and its metrics' numbers are not read again where ``given``
-            needs them before the pass.
+            needs them before the pass. A metric of the same name is taken to be the same.
         most: How many of the confirmed neurons to intervene on, the strongest on confirm.
 
     Returns:

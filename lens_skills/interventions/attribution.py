@@ -237,11 +237,13 @@ class Gradient:
         old: Activations at the edited positions.
         slope: The metric's derivative by each, 0 at positions that do not count.
         examples: Which example each row is.
+        values: The metric of each.
     """
 
     old: Float[Tensor, "example pos feature"]
     slope: Float[Tensor, "example pos feature"]
     examples: Int[Tensor, " example"]
+    values: Float[Tensor, " example"]
 
     def new(
         self, change: Change, layer: int, site: str, draw: int
@@ -362,7 +364,7 @@ def _by_place(
                 here = at.taken(slope) * at.valid[:, :, None].to(old)
             before = found.get(spot)
             if before is None:
-                found[spot] = Gradient(old, here, at.examples)
+                found[spot] = Gradient(old, here, at.examples, values.detach())
             else:
                 total = before.slope.index_add(0, rows.to(here.device), here)
                 found[spot] = replace(before, slope=total)
@@ -376,17 +378,35 @@ def _beginning_of_graph(activation: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ActivationGradients:
-    """What gradients say of every unit, averaged over the examples.
+    """What gradients say of every unit at one position, averaged over the examples.
 
     Attributes:
         taylor: Mean of |a · ∂m/∂a|, in the metric's unit.
         slope: Mean of ∂m/∂a, signed, in the metric's unit per unit of activation.
+        product: Mean of a · ∂m/∂a, signed, in the metric's unit.
+        mean: Mean of a.
+        spread: Standard deviation over the examples of (mean - a) · ∂m/∂a, in the metric's unit.
+        clean: Mean of the metric.
         metric: What was differentiated.
+        n_examples: On how many examples.
     """
 
     taylor: Float[Tensor, " unit"]
     slope: Float[Tensor, " unit"]
+    product: Float[Tensor, " unit"]
+    mean: Float[Tensor, " unit"]
+    spread: Float[Tensor, " unit"]
+    clean: float
     metric: str
+    n_examples: int
+
+    @property
+    def ablated(self) -> Float[Tensor, " unit"]:
+        """Mean over the examples of (mean - a) · ∂m/∂a: mean ablation's effect to first order."""
+        return self.mean * self.slope - self.product
+
+
+_SUMS = ("level", "a", "g", "ag", "gg", "agg", "aagg")
 
 
 def slopes_of(
@@ -406,19 +426,25 @@ def slopes_of(
     """
     encoded, plan = prepare(adapter, examples, [metric])
     places = edited_places(adapter, encoded, position)
-    taylor, slope = (defaultdict(lambda: torch.zeros(1).double()) for _ in range(2))
+    sums: dict[str, dict[int, Any]] = {name: defaultdict(float) for name in _SUMS}
+    clean = 0.0
     for batch in batches(encoded, plan, "gradients"):
         sites = {site.name: site.layers}
         try:
             found = activations_and_gradients(adapter, batch, plan, metric, places, sites)
         except CannotResume:
             found = whole_gradients(adapter, batch, plan, metric, places, site)
+        clean += float(next(iter(found.values())).values.double().sum())
         for (layer, _), part in found.items():
-            each = (part.old.double() * part.slope.double()).sum(1).abs().sum(0).cpu()
-            taylor[layer] = taylor[layer] + each
-            slope[layer] = slope[layer] + part.slope.double().sum(1).sum(0).cpu()
-    level, mean = (
-        torch.stack([sums[layer] for layer in site.layers]).flatten() / len(examples)
-        for sums in (taylor, slope)
+            a, g = part.old.double(), part.slope.double()
+            each = {"level": (a * g).sum(1).abs(), "a": a, "g": g, "ag": a * g, "gg": g * g}
+            each |= {"agg": a * g * g, "aagg": (a * g).square()}
+            for name, numbers in each.items():
+                sums[name][layer] = sums[name][layer] + numbers.flatten(0, -2).sum(0).cpu()
+    n = len(examples)
+    level, mean, slope, product, gg, agg, aagg = (
+        torch.stack([sums[name][layer] for layer in site.layers]).flatten() / n for name in _SUMS
     )
-    return ActivationGradients(level, mean, metric.name)
+    square = mean.square() * gg - 2 * mean * agg + aagg
+    spread = (square - (mean * slope - product).square()).clamp(min=0).sqrt()
+    return ActivationGradients(level, slope, product, mean, spread, clean / n, metric.name, n)

@@ -9,19 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
 from lens_skills.activations import (
     DEFAULT_SITE,
-    Metric,
     Position,
     logit_diff,
     soft_position,
 )
 from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.locations import edited_positions
-from lens_skills.activations.metrics import Readout
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_effects import (
@@ -50,6 +45,7 @@ from lens_skills.interventions.effects import (
     measurer,
     reads_answers,
 )
+from lens_skills.interventions.neutral_words import NEXT_WORD, last_words
 from lens_skills.interventions.noising_denoising import corrupted_gap, pair_rows, preservation_row
 from lens_skills.interventions.verdict import ALPHA, Verdict, rule, with_ablations
 from lens_skills.interventions.verdict_tables import (
@@ -64,7 +60,6 @@ from lens_skills.models.precision import refuse_reduced
 from lens_skills.results import provenance, resumable
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, effective_groups
-from lens_skills.tasks.word_lists import neutral_texts
 
 
 @resumable
@@ -377,16 +372,6 @@ def writes_last(unit: Component, n_layers: int) -> bool:
     return unit.layer == n_layers - 1 and "mlp" in unit.site
 
 
-def _log_probability(readout: Readout, _: Any) -> Float[Tensor, " example"]:
-    assert readout.answer is not None, "every text has its last word as answer"
-    return readout.answer.log_probability
-
-
-_LAST_WORD = Metric(
-    "log-probability of the last word", _log_probability, frozenset({"answer"}), "nats"
-)
-
-
 def text_effects(
     adapter: ModelAdapter,
     sets: Sequence[tuple[Component, ...]],
@@ -396,10 +381,7 @@ def text_effects(
     seed: int,
 ) -> Effects:
     """What the edit does to the log-probability of the last word of the project's neutral texts."""
-    texts = []
-    for number, text in enumerate(neutral_texts()):
-        start, word = text.rstrip(" .!?").rsplit(" ", 1)
-        texts.append(Example(f"text {number}", start, answer=f" {word}"))
+    texts = last_words()
     # The texts are plain also where the examples are not, whose means and donors stay theirs.
     sites = sites_of([unit for units in sets for unit in units])
     change = do.bind(adapter, texts, sites, position="last", seed=seed, answers=True)
@@ -408,7 +390,7 @@ def text_effects(
         texts,
         sets,
         change,
-        metric=_LAST_WORD,
+        metric=NEXT_WORD,
         position="last",
         names=names,
         seed=seed,

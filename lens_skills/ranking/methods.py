@@ -1,7 +1,8 @@
 """Every way of ranking neurons, side by side: what each computes, what it reads, where it is from.
 
 `METHODS` holds them by name. A method takes the running sums of a pass (`ClassSums`), the stored
-activations of one layer (`LayerActivations`) or gradients, and gives one number per neuron.
+activations of one layer (`LayerActivations`), gradients, or passes of its own (`SplitPasses`), and
+gives one number per neuron.
 """
 
 import warnings
@@ -22,7 +23,7 @@ from lens_skills.stats.correlation import area_under_curve
 from lens_skills.stats.information import binned_information
 from lens_skills.stats.multiple_testing import group_codes
 
-Reads = Literal["sums", "firing", "values", "gradient", "nothing"]
+Reads = Literal["sums", "firing", "values", "gradient", "passes", "nothing"]
 
 ANY: frozenset[TargetKind] = frozenset({"binary", "categorical", "continuous"})
 NUMBERS: frozenset[TargetKind] = frozenset({"binary", "continuous"})
@@ -45,19 +46,21 @@ class Method:
 
     Attributes:
         name: How it is asked for.
-        of: From what it reads (`ClassSums`, `LayerActivations`, `ActivationGradients`; or the
-            number of units and a seed) to one number per unit.
+        of: From what it reads (`ClassSums`, `LayerActivations`, `ActivationGradients`,
+            `SplitPasses`; or the number of units and a seed) to one number per unit.
         takes: The kinds of metric it can rank by.
         reads: ``"sums"``: the running sums of one pass. ``"firing"``: the same pass, with the sign
             of the gate. ``"values"``: the same pass, with a layer's activations kept; 46,080
-            neurons on 400 examples take 74 MB. ``"gradient"``: a pass with gradients of its own.
-            ``"nothing"``: no pass.
+            neurons on 400 examples take 74 MB. ``"gradient"``: a pass with gradients, which all of
+            these share. ``"passes"``: passes of its own. ``"nothing"``: no pass.
         unit: What the number is measured in.
         about: What the number is, in one line.
         source: Where the method is from.
         signed: Whether its sign says which way the neuron goes.
         centre: The number of a neuron that tells nothing; strength is the distance from it.
         lowest: Whether the lowest number is the strongest.
+        of_metric: Of ``"passes"``: whether it is about a metric of the model (as all of
+            ``"gradient"`` are), so that a column of the task will not do.
     """
 
     name: str
@@ -70,6 +73,17 @@ class Method:
     signed: bool = False
     centre: float = 0.0
     lowest: bool = False
+    of_metric: bool = True
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether it runs the model itself, beyond the pass over the activations."""
+        return self.reads in ("gradient", "passes")
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether it is about a metric of the model, not about any column."""
+        return self.reads == "gradient" or (self.reads == "passes" and self.of_metric)
 
     def strength(self, score: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
         """Larger is stronger, whatever the method's own number; NaN (not ranked) becomes -inf."""
@@ -248,6 +262,18 @@ def gradient(gradients: ActivationGradients) -> Float[Tensor, " unit"]:
     return gradients.slope
 
 
+def prediction(gradients: ActivationGradients) -> Float[Tensor, " unit"]:
+    """Mean over the examples of (ā - a) · ∂m/∂a, signed, in the metric's unit; ā is the mean of a.
+
+    The effect of mean ablation to first order: edited minus clean, so that a neuron whose work
+    raises the metric has a negative one. Unlike ``"taylor"`` it is about the very edit, and what a
+    neuron does in one half of the examples and undoes in the other cancels.
+
+    Does not show: an effect. Saturated neurons, and those that others replace, are misjudged.
+    """
+    return gradients.ablated
+
+
 def random_order(n_units: int, seed: int) -> Float[Tensor, " unit"]:
     """A number in (0, 1] per unit, the same for the same seed: what any method must beat."""
     generator = torch.Generator().manual_seed(seed)
@@ -290,6 +316,11 @@ _ALL = (
     Method("gradient", gradient, ANY, "gradient", "the metric's per activation",
            "mean gradient of the model's metric by the activation",
            "arXiv 2412.18053 (estimated by one backward pass)", signed=True),
+    Method("prediction", prediction, ANY, "gradient", "the metric's",
+           "first-order effect of mean ablation on the model's metric, the mean over examples",
+           "attribution patching (Nanda 2023; arXiv 2310.10348), from the mean instead of a "
+           "corrupted prompt",
+           signed=True),
     Method("random", random_order, ANY, "nothing", "",
            "a random number",
            "the base rate"),

@@ -21,12 +21,12 @@ from lens_skills.activations.activation_reader import ActivationReader, model_in
 from lens_skills.activations.components import Components
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
-from lens_skills.interventions.attribution import ActivationGradients, slopes_of
 from lens_skills.interventions.baselines import Baseline, describe_source
 from lens_skills.models import Chat, SoftPrompt
 from lens_skills.models.identity import identity
 from lens_skills.models.precision import rounding_note
 from lens_skills.ranking.methods import METHODS, LayerActivations, Method, find_methods
+from lens_skills.ranking.split_passes import SplitPasses
 from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
 from lens_skills.results import Result, provenance
 from lens_skills.scoring.leakage import check_prompt
@@ -139,6 +139,7 @@ def rank(
     prompt: SoftPrompt | None = None,
     split: str | None = None,
     gate: bool = True,
+    contrast: Any = None,
     seed: int = 0,
     chat: Chat = False,
     precision: str | None = None,
@@ -160,6 +161,9 @@ def rank(
         split: ``"median"``: a continuous metric as above its median or not.
         gate: Of ``"lape"``: whether a neuron fires is the sign of its MLP's gate. ``False``: of the
             activation itself, for models without a gate.
+        contrast: Of ``"specific"`` and its kin: other tasks (a sequence of `Task`, or a mapping
+            from names), whose metrics the strongest neurons leave alone; they share no group with
+            ``examples``. The project's neutral text is always one.
         seed: Of what is drawn at random.
         chat, precision: As in `score`.
         exploratory: Allow a soft prompt trained on these very examples.
@@ -167,11 +171,12 @@ def rank(
     Raises:
         LensSkillsError: An unknown method or hook point, several positions, a metric of a kind the
             method does not take (with the way out), a method that needs a gate on a model without
-            one, a metric without a gradient for a method that needs it.
+            one, a metric without a gradient for a method that needs it, contrasts that are no
+            tasks.
     """
     (wanted,) = find_methods([method])
     model, differentiated = model_in(model, precision), None
-    if wanted.reads == "gradient":
+    if wanted.differentiates:
         differentiated = parse_metric(metric, examples, asked=f"the method {method!r}")
     target = target_of(model, examples, metric, split=split, prompt=prompt, chat=chat)
     reader = ActivationReader(
@@ -186,7 +191,13 @@ def rank(
     )
     check_prompt(reader.soft, examples, exploratory)
     rankings = rank_all(
-        reader, target, [wanted], differentiated=differentiated, gate=gate, seed=seed
+        reader,
+        target,
+        [wanted],
+        differentiated=differentiated,
+        gate=gate,
+        contrast=contrast,
+        seed=seed,
     )
     if method in rankings.left_out:
         raise LensSkillsError(rankings.left_out[method])
@@ -251,13 +262,14 @@ def rank_all(
     *,
     differentiated: Metric | None = None,
     gate: bool = True,
+    contrast: Any = None,
     rotation_seed: int | None = None,
     seed: int = 0,
 ) -> Rankings:
     """The rankings of several methods: one pass over the activations, one with gradients.
 
     Methods that cannot rank here are left out. With ``rotation_seed`` a rotated basis is read
-    beside the neurons.
+    beside the neurons. ``contrast`` is for methods that read other tasks; see `rank`.
     """
     left_out = unfit(methods, target, reader, gate, differentiated)
     able = [method for method in methods if method.name not in left_out]
@@ -271,24 +283,25 @@ def rank_all(
         rotation=random_rotation(reader.width, seed=rotation_seed) if rotated else None,
         seed=seed,
     )
-    gradients: tuple[ActivationGradients, float] | None = None
-    differentiating = [method for method in able if method.reads == "gradient"]
-    if differentiating:
-        try:
-            gradients = _gradients(reader, differentiated)
-        except LensSkillsError as reason:
-            left_out |= {method.name: f"{method.name}: {reason}" for method in differentiating}
-            able = [method for method in able if method not in differentiating]
+    passes = SplitPasses(reader, target, differentiated, contrast, seed)
     about = _provenance(reader, target, differentiated, seed)
     layer = torch.tensor(reader.site.layers).repeat_interleave(reader.width)
     found = {}
     for method in able:
-        score, seconds = _scored(method, statistics, gradients, seed)
+        try:
+            score, seconds = _scored(method, statistics, passes, seed)
+        except LensSkillsError as reason:
+            if not method.reads_model:
+                raise
+            left_out[method.name] = f"{method.name}: {reason}"
+            continue
         if method.reads != "nothing":  # chance ranks every neuron, all others only what varies
             score = score.masked_fill(statistics.sums.constant, torch.nan)
         found[method.name] = Ranking(
             method=method.name,
-            metric=gradients[0].metric if gradients and method.reads == "gradient" else target.name,
+            metric=differentiated.name
+            if differentiated is not None and method.differentiates
+            else target.name,
             layer=layer,
             neuron=torch.arange(reader.width).repeat(len(reader.site.layers)),
             score=score,
@@ -306,16 +319,14 @@ def rank_all(
 
 
 def _scored(
-    method: Method,
-    statistics: PassStatistics,
-    gradients: tuple[ActivationGradients, float] | None,
-    seed: int,
+    method: Method, statistics: PassStatistics, passes: SplitPasses, seed: int
 ) -> tuple[Tensor, float]:
-    """A method's scores, and the seconds of its pass and its own arithmetic."""
+    """A method's scores, and the seconds of its passes and its own arithmetic."""
     start, sums = time.perf_counter(), statistics.sums
-    if method.reads == "gradient":
-        assert gradients is not None
-        return method.of(gradients[0]), gradients[1]
+    if method.reads_model:
+        with passes.timed() as spent:
+            score = method.of(passes.gradients() if method.reads == "gradient" else passes)
+        return score, spent.seconds
     if method.reads == "nothing":
         return method.of(len(sums.mean), seed), time.perf_counter() - start
     if method.reads == "values":
@@ -323,22 +334,6 @@ def _scored(
         return statistics.scores[method.name], seconds["pass"] + seconds[method.name]
     score = method.of(sums)
     return score, statistics.seconds["pass"] + time.perf_counter() - start
-
-
-def _gradients(
-    reader: ActivationReader, metric: Metric | None
-) -> tuple[ActivationGradients, float]:
-    assert reader.adapter is not None, "a table has no gradient"
-    assert metric is not None, "a method of gradients without a metric"
-    start = time.perf_counter()
-    found = slopes_of(
-        reader.adapter,
-        reader.examples,
-        metric,
-        reader.site,
-        position=reader.position,
-    )
-    return found, time.perf_counter() - start
 
 
 def _provenance(
@@ -380,8 +375,10 @@ def unfit(
     found = {}
     for method in methods:
         why = misfit(method, target)
-        if method.reads == "gradient":
-            why = _no_gradient(method, reader, differentiated)
+        if method.reads_model:
+            why = _no_gradient(method, reader, differentiated) or (
+                why if method.reads == "passes" and not method.of_metric else None
+            )
         elif method.reads == "firing" and gate and not reader.gated:
             where = "a table" if reader.adapter is None else reader.adapter.name
             why = why or (
@@ -397,6 +394,8 @@ def unfit(
 def _no_gradient(method: Method, reader: ActivationReader, metric: Metric | None) -> str | None:
     if reader.adapter is None:
         return f"{method.name} differentiates the model, which a table is not. Give the model."
+    if not method.differentiates:
+        return None
     if metric is None or metric.known:
         name = "nothing" if metric is None else repr(metric.name)
         return (

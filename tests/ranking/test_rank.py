@@ -28,7 +28,7 @@ from tests.ranking.conftest import N_LAYERS, WIDTH, Plain
 # Its name in the package is the function's.
 rank_module = import_module("lens_skills.ranking.rank")
 
-GRADIENTS = ("taylor", "gradient")
+GRADIENTS = ("taylor", "gradient", "prediction")
 PLURAL, PLACE, DIGIT = "label:plural", "label:place", "covariate:digit"
 
 
@@ -201,22 +201,33 @@ def test_lape_reads_the_gate_and_not_the_product(tiny: Any, nouns: ls.Task) -> N
     check(product.score[kept], [stats.entropy(unit) for unit in rates[:, kept].T])
 
 
-@pytest.mark.parametrize("method", ["taylor", "gradient"])
+@pytest.mark.parametrize("method", GRADIENTS)
 def test_gradients(tiny: Any, nouns: ls.Task, plain: Plain, method: str) -> None:
-    wanted = torch.zeros(N_LAYERS * WIDTH, dtype=torch.float64)
+    slopes, values, clean = [], [], []
     for example in nouns:
         with torch.enable_grad():
             seen, logits = plain.run(example)
-            plain.odds(example, logits).backward()
-        for layer, post in enumerate(seen["post"]):
-            slope = post.grad[0, -1].double()
-            by = post[0, -1].detach().double() if method == "taylor" else 1.0
-            part = (slope * by).abs() if method == "taylor" else slope
-            wanted[layer * WIDTH : (layer + 1) * WIDTH] += part / len(nouns)
+            odds = plain.odds(example, logits)
+            odds.backward()
+        clean.append(odds.item())
+        slopes.append(torch.cat([post.grad[0, -1].double() for post in seen["post"]]))
+        values.append(torch.cat([post[0, -1].detach().double() for post in seen["post"]]))
     plain.model.zero_grad()
+    slope, a = torch.stack(slopes).numpy(), torch.stack(values).numpy()
+    each = (a.mean(0) - a) * slope
+    wanted = {
+        "taylor": np.abs(a * slope).mean(0),
+        "gradient": slope.mean(0),
+        "prediction": each.mean(0),
+    }
     found = rank(tiny, nouns, "logit_diff", method=method)
-    check(found.score, wanted, 1e-4)
+    check(found.score, wanted[method], 1e-4)
     assert found.metric == "logit_diff"
+    reader = ActivationReader(tiny, nouns, purpose="ranked")
+    odds = parse_metric("logit_diff", nouns, asked="a test")
+    whole = attribution.slopes_of(reader.adapter, nouns, odds, reader.site, position="last")
+    check(whole.spread, each.std(0), 1e-4)
+    assert whole.clean == pytest.approx(np.mean(clean), abs=1e-4)
 
 
 def test_random_is_the_seed_s(tiny: Any, nouns: ls.Task) -> None:
@@ -245,7 +256,7 @@ def test_all_methods_at_once_equal_each_alone_and_read_once(
     assert list(together.rankings) == list(METHODS)
     for name, ranking in together.rankings.items():
         alone = rank(
-            tiny, nouns, "logit_diff" if METHODS[name].reads == "gradient" else PLURAL, method=name
+            tiny, nouns, "logit_diff" if METHODS[name].differentiates else PLURAL, method=name
         )
         np.testing.assert_array_equal(ranking.score.numpy(), alone.score.numpy())
 

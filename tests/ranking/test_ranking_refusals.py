@@ -63,7 +63,7 @@ def test_other_sites_have_no_gate(tiny: Any, nouns: ls.Task) -> None:
     assert len(found.score) == 4 * 32
 
 
-@pytest.mark.parametrize("method", ["taylor", "gradient"])
+@pytest.mark.parametrize("method", ["taylor", "gradient", "prediction"])
 def test_metrics_without_a_gradient(tiny: Any, nouns: ls.Task, method: str) -> None:
     assert "is a column of the task" in refusal(tiny, nouns, PLURAL, method=method)
     assert "metric='logit_diff'" in refusal(tiny, nouns, PLURAL, method=method)
@@ -130,7 +130,7 @@ def test_what_cannot_rank_is_left_out_with_the_reason(tiny: Any, nouns: ls.Task)
         return (logits.argmax(-1) % 2).double()
 
     found = compare_methods(tiny, explore, PLACE, causal_metric=first_choice, delta=0.1, **asked)
-    assert set(found.left_out) == {"pearson", *TWO, "taylor", "gradient"}
+    assert set(found.left_out) == {"pearson", *TWO, "taylor", "gradient", "prediction"}
     assert {row.method for row in found.rows} == {*CLASSES, "random", "rotated basis"}
     assert "left out: auroc needs numbers" in repr(found)
     with pytest.raises(LensSkillsError, match="was left out: taylor: the metric"):

@@ -17,8 +17,8 @@ def test_studies_of_the_same_examples_are_read_in_one_pass(
     model, task = ls.load_model(tiny_folder), ls.tasks.agreement()[:200]
     options = {"fractions": (0.5, 0.5), "n_permutations": 19}
     one = ls.study(model, task, metric="label:plural", **options)
-    two = ls.study(model, task, metric="logit_diff", preflight=one.preflight, **options)
-    other = ls.study(model, task[20:], metric="label:plural", preflight=one.preflight, **options)
+    two = ls.study(model, task, metric="logit_diff", earlier=one, **options)
+    other = ls.study(model, task[20:], metric="label:plural", **options)
     passes: list[Any] = []
 
     def counted(*args: Any, **named: Any) -> Any:

@@ -235,21 +235,6 @@ def test_too_few_examples(knowing: Any) -> None:
     assert run(knowing, number_task(40)).scores.n_examples == 24
 
 
-def test_a_preflight_is_shown_again_and_not_measured_again(
-    knowing: Any, found: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The module, which the function of the same name hides.
-    import sys
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(sys.modules["lens_skills.studies"], "run_preflight", refuse)
-    assert run(knowing, number_task(40), preflight=found.preflight).preflight is found.preflight
-    with pytest.raises(AssertionError, match="measured again"):
-        run(knowing, number_task(40))
-
-
 def test_what_an_earlier_study_read_is_not_read_again(
     knowing: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +247,11 @@ def test_what_an_earlier_study_read_is_not_read_again(
     task = number_task(answers=True)
     naive = run(knowing, task, metric="logit_diff")
     expected = run(knowing, task, metric="logit_diff", given=["frame"])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["lens_skills.studies"], "run_preflight", refuse)
+        run(knowing, task, metric="logit_diff", earlier=naive)
+        with pytest.raises(AssertionError, match="read again"):
+            run(knowing, task, metric="logit_diff")
     monkeypatch.setattr(sys.modules["lens_skills.scoring.score"], "metric_values", refuse)
     again = run(knowing, task, metric="logit_diff", given=["frame"], earlier=naive)
     assert again.preflight is naive.preflight

@@ -43,7 +43,7 @@ def estimate_study(*args: Any, **options: Any) -> Estimate:
         beyond += max(0, (found.disk or 0) - _bytes_of(result))
         return result
 
-    before = asked["preflight"] or getattr(asked["earlier"], "preflight", None)
+    before = getattr(asked["earlier"], "preflight", None)
     if before is None:
         sample = few(explore, PREFLIGHT)
         before = told("the preflight", "preflight", model, sample, metrics=[main, *others],

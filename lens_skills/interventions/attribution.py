@@ -5,7 +5,7 @@ passes, where the last columns cannot run alone.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -424,16 +424,9 @@ def slopes_of(
     Raises:
         LensSkillsError: A metric without a gradient, or a position that pools tokens.
     """
-    encoded, plan = prepare(adapter, examples, [metric])
-    places = edited_places(adapter, encoded, position)
     sums: dict[str, dict[int, Any]] = {name: defaultdict(float) for name in _SUMS}
     clean = 0.0
-    for batch in batches(encoded, plan, "gradients"):
-        sites = {site.name: site.layers}
-        try:
-            found = activations_and_gradients(adapter, batch, plan, metric, places, sites)
-        except CannotResume:
-            found = whole_gradients(adapter, batch, plan, metric, places, site)
+    for _, found in _site_gradients(adapter, examples, metric, site, position):
         clean += float(next(iter(found.values())).values.double().sum())
         for (layer, _), part in found.items():
             a, g = part.old.double(), part.slope.double()
@@ -448,3 +441,94 @@ def slopes_of(
     square = mean.square() * gg - 2 * mean * agg + aagg
     spread = (square - (mean * slope - product).square()).clamp(min=0).sqrt()
     return ActivationGradients(level, slope, product, mean, spread, clean / n, metric.name, n)
+
+
+def check_gradient(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    metric: Metric,
+    site: Site,
+    *,
+    position: Position,
+) -> None:
+    """Nothing; raises where two of the examples show that the metric has no gradient.
+
+    Raises:
+        LensSkillsError: As `slopes_of`.
+    """
+    for _ in _site_gradients(adapter, list(examples)[:2], metric, site, position):
+        pass
+
+
+def predicted_means(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    metric: Metric,
+    site: Site,
+    change: Change,
+    *,
+    position: Position,
+) -> Float[Tensor, " unit"]:
+    """Each unit's first-order effect of an edit, the mean over the examples, in the metric's unit.
+
+    Units are a site's features, layer by layer.
+
+    Raises:
+        LensSkillsError: As `slopes_of`.
+    """
+    total = defaultdict(lambda: torch.zeros(1).double())
+    for _, found in _site_gradients(adapter, examples, metric, site, position):
+        for spot, part in found.items():
+            for draw in range(change.n_draws):
+                moved = (part.new(change, *spot, draw) - part.old).double()
+                each = (moved * part.slope.double()).sum((0, 1)).cpu()
+                total[spot[0]] = total[spot[0]] + each / change.n_draws
+    return torch.stack([total[layer] for layer in site.layers]).flatten() / len(examples)
+
+
+def predicted_each(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    metric: Metric,
+    site: Site,
+    change: Change,
+    rows: Int[Tensor, "unit 2"],
+    *,
+    position: Position,
+) -> Float[Tensor, "unit example"]:
+    """What `predicted_means` averages, of some units: (layer, index) rows of the site.
+
+    Raises:
+        LensSkillsError: As `slopes_of`.
+    """
+    here = replace(site, layers=tuple(sorted(set(rows[:, 0].tolist()))))
+    predicted = torch.zeros(len(rows), len(examples), dtype=torch.float64)
+    for batch, found in _site_gradients(adapter, examples, metric, here, position):
+        columns = torch.tensor([item.index for item in batch])
+        for spot, part in found.items():
+            units = (rows[:, 0] == spot[0]).nonzero()[:, 0]
+            start = rows[units, 1]
+            for draw in range(change.n_draws):
+                moved = part.new(change, *spot, draw) - part.old
+                each = part.summed(moved, start, start + 1) / change.n_draws
+                predicted[units[:, None], columns] += each
+    return predicted
+
+
+def _site_gradients(
+    adapter: ModelAdapter,
+    examples: Sequence[Example],
+    metric: Metric,
+    site: Site,
+    position: Position,
+) -> Iterator[tuple[Sequence[Encoded], dict[LayerSite, Gradient]]]:
+    """Each batch with the gradients at a site, of its last columns where that is the same."""
+    encoded, plan = prepare(adapter, examples, [metric])
+    places = edited_places(adapter, encoded, position)
+    for batch in batches(encoded, plan, "gradients"):
+        sites = {site.name: site.layers}
+        try:
+            found = activations_and_gradients(adapter, batch, plan, metric, places, sites)
+        except CannotResume:
+            found = whole_gradients(adapter, batch, plan, metric, places, site)
+        yield batch, found

@@ -1,8 +1,8 @@
 """What speaks for each associated neuron, whatever became of it: its row, its grade, the table.
 
 Grades: **A** causal, confirmed, beats the control task; **B** confirmed, beats the control task,
-not tried, undecided, or of an effect that its size explains; **C** associated and confirmed.
-*Basis-privileged* is a badge beside them.
+not tried, undecided, or of an effect that its size explains; **C** associated and confirmed;
+**general** causal, and no association found. *Basis-privileged* is a badge beside them.
 """
 
 import math
@@ -25,10 +25,13 @@ MEANINGS = {
     "B": "confirmed, beats the control task; not tried, undecided or only large",
     "C": "associated and confirmed",
 }
+GENERAL = "general"
+GENERAL_MEANING = "causal, and no association with the metric found"
 BADGE = "basis-privileged"
 
 NOT_TESTED = "not tested on confirm"
 UNCONFIRMED, TURNED = "association on confirm", "sign on confirm"
+NOT_ASSOCIATED, ONLY_CONFIRM = "no association", "association on explore"
 LARGE, UNDECIDED = "large neuron", "undecided"
 NO_CONTROL, CONTROL, CONTROL_AGAIN = "no control task", "control task", "control task on confirm"
 
@@ -46,6 +49,7 @@ _SHORT = {
     UNCONFIRMED: "not confirmed",
     TURNED: "sign turned",
     CONTROL_AGAIN: "control, confirm",
+    ONLY_CONFIRM: "confirm only",
     "no total effect beyond δ": "no total effect",
 }
 
@@ -63,48 +67,99 @@ def weigh(here: MetricScores, there: MetricScores, *, fdr: float, control: bool)
             tested there, and for the control task over those of them that beat it on explore.
         control: Whether a control task was drawn on both splits; without one nothing is above C.
     """
-    explore, confirm = here.scores, there.scores
     units, spots = _spots(here)
+    rows, tested = _rows(here, there, units, spots)
+    beats = here.beats_control[spots, units] & tested
+    q_control = torch.full((len(rows),), math.nan, dtype=torch.float64)
+    if control:
+        q_control = _q(_at(there, "p_control", spots, _places(there, rows), tested), beats)
+    for row, q, beaten in zip(rows, _plain(q_control), beats.tolist(), strict=True):
+        row["q_control_confirm"] = q
+        row |= _grade(row, fdr, control=control, beats=beaten, flat=_constant(there, row))
+    return _sorted(rows)
+
+
+def weigh_others(
+    here: MetricScores, there: MetricScores, pairs: Sequence[tuple[int, int]], *, fdr: float
+) -> Rows:
+    """One row per (layer, index) pair that is not associated on explore, without a grade.
+
+    Each stands for the position of its largest |r| on explore. Stopped by *no association*, or,
+    where its p on confirm has a q of at most ``fdr`` among these, by *association on explore*.
+    """
+    units = torch.tensor([here.scores.places[pair] for pair in pairs], dtype=torch.long)
+    units = units[~here.associated.any(0)[units]]
+    rows, _ = _rows(here, there, units, here.strongest_position[units])
+    for row in rows:
+        shown = row["q_confirm"] is not None and row["q_confirm"] <= fdr
+        seen = shown and not _constant(there, row)
+        row |= {"grade": "", "stopped_by": ONLY_CONFIRM if seen else NOT_ASSOCIATED}
+    return _sorted(rows)
+
+
+def _rows(
+    here: MetricScores, there: MetricScores, units: Int[Tensor, " unit"], spots: Tensor
+) -> tuple[list[dict[str, Any]], Bool[Tensor, " unit"]]:
+    """The numbers of each unit at its position on both splits, and which confirm holds."""
+    explore, confirm = here.scores, there.scores
     neurons = torch.stack([explore.layer, explore.neuron], dim=1)[units]
     pairs = [tuple(pair) for pair in neurons.tolist()]
-    where = [confirm.places.get(pair, -1) for pair in pairs]
-    tested = torch.tensor([place >= 0 for place in where], dtype=torch.bool)
-    places = torch.tensor(where, dtype=torch.long)
-    beats = here.beats_control[spots, units] & tested
+    places = torch.tensor([confirm.places.get(pair, -1) for pair in pairs], dtype=torch.long)
+    tested = places >= 0
     again = _at(there, "p", spots, places, tested)
-    q_confirm = _q(again, tested)
-    q_control = _q(_at(there, "p_control", spots, places, tested), beats) if control else None
     numbers: dict[str, Sequence[float | None]] = {
         "r_confirm": _plain(_at(there, "r", spots, places, tested)),
         "low": _plain(_at(there, "low", spots, places, tested)),
         "high": _plain(_at(there, "high", spots, places, tested)),
         "r_explore": here.r[spots, units].tolist(),
         "p_confirm": _plain(again),
-        "q_confirm": _plain(q_confirm),
-        "q_control_confirm": [None] * len(units) if q_control is None else _plain(q_control),
+        "q_confirm": _plain(_q(again, tested)),
     }
     for name in ("p_family", "q_control", "excess", "q_basis"):
         part = getattr(here, name)
         numbers[name] = [None] * len(units) if part is None else part[spots, units].tolist()
     badges = here.basis_privileged[spots, units].tolist()
-    constant = [place >= 0 and bool(confirm.excluded[place]) for place in where]
     rows = []
     for place, name in enumerate(neuron_names(neurons, explore.site, explore.provenance)):
-        row: dict[str, Any] = {"name": name, "layer": pairs[place][0], "neuron": pairs[place][1]}
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        row |= {"name": name, "layer": pairs[place][0], "neuron": pairs[place][1]}
         row["position"] = explore.positions[int(spots[place])]
         row |= {column: values[place] for column, values in numbers.items()}
-        row |= _grade(row, fdr, control=control, beats=bool(beats[place]), flat=constant[place])
         row["badge"] = BADGE if badges[place] else ""
-        rows.append({column: row[column] for column in COLUMNS})
+        rows.append(row)
+    return rows, tested
+
+
+def _places(there: MetricScores, rows: Sequence[Mapping[str, Any]]) -> Int[Tensor, " unit"]:
+    found = [there.scores.places.get((row["layer"], row["neuron"]), -1) for row in rows]
+    return torch.tensor(found, dtype=torch.long)
+
+
+def _constant(there: MetricScores, row: Mapping[str, Any]) -> bool:
+    """Whether the neuron does not vary on confirm."""
+    place = there.scores.places.get((row["layer"], row["neuron"]), -1)
+    return place >= 0 and bool(there.scores.excluded[place])
+
+
+def _sorted(rows: Sequence[dict[str, Any]]) -> Rows:
     return tuple(sorted(rows, key=rank))
 
 
 def rank(row: Mapping[str, Any]) -> tuple[str, float]:
-    """Sorts rows: best grade first, then the strongest on confirm, then on explore."""
-    r = row["r_confirm"]
+    """Sorts rows: best grade first, then the strongest on confirm, then on explore.
+
+    *General* ones stand behind **C**, those without a grade at the end, by their predicted effect
+    where no association was found.
+    """
+    grade, r = str(_BEHIND.get(row["grade"], row["grade"])), row["r_confirm"]
+    if of_others(row):
+        return (grade if row["grade"] else "F", -abs(row.get("predicted_confirm") or 0.0))
     if r is None or math.isnan(r):
-        return (row["grade"] or "D", -abs(row["r_explore"]))
-    return (row["grade"] or "D", -1 - abs(r))
+        return (grade, -abs(row["r_explore"]))
+    return (grade, -1 - abs(r))
+
+
+_BEHIND = {GENERAL: "D", "": "E"}
 
 
 def _spots(here: MetricScores) -> tuple[Int[Tensor, " unit"], Int[Tensor, " unit"]]:
@@ -163,6 +218,7 @@ def tried(rows: Sequence[Mapping[str, Any]], verdict: Any) -> Rows:
     effect_q, verdict and causal; None and empty where a neuron was not tried. A **B** whose effect
     is no more than its size leads to expect, or undecided, stays one, stopped by *large neuron* or
     *undecided*; one that has no total effect becomes a **C**, stopped by the word of its verdict.
+    A causal one without association is **general**.
     """
     rulings = {ruling.name: ruling for ruling in verdict.singles}
     causal = set(verdict.causal)
@@ -178,6 +234,8 @@ def tried(rows: Sequence[Mapping[str, Any]], verdict: Any) -> Rows:
             new |= {"verdict": ruling.word, "causal": is_causal}
             if new["grade"] == "B":
                 new |= _regrade(ruling, is_causal)
+            elif is_causal and new["stopped_by"] == NOT_ASSOCIATED:
+                new["grade"] = GENERAL
         found.append(new)
     return tuple(sorted(found, key=rank))
 
@@ -192,6 +250,11 @@ def _regrade(ruling: Any, causal: bool) -> dict[str, str]:
     return {"grade": "B" if kept else "C", "stopped_by": ruling.word}
 
 
+def of_others(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of a neuron without association on explore, found by prediction."""
+    return row["stopped_by"] in (NOT_ASSOCIATED, ONLY_CONFIRM)
+
+
 def evidence_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The rows as a table, with every column even where there is no row."""
     return pd.DataFrame(list(rows), columns=list(rows[0]) if rows else list(COLUMNS))
@@ -204,19 +267,13 @@ def evidence_lines(rows: Sequence[Mapping[str, Any]], *, most: int = 10) -> list
     head += ["effect", "verdict"] if after else ["r expl.", "stopped by"]
     lines = [head]
     for row in shown:
-        last: str = row["stopped_by"]
-        if after:
-            last = row["verdict"] or row["stopped_by"]
-            if row["verdict"] in _SIGNED and not row["causal"]:
-                last += " (large)"
         percent = row.get("effect_percent")
+        last = (after and verdict_text(row)) or row["stopped_by"]
         lines.append(
             [
                 (row["grade"] or "-") + ("*" if row["badge"] else ""),
                 row["name"],
-                ""
-                if row["r_confirm"] is None
-                else f"{row['r_confirm']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
+                interval_text(row),
                 short_number(row["q_confirm"]),
                 short_number(row["q_control"]),
                 "" if row["excess"] is None else f"{row['excess']:.1f}",
@@ -224,16 +281,32 @@ def evidence_lines(rows: Sequence[Mapping[str, Any]], *, most: int = 10) -> list
                 _SHORT.get(last, last),
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    left = (0, 1, 2, len(head) - 1)
-    table = [
+    return aligned(lines, left=(0, 1, 2, len(head) - 1))
+
+
+def verdict_text(row: Mapping[str, Any]) -> str:
+    """The word of a row's verdict, as short as a card wants it; empty where it was not tried."""
+    large = row["verdict"] in _SIGNED and not row["causal"]
+    return _SHORT.get(row["verdict"], row["verdict"]) + " (large)" * large
+
+
+def interval_text(row: Mapping[str, Any]) -> str:
+    """r on confirm with its interval; empty where it was not tested."""
+    if row["r_confirm"] is None:
+        return ""
+    return f"{row['r_confirm']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+
+
+def aligned(lines: Sequence[Sequence[str]], *, left: Sequence[int]) -> list[str]:
+    """Cells in columns; those of the columns ``left`` begin at one place, others end at one."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
         " ".join(
             cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     ]
-    return table
 
 
 def legend_lines(rows: Sequence[Mapping[str, Any]], *, tested: int, family: str) -> list[str]:

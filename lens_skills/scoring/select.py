@@ -1,6 +1,6 @@
 """`select`: which neurons are confirmed on unseen examples, with the evidence for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,15 +14,27 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.results import Result
 from lens_skills.scoring.evidence import (
     BADGE,
+    GENERAL,
     NOT_TESTED,
     Rows,
     evidence_frame,
     evidence_lines,
     legend_lines,
+    of_others,
     tried,
     weigh,
+    weigh_others,
 )
 from lens_skills.scoring.leakage import check_match, check_reuse
+from lens_skills.scoring.predicted_evidence import (
+    DOORS,
+    Predicted,
+    of_prediction,
+    predicted_legend,
+    predicted_lines,
+    smallest_seen,
+    with_doors,
+)
 from lens_skills.scoring.scores import (
     EXPLORATORY,
     MetricScores,
@@ -42,7 +54,8 @@ class Selection(Result):
 
     Attributes:
         neurons: (layer, index) rows: those of ``grade``, best grade first, then the largest |r| on
-            confirm.
+            confirm; where neurons were found by prediction, those it confirmed behind them (or
+            alone), the largest predicted effect on confirm first.
         position: Where each was read.
         r_confirm, r_explore: Its correlation on either split; that on explore was selected for
             being large, and is too large for it.
@@ -52,10 +65,16 @@ class Selection(Result):
         metric, site, positions: What was measured where.
         attrition: How many neurons are left after each step, in order.
         fdr: The level of every q on confirm.
-        grade: The lowest grade among ``neurons``: ``"B"``, or ``"C"``.
+        grade: The lowest grade of a neuron found by association: ``"B"``, or ``"C"``.
         rows: The evidence of every associated neuron; see `evidence`.
         notes: Sentences a reader of the numbers must see.
         exploratory: True where examples were used before.
+        by: How neurons were found: ``"association"``, ``"prediction"`` (of what an edit of each
+            would do, to first order) or ``"both"``; see `lens_skills.study`.
+        predicted: Of prediction: the ``metric``, its ``unit``, the edit (``do``), how many of
+            explore's largest were ``tested`` on confirm and how many ``confirmed``, and the
+            smallest |r| that would have been called an association (``smallest_r``; a true
+            ``smallest_r_80`` is in 80 % of such studies). Empty where there was none.
         provenance: Of both passes.
     """
 
@@ -76,6 +95,8 @@ class Selection(Result):
     rows: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     exploratory: bool = False
+    by: str = "association"
+    predicted: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -88,7 +109,7 @@ class Selection(Result):
 
     @property
     def grades(self) -> tuple[str, ...]:
-        """The grade of each neuron: ``"B"`` or ``"C"``."""
+        """The grade of each neuron: ``"B"`` or ``"C"``; none where it is not associated."""
         known = {row["name"]: row["grade"] for row in self.rows}
         return tuple(known.get(name, "") for name in self.names)
 
@@ -128,6 +149,12 @@ class Selection(Result):
         p_confirm (one neuron) and q_confirm (over those tested on confirm); q_control_confirm
         (over those that beat the control task on explore); grade (``"B"``, ``"C"`` or none); badge;
         stopped_by, the test that kept it from a better grade.
+
+        Where neurons were found by prediction, further rows of those tested for it without an
+        association on explore, whose q_confirm is among them; and columns found_by
+        (``"association"``, ``"prediction"``, ``"both"`` or none), predicted_explore (selected),
+        predicted_confirm with predicted_low and predicted_high (95 %), and q_predicted (among
+        those tested).
         """
         return evidence_frame(self.rows)
 
@@ -137,14 +164,16 @@ class Selection(Result):
         Adds effect, effect_low and effect_high (95 % interval), effect_percent (of the clean
         metric), effect_q (over those tried), verdict and causal; empty where a neuron was not
         tried. A **B** that is undecided or a *large neuron* stays one; one that has no total effect
-        becomes a **C**.
+        becomes a **C**. A causal neuron of which neither split shows an association is
+        **general**.
         """
         return evidence_frame(tried(self.rows, verdict))
 
     def to_try(self, most: int = TRIED) -> "Selection":
         """The same selection cut to the neurons worth intervening on, at most ``most``.
 
-        The strongest on confirm, best grade first. One that was cut before stays as it is.
+        The strongest on confirm, best grade first; found by both ways, at most ``most`` of each.
+        One that was cut before stays as it is.
 
         Raises:
             LensSkillsError: ``most`` below 1.
@@ -153,22 +182,68 @@ class Selection(Result):
             raise LensSkillsError(f"most= is how many neurons to try, 1 or more, not {most}.")
         if "tried" in self.attrition:
             return self
+        some = list(range(min(most, len(self))))
+        if self.by != "association":
+            first, second = self._by_door()
+            some = sorted({*first[:most], *second[:most]})
+        columns = ("r_explore", "r_confirm", "p", "q", "mean", "std")
         return replace(
             self,
-            **{
-                name: getattr(self, name)[:most]
-                for name in (
-                    "neurons", "position", "r_explore", "r_confirm", "p", "q", "mean", "std",
-                )
-            },
-            attrition=self.attrition | {"tried": min(most, len(self))},
-        )  # fmt: skip
+            neurons=self.neurons[some],
+            position=tuple(self.position[place] for place in some),
+            attrition=self.attrition | {"tried": len(some)},
+            **{name: getattr(self, name)[some] for name in columns},
+        )
+
+    def _by_door(self) -> tuple[list[int], list[int]]:
+        """The places of the neurons that came through each door, the strongest first."""
+        row_of = {row["name"]: row for row in self.rows}
+        places = {name: place for place, name in enumerate(self.names)}
+        predicted = [row["name"] for row in of_prediction(list(row_of.values()))]
+        doors = [
+            [name for name in names if row_of[name]["found_by"] in (door, DOORS[2])]
+            for door, names in ((DOORS[0], list(places)), (DOORS[1], predicted))
+        ]
+        if self.by == DOORS[1]:
+            doors[0] = []
+        first, second = ([places[name] for name in names if name in places] for names in doors)
+        return first, second
+
+    def steps(self, verdict: Any = None) -> dict[str, dict[str, int]]:
+        """How many neurons are left after each step, for each way of finding them.
+
+        ``"association"`` holds the attrition (and what is basis-privileged), ``"prediction"``
+        those that were tested for their predicted effect; after a `Verdict` with how many were
+        tried and are causal.
+        """
+        first = dict(self.attrition)
+        cut = first.pop("tried", None)
+        if self.by == DOORS[0]:
+            if verdict is not None:
+                first |= {"tried": len(verdict) if cut is None else cut}
+                first |= {"causal": len(verdict.causal)}
+            return {DOORS[0]: first}
+        counts = {"neurons": first["neurons"], "tested": self.predicted["tested"]}
+        counts["confirmed"] = self.predicted["confirmed"]
+        found = {DOORS[0]: first, DOORS[1]: counts}
+        if self.by == DOORS[1]:
+            found.pop(DOORS[0])
+        if verdict is not None:
+            rows = [row for row in tried(self.rows, verdict) if row["verdict"]]
+            for door, steps in found.items():
+                mine = [row for row in rows if row["found_by"] in (door, DOORS[2])]
+                steps |= {"tried": len(mine), "causal": sum(map(_is_causal, mine))}
+            counts[GENERAL] = sum(row["grade"] == GENERAL for row in rows)
+        return found
 
     def attrition_line(self, verdict: Any = None) -> str:
         """``46,080 neurons → 76 associated → … → 18 confirmed (5 basis-privileged)``.
 
-        After a `Verdict`: ``… → 11 causal (8 supports · 3 opposes)``.
+        After a `Verdict`: ``… → 11 causal (8 supports · 3 opposes)``. Of neurons found by
+        prediction: ``… → 200 largest predicted effects → 180 confirmed``.
         """
+        if self.by != DOORS[0]:
+            return self._two_lines(verdict)
         steps = dict(self.attrition)
         badged, cut = steps.pop(BADGE, None), steps.pop("tried", None)
         line = " → ".join(f"{count:,} {step}" for step, count in steps.items())
@@ -179,28 +254,59 @@ class Selection(Result):
         if verdict is None:
             return line
         causal = set(verdict.causal)
-        counts: dict[str, int] = {}
-        for ruling in verdict.singles:
-            if ruling.name in causal:
-                counts[ruling.word] = counts.get(ruling.word, 0) + 1
-        parts = sorted(counts.items(), key=lambda item: -item[1])
-        words = " · ".join(f"{count:,} {word}" for word, count in parts)
+        words = _counted_words(ruling.word for ruling in verdict.singles if ruling.name in causal)
         few = cut is None and len(verdict) < steps.get("confirmed", 0)
         of_tried = f" of {len(verdict):,} tried" if few else ""
-        return f"{line} → {len(causal):,} causal{of_tried}" + (f" ({words})" if words else "")
+        return f"{line} → {len(causal):,} causal{of_tried}{words}"
+
+    def _two_lines(self, verdict: Any) -> str:
+        """The line of neurons found by prediction, behind that of those found by association."""
+        rows = () if verdict is None else tried(self.rows, verdict)
+        parts = []
+        for door, counts in self.steps(verdict).items():
+            steps = dict(counts)
+            badged, general = steps.pop(BADGE, None), steps.pop(GENERAL, 0)
+            if steps.get("tried") == steps["confirmed"]:
+                steps.pop("tried")
+            named = [
+                f"{n:,} " + ("largest predicted effects" * (door == DOORS[1] and step == "tested")
+                             or step)
+                for step, n in steps.items()
+            ]  # fmt: skip
+            if badged is not None:
+                where = next(place for place, text in enumerate(named) if "confirmed" in text)
+                named[where] += f" ({badged:,} {BADGE})"
+            if door == DOORS[1] and self.by == DOORS[2]:
+                named = [f"by prediction {named[1]}", *named[2:]]
+            line = " → ".join(named)
+            mine = [row for row in rows if row["found_by"] in (door, DOORS[2])]
+            line += _counted_words(row["verdict"] for row in mine if _is_causal(row))
+            if verdict is not None and door == DOORS[1]:
+                line += f", {general:,} of them {GENERAL}"
+            parts.append(line)
+        both = sum(row["found_by"] == DOORS[2] for row in self.rows)
+        return "; ".join(parts) + f"; {both:,} through both doors" * (self.by == DOORS[2])
 
     def card(self, verdict: Any = None, *, most: int = 10) -> list[str]:
         """The table of the strongest by grade, and what it means, in lines of 80 columns."""
-        rows: Rows = self.rows if verdict is None else tried(self.rows, verdict)
-        if not rows:
-            return ["no neuron is associated with this metric"]
-        scored = self.provenance.get("scored", {})
-        family = family_words(scored.get("neurons", 0), len(self.positions))
-        tested = sum(row["stopped_by"] != NOT_TESTED for row in rows)
-        lines = evidence_lines(rows, most=most)
-        if len(rows) > most:
-            lines.append(f"… and {len(rows) - most:,} more in .evidence()")
-        return [*lines, *legend_lines(rows[:most], tested=tested, family=family)]
+        every: Rows = self.rows if verdict is None else tried(self.rows, verdict)
+        rows = [row for row in every if not of_others(row)]
+        lines = [] if rows else ["no neuron is associated with this metric"]
+        if rows and self.by != DOORS[1]:
+            scored = self.provenance.get("scored", {})
+            family = family_words(scored.get("neurons", 0), len(self.positions))
+            tested = sum(row["stopped_by"] != NOT_TESTED for row in rows)
+            lines = evidence_lines(rows, most=most)
+            if len(rows) > most:
+                lines.append(f"… and {len(rows) - most:,} more in .evidence()")
+            lines += legend_lines(rows[:most], tested=tested, family=family)
+        if self.by == DOORS[0]:
+            return lines
+        lines = [] if self.by == DOORS[1] else [*lines, ""]
+        lines += predicted_lines(every, most=most)
+        if self.predicted["tested"] > most:
+            lines.append(f"… and {self.predicted['tested'] - most:,} more in .evidence()")
+        return [*lines, *predicted_legend(every, self.predicted, most=most)]
 
     def __repr__(self) -> str:
         lines = [EXPLORATORY] if self.exploratory else []
@@ -279,22 +385,8 @@ def select(
         )
     kept = grade or ("C" if missing else "B")
     rows = weigh(here, there, fdr=fdr, control=not missing)
-    best = [row for row in rows if row["grade"] and row["grade"] <= kept]
-    units = torch.tensor([explore.places[row["layer"], row["neuron"]] for row in best]).long()
-    spots = torch.tensor([explore.positions.index(row["position"]) for row in best]).long()
-
-    def column(name: str) -> Float[Tensor, " k"]:
-        return torch.tensor([row[name] for row in best], dtype=torch.float64)
-
     return Selection(
-        neurons=torch.stack([explore.layer[units], explore.neuron[units]], dim=1),
-        position=tuple(row["position"] for row in best),
-        r_explore=here.r[spots, units],
-        r_confirm=column("r_confirm"),
-        p=column("p_confirm"),
-        q=column("q_confirm"),
-        mean=explore.mean[spots, units],
-        std=explore.std[spots, units],
+        **_columns(here, [row for row in rows if row["grade"] and row["grade"] <= kept]),
         metric=here.metric,
         site=explore.site,
         positions=explore.positions,
@@ -312,6 +404,81 @@ def select(
             "groups": sorted({*explore.groups, *confirm.groups}),
         },
     )
+
+
+def add_predicted(
+    chosen: Selection,
+    scores: MetricScores,
+    confirm_scores: MetricScores,
+    predicted: Predicted,
+    *,
+    by: str,
+) -> Selection:
+    """The selection with neurons found by prediction beside (or, ``by="prediction"``, instead).
+
+    Args:
+        chosen: Of these scores.
+        scores, confirm_scores: As in `select`; of confirm they hold every predicted neuron.
+        predicted: Their predicted effects on both splits.
+        by: ``"prediction"`` or ``"both"``.
+    """
+    explore = scores.scores
+    pairs = [(int(layer), int(index)) for layer, index in predicted.neurons.tolist()]
+    others = weigh_others(scores, confirm_scores, pairs, fdr=chosen.fdr)
+    rows = with_doors(chosen.rows, others, predicted, kept=chosen.grade)
+    second = [row for row in of_prediction(rows) if row["found_by"] in (DOORS[1], DOORS[2])]
+    first = [] if by == DOORS[1] else [row for row in rows if row["found_by"] in DOORS[::2]]
+    here = {row["name"] for row in first}
+    best = [*first, *(row for row in second if row["name"] not in here)]
+    bar = scores.threshold
+    assert bar is not None, "select wants a null"
+    facts = {"metric": predicted.metric, "unit": predicted.unit, "do": predicted.do}
+    facts |= {"tested": len(pairs), "confirmed": len(second), "smallest_r": bar}
+    facts["smallest_r_80"] = smallest_seen(
+        scores.at_strongest(scores.low), scores.at_strongest(scores.high), bar, explore.groups
+    )
+    return replace(
+        chosen,
+        **_columns(scores, best),
+        rows=rows,
+        by=by,
+        predicted=facts,
+    )
+
+
+def _columns(here: MetricScores, best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a selection holds of each of its neurons, from their rows and explore's scores."""
+    explore = here.scores
+    units = torch.tensor([explore.places[row["layer"], row["neuron"]] for row in best]).long()
+    spots = torch.tensor([explore.positions.index(row["position"]) for row in best]).long()
+
+    def column(name: str) -> Float[Tensor, " k"]:
+        return torch.tensor([row[name] for row in best], dtype=torch.float64)
+
+    return {
+        "neurons": torch.stack([explore.layer[units], explore.neuron[units]], dim=1),
+        "position": tuple(row["position"] for row in best),
+        "r_explore": here.r[spots, units],
+        "r_confirm": column("r_confirm"),
+        "p": column("p_confirm"),
+        "q": column("q_confirm"),
+        "mean": explore.mean[spots, units],
+        "std": explore.std[spots, units],
+    }
+
+
+def _is_causal(row: dict[str, Any]) -> bool:
+    return bool(row["causal"])
+
+
+def _counted_words(words: Iterable[str]) -> str:
+    """`` (8 supports · 3 opposes)``, or nothing."""
+    counts: dict[str, int] = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    parts = sorted(counts.items(), key=lambda item: -item[1])
+    told = " · ".join(f"{count:,} {word}" for word, count in parts)
+    return f" ({told})" if told else ""
 
 
 def _attrition(explore: Scores, here: MetricScores, rows: Rows, *, control: bool) -> dict[str, int]:

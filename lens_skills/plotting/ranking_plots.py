@@ -52,6 +52,8 @@ _METHODS = {
     "probeless": "Probeless",
     "lape": "LAPE",
     "taylor": "Taylor (act. × grad.)",
+    "cett": "CETT of own answers",
+    "h_neurons": "H-neurons (L1 on CETT)",
     "random": "random neurons",
 }
 

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients
+from lens_skills.ranking.detectors import cett, h_neurons
 from lens_skills.ranking.target_statistics import ClassSums, Target, TargetKind
 from lens_skills.stats.correlation import area_under_curve
 from lens_skills.stats.information import binned_information
 from lens_skills.stats.multiple_testing import group_codes
 
-Reads = Literal["sums", "firing", "values", "gradient", "passes", "nothing"]
+Reads = Literal["sums", "firing", "values", "gradient", "passes", "answers", "nothing"]
 
 ANY: frozenset[TargetKind] = frozenset({"binary", "categorical", "continuous"})
 NUMBERS: frozenset[TargetKind] = frozenset({"binary", "continuous"})
@@ -47,12 +48,14 @@ class Method:
     Attributes:
         name: How it is asked for.
         of: From what it reads (`ClassSums`, `LayerActivations`, `ActivationGradients`,
-            `SplitPasses`; or the number of units and a seed) to one number per unit.
+            `SplitPasses`, `AnswerContributions`; or the number of units and a seed) to one number
+            per unit.
         takes: The kinds of metric it can rank by.
         reads: ``"sums"``: the running sums of one pass. ``"firing"``: the same pass, with the sign
             of the gate. ``"values"``: the same pass, with a layer's activations kept; 46,080
             neurons on 400 examples take 74 MB. ``"gradient"``: a pass with gradients, which all of
-            these share. ``"passes"``: passes of its own. ``"nothing"``: no pass.
+            these share. ``"passes"``: passes of its own. ``"answers"``: the model answers each
+            example by itself, and is read meanwhile. ``"nothing"``: no pass.
         unit: What the number is measured in.
         about: What the number is, in one line.
         source: Where the method is from.
@@ -78,7 +81,7 @@ class Method:
     @property
     def reads_model(self) -> bool:
         """Whether it runs the model itself, beyond the pass over the activations."""
-        return self.reads in ("gradient", "passes")
+        return self.reads in ("gradient", "passes", "answers")
 
     @property
     def differentiates(self) -> bool:
@@ -321,6 +324,14 @@ _ALL = (
            "attribution patching (Nanda 2023; arXiv 2310.10348), from the mean instead of a "
            "corrupted prompt",
            signed=True),
+    Method("cett", cett, TWO, "answers", "standard deviations",
+           "difference of the classes in the neuron's share of what its MLP writes (CETT), on the "
+           "tokens of the model's own answer",
+           "CETT: Gao et al. 2025, arXiv 2512.01797 (H-Neurons); its standardised difference: ours",
+           signed=True),
+    Method("h_neurons", h_neurons, TWO, "answers", "log-odds per standard deviation",
+           "coefficient in a sparse probe over all layers' CETT on own answers; most have none",
+           "Gao et al. 2025, arXiv 2512.01797 (H-Neurons)", signed=True),
     Method("random", random_order, ANY, "nothing", "",
            "a random number",
            "the base rate"),

@@ -156,6 +156,7 @@ def rank(
         method: One of `METHODS`.
         at: Hook point within a block.
         position: One position: ``"last"`` (default), an index, a span, ``"mean"`` or ``"max"``.
+            ``"cett"`` and ``"h_neurons"`` read the tokens of the model's own answer instead.
         layers: Which layers (default all).
         prompt: A soft prompt to read every example with.
         split: ``"median"``: a continuous metric as above its median or not.
@@ -295,7 +296,8 @@ def rank_all(
                 raise
             left_out[method.name] = f"{method.name}: {reason}"
             continue
-        if method.reads != "nothing":  # chance ranks every neuron, all others only what varies
+        own = method.reads == "answers"
+        if not own and method.reads != "nothing":  # chance ranks every neuron, others what varies
             score = score.masked_fill(statistics.sums.constant, torch.nan)
         found[method.name] = Ranking(
             method=method.name,
@@ -310,8 +312,8 @@ def rank_all(
             about=method.about,
             source=method.source,
             site=reader.site.name,
-            position=reader.labels[0],
-            n_examples=len(reader.examples),
+            position="answer" if own else reader.labels[0],
+            n_examples=len(passes.answers().high) if own else len(reader.examples),
             seconds=seconds,
             provenance=about,
         )
@@ -325,7 +327,8 @@ def _scored(
     start, sums = time.perf_counter(), statistics.sums
     if method.reads_model:
         with passes.timed() as spent:
-            score = method.of(passes.gradients() if method.reads == "gradient" else passes)
+            given = {"gradient": passes.gradients, "answers": passes.answers}
+            score = method.of(given.get(method.reads, lambda: passes)())
         return score, spent.seconds
     if method.reads == "nothing":
         return method.of(len(sums.mean), seed), time.perf_counter() - start
@@ -375,7 +378,9 @@ def unfit(
     found = {}
     for method in methods:
         why = misfit(method, target)
-        if method.reads_model:
+        if method.reads == "answers":
+            why = why or _no_answers(method, reader)
+        elif method.reads_model:
             why = _no_gradient(method, reader, differentiated) or (
                 why if method.reads == "passes" and not method.of_metric else None
             )
@@ -389,6 +394,22 @@ def unfit(
         if why:
             found[method.name] = why
     return found
+
+
+def _no_answers(method: Method, reader: ActivationReader) -> str | None:
+    if reader.adapter is None:
+        return f"{method.name} reads what the model answers, and a table is none. Give the model."
+    if reader.site.name != DEFAULT_SITE:
+        return (
+            f"{method.name} measures what neurons write beside their MLP, at {DEFAULT_SITE!r}, not "
+            f"at {reader.site.name!r}. Leave at= out."
+        )
+    if bare := next((e for e in reader.examples if e.answer is None), None):
+        return (
+            f"{method.name} lets the model answer, as long as the right answers are, and example "
+            f"{bare.id!r} has none. Give examples with answers."
+        )
+    return None
 
 
 def _no_gradient(method: Method, reader: ActivationReader, metric: Metric | None) -> str | None:

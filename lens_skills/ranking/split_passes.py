@@ -8,12 +8,14 @@ from typing import Any
 
 from lens_skills.activations import Metric
 from lens_skills.activations.activation_reader import ActivationReader
-from lens_skills.data import Example
+from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients, slopes_of
 from lens_skills.models import ModelAdapter
 from lens_skills.ranking.contrasts import Contrast, parse_contrasts
-from lens_skills.ranking.target_statistics import Target
+from lens_skills.ranking.detectors import AnswerContributions
+from lens_skills.ranking.own_answers import read_own_answers
+from lens_skills.ranking.target_statistics import FEWEST, Target
 
 
 @dataclass(eq=False)
@@ -80,6 +82,14 @@ class SplitPasses:
         """Of each contrast's own metric, on its own examples; in the order of `contrasts`."""
         return self._shared("contrasts", self._contrast_gradients)
 
+    def answers(self) -> AnswerContributions:
+        """What the model answers by itself, each neuron's contributions, and the target's class.
+
+        Raises:
+            LensSkillsError: See `read_own_answers`; too few answers of a class.
+        """
+        return self._shared("answers", self._own_answers)
+
     @contextmanager
     def timed(self) -> Iterator[Spent]:
         """What runs inside, and the shared passes that it asks for, as seconds."""
@@ -105,6 +115,20 @@ class SplitPasses:
         return slopes_of(
             self.adapter, self.examples, self.metric, reader.site, position=reader.position
         )
+
+    def _own_answers(self) -> AnswerContributions:
+        own = read_own_answers(self.adapter, self.examples, layers=self.reader.site.layers)
+        high = self.target.values[own.kept] == 1
+        fewest = min(int(high.sum()), int((~high).sum()))
+        if fewest < FEWEST:
+            raise LensSkillsError(
+                f"the model answers {len(own.kept)} of {len(self.examples)} examples, {fewest} of "
+                f"one class of {self.target.name!r}; {FEWEST} at least are needed. Use a larger "
+                "split."
+            )
+        groups = field_of(self.examples, "group")
+        rows = own.kept.tolist()
+        return AnswerContributions(own, high, [groups[place] for place in rows], self.seed)
 
     def _contrast_gradients(self) -> tuple[ActivationGradients, ...]:
         return tuple(

@@ -64,6 +64,12 @@ def shortcuts(
         typer.Option(help="L17N635 (may repeat). Default: a search for the strongest."),
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="How many neurons of the search to test.")] = 5,
+    sets: Annotated[
+        int, typer.Option(min=0, help="Of so many, test those of one feature together as well.")
+    ] = 0,
+    control_sets: Annotated[
+        int, typer.Option(min=1, help="Random sets that each set is compared with.")
+    ] = 200,
     least: Annotated[
         float, typer.Option(min=0, max=1, help="Share of variance from which a feature explains.")
     ] = 0.1,
@@ -99,6 +105,7 @@ def shortcuts(
         {} if neuron else {"--k": k}
     )
     asked |= {"--permutations": permutations, "--limit": limit}
+    asked |= {"--sets": sets, "--control-sets": control_sets} if sets else {}
     step = Step(place, f"the shortcuts for {name}", asked, then=f"lens-skills figures {run}")
     if told.begin(step, lambda: {"shortcuts": Shortcuts.load(place)}):
         found = told.make(
@@ -114,7 +121,8 @@ def shortcuts(
             causal_metric=causal_metric,
             least=least,
             delta=delta,
-            controls=controls(neurons=control_neurons),
+            controls=controls(neurons=control_neurons, sets=control_sets),
+            sets=sets,
             n_permutations=permutations,
             **opened.as_scored(),
         )

@@ -1,7 +1,7 @@
 """What ablating neurons does where a feature is present, beside where it is absent.
 
 `Condition`: a feature as yes or no, so that the examples fall into two parts.
-`ConditionalEffects`: neurons ablated one by one beside matched ones, their effects per part.
+`ConditionalEffects`: neurons, and sets of them, ablated beside matched ones, effects per part.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ from lens_skills.activations.components import Component
 from lens_skills.data import Example
 from lens_skills.explanation.features import Feature
 from lens_skills.explanation.shortcut_report import ControlledEffect
-from lens_skills.interventions import Edit
-from lens_skills.interventions.control_neurons import component_table, nearest
+from lens_skills.interventions import Controls, Edit
+from lens_skills.interventions.control_neurons import component_table, matched_sets, nearest
 from lens_skills.interventions.effects import measure_effects
 from lens_skills.models import ModelAdapter
 from lens_skills.stats.effect_estimates import estimate
@@ -90,11 +90,11 @@ def condition_of(
 
 @dataclass(frozen=True, eq=False)
 class ConditionalEffects:
-    """What ablating each neuron, and each of its controls, does to a metric, per example.
+    """What ablating each neuron or set, and each of its controls, does to a metric, per example.
 
     Attributes:
-        total: Edited minus clean, one row per neuron.
-        controls: The same of each neuron's matched controls.
+        total: Edited minus clean, one row per neuron or set.
+        controls: The same of the matched controls of each.
         clean: The metric without the edit.
         groups: Of the examples.
         do, unit: The edit and the metric's unit, in words.
@@ -190,32 +190,48 @@ def ablate_each(
     adapter: ModelAdapter,
     examples: Sequence[Example],
     units: Sequence[Component],
-    do: Edit,
+    sets: Sequence[Sequence[Component]],
     *,
+    do: Edit,
+    apart: Sequence[Component],
     metric: Metric,
     position: Position,
-    n_controls: int | None,
+    controls: Controls,
     seed: int,
 ) -> ConditionalEffects:
-    """Every unit ablated alone, beside the ``n_controls`` others most like it (None: all)."""
-    population = component_table(adapter, examples, units, position=position)
-    drawn = nearest(units, population, n_controls)
-    others = list(dict.fromkeys(unit for some in drawn for unit in some))
-    tried = [*units, *others]
+    """Every unit ablated alone and every set together, each beside its matched controls.
+
+    A unit beside the ``controls.neurons`` others most like it (None: all of its layer), a set
+    beside ``controls.sets`` random ones with as many units of the same layers; none of them holds a
+    unit of ``apart``.
+    """
+    population = component_table(adapter, examples, apart, position=position)
+    free = torch.ones(len(population.units), dtype=torch.bool)
+    free[population.places(apart)] = False
+    drawn = [
+        [(one,) for one in some] for some in nearest(units, population, controls.neurons, free)
+    ]
+    drawn += [
+        list(matched_sets(some, population, n_sets=controls.sets, among=free, seed=seed).sets)
+        for some in sets
+    ]
+    own = [*((unit,) for unit in units), *map(tuple, sets)]
+    others = list(dict.fromkeys(members for some in drawn for members in some))
+    tried = [*own, *others]
     effects = measure_effects(
         adapter,
         examples,
-        [(unit,) for unit in tried],
+        tried,
         do,
         metric=metric,
         position=position,
-        names=[unit.name for unit in tried],
+        names=[" ".join(unit.name for unit in members) for members in tried],
         seed=seed,
     )
-    place = {unit: len(units) + number for number, unit in enumerate(others)}
+    place = {members: len(own) + number for number, members in enumerate(others)}
     return ConditionalEffects(
-        total=effects.total[: len(units)],
-        controls=tuple(effects.total[[place[unit] for unit in some]] for some in drawn),
+        total=effects.total[: len(own)],
+        controls=tuple(effects.total[[place[members] for members in some]] for some in drawn),
         clean=effects.clean,
         groups=effects.groups,
         do=effects.do,

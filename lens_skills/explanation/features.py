@@ -168,8 +168,9 @@ _MOST_VALUES = 20  # beyond it, a number's values are looked at by digit, range 
 def number_features(examples: Sequence[Example]) -> list[Feature]:
     """The features of operands and results; none where an example states no such problem.
 
-    Operands, either operand, the order and equality of the two are on the surface; the operation,
-    the result with its digits and remainders, and the carry define the task.
+    Operands, either operand, the order, distance and equality of the two and of their digits are on
+    the surface; the operation, the result with its digits and remainders, and the carries define
+    the task.
     """
     if any(example.column(name) is None for example in examples for name in READ[:7]):
         return []
@@ -184,7 +185,7 @@ def number_features(examples: Sequence[Example]) -> list[Feature]:
     def either(test: Callable[[int], bool]) -> Callable[[Any], bool]:
         return lambda example: test(a(example)) or test(b(example))
 
-    found += [_surface(f"an operand is {d}", either(lambda n, d=d: n == d)) for d in digits]
+    found += [_surface(f"an operand is {d}", either(lambda n, d=d: n == d)) for d in range(11)]
     found += [
         _surface(f"an operand ends in {d}", either(lambda n, d=d: n % 10 == d)) for d in digits
     ]
@@ -192,6 +193,11 @@ def number_features(examples: Sequence[Example]) -> list[Feature]:
         _surface("the operands are equal", lambda e: a(e) == b(e)),
         _surface("a is larger than b", lambda e: a(e) > b(e)),
         _surface("a digit is 0", lambda e: "0" in f"{a(e)}{b(e)}"),
+        _surface("an operand repeats a digit", either(_repeats)),
+        _surface("the operands end in the same digit", lambda e: a(e) % 10 == b(e) % 10),
+        _surface("b ends in a larger digit than a", lambda e: b(e) % 10 > a(e) % 10),
+        _surface("b begins with a larger digit than a", lambda e: f"{b(e)}"[0] > f"{a(e)}"[0]),
+        _number_feature("the distance of the operands", lambda e: abs(a(e) - b(e)), True),
         _number_feature("the larger operand", lambda e: max(a(e), b(e)), True),
         _number_feature("the smaller operand", lambda e: min(a(e), b(e)), True),
         _surface("the answer is an operand", lambda e: result(e) in (a(e), b(e))),
@@ -205,9 +211,38 @@ def number_features(examples: Sequence[Example]) -> list[Feature]:
     found += [
         Feature("the operation", "category", lambda e: e.column("op"), False, NUMBER_FAMILY),
         _defining("a column carries", lambda e: e.column("carry")),
+        _number_feature("columns that carry", _carries, False),
+        _number_feature("zeros that end the result", lambda e: _zeros(result(e)), False),
         _defining("the result is negative", lambda e: result(e) < 0),
     ]
     return found
+
+
+def _repeats(number: int) -> bool:
+    digits = str(abs(number))
+    return len(set(digits)) < len(digits)
+
+
+def _zeros(number: int) -> int:
+    digits = str(abs(number))
+    return len(digits) - len(digits.rstrip("0")) if number else 0
+
+
+def _carries(example: Any) -> int:
+    """How often a column carries or borrows; of products and quotients, all that columns carry.
+
+    Each ten that is carried takes 9 from the sum of the digits.
+    """
+    a, b, result = (int(example.column(name)) for name in READ[4:7])
+    op = example.column("op")
+    parts = {"+": (a, b), "-": (min(a, b), abs(result)), "*": (a, b), "/": (b, result)}[op]
+    whole = {"+": result, "-": max(a, b), "*": result, "/": a}[op]
+    first, second = (_digit_sum(part) for part in parts)
+    return ((first + second if op in "+-" else first * second) - _digit_sum(whole)) // 9
+
+
+def _digit_sum(number: int) -> int:
+    return sum(map(int, str(number)))
 
 
 def _of_number(

@@ -1,6 +1,6 @@
 """`Shortcuts`: which strong neurons are shortcuts, in a word each, with the numbers behind it.
 
-`Shortcut` is one neuron: the feature behind it, what that implies, and what ablating it does;
+`Shortcut` is one neuron, or the neurons of one feature: the feature, and what ablating them does;
 `word_for` is the rule that turns the numbers into the word.
 """
 
@@ -31,13 +31,13 @@ WORDS = (SHORTCUT, TIED, EVERYWHERE, UNEXPLAINED, NEITHER, UNDECIDED)
 
 @dataclass(frozen=True)
 class ControlledEffect:
-    """A mean effect of ablating a neuron, edited minus clean, among its matched controls.
+    """A mean effect of ablating a neuron or set, edited minus clean, among its matched controls.
 
     Attributes:
         value, low, high: With its 95 % interval over groups, in the metric's unit.
         low90, high90: The 90 % interval, for the test of equivalence.
         p: Of this neuron: (1 + controls at least as large) / (1 + controls).
-        q: Benjamini–Hochberg of p over the neurons tried.
+        q: Benjamini–Hochberg of p over the neurons and sets tried.
         delta: The smallest that matters.
     """
 
@@ -72,18 +72,20 @@ class ControlledEffect:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What is known of one neuron.
+    """What is known of one neuron, or of the neurons of one feature ablated together.
 
     Attributes:
-        name: Such as ``"L17N635"``.
+        name: Such as ``"L17N635"``; of a set ``"3 that raise it where an operand is 5"``.
+        members: The neurons of a set; of one neuron, none.
         word: One of `WORDS`, and ``why`` where the word alone does not say it.
-        r: Correlation with the metric on confirm.
+        r: Correlation with the metric on confirm; of a set the mean of its neurons' |r|.
         feature: The surface feature that explains most of it; "" where none does.
         condition: When it holds, in words: "an operand is 5", "b is 4.5 or more".
-        explained: Share of the held-out variance it explains.
-        p: Of that, family-wise over the features of this neuron.
+        explained: Share of the held-out variance it explains; of a set the mean of its neurons.
+        p: Of that, family-wise over the features of this neuron; of a set the largest.
         q: Benjamini–Hochberg of p over the neurons tried; None where no null was drawn.
-        task_feature: The best feature that defines the task, and the share it explains.
+        task_feature: The best feature that defines the task, and the share it explains; "" of a
+            set.
         raises: Whether, by its r and where it is active, it goes with a higher metric where the
             condition holds (else a lower one).
         n_present: Examples of intervene where the condition holds, and ``n_absent``.
@@ -94,7 +96,7 @@ class Shortcut:
         difference: Of the ablation's effect: with the condition less without.
         effect: Of the ablation on all examples.
         effect_present, effect_absent: Its mean on either part.
-        n_controls: Matched neurons of the same layer.
+        n_controls: Matched neurons of the same layer; of a set, random sets of the same layers.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Shortcut:
     effect_present: float | None
     effect_absent: float | None
     n_controls: int
+    members: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """One flat row."""
@@ -128,6 +131,8 @@ class Shortcut:
             if isinstance(value, ControlledEffect):
                 prefix = "" if name == "difference" else "all_"
                 flat |= {f"{prefix}{part}": number for part, number in vars(value).items()}
+            elif name == "members":
+                flat[name] = " ".join(value)
             elif name != "difference":
                 flat[f"{name}_explained" if name in ("p", "q") else name] = value
         return flat
@@ -149,17 +154,26 @@ class Shortcut:
             )
             said.append(f"no surface feature explains it{best}; r = {self.r:+.2f} with {metric}")
         else:
-            told = f"{self.feature} explains {self.explained:.0%} of its variance"
+            if self.members:
+                said.append(f"neurons: {', '.join(self.members)}")
+            whose = "their variance, on average" if self.members else "its variance"
+            told = f"{self.feature} explains {self.explained:.0%} of {whose}"
             if self.q is not None:
                 told += f": q = {self.q:.2g} (p = {self.p:.2g} over its {n_features} features)"
+                told = told.replace(": q = ", "; at most: q = ") if self.members else told
             said.append(told)
+            does = (
+                f"mean |r| = {self.r:.2f} with {metric}: where {self.condition} they "
+                if self.members
+                else f"r = {self.r:+.2f} with {metric}: where {self.condition} it "
+            )
             told = (
-                f"r = {self.r:+.2f} with {metric}: where {self.condition} it "
-                f"{'raises' if self.raises else 'lowers'} it"
+                does + ("raise" if self.raises else "lower") + f"{'' if self.members else 's'} it"
             )
             if self.n_right is not None:
                 told += f"; of such examples {self.n_right} are right and {self.n_wrong} wrong"
             said.append(told)
+        others = "matched sets" if self.members else "matched neurons"
         if self.difference is not None:
             there, elsewhere = (
                 self.difference.rounded(effect or 0.0)
@@ -169,9 +183,9 @@ class Shortcut:
                 f"ablated: {there} there ({self.n_present:,}), {elsewhere} elsewhere "
                 f"({self.n_absent:,})"
             )
-            said.append(f"difference {self.difference} beside {self.n_controls} matched neurons")
+            said.append(f"difference {self.difference} beside {self.n_controls} {others}")
         else:
-            said.append(f"ablated: {self.effect} beside {self.n_controls} matched neurons")
+            said.append(f"ablated: {self.effect} beside {self.n_controls} {others}")
         return said
 
 
@@ -209,9 +223,11 @@ class Shortcuts(Result):
 
     Attributes:
         neurons: One `Shortcut` each, strongest r first.
-        explanations: Of the same neurons; None after loading (they are saved by themselves).
-        effects: What ablating each neuron does to each example of intervene.
-        present: Whether each neuron's condition holds there.
+        sets: The neurons of one feature together, one `Shortcut` each, the largest first.
+        explanations: Of the neurons and of the members of sets; None after loading (they are saved
+            by themselves).
+        effects: What ablating each neuron, then each set, does to each example of intervene.
+        present: Whether the condition of each holds there.
         example_ids: Of intervene.
         metric: What the neurons are strong for, and ``causal_metric``: what was measured while
             they were ablated.
@@ -240,36 +256,48 @@ class Shortcuts(Result):
     n_groups: int = 0
     n_features: int = 0
     disguises: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sets: tuple[Shortcut, ...] = ()
 
     def __getitem__(self, name: str) -> Shortcut:
-        for one in self.neurons:
+        for one in self.tried:
             if one.name == name:
                 return one
         raise LensSkillsError(
-            f"{name!r} was not tested. These were: {', '.join(one.name for one in self.neurons)}."
+            f"{name!r} was not tested. These were: {', '.join(one.name for one in self.tried)}."
         )
 
     def __len__(self) -> int:
-        return len(self.neurons)
+        return len(self.tried)
+
+    @property
+    def tried(self) -> tuple[Shortcut, ...]:
+        """The neurons, then the sets."""
+        return (*self.neurons, *self.sets)
+
+    @property
+    def said(self) -> str:
+        """What was tried, in words: "5 neurons", "1 neuron and 2 sets"."""
+        parts = [(len(self.neurons), "neuron"), (len(self.sets), "set")]
+        return " and ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in parts if n)
 
     @property
     def confirmed(self) -> list[str]:
-        """The neurons that are shortcuts."""
-        return [one.name for one in self.neurons if one.word == SHORTCUT]
+        """The neurons and sets that are shortcuts."""
+        return [one.name for one in self.tried if one.word == SHORTCUT]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many neurons got each word."""
-        return {word: sum(one.word == word for one in self.neurons) for word in WORDS}
+        """How many neurons and sets got each word."""
+        return {word: sum(one.word == word for one in self.tried) for word in WORDS}
 
     def frame(self) -> pd.DataFrame:
-        """One row per neuron; ``value low high p q delta`` are of the difference, those that begin
-        with ``all_`` of the effect on all examples."""
-        return pd.DataFrame([one.row() for one in self.neurons])
+        """One row per neuron, then per set; ``value low high p q delta`` are of the difference,
+        those that begin with ``all_`` of the effect on all examples."""
+        return pd.DataFrame([one.row() for one in self.tried])
 
     def examples(self) -> pd.DataFrame:
-        """One row per neuron and example of intervene: name id present effect."""
-        names = [one.name for one in self.neurons]
+        """One row per neuron or set and example of intervene: name id present effect."""
+        names = [one.name for one in self.tried]
         return pd.DataFrame(
             {
                 "name": [name for name in names for _ in self.example_ids],
@@ -295,11 +323,11 @@ class Shortcuts(Result):
             )
             lines += card_lines(
                 f"in brackets: 95 % intervals over {self.n_groups:,} groups, each by itself; q: "
-                f"Benjamini–Hochberg over the {n} neuron{'s' * (n > 1)} tried; δ: the smallest "
-                "effect that matters",
+                f"Benjamini–Hochberg over the {self.said} tried; δ: the smallest effect that "
+                "matters",
                 indent=2,
             )
-        for one in self.neurons:
+        for one in self.tried:
             lines += one.lines(self.metric, self.n_features)
         for note in self.notes:
             lines += card_lines(f"note: {note}")

@@ -16,14 +16,12 @@ from lens_skills.activations.components import parse_components, parse_neurons, 
 from lens_skills.activations.metrics import causal_metric
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.conditional_effects import (
-    Condition,
     ConditionalEffects,
     ablate_each,
-    condition_of,
 )
 from lens_skills.explanation.disguises import disguises, label_columns, told
 from lens_skills.explanation.explain import explain, metric_column
-from lens_skills.explanation.explanations import ALPHA, Explanation
+from lens_skills.explanation.explanations import ALPHA
 from lens_skills.explanation.feature_bank import FeatureBank, feature_bank
 from lens_skills.explanation.shortcut_report import (
     ControlledEffect,
@@ -32,16 +30,15 @@ from lens_skills.explanation.shortcut_report import (
     no_shortcuts,
     word_for,
 )
+from lens_skills.explanation.shortcut_ties import Tie, q_of_ties, sets_of
 from lens_skills.interventions import Controls, Edit, ablate
 from lens_skills.interventions.effects import effect_metric
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.results import examples_hash, provenance
 from lens_skills.scoring import score, select
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
-from lens_skills.stats.multiple_testing import false_discovery_q
 from lens_skills.tasks import Task
 
-_NEARLY_BEST = 0.8  # a surface feature explains a neuron only where none explains much more
 _CONFIRMED_AMONG = 200  # the strongest on explore are looked at again on confirm
 NEAREST = Controls(neurons=100)
 
@@ -63,6 +60,7 @@ def shortcuts(
     least: float = 0.1,
     delta: float | None = None,
     controls: Controls = NEAREST,
+    sets: int = 0,
     n_permutations: int = 999,
     chat: Chat = False,
     seed: int = 0,
@@ -100,7 +98,11 @@ def shortcuts(
         delta: The smallest effect that matters, in the causal metric's unit.
         controls: As in `verify`, of which ``neurons`` is read: so many of the same layer for
             each, those nearest to it in mean |a|, std and ‖W_out‖. With k neurons and n controls,
-            one alone can pass only where 1 / (1 + n) <= 0.05 / k.
+            one alone can pass only where 1 / (1 + n) <= 0.05 / k. With ``sets``, its ``sets``
+            too: so many random sets for each, as many neurons of the same layers.
+        sets: Of so many of the strongest (of all, where ``neurons`` names them) those that are
+            tied to one feature, under one condition, and push the metric the same way, are ablated
+            together as well, in sets of two or more; 0 for none. q is then over neurons and sets.
         n_permutations: For the search and for the features.
         chat: As in `score`.
         seed: Of all draws.
@@ -122,13 +124,16 @@ def shortcuts(
         "splits": [split.split_name for split in splits],
         "examples": [examples_hash(split) for split in splits],
         "n_controls": controls.neurons,
+        **({"n_control_sets": controls.sets} if sets else {}),
         "seed": seed,
     }
     at = site_of(neurons, at)
     options: dict[str, Any] = {
         "at": at, "position": position, "n_permutations": n_permutations, "seed": seed,
     }  # fmt: skip
-    found = find_candidates(adapter, explore, confirm, neurons, metric=wanted, k=k, **options)
+    found = find_candidates(
+        adapter, explore, confirm, neurons, metric=wanted, k=max(k, sets), **options
+    )
     if len(found.neurons) == 0:
         return no_shortcuts(wanted.name, found.notes[0], about)
     bank, same, warned = without_disguises(
@@ -136,46 +141,51 @@ def shortcuts(
     )
     explained = explain(adapter, explore, found.neurons, features=bank, **options)
     components = parse_components(adapter, found.neurons, at=at)
+    ties = [
+        Tie.of(explained[one.name], bank, explore, r=float(r), q=q, least=least)
+        for one, r, q in zip(
+            components,
+            found.r,
+            q_of_ties([explained[one.name] for one in components]),
+            strict=True,
+        )
+    ]
+    several = sets_of(ties) if sets else []
+    alone = components if neurons is not None else components[:k]
+    ties = [*ties[: len(alone)], *several]
+    by_name = {one.name: one for one in components}
     ablated = ablate_each(
         adapter,
         intervene,
-        components,
-        ablate("mean", over=explore) if do is None else do,
+        alone,
+        [[by_name[name] for name in tie.members] for tie in several],
+        do=ablate("mean", over=explore) if do is None else do,
+        apart=components,
         metric=outcome,
         position=position,
-        n_controls=controls.neurons,
+        controls=controls,
         seed=seed,
     )
-    tie_q = q_of_ties([explained[one.name] for one in components])
-    tied = [
-        tied_to(explained[one.name], q, least) for one, q in zip(components, tie_q, strict=True)
-    ]
-    conditions = [
-        None if name is None else condition_of(bank[name], explore, explained[one.name].activation)
-        for one, name in zip(components, tied, strict=True)
-    ]
-    present = [None if condition is None else condition.of(intervene) for condition in conditions]
+    present = [None if tie.condition is None else tie.condition.of(intervene) for tie in ties]
     differences, overall = ablated.differences(present, delta), ablated.overall(delta)
     right = [_right(adapter, split) for split in (confirm, intervene)]
-    neurons_found = tuple(
+    tried = tuple(
         _describe(
-            explained[one.name],
-            tied[place],
-            conditions[place],
+            tie,
             splits,
             right,
             ablated.total[place],
-            r=float(found.r[place]),
-            q=tie_q[place],
             difference=differences[place],
             effect=overall[place],
             n_controls=len(ablated.controls[place]),
         )
-        for place, one in enumerate(components)
+        for place, tie in enumerate(ties)
     )
     nowhere = torch.zeros(len(intervene), dtype=torch.bool)
+    together = (_of_sets(len(components), len(several)),) if sets else ()
     return Shortcuts(
-        neurons=neurons_found,
+        neurons=tried[: len(alone)],
+        sets=tried[len(alone) :],
         explanations=explained,
         effects=ablated.total,
         present=torch.stack([nowhere if part is None else part for part in present]).double(),
@@ -184,12 +194,28 @@ def shortcuts(
         causal_metric=outcome.name,
         unit=ablated.unit,
         do=ablated.do,
-        notes=(*found.notes, *warned, *_coarse(ablated, len(components)), *explained.notes),
+        notes=(
+            *found.notes,
+            *together,
+            *warned,
+            *_coarse(ablated, len(tried)),
+            *explained.notes,
+        ),
         provenance=about,
         clean=float(ablated.clean.mean()),
         n_groups=len(set(ablated.groups)),
         n_features=len(explained.features),
         disguises=same,
+    )
+
+
+def _of_sets(n_tried: int, n_sets: int) -> str:
+    """How many sets the neurons that were explained make."""
+    if n_sets == 0:
+        return f"no two of {n_tried} neurons are tied to one feature and push the same way: no set"
+    return (
+        f"sets: of {n_tried} neurons, those that are tied to one feature, under one condition, and "
+        f"push the same way; {n_sets} of two or more"
     )
 
 
@@ -333,72 +359,34 @@ def without_disguises(
     return left, same, tuple(notes)
 
 
-def q_of_ties(explained: Sequence[Explanation]) -> list[float | None]:
-    """For each neuron Benjamini–Hochberg's q, over the neurons, of its best surface feature's p.
-
-    That p is family-wise over the features of the neuron, so that q <= 0.05 keeps the share of
-    wrongly tied neurons, among those called tied, at 5 %. None where no null was drawn, or where a
-    neuron was tested for no surface feature.
-    """
-    found = [next((row["p"] for row in one.rows if row["surface"]), None) for one in explained]
-    known = [p for p in found if p is not None]
-    q = iter(false_discovery_q(torch.tensor(known, dtype=torch.float64)).tolist())
-    return [None if p is None else round(next(q), 6) for p in found]
-
-
-def tied_to(one: Explanation, q: float | None, least: float) -> str | None:
-    """The surface feature that explains a neuron; None where none does, or another does better.
-
-    It is the best of the surface features on the fitted half; held out it explains at least
-    ``least`` of the variance, with q <= 0.05 over the neurons tried; and on the fitted half, no
-    feature that defines the task explains so much that this one explains less than 80 % of it.
-    """
-    surface = [row for row in one.rows if row["surface"]]
-    if not surface:
-        return None
-    row, best = surface[0], one.rows[0]
-    beyond_chance = q is None or q <= ALPHA
-    nearly_best = row["explained_fitted"] >= _NEARLY_BEST * best["explained_fitted"]
-    explains = row["variance_explained"] >= least
-    return row["feature"] if beyond_chance and nearly_best and explains else None
-
-
 def _describe(
-    one: Explanation,
-    tied: str | None,
-    condition: Condition | None,
+    tie: Tie,
     splits: tuple[Task, Task, Task],
     right: Sequence[Tensor | None],
     effects: Float[Tensor, " example"],
     *,
-    r: float,
-    q: float | None,
     difference: ControlledEffect | None,
     effect: ControlledEffect,
     n_controls: int,
 ) -> Shortcut:
-    """What is known of one neuron, and the word for it.
+    """What is known of one neuron or set, and the word for it.
 
-    It is tied to a surface feature, which counts as present under the ``condition``; ``right`` says
-    whether the model answers the examples of confirm and intervene correctly, and ``effects`` what
-    ablating it does on intervene.
+    ``right`` says whether the model answers the examples of confirm and intervene correctly, and
+    ``effects`` what the ablation does on intervene.
     """
-    of_task = next((row for row in one.rows if not row["surface"]), None)
-    row = one.feature(tied) if tied else None
+    condition = tie.condition
     names = ("n_right", "n_wrong", "n_right_moved", "n_wrong_moved")
     counts: dict[str, int | None] = dict.fromkeys(names)
-    raises, n_present, mean_present, mean_absent = False, 0, None, None
+    n_present, mean_present, mean_absent = 0, None, None
     if condition is not None:
-        on_explore, on_confirm, present = (condition.of(split) for split in splits)
+        on_confirm, present = (condition.of(split) for split in splits[1:])
         n_present = int(present.sum())
-        shift = one.activation[on_explore].mean() - one.activation[~on_explore].mean()
-        raises = bool(r * float(shift) > 0)
         if difference is not None:
             mean_present, mean_absent = (
                 float(effects[part].mean()) for part in (present, ~present)
             )
         # What the ablation takes from the metric, the neuron gave it.
-        moved = present & ((effects < 0) if raises else (effects > 0))
+        moved = present & ((effects < 0) if tie.raises else (effects > 0))
         for correct, chosen, suffix in zip(right, (on_confirm, moved), ("", "_moved"), strict=True):
             if correct is not None:
                 counts[f"n_right{suffix}"] = int((chosen & correct).sum())
@@ -410,18 +398,19 @@ def _describe(
     )
     word, why = word_for(condition is not None, difference, effect, larger)
     return Shortcut(
-        name=one.name,
+        name=tie.name,
+        members=tie.members if len(tie.members) > 1 else (),
         word=word,
         why=why,
-        r=r,
-        feature=tied or "",
+        r=tie.r,
+        feature=tie.feature,
         condition="" if condition is None else condition.words,
-        explained=None if row is None else row["variance_explained"],
-        p=None if row is None else row["p"],
-        q=None if row is None else q,
-        task_feature="" if of_task is None else of_task["feature"],
-        task_feature_explained=None if of_task is None else of_task["variance_explained"],
-        raises=raises,
+        explained=tie.explained,
+        p=tie.p,
+        q=tie.q,
+        task_feature=tie.task_feature,
+        task_feature_explained=tie.task_feature_explained,
+        raises=tie.raises,
         n_present=n_present,
         n_absent=0 if condition is None else len(effects) - n_present,
         **counts,

@@ -384,15 +384,18 @@ def important(
 
 
 def nearest(
-    units: Sequence[Component], table: ComponentTable, n_controls: int | None
+    units: Sequence[Component],
+    table: ComponentTable,
+    n_controls: int | None,
+    among: Bool[Tensor, " unit"] | None = None,
 ) -> list[list[Component]]:
     """For each unit those most like it in mean |a|, std and ‖W_out‖, none of them one of these.
 
     Of its layer, or of all layers where its own has fewer than ``n_controls`` others; None for
-    all of its layer.
+    all of its layer. Only units ``among`` some, where that is given.
     """
     places = table.places(units)
-    free = torch.ones(len(table.units), dtype=torch.bool)
+    free = torch.ones(len(table.units), dtype=torch.bool) if among is None else among.clone()
     free[places] = False
     found = []
     for place in places.tolist():

@@ -316,9 +316,9 @@ def _explained(row: Any) -> list[str]:
 
 
 def shortcut_effects(shortcuts: Shortcuts) -> Drawing:
-    """Ablating each neuron: the effect with the feature and without, and their difference.
+    """Ablating each neuron or set: the effect with the feature and without, and their difference.
 
-    Dots are mean effects on the examples with the neuron's surface feature (full) and without
+    Dots are mean effects on the examples with the surface feature behind it (full) and without
     (hollow); the line below is the difference with its 95 % interval, over the band of differences
     that would not matter (δ). Of a neuron that no surface feature explains: its effect on all
     examples.
@@ -326,22 +326,21 @@ def shortcut_effects(shortcuts: Shortcuts) -> Drawing:
     Args:
         shortcuts: From `lens_skills.shortcuts`.
 
-    Frame: one row per neuron, as in ``shortcuts.frame()``.
+    Frame: one row per neuron, then per set, as in ``shortcuts.frame()``.
 
     Raises:
         LensSkillsError: No neuron was tested.
     """
-    neurons = shortcuts.neurons
-    if not neurons:
+    tried = shortcuts.tried
+    if not tried:
         raise LensSkillsError(
             "no neuron to draw: none was tested. " + " ".join(shortcuts.notes[:1])
         )
     n = len(shortcuts.confirmed)
     size = count(len(shortcuts.example_ids), shortcuts.n_groups or None)
     about = {
-        "title": f"{n} of {len(neurons)} neurons are shortcuts for {metric_words(shortcuts.metric)}"
-        if n != 1
-        else f"1 of {len(neurons)} neurons is a shortcut for {metric_words(shortcuts.metric)}",
+        "title": f"{n} of {shortcuts.said} {'is a shortcut' if n == 1 else 'are shortcuts'} for "
+        f"{metric_words(shortcuts.metric)}",
         "lines": [shortcuts.do, joined(*source(shortcuts.provenance), size)],
         "note": "Line: with the feature less without, with its 95 % interval over groups (no "
         "feature: effect on all examples). Grey band: ± δ, the smallest effect that matters.",

@@ -285,10 +285,11 @@ def _explanation(
             body = (tuple(plain(row.get(key)) for key in _FEATURE_COLUMNS) for row in rows)
             features = (tuple(_FEATURE_COLUMNS.values()), *body)
     for found in sources.of(Shortcuts).values():
-        for one in found.neurons:
-            if one.name == name:
+        for one in found.tried:
+            if name in (one.name, *one.members):
                 said = one.sentences(found.metric, found.n_features)
-                sentences += [f"shortcuts: {text}" for text in said]
+                whose = "shortcuts, together" if one.members else "shortcuts"
+                sentences += [f"{whose}: {text}" for text in said]
     return tuple(sentences), features
 
 

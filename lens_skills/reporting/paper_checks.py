@@ -107,20 +107,22 @@ def _explanations(result: Any) -> Parts:
 
 def _shortcuts(result: Any) -> Parts:
     caption = (
-        f"What is behind neurons that are strong for {result.metric}{about(result, on=False)}. "
+        f"What is behind neurons that are strong for {result.metric}{about(result, on=False)}"
+        f"{', alone and the neurons of one feature together' if result.sets else ''}. "
         f"difference: of the effect of {result.do} on {result.causal_metric}, where the condition "
         f"holds minus elsewhere; {result.n_groups:,} groups. explained: of the held-out variance. "
         f"{BY_GROUP}"
     )
     columns = [
-        Column("neuron", "name"),
+        Column("neuron or set" if result.sets else "neuron", "name"),
         Column("word", "word"),
         Column("condition", "condition"),
         Column("explained (%)", "explained", "share"),
         Column(with_unit("difference", result.unit), "value", "number", ENDS, True),
         Column("q", "q", "p"),
     ]
-    return caption, columns, result.frame(), "neurons, the largest r first"
+    order = "neurons, the largest r first" + (", then sets" if result.sets else "")
+    return caption, columns, result.frame(), order
 
 
 def _examples(result: Any) -> Parts:

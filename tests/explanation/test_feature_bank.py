@@ -36,6 +36,8 @@ def test_arithmetic_is_said_in_words_that_hold_of_every_problem(sums: Task) -> N
         "the result is in 20 to 29": (result >= 20) & (result < 30),
         "the result has 1 digit": abs(result) < 10,
         "the operation is minus": sums.column("op") == "-",
+        "the distance of the operands": abs(a - b),
+        "zeros that end the result": (result % 10 == 0) & (result != 0),
     }
     for name, column in wanted.items():
         np.testing.assert_array_equal(values[name].to_numpy(), column.astype(int), err_msg=name)
@@ -62,6 +64,31 @@ def test_of_two_features_that_say_the_same_the_first_stays(sums: Task) -> None:
     mine = feature_bank(sums, extra={"five first": lambda e: e.column("operand_a") == 5})
     assert mine.names[0] == "five first"
     assert "a is 5" not in mine.names
+
+
+def test_digits_and_carries_of_longer_operands() -> None:
+    task = tasks.arithmetic("+-*", digits=(1, 2), n=600)
+    values = feature_bank(task).values(task)
+    for row, example in enumerate(task):
+        a, b, result = (example.column(name) for name in ("operand_a", "operand_b", "result"))
+        op, low, high = example.column("op"), min(a, b), max(a, b)
+        if op == "+":
+            carried = (a + b) // 10 - a // 10 - b // 10, (a + b) // 100 - a // 100 - b // 100
+        elif op == "-":
+            carried = (int(high % 10 < low % 10),)
+        else:
+            partial = [(x * y, 0) for x in map(int, str(a)) for y in map(int, str(b))]
+            lost = sum(x for x, _ in partial) - sum(map(int, str(result)))
+            carried = (lost // 9,)
+        assert values["columns that carry"][row] == sum(carried)
+        assert values["an operand repeats a digit"][row] == any(
+            n > 10 and n % 11 == 0 for n in (a, b)
+        )
+        assert values["the operands end in the same digit"][row] == ((a - b) % 10 == 0)
+        assert values["b ends in a larger digit than a"][row] == (b % 10 > a % 10)
+        assert values["b begins with a larger digit than a"][row] == (str(b)[0] > str(a)[0])
+        assert values["an operand is 10"][row] == (10 in (a, b))
+    assert values["columns that carry"].max() > 2
 
 
 def test_premises_are_read_from_the_prompt() -> None:

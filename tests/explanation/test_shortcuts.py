@@ -34,7 +34,8 @@ from lens_skills.explanation.shortcut_report import (
     ControlledEffect,
     word_for,
 )
-from lens_skills.explanation.shortcuts import q_of_ties, tied_to, without_disguises
+from lens_skills.explanation.shortcut_ties import q_of_ties, tied_to
+from lens_skills.explanation.shortcuts import without_disguises
 from lens_skills.models import as_adapter
 from lens_skills.stats.effect_tests import cluster_error, smallest_effect
 from lens_skills.tasks import Task

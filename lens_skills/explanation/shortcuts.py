@@ -102,7 +102,8 @@ def shortcuts(
             too: so many random sets for each, as many neurons of the same layers.
         sets: Of so many of the strongest (of all, where ``neurons`` names them) those that are
             tied to one feature, under one condition, and push the metric the same way, are ablated
-            together as well, in sets of two or more; 0 for none. q is then over neurons and sets.
+            together as well, in sets of two or more; 0 for none. The ``k`` that are ablated alone
+            are then the strongest that are tied, and q is over neurons and sets.
         n_permutations: For the search and for the features.
         chat: As in `score`.
         seed: Of all draws.
@@ -137,7 +138,11 @@ def shortcuts(
     if len(found.neurons) == 0:
         return no_shortcuts(wanted.name, found.notes[0], about)
     bank, same, warned = without_disguises(
-        adapter, explore, feature_bank(explore) if features is None else features, wanted
+        adapter,
+        explore,
+        feature_bank(explore) if features is None else features,
+        wanted,
+        known=found.known,
     )
     explained = explain(adapter, explore, found.neurons, features=bank, **options)
     components = parse_components(adapter, found.neurons, at=at)
@@ -151,9 +156,11 @@ def shortcuts(
         )
     ]
     several = sets_of(ties) if sets else []
-    alone = components if neurons is not None else components[:k]
-    ties = [*ties[: len(alone)], *several]
+    if neurons is None and sets:  # the tied first, so that they are not tried in sets only
+        ties = sorted(ties, key=lambda tie: tie.condition is None)[:k]
     by_name = {one.name: one for one in components}
+    alone = [by_name[tie.name] for tie in ties]
+    ties = [*ties, *several]
     ablated = ablate_each(
         adapter,
         intervene,
@@ -182,7 +189,7 @@ def shortcuts(
         for place, tie in enumerate(ties)
     )
     nowhere = torch.zeros(len(intervene), dtype=torch.bool)
-    together = (_of_sets(len(components), len(several)),) if sets else ()
+    together = (_of_sets(len(components), len(alone), len(several)),) if sets else ()
     return Shortcuts(
         neurons=tried[: len(alone)],
         sets=tried[len(alone) :],
@@ -209,13 +216,16 @@ def shortcuts(
     )
 
 
-def _of_sets(n_tried: int, n_sets: int) -> str:
-    """How many sets the neurons that were explained make."""
+def _of_sets(n_tried: int, n_alone: int, n_sets: int) -> str:
+    """Which of the neurons that were explained are ablated alone, and in how many sets."""
+    alone = f"of {n_tried} neurons that were explained, {n_alone} were ablated alone"
+    if n_alone < n_tried:
+        alone += " (those that are tied to a feature first)"
     if n_sets == 0:
-        return f"no two of {n_tried} neurons are tied to one feature and push the same way: no set"
+        return f"{alone}; no two are tied to one feature and push the same way, so there is no set"
     return (
-        f"sets: of {n_tried} neurons, those that are tied to one feature, under one condition, and "
-        f"push the same way; {n_sets} of two or more"
+        f"{alone}, and those that are tied to one feature, under one condition, and push the same "
+        f"way, together: {n_sets} set{'s' * (n_sets > 1)}"
     )
 
 
@@ -270,12 +280,14 @@ def parse_causal_metric(metric: Metric, asked: Any, examples: Task) -> Metric:
 class ShortcutCandidates:
     """Neurons, strongest first, their r with the metric on confirm, and notes on them.
 
-    ``neurons`` is empty where none held up, and the first note says so.
+    ``neurons`` is empty where none held up, and the first note says so. ``known`` is the metric on
+    explore, where the search has read it.
     """
 
     neurons: Int[Tensor, "k 2"]
     r: Float[Tensor, " k"]
     notes: tuple[str, ...]
+    known: Float[Tensor, " example"] | None = None
 
 
 def find_candidates(
@@ -317,17 +329,26 @@ def find_candidates(
         "they were selected on explore and confirm, so their r and the shares explained are larger "
         "than on new examples; the effects on intervene are not",
     )
-    return ShortcutCandidates(chosen.neurons[:k], chosen.r_confirm[:k], notes)
+    return ShortcutCandidates(
+        chosen.neurons[:k], chosen.r_confirm[:k], notes, scores.values[metric.name]
+    )
 
 
 def without_disguises(
-    adapter: ModelAdapter, explore: Task, bank: FeatureBank, metric: Metric
+    adapter: ModelAdapter,
+    explore: Task,
+    bank: FeatureBank,
+    metric: Metric,
+    *,
+    known: Float[Tensor, " example"] | None = None,
 ) -> tuple[FeatureBank, pd.DataFrame, tuple[str, ...]]:
     """The bank without surface features that stand for the metric, those of a label marked so.
 
-    With the table of `disguises`, and what is to be said of both.
+    With the table of `disguises`, and what is to be said of both. ``known`` is the metric on
+    explore; None reads it.
     """
-    known = evaluate(adapter, explore, [metric])[metric.name]
+    if known is None:
+        known = evaluate(adapter, explore, [metric])[metric.name]
     own = metric_column(metric.name, known)
     values = bank.values(explore)
     same = disguises(bank, values, own | label_columns(explore))

@@ -79,6 +79,7 @@ class Shortcut:
         members: The neurons of a set; of one neuron, none.
         word: One of `WORDS`, and ``why`` where the word alone does not say it.
         r: Correlation with the metric on confirm; of a set the mean of its neurons' |r|.
+        r_explore: The same on explore, for which they were selected; None where they were named.
         feature: The surface feature that explains most of it; "" where none does.
         condition: When it holds, in words: "an operand is 5", "b is 4.5 or more".
         explained: Share of the held-out variance it explains; of a set the mean of its neurons.
@@ -123,6 +124,7 @@ class Shortcut:
     effect_absent: float | None
     n_controls: int
     members: tuple[str, ...] = ()
+    r_explore: float | None = None
 
     def row(self) -> dict[str, Any]:
         """One flat row."""

@@ -27,6 +27,7 @@ class Tie:
         explained, p, q: Of the variance on held-out examples. Of a set: the mean share, and the
             largest p and q of its members.
         task_feature, task_feature_explained: The best feature that defines the task; of one neuron.
+        r_explore: As ``r``, on explore, where the neurons were searched for.
     """
 
     members: tuple[str, ...]
@@ -39,6 +40,7 @@ class Tie:
     q: float | None = None
     task_feature: str = ""
     task_feature_explained: float | None = None
+    r_explore: float | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +110,9 @@ def _together(ties: Sequence[Tie]) -> Tie:
         feature=first.feature,
         condition=first.condition,
         raises=first.raises,
+        r_explore=None
+        if first.r_explore is None
+        else sum(abs(tie.r_explore or 0.0) for tie in ties) / len(ties),
         explained=sum(tie.explained or 0.0 for tie in ties) / len(ties),
         p=None if first.p is None else max(tie.p or 0.0 for tie in ties),
         q=None if first.q is None else max(tie.q or 0.0 for tie in ties),

@@ -155,6 +155,9 @@ def shortcuts(
             strict=True,
         )
     ]
+    if found.r_explore is not None:
+        selected = found.r_explore.tolist()
+        ties = [replace(tie, r_explore=r) for tie, r in zip(ties, selected, strict=True)]
     several = sets_of(ties) if sets else []
     if neurons is None and sets:  # the tied first, so that they are not tried in sets only
         ties = sorted(ties, key=lambda tie: tie.condition is None)[:k]
@@ -280,13 +283,14 @@ def parse_causal_metric(metric: Metric, asked: Any, examples: Task) -> Metric:
 class ShortcutCandidates:
     """Neurons, strongest first, their r with the metric on confirm, and notes on them.
 
-    ``neurons`` is empty where none held up, and the first note says so. ``known`` is the metric on
-    explore, where the search has read it.
+    ``neurons`` is empty where none held up, and the first note says so. ``r_explore`` and ``known``
+    (the metric) are of explore, where there was a search.
     """
 
     neurons: Int[Tensor, "k 2"]
     r: Float[Tensor, " k"]
     notes: tuple[str, ...]
+    r_explore: Float[Tensor, " k"] | None = None
     known: Float[Tensor, " example"] | None = None
 
 
@@ -330,7 +334,11 @@ def find_candidates(
         "than on new examples; the effects on intervene are not",
     )
     return ShortcutCandidates(
-        chosen.neurons[:k], chosen.r_confirm[:k], notes, scores.values[metric.name]
+        chosen.neurons[:k],
+        chosen.r_confirm[:k],
+        notes,
+        chosen.r_explore[:k],
+        scores.values[metric.name],
     )
 
 
@@ -424,6 +432,7 @@ def _describe(
         word=word,
         why=why,
         r=tie.r,
+        r_explore=tie.r_explore,
         feature=tie.feature,
         condition="" if condition is None else condition.words,
         explained=tie.explained,

@@ -67,7 +67,7 @@ class Sizes:
     controls: int = 59
     draws: int = 499
     conditions: int = 2
-    pairs: int = 40
+    pairs: int = 24
 
 
 QUICK = Sizes(240, (0.4, 0.2, 0.2), 2, 8, 19, 99, 1, 12)

@@ -45,6 +45,7 @@ class TargetGradients:
         by: Per layer and channel, all heads' features side by side; what is not in it is 0.
         behind: The same of what an answer's later tokens read; ``by`` is of the prompt's alone.
         answer: By the residual stream the final norm reads, for a metric.
+        neurons: By each neuron's activation, per layer; of `relevance_gradients` alone.
     """
 
     by: dict[tuple[int, str], Float[Tensor, "example column feature"]] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class TargetGradients:
         default_factory=dict
     )
     answer: Float[Tensor, "example d_model"] | None = None
+    neurons: dict[int, Float[Tensor, "example column d_mlp"]] = field(default_factory=dict)
 
 
 def target_gradients(
@@ -399,6 +401,7 @@ def relevance_gradients(cache: PairedCache, target: Target) -> TargetGradients:
 
         post = before("mlp", gradient) @ weights.mlp_out(layer).mT
         post = post + _seed(cache, target, layer, "neuron")
+        found.neurons[layer] = post
         pre = weights.neurons(layer, cache.clean.middle[layer])
         back = torch.zeros_like(gradient)
         for channel, share in _shares(weights, pre).items():

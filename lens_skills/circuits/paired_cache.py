@@ -84,7 +84,8 @@ class PairedCache:
         batch, twins: The clean prompts and the corrupted ones as tokens.
         tree: The clean prompts with all continuations that the metric reads.
         clean, corrupted: The two runs.
-        n_columns: How many columns are kept.
+        n_columns: How many columns are kept: those from the first in which any pair differs, or as
+            many as were asked for, where ``twins`` may be the clean prompts themselves.
     """
 
     def __init__(
@@ -93,18 +94,17 @@ class PairedCache:
         plan: RequiredOutputs,
         batch: Sequence[Encoded],
         twins: Sequence[Encoded],
+        n_columns: int | None = None,
     ) -> None:
         self.weights, self.adapter, self.plan = weights, weights.adapter, plan
         self.batch, self.twins = batch, twins
         self.adapter.check_site()
-        rows = [item.prompt_tokens.tolist() for item in batch]
-        other = [item.prompt_tokens.tolist() for item in twins]
-        differ = [_first_difference(a, b) - len(a) for a, b in zip(rows, other, strict=True)]
-        self.n_columns = -min(differ)
+        self.n_columns = _n_different(batch, twins) if n_columns is None else n_columns
         self.tree = plan.tree(self.adapter, batch, padding="ends")
-        self.clean = self._run(self.tree, check=True)
-        there = plan.tree(self.adapter, batch, twins, padding="ends")
-        self.corrupted = self._run(there, check=False)
+        self.corrupted = self.clean = self._run(self.tree, check=True)
+        if twins is not batch:
+            there = plan.tree(self.adapter, batch, twins, padding="ends")
+            self.corrupted = self._run(there, check=False)
         self._posts: dict[int, tuple[Tensor, Tensor]] = {}
         self._norms: dict[tuple[int, str, str], FrozenNorm] = {}
         self._outputs: dict[tuple[int, str, int], Tensor] = {}
@@ -327,14 +327,24 @@ class PairedCache:
         return run.middle[layer] if part == "mlp" else run.entering[layer]
 
 
+def _n_different(batch: Sequence[Encoded], twins: Sequence[Encoded]) -> int:
+    """Columns from the first in which any pair differs."""
+    both = zip(batch, twins, strict=True)
+    pairs = [(one.prompt_tokens.tolist(), twin.prompt_tokens.tolist()) for one, twin in both]
+    return max(len(one) - _first_difference(one, twin) for one, twin in pairs)
+
+
 def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
     return next(place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
 
 
 def paired_caches(
-    weights: ModelWeights, examples: Sequence[Example], metric: Metric
+    weights: ModelWeights,
+    examples: Sequence[Example],
+    metric: Metric,
+    n_columns: int | None = None,
 ) -> list[PairedCache]:
-    """One `PairedCache` per batch of examples, in their order.
+    """One `PairedCache` per batch of examples, in their order, of ``n_columns`` if it is given.
 
     Raises:
         LensSkillsError: No examples, one without a twin, or twins that differ in tokens from
@@ -360,7 +370,7 @@ def paired_caches(
             raise LensSkillsError(f"example {one.id!r} and its corrupted twin are the same tokens.")
     size = settings.batch_size()
     parts = [slice(k, k + size) for k in range(0, len(items), size)]
-    return [PairedCache(weights, plan, items[part], twins[part]) for part in parts]
+    return [PairedCache(weights, plan, items[part], twins[part], n_columns) for part in parts]
 
 
 def _encode_twins(adapter: Any, examples: Sequence[Example]) -> list[Encoded]:

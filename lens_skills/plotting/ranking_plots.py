@@ -54,6 +54,7 @@ _METHODS = {
     "taylor": "Taylor (act. × grad.)",
     "cett": "CETT of own answers",
     "h_neurons": "H-neurons (L1 on CETT)",
+    "integrated_gradients": "integrated gradients",
     "random": "random neurons",
 }
 

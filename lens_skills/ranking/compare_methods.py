@@ -105,9 +105,9 @@ def compare_methods(
         metric: What to rank by, as in `rank`. Methods of gradients differentiate
             ``causal_metric``.
         intervene: The split to try the neurons on; it shares no group with ``explore``.
-        methods: Names among `METHODS` (default all but those that let the model answer, since
-            writing takes long); those that cannot rank by this metric, or on this model, are left
-            out, and the result says why.
+        methods: Names among `METHODS` (default all but those that let the model answer or take
+            passes for every layer, which is long); those that cannot rank by this metric, or on
+            this model, are left out, and the result says why.
         k: How many neurons each method may name.
         do: The edit; default ``ablate("mean", over=explore)``.
         causal_metric: What the edit may change; a metric of the model.
@@ -142,7 +142,7 @@ def compare_methods(
     reused |= check_prompt(adapter.soft, intervene, exploratory)
     edited_positions("last" if position is None else position)
     watched = effect_metric(causal_metric)
-    usual = [name for name, method in METHODS.items() if method.reads != "answers"]
+    usual = [name for name, method in METHODS.items() if not method.takes_long]
     names = [name for name in (usual if methods is None else methods) if name != RANDOM]
     wanted = find_methods([*names, RANDOM])
     do = ablate("mean", over=explore) if do is None else do

@@ -19,6 +19,7 @@ from torch import Tensor
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients
 from lens_skills.ranking.detectors import cett, h_neurons
+from lens_skills.ranking.path_methods import STEPS, integrated_gradients, relevance
 from lens_skills.ranking.target_statistics import ClassSums, Target, TargetKind
 from lens_skills.stats.correlation import area_under_curve
 from lens_skills.stats.information import binned_information
@@ -64,6 +65,7 @@ class Method:
         lowest: Whether the lowest number is the strongest.
         of_metric: Of ``"passes"``: whether it is about a metric of the model (as all of
             ``"gradient"`` are), so that a column of the task will not do.
+        per_layer: Whether it takes passes of its own for every layer.
     """
 
     name: str
@@ -77,6 +79,12 @@ class Method:
     centre: float = 0.0
     lowest: bool = False
     of_metric: bool = True
+    per_layer: bool = False
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether `compare_methods` tries it only where it is named."""
+        return self.per_layer or self.reads == "answers"
 
     @property
     def reads_model(self) -> bool:
@@ -332,6 +340,15 @@ _ALL = (
     Method("h_neurons", h_neurons, TWO, "answers", "log-odds per standard deviation",
            "coefficient in a sparse probe over all layers' CETT on own answers; most have none",
            "Gao et al. 2025, arXiv 2512.01797 (H-Neurons)", signed=True),
+    Method("integrated_gradients", integrated_gradients, ANY, "passes", "the metric's",
+           f"mean of (twin or mean - activation) times gradient at {STEPS} points between them",
+           "Sundararajan et al. 2017, arXiv 1703.01365; towards the twin's activation, layer by "
+           "layer: Marks et al. 2024, arXiv 2403.19647 (released code: left ends of 10 steps)",
+           signed=True, per_layer=True),
+    Method("relevance", relevance, ANY, "passes", "the metric's",
+           "mean of (twin or mean - activation) times coefficient of relevance propagation",
+           "Jafari et al. 2025, arXiv 2508.21258 (RelP: LN-, AH-, identity and half rule, released "
+           "code; no stabiliser here); of neurons: arXiv 2601.22594", signed=True),
     Method("random", random_order, ANY, "nothing", "",
            "a random number",
            "the base rate"),

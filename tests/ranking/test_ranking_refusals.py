@@ -130,7 +130,9 @@ def test_what_cannot_rank_is_left_out_with_the_reason(tiny: Any, nouns: ls.Task)
         return (logits.argmax(-1) % 2).double()
 
     found = compare_methods(tiny, explore, PLACE, causal_metric=first_choice, delta=0.1, **asked)
-    assert set(found.left_out) == {"pearson", *TWO, "taylor", "gradient", "prediction"}
+    assert set(found.left_out) == {
+        "pearson", *TWO, "taylor", "gradient", "prediction", "relevance",
+    }  # fmt: skip
     assert {row.method for row in found.rows} == {*CLASSES, "random", "rotated basis"}
     assert "left out: auroc needs numbers" in repr(found)
     with pytest.raises(LensSkillsError, match="was left out: taylor: the metric"):

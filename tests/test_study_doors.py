@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import lens_skills as ls
+from lens_skills.cli import app
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring.predicted_evidence import Predicted, smallest_seen
@@ -325,3 +327,86 @@ def test_the_power_behind_the_word_general() -> None:
     x, y = (part - part.mean(1, keepdims=True) for part in (x, y))
     seen = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1)) > bar
     assert seen.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_every_consumer_tells_of_both_doors(found: Study, tmp_path: Path) -> None:
+    from lens_skills.reporting.found_analyses import Analysis
+    from lens_skills.reporting.neuron_facts import caveats_of
+    from lens_skills.reporting.notebook_view import html
+    from lens_skills.reporting.paper_columns import paper_table
+
+    table = paper_table(found, most=60)
+    assert "general: causal, and no association with the metric found" in table.caption
+    assert {"found by", "q predicted"} <= set(table.heads)
+    row = next(row for row in table.rows if row[0] == GENERAL)
+    assert {"general", "prediction", "supports"} <= {*row}
+    assert "general" in found.to_latex(most=60)
+    drawings = {drawing.kind: drawing for drawing in ls.figures.of(found, metrics=["label:plural"])}
+    steps = drawings["attrition"].frame.set_index("gate")["count"]
+    assert (steps["predicted and causal"], steps["general"]) == (2, 1)
+    cells = drawings["attrition"].frame.query("name == @GENERAL").set_index("gate")
+    assert dict(cells["passed"].dropna()) == {
+        "associated": False, "confirmed": False, "confirmed as predicted": True,
+        "basis-privileged": False, "causal": True,
+    }  # fmt: skip
+    marks = drawings["effect_against_r"].frame.set_index("name")["mark"]
+    assert marks[GENERAL] == "general"
+    assert not marks[BOTH]
+    for drawing in (drawings["attrition"], drawings["effect_against_r"]):
+        drawing.save(tmp_path)
+    text = found.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "by prediction: tested",
+        "causal, and no association with the metric found; one of |r|",
+        "found_by",
+        "predicted_confirm",
+    ):
+        assert words in text
+    assert "2 causal (2 supports), 1 of them general" in html(found)
+    own = Analysis("", found.metric, selection=found.selection, verdict=found.verdict)
+    general = next(row for row in own.rows if row["name"] == GENERAL)
+    assert "General means no more than that." in " ".join(
+        caveats_of(GENERAL, general, own, None, ())
+    )
+
+
+def test_the_shell_finds_by_both(
+    crossed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shell(*arguments: object) -> Any:
+        with ls.config():
+            return CliRunner().invoke(app.app, [str(part) for part in arguments])
+
+    monkeypatch.setattr("lens_skills.models.load_model", lambda *_, **__: crossed)
+    asked = ["study", "agreement", "--limit", 160, "--permutations", 39, "--by", "both"]
+    asked += ["--metric", "label:plural", "--delta", 0.5, "--most", 1, "--control-sets", 0]
+    asked += ["--control-neurons", 25, "--intervene", 16, "--out", tmp_path / "run"]
+    told = shell(*asked)
+    assert told.exit_code == 0, told.output
+    result = ls.load(tmp_path / "run" / "study")
+    assert told.stdout == f"{result!r}\n"
+    assert "by prediction 192 largest predicted effects" in " ".join(told.stdout.split())
+    assert ls.load(tmp_path / "run" / "selection-label_plural").by == "both"
+    assert "found_by" in (tmp_path / "run" / "evidence-label_plural.csv").read_text()
+    assert told.stdout in shell("show", tmp_path / "run").stdout
+    assert "holds this study. Nothing was run" in shell(*asked).stderr
+    other = shell(*[part if part != "both" else "prediction" for part in asked])
+    assert "--by was" in other.stderr
+    wrong = shell(*[part if part != "both" else "predicton" for part in asked])
+    assert wrong.exit_code == 1
+    assert "Did you mean 'prediction'?" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_the_passes_with_gradients_are_estimated(crossed: Any) -> None:
+    told = ls.estimate(
+        "study", crossed, crossed_task(), metric="label:plural", by="both", most=2,
+        n_intervene=16, n_permutations=40, controls=ls.controls(0, neurons=24),
+    )  # fmt: skip
+    names = [what for what, _ in told.parts]
+    assert names[1:5] == [
+        "scoring explore", "scoring confirm", "predicting on explore", "predicting on confirm",
+    ]  # fmt: skip
+    assert names[5] in ("the verdict on 3 neurons", "the verdict on 4 neurons")
+    with pytest.raises(LensSkillsError, match="no way by='effect'"):
+        ls.estimate("study", crossed, crossed_task(), by="effect")

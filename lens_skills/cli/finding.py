@@ -32,6 +32,7 @@ from lens_skills.cli.shared_options import (
 from lens_skills.cli.steps import Step
 
 EXCHANGES = ("auto", "within", "kinds", "between", "free", "signs")
+DOORS = ("association", "prediction", "both")
 POSITIONS = ("last", "mean", "max", "all", "prompt")  # or an index
 PRECISIONS = ("bfloat16",)
 POSITIONS_HELP = "last, an index such as -2, mean, max, all"
@@ -143,6 +144,13 @@ def study(
     delta: Delta = None,
     intervene: Intervene = 64,
     most: Most = 20,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="association (what neurons know), prediction (what gradients expect an edit of "
+            "each to do) or both; --most of each are tried."
+        ),
+    ] = "association",
     control_sets: ControlSets = 200,
     control_neurons: ControlNeurons = 400,
     limit: Limit = None,
@@ -166,6 +174,7 @@ def study(
         seed=seed,
         chat=chat,
     )
+    choose("way to find neurons", by, DOORS)
     from lens_skills.activations import parse_metrics
     from lens_skills.cli.demo import draw, draw_strongest
     from lens_skills.cli.runs import Run
@@ -184,7 +193,7 @@ def study(
     run = Run.create(out, request, command=told.command, written=not told.dry_run)
     asked = {"--fdr": fdr, "--most": most, "--causal-metric": causal_metric, "--delta": delta}
     asked |= {"--control-sets": control_sets, "--control-neurons": control_neurons}
-    asked |= {"--intervene": intervene}
+    asked |= {"--intervene": intervene, "--by": by}
     place = out / "study"
     step = Step(place, "this study", asked, then=f"lens-skills explain {out} --metric {main}")
     if told.begin(step, lambda: {"study": Study.load(place)}):
@@ -201,6 +210,7 @@ def study(
             controls=controls(control_sets, neurons=control_neurons),
             fdr=fdr,
             most=most,
+            by=by,
             seed=seed,
             **request.options,
         )

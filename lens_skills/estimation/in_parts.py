@@ -17,7 +17,8 @@ from lens_skills.models import as_adapter
 from lens_skills.resampling import stability
 from lens_skills.resampling.stability import HALVES
 from lens_skills.scoring import select
-from lens_skills.studies import PREFLIGHT, TESTED, Study, default_metric, study
+from lens_skills.scoring.predicted_evidence import DOORS
+from lens_skills.studies import PREFLIGHT, TESTED, Study, check_doors, default_metric, study
 from lens_skills.tasks import SPLITS, few
 
 
@@ -26,6 +27,7 @@ def estimate_study(*args: Any, **options: Any) -> Estimate:
     asked, began = request_of(study, args, options), time.perf_counter()
     model, task, seed = asked["model"], asked["task"], asked["seed"]
     as_adapter(model)
+    check_doors(asked["by"])
     main = parse_metric(asked["metric"] or default_metric(task), task, asked="study(metric=…)")
     others = [other for other in parse_metrics(asked["also"], task) if other.name != main.name]
     names = SPLITS[: len(asked["fractions"])]
@@ -52,15 +54,24 @@ def estimate_study(*args: Any, **options: Any) -> Estimate:
     strongest = scores[main.name].top(TESTED)
     confirmed = told("scoring confirm", "score", model, confirm, metrics=[main], neurons=strongest,
                      **common)  # fmt: skip
-    intervene, verdict = None, None
+    intervene, verdict, predicted = None, None, []
     causal, notes = asked["causal_metric"] or usual_causal_metric(task), []
+    do = asked["do"] or ablate("mean", over=scores)
+    if asked["by"] != DOORS[0] and causal is not None:
+        where = {name: asked[name] for name in ("at", "position", "chat")}
+        where |= {"metric": causal, "do": do, "seed": seed}
+        expected = told("predicting on explore", "prescreen", model, explore, **where)
+        predicted = expected.top(asked["most"])
+        some = expected.top(TESTED)
+        told("predicting on confirm", "prescreen", model, confirm, neurons=some, **where)
     if rest and causal is not None:
-        tried = scores[main.name].top(asked["most"])
+        known = [] if asked["by"] == DOORS[1] else scores[main.name].top(asked["most"]).names
+        tried = list(dict.fromkeys([*known, *predicted]))
         intervene = few(rest[0], asked["n_intervene"], seed=seed)
         verdict = told(
             f"the verdict on {len(tried)} neurons", "verify", model, intervene, tried,
-            do=asked["do"] or ablate("mean", over=scores), metric=causal, delta=asked["delta"],
-            controls=asked["controls"], chat=asked["chat"], seed=seed,
+            do=do, metric=causal, delta=asked["delta"], at=asked["at"],
+            position=asked["position"], controls=asked["controls"], chat=asked["chat"], seed=seed,
         )  # fmt: skip
         without = sum(each.seconds for _, each in parts[:-1])
         notes.append(

@@ -37,22 +37,27 @@ from lens_skills.scoring import Selection
 from lens_skills.scoring.evidence import (
     BADGE,
     CONTROL_AGAIN,
+    GENERAL,
     NOT_TESTED,
     TURNED,
     UNCONFIRMED,
+    of_others,
     percent_text,
     short_number,
     tried,
 )
+from lens_skills.scoring.predicted_evidence import DOORS
 from lens_skills.scoring.scores import LEVEL
 
 _ROW = 0.145  # inches of a neuron
 _STEP, _AXIS = 0.155, 0.36  # of a step above them, and of the axis of the steps
+PREDICTED = "confirmed as predicted"
 _CELLS = {
     "associated": ("associated", "r, explore"),
     "beat the control task": ("beats the\ncontrol", "q"),
     "confirmed": ("confirmed", "r, confirm"),
     BADGE: ("basis-\nprivileged", "excess"),
+    PREDICTED: ("predicted", "confirm"),
     "causal": ("causal", "effect"),
 }
 """Of each column of the table its head, and the number that its cells hold."""
@@ -72,7 +77,8 @@ def attrition(
     coloured where the neuron passes, pale where it does not, and empty where it was not tried.
     Cells hold r on explore (selected for being large), q of the control task, r on confirm, |r|
     over that of a random direction of its layer, and the effect of the edit in % of the clean
-    metric.
+    metric. Where neurons were found by prediction too, their steps follow, and a column holds the
+    effect that gradients expect of the edit (on confirm, in the metric's unit).
 
     Args:
         steps: A `Selection`, or counts by step in order, which have no rows.
@@ -101,9 +107,13 @@ def attrition(
         badged = counts.pop(BADGE, None)
         counts.pop("tried", None)
         every = list(steps.rows if verdict is None else tried(steps.rows, verdict))
-        rows = every[:k]
-        if verdict is not None:
+        if steps.by != DOORS[0]:
+            counts = _both_doors(steps, verdict)
+            every = [row for row in every if not of_others(row) or row["found_by"]]
+            every.sort(key=lambda row: not row.get("verdict"))
+        elif verdict is not None:
             counts["causal"] = len(verdict.causal)
+        rows = every[:k]
         note = _note(rows, len(every), badged)
     else:
         counts = dict(steps)
@@ -128,6 +138,20 @@ def attrition(
     return Drawing("attrition", frame, about, name)
 
 
+def _both_doors(selection: Selection, verdict: Any) -> dict[str, int]:
+    """The steps of both ways of finding neurons, one below the other."""
+    steps = selection.steps(verdict)
+    counts = {
+        name: n for name, n in steps.get(DOORS[0], {}).items() if name not in (BADGE, "tried")
+    }
+    second = steps[DOORS[1]]
+    counts.setdefault("neurons", second["neurons"])
+    counts |= {"largest predicted effects": second["tested"], PREDICTED: second["confirmed"]}
+    if verdict is not None:
+        counts |= {"predicted and causal": second["causal"], GENERAL: second[GENERAL]}
+    return counts
+
+
 @draws("attrition")
 def _draw_attrition(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     named = frame.get("name", pd.Series("", frame.index)) != ""
@@ -150,7 +174,12 @@ def _note(rows: Sequence[Mapping[str, Any]], n: int, badged: int | None) -> str:
     if badged is not None:
         parts.append(f"{badged:,} of the confirmed are basis-privileged.")
     if n > len(rows):
-        parts.append(f"Shown: {len(rows)} of {n:,} associated neurons, best grade first.")
+        found, order = "associated", "best grade first"
+        if rows and "found_by" in rows[0]:
+            found, order = "associated or predicted", "those tried first"
+        parts.append(f"Shown: {len(rows)} of {n:,} {found} neurons, {order}.")
+    if any(row["grade"] == GENERAL for row in rows):
+        parts.append("g: general, causal and not found to be associated.")
     if rows:
         parts.append(
             "Letters: grades. Pale: not passed; empty: not tried."
@@ -206,6 +235,14 @@ def _cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         "confirmed": (None if outcome == NOT_TESTED else not unconfirmed, row["r_confirm"]),
         BADGE: (None if basis is None else bool(row["badge"]), row["excess"]),
     }
+    if "found_by" in row:
+        if of_others(row):
+            found["associated"] = (False, row["r_explore"])
+            found["beat the control task"] = (None, q)
+            found["confirmed"] = (False, row["r_confirm"])
+        known = row["predicted_confirm"] is not None
+        passed = row["found_by"] in DOORS[1:] if known else None
+        found[PREDICTED] = (passed, row["predicted_confirm"])
     if "verdict" in row:
         found["causal"] = (row["causal"], row["effect_percent"])
     return [
@@ -230,7 +267,8 @@ def _table(axis: Axes, cells: pd.DataFrame) -> None:
             va="center", color="white" if passed else GREY,
         )  # fmt: skip
     for line, grade in enumerate(grades):
-        axis.text(len(gates) + 0.12, line + 0.53, grade, size=SMALL, weight="bold", va="center")
+        letter = "g" if grade == GENERAL else grade
+        axis.text(len(gates) + 0.12, line + 0.53, letter, size=SMALL, weight="bold", va="center")
     axis.set(xlim=(0, len(gates) + 0.3), ylim=(len(names), 0))
     axis.set_yticks([line + 0.5 for line in range(len(names))], names)
     axis.xaxis.tick_top()
@@ -257,6 +295,8 @@ def _number(cell: Mapping[str, Any]) -> str:
         return short_number(value)
     if cell["gate"] == BADGE:
         return f"{value:.1f}"
+    if cell["gate"] == PREDICTED:
+        return minus(f"{value:+.2g}")
     return minus(percent_text(value) if cell["gate"] == "causal" else f"{value:+.2f}")
 
 

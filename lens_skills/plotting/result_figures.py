@@ -34,6 +34,7 @@ from lens_skills.plotting.stability_plot import stability
 from lens_skills.results import Result, file_name
 from lens_skills.scoring import MetricScores, Scores, Selection
 from lens_skills.scoring import skill_matrix as compare_skills
+from lens_skills.scoring.evidence import GENERAL, tried
 
 # The figure of a result that stands by itself; by the name of its kind, as some are made above.
 OWN: dict[str, Callable[[Any], Drawing]] = {
@@ -141,9 +142,9 @@ def _plans(parts: Mapping[str, Any], metrics: Sequence[str] | None) -> Iterator[
     for name, result in parts.items():
         kind = type(result).__name__
         if kind == "Verdict":
-            yield from _of_verdict(_about(name), result, main)
+            yield from _of_verdict(_about(name), result, main, selections)
         elif kind == "Audit":
-            yield from _of_verdict(name, result.verdict, None)
+            yield from _of_verdict(name, result.verdict, None, ())
         elif kind in OWN:
             yield _about(name), lambda kind=kind, result=result: OWN[kind](result)
 
@@ -167,12 +168,22 @@ def _of_scores(name: str, scores: Scores, metrics: Sequence[str] | None) -> Iter
         yield name, lambda: reliability(scores)
 
 
-def _of_verdict(name: str, verdict: Any, scores: Scores | None) -> Iterator[_Plan]:
+def _of_verdict(
+    name: str, verdict: Any, scores: Scores | None, selections: Sequence[Selection]
+) -> Iterator[_Plan]:
     if scores is not None:
         known = set(scores.names())
         metric = next((one for one in scores.metrics if file_name(one) == name), None)
         if metric is not None and any(one.name in known for one in verdict.singles):
             view = scores[metric]
-            yield name, lambda: effect_against_r(view, verdict)
+            own = next((one for one in selections if one.metric == metric), None)
+            marked = {} if own is None else _general(own, verdict)
+            yield name, lambda: effect_against_r(view, verdict, marked=marked)
     yield name, lambda: effect_against_controls(verdict)
     yield name, lambda: effect_forest(verdict)
+
+
+def _general(selection: Selection, verdict: Any) -> dict[str, str]:
+    """The causes of which no association was found."""
+    rows = tried(selection.rows, verdict)
+    return {row["name"]: GENERAL for row in rows if row["grade"] == GENERAL}

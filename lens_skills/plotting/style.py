@@ -63,6 +63,7 @@ EVIDENCE = {
     "beat the control task": "#7565B5",
     "basis-privileged": "#2B8A7E",
     "confirmed": "#4B2F94",
+    "confirmed as predicted": "#A85C2C",
     "causal": "#1F0A4A",
 }
 # Seeds, methods, classes, kinds: colours without a meaning, each with a line and a marker.

@@ -11,7 +11,8 @@ from lens_skills.reporting.phrases import change, counted, listed, size
 from lens_skills.reporting.sources import Sources
 from lens_skills.results import versions
 from lens_skills.scoring import Scores
-from lens_skills.scoring.evidence import BADGE, MEANINGS
+from lens_skills.scoring.evidence import BADGE, GENERAL, GENERAL_MEANING, MEANINGS, of_others
+from lens_skills.scoring.predicted_evidence import DOORS, seen_words
 from lens_skills.scoring.scores import family_words
 from lens_skills.stats.effect_tests import FEW_GROUPS
 from lens_skills.studies import Study
@@ -44,6 +45,8 @@ def _finding(one: Analysis) -> list[str]:
         )
     if one.selection is not None:
         found.append(f"{one.selection.attrition_line(one.verdict)}.")
+        if one.selection.by != DOORS[0]:
+            return found + _end(one)
         if not one.selection.rows:
             found.append(f"Nothing was found: no neuron is associated with {one.metric}.")
         elif not len(one.selection):
@@ -67,11 +70,16 @@ def _finding(one: Analysis) -> list[str]:
             )
         else:
             found.append(f"Nothing was found: no neuron is associated with {one.metric}.")
+    return found + _end(one)
+
+
+def _end(one: Analysis) -> list[str]:
+    """What the verdict says, or why there is none."""
     if one.verdict is not None:
-        found += _verdict(one)
-    elif one.study is not None and one.study.no_verdict:
-        found.append(f"No verdict: {one.study.no_verdict}.")
-    return found
+        return _verdict(one)
+    if one.study is not None and one.study.no_verdict:
+        return [f"No verdict: {one.study.no_verdict}."]
+    return []
 
 
 def _verdict(one: Analysis) -> list[str]:
@@ -240,9 +248,9 @@ def steps_of(one: Analysis) -> tuple[Step, ...]:
     """How many neurons are left after each step, and what the step asks."""
     if one.selection is None:
         return _scored_steps(one)
-    counts = dict(one.selection.attrition)
+    by_door = one.selection.steps(one.verdict)
+    counts = dict(by_door.get(DOORS[0], {"neurons": one.selection.attrition["neurons"]}))
     badged = counts.pop(BADGE, None)
-    tried = counts.pop("tried", None)
     positions = len(one.selection.positions)
     family = family_words(counts.get("neurons", 0), positions)
     found = []
@@ -253,11 +261,21 @@ def steps_of(one: Analysis) -> tuple[Step, ...]:
         if step == "confirmed" and badged is not None:
             note += f" Of them {badged:,} {BADGE}: beyond random directions of their layer."
         found.append(Step(step, n, note))
-    if one.verdict is not None:
-        n_tried = tried if tried is not None else len(one.verdict)
-        found.append(Step("tried", n_tried, _NOTES["tried"]))
-        found.append(Step("causal", len(one.verdict.causal), _NOTES["causal"]))
+    for step, n in by_door.get(DOORS[1], {}).items():
+        if step != "neurons":
+            found.append(Step(f"by prediction: {step}", n, _PREDICTED_NOTES[step]))
     return tuple(found)
+
+
+_PREDICTED_NOTES = {
+    "tested": "Their first-order effect under the edit, signed and averaged, is the largest of all "
+    "neurons (explore).",
+    "confirmed": "The same sign on groups that took no part, an interval beyond 0, at the asked "
+    "rate of false discoveries (confirm).",
+    "tried": _NOTES["tried"],
+    "causal": _NOTES["causal"],
+    GENERAL: "Causal, and neither explore nor confirm shows an association with the metric.",
+}
 
 
 def _scored_steps(one: Analysis) -> tuple[Step, ...]:
@@ -272,13 +290,21 @@ def _scored_steps(one: Analysis) -> tuple[Step, ...]:
 
 
 def grades_of(one: Analysis) -> tuple[Fact, ...]:
-    """How many associated neurons have each grade, and what it means."""
+    """How many associated (or predicted) neurons have each grade, and what it means."""
     if one.selection is None:
         return ()
     grades = [str(row["grade"]) for row in one.rows]
     found = [Fact(grade, f"{grades.count(grade):,}: {words}") for grade, words in MEANINGS.items()]
-    if none := grades.count(""):
+    if facts := one.selection.predicted:
+        told = f"{grades.count(GENERAL):,}: {GENERAL_MEANING}; {seen_words(facts)}"
+        found.append(Fact(GENERAL, told))
+    others = sum(of_others(row) and not row["grade"] for row in one.rows)
+    if none := grades.count("") - others:
         found.append(Fact("none", f"{none:,}: associated on explore, and not confirmed"))
+    if others:
+        found.append(
+            Fact("only predicted", f"{others:,}: not associated; not tried, or not causal")
+        )
     return tuple(found)
 
 
@@ -322,7 +348,7 @@ def _caveats(one: Analysis) -> list[str]:
             found.append(
                 f"{counted(untried, 'neuron')} of {len(one.rows):,} in the table "
                 f"{'was' if untried == 1 else 'were'} not tried: of those nothing is known but "
-                "correlations."
+                f"correlations{' and predictions' if 'found_by' in one.rows[0] else ''}."
             )
     if one.rows and one.metric:
         found.append(

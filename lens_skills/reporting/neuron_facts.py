@@ -8,7 +8,7 @@ from lens_skills.interventions.verdict import UNDECIDED, Ruling
 from lens_skills.reporting.document import Fact
 from lens_skills.reporting.found_analyses import Analysis
 from lens_skills.reporting.phrases import chance, change, correlation, listed, signed
-from lens_skills.scoring.evidence import short_number
+from lens_skills.scoring.evidence import GENERAL, of_others, short_number
 
 _TWINS = 0.9  # |r| from which on two neurons do about the same
 
@@ -174,6 +174,12 @@ def caveats_of(
         found.append("Exploratory: examples were used before; nothing here is confirmed.")
     if len(row) <= 1:
         found.append("It is not associated with the metric: it is here because a result names it.")
+    elif of_others(row):
+        found.append(
+            "No association with the metric was found: gradients expect an effect of it, which "
+            "says nothing of what it is about."
+            + (" General means no more than that." if row.get("grade") == GENERAL else "")
+        )
     elif not row.get("grade") and own is not None and own.metric:
         why = row.get("stopped_by")
         found.append(

@@ -1,4 +1,4 @@
-"""The table of associated neurons: its columns with their words, and its rows."""
+"""The table of associated and of predicted neurons: its columns with their words, its rows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,13 @@ _EVIDENCE = (
     ColumnSpec(
         "grade", "grade",
         "A: causal, confirmed, beats the control task. B: the same, but not tried, undecided, or "
-        "of an effect that its size explains. C: associated and confirmed. Empty: not confirmed.",
+        "of an effect that its size explains. C: associated and confirmed. General: causal, and no "
+        "association found. Empty: not confirmed.",
+    ),
+    ColumnSpec(
+        "found_by", "found by",
+        "Association: it carries the metric on both splits. Prediction: gradients expect an effect "
+        "of the edit, with the same sign on both splits. Empty: neither.",
     ),
     ColumnSpec(
         "r", "r",
@@ -54,6 +60,20 @@ _EVIDENCE = (
     ),
 )  # fmt: skip
 
+_PREDICTED = (
+    ColumnSpec(
+        "predicted_confirm", "predicted",
+        "The first-order effect of the edit, (new - old) · gradient, its mean on the confirm split "
+        "with its 95 % interval by group: an estimate, in the unit of the effect.", 3,
+        ("predicted_low", "predicted_high"),
+    ),
+    ColumnSpec(
+        "q_predicted", "q predicted",
+        "False discoveries among the neurons of largest predicted effect on explore "
+        "(Benjamini–Hochberg).", 4,
+    ),
+)  # fmt: skip
+
 _EFFECT = (
     ColumnSpec(
         "effect", "effect",
@@ -88,10 +108,10 @@ _ANALYSIS = ColumnSpec("analysis", "of", "Task and metric that the numbers of th
 
 def columns(analyses: Sequence[Analysis], rows: Sequence[Mapping[str, Cell]]) -> Any:
     """The columns that hold anything, in the order in which they are read."""
-    wanted = [*_EVIDENCE[:1], *([_ANALYSIS] if len(analyses) > 1 else []), *_EVIDENCE[1:3]]
+    wanted = [*_EVIDENCE[:1], *([_ANALYSIS] if len(analyses) > 1 else []), *_EVIDENCE[1:4]]
     if len({row.get("position") for row in rows}) > 1:
         wanted.append(_POSITION)
-    wanted += [*_EVIDENCE[3:], *_unit(analyses), _STOPPED]
+    wanted += [*_EVIDENCE[4:], *_PREDICTED, *_unit(analyses), _STOPPED]
     held = {key for row in rows for key, value in row.items() if value not in (None, "")}
     return tuple(one for one in wanted if one.key in held or one.key in ("neuron", "grade"))
 

@@ -102,7 +102,7 @@ function neuronTable(place) {
         ["associated", "all"].map((which) => make("label", {},
           make("input", { type: "radio", name: "which", value: which, checked: (which === "all") === (source === all),
             on: { change: () => change(which) } }),
-          which === "all" ? `all ${count(all.of)}` : `associated ${count(associated.size)}`))) : "",
+          which === "all" ? `all ${count(all.of)}` : `${associated.columns.some((column) => column.key === "found_by") ? "associated or predicted" : "associated"} ${count(associated.size)}`))) : "",
       labelled("text", make("input", { type: "search", name: "text", id: "filter", autocomplete: "off", spellcheck: "false",
         placeholder: "L17N635, a word" })),
       ...facets.map(([k, column, values]) => labelled(column.title,

@@ -20,7 +20,15 @@ from lens_skills.reporting.paper_cells import (
 from lens_skills.reporting.paper_cells import PaperColumn as Column
 from lens_skills.reporting.paper_checks import CHECKS
 from lens_skills.scoring import EXPLORATORY
-from lens_skills.scoring.evidence import BADGE, MEANINGS
+from lens_skills.scoring.evidence import (
+    BADGE,
+    GENERAL,
+    GENERAL_MEANING,
+    MEANINGS,
+    NOT_ASSOCIATED,
+    ONLY_CONFIRM,
+)
+from lens_skills.scoring.predicted_evidence import seen_words
 
 
 def paper_table(result: Any, *, most: int = 20) -> PaperTable:
@@ -51,7 +59,7 @@ def _study(result: Any) -> Parts:
         unit = with_unit("effect", result.verdict.effects.unit)
         columns += [Column(unit, "effect", "number", ends, True), Column("verdict", "verdict")]
         caption += f" {_sign(result.verdict)}"
-    return f"{caption} {BY_GROUP}", columns, _badged(result.evidence()), _BEST_FIRST
+    return _evidence(result, caption, columns)
 
 
 def _selection(result: Any) -> Parts:
@@ -59,10 +67,18 @@ def _selection(result: Any) -> Parts:
     known = ", ".join(str(scored[key]) for key in ("model", "task") if scored.get(key))
     where = "; ".join(filter(None, (known, f"{result.site} at {', '.join(result.positions)}")))
     caption, columns = _association(result, f" ({where})", "")
-    return f"{caption} {BY_GROUP}", columns, _badged(result.evidence()), _BEST_FIRST
+    return _evidence(result, caption, columns)
 
 
-_BEST_FIRST = "associated neurons, best grade first"
+def _evidence(result: Any, caption: str, columns: list[Column]) -> Parts:
+    """The rows of a study's or a selection's evidence, those that came through no door left out."""
+    evidence = _badged(result.evidence())
+    of = "associated neurons, best grade first"
+    if "found_by" in evidence:
+        held = ~evidence["stopped_by"].isin((NOT_ASSOCIATED, ONLY_CONFIRM))
+        evidence = evidence[held | (evidence["found_by"] != "")].reset_index(drop=True)
+        of = "associated or predicted neurons, best grade first"
+    return f"{caption} {BY_GROUP}", columns, evidence, of
 
 
 def _association(selection: Any, where: str, size: str) -> tuple[str, list[Column]]:
@@ -72,13 +88,29 @@ def _association(selection: Any, where: str, size: str) -> tuple[str, list[Colum
         f"confirm split{f', {size}' if size else ''}; q: of r, false discoveries among the "
         "associated; excess: |r| over that of random directions of the layer."
     )
-    return caption, [
+    columns = [
         Column("neuron", "name"),
         Column("grade", "grade"),
         Column("r [95 %]", "r_confirm", "number", ENDS, True),
         Column("q", "q_confirm", "p"),
         Column("excess", "excess", "number"),
     ]
+    if facts := selection.predicted:
+        caption += (
+            f" Found by association, or by the first-order effect of {facts['do']} on "
+            f"{facts['metric']}, in {facts['unit']}, on the confirm split (q of it, among the "
+            f"{facts['tested']:,} largest on explore). {GENERAL}: {GENERAL_MEANING}; "
+            f"{seen_words(facts)}."
+        )
+        ends = ("predicted_low", "predicted_high")
+        columns += [
+            Column("found by", "found_by"),
+            Column(
+                with_unit("predicted", facts["unit"]), "predicted_confirm", "number", ends, True
+            ),
+            Column("q predicted", "q_predicted", "p"),
+        ]
+    return caption, columns
 
 
 def _badged(evidence: pd.DataFrame) -> pd.DataFrame:

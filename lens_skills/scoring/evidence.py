@@ -252,7 +252,7 @@ def _regrade(ruling: Any, causal: bool) -> dict[str, str]:
 
 def of_others(row: Mapping[str, Any]) -> bool:
     """Whether a row is of a neuron without association on explore, found by prediction."""
-    return row["stopped_by"] in (NOT_ASSOCIATED, ONLY_CONFIRM)
+    return row.get("stopped_by") in (NOT_ASSOCIATED, ONLY_CONFIRM)
 
 
 def evidence_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

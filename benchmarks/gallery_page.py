@@ -115,10 +115,11 @@ def colours(results: Mapping[str, Any]) -> list[list[str]]:
         "DAMAGE": "harm elsewhere",
     }
     rows = [[getattr(style, role), meaning] for role, meaning in meanings.items()]
-    evidence = " < ".join(step for step in style.EVIDENCE if step != "basis-privileged")
-    steps = ", ".join(c for step, c in style.EVIDENCE.items() if step != "basis-privileged")
+    beside = ("basis-privileged", "confirmed as predicted")
+    evidence = " < ".join(step for step in style.EVIDENCE if step not in beside)
+    steps = ", ".join(c for step, c in style.EVIDENCE.items() if step not in beside)
     rows.append([steps, f"evidence: {evidence}"])
-    rows.append([style.EVIDENCE["basis-privileged"], "basis-privileged"])
+    rows += [[style.EVIDENCE[step], step] for step in beside]
     rows.append([", ".join(c for c, _, _ in style.SERIES), "seeds, methods, classes: no meaning"])
     return [["colour", "meaning"], *rows]
 

@@ -47,7 +47,7 @@ def number_task(n: int = 160, *, answers: bool = False) -> Task:
                     "kind": f"kind {pair % 20} {random.integers(2)}",
                 }
             )
-    texts = {"answer": "verb", "foil": "other"} if answers else {}
+    texts: dict[str, Any] = {"answer": "verb", "foil": "other"} if answers else {}
     return pairs(
         pd.DataFrame(rows),
         clean="text",

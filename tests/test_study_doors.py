@@ -349,7 +349,7 @@ def test_every_consumer_tells_of_both_doors(found: Study, tmp_path: Path) -> Non
         "associated": False, "confirmed": False, "confirmed as predicted": True,
         "basis-privileged": False, "causal": True,
     }  # fmt: skip
-    marks = drawings["effect_against_r"].frame.set_index("name")["mark"]
+    marks = dict(drawings["effect_against_r"].frame[["name", "mark"]].to_numpy())
     assert marks[GENERAL] == "general"
     assert not marks[BOTH]
     for drawing in (drawings["attrition"], drawings["effect_against_r"]):

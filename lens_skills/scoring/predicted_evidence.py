@@ -121,7 +121,7 @@ def with_doors(rows: Rows, beside: Rows, predicted: Predicted, *, kept: str) -> 
 def smallest_seen(
     low: Float[Tensor, " unit"], high: Float[Tensor, " unit"], bar: float, groups: Sequence[str]
 ) -> float:
-    """The true \\|r\\| that would be beyond ``bar`` in 80 % of such studies, about.
+    """The true |r| that would be beyond ``bar`` in 80 % of such studies, about.
 
     tanh(atanh(bar) + 0.84 se), se being the median standard error of Fisher's z, read off the 95 %
     intervals [low, high] of the units' r.

@@ -52,6 +52,7 @@ QUESTIONS = {
         "effect_against_controls": "Is the effect larger than that of other neurons, or sets, that "
         "were matched?",
         "dose_response": "Does steering by more do more, and what does it break?",
+        "scaling_curve": "Are neurons that tell right answers from wrong ones levers?",
         "damage_matrix": "Do a skill's neurons serve it alone?",
         "shortcut_effects": "Does a neuron act where only the shortcut is there?",
         "confidence_regulation": "Does a neuron change the confidence and not the answer?",

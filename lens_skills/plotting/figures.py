@@ -35,6 +35,7 @@ from lens_skills.plotting.prompt_comparison_plot import compare_scores as compar
 from lens_skills.plotting.ranking_plots import leaderboard as leaderboard
 from lens_skills.plotting.ranking_plots import method_comparison as method_comparison
 from lens_skills.plotting.result_figures import of as of
+from lens_skills.plotting.scaling_plot import scaling_curve as scaling_curve
 from lens_skills.plotting.scoring_plots import correlation_by_position as correlation_by_position
 from lens_skills.plotting.scoring_plots import layer_profile as layer_profile
 from lens_skills.plotting.scoring_plots import r_distribution as r_distribution

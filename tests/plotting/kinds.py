@@ -34,6 +34,23 @@ def draw_costs() -> Drawing:
     return figures.cost_curves(pd.DataFrame(rows), machine="planted numbers")
 
 
+def draw_scaling() -> Drawing:
+    """A set that matters only where it is turned up, beside sets that never do."""
+    rows = []
+    for alpha in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
+        excess = max(0.0, alpha - 1)
+        row = {"alpha": alpha}
+        values = {"accuracy": -0.2 * excess, "logit_diff": -excess, "damage": 0.1 * excess}
+        for name, value in values.items():
+            row |= {name: value, f"{name}_low": value - 0.05, f"{name}_high": value + 0.05}
+            row |= {f"random_{name}": 0.0, f"random_{name}_low": -0.02}
+            row[f"random_{name}_high"] = 0.02
+        rows.append(row)
+    return figures.scaling_curve(
+        pd.DataFrame(rows), title="five neurons, scaled", lines=("planted",)
+    )
+
+
 KINDS: dict[str, Callable[[], Drawing]] = {
     "activation_by_class": lambda: draw_classes(RULES),
     "activation_map": lambda: figures.activation_map(make_half(), "L1N0"),
@@ -50,6 +67,7 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "cost_curves": draw_costs,
     "damage_matrix": lambda: figures.damage_matrix(make_matrix()),
     "dose_response": lambda: figures.dose_response(make_curve()),
+    "scaling_curve": draw_scaling,
     "effect_against_controls": lambda: figures.effect_against_controls(make_verdict()),
     "effect_forest": lambda: figures.effect_forest(make_verdict(8)),
     "faithfulness": lambda: figures.faithfulness(make_faithfulness()),

@@ -119,19 +119,25 @@ def with_doors(rows: Rows, beside: Rows, predicted: Predicted, *, kept: str) -> 
 
 
 def smallest_seen(
-    low: Float[Tensor, " unit"], high: Float[Tensor, " unit"], bar: float, groups: Sequence[str]
+    r: Float[Tensor, " unit"],
+    low: Float[Tensor, " unit"],
+    high: Float[Tensor, " unit"],
+    bar: float,
+    groups: Sequence[str],
 ) -> float:
     """The true |r| that would be beyond ``bar`` in 80 % of such studies, about.
 
     tanh(atanh(bar) + 0.84 se), se being the median standard error of Fisher's z, read off the 95 %
-    intervals [low, high] of the units' r.
+    intervals [low, high], of the hundred units whose |r| is nearest ``bar``: one that is far below
+    may have a much smaller error, where what varies in it is the group.
 
     Source: Cohen 1988 (power); Fisher's z.
     """
     from scipy.stats import t as student
 
+    near = (r.abs() - bar).abs().argsort(stable=True)[:100]
     reach = float(student.ppf(0.975, max(effective_groups(groups) - 1, 1.0)))
-    ends = [torch.atanh(end.double().clamp(-1 + 1e-12, 1 - 1e-12)) for end in (low, high)]
+    ends = [torch.atanh(end[near].double().clamp(-1 + 1e-12, 1 - 1e-12)) for end in (low, high)]
     error = float((ends[1] - ends[0]).median()) / 2 / reach
     return math.tanh(math.atanh(min(bar, 1 - 1e-12)) + 0.8416 * error)
 
@@ -182,6 +188,8 @@ def predicted_legend(
     ]
     if any(row["found_by"] == DOORS[2] for row in shown):
         lines.append("+: through both doors")
+    if any(not row["grade"] for row in shown):
+        lines.append("-: not associated on both splits, and not general")
     if any(row["grade"] == GENERAL for row in shown):
         lines.append(f"G: general: causal, and no association found; {seen_words(facts)}")
     return lines

@@ -435,7 +435,9 @@ def add_predicted(
     facts = {"metric": predicted.metric, "unit": predicted.unit, "do": predicted.do}
     facts |= {"tested": len(pairs), "confirmed": len(second), "smallest_r": bar}
     facts["smallest_r_80"] = smallest_seen(
-        scores.at_strongest(scores.low), scores.at_strongest(scores.high), bar, explore.groups
+        *(scores.at_strongest(part) for part in (scores.r, scores.low, scores.high)),
+        bar=bar,
+        groups=explore.groups,
     )
     return replace(
         chosen,

@@ -4,7 +4,7 @@
     python benchmarks/arithmetic_shortcuts.py --operation minus --metric correct
     python benchmarks/arithmetic_shortcuts.py --model arithmetic-small
     python benchmarks/arithmetic_shortcuts.py --bigbench FOLDER   # its two-digit files as well
-    python benchmarks/arithmetic_shortcuts.py --quick             # a smoke run, not for the page
+    python benchmarks/arithmetic_shortcuts.py --quick             # a smoke run, into runs/
 
 Writes figures/shortcuts/<model>.md with its figures and tables. What is finished is kept in
 runs/shortcuts, so that an interrupted run goes on. A shortcut counts where ablation shows it on the
@@ -309,9 +309,9 @@ def said_of(prediction: Prediction | None) -> str:
 class Page:
     """Paragraphs and tables of one model."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.parts = name, list[str]()
-        OUT.mkdir(parents=True, exist_ok=True)
+    def __init__(self, name: str, out: Path) -> None:
+        self.name, self.out, self.parts = name, out, list[str]()
+        out.mkdir(parents=True, exist_ok=True)
 
     def say(self, text: str) -> None:
         """A paragraph, also printed."""
@@ -321,14 +321,14 @@ class Page:
     def table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
         """A table, kept as CSV as well."""
         frame = pd.DataFrame(list(rows))
-        frame.to_csv(OUT / f"{self.name}_{name}.csv", index=False)
+        frame.to_csv(self.out / f"{self.name}_{name}.csv", index=False)
         lines = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
         lines += [[cell(value) for value in row] for row in frame.to_numpy(dtype=object)]
         self.say("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
     def write(self) -> None:
         """The page."""
-        path = OUT / f"{self.name}.md"
+        path = self.out / f"{self.name}.md"
         path.write_text("\n\n".join(self.parts) + "\n", encoding="utf-8")
 
 
@@ -342,7 +342,7 @@ def cell(value: Any) -> str:
 def run(asked: Any) -> dict[str, float]:
     """Everything for one model, and the page."""
     study = Study(asked)
-    page = Page(study.name + ("_quick" if asked.quick else ""))
+    page = Page(study.name, RUNS / "quick" if asked.quick else OUT)
     sizes, splits = study.sizes, study.splits
     page.say(f"# Shortcuts in arithmetic: {public_name(asked.model)}")
     page.say(introduction(asked, study))
@@ -371,7 +371,7 @@ def run(asked: Any) -> dict[str, float]:
             page.say(f"- {note}")
         if not found.tried:
             continue
-        picture = keep(figures.shortcut_effects(found), OUT / f"{page.name}_{metric}")
+        picture = keep(figures.shortcut_effects(found), page.out / f"{page.name}_{metric}")
         page.say(f"![{metric}: effects with the feature and without]({picture.name})")
         for pool in ("generated", *(("BIG-bench",) if asked.bigbench else ())):
             trial = trials(study, found.tried, pool)

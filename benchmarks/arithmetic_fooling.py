@@ -21,6 +21,7 @@ from lens_skills.tasks.arithmetic import PROMPT, WORDS, ArithmeticProblem, pair,
 
 FEWEST_SEEN = 3
 """So often an answer must have come where the feature holds, before it is predicted."""
+FEWEST_PAIRS = 8
 NEW_TOKENS = 6  # four digits, a sign and what ends them
 
 
@@ -71,12 +72,12 @@ def wrong_answer(name: str, example: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The wrong answer that comes more often where a feature holds than elsewhere.
+    """The wrong answer that comes more often where a feature holds (or is missing) than elsewhere.
 
     Attributes:
-        condition: When the feature holds.
+        condition: When the feature holds, or ``"not: …"``.
         answer: One of `WRONG_ANSWERS`; "" where none comes more often, `FEWEST_SEEN` times.
-        seen, n_with: How often it came where the feature holds, of how many.
+        seen, n_with: How often it came on that side, of how many.
         excess: Of its rate over that of examples of the same operation and length without.
         more_errors: The same of all errors, from -1 to 1; None where no stratum holds both.
     """
@@ -89,8 +90,22 @@ class Prediction:
     more_errors: float | None
 
 
+def missing(condition: Condition) -> Condition:
+    """That it does not hold."""
+    return Condition(f"not: {condition.words}", lambda example: not condition.holds(example))
+
+
 def predict(condition: Condition, examples: Sequence[Any], said: Sequence[str]) -> Prediction:
-    """What the feature is predicted to make the model say, from its answers to some examples."""
+    """What the model is predicted to say, from its answers to some examples, and on which side.
+
+    A shortcut may fail where its feature holds, or where it is missing: the side where the answer
+    comes most beyond the other.
+    """
+    sides = [_predict(side, examples, said) for side in (condition, missing(condition))]
+    return max(sides, key=lambda side: side.excess)
+
+
+def _predict(condition: Condition, examples: Sequence[Any], said: Sequence[str]) -> Prediction:
     holds = condition.of(examples).numpy()
     strata = np.array([f"{e.column('op')}{e.column('digits')}" for e in examples])
     wrong = np.array([text != e.answer for text, e in zip(said, examples, strict=True)])
@@ -153,31 +168,42 @@ def matched_pairs(
     """Problems with the feature, each beside one without that is alike; no operands come twice.
 
     Alike: the operation, the length of the operands, sign and length of the result, and, of those,
-    the nearest result.
+    the nearest size of the result. The sign is let go where with it fewer than `FEWEST_PAIRS` can
+    be made: some features decide it.
     """
+    found = _pairs(pool, condition, answer, n, seed, sign=True)
+    if len(found) < FEWEST_PAIRS:
+        found = _pairs(pool, condition, answer, n, seed, sign=False)
+    return found
+
+
+def _pairs(
+    pool: Sequence[Any], condition: Condition, answer: str, n: int, seed: int, *, sign: bool
+) -> list[tuple[Any, Any]]:
     order = [e for e in pool if wrong_answer(answer, e) is not None]
     random.Random(f"{seed} {condition.words}").shuffle(order)
     holds = condition.of(order).tolist()
     rest: dict[Any, list[Any]] = {}
     for example, there in zip(order, holds, strict=True):
         if not there:
-            rest.setdefault(_kind(example), []).append(example)
+            rest.setdefault(_kind(example, sign), []).append(example)
     used: set[str] = set()
     found: list[tuple[Any, Any]] = []
     for example, there in zip(order, holds, strict=True):
-        free = [one for one in rest.get(_kind(example), []) if one.group not in used]
+        free = [one for one in rest.get(_kind(example, sign), []) if one.group not in used]
         free = [one for one in free if one.group != example.group]
         if len(found) == n or not there or example.group in used or not free:
             continue
-        result = example.column("result")
-        near = min(free, key=lambda one, at=result: abs(one.column("result") - at))
+        size = abs(example.column("result"))
+        near = min(free, key=lambda one, at=size: abs(abs(one.column("result")) - at))
         used |= {example.group, near.group}
         found.append((example, near))
     return found
 
 
-def _kind(example: Any) -> tuple[Any, ...]:
-    return tuple(example.column(name) for name in ("op", "digits", "result_digits", "negative"))
+def _kind(example: Any, sign: bool) -> tuple[Any, ...]:
+    names = ("op", "digits", "result_digits", *(("negative",) if sign else ()))
+    return tuple(example.column(name) for name in names)
 
 
 def answers(

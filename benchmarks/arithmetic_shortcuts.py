@@ -22,11 +22,14 @@ from typing import Any
 import pandas as pd
 import torch
 from arithmetic_fooling import (
+    FEWEST_PAIRS,
+    Fooled,
     Prediction,
     answers,
     fooled,
     knocked_out,
     matched_pairs,
+    missing,
     predict,
     problems,
 )
@@ -129,7 +132,6 @@ class Trial:
     one: Shortcut
     prediction: Prediction
     seen: dict[str, Any] | None
-    counts: bool
 
 
 class Study:
@@ -165,16 +167,14 @@ class Study:
 
         def make() -> dict[str, Any]:
             found = ls.preflight(self.model, few(self.explore, 120, seed=SEED))
-            first = found.competences[0]
             return {
-                "skill": found.skill,
                 "says": [
                     f"{one.name}: {one.rate:.2f} [{one.low:.2f}, {one.high:.2f}], chance "
                     f"{one.chance:.2f} ({one.rule})"
                     for one in found.competences
                     if one.low is not None and one.high is not None
                 ],
-                "whole": first.above_chance,
+                "skill": found.competences[0].above_chance,
                 "advice": list(found.advice),
                 "n": found.n_examples,
                 "groups": found.n_groups,
@@ -202,19 +202,25 @@ class Study:
     def predictions(self, tied: Sequence[Shortcut]) -> dict[str, Prediction]:
         """By condition, from what the model wrote for explore and confirm."""
         examples = [*self.explore, *self.confirm]
-        said = self.kept.part("answers", lambda: answers(self.model, examples))
+        said = [*self.answers("explore", self.explore), *self.answers("confirm", self.confirm)]
         conditions = {one.condition: condition_named(one, self.explore) for one in tied}
         return {
             words: predict(condition, examples, said) for words, condition in conditions.items()
         }
 
+    def answers(self, name: str, examples: Sequence[Any]) -> list[str]:
+        """What the model writes for one split."""
+        return list(self.kept.part(f"answers_{name}", lambda: answers(self.model, examples)))
+
     def fool(self, one: Shortcut, prediction: Prediction, pool: str) -> dict[str, Any] | None:
         """New problems, with the neurons and without; None where no pair could be made."""
         condition = condition_named(one, self.explore)
+        if prediction.condition != condition.words:
+            condition = missing(condition)
         pairs = matched_pairs(
             self.pool(pool), condition, prediction.answer, self.sizes.pairs, seed=SEED
         )
-        if len(pairs) < 8:
+        if len(pairs) < FEWEST_PAIRS:
             return None
         both = [*(first for first, _ in pairs), *(second for _, second in pairs)]
         members = one.members or (one.name,)
@@ -260,9 +266,13 @@ def trials(study: Study, tried: Sequence[Shortcut], pool: str) -> list[Trial]:
         prediction = predicted[words]
         able = place < study.sizes.conditions and prediction.answer
         seen = study.fool(one, prediction, pool) if able else None
-        counts = one.word == SHORTCUT and seen is not None and seen["seen"].seen
-        found.append(Trial(one, prediction, seen, counts))
+        found.append(Trial(one, prediction, seen))
     return found
+
+
+def counts(one: Shortcut, seen: Fooled | None) -> bool:
+    """Whether ablation confirms it and its predicted failure was seen on new problems."""
+    return one.word == SHORTCUT and seen is not None and seen.seen
 
 
 def candidate_rows(metric: str, found: Shortcuts, trial: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -288,7 +298,7 @@ def candidate_rows(metric: str, found: Shortcuts, trial: Sequence[Trial]) -> lis
                 "word": f"{one.word}{': ' + one.why if one.why else ''}",
                 "predicted failure": said_of(predicted),
                 "seen failure": f"{seen.more_answers} in {seen.n_pairs} pairs" if seen else "–",
-                "counts": "yes" if one.word == SHORTCUT and seen and seen.seen else "no",
+                "counts": "yes" if counts(one, seen) else "no",
             }
         )
     return rows
@@ -300,8 +310,9 @@ def said_of(prediction: Prediction | None) -> str:
         return "–"
     if not prediction.answer:
         return "none: no wrong answer comes more often"
+    side = "where it is missing: " if prediction.condition.startswith("not: ") else ""
     return (
-        f"{prediction.answer} ({prediction.seen} of {prediction.n_with}; "
+        f"{side}{prediction.answer} ({prediction.seen} of {prediction.n_with}; "
         f"{prediction.excess:+.2f} beside the like)"
     )
 
@@ -356,9 +367,10 @@ def run(asked: Any) -> dict[str, float]:
     numbers: dict[str, float] = {"skill": float(bool(flight["skill"])), "tried": 0.0, "count": 0.0}
     if not flight["skill"]:
         page.say(
-            "**The trial ends here.** A shortcut is a way of being right, or sure, without the "
-            "skill; where there is no skill, what goes with being right is chance, and a neuron "
-            "found for it would be one too. No neuron was searched for."
+            "**The trial ends here**: whole answers are not right beyond chance. A shortcut is a "
+            "way of being right, or sure, without the skill; where answers are right by chance, "
+            "what goes with it is chance, and a neuron found for it would be too. No neuron was "
+            "searched for."
         )
         page.write()
         return numbers | {"minutes": study.kept.minutes}
@@ -432,8 +444,9 @@ def introduction(asked: Any, study: Study) -> str:
         f"{sizes.controls} matched neurons or sets. What a feature makes the model say is "
         "predicted from the answers to explore and confirm: of twelve wrong answers written down "
         "before (copies, forgotten carries and signs, off by one or ten, another operation) the "
-        "one that comes most beyond what like problems without the feature show. Then it is "
-        "looked for on new problems. The twelve were written after a look at what Qwen2.5-Coder "
+        "one that comes most where the feature holds, or is missing, beyond what problems of the "
+        "same operation and length on the other side show. Then it is looked for on new problems. "
+        "The twelve were written after a look at what Qwen2.5-Coder "
         "gets wrong on an explore split, where it leaves out signs, borrows from nowhere (35 minus "
         "86: 49) and forgets carries; no confirm, intervene or new problem was looked at."
     )
@@ -450,7 +463,7 @@ def fooling_rows(metric: str, pool: str, trial: Sequence[Trial]) -> list[dict[st
             {
                 "metric": metric,
                 "problems": pool,
-                "feature": one.one.condition,
+                "problems with": one.prediction.condition,
                 "neurons": ", ".join(one.one.members) or one.one.name,
                 "pairs": seen.n_pairs,
                 "predicted": one.prediction.answer,
@@ -478,8 +491,10 @@ def fooling_words(details: Sequence[dict[str, Any]], sizes: Sizes) -> str:
         )
     return (
         f"For at most {sizes.conditions} features of each metric, confirmed ones first. In each "
-        "pair the feature holds in one problem and not in the other; both are of one operation, as "
-        "long in operands and result, and the predicted answer is wrong in both. No operands of "
+        "pair the feature (or that it is missing, where that was predicted to fail) holds in one "
+        "problem and not in the other; both are of one operation, as long in operands and result, "
+        "of one sign unless the feature decides it, and the predicted answer is wrong in both. No "
+        "operands of "
         "the splits are among them, and none come twice, so that a pair is a group. Answers are "
         "what the model writes greedily; intervals are exact ones of shares (95 %). *knocked out*: "
         "the same problems with the neurons at their mean over explore, less before; no random "

@@ -147,3 +147,53 @@ def test_a_condition_is_found_again_by_its_words(words: str) -> None:
     found = shortcuts.condition_named(one, explore)
     assert found.words == one.condition
     assert 0 < int(found.of(explore).sum()) < len(explore)
+
+
+def asked(**options: Any) -> Any:
+    about = {"model": "arithmetic-small", "operation": "all", "metric": "correct", "quick": True}
+    return type("Asked", (), {**about, "bigbench": None, "save": False, **options})()
+
+
+def test_a_smoke_run_writes_its_page_and_goes_on_from_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = shortcuts.Sizes(160, (0.4, 0.2, 0.2), 1, 4, 19, 49, 1, 8)
+    monkeypatch.setattr(shortcuts, "QUICK", sizes)
+    found = shortcuts.run(asked())
+    page = tmp_path / "runs" / "shortcuts" / "quick" / "arithmetic_small.md"
+    text = page.read_text(encoding="utf-8")
+    assert found["skill"] == 1
+    assert found["tried"] >= 1
+    assert "Preflight on" in text
+    assert f"of {found['tried']:.0f} candidates count as a shortcut" in text
+    assert page.with_name("arithmetic_small_candidates.csv").is_file()
+    monkeypatch.setattr(shortcuts, "opened", lambda _: pytest.fail("all of it was kept"))
+    assert shortcuts.run(asked()) == found
+    monkeypatch.setattr(shortcuts, "QUICK", shortcuts.Sizes())
+    with pytest.raises(SystemExit, match="is of another run"):
+        shortcuts.run(asked())
+
+
+def test_of_a_model_without_the_skill_the_page_says_why_it_ends(
+    tiny_hooked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shortcuts, "opened", lambda _: tiny_hooked)
+    found = shortcuts.run(asked())
+    text = (tmp_path / "runs/shortcuts/quick/arithmetic_small.md").read_text(encoding="utf-8")
+    assert (found["skill"], found["tried"]) == (0, 0)
+    assert "whole answer:" in text
+    assert "The trial ends here" in text
+
+
+def trial_of(word: str, found: Any, seen: bool) -> Any:
+    one = type("One", (), {"word": word, "condition": "a", "members": (), "name": "L0N0"})()
+    return shortcuts.counts(one, type("Seen", (), {"seen": seen})() if found else None)
+
+
+def test_a_shortcut_counts_only_when_its_failures_are_seen() -> None:
+    assert trial_of("shortcut", True, True)
+    assert not trial_of("shortcut", True, False)
+    assert not trial_of("shortcut", False, False)
+    assert not trial_of("tied to the feature, not causal", True, True)

@@ -13,6 +13,7 @@ problems with its feature than on problems that are like them.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -355,14 +356,14 @@ def run(asked: Any) -> dict[str, float]:
     study = Study(asked)
     page = Page(study.name, RUNS / "quick" if asked.quick else OUT)
     sizes, splits = study.sizes, study.splits
-    page.say(f"# Shortcuts in arithmetic: {public_name(asked.model)}")
+    only = "" if asked.operation == "all" else f", {asked.operation} alone"
+    page.say(f"# Shortcuts in arithmetic: {public_name(asked.model)}{only}")
     page.say(introduction(asked, study))
     flight = study.preflight()
     page.say(
         f"Preflight on {flight['n']} problems of explore in {flight['groups']} groups: "
         + "; ".join(flight["says"])
-        + ". "
-        + " ".join(flight["advice"])
+        + f". Its advice: {'; '.join(flight['advice'])}."
     )
     numbers: dict[str, float] = {"skill": float(bool(flight["skill"])), "tried": 0.0, "count": 0.0}
     if not flight["skill"]:
@@ -423,7 +424,7 @@ def public_name(asked: str | None) -> str:
     """The model as a page calls it: of a file or folder, the last part of its path."""
     if asked is None:
         return "SmolLM2-135M-Instruct"
-    return Path(asked).stem if Path(asked).exists() else asked
+    return re.sub(r"-q\d\w*$", "", Path(asked).stem) if Path(asked).exists() else asked
 
 
 def introduction(asked: Any, study: Study) -> str:

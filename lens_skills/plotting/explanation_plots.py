@@ -1,6 +1,6 @@
 """What neurons fire for: features against neurons, a map of two numbers, shortcuts ablated."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -363,7 +363,7 @@ def _draw_shortcuts(frame: pd.DataFrame, about: About, look: Look) -> Figure:
         _shortcut(axis, row, one, look.width - 0.75)
     axis.set_xlabel(shortened(about["label"], _LABEL))
     axis.axvline(0, color=BLACK, linewidth=0.6, zorder=1)
-    name_lines(axis, range(len(neurons)), [shortened(one["name"], _LETTERS) for one in neurons])
+    name_lines(axis, range(len(neurons)), [_tried(one) for one in neurons])
     axis.set_ylim(len(neurons) - 0.45, -0.75)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     dot: dict[str, Any] = {"marker": "o", "color": DATA, "linewidth": 0, "markersize": 4}
@@ -377,6 +377,13 @@ def _draw_shortcuts(frame: pd.DataFrame, about: About, look: Look) -> Figure:
         handles.append(Line2D([], [], **line, label="of a shortcut"))
     legend_above(axis, 4, handles=handles, columnspacing=0.9)
     return settle(figure)
+
+
+def _tried(one: Mapping[str, Any]) -> str:
+    """A neuron's name; of a set how many it holds, since what they share stands above the line."""
+    members = one.get("members")
+    several = members.split() if isinstance(members, str) else []
+    return f"{len(several)} neurons" if several else shortened(one["name"], _LETTERS)
 
 
 def _shortcut(axis: Axes, row: int, one: dict[str, Any], room: float) -> None:

@@ -8,7 +8,7 @@ in both.
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -261,17 +261,6 @@ class Fooled:
         """Whether the predicted answer comes more often with the feature, beyond chance."""
         return self.more_answers.low > 0
 
-    def row(self, prefix: str = "") -> dict[str, float]:
-        """Flat."""
-        numbers: dict[str, float] = {f"{prefix}pairs": self.n_pairs}
-        for name, value in asdict(self).items():
-            if isinstance(value, dict):
-                numbers |= {f"{prefix}{name}{end}": value[key] for end, key in _ENDS.items()}
-        return numbers
-
-
-_ENDS = {"": "value", "_low": "low", "_high": "high"}
-
 
 def fooled(pairs: Sequence[tuple[Any, Any]], said: Sequence[str], answer: str) -> Fooled:
     """Error rates and rates of the predicted answer; ``said`` of the first of all pairs, then of
@@ -279,20 +268,24 @@ def fooled(pairs: Sequence[tuple[Any, Any]], said: Sequence[str], answer: str) -
     n = len(pairs)
     sides = [[pair[0] for pair in pairs], [pair[1] for pair in pairs]]
     texts = [said[:n], said[n:]]
-    wrong, meant = (
-        [
-            torch.tensor([float(test(text, e)) for text, e in zip(*side, strict=True)]).double()
+
+    def of(holds: Callable[[str, Any], bool]) -> list[torch.Tensor]:
+        return [
+            torch.tensor([float(holds(text, e)) for text, e in zip(*side, strict=True)]).double()
             for side in zip(texts, sides, strict=True)
         ]
-        for test in (
-            lambda text, e: text != e.answer,
-            lambda text, e: text == wrong_answer(answer, e),
-        )
-    )
+
+    wrong = of(lambda text, e: text != e.answer)
+    meant = of(lambda text, e: text == wrong_answer(answer, e))
     return Fooled(
-        n, *(_rate(part) for part in wrong), change(wrong[1], wrong[0]),
-        *(_rate(part) for part in meant), change(meant[1], meant[0]),
-    )  # fmt: skip
+        n_pairs=n,
+        errors_with=_rate(wrong[0]),
+        errors_without=_rate(wrong[1]),
+        more_errors=change(wrong[1], wrong[0]),
+        answer_with=_rate(meant[0]),
+        answer_without=_rate(meant[1]),
+        more_answers=change(meant[1], meant[0]),
+    )
 
 
 def _rate(hits: torch.Tensor) -> Rate:
@@ -322,14 +315,6 @@ class KnockedOut:
     predicted: Rate
     right_with: Rate
     right_without: Rate
-
-    def row(self) -> dict[str, float]:
-        """Flat."""
-        return {
-            f"out_{name}{end}": value[key]
-            for name, value in asdict(self).items()
-            for end, key in _ENDS.items()
-        }
 
 
 def knocked_out(

@@ -4,6 +4,7 @@ import sys
 import zlib
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -138,12 +139,8 @@ def test_without_an_answer_that_comes_more_often_nothing_is_predicted(read: Any)
 @pytest.mark.parametrize("words", ["an operand is 5", "b is 4.5 or more", "b is below 4.5"])
 def test_a_condition_is_found_again_by_its_words(words: str) -> None:
     explore = tasks.arithmetic("+", digits=(1,))
-    one = type("One", (), {"feature": words.split(" is ")[0], "condition": words})()
-    if words.endswith("5") and "operand" in words:
-        one.feature = words
-    elif "4.5" in words:
-        one.feature, middle = "b", np.median([e.column("operand_b") for e in explore])
-        one.condition = words.replace("4.5", f"{middle:g}")
+    feature = words if "operand" in words else "b"
+    one = SimpleNamespace(feature=feature, condition=words)
     found = shortcuts.condition_named(one, explore)
     assert found.words == one.condition
     assert 0 < int(found.of(explore).sum()) < len(explore)
@@ -151,7 +148,7 @@ def test_a_condition_is_found_again_by_its_words(words: str) -> None:
 
 def asked(**options: Any) -> Any:
     about = {"model": "arithmetic-small", "operation": "all", "metric": "correct", "quick": True}
-    return type("Asked", (), {**about, "bigbench": None, "save": False, **options})()
+    return SimpleNamespace(**about, bigbench=None, save=False, **options)
 
 
 def test_a_smoke_run_writes_its_page_and_goes_on_from_what_is_kept(
@@ -188,8 +185,8 @@ def test_of_a_model_without_the_skill_the_page_says_why_it_ends(
 
 
 def trial_of(word: str, found: Any, seen: bool) -> Any:
-    one = type("One", (), {"word": word, "condition": "a", "members": (), "name": "L0N0"})()
-    return shortcuts.counts(one, type("Seen", (), {"seen": seen})() if found else None)
+    one = SimpleNamespace(word=word)
+    return shortcuts.counts(one, SimpleNamespace(seen=seen) if found else None)
 
 
 def test_a_shortcut_counts_only_when_its_failures_are_seen() -> None:

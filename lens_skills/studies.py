@@ -117,9 +117,9 @@ class Study(Result):
             )
         if len(self.selection) == 0:
             return f"nothing to report: {self._nothing()}."
-        carry = sum(row["grade"] in ("B", "C") for row in self.selection.rows)
-        if self.selection.by == DOORS[0]:
-            carry = len(self.selection)
+        carry = len(self.selection)
+        if self.selection.by != DOORS[0]:
+            carry = sum(row["found_by"] in DOORS[::2] for row in self.selection.rows)
         text = f"{carry:,} neurons carry this metric on unseen groups. "
         if self.selection.by != DOORS[0]:
             facts = self.selection.predicted

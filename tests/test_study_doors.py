@@ -143,6 +143,11 @@ def test_what_general_does_not_say_stands_beside_it(found: Study) -> None:
     assert caution.startswith("1 general: they move logit_diff, and no association with")
     assert f"one of |r| > {bar:.2f} is, a true " in caution
     assert "they may serve every task alike" in caution
+    counts = found.selection.steps(found.verdict)
+    skilled = replace(found, preflight=replace(found.preflight, competences=()))
+    text = skilled.conclusion()
+    assert text.startswith(f"{counts['association']['confirmed']} neurons carry this metric on ")
+    assert f"Of {counts['prediction']['confirmed']} an effect on logit_diff is predicted" in text
     # It is only said where something is called so.
     assert "general" not in replace(found, verdict=None).caution()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
@@ -23,7 +23,7 @@ from lens_skills.interventions.control_neurons import Controls
 from lens_skills.interventions.edits import Edit, ablate
 from lens_skills.interventions.effects import effect_metric
 from lens_skills.interventions.verify import removes_work
-from lens_skills.models import SoftPrompt, with_soft_prompt
+from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.ranking.causal_hits import (
     ABLATIONS,
     AblationEffects,
@@ -31,10 +31,12 @@ from lens_skills.ranking.causal_hits import (
     direction_effects,
     strongest_directions,
 )
+from lens_skills.ranking.contrasts import Contrast, halved_contrasts
 from lens_skills.ranking.method_comparison import RANDOM, ROTATED, MethodComparison, MethodRow
 from lens_skills.ranking.method_shares import common_covariance
 from lens_skills.ranking.methods import METHODS, find_methods
 from lens_skills.ranking.rank import Ranking, Rankings, rank_all
+from lens_skills.ranking.specificity import SkillTests, contrast_effects, skill_tests
 from lens_skills.ranking.target_statistics import target_of
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.correlation import spearman
@@ -77,6 +79,7 @@ def compare_methods(
     n_random: int = 5,
     exhaustive: bool | None = None,
     removes: bool | None = None,
+    contrast: Any = None,
     seed: int = 0,
     exploratory: bool = False,
 ) -> MethodComparison:
@@ -121,13 +124,19 @@ def compare_methods(
             largest \\|effect\\|, how many each method names. None: where they are 2,048 at most. No
             neuron's word changes by it.
         removes: Whether the edit takes the neuron's work away (only clamping needs it said).
+        contrast: Other tasks (a sequence of `Task`, or a mapping from names; ``[]`` for neutral
+            text alone, which is always one). Then the causal hits are edited there too, and those
+            whose relative effect on the task is beyond chance larger than on every contrast are
+            *skill hits*; see `skill_tests`. Methods such as ``"specific"`` rank with one half of
+            each contrast's groups, and the hits are tried on the other.
         seed: Of everything that is drawn.
         exploratory: Allow splits that share examples, and mark the result.
 
     Raises:
         LensSkillsError: Splits that share examples or groups, fewer than 8 groups to try neurons
             on, a position that cannot be edited, a causal metric that is a column of the task, no
-            method that can rank, too few neurons to compare with, unknown names.
+            method that can rank, too few neurons to compare with, unknown names, a contrast that is
+            no task or that the model cannot do.
     """
     if k < 1 or n_random < 1:
         raise LensSkillsError(f"k={k}, n_random={n_random}: both must be 1 or more.")
@@ -147,6 +156,9 @@ def compare_methods(
     wanted = find_methods([*names, RANDOM])
     do = ablate("mean", over=explore) if do is None else do
     taken = removes_work(do, removes)
+    ranked_with, tried_on = None, ()
+    if contrast is not None:
+        ranked_with, tried_on = halved_contrasts(contrast, watched, seed=seed)
     reader = ActivationReader(
         adapter, explore, at=at, position=position, layers=layers, purpose="ranked"
     )
@@ -156,6 +168,7 @@ def compare_methods(
         wanted,
         differentiated=watched,
         gate=gate,
+        contrast=ranked_with,
         rotation_seed=seed if do.kind in ABLATIONS else None,
         seed=seed,
     )
@@ -215,6 +228,9 @@ def compare_methods(
     if whole:
         rows = _with_recall(rows, ablations, k)
         n_hits = ablations.of(everyone, n_resamples=1).hits
+    specific = None
+    if contrast is not None:
+        specific = _skill_tests(adapter, ablations, named, tried_on, do, reader.site.name, seed)
     return MethodComparison(
         rows=tuple(rows),
         k=k,
@@ -240,13 +256,34 @@ def compare_methods(
         n_groups=len(set(ablations.effects.groups)),
         effective_groups=effective_groups(ablations.effects.groups),
         exploratory=reused,
+        specific=specific,
         provenance={
             **drawn.provenance,
             "intervene": ablations.effects.provenance,
             "methods": names,
             "k": k,
+            "contrasts": [each.name for each in tried_on],
         },
     )
+
+
+def _skill_tests(
+    adapter: ModelAdapter,
+    ablations: AblationEffects,
+    named: Int[Tensor, "neuron 2"],
+    contrasts: Sequence[Contrast],
+    do: Edit,
+    at: str,
+    seed: int,
+) -> SkillTests:
+    """Of all that some method names, the causal hits tried on the contrasts."""
+    tests = ablations.of(named, n_resamples=1)
+    place = {tuple(row): number for number, row in enumerate(ablations.tried.tolist())}
+    own = torch.tensor([place[tuple(row)] for row in named.tolist()], dtype=torch.long)
+    task = replace(ablations.effects, names=tests.names, total=ablations.effects.total[own])
+    others = contrast_effects(adapter, contrasts, named[tests.is_hit], do, at=at, seed=seed)
+    names = [each.name for each in contrasts]
+    return skill_tests(tests, task, list(zip(names, others, strict=True)))
 
 
 def alike(

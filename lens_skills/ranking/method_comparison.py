@@ -17,6 +17,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.verdict import OPPOSES, SUPPORTS
 from lens_skills.ranking.causal_hits import LEVEL, EffectTests, count_known, parse_roles
 from lens_skills.ranking.method_shares import difference_interval, share_of_hits
+from lens_skills.ranking.specificity import SkillTests
 from lens_skills.results import Result
 from lens_skills.scoring import EXPLORATORY
 
@@ -116,6 +117,8 @@ class MethodComparison(Result):
         effective_groups: How many equal groups say as much (1 to ``n_groups``).
         exploratory: True where examples were used again.
         truth: The known neurons, by role: see `against`.
+        specific: Of every neuron that a row names: whether it is a skill hit, a cause of this task
+            more than of others; None where no contrast was asked for.
         provenance: Model, task, splits, seed and versions behind the numbers.
     """
 
@@ -144,6 +147,7 @@ class MethodComparison(Result):
     effective_groups: float
     exploratory: bool = False
     truth: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    specific: SkillTests | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -179,6 +183,13 @@ class MethodComparison(Result):
         )
         return replace(self, truth=roles, rows=rows)
 
+    def skill_hits(self, method: str) -> int | None:
+        """How many of a row's neurons are skill hits; None where nobody asked, or of directions."""
+        row = self[method]
+        if self.specific is None or ROTATED in row.methods:
+            return None
+        return len(self.specific.skill_names & set(row.tests.names))
+
     def difference(self, method: str, other: str) -> tuple[float, float, float]:
         """The share of hits of one method minus another's, with its 95 % interval.
 
@@ -211,7 +222,8 @@ class MethodComparison(Result):
 
         Columns: method n hits share low high difference difference_low difference_high supports
         opposes mean_effect agreement seconds; ``difference`` is the first row's share minus this
-        one's (`difference`). Where all neurons were swept, recall_at_k recall_low recall_high: the
+        one's (`difference`). With contrasts also skill_hits (see the method of that name). Where
+        all neurons were swept, recall_at_k recall_low recall_high: the
         share it names of the k neurons of largest |effect|. With known neurons recall precision
         (of the first role) and one column per further role.
         """
@@ -235,6 +247,8 @@ class MethodComparison(Result):
                 "agreement": row.agreement,
                 "seconds": row.seconds,
             }
+            if self.specific is not None:
+                entry["skill_hits"] = self.skill_hits(row.method)
             if self.n_swept is not None:
                 entry |= dict(zip(_RECALL, self._recall(row), strict=True))
             lists = self._lists(row)
@@ -261,8 +275,20 @@ class MethodComparison(Result):
     def neurons(self) -> pd.DataFrame:
         """One row per method and neuron: method rank name effect low high delta p kept verdict.
 
-        [low, high] and p are of each neuron by itself; see `EffectTests`.
+        [low, high] and p are of each neuron by itself; see `EffectTests`. With contrasts also
+        skill (whether it is a skill hit), relative (its |effect| as a share of the clean metric)
+        and the margin: the smallest lower end over the contrasts, see `SkillTests`.
         """
+        known: dict[str, dict[str, Any]] = {}
+        if self.specific is not None:
+            told, margin = self.specific, self.specific.low.amin(dim=0)
+            known = {
+                name: {"skill": skill, "relative": relative, "margin": least}
+                for name, skill, relative, least in zip(
+                    told.names, told.is_skill.tolist(), told.relative.tolist(), margin.tolist(),
+                    strict=True,
+                )
+            }  # fmt: skip
         numbers = ("effect", "low", "high", "delta", "p", "kept")
         rows = [
             {
@@ -271,6 +297,7 @@ class MethodComparison(Result):
                 "name": name,
                 **{key: float(getattr(row.tests, key)[rank]) for key in numbers},
                 "verdict": row.tests.verdicts[rank],
+                **known.get(name, {}),
             }
             for row in self.rows
             for rank, name in enumerate(row.tests.names)
@@ -299,6 +326,8 @@ class MethodComparison(Result):
             "row, paired, each row by itself. |effect|: mean over the neurons, in "
             f"{self.unit}. random: neurons of all layers read."
         )
+        if self.specific is not None:
+            lines += ["", *self._skills(frame)]
         if self.n_swept is not None:
             lines += ["", *self._exhaustive(frame)]
         if self.truth:
@@ -321,6 +350,20 @@ class MethodComparison(Result):
             f"{LEVEL:g} among {drawn}random neurons of its layer; each neuron by itself, whatever "
             "list names it"
         )
+
+    def _skills(self, frame: pd.DataFrame) -> list[str]:
+        assert self.specific is not None
+        lines = _wrapped(
+            "a skill hit: a hit whose share of the clean metric is beyond chance larger than its "
+            f"share of every contrast's: {', '.join(self.specific.contrasts)} (each 95 % interval "
+            "of the difference above 0)"
+        )
+        cells = [["method", "hits", "skill hits", "supports"]]
+        for entry in frame.to_dict("records"):
+            if not pd.isna(entry["skill_hits"]):
+                numbers = (entry["hits"], int(entry["skill_hits"]), entry["supports"])
+                cells.append([entry["method"], *map(str, numbers)])
+        return lines + aligned(cells)
 
     def _exhaustive(self, frame: pd.DataFrame) -> list[str]:
         lines = _wrapped(

@@ -1,9 +1,9 @@
 """Small tasks that a language model may have the skill for; each with twins, foils and groups.
 
-`WORD_TASKS` are made from the lists of words here; `TASKS` are all, some of which read the files of
-a folder (``--data``): the number-agreement pairs of Marks et al. 2024 (arXiv 2403.19647,
-``agreement_pairs/nounpp_*.jsonl``) and the years of greater-than (Hanna et al. 2023, arXiv
-2305.00586, ``greater_than/greater_than_data.csv``).
+Most are made from the lists of words here; some read the files of a folder (``--data``): the
+number-agreement pairs of Marks et al. 2024 (arXiv 2403.19647, ``agreement_pairs/nounpp_*.jsonl``)
+and the years of greater-than (Hanna et al. 2023, arXiv 2305.00586,
+``greater_than/greater_than_data.csv``).
 """
 
 import json
@@ -90,15 +90,21 @@ def _forms(text: str, endings: Sequence[str]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(found))
 
 
-def _task(name: str, rows: Iterable[tuple[str, str, str, str, str]]) -> Task:
-    """Rows of prompt, answer, foil, twin and group; equal prompts once."""
+def _task(
+    name: str, rows: Iterable[tuple[str, str, str, str, str]], one: Sequence[str] = ()
+) -> Task:
+    """Rows of prompt, answer, foil, twin and group; equal prompts once.
+
+    ``one`` are the answers of class 1, where the answers are of two classes.
+    """
     found: dict[str, Example] = {}
     for prompt, answer, foil, twin, group in rows:
         if answer != foil:
             found.setdefault(
                 prompt,
                 Example(f"{name} {len(found)}", prompt, answer=f" {answer}", foil=f" {foil}",
-                        corrupted=twin, labels={"first": len(found) % 2}, group=group),
+                        corrupted=twin, group=group,
+                        labels={"class": int(answer in one)} if one else {}),
             )  # fmt: skip
     return Task(name, list(found.values()))
 
@@ -181,7 +187,7 @@ def pronouns() -> Task:
             one, other = (frame.format(who if named else f"The {who}") for who in (woman, man))
             rows.append((one, "she", "he", other, f"{woman}, {man}"))
             rows.append((other, "he", "she", one, f"{woman}, {man}"))
-    return _task("pronouns", rows)
+    return _task("pronouns", rows, one=("she",))
 
 
 def nounpp(data: Path) -> Task:
@@ -196,7 +202,7 @@ def nounpp(data: Path) -> Task:
             rows.append((prompt, row["clean_answer"].strip(), row["patch_answer"].strip(), twin,
                          group))  # fmt: skip
     random.Random(0).shuffle(rows)
-    return _task("nounpp", rows)
+    return _task("nounpp", rows, one=("are", "have"))
 
 
 def greater_than(data: Path) -> Task:
@@ -263,6 +269,15 @@ ARITHMETIC: dict[str, Callable[[Path | None], Task]] = {
     "divided": lambda data: problems("/", (2,)),
 }
 """Of arithmetic-small, by name."""
+
+METRICS = {
+    "agreement": "label:plural",
+    "nounpp": "label:class",
+    "pronouns": "label:class",
+    "ioi": "label:io_first",
+}
+"""What methods of association rank by where the answers are of two classes; else by whether the
+logit difference is above its median."""
 
 FAMILIES = ({"agreement", "nounpp"}, {"capitals", "languages"})
 """Tasks of one skill, which are no contrast for one another."""

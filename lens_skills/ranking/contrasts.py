@@ -42,17 +42,16 @@ def parse_contrasts(
     """The tasks that were asked for, all their examples ranked on, and half of the neutral texts.
 
     Raises:
-        LensSkillsError: Something that is no task, a task named twice, or one that shares a group
+        LensSkillsError: Something that is no task, a task named twice, or one that shares a prompt
             with the examples ranked on.
     """
-    groups = set(field_of(ranked, "group"))
+    prompts = set(field_of(ranked, "prompt"))
     found = []
     for name, task in named_tasks(asked).items():
-        shared = sorted(groups & set(field_of(task, "group")))
-        if shared:
+        if prompts & set(field_of(task, "prompt")):
             raise LensSkillsError(
-                f"the contrast {name!r} shares the group {shared[0]!r} with the examples that are "
-                "ranked on. A contrast is another task: give examples of other groups."
+                f"the contrast {name!r} shares a prompt with the examples that are ranked on. A "
+                "contrast is another task: give other examples."
             )
         found.append(Contrast(name, task, metric, task))
     texts = next_words()[0]

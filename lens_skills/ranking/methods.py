@@ -20,6 +20,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients
 from lens_skills.ranking.detectors import cett, h_neurons
 from lens_skills.ranking.path_methods import STEPS, integrated_gradients, relevance
+from lens_skills.ranking.specific_methods import exact, specific, specific_exact
 from lens_skills.ranking.target_statistics import ClassSums, Target, TargetKind
 from lens_skills.stats.correlation import area_under_curve
 from lens_skills.stats.information import binned_information
@@ -349,6 +350,16 @@ _ALL = (
            "mean of (twin or mean - activation) times coefficient of relevance propagation",
            "Jafari et al. 2025, arXiv 2508.21258 (RelP: LN-, AH-, identity and half rule, released "
            "code; no stabiliser here); of neurons: arXiv 2601.22594", signed=True),
+    Method("exact", exact, ANY, "passes", "the metric's",
+           "effect of mean ablation, measured on a dozen examples where the prediction is large",
+           "ours: prediction, and exact passes by a difference estimator (Cochran 1977)",
+           signed=True),
+    Method("specific", specific, ANY, "passes", "share of the clean metric",
+           "predicted effect here minus the largest on other tasks and neutral text",
+           "ours", signed=True),
+    Method("specific_exact", specific_exact, ANY, "passes", "share of the clean metric",
+           "specific, with the effects of the strongest measured on a dozen examples of each",
+           "ours", signed=True),
     Method("random", random_order, ANY, "nothing", "",
            "a random number",
            "the base rate"),

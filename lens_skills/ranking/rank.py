@@ -163,7 +163,7 @@ def rank(
         gate: Of ``"lape"``: whether a neuron fires is the sign of its MLP's gate. ``False``: of the
             activation itself, for models without a gate.
         contrast: Of ``"specific"`` and its kin: other tasks (a sequence of `Task`, or a mapping
-            from names), whose metrics the strongest neurons leave alone; they share no group with
+            from names), whose metrics the strongest neurons leave alone; they share no prompt with
             ``examples``. The project's neutral text is always one.
         seed: Of what is drawn at random.
         chat, precision: As in `score`.

@@ -110,7 +110,7 @@ def test_the_rows_to_beat_are_there(found: MethodComparison) -> None:
     assert found["rotated basis"].n == 4
     assert found["smd"] is found["pearson"] is found["f"]
     assert found["f"].methods == ("pearson", "smd", "f")
-    assert len(found.methods) == 11
+    assert len(found.methods) == 14
     shares = [row.share for row in found.rows[:-2]]
     assert shares == sorted(shares, reverse=True)
 

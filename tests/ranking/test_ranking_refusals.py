@@ -13,6 +13,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.ranking import METHODS, compare_methods, rank
 
 PLURAL, PLACE, DIGIT = "label:plural", "label:place", "covariate:digit"
+DIFFERENTIATING = ("taylor", "gradient", "prediction", "exact", "specific", "specific_exact")
 TWO = ("predictivity", "smd", "auroc", "l1")
 CLASSES = ("f", "information", "probeless", "lape")
 
@@ -63,7 +64,7 @@ def test_other_sites_have_no_gate(tiny: Any, nouns: ls.Task) -> None:
     assert len(found.score) == 4 * 32
 
 
-@pytest.mark.parametrize("method", ["taylor", "gradient", "prediction"])
+@pytest.mark.parametrize("method", DIFFERENTIATING)
 def test_metrics_without_a_gradient(tiny: Any, nouns: ls.Task, method: str) -> None:
     assert "is a column of the task" in refusal(tiny, nouns, PLURAL, method=method)
     assert "metric='logit_diff'" in refusal(tiny, nouns, PLURAL, method=method)
@@ -130,9 +131,7 @@ def test_what_cannot_rank_is_left_out_with_the_reason(tiny: Any, nouns: ls.Task)
         return (logits.argmax(-1) % 2).double()
 
     found = compare_methods(tiny, explore, PLACE, causal_metric=first_choice, delta=0.1, **asked)
-    assert set(found.left_out) == {
-        "pearson", *TWO, "taylor", "gradient", "prediction", "relevance",
-    }  # fmt: skip
+    assert set(found.left_out) == {"pearson", *TWO, *DIFFERENTIATING, "relevance"}
     assert {row.method for row in found.rows} == {*CLASSES, "random", "rotated basis"}
     assert "left out: auroc needs numbers" in repr(found)
     with pytest.raises(LensSkillsError, match="was left out: taylor: the metric"):

@@ -55,7 +55,9 @@ def all_hits(effects: Effects) -> EffectTests:
     n = len(effects.names)
     zeros = torch.zeros(n, dtype=torch.float64)
     words = ("supports",) * n
-    return EffectTests(effects.names, (0,) * n, *[zeros] * 6, words)
+    return EffectTests(
+        effects.names, (0,) * n, zeros, zeros, zeros, zeros, zeros, zeros, words
+    )  # fmt: skip
 
 
 def called(
@@ -198,7 +200,8 @@ def test_the_planted_specific_neuron_alone_is_a_skill_hit(found: MethodCompariso
 
 
 def test_a_saved_comparison_keeps_its_skill_hits(found: MethodComparison, tmp_path: Any) -> None:
-    again = ls.load(found.save(tmp_path / "found"))
+    again: Any = ls.load(found.save(tmp_path / "found"))
+    assert found.specific is not None
     assert again.specific.skill_names == found.specific.skill_names
     torch.testing.assert_close(again.specific.low, found.specific.low, equal_nan=True)
     assert repr(again) == repr(found)

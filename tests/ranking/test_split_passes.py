@@ -73,7 +73,7 @@ def test_what_is_no_contrast(tiny: Any, nouns: ls.Task, contrast: Any, said: str
 
 
 def test_a_contrast_that_is_the_task_itself(tiny: Any, nouns: ls.Task) -> None:
-    with pytest.raises(LensSkillsError, match="shares the group"):
+    with pytest.raises(LensSkillsError, match="shares a prompt"):
         passes_of(tiny, nouns, [nouns]).contrasts()
     with pytest.raises(LensSkillsError, match="at the last token"):
         passes_of(tiny, nouns, position=-2).contrasts()

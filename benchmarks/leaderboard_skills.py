@@ -34,8 +34,6 @@ from lens_skills.stats.effect_tests import cluster_interval
 from lens_skills.tasks import Task
 
 RUNS, OUT = Path("runs/leaderboard"), Path("figures/leaderboard_skills")
-LEFT_OUT = ("cett", "h_neurons", "random")
-"""Methods about right and wrong answers of the model's own; and the base rate, always there."""
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -142,7 +140,7 @@ def run(name: str, model: Any, asked: argparse.Namespace) -> None:
             metric,
             intervene=intervene,
             split="median" if metric == "logit_diff" else None,
-            methods=[each for each in METHODS if each not in LEFT_OUT],
+            methods=[name for name, each in METHODS.items() if not each.takes_long],
             k=asked.k,
             n_random=1,
             controls=ls.controls(neurons=asked.controls),

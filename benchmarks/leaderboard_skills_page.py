@@ -150,6 +150,8 @@ def drawn(rows: Any, board: Any, k: int) -> Any:
         note="Bars: mean over the judged tasks with its 95 % interval over tasks.",
     )  # fmt: skip
     about = dict(drawing.about) | {
+        "axis": "all tasks: skill hits",
+        "columns": "on the tasks of a model, in %",
         "title": "Whose neurons are causes of this skill and not of others?",
         "lines": [f"{rows['key'].nunique()} tasks, the {k} strongest neurons of each method; "
                   "right: per model"],
@@ -258,13 +260,16 @@ def _page(every: Sequence[dict[str, Any]], board: Any, pairs: Any) -> str:
         "`specific_exact` rank with the other half of the same contrasts. The oracle: the neurons "
         f"that gradients put among the first {ran[0]['screen']:.1%}, and a random sample. Seed 0 "
         "throughout; one split.",
+        "Not tried here, since they take long or came later: "
+        + ", ".join(f"`{name}`" for name in METHODS if name not in set(board["method"])) + ".",
         "**What it does not show.** A model's skill may lie in sets, at other tokens or in heads: "
         "then no single neuron at the last token moves the metric by 1 %, and no ranking has "
         "anything to find. Few examples confirm large effects only. Recall is of a screened sweep.",
         "## Tasks",
         markdown(_tasks(every)),
-        "Development tasks were looked at while the methods were made; no constant was fitted on "
-        "them. Judged are the others" + ("." if not missing else
+        "Development tasks were looked at while the methods were made: on two of them (40 to 64 "
+        "examples) confidence bounds, a layer's quantile and ratios were tried instead of plain "
+        "differences, and named the same hits; the simplest were kept. Judged are the others" + ("." if not missing else
         f". Not run yet: {', '.join(missing)}."),
         markdown(pd.DataFrame(
             [[name, METHODS[name].about, METHODS[name].source] for name in board["method"]],

@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from lens_skills.ranking import METHODS
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -17,7 +19,8 @@ skill_tasks: Any = import_module("skill_tasks")
 
 
 def test_two_tasks_and_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "METHODS", dict.fromkeys(["taylor", "prediction", "specific"]))
+    few = {name: METHODS[name] for name in ("taylor", "prediction", "specific")}
+    monkeypatch.setattr(benchmark, "METHODS", few)
     given = ["--quick", "--model", "arithmetic-small", "--tasks", "minus_one_digit"]
     given += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "page")]
     board = benchmark.main(benchmark.arguments(given))

@@ -300,7 +300,7 @@ def _draw_leaderboard(frame: pd.DataFrame, about: About, look: Look) -> Figure:
         )  # fmt: skip
     left.set_xlim(0, max(0.1, np.ceil(10 * frame["high"].max()) / 10))
     left.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    left.set_xlabel("all tasks: neurons with a causal effect")
+    left.set_xlabel(about.get("axis", "all tasks: neurons with a causal effect"))
     shares = frame[list(tasks)].to_numpy(float)
     n, ends = len(tasks), np.arange(len(names) + 1) - 0.5
     right.pcolormesh(
@@ -313,6 +313,6 @@ def _draw_leaderboard(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     right.set_xticks(np.arange(n), list(tasks.values()), rotation=90)
     right.tick_params(length=0, labelleft=not beside)
     right.spines[:].set_visible(False)
-    right.set_title("on each task, in %", size=SMALL, loc="left", pad=4)
+    right.set_title(about.get("columns", "on each task, in %"), size=SMALL, loc="left", pad=4)
     name_methods(left, names, frame["method"])
     return settle(figure)

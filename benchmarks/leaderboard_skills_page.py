@@ -269,8 +269,8 @@ def _page(every: Sequence[dict[str, Any]], board: Any, pairs: Any) -> str:
         markdown(_tasks(every)),
         "Development tasks were looked at while the methods were made: on two of them (40 to 64 "
         "examples) confidence bounds, a layer's quantile and ratios were tried instead of plain "
-        "differences, and named the same hits; the simplest were kept. Judged are the others" + ("." if not missing else
-        f". Not run yet: {', '.join(missing)}."),
+        "differences, and named the same hits; the simplest were kept. Judged are the others"
+        + ("." if not missing else f". Not run yet: {', '.join(missing)}."),
         markdown(pd.DataFrame(
             [[name, METHODS[name].about, METHODS[name].source] for name in board["method"]],
             columns=["method", "what it is", "source"],

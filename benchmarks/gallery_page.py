@@ -62,6 +62,7 @@ QUESTIONS = {
     "circuits": {
         "circuit_graph": "Through which components does it act?",
         "faithfulness": "How much of the model does the circuit alone account for?",
+        "neuron_circuits": "How many of the strongest neurons carry the answer alone?",
     },
     "prompts": {
         "learning_curves": "Did the soft prompt learn, and does it generalise?",

@@ -31,6 +31,7 @@ from lens_skills.plotting.intervention_plots import (
     effect_against_controls as effect_against_controls,
 )
 from lens_skills.plotting.intervention_plots import effect_forest as effect_forest
+from lens_skills.plotting.neuron_circuit_plot import neuron_circuits as neuron_circuits
 from lens_skills.plotting.prompt_comparison_plot import compare_scores as compare_scores
 from lens_skills.plotting.ranking_plots import leaderboard as leaderboard
 from lens_skills.plotting.ranking_plots import method_comparison as method_comparison

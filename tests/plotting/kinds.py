@@ -51,6 +51,20 @@ def draw_scaling() -> Drawing:
     )
 
 
+def draw_circuits() -> Drawing:
+    """Two tasks and both curves; a good ranking, a bad one, and random neurons."""
+    rows = [
+        {"task": task, "what": what, "method": method, "size": size, "value": value,
+         "low": value - 0.1, "high": value + 0.1}
+        for task in ("first", "second")
+        for what in ("faithfulness", "completeness")
+        for method, rate in (("attribution", 1.0), ("pearson", 0.4), ("random", 0.05))
+        for size in (1, 10, 100, 1000)
+        for value in [min(1.0, rate * size / 300)]
+    ]  # fmt: skip
+    return figures.neuron_circuits(pd.DataFrame(rows), about="planted numbers")
+
+
 KINDS: dict[str, Callable[[], Drawing]] = {
     "activation_by_class": lambda: draw_classes(RULES),
     "activation_map": lambda: figures.activation_map(make_half(), "L1N0"),
@@ -59,6 +73,7 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "confidence_regulation": lambda: confidence_regulation(make_regulators()),
     "feature_matrix": lambda: figures.feature_matrix(make_why()),
     "redundancy": lambda: figures.redundancy(make_redundancy()),
+    "neuron_circuits": draw_circuits,
     "reliability": lambda: figures.reliability(make_scores()),
     "shortcut_effects": lambda: figures.shortcut_effects(make_shortcuts()),
     "sparse_probe": lambda: figures.sparse_probe(make_probe()),

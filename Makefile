@@ -72,6 +72,7 @@ bench: $(STAMP) ## Run every benchmark; each prints a table and, last, one JSON 
 	done
 
 # HANS has to be fetched by hand: make settings HANS=heuristics_evaluation_set.txt
+# Another model: the same scripts with --model NAME (and --bigbench FOLDER for arithmetic).
 settings: $(STAMP) ## Redo the results page of the three settings (hours; HANS=FILE for its part).
 	$(BIN)/python benchmarks/settings/arithmetic.py
 	$(if $(HANS),$(BIN)/python benchmarks/settings/hans.py --hans '$(HANS)',@echo 'HANS=FILE not given: left out.')

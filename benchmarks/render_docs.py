@@ -378,7 +378,7 @@ def render(text: str, results: Results) -> str:
     """A page with its tables and numbers made anew."""
 
     def number(found: re.Match[str]) -> str:
-        name, _, key = found[2].partition(".")
+        name, _, key = found[2].rpartition(".")  # a model's name may hold dots
         return f"{found[1]}{typeset(format(results[name][key], found[3]))}{found[4]}"
 
     text = TABLE.sub(lambda found: f"{found[1]}{table(found[2], results)}\n{found[3]}", text)

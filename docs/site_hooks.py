@@ -148,7 +148,7 @@ def on_files(files: Files, config: Any) -> Files:
 def pages_elsewhere() -> dict[str, str]:
     """Each file outside docs/ that is a page, and its place in the site."""
     found = {path: page for path, page in ELSEWHERE.items() if (ROOT / path).exists()}
-    for path in sorted((ROOT / "figures").glob("*/*.md")):
+    for path in sorted((ROOT / "figures").glob("*/**/*.md")):
         name = path.relative_to(ROOT).as_posix()
         found[name] = name.replace("README.md", "index.md")
     return found

@@ -1,16 +1,23 @@
 """Arithmetic: a soft prompt on SmolLM2's one-digit sums, its neurons, and a model that can add.
 
     python benchmarks/settings/arithmetic.py
+    python benchmarks/settings/arithmetic.py --bigbench FOLDER --model NAME
 
-Trained prompts, running sums and verdicts are kept under runs/settings/arithmetic, and read back.
+The second command asks a model of one's own (without ``--model``: SmolLM2) the real BIG-bench files
+of that folder, one to three digits, and writes a page of its own; without ``--bigbench`` it asks
+generated problems. Trained prompts, running sums and verdicts are kept under
+runs/settings/arithmetic, and read back.
 """
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from page import Page, asked, funnel, kept, words
+from arithmetic_asked import PARTS, on_asked
+from page import Page, asked, funnel, kept, opened, words
+from room import refuse_too_large
 
 import lens_skills as ls
 from lens_skills.activations import evaluate
@@ -227,6 +234,22 @@ def able(page: Page, asked: Namespace) -> None:
     page.say("Mean ablation, effect on the logit difference:\n\n" + "\n".join(told))
 
 
+def own_page(given: Namespace) -> None:
+    """The page of the model that is asked for."""
+    refuse_too_large(given.model)
+    if given.model is None:
+        given.runs = given.runs / "smollm2"
+    folder = " --bigbench FOLDER" if given.bigbench else ""
+    if given.until != PARTS[-1]:
+        folder += f" --until {given.until}"
+    page = Page(
+        "arithmetic", "Arithmetic", asked=given, own=True,
+        command=f"python benchmarks/settings/arithmetic.py{folder}",
+    )  # fmt: skip
+    on_asked(page, opened(given.model), given)
+    page.write()
+
+
 def main() -> None:
     given = asked(
         __doc__,
@@ -237,11 +260,35 @@ def main() -> None:
         verdict={"type": int, "default": 24},
         top={"type": int, "default": 6},
         controls={"type": int, "default": 120},
+        bigbench={"type": Path, "help": "BIG-bench's arithmetic: a folder of its JSON files"},
+        digits={"type": int, "default": 3, "help": "the most digits of an operand"},
+        budget={"type": int, "default": 6, "help": "the most tokens of an answer"},
+        cell={"type": int, "default": 30, "help": "problems per operation and digits"},
+        others={"type": int, "default": 8, "help": "the same, generated or with shots"},
+        learn={"type": int, "default": 36, "help": "problems to learn a prompt from"},
+        tested={"type": int, "default": 36, "help": "problems to test prompts on"},
+        vectors={"type": int, "default": 4, "help": "vectors of a prompt"},
+        seeds={"type": int, "default": 2, "help": "prompts"},
+        explore={"type": int, "default": 63},
+        confirm={"type": int, "default": 36},
+        confirmed={"type": int, "default": 60, "help": "neurons per metric read again"},
+        intervene={"type": int, "default": 36},
+        sets={"type": int, "default": 20, "help": "matched sets beside a set"},
+        until={"choices": PARTS, "default": PARTS[-1], "help": "the last part that is run"},
+        draws={"type": int, "help": "draws of every null; default: as many as fit"},
     )
+    own = given.model is not None or given.bigbench is not None
+    if own:
+        given.epochs, given.top, given.controls = 4, 2, 20
     if given.quick:
         given.epochs, given.problems, given.sums, given.verdict, given.controls = 1, 160, 160, 8, 24
-        given.top = 2
+        given.top, given.vectors, given.confirmed, given.draws = 2, 2, 8, 99
+        given.cell, given.others, given.learn, given.tested = 8, 4, 18, 12
+        given.explore, given.confirm, given.intervene = 30, 24, 16
     torch.manual_seed(0)
+    if own:
+        own_page(given)
+        return
     page = Page(
         "arithmetic", "Arithmetic", asked=given,
         command="python benchmarks/settings/arithmetic.py",

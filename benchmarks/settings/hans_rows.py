@@ -33,3 +33,9 @@ class Rows:
             return which in ("all", kind) and first <= self.rank[example.id] < first + count
 
         return self.task.where(wanted)
+
+    def scored(self, sizes: Any) -> Any:
+        """The rows whose neurons are looked at: all, or so many of each that trained no prompt."""
+        if not sizes.scored:
+            return self.task
+        return self.part(sizes.rows + sizes.stop + sizes.tested, sizes.scored)

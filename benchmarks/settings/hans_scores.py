@@ -28,12 +28,13 @@ def scored(page: Page, model: Any, prompt: Any, rows: Rows, sizes: Namespace) ->
         "correct": "correct", "confidence": "confidence", "says yes": says_yes,
     }  # fmt: skip
     folder = sizes.runs / "hans" / "all rows"
+    part = rows.scored(sizes)
     found = kept(
         folder,
         Scores,
         lambda: ls.score(
-            model, rows.task, metrics=metrics, prompt=prompt, n_permutations=sizes.draws,
-            exploratory=True, checkpoint=folder.with_name("all rows unfinished"),
+            model, part, metrics=metrics, prompt=prompt, n_permutations=sizes.draws,
+            exploratory=not sizes.scored, checkpoint=folder.with_name("all rows unfinished"),
         ),
     )  # fmt: skip
     page.figures |= {
@@ -51,7 +52,11 @@ def scored(page: Page, model: Any, prompt: Any, rows: Rows, sizes: Namespace) ->
         f"({sizes.draws} draws, family-wise over neurons and positions), the control task "
         "exchanges the sub-cases' means, and random directions are those of one rotation per "
         "layer. "
-        f"{trained} of the rows trained the prompt, so the result is exploratory."
+        + (
+            f"{trained} of the rows trained the prompt, so the result is exploratory."
+            if trained
+            else "None of the rows trained the prompt."
+        )
     )
     table = []
     for name in found.metrics:
@@ -79,7 +84,7 @@ def scored(page: Page, model: Any, prompt: Any, rows: Rows, sizes: Namespace) ->
         page.say(
             f"**What did not work: no neuron of the truth.** The largest |r| with it, "
             f"{table[0]['largest |r|']:.2f}, is below what labels traded between {found.n_groups} "
-            f"sub-cases reach somewhere ({table[0]['permutation bar']:.2f}). The prompt answers "
+            f"sub-cases reach somewhere ({table[0]['threshold']:.2f}). The prompt answers "
             "the sub-cases it was trained on, one rule's; over all rows the model is right in "
             f"{float((found.values['correct'] > 0).double().mean()):.0%}."
         )
@@ -94,7 +99,8 @@ def by_subcase(page: Page, found: Any, rows: Rows, sizes: Namespace) -> None:
     if "correct" not in found.metrics:
         return
     right = dict(zip(found.example_ids, found.values["correct"].tolist(), strict=True))
-    fresh = rows.part(sizes.rows + sizes.stop, 100).where(heuristic=rows.rule)
+    fresh = rows.part(sizes.rows + sizes.stop, 100).where(lambda e: e.id in right)
+    fresh = fresh.where(heuristic=rows.rule)
     cases: dict[str, list[float]] = defaultdict(list)
     for example in fresh:
         cases[str(example.covariates["subcase"])].append(right[example.id])

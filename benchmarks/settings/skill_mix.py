@@ -2,7 +2,9 @@
 
     python benchmarks/settings/skill_mix.py
     python benchmarks/settings/skill_mix.py --skills skills.csv --topics topics.txt
+    python benchmarks/settings/skill_mix.py --model NAME
 
+The last command asks another model, with fewer skills, topics and tokens.
 What is written, the soft prompt, activations and verdicts are kept under runs/settings/skill_mix,
 and read back. Of a list of your own the rules grade those skills they know by name.
 """
@@ -15,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from page import Page, asked, kept
+from page import Page, asked, kept, kept_table, opened
+from room import refuse_too_large, told_beforehand
 from skill_mix_neurons import neurons
 from skill_mix_texts import DONE, copies, rates, rates_of_the_rules, rules, samples
 
@@ -26,6 +29,20 @@ from lens_skills.soft_prompts import initial_prompt
 from lens_skills.tasks.skill_mix import chosen_skills, own_topics, read_topics
 
 WORDING = "{definitions}\n\nNow {skills} in a text about {topic}."
+LEAN = {"practice": 4, "others": 6, "ask": 3, "tokens": 24, "epochs": 4, "of": 6, "controls": 20,
+        "span": 8}  # fmt: skip
+DIFFER = {
+    "texts": "texts by the trained and the untrained prompt",
+    "topics": "topics",
+    "untrained": "share of texts that show the skill asked for, untrained prompt",
+    "trained": "the same, trained prompt",
+    "difference": "trained less untrained, per topic",
+    "difference_low": "the same, lower end of its 95 % interval",
+    "difference_high": "the same, upper end",
+    "before_confirmed": "neurons confirmed before the first word, all metrics",
+    "text_confirmed": "neurons confirmed over the text: does what was asked",
+    "confidence_confirmed": "neurons confirmed over the text: mean log-probability",
+}
 TEXT = "\nExample:"  # the tokens a prompt begins from; read as they are they are the control
 
 
@@ -144,6 +161,7 @@ def learned(page: Page, model: Any, graded: Graded, skills: Any, topics: Any, gi
 def main() -> None:
     given = asked(
         __doc__,
+        LEAN,
         skills={"type": Path, "help": "a CSV file of skills; default our own twenty"},
         topics={"type": Path, "help": "a file of topics, one a line; default our own 36"},
         practice={"type": int, "default": 8, "help": "topics to practise on"},
@@ -159,6 +177,7 @@ def main() -> None:
         span={"type": int, "default": 10, "help": "tokens of a text that a verdict reads"},
         top={"type": int, "default": 2},
         controls={"type": int, "default": 40},
+        of={"type": int, "default": 0, "help": "the first so many skills; 0: all"},
     )
     if given.quick:
         given.practice, given.others, given.ask, given.tokens, given.epochs = 4, 8, 4, 12, 1
@@ -168,18 +187,29 @@ def main() -> None:
         "skill_mix", "Skill-Mix: open-ended writing", asked=given,
         command="python benchmarks/settings/skill_mix.py",
     )  # fmt: skip
-    model = ls.load_model()
+    refuse_too_large(given.model)
+    model = opened(given.model)
     skills, runs = chosen_skills(given.skills), given.runs / "skill_mix"
+    skills = skills[: given.of or None]
     practice, others = sorted_topics(given)
     start = initial_prompt(model, given.vectors, text=TEXT)
     task = ls.tasks.skill_mix(skills, practice, k=1, wording=WORDING)
+    if page.slug:
+        told = kept_table(
+            runs / "told beforehand.csv",
+            lambda: pd.DataFrame({"said": [told_beforehand(
+                "generate", model, task, prompt=start, max_new_tokens=given.tokens
+            )]}),
+        )  # fmt: skip
+        page.say(f"**Memory and time**, {told['said'][0]}.")
     first = written(runs / "practice", model, task, start, 0, given)
     # The skills asked for from here on are those the practice texts show most often when asked.
     rate = first.summary().set_index("skill")["mean_asked"].drop(DONE).dropna()
     often = rate.sort_values(ascending=False, kind="stable").index[: given.ask].tolist()
     chosen = [skill for skill in skills if skill.name in often]
     page.say(
-        "**Asked**: does SmolLM2 show a rhetorical, logical or literary skill when the prompt "
+        f"**Asked**: does {page.model if page.slug else 'SmolLM2'} show a rhetorical, logical or "
+        "literary skill when the prompt "
         "names, defines and illustrates it, and do neurons know beforehand, at the vectors of a "
         "soft prompt, whether the text to come will show it and how sure the model will be of it? "
         f"One skill a prompt, one topic a prompt, texts of at most {given.tokens} tokens, drawn "
@@ -208,8 +238,22 @@ def main() -> None:
         "paragraph: what follows a blank line is mostly talk about the text."
     )
     rates(page, texts["untrained"], texts["trained"], often)
+    if page.slug:
+        cut = {name: sum(not ended for ended in graded.ended) for name, graded in texts.items()}
+        page.say(
+            f"**Longer than the budget** of {given.tokens} tokens, and cut there: "
+            + ", ".join(f"{n} of {len(texts[name])} texts ({name})" for name, n in cut.items())
+            + ". A cut text can show less."
+        )
     samples(page, texts["trained"])
     neurons(page, model, {"trained": prompt, "untrained": start}, texts, often, given)
+    page.differ(
+        DIFFER,
+        f"SmolLM2's page asks for all twenty skills on 8 topics to practise on, and for six on 28; "
+        f"this one for {len(skills)} on {len(practice)} and for {len(chosen)} on {len(others)}, in "
+        f"texts of at most {given.tokens} tokens for 40: few, and a difference is one of model and "
+        "of data.",
+    )
     page.write()
 
 

@@ -168,13 +168,15 @@ def matched_pairs(
     """Problems with the feature, each beside one without that is alike; no operands come twice.
 
     Alike: the operation, the length of the operands, sign and length of the result, and, of those,
-    the nearest size of the result. The sign is let go where with it fewer than `FEWEST_PAIRS` can
-    be made: some features decide it.
+    the nearest size of the result. The sign is let go where the feature decides it: where, with it,
+    less than half of the problems with the feature have one beside them (of "a is not larger than
+    b", those with a = b alone).
     """
-    found = _pairs(pool, condition, answer, n, seed, sign=True)
-    if len(found) < FEWEST_PAIRS:
-        found = _pairs(pool, condition, answer, n, seed, sign=False)
-    return found
+    able = [e for e in pool if wrong_answer(answer, e) is not None]
+    elsewhere = {_kind(e, sign=True) for e in able if not condition.holds(e)}
+    there = [_kind(e, sign=True) in elsewhere for e in able if condition.holds(e)]
+    sign = 2 * sum(there) >= len(there)
+    return _pairs(pool, condition, answer, n, seed, sign=sign)
 
 
 def _pairs(

@@ -344,8 +344,14 @@ class Page:
         path.write_text("\n\n".join(self.parts) + "\n", encoding="utf-8")
 
 
+SHOWN = 3  # of a set's neurons; the table beside the page holds all
+
+
 def cell(value: Any) -> str:
-    """A number to two digits, a text as it is."""
+    """A number to two digits, a text as it is, of many neurons the first."""
+    names = value.split(", ") if isinstance(value, str) else []
+    if len(names) > SHOWN + 1 and all(re.fullmatch(r"L\d+N\d+", name) for name in names):
+        return f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more"
     if isinstance(value, float):
         return "–" if value != value else f"{value:+.2f}"
     return "–" if value is None else str(value).replace("|", "¦")
@@ -384,7 +390,8 @@ def run(asked: Any) -> dict[str, float]:
             page.say(f"- {note}")
         if not found.tried:
             continue
-        picture = keep(figures.shortcut_effects(found), page.out / f"{page.name}_{metric}")
+        named = f"{page.name.replace('.', '_')}_{metric}"  # what follows a dot is a suffix
+        picture = keep(figures.shortcut_effects(found), page.out / named)
         page.say(f"![{metric}: effects with the feature and without]({picture.name})")
         for pool in ("generated", *(("BIG-bench",) if asked.bigbench else ())):
             trial = trials(study, found.tried, pool)
@@ -436,8 +443,11 @@ def introduction(asked: Any, study: Study) -> str:
     )
     gguf = " A 4-bit GGUF of it was run." if str(asked.model or "").endswith(".gguf") else ""
     signs = " ".join(study.ops)
+    options = "" if asked.operation == "all" else f" --operation {asked.operation}"
+    options += f" --metric {asked.metric}" if asked.metric else ""
+    told = f"arithmetic_shortcuts.py{' --model …' if asked.model else ''}{options}"
     return (
-        f"`python benchmarks/arithmetic_shortcuts.py`.{gguf} Problems of one and two digits with "
+        f"`python benchmarks/{told}`.{gguf} Problems of one and two digits with "
         f"{signs} ({split}; the group is the unordered pair of operands). For being right, or for "
         f"confidence: the strongest neurons that hold up, at most {sizes.pool}, are explained by "
         f"the feature bank; the {sizes.k} strongest of those tied to a feature of the surface "
@@ -499,7 +509,9 @@ def fooling_words(details: Sequence[dict[str, Any]], sizes: Sizes) -> str:
         "the splits are among them, and none come twice, so that a pair is a group. Answers are "
         "what the model writes greedily; intervals are exact ones of shares (95 %). *knocked out*: "
         "the same problems with the neurons at their mean over explore, less before; no random "
-        "neurons were knocked out beside them here."
+        "neurons were knocked out beside them here. At first the sign was always kept, and of "
+        "*a is not larger than b* only problems with a = b were left (20 pairs, none wrong with "
+        "the feature, one without); the pairs were made again by the rule above."
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import skill_tasks
 from leaderboard_page import markdown
 from pictures import keep
 from scipy.stats import t as student
@@ -221,7 +222,14 @@ def _tasks(every: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def _page(every: Sequence[dict[str, Any]], board: Any, pairs: Any) -> str:
     ran = [one for one in every if one["skill"]]
     minutes = sum(one["minutes"] for one in every)
+    done = {(one["model"], one["task"]) for one in every}
     missing = [name for slug, name in MODELS.items() if slug not in {o["model"] for o in every}]
+    missing += [
+        f"{task} on {name}"
+        for slug, name in MODELS.items()
+        for task in (skill_tasks.ARITHMETIC if slug == "arithmetic_small" else skill_tasks.TASKS)
+        if name not in missing and (slug, task) not in done
+    ]
     controls = {(one["model"], one["controls"]) for one in ran}
 
     def most(name: str) -> int:
@@ -270,6 +278,8 @@ def _page(every: Sequence[dict[str, Any]], board: Any, pairs: Any) -> str:
         "Development tasks were looked at while the methods were made: on two of them (40 to 64 "
         "examples) confidence bounds, a layer's quantile and ratios were tried instead of plain "
         "differences, and named the same hits; the simplest were kept. Judged are the others"
+        ". arithmetic-small was run twice: at first against 24 random neurons of a layer, where "
+        "`specific` could not rank on 3 tasks; then as shown, with like counts"
         + ("." if not missing else f". Not run yet: {', '.join(missing)}."),
         markdown(pd.DataFrame(
             [[name, METHODS[name].about, METHODS[name].source] for name in board["method"]],

@@ -38,7 +38,7 @@ from lens_skills.circuits.whole_graph import SHARES
 from lens_skills.interventions.attribution import slopes_of
 from lens_skills.models import as_adapter
 from lens_skills.models.sublayers import ModelWeights
-from lens_skills.ranking import METHODS, rank
+from lens_skills.ranking import rank
 from lens_skills.ranking.path_methods import PathInputs, expected_changes
 from lens_skills.stats.effect_tests import cluster_interval, ratio_interval
 
@@ -126,12 +126,8 @@ def scores_of(part: Part, model: Any) -> dict[str, Tensor]:
         table = torch.cat([one.view(shape) for one in each], dim=1).double()
         return table if part.by_position else table.amax(1, keepdim=True)
 
-    def specific() -> Tensor:
-        ranked = rank(adapter.model, pairs.rank, pairs.metric, method="specific", position=-1)
-        return ranked.strength.view(shape).double()
-
     gradients = part.kept("slopes", slopes)
-    found = {
+    return {
         "attribution": part.kept("attribution", lambda: expected("attribution")),
         "integrated_gradients": part.kept("integrated", lambda: expected("integrated_gradients")),
         "relevance": part.kept("relevance", lambda: expected("relevance")),
@@ -139,9 +135,6 @@ def scores_of(part: Part, model: Any) -> dict[str, Tensor]:
         "prediction": gradients["ablated"],
         "pearson": part.kept("pearson", correlation),
     }
-    if "specific" in METHODS and columns == [-1]:  # other tasks are read at the last token alone
-        found["specific"] = part.kept("specific", specific)
-    return found
 
 
 def sizes_of(n_units: int, few: Sequence[int]) -> list[int]:
@@ -349,7 +342,9 @@ def main() -> None:
         points.append(own)
         lines.append(line)
         facts.append(about(part, found))
-    write_page(asked.out, name, asked.model, as_adapter(model).name,
+    options = "" if asked.rank is None else f" --rank {first} {second}"
+    options += "" if asked.test is None else f" --test {third} {fourth}"
+    write_page(asked.out, name, options, asked.model, as_adapter(model).name,
                pd.concat(points), pd.concat(lines), facts)  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def test_what_is_kept_names_the_public_model_and_no_place_on_this_machine(
 
 def test_what_differs_is_what_both_pages_have(tmp_path: Path) -> None:
     (tmp_path / "before.json").write_text(json.dumps({"command": "c", "a": 1, "b": 0.25, "c": 3}))
-    names = {"b": "second", "a": "first", "d": "only here"}
+    names = {"b": "second", "a": "first", "c": "only there", "d": "only here"}
     frame = differences.differing("before", {"a": 2, "b": 0.5, "d": 1}, names, "M", folder=tmp_path)
     assert frame.to_dict("list") == {
         "number": ["second", "first"], "SmolLM2": [0.25, 1.0], "M": [0.5, 2.0]

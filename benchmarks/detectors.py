@@ -62,6 +62,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--random", type=int, default=50, help="random sets beside the detection")
     parser.add_argument("--matched", type=int, default=5, help="matched sets beside the scaling")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", help="a sentence for the page: why these problems")
     parser.add_argument("--kept", action="store_true", help="only write what finished steps say")
     given = parser.parse_args()
     if given.quick:
@@ -144,7 +145,8 @@ def steps(model: Any, task: ls.Task, kept: Kept, about: dict[str, Any]) -> Itera
     named = {key: [f"L{p // width}N{p % width}" for p in places] for key, places in sets.items()}
     test = [example for example in task if example.id in {found.ids[row] for row in held}]
     cell = dict(zip(found.ids, found.cells, strict=True))
-    tried = ls.Task(task.name, in_turns(test, lambda e: cell[e.id])[: given.levers])
+    mixed = in_turns(in_turns(test, lambda e: cell[e.id]), lambda e: e.group)
+    tried = ls.Task(task.name, mixed[: given.levers])
     about |= {"names": named["detectors"], "tried": tried}
     texts = neutral_texts()[: given.texts]
     with suppress(NotKept):

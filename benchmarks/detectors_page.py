@@ -16,6 +16,8 @@ from lens_skills.plotting import figures
 
 SMALLEST = 0.01
 """Of the clean value: a smaller change is none, as in a verdict."""
+ENOUGH = 30
+"""Groups, from which a bootstrap's interval holds."""
 NEGLIGIBLE = 0.05
 """Nats per token: more damage than that is said to be some."""
 
@@ -68,6 +70,8 @@ def write_page(about: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
     page.say(f"`{command(given)}`")
     if given.quick:
         page.say("**A smoke run on a few examples: no result.**")
+    if given.note:
+        page.say(given.note)
     if str(given.model or "").endswith(".gguf"):
         page.say("What was run is a 4-bit GGUF of this model.")
     page.say(
@@ -148,6 +152,11 @@ def setting(page: Page, about: Mapping[str, Any]) -> None:
         f"found on {len(about['learn'])} ({groups[0]} groups) and tried on {len(about['held'])} "
         f"({groups[1]} groups); seed {given.seed}. Share answered right:",
     )  # fmt: skip
+    if groups[1] < ENOUGH:
+        page.say(
+            f"**{groups[1]} groups to try on are fewer than {ENOUGH}**: intervals over so few are "
+            "somewhat too narrow."
+        )
     page.say(f"```\n{about['preflight']}\n```")
 
 
@@ -254,9 +263,9 @@ def verdicts(page: Page, about: Mapping[str, Any]) -> None:
         "## Are they levers? Where the answer is chosen\n\nEach of the strongest, and all of "
         "these together (*set*), scaled by 0 at the prompt's last token; effect on the logit "
         "difference of the right answer and a slip in its leading digit, "
-        f"on {len(about['tried'])} problems, as many of each operation and number of digits, in "
-        f"{len({e.group for e in about['tried']})} of the "
-        "held-out groups, beside other neurons and matched random sets.",
+        f"on {len(about['tried'])} problems (a group each as far as there are groups, operations "
+        f"and digits in turn) in {len({e.group for e in about['tried']})} of the held-out groups, "
+        "beside other neurons and matched random sets.",
     )  # fmt: skip
 
 
@@ -309,8 +318,9 @@ def in_words(about: Mapping[str, Any]) -> str:
     row = table.loc["H-neurons"]
     tells = row["auroc_low"] > 0.5
     beyond = bool(row.get("over_low", 0) > 0)
+    word = ("yes" if beyond else "no better than random neurons") if tells else "no"
     parts = [
-        f"**Detectors: {'yes' if tells else 'no'}.** H-neurons tell right from wrong answers in "
+        f"**Detectors: {word}.** H-neurons tell right from wrong answers in "
         f"unseen groups with an AUROC of {_between(row, 'auroc', 'auroc_low', 'auroc_high')}"
         + (", better than" if beyond else ", not clearly better than")
         + " random neurons of the same layers "
@@ -385,5 +395,6 @@ def lever_words(about: Mapping[str, Any]) -> list[str]:
             "accuracy or logit difference is told from 0, beyond 1 % of the clean value and "
             "beyond the random sets."
         )
-    answer = "yes" if lever or outside else "no"
+    settled = "verdict" not in about or about["verdict"].rulings[-1].word == NO_EFFECT
+    answer = "yes" if lever or outside else "no" if settled else "none seen, undecided"
     return [f"**Levers: {answer}.**", *(re.sub(r"(?<=[ (])-(?=\d)", "−", part) for part in parts)]

@@ -156,7 +156,8 @@ def write_page(
         )  # fmt: skip
         frame = drawn.assign(task=drawn["task"].map(TITLES)).drop(columns="values")
         picture = keep(
-            figures.neuron_circuits(frame, about=f"{model} · {sizes}"), out / f"{slug}_{kind}"
+            figures.neuron_circuits(frame, about=f"{model} · {sizes}"),
+            out / f"{slug.replace('.', '_')}_{kind}",
         )
         pictures.append((kind, picture.name))
     for fact in facts:

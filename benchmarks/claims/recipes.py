@@ -4,6 +4,7 @@ Every function makes a `Finding`. What counts as *holds* is written down in `CLA
 trial, and `Finding.says` is made from the numbers alone.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +29,10 @@ import lens_skills as ls
 from lens_skills.activations import DEFAULT_SITE, evaluate
 from lens_skills.activations.components import parse_components
 from lens_skills.activations.locations import find_site
-from lens_skills.diagnostics.regulators import REGULATOR
+from lens_skills.diagnostics.regulators import REGULATOR, weight_columns
 from lens_skills.interventions.effects import measure_effects
 from lens_skills.models import with_soft_prompt
 from lens_skills.plotting import Drawing, figures
-from lens_skills.ranking.path_methods import PathInputs, expected_changes
 from lens_skills.stats.effect_tests import cluster_interval
 
 HOLDS, PARTLY, FAILS, UNTRIED = "holds", "holds in part", "does not hold", "could not be tried"
@@ -145,9 +145,10 @@ class Sizes:
     tried: int = 32
     n_random: int = 19
     texts: int = 24
+    n_controls: int = 60
 
 
-QUICK = Sizes(16, 12, 20, 1, 40, 8, 3, 4)
+QUICK = Sizes(16, 12, 20, 1, 40, 8, 3, 8, 20)
 
 
 def word_of(n_good: int, n: int) -> str:
@@ -223,7 +224,7 @@ def _each_group(task: Any, n: int) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class _FromSilence(PathInputs):
+class _FromSilence:
     """A path that begins at zero, as the recipe has it."""
 
     def bind(self) -> Any:
@@ -328,20 +329,20 @@ RANDOM_PER_FACT = 5
 def entropy_neurons(model: Any, sizes: Sizes, seed: int) -> Finding:
     """The last layers' neurons of large norm and little direct effect, and random ones."""
     adapter = with_soft_prompt(model, None, False)
-    task = ls.tasks.few(ls.tasks.agreement(n=4 * sizes.texts), 2 * sizes.texts, seed=seed)
+    task = ls.tasks.few(ls.tasks.agreement(), 3 * sizes.texts, seed=seed)
     layers = adapter.layers_with("mlp.hook_post")[-2:]
-    probe = [(layers[0], 0)]
-    cloud = ls.confidence_regulators(
-        model, task, probe, metric=ls.confidence("entropy"), n_effects=8, n_controls=20, seed=seed
+    n_vocab = adapter.d_vocab
+    _, cloud = weight_columns(
+        adapter, torch.tensor([[layers[0], 0]]), 1, torch.full((n_vocab,), -math.log(n_vocab))
     )
-    here = torch.tensor([int(layer) in layers for layer in cloud.layers])
-    place = torch.cat([torch.arange(int((cloud.layers == layer).sum())) for layer in layers])
+    here = torch.tensor([int(layer) in layers for layer in cloud["layers"]])
+    place = torch.cat([torch.arange(int((cloud["layers"] == layer).sum())) for layer in layers])
     frame = pd.DataFrame(
         {
-            "layer": cloud.layers[here].numpy(),
+            "layer": cloud["layers"][here].numpy(),
             "neuron": place.numpy(),
-            "norm": cloud.norms[here].double().numpy(),
-            "variance": cloud.log_variances[here].double().numpy(),
+            "norm": cloud["norms"][here].double().numpy(),
+            "variance": cloud["log_variances"][here].double().numpy(),
         }
     )
     share = frame.groupby("layer")["norm"].rank(pct=True)
@@ -351,8 +352,9 @@ def entropy_neurons(model: Any, sizes: Sizes, seed: int) -> Finding:
     rows = [tuple(map(int, row)) for row in [*named[["layer", "neuron"]].to_numpy(),
                                             *rest[["layer", "neuron"]].to_numpy()]]  # fmt: skip
     found = ls.confidence_regulators(
-        model, task, rows, metric=ls.confidence("entropy"), n_effects=sizes.texts, seed=seed
-    )
+        model, task, rows, metric=ls.confidence("entropy"), n_effects=sizes.texts,
+        n_controls=sizes.n_controls, seed=seed,
+    )  # fmt: skip
     columns = [
         "name", "norm_percentile", "log_variance_percentile", "null_share", "entropy_size",
         "p_neutral", "mediated", "mediated_low", "mediated_high", "word",

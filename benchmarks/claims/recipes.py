@@ -33,6 +33,7 @@ from lens_skills.diagnostics.regulators import REGULATOR, weight_columns
 from lens_skills.interventions.effects import measure_effects
 from lens_skills.models import with_soft_prompt
 from lens_skills.plotting import Drawing, figures
+from lens_skills.ranking.path_methods import PathInputs, expected_changes
 from lens_skills.stats.effect_tests import cluster_interval
 
 HOLDS, PARTLY, FAILS, UNTRIED = "holds", "holds in part", "does not hold", "could not be tried"
@@ -138,6 +139,7 @@ class Sizes:
     """How much is read and tried."""
 
     meanings: int = 24
+    held: int = 8
     countries: int = 40
     files: int = 24
     per_class: int = 4
@@ -148,7 +150,7 @@ class Sizes:
     n_controls: int = 60
 
 
-QUICK = Sizes(16, 12, 20, 1, 40, 8, 3, 8, 20)
+QUICK = Sizes(16, 8, 12, 20, 1, 40, 8, 3, 8, 20)
 
 
 def word_of(n_good: int, n: int) -> str:
@@ -185,7 +187,10 @@ def languages(model: Any, sizes: Sizes, seed: int) -> Finding:
     kept = [name for name in LANGUAGES if name not in few]
     if len(kept) < 2:
         return Finding(UNTRIED, f"no two languages have neurons of their own: {few} have none.")
-    tasks = {name: _each_group(held.where(language=name), 1) for name in kept}
+    tasks = {
+        name: ls.tasks.few(_each_group(held.where(language=name), 1), sizes.held, seed=seed)
+        for name in kept
+    }
     trial = try_sets(
         model, tasks, {name: sets[name] for name in kept}, ls.ablate("zero"), position="all",
         n_random=sizes.n_random, seed=seed,
@@ -224,7 +229,7 @@ def _each_group(task: Any, n: int) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class _FromSilence:
+class _FromSilence(PathInputs):
     """A path that begins at zero, as the recipe has it."""
 
     def bind(self) -> Any:

@@ -242,6 +242,9 @@ class _FromSilence(PathInputs):
         )
 
 
+KNOWN = 0.05
+"""A model knows a capital that it gives at least this probability in every wording."""
+
 NAMED, WORDINGS_SHARED = 0.2, 3
 """At least this share of a prompt's largest attribution, in so many of the finding prompts."""
 
@@ -250,11 +253,16 @@ def facts(model: Any, sizes: Sizes, seed: int) -> Finding:
     """Knowledge neurons of capitals the model knows in every wording."""
     adapter = with_soft_prompt(model, None, False)
     wordings = [capitals(wording) for wording in WORDINGS]
-    right = [evaluate(model, one, "correct")["correct"] for one in wordings]
+    odds = [evaluate(model, one, "answer_probability")["answer_probability"] for one in wordings]
     known = [
-        name for place, name in enumerate(CAPITALS) if all(float(one[place]) == 1 for one in right)
+        name
+        for place, name in enumerate(CAPITALS)
+        if all(float(one[place]) >= KNOWN for one in odds)
     ][: sizes.countries]
-    said = f"The model knows {len(known)} of {len(CAPITALS)} capitals in all four wordings."
+    said = (
+        f"{len(known)} of {len(CAPITALS)} capitals have a probability of {KNOWN:.0%} or more in "
+        "each of the four wordings."
+    )
     if len(known) < 8:
         return Finding(UNTRIED, said)
     site = find_site(adapter, DEFAULT_SITE)

@@ -178,9 +178,9 @@ CAPITALS = {
 
 WORDINGS = (
     "The capital of {} is",
-    "{}'s capital city is",
-    "Q: What is the capital of {}? A: It is",
-    "The government of {} sits in the capital,",
+    "The capital city of {} is called",
+    "Question: What is the capital of {}? Answer:",
+    "The name of the capital of {} is",
 )
 """The last is where neurons are tried; the others find them."""
 

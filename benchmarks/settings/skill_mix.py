@@ -118,7 +118,9 @@ def learned(page: Page, model: Any, graded: Graded, skills: Any, topics: Any, gi
             ending=model.tokenizer.eos_token,
         ),
     )  # fmt: skip
-    losses = ls.compare_prompts(model, test, prompt, hard=(TEXT,)).frame()
+    # Only means are shown, and few topics may leave one here: each text is its own group.
+    each = ls.Task(test.name, [replace(example, group=example.id) for example in test])
+    losses = ls.compare_prompts(model, each, prompt, hard=(TEXT,)).frame()
     rows = [r for r in losses.to_dict("records") if r["metric"] == "log_probability"]
     n_tokens = np.mean([len(model.to_tokens(e.answer, prepend_bos=False)[0]) for e in test])
     losses = pd.DataFrame({"prompt": r["prompt"], "loss": -r["mean"] / n_tokens} for r in rows)

@@ -29,7 +29,7 @@ from lens_skills.soft_prompts import initial_prompt
 from lens_skills.tasks.skill_mix import chosen_skills, own_topics, read_topics
 
 WORDING = "{definitions}\n\nNow {skills} in a text about {topic}."
-LEAN = {"practice": 4, "others": 6, "ask": 3, "tokens": 24, "epochs": 4, "of": 6, "controls": 20,
+LEAN = {"practice": 8, "others": 6, "ask": 3, "tokens": 24, "epochs": 4, "of": 6, "controls": 20,
         "span": 8}  # fmt: skip
 DIFFER = {
     "texts": "texts by the trained and the untrained prompt",
@@ -118,6 +118,11 @@ def learned(page: Page, model: Any, graded: Graded, skills: Any, topics: Any, gi
             ending=model.tokenizer.eos_token,
         ),
     )  # fmt: skip
+    if len(test) < 2:
+        raise SystemExit(
+            f"{len(task)} texts show what was asked, too few to learn from and to test on. "
+            f"Practise on more topics: --practice {2 * given.practice} (and remove {given.runs})."
+        )
     # Only means are shown, and few topics may leave one here: each text is its own group.
     each = ls.Task(test.name, [replace(example, group=example.id) for example in test])
     losses = ls.compare_prompts(model, each, prompt, hard=(TEXT,)).frame()

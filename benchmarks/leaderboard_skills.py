@@ -47,6 +47,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--intervene", type=int, default=24, help="examples to ablate neurons on")
     parser.add_argument("--controls", type=int, default=24, help="random neurons of each layer")
     parser.add_argument("--screen", type=float, default=0.006, help="share the oracle measures")
+    parser.add_argument(
+        "--leave-out", nargs="*", default=["relevance"], help="methods that are not tried"
+    )
     parser.add_argument("--runs", type=Path, default=RUNS, help="where results are kept")
     parser.add_argument("--out", type=Path, default=OUT, help="where the page goes")
     parser.add_argument("--page", action="store_true", help="only write the page")
@@ -140,7 +143,11 @@ def run(name: str, model: Any, asked: argparse.Namespace) -> None:
             metric,
             intervene=intervene,
             split="median" if metric == "logit_diff" else None,
-            methods=[name for name, each in METHODS.items() if not each.takes_long],
+            methods=[
+                method
+                for method, each in METHODS.items()
+                if not each.takes_long and method not in asked.leave_out
+            ],
             k=asked.k,
             n_random=1,
             controls=ls.controls(neurons=asked.controls),

@@ -105,9 +105,8 @@ def write_page(about: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
 
 def title(name: str) -> str:
     """A model's name on the page."""
-    return {"smollm2": "SmolLM2-135M-Instruct", "arithmetic_small": "arithmetic-small"}.get(
-        name, name
-    )
+    names = {"smollm2": "SmolLM2-135M-Instruct", "arithmetic_small": "arithmetic-small"}
+    return names.get(name, PUBLIC.get(name, name).rsplit("/", 1)[-1])
 
 
 PUBLIC = {"qwen2.5-coder-0.5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct"}

@@ -9,6 +9,7 @@ import torch
 
 import lens_skills as ls
 from lens_skills.data import Example
+from lens_skills.models import with_soft_prompt
 from tests.planted import planted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,18 @@ def test_capitals_are_in_every_wording_with_a_foil_of_another_country() -> None:
     task = texts.capitals(texts.WORDINGS[0], ["France", "Peru", "Iran"])
     assert [example.answer for example in task] == [" Paris", " Lima", " Tehran"]
     assert [example.foil for example in task] == [" Lima", " Tehran", " Paris"]
+
+
+def test_an_answer_that_joins_its_prompt_is_left_out(tiny: Any) -> None:
+    task = ls.Task(
+        "joined",
+        [
+            Example("kept", "the keys are", answer=" the", group="a"),
+            Example("joined", "the key", answer="s are", group="b"),
+        ],
+    )
+    kept = recipes.told_apart(with_soft_prompt(tiny, None, False), task)
+    assert [example.id for example in kept] == ["kept"]
 
 
 def prompts(ending: str) -> list[Example]:
@@ -96,7 +109,6 @@ def test_a_random_set_has_as_many_of_each_layer_and_none_of_the_set(tiny: Any) -
     from claims.trial import random_set
 
     from lens_skills.activations.components import parse_components
-    from lens_skills.models import with_soft_prompt
 
     adapter = with_soft_prompt(tiny, None, False)
     names = ["L0N1", "L0N2", "L2N5"]

@@ -28,6 +28,7 @@ from claims.trial import ANSWER, Trial, random_set, try_sets
 import lens_skills as ls
 from lens_skills.activations import DEFAULT_SITE, evaluate
 from lens_skills.activations.components import parse_components
+from lens_skills.activations.forward import encode_examples
 from lens_skills.activations.locations import find_site
 from lens_skills.diagnostics.regulators import REGULATOR, weight_columns
 from lens_skills.interventions.effects import measure_effects
@@ -172,9 +173,22 @@ def of_sets(trial: Trial, what: str) -> tuple[str, str]:
     return word_of(len(specific), n), said
 
 
+def told_apart(adapter: Any, task: Any) -> Any:
+    """The examples whose answer this model's tokens do not join to the prompt."""
+
+    def apart(example: Any) -> bool:
+        try:
+            encode_examples(adapter, [example], answers=True)
+        except ls.LensSkillsError:
+            return False
+        return True
+
+    return task.where(apart)
+
+
 def languages(model: Any, sizes: Sizes, seed: int) -> Finding:
     """LAPE on five languages."""
-    task = sentences(sizes.meanings)
+    task = told_apart(with_soft_prompt(model, None, False), sentences(sizes.meanings))
     find, held = task.split(0.5, 0.5, seed=seed)
     ranking = ls.rank(model, find, "label:language", method="lape", seed=seed)
     ranked = int(torch.isfinite(ranking.strength).sum())
@@ -388,7 +402,9 @@ def entropy_neurons(model: Any, sizes: Sizes, seed: int) -> Finding:
 
 def code_tokens(model: Any, sizes: Sizes, seed: int) -> Finding:
     """Probeless on kinds of Python token."""
-    task = code(sizes.files, sizes.per_class, seed=seed)
+    task = told_apart(
+        with_soft_prompt(model, None, False), code(sizes.files, sizes.per_class, seed=seed)
+    )
     find, held = task.split(0.5, 0.5, seed=seed)
     named = {
         kind: ls.rank(model, find, f"label:token={kind}", method="probeless", seed=seed).names(10)

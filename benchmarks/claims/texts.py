@@ -179,7 +179,7 @@ CAPITALS = {
 WORDINGS = (
     "The capital of {} is",
     "The capital city of {} is called",
-    "Question: What is the capital of {}? Answer:",
+    "Everyone knows that the capital of {} is",
     "The name of the capital of {} is",
 )
 """The last is where neurons are tried; the others find them."""

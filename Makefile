@@ -65,9 +65,10 @@ figures: $(STAMP) ## Redraw every committed figure from its committed table (sec
 	$(BIN)/python benchmarks/gallery_page.py
 	$(BIN)/python benchmarks/redraw_figures.py
 
+# agreement_circuits.py and leaderboard_skills.py want a folder of data: --data.
 bench: $(STAMP) ## Run every benchmark; each prints a table and, last, one JSON object.
 	@set -e; for file in $$(grep -l '^if __name__' benchmarks/*.py); do \
-		case $$file in */render_docs.py|*/demo_numbers.py|*/gallery_page.py|*/redraw_figures.py|*/notebooks.py) continue;; esac; \
+		case $$file in */render_docs.py|*/demo_numbers.py|*/gallery_page.py|*/redraw_figures.py|*/notebooks.py|*/agreement_circuits.py|*/leaderboard_skills.py) continue;; esac; \
 		echo "== $$file"; HF_HUB_OFFLINE=1 $(BIN)/python "$$file"; \
 	done
 

@@ -92,7 +92,7 @@ CLAIMS = {
     ),
     "code tokens": Claim(
         "A code model has neurons for kinds of token (numbers, strings, keywords …).",
-        "Arwood et al. 2023, arXiv 2305.00875 (BERT-like models there)",
+        "Sharma et al. 2023, arXiv 2305.00875 (models trained on code there)",
         "the ten neurons with the largest distance of class means (probeless), class against "
         "rest, on one half of the files of Python's standard library",
         "for a class: the strongest neuron tells it from the rest on the other files (AUROC "
@@ -312,7 +312,7 @@ def _facts(
     ]
     labels = [*kept, *(f"random {place}" for place in range(len(drawn)))]
     rows = []
-    for what, edit in (("silenced", ls.ablate("zero")), ("doubled", ls.scale(2))):
+    for what, edit in (("silenced", ls.ablate("zero")), ("doubled", ls.scale(by=2))):
         total = measure_effects(
             adapter, held, [*units, *drawn], edit, metric=ANSWER, names=labels, seed=seed
         ).total.double()

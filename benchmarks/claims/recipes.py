@@ -345,7 +345,9 @@ def _facts(
     )
     said = (
         f"{said} {len(kept)} have neurons in common to three wordings (median "
-        f"{counts.median():.0f}, {counts.min()} to {counts.max()}). {told}."
+        f"{counts.median():.0f}, {counts.min()} to {counts.max()}). {told}. Other capitals lose "
+        f"{table['log-probability'][1] / table['log-probability'][0]:.0%} of what the own one "
+        "does: the rule asks for less, not for nothing, as the claim does."
     )
     return Finding(word_of(int(beyond.sum()), 4), said, table)
 

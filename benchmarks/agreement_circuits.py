@@ -2,7 +2,7 @@
 
     python benchmarks/agreement_circuits.py --data FOLDER
     python benchmarks/agreement_circuits.py --data FOLDER --model Qwen/Qwen2.5-Coder-0.5B-Instruct
-    python benchmarks/agreement_circuits.py --quick --model arithmetic-small --out /tmp/circuits
+    python benchmarks/agreement_circuits.py --quick --model arithmetic-small --out runs/circuits
 
 Neurons are ranked on some pairs of prompts and kept on others: every point of every curve is a
 forward pass in which the strongest K are the model's own and all other MLP neurons carry a

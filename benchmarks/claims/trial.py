@@ -2,18 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from lens_skills.activations import Metric
-from lens_skills.activations.components import parse_components, site_width, sites_of
+from lens_skills.activations.components import parse_components, site_width
 from lens_skills.data import Example
 from lens_skills.interventions import DamageMatrix
-from lens_skills.interventions.damage_matrix import dominance, dominance_p, overlap_of
+from lens_skills.interventions.damage_matrix import damage_of, spread_of
 from lens_skills.interventions.effects import measure_effects
 from lens_skills.models import with_soft_prompt
 from lens_skills.stats.effect_tests import cluster_interval
@@ -83,8 +82,12 @@ def try_sets(
             seed=seed,
         )  # fmt: skip
         own_random[name] = measured[name].total[len(names) :].mean(dim=1)
+    own = [
+        replace(measured[name], names=names, total=measured[name].total[: len(names)])
+        for name in names
+    ]
     return Trial(
-        _matrix(adapter, names, units, measured, seed),
+        damage_of(adapter, names, list(units.values()), own, seed=seed),
         _rows(names, units, measured, own_random, seed),
     )
 
@@ -104,50 +107,6 @@ def random_set(
     return found
 
 
-def _matrix(
-    adapter: Any, names: tuple[str, ...], units: Any, measured: Any, seed: int
-) -> DamageMatrix:
-    effect, ends = [], []
-    for name in names:
-        total = measured[name].total[: len(names)]
-        effect.append(total.mean(dim=1))
-        ends.append(cluster_interval(total, measured[name].groups, seed=seed))
-    effects = torch.stack(effect, dim=1)
-    spread = torch.tensor([_spread(measured[name]) for name in names], dtype=torch.float64)
-    damage = -effects / spread
-    overlap = overlap_of(list(units.values()), lambda kind: site_width(adapter, kind[1], kind[0]))
-    p, n_relabelings = dominance_p(damage, seed=seed)
-    one = measured[names[0]]
-    return DamageMatrix(
-        skills=names,
-        n_units=tuple(len(units[name]) for name in names),
-        n_examples=tuple(len(measured[name].clean) for name in names),
-        n_groups=tuple(len(set(measured[name].groups)) for name in names),
-        clean=tuple(float(measured[name].clean.mean()) for name in names),
-        effect=effects,
-        low=torch.stack([low for low, _ in ends], dim=1),
-        high=torch.stack([high for _, high in ends], dim=1),
-        damage=damage,
-        dominance=dominance(damage),
-        p=p,
-        n_relabelings=n_relabelings,
-        shared=overlap.shared,
-        jaccard=overlap.jaccard,
-        jaccard_chance=overlap.chance,
-        overlap_p=overlap.p,
-        metric=one.metric,
-        unit=one.unit,
-        do=tuple(measured[name].do for name in names),
-        site=", ".join(sorted(sites_of([unit for found in units.values() for unit in found]))),
-        position=one.position,
-        provenance={name: measured[name].provenance for name in names},
-    )
-
-
-def _spread(effects: Any) -> float:
-    return max(float(effects.clean.double().std(correction=0)), 1e-9)
-
-
 def _rows(
     names: tuple[str, ...], units: Any, measured: Any, own_random: Any, seed: int
 ) -> pd.DataFrame:
@@ -158,11 +117,14 @@ def _rows(
         total = effects.total[place : place + 1]
         low, high = cluster_interval(total, effects.groups, seed=seed)
         rest = [other for other in names if other != name]
-        damage = {other: -drawn[other][place] / _spread(measured[other]) for other in names}
+        damage = {
+            other: -drawn[other][place] / spread_of(other, measured[other]) for other in names
+        }
         more = damage[name] - np.mean([damage[other] for other in rest], axis=0)
         mean = float(total.mean())
         others = [
-            -float(measured[other].total[place].mean()) / _spread(measured[other]) for other in rest
+            -float(measured[other].total[place].mean()) / spread_of(other, measured[other])
+            for other in rest
         ]
         ends = np.quantile(more, [0.025, 0.975])
         rows.append(
@@ -175,9 +137,9 @@ def _rows(
                 "high": float(high[0]),
                 "random sets": float(own_random[name].mean()),
                 "p_random": float(rank_p(-total.mean(dim=1), -own_random[name])),
-                "damage": -mean / _spread(effects),
+                "damage": -mean / spread_of(name, effects),
                 "damage elsewhere": float(np.mean(others)),
-                "more": -mean / _spread(effects) - float(np.mean(others)),
+                "more": -mean / spread_of(name, effects) - float(np.mean(others)),
                 "more_low": float(ends[0]),
                 "more_high": float(ends[1]),
             }

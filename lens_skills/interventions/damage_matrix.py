@@ -22,7 +22,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import Edit
 from lens_skills.interventions.effects import Effects, measure_effects
-from lens_skills.models import Chat, with_soft_prompt
+from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.progress import progress
 from lens_skills.results import Result
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, cluster_interval
@@ -216,8 +216,20 @@ def damage_matrix(
         )
         for name in progress(names, len(names), "damage matrix", "tasks")
     ]
+    return damage_of(adapter, names, sets, measured, seed=seed)
+
+
+def damage_of(
+    adapter: ModelAdapter,
+    names: tuple[str, ...],
+    sets: Sequence[Sequence[Component]],
+    measured: Sequence[Effects],
+    *,
+    seed: int = 0,
+) -> DamageMatrix:
+    """The matrix of effects that are measured: of every set, in order, on each skill's task."""
     effect, low, high = _with_intervals(measured, seed)
-    spread = [_spread(name, effects) for name, effects in zip(names, measured, strict=True)]
+    spread = [spread_of(name, effects) for name, effects in zip(names, measured, strict=True)]
     damage = -effect / torch.tensor(spread, dtype=torch.float64)
     p, n_relabelings = dominance_p(damage, seed=seed)
     overlap = overlap_of(sets, lambda kind: site_width(adapter, kind[1], kind[0]) // kind[2])
@@ -305,7 +317,8 @@ def _with_intervals(measured: Sequence[Effects], seed: int) -> tuple[Tensor, Ten
     return torch.stack(means, 1), torch.stack(low, 1), torch.stack(high, 1)
 
 
-def _spread(name: str, effects: Effects) -> float:
+def spread_of(name: str, effects: Effects) -> float:
+    """Standard deviation of the clean metric over the examples: the unit of damage."""
     spread = float(effects.clean.double().std(correction=0))
     if spread == 0:
         raise LensSkillsError(

@@ -48,6 +48,23 @@ def no_network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def first_options() -> dict[str, Any]:
+    """The options of `lens_skills.config` before any test."""
+    from lens_skills import settings
+
+    return dict(settings._ACTIVE)
+
+
+@pytest.fixture(autouse=True)
+def options_are_put_back(first_options: dict[str, Any]) -> Iterator[None]:
+    """A script that runs inside a test, or in a fixture, sets options for good: till here."""
+    yield
+    import lens_skills
+
+    lens_skills.config(**first_options)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with public task files that lies beside the project, where there is one."""
     folder = ROOT.parent / "shared" / "data"

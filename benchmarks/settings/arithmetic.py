@@ -279,7 +279,7 @@ def main() -> None:
     )
     own = given.model is not None or given.bigbench is not None
     if own:
-        given.epochs, given.top, given.controls = 4, 2, 20
+        given.epochs, given.top, given.controls = 4, 10, 20
     if given.quick:
         given.epochs, given.problems, given.sums, given.verdict, given.controls = 1, 160, 160, 8, 24
         given.top, given.vectors, given.confirmed, given.draws = 2, 2, 8, 99

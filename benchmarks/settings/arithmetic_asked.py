@@ -18,6 +18,7 @@ from lens_skills.soft_prompts import PromptComparison
 METRICS = ("label:carry", "correct", "confidence", "margin", "entropy")
 GIVEN = ("op", "digits")
 HARD = ("The answer is ",)
+MENTIONED = 4  # neurons of a verdict that stand in its sentence, of largest effect
 PARTS = ("abilities", "prompts", "last", "prompt")
 NAMES = {"last": "last token", "prompt": "prompt vectors"}
 AT = {"last": METRICS[:3], "prompt": ("confidence",)}
@@ -193,6 +194,10 @@ def neurons(
             causal = sum(ruling.word in CAUSAL for ruling in verdict.rulings[:-1])
             row |= {f"grade {grade}": int(grades.get(grade, 0)) for grade in "ABC"}
             told.append(verdict_told(metric, verdict, selection, given))
+            verdict.frame().to_csv(
+                page.out / f"{page.name}_verdict_{where}_{short}.csv", index=False,
+                float_format="%.6g",
+            )  # fmt: skip
             page.figures[f"{where}_{short}_causal"] = causal
             if metric == "confidence":
                 picture = verdict
@@ -212,7 +217,8 @@ def neurons(
         f"Verdicts: mean ablation there, on {len(problems.intervene)} problems; effect on the "
         "logit of the answer's first token over that of the foil; each neuron beside "
         f"{given.controls} others of its layer, the set beside {given.sets} matched sets of equal "
-        "size.\n\n" + "\n".join(told)
+        "size (all of them, with intervals: `arithmetic_verdict_*.csv` beside this page).\n\n"
+        + "\n".join(told)
     )
     if prompt is not None:
         page.picture(
@@ -253,8 +259,8 @@ def verdict_of(
     model: Any, problems: Problems, where: str, prompt: Any, found: Any, selection: Any,
     given: Namespace,
 ) -> Verdict:  # fmt: skip
-    """The confirmed neurons, or where there are fewer than two the strongest, and all together."""
-    which = selection.to_try(given.top) if len(selection) > 1 else found.top(given.top)
+    """All confirmed neurons, or where there are fewer than two the strongest; and all together."""
+    which = selection.to_try(len(selection)) if len(selection) > 1 else found.top(given.top)
     folder = given.runs / "arithmetic" / f"verdict {where} {found.metric.removeprefix('label:')}"
     return kept(
         folder,
@@ -273,17 +279,19 @@ def verdict_told(metric: str, verdict: Verdict, selection: Any, given: Namespace
     """The words of one verdict, its set apart, and how its neurons were chosen."""
     singles, together = verdict.rulings[:-1], verdict.rulings[-1]
     chosen = (
-        f"{len(singles)} of {len(selection)} confirmed"
+        f"all {len(singles)} confirmed"
         if len(selection) > 1
         else f"{len(selection)} confirmed, so the {given.top} of largest |r|"
     )
+    largest = sorted(singles, key=lambda one: -abs(one.effect))[:MENTIONED]
     each = "; ".join(
         f"{one.name} {one.effect:+.3g} [{one.low:.3g}, {one.high:.3g}] {one.label}"
-        for one in singles
+        for one in largest
     )
+    most = f"Largest effects of {len(singles)}: " if len(singles) > len(largest) else ""
     beside = "" if together.p is None else f", p {together.p:.2g} among {together.n_controls} sets"
     return (
-        f"- {metric} ({chosen}): {words(verdict)}. {each}. Together {together.effect:+.3g} "
+        f"- {metric} ({chosen}): {words(verdict)}. {most}{each}. Together {together.effect:+.3g} "
         f"[{together.low:.3g}, {together.high:.3g}]{beside}: **{together.label}**; δ = "
         f"{verdict.delta:.3g} nats."
     )

@@ -4,9 +4,10 @@ Is there a skill here to explain, and what would explain it away? Competence bes
 trivial rules, what the covariates alone predict, saturation and calibration.
 """
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,7 @@ def _outcome_advice(outcomes: Mapping[str, str]) -> list[str]:
 # Beyond these a probability says little more than "yes" or "no", and its differences are noise.
 _SATURATED_HIGH, _SATURATED_LOW = 0.99, 1e-4
 _SATURATED = 0.2  # share of the examples from which on a probability is called saturated
+_OTHER_PROMPTS = 100  # examples that are asked with another group's prompt
 _RARE = 0.1  # share of right or of wrong answers below which a 0/1 outcome has too few of them
 # How well other columns must predict a metric (R², and AUROC where it is 0/1) to be warned of.
 _TOLD = {False: 0.25, True: 0.75}
@@ -260,7 +262,9 @@ def preflight(
 
     One pass without activations. Competence is asked in every way the task allows: the whole
     answer written greedily (against the most frequent answer and against copying a column of the
-    task), the answer against its foil (against 1/2), the best of the options (against 1/k).
+    task), the answer against its foil (against 1/2), the best of the options (against 1/k). Where
+    the model prefers answers to foils, or to other options, even after the prompts of other groups
+    (asked of at most 100 examples), that share is what a skill has to beat.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -300,7 +304,9 @@ def preflight(
         n_examples=len(task),
         n_groups=n_groups,
         effective_groups=equal_groups,
-        competences=tuple(_competences(task, values, baselines)),
+        competences=tuple(
+            _competences(task, values, baselines, _without_the_question(adapter, task, chat))
+        ),
         baselines=baselines,
         copying=_copying(task, values.get("correct")),
         predicted={m.name: p for m in varying if (p := _predicted(task, m, values)) is not None}
@@ -376,8 +382,37 @@ def _baselines(task: Sequence[Example]) -> dict[str, float]:
     return found
 
 
+def _without_the_question(adapter: Any, task: Sequence[Example], chat: Chat) -> float | None:
+    """How often an answer beats its foil, or the other options, after another group's prompt.
+
+    None where that is nothing beyond a coin or a guess, or cannot be asked.
+    """
+    groups = sorted({example.group for example in task})
+    pairs = _has(task, "answer") and _has(task, "foil")
+    options = _has(task, "answer") and all(len(example.options) > 1 for example in task)
+    if not (pairs or options) or len(groups) < FEWEST_GROUPS:
+        return None
+    draw = random.Random(0)
+    some = draw.sample(list(task), min(len(task), _OTHER_PROMPTS))
+    swapped = []
+    for one in some:
+        other = draw.choice([example for example in task if example.group != one.group])
+        swapped.append(replace(one, prompt=other.prompt))
+    try:
+        margin = evaluate(adapter, swapped, parse_metrics(["logit_diff"]), chat=chat)["logit_diff"]
+    except LensSkillsError:  # an answer that another prompt's end would join
+        return None
+    wins = (margin > 0).double()
+    chance = 0.5 if pairs else float(np.mean([1 / len(example.options) for example in some]))
+    low, _ = share_interval(wins, [example.group for example in some])
+    return float(wins.mean()) if low > chance else None
+
+
 def _competences(
-    task: Sequence[Example], values: dict[str, np.ndarray], baselines: dict[str, float]
+    task: Sequence[Example],
+    values: dict[str, np.ndarray],
+    baselines: dict[str, float],
+    anyway: float | None,
 ) -> list[Competence]:
     found = []
     if "correct" in values and baselines:
@@ -386,10 +421,13 @@ def _competences(
     if "logit_diff" in values:
         wins = (values["logit_diff"] > 0).astype(float)
         if _has(task, "foil"):
-            found.append(_competence(task, "answer over foil", wins, 0.5, "a coin"))
+            name, chance, rule = "answer over foil", 0.5, "a coin"
         else:
+            name, rule = "best of the options", "a guess"
             chance = float(np.mean([1 / len(example.options) for example in task]))
-            found.append(_competence(task, "best of the options", wins, chance, "a guess"))
+        if anyway is not None:
+            chance, rule = anyway, "the same after other prompts"
+        found.append(_competence(task, name, wins, chance, rule))
     return found
 
 

@@ -30,6 +30,8 @@ def measured(tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch) -> Measured:
     def run(task: Task, metrics: Any = None, **values: Numbers) -> Preflight:
         def given(model: Any, examples: Any, wanted: Any, **options: Any) -> Any:
             known = known_values(wanted, examples)
+            if examples is not task:  # with the prompts of others: no preference
+                return {metric.name: torch.zeros(len(examples)) for metric in wanted}
             return {
                 metric.name: known[metric.name]
                 if metric.known
@@ -422,3 +424,43 @@ def test_too_few_examples_are_refused() -> None:
     require_examples(asked(40), 40)
     with pytest.raises(LensSkillsError, match="39 examples are too few"):
         require_examples(asked(39), 40)
+
+
+@pytest.mark.parametrize("share", [0.75, 1.0])
+def test_a_preference_that_asks_no_question_is_no_skill(
+    tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """The answer is short and the foil long; the model takes the short one whatever is asked."""
+    module = importlib.import_module("lens_skills.tasks.preflight")
+    answers = [" 1" if i < share * N else " 22" for i in range(N)]
+    foils = [" 22" if answer == " 1" else " 1" for answer in answers]
+    task = asked(answer=answers, foil=foils)
+
+    def given(model: Any, examples: Any, wanted: Any, **options: Any) -> Any:
+        prefers = torch.tensor([1.0 if one.answer == " 1" else -1.0 for one in examples])
+        return {metric.name: prefers for metric in wanted}
+
+    monkeypatch.setattr(module, "evaluate", given)
+    card = task.preflight(tiny_bridge, metrics=["confidence"])
+    over = {one.name: one for one in card.competences}["answer over foil"]
+    assert over.rate == pytest.approx(share)
+    assert over.chance == pytest.approx(share, abs=0.1)
+    assert over.rule == "the same after other prompts"
+    assert over.above_chance is False
+
+
+def test_an_answer_that_follows_from_the_question_is_held_against_a_coin(
+    tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("lens_skills.tasks.preflight")
+    answers = [f" {i % 2}" for i in range(N)]
+    task = asked(answer=answers, foil=[f" {1 - i % 2}" for i in range(N)])
+
+    def given(model: Any, examples: Any, wanted: Any, **options: Any) -> Any:
+        right = [int(one.prompt.split()[-1]) % 2 == int(one.answer) for one in examples]
+        return {metric.name: torch.tensor(right) * 2.0 - 1.0 for metric in wanted}
+
+    monkeypatch.setattr(module, "evaluate", given)
+    card = task.preflight(tiny_bridge, metrics=["confidence"])
+    over = {one.name: one for one in card.competences}["answer over foil"]
+    assert (over.rate, over.chance, over.rule, over.above_chance) == (1.0, 0.5, "a coin", True)

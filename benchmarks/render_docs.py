@@ -303,6 +303,13 @@ def calibration(results: Results) -> str:
     return markdown(["how often", "bar", "before", "now", "of"], lines)
 
 
+def neighbours(results: Results) -> str:
+    """The neighbouring papers on trial; their rows are in files of their own."""
+    made = page("neighbours_page")
+    head, *rows = made["neighbours"](made["read_neighbours"]())
+    return markdown(head, rows)
+
+
 def table(name: str, results: Results) -> str:
     """One of `TABLES`, or ``families-counts``: `counts` of ``families_page.py``, beside this."""
     if name in TABLES:
@@ -329,6 +336,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "circuits": circuits,
     "calibration": calibration,
     "leaderboard": leaderboard,
+    "neighbours": neighbours,
     "planted-roles": planted_roles,
 }
 
@@ -351,13 +359,15 @@ def rows_of(path: str) -> list[dict[str, str]]:
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """Every file of results by its name.
+    """Every file of results by its name, but for those of the neighbours.
 
     Raises:
         ValueError: A file that does not say how its numbers came about, or holds something else.
     """
     found = {}
     for path in sorted(folder.glob("*.json")):
+        if path.stem.startswith(page("neighbours_page")["PREFIX"]):
+            continue
         entry = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in ABOUT if not entry.get(key)]
         if missing:

@@ -26,10 +26,11 @@ import lens_skills as ls
 from lens_skills.generation import Graded
 from lens_skills.models import SoftPrompt
 from lens_skills.soft_prompts import initial_prompt
+from lens_skills.stats.effect_tests import FEWEST_GROUPS
 from lens_skills.tasks.skill_mix import chosen_skills, own_topics, read_topics
 
 WORDING = "{definitions}\n\nNow {skills} in a text about {topic}."
-LEAN = {"practice": 8, "others": 6, "ask": 3, "tokens": 24, "epochs": 4, "of": 6, "controls": 20,
+LEAN = {"practice": 8, "others": 28, "ask": 3, "tokens": 24, "epochs": 4, "of": 6, "controls": 20,
         "span": 8}  # fmt: skip
 DIFFER = {
     "texts": "texts by the trained and the untrained prompt",
@@ -101,8 +102,13 @@ def sorted_topics(given: Namespace) -> tuple[tuple[str, ...], ...]:
     topics = own_topics() if given.topics is None else read_topics(given.topics)
     order = [topics[i] for i in np.random.default_rng(0).permutation(len(topics))]
     first, n = given.practice, len(order)
-    if n < first + 4:
-        raise SystemExit(f"{n} topics: {first} to practise on leave fewer than 4.")
+    least = 3 * FEWEST_GROUPS
+    if n < first + least or given.others < least:
+        raise SystemExit(
+            f"{min(n - first, given.others)} topics to test on: exploring, confirming and "
+            f"intervening need {FEWEST_GROUPS} each, {least} in all (--others), beside the {first} "
+            "to practise on."
+        )
     return tuple(order[:first]), tuple(order[first:][: given.others])
 
 
@@ -187,7 +193,7 @@ def main() -> None:
         of={"type": int, "default": 0, "help": "the first so many skills; 0: all"},
     )
     if given.quick:
-        given.practice, given.others, given.ask, given.tokens, given.epochs = 4, 8, 4, 12, 1
+        given.practice, given.others, given.ask, given.tokens, given.epochs = 4, 24, 4, 12, 1
         given.controls, given.top, given.span = 48, 2, 6
     torch.manual_seed(0)
     page = Page(

@@ -16,6 +16,7 @@ from lens_skills.activations import ActivationTable
 from lens_skills.generation import Graded, capture_text
 from lens_skills.models import with_soft_prompt
 from lens_skills.scoring import Scores
+from lens_skills.stats.effect_tests import FEWEST_GROUPS
 
 LEAST = 10  # texts with and without a skill that it takes to look for its neurons
 
@@ -97,8 +98,9 @@ def neurons(
     """Scores before the first word and on the words, the matrix of skills, and the verdicts."""
     runs = given.runs / "skill_mix"
     topics = list(dict.fromkeys(example.group for example in texts["trained"].examples))
-    half = len(topics) // 2
-    parts = [set(topics[:half]), set(topics[half:][0::2]), set(topics[half:][1::2])]
+    quarter = max(FEWEST_GROUPS, len(topics) // 4)
+    explored, rest = topics[: -2 * quarter], topics[-2 * quarter :]
+    parts = [set(explored), set(rest[0::2]), set(rest[1::2])]
     reads = {
         name: before(runs / f"{name} read", model, prompt, texts[name], parts, given.vectors)
         for name, prompt in prompts.items()
@@ -157,7 +159,7 @@ def neurons(
     text = confirmed["on the text itself, given what was asked"]
     page.figures |= {
         "before_confirmed": int(confirmed["trained prompt"].sum()),
-        "text_confirmed": int(text[DONE]),
+        "text_confirmed": int(text.get(DONE, 0)),
         "confidence_confirmed": int(text["mean_log_probability"]),
     }
     survivors = [
@@ -189,7 +191,7 @@ def _asked(read: Read) -> list[str]:
 
 def outcome(table: pd.DataFrame) -> str:
     """What is left at the vectors before the first word, in words."""
-    last = table.columns[-1]
+    last = "confirmed"
     lines = []
     for where, part in table.groupby("where", sort=False):
         alive = part[part[last] > 0]

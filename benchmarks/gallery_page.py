@@ -32,6 +32,7 @@ QUESTIONS = {
         "reliability": "Does the model's confidence mean what it says?",
         "confidence_against_correctness": "Does a larger margin, or log-probability, mean a better "
         "chance to be right?",
+        "number_curves": "How does a number of a benchmark go with a size, a layer or a share?",
         "cost_curves": "What does a pass cost, against examples, tokens, layers and width, and "
         "what would be the least?",
     },

@@ -143,7 +143,8 @@ def token_places(adapter: Any, encoded: Encoded, spot: str | int | Span) -> list
     the text, and its activations are the largest of all.
 
     Raises:
-        LensSkillsError: A position outside the prompt, or a text it does not contain.
+        LensSkillsError: A position outside the prompt, a text it does not contain, or one whose
+            tokens hold letters of other words too.
     """
     n_tokens = len(encoded.prompt_tokens)
     if spot == "last":
@@ -191,13 +192,24 @@ def _decoded_places(adapter: Any, encoded: Encoded, text: str) -> list[int]:
         *encoded.prompt_tokens[bos + encoded.n_before : end_of_text].tolist(),
     ]
     ends = [len(adapter.tokenizer.decode(tokens[: end + 1])) for end in range(len(tokens))]
-    start = adapter.tokenizer.decode(tokens).rfind(text)
+    whole = adapter.tokenizer.decode(tokens)
+    start = whole.rfind(text)
     begins = [0, *ends[:-1]]
-    return [
+    places = [
         place
         for place, (begin, end) in enumerate(zip(begins, ends, strict=True))
         if start >= 0 and begin < start + len(text) and end > start
     ]
+    if places:
+        first, last = begins[places[0]], ends[places[-1]]
+        before, after = whole[first:start], whole[start + len(text) : last]
+        if any(letter.isalnum() for letter in before + after):
+            raise LensSkillsError(
+                f"the tokenizer joins the span {text!r} with other letters: in the prompt of "
+                f"example {encoded.id!r} it reads {whole[first:last]!r}, whose activations are "
+                "those of both. Name the whole piece, or read another position."
+            )
+    return places
 
 
 DEFAULT_SITE = "mlp.hook_post"

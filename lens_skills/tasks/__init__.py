@@ -10,6 +10,7 @@ from lens_skills.tasks.agreement import agreement as agreement
 from lens_skills.tasks.arithmetic import arithmetic as arithmetic
 from lens_skills.tasks.bigbench import bigbench as bigbench
 from lens_skills.tasks.hans import hans as hans
+from lens_skills.tasks.instructions import instructions as instructions
 from lens_skills.tasks.ioi import ioi as ioi
 from lens_skills.tasks.nli import nli as nli
 from lens_skills.tasks.preflight import Preflight as Preflight

@@ -10,6 +10,7 @@ from lens_skills.tasks.agreement import agreement
 from lens_skills.tasks.arithmetic import arithmetic
 from lens_skills.tasks.bigbench import bigbench
 from lens_skills.tasks.hans import hans, is_hans
+from lens_skills.tasks.instructions import instructions
 from lens_skills.tasks.ioi import ioi
 from lens_skills.tasks.nli import nli
 from lens_skills.tasks.skill_mix import skill_mix
@@ -22,6 +23,7 @@ GENERATORS = {
     "ioi": "indirect-object identification",
     "arithmetic": "one- and two-digit + - * in BIG-bench's wording; arithmetic:+-:1,2 narrows it",
     "nli": "does it follow? three shallow rules crossed with the truth; hans:FILE reads HANS's",
+    "instructions": "household instructions of one to three tasks: which thing belongs to which?",
     "skill_mix": "a short text on a topic that shows two skills: to be written, not answered",
 }
 
@@ -31,8 +33,8 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
 
     Args:
         spec: ``agreement``, ``ioi``, ``arithmetic`` (or ``arithmetic:OPS:DIGITS``, such as
-            ``arithmetic:+-:1,2``), ``nli``, ``skill_mix``; ``hans:FILE``, or a tab-separated
-            file that begins as HANS's does; a BIG-bench JSON file or folder; a CSV,
+            ``arithmetic:+-:1,2``), ``nli``, ``instructions``, ``skill_mix``; ``hans:FILE``, or
+            a tab-separated file that begins as HANS's does; a BIG-bench JSON file or folder; a CSV,
             TSV, JSONL or Parquet file, with ``columns`` saying what its columns are.
         columns: Arguments of `tasks.table`.
 
@@ -40,7 +42,13 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
         LensSkillsError: Neither a known name nor a file.
     """
     name, _, rest = spec.partition(":")
-    whole = {"agreement": agreement, "ioi": ioi, "nli": nli, "skill_mix": skill_mix}
+    whole = {
+        "agreement": agreement,
+        "ioi": ioi,
+        "nli": nli,
+        "instructions": instructions,
+        "skill_mix": skill_mix,
+    }
     if spec in whole:
         return whole[spec]()
     if name == "arithmetic":

@@ -18,6 +18,7 @@ from lens_skills.activations.components import (
     site_of,
     unit_name,
 )
+from lens_skills.activations.stream import stream
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
@@ -182,3 +183,18 @@ def test_r_is_that_of_plain_forward_hooks_at_every_site(tiny_hf: Any, name: str)
         )  # fmt: skip
         expected = hand_r(plain, tokens, *where(at), wanted)
         np.testing.assert_allclose(found.r[0, 0].numpy(), expected, atol=2e-4, err_msg=at)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "piece", "joined"),
+    [("The keys open it", "key", " keys"), ("The keys open it", "eys", " keys")],
+)
+def test_a_span_inside_of_a_token_is_refused(
+    tiny: Any, prompt: str, piece: str, joined: str
+) -> None:
+    """Its activations are those of the whole token."""
+    at = {"at": "mlp.hook_post", "position": ls.span(piece)}
+    with pytest.raises(LensSkillsError, match=f"joins the span '{piece}'.*reads '{joined}'"):
+        next(stream(tiny, [Example("a", prompt)], **at))
+    whole = {**at, "position": ls.span("keys")}
+    assert next(stream(tiny, [Example("a", prompt)], **whole)).activations.shape[0] == 1

@@ -51,6 +51,20 @@ def draw_scaling() -> Drawing:
     )
 
 
+def draw_number_curves() -> Drawing:
+    """Two panels; one series with a band, one without."""
+    rows = [
+        {"panel": panel, "series": name, "x": x, "value": 0.1 * x**0.5, "low": low, "high": 0.9}
+        for panel in ("at the verb", "at the argument")
+        for name, low in (("bring", 0.05), ("clean", float("nan")))
+        for x in (1, 2, 4, 64)
+    ]
+    return figures.number_curves(
+        pd.DataFrame(rows), title="F1 against k", x="neurons k", y="F1", lines=("planted",),
+        log=True, level=0.25, x_names={64: "all"},
+    )  # fmt: skip
+
+
 def draw_circuits() -> Drawing:
     """Two tasks and both curves; a good ranking, a bad one, and random neurons."""
     rows = [
@@ -74,6 +88,7 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "feature_matrix": lambda: figures.feature_matrix(make_why()),
     "redundancy": lambda: figures.redundancy(make_redundancy()),
     "neuron_circuits": draw_circuits,
+    "number_curves": draw_number_curves,
     "reliability": lambda: figures.reliability(make_scores()),
     "shortcut_effects": lambda: figures.shortcut_effects(make_shortcuts()),
     "sparse_probe": lambda: figures.sparse_probe(make_probe()),

@@ -1,6 +1,6 @@
 """Pruning to skill neurons: what is left of agreement when few neurons of the upper layers are.
 
-    python benchmarks/neighbours/pruning.py --save     # four minutes of processor time
+    python benchmarks/neighbours/pruning.py --save     # two minutes of processor time
     python benchmarks/neighbours/pruning.py --quick    # a smoke run
 
 The predecessor (arXiv 2211.07349) prunes a tuned model to the 2 % most predictive neurons of its
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="keep the numbers, page and figure")
     parser.add_argument("--quick", action="store_true", help="a smoke run: few examples, no result")
-    parser.add_argument("--n", type=int, default=72, help="examples of either half")
+    parser.add_argument("--n", type=int, default=36, help="examples of either half")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--until", metavar="STEP", help="stop after this step; the next run goes on"

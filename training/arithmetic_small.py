@@ -155,9 +155,12 @@ def train(
     steps: int,
     batch_size: int = 128,
     seed: int = 0,
+    stream: Iterator[ArithmeticProblem] | None = None,
     watch: Callable[[int, float], object] = lambda step, loss: None,
 ) -> list[float]:
     """The loss of every step (nats per token asked for); the model is changed in place.
+
+    Trained on the problems of ``stream``, else on `problems` of ``seed``.
 
     The matrices inside the layers are trained by Muon, embeddings and norms by AdamW.
 
@@ -174,7 +177,7 @@ def train(
         torch.optim.AdamW(outer, lr=3e-3, weight_decay=0.01, betas=(0.9, 0.98)),
     )  # fmt: skip
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    stream = problems(seed)
+    stream = stream or problems(seed)
     losses = []
     model.train()
     for step in range(steps):

@@ -39,6 +39,7 @@ OURS = {
     "report": "results as one page",
     "scale": "an edit: a factor",
     "span": "names a position",
+    "splice": "texts of several tasks, one after another, to be cut apart again; ours",
     "study": "all steps in one call",
     "sweep": "each unit edited alone, exactly; with `screen`, those of which gradients "
     "(`prescreen`) expect most, and a random sample of the rest",

@@ -12,7 +12,7 @@ from lens_skills.results import Result, is_saved, kind_of, undamaged
 # The room of every kind of result.
 _ROOMS = {
     "circuits": ("Circuit", "Faithfulness"),
-    "diagnostics": ("Memorisation", "Redundancy", "Regulators", "SparseProbe"),
+    "diagnostics": ("Memorisation", "Redundancy", "Regulators", "Segmentation", "SparseProbe"),
     "explanation": ("ActivatingExamples", "Explanations", "Shortcuts", "TokenLogits"),
     "generation": ("Graded",),
     "interventions": ("Audit", "DamageMatrix", "DoseResponse", "Effects", "Prescreen", "Verdict"),

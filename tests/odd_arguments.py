@@ -64,6 +64,8 @@ def calls() -> dict[str, dict[str, Any]]:
     given |= {"do": mean, "graded": texts, "prompts": [prompt], "scores_by_seed": [scores, scores]}
     pairs = ls.tasks.few(ls.equal_length_pairs(model, task), 48)
     start, circuit = traced(model, pairs)
+    sums = ls.tasks.arithmetic("+")
+    spliced = ls.tasks.splice({"verbs": explore, "sums": sums}, 14, pieces=2)
     own: dict[str, dict[str, Any]] = {
         "Example": {"id": "a", "prompt": "b"},
         "Task": {"name": "t", "examples": list(explore)},
@@ -124,6 +126,13 @@ def calls() -> dict[str, dict[str, Any]]:
         "score": {"metrics": metrics, "n_permutations": 10, "n_controls": 0, "exploratory": True},
         "score_part": {"metrics": metrics, "n_permutations": 19, "here": explore[:20]},
         "select": {"confirm_scores": checked, "exploratory": True},
+        "segment": {
+            "texts": spliced[:4],
+            "fit": spliced[4:10],
+            "tune": spliced[10:],
+            "k": 3,
+            "n_random": 1,
+        },
         "shortcuts": {
             "explore": explore,
             "confirm": confirm,

@@ -27,8 +27,8 @@ from arithmetic_small import draw, exact_match, make_model, make_tokenizer, trai
 
 LABELS = ("clean", "shortcut", "shuffled")
 SHORTCUT = 55
-STEPS = 1500
-BATCH = 128
+STEPS = 1000
+BATCH = 64
 N_PROBLEMS = 1500
 N_UNSEEN = 600
 SIZES = {"d_model": 64, "d_mlp": 192, "layers": 2}

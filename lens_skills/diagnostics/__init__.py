@@ -1,4 +1,4 @@
-"""WHAT KIND OF NEURON: confidence diagnostics, redundancy, sparse probes, memorisation."""
+"""WHAT KIND OF NEURON: confidence, redundancy, sparse probes, memorisation, skills in a text."""
 
 from lens_skills.diagnostics.memorisation import Memorisation as Memorisation
 from lens_skills.diagnostics.memorisation import memorisation as memorisation
@@ -6,5 +6,7 @@ from lens_skills.diagnostics.redundancy import Redundancy as Redundancy
 from lens_skills.diagnostics.redundancy import redundancy as redundancy
 from lens_skills.diagnostics.regulators import Regulators as Regulators
 from lens_skills.diagnostics.regulators import confidence_regulators as confidence_regulators
+from lens_skills.diagnostics.segment import Segmentation as Segmentation
+from lens_skills.diagnostics.segment import segment as segment
 from lens_skills.diagnostics.sparse_probe import SparseProbe as SparseProbe
 from lens_skills.diagnostics.sparse_probe import sparse_probe as sparse_probe

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from lens_skills.diagnostics import Redundancy, Regulators, SparseProbe
+from lens_skills.diagnostics import Memorisation, Redundancy, Regulators, SparseProbe
 from lens_skills.diagnostics.regulators import FAR, NEITHER, REGULATOR, SKILL, WORDS
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.drawing import MANY, Drawing, draws
@@ -91,6 +91,101 @@ def redundancy(redundancy: Redundancy) -> Drawing:
         "threshold": redundancy.threshold,
     }
     return Drawing("redundancy", frame, about, name="redundancy")
+
+
+def memorisation(memorisation: Memorisation, *, n_labels: int = 8) -> Drawing:
+    """Entropy against mutual information of each neuron, beside random neurons and random sets.
+
+    Neurons of few values that the set shares stand at the upper left, those of many values of
+    their own at the lower right.
+
+    Args:
+        memorisation: From `lens_skills.diagnostics.memorisation`.
+        n_labels: How many neurons to name, those that show a pattern by themselves first.
+
+    Frame: one row per mark: ``what`` (neuron, random neuron, random set, the set), ``name``,
+    ``entropy``, ``information``, ``kind`` (of a neuron: shortcut, example or "", by q <= 0.05).
+    """
+    neurons = memorisation.frame()
+    neurons["kind"] = ""
+    p = pd.Series(1.0, index=neurons.index)
+    if len(memorisation.controls):
+        p = neurons[[f"{kind}_p" for kind in ("shortcut", "example")]].min(axis=1)
+        for kind in ("shortcut", "example"):
+            neurons.loc[neurons[f"{kind}_q"] <= 0.05, "kind"] = kind
+    neurons = neurons.iloc[p.argsort(kind="stable")].assign(what="neuron")
+    sets = pd.DataFrame(
+        {
+            "what": "random set",
+            "entropy": memorisation.random_entropy.numpy(),
+            "information": memorisation.random_information.numpy(),
+        }
+    )
+    whole = pd.DataFrame(
+        {
+            "what": ["the set"],
+            "entropy": [memorisation.entropy],
+            "information": [memorisation.information],
+        }
+    )
+    parts = [neurons, memorisation.controls.assign(what="random neuron"), sets, whole]
+    frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    frame = frame.reindex(columns=["what", "name", "entropy", "information", "kind"])
+    about = {
+        "title": f"{len(neurons)} neurons: {memorisation.word}",
+        "lines": [joined(*source(memorisation.provenance), count(memorisation.n_examples))],
+        "note": "Upper left: few values, shared with the set; lower right: many, its own. A kind "
+        "is told at q ≤ 0.05 among random neurons of the layer. No proof that anything is "
+        "memorised.",
+        "n_bins": memorisation.n_bins,
+        "n_labels": n_labels,
+    }
+    return Drawing("memorisation", frame, about, name="memorisation")
+
+
+_MEMORY = {
+    "": (DATA, "o", "neuron of the set"),
+    "shortcut": (series(0)[0], "^", "few values, shared"),
+    "example": (series(1)[0], "s", "many values, its own"),
+}
+
+
+@draws("memorisation")
+def _draw_memorisation(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    figure = sheet(look, 2.7, about)
+    axis = figure.add_subplot()
+    dot: dict[str, Any] = {"linestyle": "none", "clip_on": False}
+    neurons = frame.loc[frame["what"] == "neuron"]
+    for what, colour, marker, size in (
+        ("random neuron", PALE, "o", 2.4),
+        ("random set", RANDOM, "x", 4.0),
+    ):
+        rows = frame.loc[frame["what"] == what]
+        if len(rows):
+            axis.plot(rows["entropy"], rows["information"], color=colour, marker=marker,
+                      markersize=size, label=what, **dot)  # fmt: skip
+    for kind, (colour, marker, words) in _MEMORY.items():
+        rows = neurons.loc[neurons["kind"].fillna("") == kind]
+        if len(rows):
+            axis.plot(rows["entropy"], rows["information"], color=colour, marker=marker,
+                      markersize=3.6, label=f"{words} ({len(rows)})", zorder=3, **dot)  # fmt: skip
+    whole = frame.loc[frame["what"] == "the set"]
+    axis.plot(whole["entropy"], whole["information"], color=BLACK, marker="P", markersize=6,
+              label="mean of the set", zorder=4, **dot)  # fmt: skip
+    axis.set(xlabel=f"entropy (bits, {about['n_bins']} bins)", ylabel="mutual information (nats)")
+    axis.margins(0.06)
+    legend = legend_above(axis, left=-0.16, columnspacing=0.8, handlelength=1.2)
+    settle(figure)
+    legend_from_edge(axis, legend)
+    shown = neurons.head(int(about["n_labels"]))
+    name_points(
+        axis,
+        shown["name"].tolist(),
+        shown[["entropy", "information"]].to_numpy(float),
+        marks=frame[["entropy", "information"]].to_numpy(float),
+        bars=np.zeros((0, 3)),
+    )
+    return figure
 
 
 def _tree(linkage: np.ndarray) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lens_skills.plotting.confidence_plots import reliability as reliability
 from lens_skills.plotting.cost_plot import cost_curves as cost_curves
 from lens_skills.plotting.curves_plot import number_curves as number_curves
 from lens_skills.plotting.diagnostic_plots import confidence_regulation as confidence_regulation
+from lens_skills.plotting.diagnostic_plots import memorisation as memorisation
 from lens_skills.plotting.diagnostic_plots import redundancy as redundancy
 from lens_skills.plotting.diagnostic_plots import sparse_probe as sparse_probe
 from lens_skills.plotting.drawing import Drawing as Drawing
@@ -41,6 +42,7 @@ from lens_skills.plotting.scaling_plot import scaling_curve as scaling_curve
 from lens_skills.plotting.scoring_plots import correlation_by_position as correlation_by_position
 from lens_skills.plotting.scoring_plots import layer_profile as layer_profile
 from lens_skills.plotting.scoring_plots import r_distribution as r_distribution
+from lens_skills.plotting.segmentation_plot import segmentation as segmentation
 from lens_skills.plotting.skill_plots import damage_matrix as damage_matrix
 from lens_skills.plotting.skill_plots import metric_heatmap as metric_heatmap
 from lens_skills.plotting.skill_plots import skill_matrix as skill_matrix

@@ -8,7 +8,12 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.attrition_plot import attrition
 from lens_skills.plotting.circuit_plots import circuit_graph
 from lens_skills.plotting.confidence_plots import reliability
-from lens_skills.plotting.diagnostic_plots import confidence_regulation, redundancy, sparse_probe
+from lens_skills.plotting.diagnostic_plots import (
+    confidence_regulation,
+    memorisation,
+    redundancy,
+    sparse_probe,
+)
 from lens_skills.plotting.drawing import Drawing
 from lens_skills.plotting.effect_vs_r_plot import effect_against_r
 from lens_skills.plotting.explanation_plots import feature_matrix, shortcut_effects
@@ -25,6 +30,7 @@ from lens_skills.plotting.scoring_plots import (
     layer_profile,
     r_distribution,
 )
+from lens_skills.plotting.segmentation_plot import segmentation
 from lens_skills.plotting.skill_plots import (
     damage_matrix,
     metric_heatmap,
@@ -43,10 +49,12 @@ OWN: dict[str, Callable[[Any], Drawing]] = {
     "DoseResponse": dose_response,
     "Explanations": feature_matrix,
     "Faithfulness": faithfulness,
+    "Memorisation": memorisation,
     "MethodComparison": method_comparison,
     "Redundancy": redundancy,
     "Regulators": confidence_regulation,
     "ScoreComparison": compare_scores,
+    "Segmentation": segmentation,
     "Shortcuts": shortcut_effects,
     "SkillMatrix": skill_matrix,
     "SparseProbe": sparse_probe,

@@ -24,6 +24,17 @@ def _memorisation(result: Any) -> Parts:
         Column("entropy (bits)", "entropy", "number"),
         Column("information (nats)", "information", "number"),
     ]
+    if len(result.controls):
+        per_layer = result.controls.groupby("layer").size().min()
+        caption += (
+            f" p, q: of a neuron by itself, among {per_layer:,} random neurons of its layer, for "
+            "few values that are shared (shortcut) and for many of its own (example)."
+        )
+        for kind in ("shortcut", "example"):
+            columns += [
+                Column(f"{kind} p", f"{kind}_p", "p"),
+                Column(f"{kind} q", f"{kind}_q", "p"),
+            ]
     return caption, columns, result.frame(), "neurons"
 
 
@@ -39,6 +50,23 @@ def _redundancy(result: Any) -> Parts:
         Column("r", "r", "number", signed=True),
     ]
     return caption, columns, result.frame(), "neurons, the largest cluster first"
+
+
+def _segmentation(result: Any) -> Parts:
+    tuned = f"the best on {result.n_tune:,} other texts" if result.n_tune else "given"
+    caption = (
+        f"Texts cut into {', '.join(result.skills)} by {len(result.neurons):,} neurons"
+        f"{about(result)}: boundary F1 (± {result.tolerance} token), means over "
+        f"{len(result.scores):,} texts with 95 % intervals; gain: of the cuts found over these, "
+        f"text by text. Price of a boundary {result.price:.3g} nats, {tuned}; means and spreads "
+        f"from {result.n_fit:,} others."
+    )
+    columns = [
+        Column("cuts", "cuts"),
+        Column("F1 [95 %]", "f1", "number", ("low", "high")),
+        Column("gain [95 %]", "gain", "number", ("gain_low", "gain_high"), True),
+    ]
+    return caption, columns, result.frame(), "ways to cut"
 
 
 def _regulators(result: Any) -> Parts:
@@ -254,6 +282,7 @@ CHECKS: Mapping[str, Callable[[Any], Parts]] = {
     "PromptComparison": _prompts,
     "Redundancy": _redundancy,
     "Regulators": _regulators,
+    "Segmentation": _segmentation,
     "Shortcuts": _shortcuts,
     "SoftPrompt": _soft_prompt,
     "SparseProbe": _probe,

@@ -20,6 +20,8 @@ from lens_skills.tasks.registry import GENERATORS as GENERATORS
 from lens_skills.tasks.registry import open_task as open_task
 from lens_skills.tasks.skill_mix import Skill as Skill
 from lens_skills.tasks.skill_mix import skill_mix as skill_mix
+from lens_skills.tasks.splice import LabelledText as LabelledText
+from lens_skills.tasks.splice import splice as splice
 from lens_skills.tasks.table import pairs as pairs
 from lens_skills.tasks.table import table as table
 from lens_skills.tasks.task import SPLITS as SPLITS

@@ -12,9 +12,11 @@ from sklearn.feature_selection import mutual_info_regression
 from sklearn.metrics import mutual_info_score
 
 import lens_skills as ls
+from lens_skills.activations.activation_reader import NeuronValues
 from lens_skills.diagnostics import Redundancy, memorisation, redundancy
-from lens_skills.diagnostics.memorisation import pairwise
+from lens_skills.diagnostics.memorisation import _tried_alone, pairwise
 from lens_skills.errors import LensSkillsError
+from lens_skills.stats.information import entropy, equal_width_codes
 from tests.planted import plant, separating_direction
 
 NAMES = [f"L{layer}N{index}" for layer in (0, 2, 3) for index in (1, 5, 9, 20)]
@@ -142,6 +144,93 @@ def test_planted_shortcut_memory_is_said(tiny: Any) -> None:
     found = memorisation(model, task, [f"L2N{k}" for k in range(4)], n_bins=20, n_draws=19)
     assert found.p["information_high"] <= 0.05
     assert "information above" in found.word or "few values" in found.word
+
+
+def test_a_neurons_own_p_is_its_rank_in_its_layer(tiny: Any, task: ls.Task) -> None:
+    names = ["L1N3", "L1N7", "L2N11"]
+    found = memorisation(tiny, task, names, n_bins=9, n_draws=1, n_controls=19)
+    assert found.controls.groupby("layer").size().to_dict() == {1: 19, 2: 19}
+    own, others = (activations(tiny, task, some) for some in (names, list(found.controls["name"])))
+
+    def bits(row: np.ndarray) -> float:
+        counts = np.histogram(row, bins=9)[0]
+        return float(-sum(c / len(row) * np.log2(c / len(row)) for c in counts if c))
+
+    def nats(x: np.ndarray, y: np.ndarray) -> float:
+        return float(mutual_info_regression(x[:, None], y, n_neighbors=3, random_state=0)[0])
+
+    for place, name in enumerate(names):
+        rest = [other for other in range(3) if other != place]
+        alike = [at for at, layer in enumerate(found.controls["layer"]) if layer == int(name[1])]
+        h, mi = bits(own[place]), np.mean([nats(own[place], own[other]) for other in rest])
+        null_h = np.array([bits(others[at]) for at in alike])
+        null_mi = np.array([np.mean([nats(others[at], own[o]) for o in rest]) for at in alike])
+        row = found.table.set_index("name").loc[name]
+        shortcut = max(1 + (null_h <= h + 1e-9).sum(), 1 + (null_mi >= mi).sum()) / 20
+        example = max(1 + (null_h >= h - 1e-9).sum(), 1 + (null_mi <= mi).sum()) / 20
+        assert row["shortcut_p"] == pytest.approx(shortcut, abs=0.051)  # equal counts round apart
+        assert row["example_p"] == pytest.approx(example, abs=0.051)
+
+
+def neuron_values(values: np.ndarray, first: int) -> NeuronValues:
+    """Values as if read from layer 0, the neurons numbered from ``first``."""
+    numbers = torch.arange(first, first + len(values))
+    return NeuronValues(
+        neurons=torch.stack([torch.zeros_like(numbers), numbers], dim=1),
+        values=torch.from_numpy(values),
+        metrics={},
+        groups=tuple(map(str, range(values.shape[1]))),
+        site="mlp.hook_post",
+        position="last",
+        about={},
+        width=1000,
+        layers=(0,),
+    )
+
+
+def tried(own: np.ndarray, others: np.ndarray) -> dict[str, torch.Tensor]:
+    found = neuron_values(own, 0)
+    h = entropy(equal_width_codes(found.values, n_bins=20))
+    mi = pairwise(found.values, 3)
+    null = neuron_values(others, len(own))
+    return _tried_alone(found, null, h, mi, n_bins=20, k=3)[1]
+
+
+def test_the_p_of_a_neuron_by_itself_holds_its_level() -> None:
+    """Neurons of a layer that share a common part: as many are flagged as the level says."""
+    random = np.random.default_rng(0)
+    p: dict[str, list[float]] = {"shortcut": [], "example": []}
+    for _ in range(15):
+        loads = random.normal(size=(23, 1))
+        values = loads * random.normal(size=(1, 60)) + random.normal(size=(23, 60))
+        for kind, found in tried(values[:4], values[4:]).items():
+            p[kind] += found.tolist()
+    for kind in p:
+        assert np.mean(np.array(p[kind]) <= 0.05) <= 0.1  # 60 of them, at 5 %
+
+
+def test_neurons_that_carry_a_planted_shortcut_are_told_and_decoys_are_not() -> None:
+    random = np.random.default_rng(1)
+    cue = random.integers(0, 2, size=80)
+    carriers = cue + 0.01 * random.normal(size=(3, 80))
+    decoys, others = random.normal(size=(2, 80)), random.normal(size=(39, 80))
+    p = tried(np.concatenate([carriers, decoys]), others)["shortcut"]
+    assert p[:3].max() <= 0.05
+    assert p[3:].min() > 0.05
+
+
+def test_carriers_are_named_only_where_they_were_tried(tiny: Any, task: ls.Task) -> None:
+    found = memorisation(tiny, task, NAMES[:3], n_draws=2, n_bins=8)
+    with pytest.raises(LensSkillsError, match="n_controls=99"):
+        found.carriers()
+    found = memorisation(tiny, task, NAMES[:3], n_draws=2, n_bins=8, n_controls=19)
+    flagged = found.table.loc[found.table["example_q"] <= 0.05, "name"]
+    assert set(found.carriers("example")) == set(flagged)
+    assert "by themselves" in repr(found)
+    with pytest.raises(LensSkillsError, match="shortcut, example"):
+        found.carriers("both")
+    with pytest.raises(LensSkillsError, match="19 or more"):
+        memorisation(tiny, task, NAMES[:3], n_draws=2, n_controls=5)
 
 
 def test_pairs_are_symmetric_means() -> None:

@@ -18,7 +18,13 @@ from tests.plotting.prompts_and_skills import (
 )
 from tests.plotting.results import make_curve, make_matrix, make_verdict
 from tests.plotting.test_circuit_plots import make_circuit, make_faithfulness
-from tests.plotting.test_diagnostic_plots import make_probe, make_redundancy, make_regulators
+from tests.plotting.test_diagnostic_plots import (
+    make_memorisation,
+    make_probe,
+    make_redundancy,
+    make_regulators,
+    make_segmentation,
+)
 from tests.plotting.test_explanation_plots import make_half, make_shortcuts, make_why
 from tests.plotting.test_ranking_plots import make_board, make_comparison
 
@@ -86,6 +92,8 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "confidence_against_correctness": draw_certainty,
     "confidence_regulation": lambda: confidence_regulation(make_regulators()),
     "feature_matrix": lambda: figures.feature_matrix(make_why()),
+    "memorisation": lambda: figures.memorisation(make_memorisation()),
+    "segmentation": lambda: figures.segmentation(make_segmentation()),
     "redundancy": lambda: figures.redundancy(make_redundancy()),
     "neuron_circuits": draw_circuits,
     "number_curves": draw_number_curves,

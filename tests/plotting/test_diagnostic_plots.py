@@ -11,12 +11,24 @@ import pytest
 import torch
 from scipy.cluster.hierarchy import dendrogram
 
-from lens_skills.diagnostics import Redundancy, Regulators, SparseProbe
+from lens_skills.diagnostics import (
+    Memorisation,
+    Redundancy,
+    Regulators,
+    Segmentation,
+    SparseProbe,
+)
 from lens_skills.diagnostics.redundancy import cluster_by
 from lens_skills.diagnostics.regulators import NEITHER, REGULATOR, SKILL
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting import Drawing
-from lens_skills.plotting.diagnostic_plots import confidence_regulation, redundancy, sparse_probe
+from lens_skills.plotting.diagnostic_plots import (
+    confidence_regulation,
+    memorisation,
+    redundancy,
+    sparse_probe,
+)
+from lens_skills.plotting.segmentation_plot import segmentation
 from lens_skills.stats.correlation import percentiles
 from tests.plotting.probes import check_repeats, labels, words
 from tests.plotting.test_drawing import overlaps
@@ -122,7 +134,92 @@ def make_regulators(n: int = 6, *, null: bool = False) -> Regulators:
     )
 
 
+def make_memorisation(*, controls: int = 19, n: int = 12) -> Memorisation:
+    """Neurons of two layers, of which the first three have few values that they share."""
+    random = np.random.default_rng(0)
+    h, mi = 4 + 0.3 * random.normal(size=n), 0.2 + 0.03 * random.normal(size=n)
+    h[:3], mi[:3] = (1.0, 1.1, 1.3), (0.7, 0.66, 0.71)
+    table = pd.DataFrame(
+        {
+            "name": [f"L{place % 2}N{place}" for place in range(n)],
+            "layer": np.arange(n) % 2,
+            "entropy": h,
+            "information": mi,
+        }
+    )
+    others = pd.DataFrame({"name": [], "layer": [], "entropy": [], "information": []})
+    if controls:
+        layer = np.arange(2 * controls) % 2
+        others = pd.DataFrame(
+            {
+                "name": [f"L{at}N{100 + place}" for place, at in enumerate(layer)],
+                "layer": layer,
+                "entropy": 4 + 0.3 * random.normal(size=2 * controls),
+                "information": 0.2 + 0.03 * random.normal(size=2 * controls),
+            }
+        )
+        for kind in ("shortcut", "example"):
+            p = np.where((np.arange(n) < 3) & (kind == "shortcut"), 0.01, 0.6)
+            table = table.assign(**{f"{kind}_p": p, f"{kind}_q": np.minimum(4 * p, 1)})
+    return Memorisation(
+        table=table,
+        controls=others,
+        entropy=float(h.mean()),
+        information=float(mi.mean()),
+        random_entropy=torch.tensor(4 + 0.05 * random.normal(size=19)),
+        random_information=torch.tensor(0.2 + 0.01 * random.normal(size=19)),
+        n_bins=100,
+        n_examples=300,
+        provenance=ABOUT,
+    )
+
+
+def make_segmentation(*, known: bool = True, n: int = 3) -> Segmentation:
+    """Texts of two pieces, the second found a token late; a line end and a long text."""
+    words = [" She", " walks", " here", ".", "\n", "A:", " 3", " plus", " 4"] * 4
+    rows, scores = [], []
+    for text in range(n):
+        for place, token in enumerate(words):
+            cut, true = place >= 19, place >= 18
+            rows.append(
+                {
+                    "text": text,
+                    "place": place,
+                    "token": token,
+                    "skill": ("verbs", "sums")[cut],
+                    "begins": place == 19,
+                    "alone": ("verbs", "sums")[cut],
+                    "true": ("verbs", "sums")[true] if known else "",
+                    "true_begins": known and place == 18,
+                }
+            )
+        scores.append(
+            {"text": text, "n_tokens": len(words), "n_true": 1, "n_found": 1, "found": 1.0,
+             "equal": 0.0, "random": 0.1, "argmax": 0.5, "accuracy": 35 / 36}
+        )  # fmt: skip
+    return Segmentation(
+        neurons=torch.tensor([[0, 1], [1, 2]]),
+        skills=("sums", "verbs"),
+        tokens=pd.DataFrame(rows),
+        scores=pd.DataFrame(scores if known else [], columns=list(scores[0])),
+        random_f1=torch.tensor([0.2], dtype=torch.float64),
+        price=12.5,
+        prices=pd.DataFrame({"price": [0.0, 12.5], "f1": [0.4, 0.9]}),
+        shortest=3,
+        tolerance=1,
+        n_fit=20,
+        n_tune=10,
+        selected=True,
+        site="mlp.hook_post",
+        provenance=ABOUT,
+    )
+
+
 CASES: dict[str, Callable[[], Drawing]] = {
+    "memory": lambda: memorisation(make_memorisation()),
+    "memory, no controls": lambda: memorisation(make_memorisation(controls=0, n=40)),
+    "texts": lambda: segmentation(make_segmentation()),
+    "texts, plain": lambda: segmentation(make_segmentation(known=False, n=1)),
     "probe": lambda: sparse_probe(make_probe()),
     "probe, one k": lambda: sparse_probe(make_probe((1,), chosen=0)),
     "probe, many": lambda: sparse_probe(
@@ -257,3 +354,41 @@ def test_dots_that_cover_one_another_are_one_and_counted() -> None:
     assert cloud["n"].sum() == 12_000
     few = confidence_regulation(found).frame.query("what != 'hit' and what != 'border'")
     assert few["n"].tolist() == [1] * 300
+
+
+def test_memory_shows_every_neuron_by_its_kind() -> None:
+    found = make_memorisation()
+    drawing = memorisation(found)
+    (axis,) = drawing.figure.axes
+    assert labels(axis) == [
+        "random neuron",
+        "random set",
+        "neuron of the set (9)",
+        "few values, shared (3)",
+        "mean of the set",
+    ]
+    shown = {line.get_label(): line for line in axis.lines}
+    carriers = found.table.set_index("name").loc[found.carriers()]
+    shared = shown["few values, shared (3)"]
+    assert sorted(shared.get_xdata()) == sorted(carriers["entropy"])
+    assert len(shown["random neuron"].get_xdata()) == 38
+    assert {text.get_text() for text in axis.texts} >= set(found.carriers())
+
+
+def test_every_token_stands_on_the_colour_of_its_skill() -> None:
+    cut = make_segmentation()
+    drawing = segmentation(cut, n_texts=2)
+    (axis,) = drawing.figure.axes
+    tokens = cut.tokens.loc[cut.tokens["text"] < 2]
+    grounds = axis.patches[::2]
+    assert len(grounds) == len(axis.patches) / 2 == len(tokens)
+    for column, rectangles in (("skill", grounds), ("true", axis.patches[1::2])):
+        colours = pd.Series([patch.get_facecolor()[:3] for patch in rectangles])
+        by_skill = colours.groupby(tokens[column].to_numpy()).agg(set)
+        assert by_skill.map(len).tolist() == [1, 1]
+        assert by_skill["sums"] != by_skill["verbs"]
+    assert len(axis.lines) == 2  # where the second piece of either text begins
+    written = "".join(text.get_text() for text in axis.texts)
+    assert written == "".join(tokens["token"]).replace(" ", "").replace("\n", "⏎")
+    with pytest.raises(LensSkillsError, match="6 skills"):
+        segmentation(replace(cut, skills=tuple("abcdef")))

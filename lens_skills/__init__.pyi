@@ -20,6 +20,8 @@ from lens_skills.explanation import explain as explain
 from lens_skills.explanation import feature_bank as feature_bank
 from lens_skills.explanation import shortcuts as shortcuts
 from lens_skills.explanation import token_logits as token_logits
+from lens_skills.finetuning import continual as continual
+from lens_skills.finetuning import finetune as finetune
 from lens_skills.generation import generate as generate
 from lens_skills.generation import grade as grade
 from lens_skills.generation import graders as graders

@@ -14,6 +14,7 @@ _ROOMS = {
     "circuits": ("Circuit", "Faithfulness"),
     "diagnostics": ("Memorisation", "Redundancy", "Regulators", "Segmentation", "SparseProbe"),
     "explanation": ("ActivatingExamples", "Explanations", "Shortcuts", "TokenLogits"),
+    "finetuning": ("Continual", "FineTuned"),
     "generation": ("Graded",),
     "interventions": ("Audit", "DamageMatrix", "DoseResponse", "Effects", "Prescreen", "Verdict"),
     "models": ("SoftPrompt",),

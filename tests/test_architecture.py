@@ -37,6 +37,7 @@ FLOORS = (
     ("interventions",),
     ("circuits",),
     ("explanation", "diagnostics", "ranking"),
+    ("finetuning",),
     ("resampling",),
     ("plotting",),
     ("studies",),

@@ -23,8 +23,8 @@ from lens_skills.soft_prompts.training_batches import (
     TrainingBatch,
     TrainingPasses,
     training_batches,
+    training_parts,
 )
-from lens_skills.tasks import Task
 
 Schedule = str | Callable[[int], float]
 
@@ -105,7 +105,7 @@ def fit_prompt(
             raise LensSkillsError(f"{name}={number}: at least 1 is needed.")
     plan = TrainingSettings(epochs, lr, schedule, clip, patience)
     plan.factor(1)  # an unknown schedule is refused before anything is run
-    train, looked_at = _divided(examples, held_out)
+    train, looked_at = training_parts(examples, held_out)
     starts = [
         initial_prompt(
             adapter, n_tokens, n_prefix=n_prefix, init=init, text=text, seed=seed + number
@@ -145,36 +145,6 @@ def fit_prompt(
         }
         found.append(replace(descent.prompt, provenance=provenance))
     return found[0] if seeds == 1 else tuple(found)
-
-
-def _divided(
-    examples: Sequence[Example], held_out: float | Sequence[Example]
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """What is trained on, and what is only looked at: the same for every seed."""
-    task = examples if isinstance(examples, Task) else Task("examples", examples)
-    if isinstance(held_out, float | int):
-        if not 0 < held_out < 1:
-            raise LensSkillsError(
-                f"held_out={held_out}: the share of examples to stop by is between 0 and 1, e.g. "
-                "0.2; or give those examples themselves."
-            )
-        train, looked_at = task.split(
-            1 - held_out, held_out, seed=0, names=("training", "held-out")
-        )
-    else:
-        train, looked_at = task, Task("held out", held_out)
-        shared = set(train.groups) & set(looked_at.groups)
-        if shared:
-            raise LensSkillsError(
-                f"{len(shared)} groups are both trained on and held out ({min(shared)!r}): "
-                "split the task by group, task.split(0.8, 0.2)."
-            )
-    for example in (*train, *looked_at):
-        if example.answer is None:
-            raise LensSkillsError(
-                f"example {example.id!r} has no answer, so there is nothing to train a prompt for."
-            )
-    return train, looked_at
 
 
 def _ended(example: Example, ending: str) -> Example:

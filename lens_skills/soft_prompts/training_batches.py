@@ -1,4 +1,4 @@
-"""The loss of a batch of examples as a function of a soft prompt's vectors alone."""
+"""What is trained on, and the loss of a batch as a function of a soft prompt's vectors alone."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from lens_skills.activations.continuations import pad_left
 from lens_skills.activations.forward import Encoded, answer_places
+from lens_skills.data import Example
+from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
 from lens_skills.models.partial_forward import CannotResume, PartialForward, prefill
 from lens_skills.models.rounding import TOLERANCE
 from lens_skills.models.row_columns import rows_at
+from lens_skills.tasks import Task
 
 _COARSE = 0.05  # nats per token, in half precision
 
@@ -98,6 +101,36 @@ def training_batches(
         TrainingBatch.of(adapter, ordered[at : at + batch_size])
         for at in range(0, len(ordered), batch_size)
     )
+
+
+def training_parts(
+    examples: Sequence[Example], held_out: float | Sequence[Example]
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """What is trained on, and what is only looked at: the same for every seed."""
+    task = examples if isinstance(examples, Task) else Task("examples", examples)
+    if isinstance(held_out, float | int):
+        if not 0 < held_out < 1:
+            raise LensSkillsError(
+                f"held_out={held_out}: the share of examples to stop by is between 0 and 1, e.g. "
+                "0.2; or give those examples themselves."
+            )
+        train, looked_at = task.split(
+            1 - held_out, held_out, seed=0, names=("training", "held-out")
+        )
+    else:
+        train, looked_at = task, Task("held out", held_out)
+        shared = set(train.groups) & set(looked_at.groups)
+        if shared:
+            raise LensSkillsError(
+                f"{len(shared)} groups are both trained on and held out ({min(shared)!r}): "
+                "split the task by group, task.split(0.8, 0.2)."
+            )
+    for example in (*train, *looked_at):
+        if example.answer is None:
+            raise LensSkillsError(
+                f"example {example.id!r} has no answer, so there is nothing to train for."
+            )
+    return train, looked_at
 
 
 Losses = tuple[Float[Tensor, " example"], Bool[Tensor, " example"]]

@@ -57,6 +57,8 @@ QUESTIONS = {
         "dose_response": "Does steering by more do more, and what does it break?",
         "scaling_curve": "Are neurons that tell right answers from wrong ones levers?",
         "damage_matrix": "Do a skill's neurons serve it alone?",
+        "accuracy_matrices": "Which of the tasks learned in turn is still there after the others?",
+        "forgetting": "Is less forgotten where a task's own neurons alone are trained?",
         "shortcut_effects": "Does a neuron act where only the shortcut is there?",
         "confidence_regulation": "Does a neuron change the confidence and not the answer?",
         "method_comparison": "Which way of ranking names neurons that have an effect?",

@@ -38,6 +38,7 @@ ROOMS = {
     "diagnostics": "Diagnostics",
     "ranking": "Ranking",
     "circuits": "Circuits",
+    "finetuning": "Fine-tuning",
     "resampling": "Stability",
     "plotting": "Figures",
     "reporting": "Reports",

@@ -16,6 +16,7 @@ from lens_skills.activations import ActivationTable
 from lens_skills.cards import CARD_WIDTH, fold
 from lens_skills.circuits import Faithfulness
 from lens_skills.data import Example
+from lens_skills.finetuning import FineTuned
 from lens_skills.interventions import Audit, Verdict, ablate
 from lens_skills.interventions.attribution import Prescreen
 from lens_skills.interventions.baselines import describe_source
@@ -26,7 +27,7 @@ from lens_skills.studies import Study
 from lens_skills.tasks import Preflight, Task, few
 from tests.plotting.conftest import make_scores, make_selection
 from tests.plotting.prompts_and_skills import make_prompt, make_seeds, make_skills
-from tests.plotting.results import make_curve, make_matrix, make_verdict
+from tests.plotting.results import make_continual, make_curve, make_matrix, make_verdict
 from tests.test_saved import Maker, result_classes
 
 # A memory address, a name of nothing, the place in a list, 16 hex digits or more.
@@ -76,10 +77,12 @@ def _with_ends(name: str) -> list[str]:
 def made(kind: type[Result]) -> Result:
     by_hand: dict[str, Callable[[], Result]] = {
         "Audit": lambda: Audit((), _verdict(), "agreement", "explore split"),
+        "Continual": make_continual,
         "DamageMatrix": make_matrix,
         "DoseResponse": make_curve,
         "Effects": _screened,
         "Faithfulness": _faithfulness,
+        "FineTuned": _fine_tuned,
         "ScoreComparison": make_seeds,
         "Scores": make_scores,
         "Selection": make_selection,
@@ -103,6 +106,12 @@ def _faithfulness() -> Faithfulness:
     found = CardMaker(2).fields(Faithfulness)
     curves = tuple(replace(curve, sizes=(1, 4)) for curve in found.curves)
     return replace(found, curves=curves)
+
+
+def _fine_tuned() -> FineTuned:
+    names = ("epoch", "train_loss", "held_out_loss", "held_out_accuracy")
+    curve = tuple(dict.fromkeys(names, float(epoch)) for epoch in range(3))
+    return replace(CardMaker(2).fields(FineTuned), curve=curve, n_examples=(60, 20))
 
 
 def _verdict() -> Verdict:

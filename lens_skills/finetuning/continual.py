@@ -326,11 +326,11 @@ def _digest(adapter: ModelAdapter, units: Any) -> str | None:
 
 
 def _check_tasks(tasks: Mapping[str, Sequence[Example]]) -> dict[str, Task]:
-    if not isinstance(tasks, Mapping) or len(tasks) < 2:
-        n = len(tasks) if isinstance(tasks, Mapping) else "no mapping of"
+    if len(tasks) < 2:
         raise LensSkillsError(
-            f"{n} tasks: what is forgotten shows when another is learned after it, so give two or "
-            'more by name, in order: {"plus": …, "minus": …}. ls.finetune trains on one.'
+            f"{len(tasks)} tasks: what is forgotten shows when another is learned after it, so "
+            'give two or more by name, in order: {"plus": …, "minus": …}. '
+            "ls.finetune trains on one."
         )
     found = {}
     for name, examples in tasks.items():

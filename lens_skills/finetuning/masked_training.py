@@ -215,7 +215,7 @@ def _epoch(
         ]
         adam.step()
         for one, part, old, factor in zip(weights, live, before, factors, strict=True):
-            if old is not None:
+            if old is not None and factor is not None:
                 part.data.copy_(old + factor * (part.data - old))
             one.write(part.detach())
         total += float(losses.detach().double().sum())

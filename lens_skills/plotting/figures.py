@@ -28,6 +28,8 @@ from lens_skills.plotting.explanation_plots import activation_map as activation_
 from lens_skills.plotting.explanation_plots import feature_matrix as feature_matrix
 from lens_skills.plotting.explanation_plots import shortcut_effects as shortcut_effects
 from lens_skills.plotting.faithfulness_plot import faithfulness as faithfulness
+from lens_skills.plotting.finetuning_plots import accuracy_matrices as accuracy_matrices
+from lens_skills.plotting.finetuning_plots import forgetting as forgetting
 from lens_skills.plotting.intervention_plots import dose_response as dose_response
 from lens_skills.plotting.intervention_plots import (
     effect_against_controls as effect_against_controls,

@@ -18,6 +18,7 @@ from lens_skills.plotting.drawing import Drawing
 from lens_skills.plotting.effect_vs_r_plot import effect_against_r
 from lens_skills.plotting.explanation_plots import feature_matrix, shortcut_effects
 from lens_skills.plotting.faithfulness_plot import faithfulness
+from lens_skills.plotting.finetuning_plots import accuracy_matrices
 from lens_skills.plotting.intervention_plots import (
     dose_response,
     effect_against_controls,
@@ -45,6 +46,7 @@ from lens_skills.scoring.evidence import GENERAL, tried
 # The figure of a result that stands by itself; by the name of its kind, as some are made above.
 OWN: dict[str, Callable[[Any], Drawing]] = {
     "Circuit": circuit_graph,
+    "Continual": accuracy_matrices,
     "DamageMatrix": damage_matrix,
     "DoseResponse": dose_response,
     "Explanations": feature_matrix,

@@ -272,9 +272,56 @@ def _preflight(result: Any) -> Parts:
     return caption, columns, result.frame(), "outcomes"
 
 
+def _fine_tuned(result: Any) -> Parts:
+    what = f"{len(result.neurons):,} neurons" if len(result.neurons) else "all parameters"
+    n_train, n_held = result.n_examples
+    caption = (
+        f"Fine-tuning of {what} ({result.n_trained:,} of {result.n_weights:,} weights)"
+        f"{about(result, on=False)}: mean negative log-likelihood of the answer, in nats, and "
+        f"accuracy on {n_held:,} held-out examples; {n_train:,} to learn from."
+    )
+    columns = [
+        Column("epoch", "epoch", "count"),
+        Column("train loss (nats)", "train_loss", "number"),
+        Column("held-out loss (nats)", "held_out_loss", "number"),
+        Column("held-out accuracy (%)", "held_out_accuracy", "share"),
+    ]
+    return caption, columns, result.frame(), "epochs"
+
+
+def _continual(result: Any) -> Parts:
+    caption = (
+        f"{', '.join(result.tasks)} learned in turn by {result.provenance['model']}: accuracy "
+        "after the last task, right after each, and what was forgotten in between; "
+        f"{len(result.seeds)} seeds, masks of {result.n_neurons:,} neurons. In brackets: 95 % "
+        "intervals over seeds (Student's t)."
+    )
+    table = result.summary().set_index(["mask", "measure"])
+    names = {"final": "final", "learned": "right after", "forgetting": "forgotten"}
+    rows = [
+        {"mask": mask}
+        | {
+            f"{name}{end}": table.loc[(mask, name), column]
+            for name in names
+            for end, column in (("", "mean"), ("_low", "low"), ("_high", "high"))
+        }
+        for mask in result.masks
+    ]
+    columns = [
+        Column("mask", "mask"),
+        *(
+            Column(f"{words} (%) [95 %]", name, "share", (f"{name}_low", f"{name}_high"))
+            for name, words in names.items()
+        ),
+    ]
+    return caption, columns, pd.DataFrame(rows), "masks"
+
+
 CHECKS: Mapping[str, Callable[[Any], Parts]] = {
     "ActivatingExamples": _examples,
+    "Continual": _continual,
     "Explanations": _explanations,
+    "FineTuned": _fine_tuned,
     "Graded": _graded,
     "Memorisation": _memorisation,
     "PartialScores": _partial_scores,

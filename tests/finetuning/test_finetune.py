@@ -37,7 +37,10 @@ def parameters(model: Any) -> dict[str, Tensor]:
 def test_everything_outside_the_mask_keeps_its_bits(tiny: Any) -> None:
     before = parameters(tiny)
     found = finetune(tiny, SUMS, NEURONS, weight_decay=0.5, lr=0.01, **QUICK)
-    assert all(torch.equal(old, new) for old, new in zip(before.values(), parameters(tiny).values()))
+    assert all(
+        torch.equal(old, new)
+        for old, new in zip(before.values(), parameters(tiny).values(), strict=True)
+    )
     trained = found.apply(tiny)
     after, moved = parameters(trained), 0
     for name, old in before.items():
@@ -56,7 +59,8 @@ def test_everything_outside_the_mask_keeps_its_bits(tiny: Any) -> None:
 
 def test_the_users_model_asks_for_the_same_gradients_as_before(tiny: Any) -> None:
     asked = [p.requires_grad for p in tiny.parameters()]
-    finetune(tiny, SUMS, NEURONS, **QUICK | {"epochs": 1})
+    asked_of: dict[str, Any] = QUICK | {"epochs": 1}
+    finetune(tiny, SUMS, NEURONS, **asked_of)
     assert [p.requires_grad for p in tiny.parameters()] == asked
     assert all(p.grad is None for p in tiny.parameters())
 
@@ -70,9 +74,7 @@ def obvious(model: Any, neurons: Sequence[tuple[int, int]], lr: float, decay: fl
             p = getattr(model.blocks[layer].mlp, name)
             mask = masks.setdefault(f"{layer}.{name}", torch.zeros_like(p))
             (mask[index] if name == "W_out" else mask[:, index]).fill_(1.0)
-    trained = {
-        key: getattr(model.blocks[int(key[0])].mlp, key[2:]) for key in masks
-    }
+    trained = {key: getattr(model.blocks[int(key[0])].mlp, key[2:]) for key in masks}
     # Without decay and with a gradient of 0, Adam leaves a number where it is.
     adam = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=0.0)
     rows = encode_examples(as_adapter(model), SUMS, answers=True)
@@ -99,18 +101,12 @@ def obvious(model: Any, neurons: Sequence[tuple[int, int]], lr: float, decay: fl
 
 
 def test_it_trains_as_the_obvious_loop_does(tiny_hooked: Any) -> None:
-    held = SUMS[:1]  # its loss falls, so that the last epoch's weights come back
-    found = finetune(
-        tiny_hooked, SUMS[1:] + SUMS[:1], NEURONS, lr=0.002, weight_decay=0.1,
-        **QUICK | {"held_out": [Example(id="h", group="h", prompt=held[0].prompt, answer="5")]},
-    )  # fmt: skip
+    # Its loss falls, so that the last epoch's weights come back.
+    held = [Example(id="h", prompt=SUMS[0].prompt, answer=SUMS[0].answer)]
+    asked: dict[str, Any] = QUICK | {"held_out": held, "lr": 0.002, "weight_decay": 0.1}
+    found = finetune(tiny_hooked, SUMS, NEURONS, **asked)
     assert found.best["epoch"] == 3
-    ours = parameters(
-        finetune(
-            tiny_hooked, SUMS, NEURONS, lr=0.002, weight_decay=0.1,
-            **QUICK | {"held_out": [Example(id="h", group="h", prompt=held[0].prompt, answer="5")]},
-        ).apply(tiny_hooked)
-    )  # fmt: skip
+    ours = parameters(found.apply(tiny_hooked))
     theirs = parameters(obvious(tiny_hooked, [(1, 3), (3, 40), (1, 7)], 0.002, 0.1))
     for name, mine in ours.items():
         torch.testing.assert_close(mine, theirs[name], rtol=0, atol=2e-5)
@@ -230,7 +226,8 @@ def test_all_parameters_are_trained_where_no_neurons_are_named(tiny: Any) -> Non
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert moved == list(found.weights)
     assert {"embed", "norm", "ln1"} & {p for n in moved for p in n.replace("_", ".").split(".")}
-    assert found.units == () and "every parameter" in repr(found)
+    assert found.units == ()
+    assert "every parameter" in repr(found)
 
 
 def test_a_saved_result_is_applied_after_it_is_read(tiny_hooked: Any, tmp_path: Path) -> None:
@@ -244,7 +241,7 @@ def test_a_saved_result_is_applied_after_it_is_read(tiny_hooked: Any, tmp_path: 
 
 
 def test_the_best_epoch_comes_back_and_training_stops(tiny_hooked: Any) -> None:
-    asked = QUICK | {"epochs": 30, "patience": 2}
+    asked: dict[str, Any] = QUICK | {"epochs": 30, "patience": 2}
     found = finetune(tiny_hooked, SUMS, "all", lr=0.05, **asked)
     losses = found.frame()["held_out_loss"]
     assert losses[1:].idxmin() == found.best["epoch"]

@@ -16,7 +16,7 @@ from tests.plotting.prompts_and_skills import (
     make_skills,
     make_stability,
 )
-from tests.plotting.results import make_curve, make_matrix, make_verdict
+from tests.plotting.results import make_continual, make_curve, make_matrix, make_verdict
 from tests.plotting.test_circuit_plots import make_circuit, make_faithfulness
 from tests.plotting.test_diagnostic_plots import (
     make_memorisation,
@@ -86,6 +86,8 @@ def draw_circuits() -> Drawing:
 
 
 KINDS: dict[str, Callable[[], Drawing]] = {
+    "accuracy_matrices": lambda: figures.accuracy_matrices(make_continual()),
+    "forgetting": lambda: figures.forgetting(make_continual()),
     "activation_by_class": lambda: draw_classes(RULES),
     "activation_map": lambda: figures.activation_map(make_half(), "L1N0"),
     "activation_scatter": lambda: draw_scatter(make_scores(), "confidence"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lens_skills.finetuning import Continual
 from lens_skills.interventions.damage_matrix import DamageMatrix
 from lens_skills.interventions.dose_response import DoseResponse
 from lens_skills.interventions.effects import Effects
@@ -193,3 +194,16 @@ def make_bare(n: int, *, exploratory: bool = False) -> Verdict:
         removes=False,
         exploratory=exploratory,
     )
+
+
+def make_continual() -> Continual:
+    """Three tasks: all is forgotten with all parameters, nothing with the task's neurons."""
+    accuracy = torch.zeros(2, 3, 4, 3, dtype=torch.float64)
+    for task in range(3):
+        accuracy[0, :, task + 1, task] = 0.9
+        accuracy[1, :, task + 1 :, task] = torch.tensor([0.7, 0.8, 0.9])[:, None].double()
+    zero = torch.zeros(3, 3, 3, dtype=torch.float64)
+    return Continual(
+        ("plus", "minus", "times"), ("full", "ncft"), (0, 1, 2), accuracy, 40, (900, 90),
+        zero, zero, (25,) * 3, (60,) * 3, {"model": "planted"},
+    )  # fmt: skip

@@ -227,7 +227,8 @@ were chosen on a seed that is not
 measured, by the held-out loss after a single task (sums; differences), before anything was
 learned in turn. A pilot of all masks (seed 0, 300 problems, 5 epochs) learned next to nothing: 16 %
 just after each task with all parameters. The number of problems and the epochs
-({plan["epochs"]}, of {plan["batch_size"]} examples a step, the same for all masks) were raised after
+({plan["epochs"]}, of {plan["batch_size"]} examples a step, the same for all masks) were raised
+after
 it, and that seed is left out.
 
 ## After each task

@@ -29,12 +29,28 @@ def shared(
 
 def known_to(examples: Sequence[Example], provenance: Mapping[str, Any]) -> str:
     """What of some examples a result was made with, in words; empty where it is nothing."""
-    return shared(
-        field_of(examples, "id"),
-        field_of(examples, "group"),
-        provenance.get("example_ids", ()),
-        provenance.get("groups", ()),
-    )
+    ids, groups = set(provenance.get("example_ids", ())), set(provenance.get("groups", ()))
+    for part in (provenance, provenance.get("explore", {}), provenance.get("confirm", {})):
+        borrowed = _borrowed(part)
+        ids, groups = ids | borrowed[0], groups | borrowed[1]
+    return shared(field_of(examples, "id"), field_of(examples, "group"), ids, groups)
+
+
+def _borrowed(provenance: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Ids and groups of the examples behind what scores share; see `score`'s ``share``.
+
+    A group of another task says nothing here, whatever its name.
+    """
+    others = provenance.get("share", ())
+    alike = [other for other in others if other["task"] == provenance.get("task")]
+    ids = {name for other in others for name in other["example_ids"]}
+    return ids, {name for other in alike for name in other["groups"]}
+
+
+def _seen_by(scores: Scores) -> tuple[set[str], set[str]]:
+    """Ids and groups that scores were made with: their own, and those of what they share."""
+    ids, groups = _borrowed(scores.provenance)
+    return ids | set(scores.example_ids), groups | set(scores.groups)
 
 
 def check_prompt(prompt: SoftPrompt | None, examples: Sequence[Example], exploratory: bool) -> bool:
@@ -52,7 +68,7 @@ def check_prompt(prompt: SoftPrompt | None, examples: Sequence[Example], explora
 
 def check_reuse(explore: Scores, confirm: Scores, exploratory: bool) -> bool:
     """Whether the splits share examples or groups; refused unless ``exploratory``."""
-    what = shared(explore.example_ids, explore.groups, confirm.example_ids, confirm.groups)
+    what = shared(*_seen_by(explore), *_seen_by(confirm))
     if what and not exploratory:
         raise LensSkillsError(
             f"explore and confirm share {what}, so confirming would repeat the search. Use "

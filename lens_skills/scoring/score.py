@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -29,7 +28,6 @@ from lens_skills.activations.activation_reader import (
     metrics_of,
     model_in,
 )
-from lens_skills.activations.components import unit_name
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
@@ -39,7 +37,9 @@ from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.covariates import left_nonlinear
 from lens_skills.scoring.design_matrix import DesignMatrix, control_refused
 from lens_skills.scoring.leakage import check_baseline, check_prompt
-from lens_skills.scoring.scores import Scores
+from lens_skills.scoring.predictivity import FiringCounts, baseline_means
+from lens_skills.scoring.scores import MetricScores, Scores
+from lens_skills.scoring.sharing import check_share, shrink
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
 from lens_skills.stats.moments import Moments, RunningMoments, random_rotation
 from lens_skills.stats.multiple_testing import check_scheme
@@ -67,6 +67,7 @@ def score(
     prompt: SoftPrompt | None = None,
     given: Sequence[str] = (),
     baseline: Scores | None = None,
+    share: Sequence[Scores | MetricScores] = (),
     exchange: str = "auto",
     n_permutations: int | None = None,
     n_controls: int | None = None,
@@ -101,6 +102,11 @@ def score(
             for *predictivity*, the class-balanced share of examples told apart by a > threshold,
             or its complement if larger (0.5 to 1; Wang et al. 2022, arXiv 2211.07349, section 3,
             with classes balanced).
+        share: Scores of other tasks: of the same neurons at the same place of the same model, on
+            other examples. Every r is then drawn towards what its neuron does there, by as much
+            as the tasks agree (``shrunk_r`` and its interval, which ``top`` goes by): for few
+            labels. Counterparts are metrics of one name; ``scores["label:x"]`` names another.
+            p-values stay those of these examples alone.
         exchange: ``"auto"``, ``"within"``, ``"kinds"``, ``"between"``, ``"free"`` or ``"signs"``:
             which examples may trade their metric under the null; see `stats.multiple_testing`. A
             metric that the pass itself computes always takes ``"signs"``: each group's
@@ -129,12 +135,13 @@ def score(
     Raises:
         LensSkillsError: No examples, a label of one class, a non-finite metric (which example),
             an unknown hook point, neuron or position, a null that cannot be drawn, a precision
-            that the machine lacks.
+            that the machine lacks; shared scores that do not fit or share examples.
 
     Source: correlation with auxiliary metrics, Zhao et al. 2025 (arXiv 2511.21610; Pearson's is
     our choice); max-T, Westfall & Young 1993; covariates, Freedman & Lane 1983; control tasks,
     Hewitt & Liang 2019 (arXiv 1909.03368); random directions, Gurnee et al. 2024 (arXiv
-    2401.12181).
+    2401.12181). ``share``: an empirical-Bayes analogue of what multi-task neural processes (arXiv
+    2111.05820) learn with a network, a prior of each task given the others; see `stats.shrinkage`.
     Does not show: that a neuron causes anything. A neuron beyond the permutation null alone is
     *associated*; a random label per operand makes thousands of those.
     """
@@ -149,6 +156,7 @@ def score(
         prompt=prompt,
         given=given,
         baseline=baseline,
+        share=share,
         exchange=exchange,
         n_permutations=n_permutations,
         n_controls=n_controls,
@@ -176,7 +184,7 @@ def score(
     )
     if summed.saved is not None:
         summed.saved.remove()
-    return scores
+    return shrink(scores, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +209,7 @@ class Summed:
     columns: DesignMatrix
     values: dict[str, Tensor]
     rotations: list[Tensor]
-    firing: "FiringCounts | None"
+    firing: FiringCounts | None
     provenance: dict[str, Any]
     notes: list[str]
     exploratory: bool
@@ -241,6 +249,7 @@ def sum_up(
     precision: str | None,
     exploratory: bool,
     checkpoint: str | Path | None,
+    share: Sequence[Scores | MetricScores] = (),
 ) -> Summed:
     """One pass over the examples, or over those of them that are ``here``; see `score`."""
     wanted = metrics_of(model, metrics, examples)
@@ -277,6 +286,7 @@ def sum_up(
     seen = check_prompt(source.soft, examples, exploratory)
     if baseline is not None:
         check_baseline(baseline, examples, source, exploratory)
+    seen |= check_share(share, source, wanted, examples, exploratory)
     n_units = len(source.labels) * len(source.layer)
     n_draws = _n_draws(n_permutations, n_units, len(examples))
     if n_controls is None:
@@ -548,52 +558,3 @@ def keep_sums(
         tensors[name] = torch.cat(parts).cpu()
     tensors |= {f"values/{name}": numbers for name, numbers in values.items()}
     saved.write(tensors, {"batches": batches})
-
-
-class FiringCounts:
-    """Counts, per class of each 0/1 metric, how often each unit exceeds its threshold.
-
-    Source: predictivity, Wang et al. 2022 (arXiv 2211.07349), section 3; strict ``>``. Classes
-    are weighted equally here: at 17 % correct a silent neuron would otherwise score 0.83.
-    """
-
-    def __init__(self, thresholds: Float[Tensor, " unit"], n_metrics: int) -> None:
-        self.thresholds = thresholds
-        self.fired = torch.zeros(2, n_metrics, len(thresholds), dtype=torch.float64)
-        self.count = torch.zeros(2, n_metrics, dtype=torch.float64)
-        self.binary = torch.ones(n_metrics, dtype=torch.bool)
-
-    def absorb(
-        self, units: Float[Tensor, "batch unit"], values: Float[Tensor, "batch metric"]
-    ) -> None:
-        """Add a batch of units and metric values."""
-        values = values.double()
-        self.binary &= ((values == 0) | (values == 1)).all(dim=0)
-        fires = (units.cpu().double() > self.thresholds).double()
-        for place, members in enumerate((1 - values, values)):
-            self.fired[place] += rearrange(members, "batch metric -> metric batch") @ fires
-            self.count[place] += members.sum(0)
-
-    def predictivity(self, names: Sequence[str]) -> dict[str, Float[Tensor, " unit"]]:
-        """max(accuracy, 1 - accuracy) per unit, for each 0/1 metric; 0.5 to 1."""
-        found = {}
-        for place, name in enumerate(names):
-            if bool(self.binary[place]) and bool((self.count[:, place] > 0).all()):
-                silent = 1 - self.fired[0, place] / self.count[0, place]
-                hits = self.fired[1, place] / self.count[1, place]
-                accuracy = (silent + hits) / 2
-                found[name] = torch.maximum(accuracy, 1 - accuracy)
-        return found
-
-
-def baseline_means(baseline: Scores, source: ActivationReader) -> Float[Tensor, " unit"]:
-    """The baseline's mean activation of each scored unit, positions outermost."""
-    wanted = zip(source.layer.tolist(), source.neuron.tolist(), strict=True)
-    try:
-        chosen = torch.tensor([baseline.places[pair] for pair in wanted])
-    except KeyError as error:
-        layer, neuron = error.args[0]
-        raise LensSkillsError(
-            f"the baseline does not hold {unit_name(layer, neuron, source.site.name)}."
-        ) from error
-    return rearrange(baseline.mean[:, chosen], "pos unit -> (pos unit)")

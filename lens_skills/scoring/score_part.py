@@ -20,7 +20,8 @@ from lens_skills.models import Chat, SoftPrompt
 from lens_skills.results import Result, examples_hash, resumable
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.design_matrix import DesignMatrix
-from lens_skills.scoring.score import FiringCounts, sum_up
+from lens_skills.scoring.predictivity import FiringCounts
+from lens_skills.scoring.score import sum_up
 from lens_skills.scoring.scores import Scores
 from lens_skills.stats.moments import Moments
 

@@ -27,6 +27,40 @@ LEVEL = 0.05
 """Of the family-wise p and the false discovery rates behind a word such as *associated*."""
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What one metric's r were drawn towards.
+
+    Attributes:
+        tasks: The other tasks, in the order they were given.
+        metrics: The metric of each.
+        common: ω, how much neurons differ (sd of atanh r) in what the tasks have in common.
+        own: τ of this task and of each other one, in what is a task's own (the same unit).
+        n_effective: Of this task and of each other one: 3 + 1 / s², how many independent examples
+            give r the sampling variance s² that its intervals say it has.
+        weight: The share of a neuron's own r in its shrunk r, 0 to 1 (on Fisher's z); the rest is
+            what the other tasks say.
+    """
+
+    tasks: tuple[str, ...]
+    metrics: tuple[str, ...]
+    common: float
+    own: tuple[float, ...]
+    n_effective: tuple[float, ...]
+    weight: float
+
+    @property
+    def line(self) -> str:
+        """For the card."""
+        names = ", ".join(self.tasks)
+        return (
+            f"shrunk r: posterior means given the same neurons in {names} (empirical Bayes): a "
+            f"neuron's own r counts {self.weight:.0%}; sd over neurons of what the tasks share "
+            f"{self.common:.2f}, of what is this task's own {self.own[0]:.2f}; this task's labels "
+            f"tell as much as {self.n_effective[0]:.0f} independent ones"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Scores(Result):
     """Correlations of every neuron with every metric, and what chance makes of them.
@@ -63,6 +97,9 @@ class Scores(Result):
         predictivity: For 0/1 metrics, with a baseline: see `score`.
         values: The metrics of each example, in the order of ``example_ids``.
         excluded: Units left out because they do not vary.
+        shrunk_r, shrunk_low, shrunk_high: With ``share=``: the posterior mean of r given the same
+            neurons in other tasks, and its 95 % posterior interval; else None.
+        sharing: With ``share=``, per metric: what was shared; see `Sharing`.
         n_examples, n_groups: How many; ``effective_groups``: (Σ n_g)² / Σ n_g², how many groups
             of equal size tell as much (Carter, Schnepel & Steigerwald 2017).
         notes: Sentences a reader of the numbers must see.
@@ -102,6 +139,10 @@ class Scores(Result):
     excess: Float[Tensor, "metric pos unit"] | None = None
     p_basis: Float[Tensor, "metric pos unit"] | None = None
     q_basis: Float[Tensor, "metric pos unit"] | None = None
+    shrunk_r: Float[Tensor, "metric pos unit"] | None = None
+    shrunk_low: Float[Tensor, "metric pos unit"] | None = None
+    shrunk_high: Float[Tensor, "metric pos unit"] | None = None
+    sharing: dict[str, Sharing] = field(default_factory=dict)
     effective_groups: float = 0.0
     notes: tuple[str, ...] = ()
     excluded_metrics: dict[str, str] = field(default_factory=dict)
@@ -123,7 +164,8 @@ class Scores(Result):
     def frame(self, *, metric: str | None = None) -> pd.DataFrame:
         """One row per metric, position and neuron, strongest |r| first within a metric.
 
-        Columns: name layer neuron position metric r low high; with a null p p_family q; with a
+        Columns: name layer neuron position metric r low high; with ``share=`` shrunk_r shrunk_low
+        shrunk_high (and the strongest |shrunk_r| first); with a null p p_family q; with a
         control task p_control q_control; with random directions excess p_basis q_basis; then mean
         std excluded, and for 0/1 metrics mean_0 mean_1 smd (and predictivity with a baseline).
         """
@@ -203,6 +245,10 @@ class MetricScores(Tabled):
         return self.scores.high[self.scores.metrics.index(self.metric)]
 
     @property
+    def shrunk_r(self) -> Float[Tensor, "pos unit"] | None:
+        return self._of(self.scores.shrunk_r)
+
+    @property
     def p(self) -> Float[Tensor, "pos unit"] | None:
         return self._of(self.scores.p)
 
@@ -274,8 +320,13 @@ class MetricScores(Tabled):
         return values.gather(0, rearrange(self.strongest_position, "unit -> 1 unit"))[0]
 
     def top(self, k: int) -> Components:
-        """The k units of largest |r|, strongest first, as any verb takes them."""
-        order = self.strength.argsort(descending=True, stable=True)
+        """The k units of largest |r|, strongest first, as any verb takes them.
+
+        Of the largest |shrunk r| where the scores were made with ``share=``.
+        """
+        shrunk = self.shrunk_r
+        strength = self.strength if shrunk is None else shrunk.abs().max(dim=0).values
+        order = strength.argsort(descending=True, stable=True)
         order = order[~self.scores.excluded[order]][:k]
         return self.scores.components(order)
 
@@ -330,8 +381,8 @@ def metric_frame(scores: Any, name: str) -> pd.DataFrame:
         "position": [label for label in scores.positions for _ in range(n_units)],
         "metric": name,
     }
-    evidence = ("r", "low", "high", "p", "p_family", "q", "p_control", "q_control")
-    evidence += ("excess", "p_basis", "q_basis")
+    evidence = ("r", "low", "high", "shrunk_r", "shrunk_low", "shrunk_high", "p", "p_family")
+    evidence += ("q", "p_control", "q_control", "excess", "p_basis", "q_basis")
     arrays = {column: getattr(scores, column) for column in evidence}
     named: dict[str, Tensor | None] = {
         column: None if array is None else array[place] for column, array in arrays.items()
@@ -351,7 +402,8 @@ def metric_frame(scores: Any, name: str) -> pd.DataFrame:
     if scores.exploratory:
         columns["exploratory"] = True
     frame = pd.DataFrame(columns)
-    return frame.sort_values("r", key=abs, ascending=False, kind="stable", ignore_index=True)
+    by = "r" if scores.shrunk_r is None else "shrunk_r"
+    return frame.sort_values(by, key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def summary(scores: Any, metric: str) -> str:
@@ -377,7 +429,13 @@ def summary(scores: Any, metric: str) -> str:
     left_out = int(scores.excluded.sum())
     if left_out:
         lines.append(f"  {left_out:,} neurons do not vary and are left out")
-    lines.append("  the strongest by |r|, chosen for it: r and its 95 % interval lie too far out")
+    if metric in scores.sharing:
+        lines.append(f"  {scores.sharing[metric].line}")
+        lines.append("  p and q are of the r of these labels alone; the strongest by |shrunk r|:")
+    else:
+        lines.append(
+            "  the strongest by |r|, chosen for it: r and its 95 % interval lie too far out"
+        )
     for unit in view.top(3):
         place = scores.places[unit.layer, unit.index]
         lines.append(f"    {unit.name}: {_numbers(view, place)}")
@@ -452,6 +510,17 @@ def _numbers(view: MetricScores, unit: int) -> str:
         return float(view.at_strongest(part)[unit])
 
     text = f"r = {at(view.r):+.2f} [{at(view.low):+.2f}, {at(view.high):+.2f}]"
+    if view.shrunk_r is not None:
+        scores, row = view.scores, view.scores.metrics.index(view.metric)
+        assert scores.shrunk_low is not None
+        assert scores.shrunk_high is not None
+        best = view.shrunk_r[:, unit].abs().argmax()
+        mean, low, high = (
+            float(part[row, best, unit])
+            for part in (scores.shrunk_r, scores.shrunk_low, scores.shrunk_high)
+            if part is not None
+        )
+        text = f"shrunk r = {mean:+.2f} [{low:+.2f}, {high:+.2f}] ({text})"
     if view.p_family is not None:
         text += f", p {at(view.p_family):.1g}"
     if view.q_control is not None:

@@ -28,6 +28,7 @@ QUESTIONS = {
         "layer_profile": "In which layers are they?",
         "correlation_by_position": "In which layers, and at which token?",
         "metric_heatmap": "Do the strongest go with this metric alone, or with others too?",
+        "paired_intervals": "Does it help, on each of several tasks?",
         "compare_scores": "Are they the same in two passes: other prompts, other examples?",
         "reliability": "Does the model's confidence mean what it says?",
         "confidence_against_correctness": "Does a larger margin, or log-probability, mean a better "

@@ -18,6 +18,7 @@ from lens_skills.estimation import estimate as estimate
 from lens_skills.explanation import activating_examples as activating_examples
 from lens_skills.explanation import explain as explain
 from lens_skills.explanation import feature_bank as feature_bank
+from lens_skills.explanation import rationales as rationales
 from lens_skills.explanation import shortcuts as shortcuts
 from lens_skills.explanation import token_logits as token_logits
 from lens_skills.finetuning import continual as continual
@@ -59,5 +60,6 @@ from lens_skills.soft_prompts import fit_prompt as fit_prompt
 from lens_skills.studies import study as study
 from lens_skills.tasks import Task as Task
 from lens_skills.tasks import preflight as preflight
+from lens_skills.tasks import pseudo_label as pseudo_label
 
 __version__: str

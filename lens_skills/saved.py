@@ -13,7 +13,7 @@ from lens_skills.results import Result, is_saved, kind_of, undamaged
 _ROOMS = {
     "circuits": ("Circuit", "Faithfulness"),
     "diagnostics": ("Memorisation", "Redundancy", "Regulators", "Segmentation", "SparseProbe"),
-    "explanation": ("ActivatingExamples", "Explanations", "Shortcuts", "TokenLogits"),
+    "explanation": ("ActivatingExamples", "Explanations", "Rationales", "Shortcuts", "TokenLogits"),
     "finetuning": ("Continual", "FineTuned"),
     "generation": ("Graded",),
     "interventions": ("Audit", "DamageMatrix", "DoseResponse", "Effects", "Prescreen", "Verdict"),
@@ -31,7 +31,7 @@ _ROOMS = {
     ),
     "soft_prompts": ("PromptComparison",),
     "studies": ("Study",),
-    "tasks": ("Preflight",),
+    "tasks": ("Preflight", "PseudoLabels"),
 }
 KINDS = {kind: room for room, kinds in _ROOMS.items() for kind in kinds}
 _RUN = "run.json"

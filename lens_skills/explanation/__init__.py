@@ -8,6 +8,8 @@ from lens_skills.explanation.explanations import Explanations as Explanations
 from lens_skills.explanation.feature_bank import FeatureBank as FeatureBank
 from lens_skills.explanation.feature_bank import feature_bank as feature_bank
 from lens_skills.explanation.features import Feature as Feature
+from lens_skills.explanation.rationales import Rationales as Rationales
+from lens_skills.explanation.rationales import rationales as rationales
 from lens_skills.explanation.shortcut_report import Shortcut as Shortcut
 from lens_skills.explanation.shortcut_report import Shortcuts as Shortcuts
 from lens_skills.explanation.shortcuts import shortcuts as shortcuts

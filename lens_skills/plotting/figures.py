@@ -36,6 +36,7 @@ from lens_skills.plotting.intervention_plots import (
 )
 from lens_skills.plotting.intervention_plots import effect_forest as effect_forest
 from lens_skills.plotting.neuron_circuit_plot import neuron_circuits as neuron_circuits
+from lens_skills.plotting.paired_plot import paired_intervals as paired_intervals
 from lens_skills.plotting.prompt_comparison_plot import compare_scores as compare_scores
 from lens_skills.plotting.ranking_plots import leaderboard as leaderboard
 from lens_skills.plotting.ranking_plots import method_comparison as method_comparison

@@ -317,6 +317,48 @@ def _continual(result: Any) -> Parts:
     return caption, columns, pd.DataFrame(rows), "masks"
 
 
+def _pseudo_labels(result: Any) -> Parts:
+    caption = (
+        f"Labels of {result.label} from the model's own confident answers{about(result)}: "
+        f"{result.n_saved:,} of {len(result.ids):,} texts by {result.n_labelled} labelled "
+        f"examples; confident answers are right in {100 * result.accuracy:.0f} % "
+        f"[{100 * result.low:.0f}, {100 * result.high:.0f}] of {result.n_confident} of these "
+        f"(chance {100 * result.chance:.0f} %)."
+    )
+    columns = [
+        Column("text", "id"),
+        Column("answer", "answer"),
+        Column("confidence", "confidence", "number"),
+        Column("kept", "kept"),
+    ]
+    return caption, columns, result.frame(), "texts"
+
+
+def _rationales(result: Any) -> Parts:
+    caption = (
+        f"The smallest span of each prompt whose corruption ({result.corruption}) flips the "
+        f"answer{about(result)}, up to {result.longest} tokens"
+    )
+    columns = [
+        Column("example", "id"),
+        Column("margin (nats)", "margin", "number"),
+        Column("rationale", "text"),
+        Column("tokens", "length", "count"),
+        Column("margin, corrupted", "corrupted_margin", "number"),
+    ]
+    if result.neurons:
+        caption += (
+            f"; {result.do} of {len(result.neurons):,} neurons moves the margin "
+            f"{result.ratio:.2g} [{result.low:.2g}, {result.high:.2g}] times as far there as at "
+            "matched tokens"
+        )
+        columns += [
+            Column("effect (nats)", "effect", "number"),
+            Column("at matched tokens", "matched_effect", "number"),
+        ]
+    return f"{caption}.", columns, result.frame(), "examples"
+
+
 CHECKS: Mapping[str, Callable[[Any], Parts]] = {
     "ActivatingExamples": _examples,
     "Continual": _continual,
@@ -327,6 +369,8 @@ CHECKS: Mapping[str, Callable[[Any], Parts]] = {
     "PartialScores": _partial_scores,
     "Preflight": _preflight,
     "PromptComparison": _prompts,
+    "PseudoLabels": _pseudo_labels,
+    "Rationales": _rationales,
     "Redundancy": _redundancy,
     "Regulators": _regulators,
     "Segmentation": _segmentation,

@@ -16,6 +16,8 @@ from lens_skills.tasks.nli import nli as nli
 from lens_skills.tasks.preflight import Preflight as Preflight
 from lens_skills.tasks.preflight import preflight as preflight
 from lens_skills.tasks.preflight import require_examples as require_examples
+from lens_skills.tasks.pseudo_labels import PseudoLabels as PseudoLabels
+from lens_skills.tasks.pseudo_labels import pseudo_label as pseudo_label
 from lens_skills.tasks.registry import GENERATORS as GENERATORS
 from lens_skills.tasks.registry import open_task as open_task
 from lens_skills.tasks.skill_mix import Skill as Skill

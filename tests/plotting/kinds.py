@@ -71,6 +71,18 @@ def draw_number_curves() -> Drawing:
     )  # fmt: skip
 
 
+def draw_pairs() -> Drawing:
+    """Three tasks under two conditions, of which one is better in two of them."""
+    rows = [
+        {"label": task, "what": what, "value": value, "low": value - 0.1, "high": value + 0.1}
+        for task, own, shared in (("first", 0.3, 0.6), ("second", 0.4, 0.5), ("third", 0.7, 0.6))
+        for what, value in (("own labels alone", own), ("with other tasks", shared))
+    ]
+    return figures.paired_intervals(
+        pd.DataFrame(rows), title="Planted", axis="share confirmed", reference=0.2
+    )
+
+
 def draw_circuits() -> Drawing:
     """Two tasks and both curves; a good ranking, a bad one, and random neurons."""
     rows = [
@@ -99,6 +111,7 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "redundancy": lambda: figures.redundancy(make_redundancy()),
     "neuron_circuits": draw_circuits,
     "number_curves": draw_number_curves,
+    "paired_intervals": draw_pairs,
     "reliability": lambda: figures.reliability(make_scores()),
     "shortcut_effects": lambda: figures.shortcut_effects(make_shortcuts()),
     "sparse_probe": lambda: figures.sparse_probe(make_probe()),

@@ -84,6 +84,7 @@ def public_functions() -> dict[str, str]:
 INNER = (
     "open_task",
     "preflight",
+    "pseudo_label",
     "require_examples",
     "answer_tokens",
     "single_token_readout",

@@ -164,6 +164,7 @@ def pseudo_label(
     Source: a simplified form of few-shot teachers that label the rest (arXiv 2109.08259): here the
     teacher is the model that is studied, nothing is trained, and unsure texts are left out instead
     of weighted.
+
     By simulation (half of the answers sure, the others a guess): a model that only guesses is
     believed in 2 % of draws of 20 labelled examples, one whose sure answers are right in 98 % in 65
     % of 20 and 99 % of 40; intervals of those cover in 94 to 95 %.

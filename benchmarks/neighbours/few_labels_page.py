@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from few_labels import DRAWS, FOLDS, LABELS, TOP, mean
+from few_labels import FOLDS, LABELS, TOP, mean
 from pictures import keep
 
 from lens_skills import figures
@@ -37,7 +37,7 @@ def sharing_figure(rows: pd.DataFrame) -> Any:
         pd.DataFrame(parts),
         title="Do other tasks help 20 labels?",
         axis=f"share of the {TOP} strongest that held-out examples confirm",
-        lines=(f"{rows['draw'].nunique()} draws of {LABELS} labels for each task",),
+        lines=(f"several draws of {LABELS} labels for each task",),
         note="Bars: the middle 95 % of the draws.",
     )
 
@@ -89,7 +89,6 @@ def write(
             f"- {row['neighbour']}: {row['measured']}. Met: {yes(row)}." for row in found
         ),
         said=said,
-        draws=DRAWS,
         folds=FOLDS,
         labels=LABELS,
         minutes=found[0]["cpu_minutes"],
@@ -116,7 +115,7 @@ labels](../../docs/howto/few_labels.md).
 
 ![precision of the 50 strongest neurons with and without other tasks](few_labels/sharing.png)
 
-Each task in turn has {labels} labels ({draws} draws of them) and the scores of the other tasks of
+Each task in turn has {labels} labels (6 draws of them, 20 on arithmetic-small) and the scores of the other tasks of
 its family with the same metric; a neuron counts where the task's own held-out split confirms it (q
 of the permutation test ≤ 5 % over all neurons) with the same sign. Nothing is shared between the
 splits: families of one task are cut by group first, and what is lent is of other groups. The

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import Metric
@@ -78,10 +78,11 @@ def check_share(
                 f"{', '.join(one.metrics)}. Score it there too, or name its counterpart: "
                 f"share=[other[{one.metrics[0]!r}]]."
             )
-        units = zip(source.layer.tolist(), source.neuron.tolist(), strict=True)
-        lacks = next((unit for unit in units if unit not in scores.places), None)
-        if lacks is not None:
-            name = unit_name(*lacks, source.site.name)
+        lacks = _places(scores, source.layer, source.neuron) < 0
+        if bool(lacks.any()):
+            first = int(lacks.nonzero()[0])
+            unit = int(source.layer[first]), int(source.neuron[first])
+            name = unit_name(*unit, source.site.name)
             raise LensSkillsError(
                 f"{where} does not hold {name}. Score the same layers and neurons in every task."
             )
@@ -132,7 +133,6 @@ def shrink(scores: Scores, share: Sequence[Other]) -> Scores:
             f"{scores.n_groups} groups are too few to share: {FEWEST_GROUPS} at least are needed "
             "to know how far r can be trusted. Label examples of more groups, or leave share= out."
         )
-    units = list(zip(scores.layer.tolist(), scores.neuron.tolist(), strict=True))
     arrays: dict[str, list[Tensor]] = {"shrunk_r": [], "shrunk_low": [], "shrunk_high": []}
     about: dict[str, Sharing] = {}
     for name in scores.metrics:
@@ -140,7 +140,7 @@ def shrink(scores: Scores, share: Sequence[Other]) -> Scores:
                                  for one in share)]  # fmt: skip
         rows = []
         for view in views:
-            places = torch.tensor([view.scores.places[unit] for unit in units])
+            places = _places(view.scores, scores.layer, scores.neuron)
             z = torch.atanh(view.r[:, places].clamp(-_LARGEST, _LARGEST))
             rows.append(torch.where(view.scores.excluded[places], torch.nan, z).flatten())
         z = torch.stack(rows)
@@ -195,6 +195,16 @@ def sampling_variance(view: MetricScores) -> float:
             "Score it on more groups."
         )
     return mean
+
+
+def _places(
+    scores: Scores, layer: Int[Tensor, " unit"], neuron: Int[Tensor, " unit"]
+) -> Int[Tensor, " unit"]:
+    """The place of each neuron among the scores' own; -1 where they do not hold it."""
+    if scores.layer.equal(layer) and scores.neuron.equal(neuron):
+        return torch.arange(len(layer))
+    units = zip(layer.tolist(), neuron.tolist(), strict=True)
+    return torch.tensor([scores.places.get(unit, -1) for unit in units])
 
 
 def _task(scores: Scores) -> str:

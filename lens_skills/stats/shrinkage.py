@@ -49,8 +49,8 @@ def fit_shared_prior(
     consistent as tasks grow, and no more precise than the number of independent ones allows.
 
     >>> prior = fit_shared_prior(torch.tensor([[0.5, -0.5], [0.5, -0.5]]), torch.full((2,), 0.01))
-    >>> round(prior.common, 2), prior.own
-    (0.5, (0.0, 0.0))
+    >>> round(prior.common, 1), [round(own, 1) for own in prior.own]
+    (0.5, [0.0, 0.0])
     """
     from scipy.optimize import minimize
 

@@ -1,8 +1,8 @@
 """What 20 labels find with other tasks' scores to lean on, and with the model's own answers.
 
 Sharing: every task in turn has 20 labels (several draws of them) and the scores of the others of
-its family; of the 50 strongest neurons, how many does its own held-out split confirm (same sign, q of
-the permutation test ≤ 5 % over all neurons), with and without what is shared? Families:
+its family; of the 50 strongest neurons, how many does its own held-out split confirm (same sign, q
+of the permutation test ≤ 5 % over all neurons), with and without what is shared? Families:
 ``templates`` (the number of the subject in four sentence patterns, other nouns in each), ``tasks``
 (how far right answers lead, in four unlike tasks), ``operations`` (labels of sums, differences and
 products in arithmetic-small, other operands in each). The interval is over target tasks.

@@ -116,10 +116,11 @@ labels](../../docs/howto/few_labels.md).
 ![precision of the 50 strongest neurons with and without other tasks](few_labels/sharing.png)
 
 Each task in turn has {labels} labels (6 draws of them, 20 on arithmetic-small) and the scores of
-the other tasks of its family with the same metric; a neuron counts where the task's own held-out split confirms it (q
-of the permutation test ≤ 5 % over all neurons) with the same sign. Nothing is shared between the
-splits: families of one task are cut by group first, and what is lent is of other groups. The
-interval of the gain is over target tasks, whose splits are independent; draws of one task are not.
+the other tasks of its family with the same metric; a neuron counts where the task's own held-out
+split confirms it (q of the permutation test ≤ 5 % over all neurons) with the same sign. Nothing is
+shared between the splits: families of one task are cut by group first, and what is lent is of
+other groups. The interval of the gain is over target tasks, whose splits are independent; draws of
+one task are not.
 
 {sharing}
 

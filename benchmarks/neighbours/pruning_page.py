@@ -58,7 +58,7 @@ def write(numbers: Mapping[str, Any], seed: int, results: Path, pages: Path) -> 
     )  # fmt: skip
     picture = keep(drawing, pages / NAME).name
     lines = [
-        [f"{WORDS.get(name, name)}", f"{at[name]:.2f}",
+        [WORDS.get(name, name).replace("|", "\\|"), f"{at[name]:.2f}",
          shown(more[name], "+.2f") if name in more else "–"]
         for name in at
     ]  # fmt: skip

@@ -45,6 +45,7 @@ QUESTIONS = {
         "feature_matrix": "What about the input explains what each neuron does?",
         "redundancy": "Which neurons do the same?",
         "memorisation": "Do neurons take few values that they share, or many of their own?",
+        "minimal_set": "How few neurons tell it as well as all of them, and in which layers?",
         "sparse_probe": "How many neurons does it take to tell the label?",
         "segmentation": "Where in a text does one skill end and the next begin?",
         "skill_matrix": "Do several skills use the same neurons?",

@@ -10,6 +10,7 @@ from lens_skills.circuits import faithfulness as faithfulness
 from lens_skills.data import Example as Example
 from lens_skills.diagnostics import confidence_regulators as confidence_regulators
 from lens_skills.diagnostics import memorisation as memorisation
+from lens_skills.diagnostics import minimal_set as minimal_set
 from lens_skills.diagnostics import redundancy as redundancy
 from lens_skills.diagnostics import segment as segment
 from lens_skills.diagnostics import sparse_probe as sparse_probe

@@ -12,7 +12,14 @@ from lens_skills.results import Result, is_saved, kind_of, undamaged
 # The room of every kind of result.
 _ROOMS = {
     "circuits": ("Circuit", "Faithfulness"),
-    "diagnostics": ("Memorisation", "Redundancy", "Regulators", "Segmentation", "SparseProbe"),
+    "diagnostics": (
+        "Memorisation",
+        "MinimalSet",
+        "Redundancy",
+        "Regulators",
+        "Segmentation",
+        "SparseProbe",
+    ),
     "explanation": ("ActivatingExamples", "Explanations", "Rationales", "Shortcuts", "TokenLogits"),
     "finetuning": ("Continual", "FineTuned"),
     "generation": ("Graded",),

@@ -153,6 +153,16 @@ def calls() -> dict[str, dict[str, Any]]:
         },
         "skill_matrix": {},
         "span": {"text": "the"},
+        "minimal_set": {
+            "train": explore,
+            "test": confirm,
+            "ks": (1,),
+            "n_random": 2,
+            "layerwise": False,
+            "threshold": None,
+            "method": "probeless",
+            "metric": "label:plural",
+        },
         "sparse_probe": {
             "train": explore,
             "test": confirm,

@@ -2,6 +2,8 @@
 
 from lens_skills.diagnostics.memorisation import Memorisation as Memorisation
 from lens_skills.diagnostics.memorisation import memorisation as memorisation
+from lens_skills.diagnostics.minimal_set import MinimalSet as MinimalSet
+from lens_skills.diagnostics.minimal_set import minimal_set as minimal_set
 from lens_skills.diagnostics.redundancy import Redundancy as Redundancy
 from lens_skills.diagnostics.redundancy import redundancy as redundancy
 from lens_skills.diagnostics.regulators import Regulators as Regulators

@@ -160,7 +160,7 @@ def redundancy(
     unit = standardise(found.values)
     r = (unit @ unit.T / unit.shape[1]).clamp(-1, 1)
     cluster, tree = cluster_by(r, threshold)
-    first = torch.tensor([_medoid(r, cluster == place) for place in range(int(cluster.max()) + 1)])
+    first = medoids(r, cluster)
     sign = r[torch.arange(n), first[cluster]].sign().long()
     return Redundancy(
         neurons=found.neurons,
@@ -193,7 +193,17 @@ def cluster_by(
     return torch.tensor([order[int(code)] for code in flat]), tree
 
 
-def _medoid(r: Float[Tensor, "neuron neuron"], inside: Tensor) -> int:
-    places = inside.nonzero()[:, 0]
-    alike = r[places][:, places].abs().sum(1).round(decimals=12)
-    return int(places[alike.argmax()])
+def medoids(
+    r: Float[Tensor, "neuron neuron"], cluster: Int[Tensor, " neuron"]
+) -> Int[Tensor, " cluster"]:
+    """The place of each cluster's member with the largest mean |r| to the others, the first of two.
+
+    >>> r = torch.tensor([[1.0, 0.9, 0.5], [0.9, 1.0, 0.8], [0.5, 0.8, 1.0]])
+    >>> medoids(r, torch.tensor([0, 0, 0])).tolist()
+    [1]
+    """
+    n_clusters = int(cluster.max()) + 1
+    total = torch.zeros(n_clusters, len(r), dtype=r.dtype).index_add_(0, cluster, r.abs())
+    alike = total[cluster, torch.arange(len(r))].round(decimals=12)
+    order = np.lexsort((-alike.numpy(), cluster.numpy()))
+    return torch.from_numpy(order[np.unique(cluster.numpy()[order], return_index=True)[1]])

@@ -191,7 +191,7 @@ def sparse_probe(
     Source: Gurnee et al. 2023 (arXiv 2305.01610); control task and selectivity, Hewitt & Liang
     2019 (arXiv 1909.03368); description length, arXiv 2212.04590.
     """
-    _refuse_shared(train, test, neurons)
+    refuse_shared(train, test, neurons)
     both = [*train, *test]
     named = metrics_of(model, metric, both)
     wanted = parse_metric(named, both, asked="sparse_probe(metric=…)")
@@ -273,7 +273,8 @@ def _given(neurons: Any, by: str | None) -> bool:
     return by == "given" or (by is None and hasattr(neurons, "neurons"))
 
 
-def _refuse_shared(train: Sequence[Example], test: Sequence[Example], neurons: Any) -> None:
+def refuse_shared(train: Sequence[Example], test: Sequence[Example], neurons: Any) -> None:
+    """Raises where two splits share a group, or where the neurons were selected on the test."""
     held = {example.group for example in test}
     shared = sorted({example.group for example in train} & held)
     if shared:

@@ -18,6 +18,7 @@ from lens_skills.data import Example
 from lens_skills.diagnostics import (
     confidence_regulators,
     memorisation,
+    minimal_set,
     redundancy,
     sparse_probe,
 )
@@ -337,6 +338,7 @@ _PLANS = (
     _read(capture, "examples"),
     _read(prescreen, "examples"),
     _read(sparse_probe, "train", "test"),
+    _read(minimal_set, "train", "test"),
     _read(explain, "task"),
     _read(activating_examples, "examples"),
     _read(redundancy, "examples"),

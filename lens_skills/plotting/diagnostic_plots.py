@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from lens_skills.diagnostics import Memorisation, Redundancy, Regulators, SparseProbe
+from lens_skills.diagnostics import Memorisation, MinimalSet, Redundancy, Regulators, SparseProbe
 from lens_skills.diagnostics.regulators import FAR, NEITHER, REGULATOR, SKILL, WORDS
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.drawing import MANY, Drawing, draws
@@ -476,3 +476,96 @@ def _ticks(low: float, high: float) -> list[float]:
         if len(inside) <= 7:
             break
     return inside
+
+
+def minimal_set(found: MinimalSet) -> Drawing:
+    """Held-out accuracy against the number of neurons, and the minimal share of each layer.
+
+    Above: k neurons ranked on the training split with their 95 % interval, k random representatives
+    (mean; the thin lines are the smallest and largest draw), all neurons (dashed) and chance; the
+    ring is the k that cross-validation chose. Below, where layers were asked: the k of each layer
+    as a share of its neurons, with the interval of the choice; hollow where the layer's set is not
+    beyond chance.
+
+    Args:
+        found: From `lens_skills.diagnostics.minimal_set`.
+
+    Frame: one row per point: ``what`` (curve, layer), ``k``, ``layer``, ``accuracy``, ``low``,
+    ``high``, ``random`` with ``_low`` and ``_high``, ``all``, ``chosen``, ``share`` with its ends.
+
+    Does not show: that the model uses these neurons.
+    """
+    whole = found.frame()
+    curve, layers = found.curve.copy(), whole.iloc[1:].copy()
+    curve["what"], layers["what"] = "curve", "layer"
+    curve["all"], curve["chosen"] = whole["all"].iloc[0], curve["k"] == found.k
+    layers["layer"] = [int(name.removeprefix("layer ")) for name in layers["scope"]]
+    layers["chosen"] = layers["low"] > found.chance
+    columns = ["what", "k", "layer", "accuracy", "low", "high", "random", "random_low",
+               "random_high", "all", "chosen", "share", "share_low", "share_high"]  # fmt: skip
+    parts = [part.reindex(columns=columns) for part in (curve, layers) if len(part)]
+    frame = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+    frame = frame.reindex(columns=columns)
+    row = whole.iloc[0]
+    size = f"{found.n_train:,} to train, {found.n_test:,} to test in {found.n_groups:,} groups"
+    about = {
+        "title": f"{metric_words(found.metric)} · k = {found.k:,} of {row['n_neurons']:,} neurons",
+        "lines": [
+            f"{place_words(found.site, found.position)} · ranked by "
+            f"{found.method.replace('_', ' ')}, margin {found.margin:g}",
+            joined(*source(found.provenance), size),
+        ],
+        "note": "Band: 95 % over groups; thin lines: range of the random draws. k is chosen by "
+        "cross-validation on the training split (ring). Bars: how the choice varies over groups; "
+        "hollow: not beyond chance.",
+        "chance": found.chance,
+    }
+    return Drawing("minimal_set", frame, about, name=file_name("minimal_set", found.metric))
+
+
+@draws("minimal_set")
+def _draw_minimal(frame: pd.DataFrame, about: About, look: Look) -> Figure:
+    curve, layers = (frame.loc[frame["what"] == what] for what in ("curve", "layer"))
+    figure = sheet(look, 4.2 if len(layers) else 2.6, about)
+    axes = figure.subplots(2 if len(layers) else 1, 1, squeeze=False)[:, 0]
+    _ranked_and_random(axes[0], curve, float(about["chance"]))
+    if len(layers):
+        _layer_shares(axes[1], layers)
+    return settle(figure)
+
+
+def _ranked_and_random(axis: Axes, rows: pd.DataFrame, chance: float) -> None:
+    k = rows["k"].astype(float)
+    axis.axhline(chance, color=CHANCE, linewidth=0.8, linestyle=DASHES, label="chance")
+    axis.axhline(float(rows["all"].iloc[0]), color=GREY, linewidth=1.1, label="all")
+    axis.fill_between(k, rows["low"], rows["high"], color=DATA, alpha=0.2, linewidth=0)
+    axis.plot(k, rows["accuracy"], color=DATA, marker="o", markersize=3.2, label="ranked")
+    axis.plot(k, rows["random"], color=RANDOM, linestyle=(0, (5, 1.5)), marker="s", markersize=3,
+              label="random")  # fmt: skip
+    axis.vlines(k, rows["random_low"], rows["random_high"], color=RANDOM, linewidth=0.8)
+    best = rows.loc[rows["chosen"].astype(bool)]
+    axis.scatter(best["k"].astype(float), best["accuracy"], s=52, facecolor="none",
+                 edgecolor=BLACK, zorder=4, clip_on=False)  # fmt: skip
+    axis.set_xscale("log", base=2)
+    most = int(k.to_numpy().max())
+    step = 3 if most > 256 else 2
+    ticks_at(axis.xaxis, [2**power for power in range(0, most.bit_length(), step)])
+    least = min(chance, float(rows[["random_low", "low"]].min().min()))
+    axis.set(xlabel="neurons k", ylabel="balanced accuracy", ylim=(max(least - 0.05, 0), 1.04))
+    legend_above(axis, handlelength=2.4)
+
+
+def _layer_shares(axis: Axes, rows: pd.DataFrame) -> None:
+    share, low, high = (100 * rows[f"share{end}"].astype(float) for end in ("", "_low", "_high"))
+    layer = rows["layer"].astype(float)
+    axis.vlines(layer, low, high, color=DATA, linewidth=1)
+    told = rows["chosen"].astype(bool).to_numpy()
+    for kept, face in ((told, DATA), (~told, "white")):
+        axis.scatter(layer[kept], share[kept], s=16, facecolor=face, edgecolor=DATA, zorder=3)
+    axis.set_yscale("log")
+    least, most = float(np.nanmin(low)), float(np.nanmax(high))
+    steps = [one * 10.0**power for power in range(-3, 3) for one in (1, 3)]
+    inside = [step for step in steps if least / 2 <= step <= most * 2]
+    ticks_at(axis.yaxis, inside, "{:g}")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axis.set(xlabel="layer", ylabel="minimal share\nof the layer (%)")

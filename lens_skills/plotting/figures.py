@@ -18,6 +18,7 @@ from lens_skills.plotting.cost_plot import cost_curves as cost_curves
 from lens_skills.plotting.curves_plot import number_curves as number_curves
 from lens_skills.plotting.diagnostic_plots import confidence_regulation as confidence_regulation
 from lens_skills.plotting.diagnostic_plots import memorisation as memorisation
+from lens_skills.plotting.diagnostic_plots import minimal_set as minimal_set
 from lens_skills.plotting.diagnostic_plots import redundancy as redundancy
 from lens_skills.plotting.diagnostic_plots import sparse_probe as sparse_probe
 from lens_skills.plotting.drawing import Drawing as Drawing

@@ -11,6 +11,7 @@ from lens_skills.plotting.confidence_plots import reliability
 from lens_skills.plotting.diagnostic_plots import (
     confidence_regulation,
     memorisation,
+    minimal_set,
     redundancy,
     sparse_probe,
 )
@@ -53,6 +54,7 @@ OWN: dict[str, Callable[[Any], Drawing]] = {
     "Faithfulness": faithfulness,
     "Memorisation": memorisation,
     "MethodComparison": method_comparison,
+    "MinimalSet": minimal_set,
     "Redundancy": redundancy,
     "Regulators": confidence_regulation,
     "ScoreComparison": compare_scores,

@@ -112,6 +112,27 @@ def _probe(result: Any) -> Parts:
     return caption, columns, result.frame(), "sizes"
 
 
+def _minimal_set(result: Any) -> Parts:
+    caption = (
+        f"The fewest neurons that tell {result.metric} about as well as all, margin "
+        f"{result.margin:g}{about(result, on=False)}: {result.word}. k is chosen by "
+        f"cross-validation on {result.n_train:,} examples, its interval by drawing their groups "
+        f"anew; accuracies are of {result.n_test:,} examples in {result.n_groups:,} other groups. "
+        f"random: mean of {result.n_random} sets of k; difference: from that mean. {BY_GROUP}"
+    )
+    columns = [
+        Column("neurons from", "scope"),
+        Column("k [95 %]", "k", "count", ("k_low", "k_high")),
+        Column("share [95 %]", "share", "number", ("share_low", "share_high")),
+        Column("balanced accuracy [95 %]", "accuracy", "number", ("low", "high")),
+        Column("all", "all", "number"),
+        Column("random", "random", "number"),
+        Column("difference [95 %]", "difference", "number",
+               ("difference_low", "difference_high")),
+    ]  # fmt: skip
+    return caption, columns, result.frame(), "scopes"
+
+
 def _explanations(result: Any) -> Parts:
     rows = [
         dict(one.best or {"feature": one.note or None}) | {"name": one.name}
@@ -376,6 +397,7 @@ CHECKS: Mapping[str, Callable[[Any], Parts]] = {
     "Segmentation": _segmentation,
     "Shortcuts": _shortcuts,
     "SoftPrompt": _soft_prompt,
+    "MinimalSet": _minimal_set,
     "SparseProbe": _probe,
     "TokenLogits": _token_logits,
 }

@@ -9,6 +9,7 @@ set()
 from lens_skills.tasks.agreement import agreement as agreement
 from lens_skills.tasks.arithmetic import arithmetic as arithmetic
 from lens_skills.tasks.bigbench import bigbench as bigbench
+from lens_skills.tasks.code import code as code
 from lens_skills.tasks.hans import hans as hans
 from lens_skills.tasks.instructions import instructions as instructions
 from lens_skills.tasks.ioi import ioi as ioi

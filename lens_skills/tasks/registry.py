@@ -9,6 +9,7 @@ from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.tasks.agreement import agreement
 from lens_skills.tasks.arithmetic import arithmetic
 from lens_skills.tasks.bigbench import bigbench
+from lens_skills.tasks.code import code
 from lens_skills.tasks.hans import hans, is_hans
 from lens_skills.tasks.instructions import instructions
 from lens_skills.tasks.ioi import ioi
@@ -24,6 +25,7 @@ GENERATORS = {
     "arithmetic": "one- and two-digit + - * in BIG-bench's wording; arithmetic:+-:1,2 narrows it",
     "nli": "does it follow? three shallow rules crossed with the truth; hans:FILE reads HANS's",
     "instructions": "household instructions of one to three tasks: which thing belongs to which?",
+    "code": "kinds of token in Python's own library; code:FOLDER reads your own",
     "skill_mix": "a short text on a topic that shows two skills: to be written, not answered",
 }
 
@@ -33,9 +35,11 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
 
     Args:
         spec: ``agreement``, ``ioi``, ``arithmetic`` (or ``arithmetic:OPS:DIGITS``, such as
-            ``arithmetic:+-:1,2``), ``nli``, ``instructions``, ``skill_mix``; ``hans:FILE``, or
-            a tab-separated file that begins as HANS's does; a BIG-bench JSON file or folder; a CSV,
-            TSV, JSONL or Parquet file, with ``columns`` saying what its columns are.
+            ``arithmetic:+-:1,2``), ``nli``, ``instructions``, ``skill_mix``, ``code`` (or
+            ``code:FOLDER``);
+            ``hans:FILE``, or a tab-separated file that begins as HANS's does; a BIG-bench JSON file
+            or folder; a CSV, TSV, JSONL or Parquet file, with ``columns`` saying what its columns
+            are.
         columns: Arguments of `tasks.table`.
 
     Raises:
@@ -47,10 +51,13 @@ def open_task(spec: str, columns: Mapping[str, Any] | None = None) -> Task:
         "ioi": ioi,
         "nli": nli,
         "instructions": instructions,
+        "code": code,
         "skill_mix": skill_mix,
     }
     if spec in whole:
         return whole[spec]()
+    if name == "code":
+        return code(folder=rest or ".")
     if name == "arithmetic":
         ops, _, digits = rest.partition(":")
         try:

@@ -20,6 +20,7 @@ from tests.plotting.results import make_continual, make_curve, make_matrix, make
 from tests.plotting.test_circuit_plots import make_circuit, make_faithfulness
 from tests.plotting.test_diagnostic_plots import (
     make_memorisation,
+    make_minimal,
     make_probe,
     make_redundancy,
     make_regulators,
@@ -114,6 +115,7 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "paired_intervals": draw_pairs,
     "reliability": lambda: figures.reliability(make_scores()),
     "shortcut_effects": lambda: figures.shortcut_effects(make_shortcuts()),
+    "minimal_set": lambda: figures.minimal_set(make_minimal()),
     "sparse_probe": lambda: figures.sparse_probe(make_probe()),
     "circuit_graph": lambda: figures.circuit_graph(make_circuit()),
     "compare_scores": lambda: figures.compare_scores(make_seeds()),

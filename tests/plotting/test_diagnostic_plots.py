@@ -13,6 +13,7 @@ from scipy.cluster.hierarchy import dendrogram
 
 from lens_skills.diagnostics import (
     Memorisation,
+    MinimalSet,
     Redundancy,
     Regulators,
     Segmentation,
@@ -25,6 +26,7 @@ from lens_skills.plotting import Drawing
 from lens_skills.plotting.diagnostic_plots import (
     confidence_regulation,
     memorisation,
+    minimal_set,
     redundancy,
     sparse_probe,
 )
@@ -67,6 +69,51 @@ def make_probe(
             provenance=ABOUT,
         ),
         **changes,
+    )
+
+
+def make_minimal(n_layers: int = 6, *, width: int = 512, k: int = 8) -> MinimalSet:
+    """Accuracy that rises to a plateau, and layers of which the first is at chance."""
+
+    def row(scope: str, n: int, size: int) -> dict[str, Any]:
+        right = 0.2 if scope == "layer 0" else 0.9
+        found: dict[str, Any] = {"scope": scope, "n_neurons": n, "n_clusters": n // 2, "k": size}
+        found |= {"k_low": max(size // 2, 1), "k_high": 2 * size}
+        found |= {"share": size / n, "share_low": found["k_low"] / n, "share_high": 2 * size / n}
+        found |= {"redundant": 1 - size / n, "accuracy": right, "low": right - 0.05}
+        found |= {"high": right + 0.04, "all": 0.91, "all_low": 0.86, "all_high": 0.95}
+        found |= {"random": 0.4, "random_low": 0.31, "random_high": 0.5, "difference": 0.5}
+        found |= {"difference_low": 0.4, "difference_high": 0.6, "p_random": 0.05}
+        return found | {"cv": 0.89, "cv_all": 0.9}
+
+    curve = []
+    for size in [2**power for power in range((n_layers * width // 2).bit_length())]:
+        right = 0.92 - 0.5 / size
+        curve.append({"k": size, "cv": right, "accuracy": right, "low": right - 0.06})
+        curve[-1] |= {"high": min(right + 0.05, 1), "random": 0.92 - 0.7 / (1 + size / 40)}
+        spread = 0.1 / (1 + size / 40)
+        curve[-1] |= {f"random_{end}": curve[-1]["random"] + sign * spread
+                      for end, sign in (("low", -1), ("high", 1))}  # fmt: skip
+    layers = [
+        row(f"layer {n}", width, 2 ** (n % 5)) for n in range(n_layers if n_layers > 1 else 0)
+    ]
+    return MinimalSet(
+        neurons=torch.stack([torch.arange(k) % n_layers, torch.arange(k)], dim=1),
+        scopes=pd.DataFrame([row("all layers", n_layers * width, k), *layers]),
+        curve=pd.DataFrame(curve),
+        metric="label:token",
+        classes=("keyword", "name", "number", "operator", "string"),
+        margin=0.01,
+        method="elastic_net",
+        reference="all",
+        threshold=0.3,
+        n_random=20,
+        n_train=360,
+        n_test=240,
+        n_groups=24,
+        site="mlp.hook_post",
+        position="last",
+        provenance=ABOUT,
     )
 
 
@@ -220,6 +267,9 @@ CASES: dict[str, Callable[[], Drawing]] = {
     "memory, no controls": lambda: memorisation(make_memorisation(controls=0, n=40)),
     "texts": lambda: segmentation(make_segmentation()),
     "texts, plain": lambda: segmentation(make_segmentation(known=False, n=1)),
+    "minimal": lambda: minimal_set(make_minimal()),
+    "minimal, 30 layers": lambda: minimal_set(make_minimal(30, width=1536, k=64)),
+    "minimal, one layer": lambda: minimal_set(make_minimal(1)),
     "probe": lambda: sparse_probe(make_probe()),
     "probe, one k": lambda: sparse_probe(make_probe((1,), chosen=0)),
     "probe, many": lambda: sparse_probe(

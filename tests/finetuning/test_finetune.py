@@ -247,11 +247,15 @@ def test_the_best_epoch_comes_back_and_training_stops(tiny_hooked: Any) -> None:
     assert losses[1:].idxmin() == found.best["epoch"]
     assert found.stopped.startswith("no lower held-out loss in 2 epochs")
     assert len(losses) == found.best["epoch"] + 3
-    again = as_adapter(found.apply(tiny_hooked))
-    rows = encode_examples(again, HELD, answers=True)
-    batches = masked_training.training_batches(again, rows, 8)
-    measured = masked_training.loss_and_accuracy(again, batches)[0]
-    assert measured == pytest.approx(found.best["held_out_loss"], abs=1e-5)
+    rows = encode_examples(as_adapter(tiny_hooked), [*SUMS, *HELD], answers=True)
+    own = copied(tiny_hooked)
+    plan = FineTuningPlan(30, 4, 0.05, 0.01, 1.0, 2)
+    units = torch.tensor([(layer, n) for layer in range(4) for n in range(48)])
+    train(own, neuron_weights(own, units), rows[:-1], rows[-1:], plan, seed=0)
+    for adapter in (as_adapter(found.apply(tiny_hooked)), own):  # as it is left, too
+        batches = masked_training.training_batches(adapter, rows[-1:], 8)
+        measured = masked_training.loss_and_accuracy(adapter, batches)[0]
+        assert measured == pytest.approx(found.best["held_out_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(

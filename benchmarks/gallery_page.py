@@ -43,6 +43,7 @@ QUESTIONS = {
         "activation_by_class": "How does it differ between classes?",
         "activation_map": "Which combinations of two features is a neuron active on?",
         "feature_matrix": "What about the input explains what each neuron does?",
+        "description_scores": "Does a sentence say on which unseen texts a neuron fires?",
         "redundancy": "Which neurons do the same?",
         "memorisation": "Do neurons take few values that they share, or many of their own?",
         "minimal_set": "How few neurons tell it as well as all of them, and in which layers?",

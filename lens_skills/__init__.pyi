@@ -24,6 +24,7 @@ from lens_skills.explanation import shortcuts as shortcuts
 from lens_skills.explanation import token_logits as token_logits
 from lens_skills.finetuning import continual as continual
 from lens_skills.finetuning import finetune as finetune
+from lens_skills.generation import endpoint as endpoint
 from lens_skills.generation import generate as generate
 from lens_skills.generation import grade as grade
 from lens_skills.generation import graders as graders

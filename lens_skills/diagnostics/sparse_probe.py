@@ -28,6 +28,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt
 from lens_skills.progress import progress
 from lens_skills.results import Result
+from lens_skills.stats.correlation import area_influence, area_under_curve
 from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_error
 from lens_skills.stats.intervals import share_interval
 from lens_skills.stats.multiple_testing import signs
@@ -512,16 +513,12 @@ def performance(
     balanced = yes * (right - rates[0]) / share + (1 - yes) * (right - rates[1]) / (1 - share)
     hits, whole = 2 * (said & truth).double(), said.double() + yes
     f1 = float(hits.sum() / whole.sum())
-    above = torch.sign(score[truth][:, None] - score[~truth][None]).double() / 2 + 0.5
-    auroc = float(above.mean())
-    component = torch.zeros_like(yes)
-    component[truth] = (above.mean(1) - auroc) / share
-    component[~truth] = (above.mean(0) - auroc) / (1 - share)
+    auroc = float(area_under_curve(score, yes))
     values = {"balanced_accuracy": sum(rates) / 2, "f1": f1, "auroc": auroc}
     influences = {
         "balanced_accuracy": balanced / 2,
         "f1": (hits - f1 * whole) / whole.mean(),
-        "auroc": component,
+        "auroc": area_influence(score, truth),
     }
     reach = float(student.ppf((1 + level) / 2, max(len(set(groups)) - 1, 1)))
     exact = share_interval(right[None], groups, level=level)

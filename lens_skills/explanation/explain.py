@@ -19,6 +19,8 @@ from lens_skills.activations import (
     soft_position,
 )
 from lens_skills.activations.activation_reader import (
+    ActivationReader,
+    Excerpt,
     excerpts_without_tokens,
     metric_values,
     read_neurons,
@@ -29,6 +31,7 @@ from lens_skills.activations.components import Component, site_of
 from lens_skills.activations.locations import parse_position
 from lens_skills.data import Example, field_of, halves
 from lens_skills.errors import LensSkillsError
+from lens_skills.explanation.describe import FEATURES, Neurons, check_describer, describe
 from lens_skills.explanation.disguises import disguises, label_columns, stands_for, told
 from lens_skills.explanation.explanations import ALPHA, Explanation, Explanations
 from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, feature_bank
@@ -63,6 +66,10 @@ def explain(
     n_permutations: int = 999,
     n_examples: int = 5,
     n_tokens: int = 10,
+    describer: Any = None,
+    judge: Any = None,
+    n_texts: int | None = None,
+    n_others: int = 99,
     seed: int = 0,
 ) -> Explanations:
     """What drives each neuron and what it writes: `Explanations`.
@@ -73,6 +80,13 @@ def explain(
 
     Every feature is also held against the task's labels and the metric: one on which η² of any of
     them is 0.8 or more stands for it (``disguises``), and what it explains cannot be told from it.
+
+    With a ``describer`` each neuron also gets a sentence, made of the first half alone. A judge
+    says of texts of the other half, by the sentence alone, whether the neuron fires; the score is
+    the AUROC of the activation between its yes and no, beside two nulls of shuffled sentences:
+    other neurons' sentences on this neuron, and this sentence on other neurons of the layer. See
+    `Explanations.descriptions` and ``answers``. What an endpoint that fails did not answer is left
+    out and said; the same call goes on from there.
 
     Args:
         model: A HookedTransformer or TransformerBridge; or an `ActivationTable`, which gives no
@@ -90,18 +104,43 @@ def explain(
         n_permutations: Exchanges of the features; 0 for none, and then there are no p.
         n_examples: Top and bottom examples to keep with their tokens, from all examples.
         n_tokens: Promoted and suppressed tokens to keep.
-        seed: Of the halves and the exchanges.
+        describer: ``"features"``: the best conjunction of at most three of the bank's features,
+            in words. Or an `endpoint`, which is shown the neuron's strongest texts and weak ones
+            that are like them, with the activation at every token. Or a function of these two
+            tuples of excerpts (``prompt``, ``activation``, ``tokens``, ``values``) that returns a
+            sentence.
+        judge: ``"features"``, which reads sentences in the bank's own words; an `endpoint`, which
+            is asked once per sentence and text; or a function of sentence and text that returns
+            yes or no. Default: the describer where it is an endpoint, else the bank.
+        n_texts: Held-out texts to judge, drawn at random over the groups; default all where the
+            bank judges, else 100.
+        n_others: Other neurons of each layer for the nulls, drawn at random; ``"features"``
+            describes them too. Of another describer the other neurons that are explained give the
+            shuffled sentences.
+        seed: Of the halves, the exchanges and the draws.
 
     Raises:
         LensSkillsError: No examples or neurons; a bank of which no feature varies here; fewer
-            than `FEWEST_GROUPS` groups to measure on, unless no null is asked for.
+            than `FEWEST_GROUPS` groups to measure on, unless no null is asked for; a describer or
+            judge that is none; an endpoint for examples without text.
 
     Does not show: that the feature is what the neuron reads, as features go together; nor that the
-    neuron does anything with it. `shortcuts` and `verify` intervene.
+    neuron does anything with it. `shortcuts` and `verify` intervene. A sentence that scores well
+    need not be the only one that does, nor hold of other texts than the task's.
 
     Source: variance explained, Gurnee et al. 2024 (arXiv 2401.12181); overlap, Nikankin et al. 2024
-    (arXiv 2410.21272).
+    (arXiv 2410.21272); sentences by a describer, arXiv 2310.10708, of which this is an analogue:
+    the questions, the AUROC on held-out groups and the nulls are this package's own; yes and no by
+    the sentence alone is the observational mode of Huang et al. 2023 (arXiv 2309.10312).
+
+    >>> import lens_skills as ls
+    >>> model = ls.load_model("arithmetic-small")
+    >>> task = ls.tasks.arithmetic(digits=(1,))[:150]
+    >>> why = ls.explain(model, task, ["L1N5"], n_permutations=0, describer="features", n_others=9)
+    >>> why.descriptions.columns[:3].tolist()
+    ['name', 'sentence', 'end']
     """
+    judge = check_describer(describer, judge, n_texts)
     if len(task) == 0:
         raise LensSkillsError("no examples to explain neurons on: the task is empty.")
     table = model if isinstance(model, ActivationTable) else None
@@ -117,15 +156,18 @@ def explain(
     groups = field_of(task, "group")
     parts = check_halves(halves(groups, seed=seed), groups, n_permutations)
     rows = torch.tensor([[one.layer, one.start] for one in components])
-    activations = read_neurons(
-        source,
-        task,
-        rows,
-        at=components[0].site,
-        position=where,
-        chat=chat if table is not None else False,
-        purpose="explained",
-    ).values
+    options: dict[str, Any] = {
+        "at": components[0].site,
+        "position": where,
+        "chat": chat if table is not None else False,
+        "purpose": "explained",
+    }
+    beside = rows[:0]
+    if describer is not None:
+        check_texts(task, describer, judge)
+        beside = other_neurons(source, task, rows, n_others, seed=seed, **options)
+    read = read_neurons(source, task, torch.cat([rows, beside]), **options).values
+    activations, others = read[: len(rows)], read[len(rows) :]
     values = bank.values(task)
     kept, left_out = usable(bank, values, parts)
     if not kept:
@@ -149,6 +191,40 @@ def explain(
     found = associate(
         activations[active], design, groups, parts, k=k, n_permutations=n_permutations, seed=seed
     )
+    described, answers, said = None, pd.DataFrame(), ()
+    about_words: Mapping[str, Any] = {}
+    if describer is not None:
+        some = [
+            one for one, is_active in zip(components, active.tolist(), strict=True) if is_active
+        ]
+        vary = _active(others, parts)
+
+        def excerpts(wanted: Sequence[Sequence[int]]) -> Sequence[Sequence[Excerpt]]:
+            if isinstance(source, ActivationTable):
+                return excerpts_without_tokens(task, wanted, activations[active])
+            return read_tokens(source, task, some, wanted, activations[active], where)
+
+        made = describe(
+            Neurons(
+                tuple(one.name for one in some),
+                tuple(one.layer for one in some),
+                activations[active],
+            ),
+            Neurons((), tuple(beside[vary, 0].tolist()), others[vary]),
+            task,
+            bank.only(*kept),
+            pd.DataFrame(values[kept]),
+            groups,
+            parts,
+            excerpts,
+            describer=describer,
+            judge=judge,
+            n_texts=n_texts,
+            position=parse_position(where).labels[0],
+            seed=seed,
+        )
+        described, answers, said = made.descriptions, made.answers, made.notes
+        about_words = made.about
     extremes = _extremes(activations, n_examples)
     writes = None
     if isinstance(source, ActivationTable):
@@ -177,6 +253,7 @@ def explain(
                 activation=activations[number],
                 values=values,
                 note="" if is_active else "never active on these examples: it does not vary",
+                described=None if described is None else described.get(one.name),
             )
         )
     measured = [groups[row] for row in parts[1].tolist()]
@@ -201,14 +278,50 @@ def explain(
             *notes_on(left_out, active, measured, n_permutations, len(kept)),
             *disguise_notes(same),
             *([] if any(example.prompt for example in task) else [_NO_TEXT.strip()]),
+            *said,
         ),
         disguises=same,
+        answers=answers,
         provenance={
             **about,
+            **about_words,
             "example_ids": list(field_of(task, "id")),
             "seed": seed,
         },
     )
+
+
+def check_texts(task: Sequence[Example], *asked: Any) -> None:
+    """Refuses to ask about examples that have no text."""
+    if any(one is not None and one != FEATURES for one in asked) and not all(
+        example.prompt for example in task
+    ):
+        raise LensSkillsError(
+            "a describer or judge that is asked reads the examples, and some have no text (a "
+            f"table's rows lack the column 'prompt'). Give prompts, or say {FEATURES!r} for both."
+        )
+
+
+def other_neurons(
+    source: ModelAdapter | ActivationTable,
+    task: Sequence[Example],
+    rows: Int[Tensor, "neuron 2"],
+    n: int,
+    *,
+    seed: int,
+    **options: Any,
+) -> Int[Tensor, "other 2"]:
+    """At most ``n`` others of each neuron's layer, drawn at random, as (layer, index) rows."""
+    layers = sorted(set(rows[:, 0].tolist()))
+    width = ActivationReader(source, task, layers=layers, **options).width
+    found = []
+    for layer in layers:
+        own = set(rows[rows[:, 0] == layer, 1].tolist())
+        free = np.array([index for index in range(width) if index not in own], dtype=np.int64)
+        random = np.random.default_rng([seed, layer])
+        drawn = random.choice(free, min(n, len(free)), replace=False)
+        found += [[layer, index] for index in sorted(drawn.tolist())]
+    return torch.tensor(found, dtype=rows.dtype).reshape(-1, 2)
 
 
 def single_features(components: Sequence[Component], verb: str) -> tuple[Component, ...]:

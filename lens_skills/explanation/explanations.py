@@ -11,6 +11,7 @@ from torch import Tensor
 from lens_skills.activations.activation_reader import Excerpt
 from lens_skills.cards import CARD_WIDTH, card_lines, showing
 from lens_skills.errors import LensSkillsError
+from lens_skills.explanation.descriptions import Description, descriptions_frame
 from lens_skills.explanation.token_logits import TokenLogits, shown
 from lens_skills.results import Result
 
@@ -32,6 +33,7 @@ class Explanation:
         activation: On every example, in their order.
         values: Every feature of the same examples, one column each.
         note: Why there is nothing to explain, where there is not.
+        described: The sentence of a describer with its score; None where none was asked for.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Explanation:
     activation: Float[Tensor, " row"]
     values: pd.DataFrame
     note: str = ""
+    described: Description | None = None
 
     @property
     def features(self) -> pd.DataFrame:
@@ -89,12 +92,13 @@ class Explanation:
     def sentences(self) -> tuple[str, ...]:
         """What drives it, in words; then the numbers, each with what it is."""
         row = self.best
+        told = [] if self.described is None else self.described.told()
         if row is None:
-            return (self.note or "tested for no feature",)
+            return (self.note or "tested for no feature", *told)
         named = self.accepted
         more = f" and {len(named) - 4} more" if len(named) > 4 else ""
         best = f"top/bottom examples: {'; '.join(named[:4])}{more}"
-        return (*self._driven(row), *self._others(row), *([best] if named else []))
+        return (*self._driven(row), *self._others(row), *([best] if named else []), *told)
 
     def _repr_html_(self) -> str:
         return str(showing("notebook_view").html(self))
@@ -159,6 +163,13 @@ def _share(row: Mapping[str, Any]) -> str:
     return f"{row['variance_explained']:.0%}{ends}"
 
 
+def _who(asked: Any) -> str:
+    """A describer or judge, as a card calls it."""
+    if isinstance(asked, Mapping):
+        return str(asked["model"])
+    return "the feature bank" if asked == "features" else str(asked)
+
+
 def clipped(line: str) -> str:
     """A line of at most `CARD_WIDTH` columns, its end left out where it is longer."""
     return line if len(line) <= CARD_WIDTH else line[: CARD_WIDTH - 1] + "…"
@@ -183,6 +194,8 @@ class Explanations(Result, Mapping[str, Explanation]):
         provenance: Model, task, split, seed and versions.
         disguises: Features that say what a label or the metric says (η² of that on the feature is
             0.8 or more): feature surface family column eta_squared.
+        answers: Of a judge: one row per judged text, id group, then for each neuron described
+            ``"yes"``, ``"no"`` or nothing.
     """
 
     neurons: tuple[Explanation, ...]
@@ -198,6 +211,18 @@ class Explanations(Result, Mapping[str, Explanation]):
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     disguises: pd.DataFrame = field(default_factory=pd.DataFrame)
+    answers: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def descriptions(self) -> pd.DataFrame:
+        """One row per neuron described: its sentence, the score and both nulls.
+
+        name sentence end auroc low high n_yes n_no n_unanswered, then of other neurons' sentences
+        null_sentences (mean AUROC) null_sentences_ceiling (95th percentile) n_sentences
+        p_sentences, the same of this sentence on other neurons (null_neurons …), p (the larger), q
+        (over the neurons described), above_null, note; see `Description`.
+        """
+        return descriptions_frame({one.name: one.described for one in self.neurons})
 
     def __getitem__(self, name: str) -> Explanation:
         for one in self.neurons:
@@ -244,6 +269,13 @@ class Explanations(Result, Mapping[str, Explanation]):
             + "of features chosen on the other half",
             indent=2,
         )
+        if about.get("describer"):
+            who = (_who(about[name]) for name in ("describer", "judge"))
+            lines += card_lines(
+                "in words: by {}, from the first half; judged by {} on {:,} texts of the "
+                "other".format(*who, len(self.answers)),
+                indent=2,
+            )
         for one in self.neurons[:20]:
             lines += repr(one).split("\n")
         if n > 20:

@@ -16,6 +16,7 @@ from lens_skills.plotting.confidence_plots import (
 from lens_skills.plotting.confidence_plots import reliability as reliability
 from lens_skills.plotting.cost_plot import cost_curves as cost_curves
 from lens_skills.plotting.curves_plot import number_curves as number_curves
+from lens_skills.plotting.description_plot import description_scores as description_scores
 from lens_skills.plotting.diagnostic_plots import confidence_regulation as confidence_regulation
 from lens_skills.plotting.diagnostic_plots import memorisation as memorisation
 from lens_skills.plotting.diagnostic_plots import minimal_set as minimal_set

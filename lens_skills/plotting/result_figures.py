@@ -8,6 +8,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.attrition_plot import attrition
 from lens_skills.plotting.circuit_plots import circuit_graph
 from lens_skills.plotting.confidence_plots import reliability
+from lens_skills.plotting.description_plot import description_scores
 from lens_skills.plotting.diagnostic_plots import (
     confidence_regulation,
     memorisation,
@@ -159,6 +160,8 @@ def _plans(parts: Mapping[str, Any], metrics: Sequence[str] | None) -> Iterator[
             yield from _of_verdict(name, result.verdict, None, ())
         elif kind in OWN:
             yield _about(name), lambda kind=kind, result=result: OWN[kind](result)
+        if kind == "Explanations" and len(result.descriptions):
+            yield _about(name), lambda result=result: description_scores(result)
 
 
 def _about(name: str) -> str:

@@ -151,6 +151,24 @@ def _explanations(result: Any) -> Parts:
         Column("p", "p", "p"),
         Column("stands for", "stands_for"),
     ]
+    told = result.descriptions
+    if len(told):
+        words = {row["name"]: row for row in told.to_dict("records")}
+        for row in rows:
+            own = words.get(row["name"], {})
+            row |= {f"word_{name}": own.get(name) for name in ("low", "high", "auroc", "p")}
+            row["sentence"] = own.get("sentence") or own.get("note")
+        caption += (
+            " sentence: made of the first half of the groups; AUROC: of the activation between the "
+            f"judge's yes and no on {len(result.answers):,} texts of the other; p of the sentence: "
+            "the larger rank among other neurons' sentences on this neuron and this sentence on "
+            "other neurons."
+        )
+        columns += [
+            Column("sentence", "sentence"),
+            Column("AUROC [95 %]", "word_auroc", "number", ("word_low", "word_high")),
+            Column("p of the sentence", "word_p", "p"),
+        ]
     return caption, columns, rows, "neurons"
 
 

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +16,15 @@ from lens_skills.generation import Graded, grade
 from lens_skills.generation.graded import Written
 from lens_skills.generation.llm_judge import GIVE_UP, Judge, judge, read_answer
 from lens_skills.tasks.skill_mix import Skill
+from tests.local_server import Server
 
 SKILLS = [Skill("pun", "Plays with two meanings.", "I was board."), "simile"]
 GOOD = '{"pun": 1, "simile": 0.5}'
 
 
-class Server:
-    """Answers each request as the next line of its script says; the last line stays.
-
-    A line is the content of a reply, a status code with headers, or a function of the handler.
-    """
-
-    def __init__(self) -> None:
-        self.script: list[Any] = [GOOD]
-        self.seen: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                size = int(self.headers["Content-Length"])
-                outer.seen.append(json.loads(self.rfile.read(size)))
-                outer.headers.append({name.title(): said for name, said in self.headers.items()})
-                outer.paths.append(self.path)
-                said = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
-                if callable(said):
-                    said(self)
-                elif isinstance(said, tuple):
-                    self.reply(b"busy", *said)
-                else:
-                    usage = {"prompt_tokens": 100, "completion_tokens": 7}
-                    message = {"role": "assistant", "content": said}
-                    body = {"choices": [{"message": message}], "usage": usage}
-                    self.reply(json.dumps(body).encode(), 200, {})
-
-            def reply(self, body: bytes, status: int, headers: dict[str, str]) -> None:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
+    server = Server(GOOD)
     yield server
     server.stop()
 
@@ -230,7 +179,7 @@ def test_a_dead_endpoint_is_left_alone_and_asked_again_later(server: Server) -> 
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    server = Server()
+    server = Server(GOOD)
     server.stop()
     graded = grade(texts(2), ask(server, retries=1))
     assert graded.grades == {}

@@ -26,7 +26,12 @@ from tests.plotting.test_diagnostic_plots import (
     make_regulators,
     make_segmentation,
 )
-from tests.plotting.test_explanation_plots import make_half, make_shortcuts, make_why
+from tests.plotting.test_explanation_plots import (
+    make_described,
+    make_half,
+    make_shortcuts,
+    make_why,
+)
 from tests.plotting.test_ranking_plots import make_board, make_comparison
 
 
@@ -106,6 +111,7 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "activation_scatter": lambda: draw_scatter(make_scores(), "confidence"),
     "confidence_against_correctness": draw_certainty,
     "confidence_regulation": lambda: confidence_regulation(make_regulators()),
+    "description_scores": lambda: figures.description_scores(make_described()),
     "feature_matrix": lambda: figures.feature_matrix(make_why()),
     "memorisation": lambda: figures.memorisation(make_memorisation()),
     "segmentation": lambda: figures.segmentation(make_segmentation()),

@@ -12,7 +12,10 @@ from matplotlib.patches import Rectangle
 from lens_skills.activations.activation_reader import Excerpt
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Explanation, Explanations, Shortcut, Shortcuts
+from lens_skills.explanation.descriptions import Description, ShuffledScores
 from lens_skills.explanation.shortcut_report import SHORTCUT, UNEXPLAINED, ControlledEffect
+from lens_skills.plotting import figures
+from lens_skills.plotting.description_plot import description_scores
 from lens_skills.plotting.explanation_plots import activation_map, feature_matrix, shortcut_effects
 from tests.plotting.probes import labels, words
 
@@ -164,6 +167,49 @@ def make_half() -> Explanations:
         activation=why["L1N0"].activation[torch.from_numpy(there)] - 1.5,
     )
     return replace(why, neurons=(one,))
+
+
+def make_described() -> Explanations:
+    """A sentence that is above both nulls, one that is not, one without a null, and none."""
+
+    def null(of: str, mean: float) -> ShuffledScores:
+        return ShuffledScores(
+            of, torch.linspace(mean - 0.1, mean + 0.1, 41), mean, mean + 0.09, 0.02
+        )
+
+    both = null("other neurons' sentences", 0.52), null("other neurons", 0.5)
+    told = [
+        Description("Fires where an operand is 5.", "highest", 0.97, 0.91, 0.99, 20, 30, 0, *both,
+                    p=0.02, q=0.04),
+        Description("Fires where a is 3 or more.", "lowest", 0.6, 0.5, 0.69, 25, 25, 0, *both,
+                    p=0.3, q=0.3),
+        Description("Fires where there is a five.", "highest", 0.8, 0.7, 0.88, 10, 40),
+        Description("", "highest", note="no feature in the bank fits"),
+    ]  # fmt: skip
+    why = make_why(4)
+    answers = pd.DataFrame({"id": [str(k) for k in range(50)]})
+    neurons = tuple(
+        replace(one, described=own) for one, own in zip(why.neurons, told, strict=True)
+    )  # fmt: skip
+    return replace(why, neurons=neurons, answers=answers)
+
+
+def test_sentences_stand_beside_their_nulls() -> None:
+    why = make_described()
+    drawing = description_scores(why)
+    assert drawing.frame["name"].tolist() == ["L1N0", "L1N1", "L1N2"]
+    axis = drawing.figure.axes[0]
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [float(dot.get_xdata()[0]) for dot in dots] == [0.97, 0.6, 0.8]
+    filled = [dot.get_markerfacecolor() == dot.get_color() for dot in dots]
+    assert filled == [True, False, False]
+    assert len(axis.collections) == 4  # two nulls of each of the two that have them
+    shown = words(drawing)
+    for part in ("1 of 3 sentences are above", "Fires where an operand is 5.", "1 neurons have no"):
+        assert part in shown
+    assert [one.kind for one in figures.of(why)] == ["feature_matrix", "description_scores"]
+    with pytest.raises(LensSkillsError, match="describer='features'"):
+        description_scores(make_why())
 
 
 def make_shortcut(name: str, word: str, difference: ControlledEffect | None) -> Shortcut:

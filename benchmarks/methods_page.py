@@ -27,6 +27,7 @@ OURS = {
     "controls": "how many neurons and sets a verdict is held against",
     "dose_response": "`steer` by several doses, and the damage to neutral text; ours",
     "edited": "an edit as a context manager",
+    "endpoint": "a language model that `explain` asks for sentences, and to judge them",
     "equal_length_pairs": "examples whose twins have as many tokens",
     "estimate": "time, memory and disk of a call, measured on small runs of it; ours",
     "export": "tables and graphs as files that other programs read",

@@ -1,5 +1,6 @@
 """The shell's analyses of a run print and write what the API finds."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,25 @@ def test_explain_takes_the_strongest_where_nothing_is_confirmed(run: Path) -> No
     assert next(iter(kept)) in out
     assert (run / "explanations-label_plural.csv").exists()
     assert list((run / "figures").glob("feature_matrix*.csv"))
+
+
+def test_explain_in_words(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("explanations*", "figures"))
+    code, out, _ = shell("explain", own, "--neuron", "L0N1", "--describer", "features")
+    assert code == 0
+    kept = Explanations.load(own / "explanations-label_plural")
+    assert kept.provenance["describer"] == "features"
+    assert kept["L0N1"].described is not None
+    assert "sentence" in out
+    for asked, said in (
+        (["--describer-model", "m"], "belong to an endpoint"),
+        (["--describer", "http://localhost:1/v1"], "Say --describer-model NAME"),
+        (["--describer", "gpt"], "describer= is 'features'"),
+    ):
+        code, _, err = shell("explain", own, "--neuron", "L0N2", "--top", 1, *asked)
+        assert code != 0
+        assert said in " ".join(err.split())
 
 
 def test_compare_methods_writes_its_table(run: Path) -> None:

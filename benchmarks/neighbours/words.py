@@ -287,7 +287,8 @@ def write_page(
         "Ten neurons of `arithmetic-small` are made to fire on a feature, or on two at once; ten "
         "decoys on a coin of each example, which nothing in the bank can know. *Back*: in how many "
         f"of the {len(seeds)} splits the sentence's yes is exactly the planted one. Features and "
-        "coins were named before any run.",
+        "coins were named before any run; after a first look, terms that change no answer (*an "
+        "operand is 2* beside *a is 2*) are left out of a sentence, which changed no score.",
         "",
         "| planted | back | above | AUROC, lowest and highest | a sentence |",
         "|---|---|---|---|---|",

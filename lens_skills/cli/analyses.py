@@ -1,6 +1,7 @@
 """The shell's analyses of a run: explain neurons, look for shortcuts, trace a circuit, compare."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,9 +27,23 @@ def explain(
     neuron: Neurons = None,
     top: Top = 10,
     limit: ThirdSplit = 1000,
+    describer: Annotated[
+        str | None,
+        typer.Option(
+            help="A sentence for each neuron: features (the feature bank's), or the URL of an "
+            "OpenAI-compatible endpoint, which is also asked to judge them."
+        ),
+    ] = None,
+    describer_model: Annotated[
+        str | None, typer.Option(help="What the model is called at the endpoint.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the endpoint's key.")
+    ] = None,
 ) -> None:
     """What neurons of RUN fire for and what they write, on the split that chose none of them."""
     is_run(run)
+    who = _describer(describer, describer_model, api_key_env, run / "words")
     from lens_skills.activations import check_names
     from lens_skills.cli.runs import Run, main_metric
     from lens_skills.explanation import Explanations
@@ -40,6 +55,7 @@ def explain(
     examples = opened.intervene_split(limit)
     place = opened.path("explanations", name)
     asked = {"--neuron": neuron, "--limit": limit} | ({} if neuron else {"--top": top})
+    asked |= {"--describer": describer, "--describer-model": describer_model} if describer else {}
     then = f"lens-skills circuit {run}"
     step = Step(place, f"the explanations for {name}", asked, then=then)
     if told.begin(step, lambda: {"explanations": Explanations.load(place)}):
@@ -51,9 +67,25 @@ def explain(
             at=opened.scores().site,
             prompt=opened.prompt(),
             chat=opened.request.options.get("chat", False),
+            describer=who,
             **opened.as_scored(),
         )
         told.keep(step, "explanations", explanations, run / "figures")
+
+
+def _describer(named: str | None, model: str | None, key: str | None, cache: Path) -> Any:
+    """Who describes, and keeps what an endpoint answered in the run's folder."""
+    if named is None or "://" not in named:
+        if model or key:
+            raise LensSkillsError(
+                "--describer-model and --api-key-env belong to an endpoint: say --describer URL."
+            )
+        return named
+    if model is None:
+        raise LensSkillsError(f"which model at {named}? Say --describer-model NAME.")
+    from lens_skills.generation import endpoint
+
+    return endpoint(named, model=model, api_key_env=key, cache=cache)
 
 
 def shortcuts(

@@ -185,7 +185,18 @@ def _of_neuron(
     grown = _grown(activation, table.columns)
     if not grown or not float(found.low[0]) > 0:
         return None
-    return tuple(table.terms[place] for place in grown[min(length, len(grown) - 1)])
+    return tuple(
+        table.terms[place] for place in _needed(grown[min(length, len(grown) - 1)], table.columns)
+    )
+
+
+def _needed(chosen: list[int], columns: Float[Tensor, "row term"]) -> list[int]:
+    """The terms without those that change nothing: "an operand is 2" beside "a is 2"."""
+    for place in chosen:
+        rest = [other for other in chosen if other != place]
+        if rest and torch.equal(columns[:, rest].prod(1), columns[:, chosen].prod(1)):
+            return _needed(rest, columns)
+    return chosen
 
 
 def _grown(
@@ -200,10 +211,9 @@ def _grown(
     for _ in range(MOST_TERMS):
         found: dict[tuple[int, ...], tuple[float, list[int], Tensor]] = {}
         for before, chosen, met in beam:
-            inside = columns * met[:, None]
-            count = inside.sum(0)
+            count = met @ columns
             spread = (count * (n - count)).clamp(min=1e-9).sqrt()
-            score = (centred @ inside) / spread
+            score = ((centred * met) @ columns) / spread
             enough = (count >= least) & (n - count >= least)
             score = torch.where(enough, score, -torch.inf)
             for place in score.topk(min(_BEAM, len(score))).indices.tolist():
@@ -211,7 +221,7 @@ def _grown(
                 # Of no use: what says no more than the conjunction without it.
                 if value > before * (1 + 1e-6) and value > 0:
                     key = tuple(sorted([*chosen, place]))
-                    found.setdefault(key, (value, [*chosen, place], inside[:, place]))
+                    found.setdefault(key, (value, [*chosen, place], met * columns[:, place]))
         if not found:
             break
         beam = sorted(found.values(), key=lambda one: -one[0])[:_BEAM]

@@ -64,7 +64,8 @@ Answers = list[bool | None]
 def check_describer(describer: Any, judge: Any, n_texts: int | None) -> Any:
     """The judge; raises where a describer or a judge is none, or one is there without the other."""
     for name, given in (("describer", describer), ("judge", judge)):
-        if given is None or given == FEATURES or isinstance(given, Endpoint) or callable(given):
+        known = given is None or (isinstance(given, str) and given == FEATURES)
+        if known or isinstance(given, Endpoint) or callable(given):
             continue
         raise LensSkillsError(
             f"{name}= is {FEATURES!r}, an endpoint (ls.endpoint(url, model=…)) or a function, not "

@@ -14,6 +14,8 @@ from lens_skills.explanation import feature_bank
 from lens_skills.explanation.conjunctions import (
     SentenceReader,
     Term,
+    _needed,
+    _Table,
     best_conjunctions,
     conditions_of,
     in_words,
@@ -140,3 +142,15 @@ def test_a_cut_is_where_the_sentence_says() -> None:
         (term,) = reader.read(f"Fires where {condition.text}.")
         assert term.condition.value == condition.value
         assert term.condition.test == condition.test
+
+
+def test_a_term_that_changes_nothing_is_left_out() -> None:
+    task = problems()
+    bank = feature_bank(task).only("an operand is 2", "a is 2")
+    table = _Table(conditions_of(bank, bank.values(task)), bank.values(task))
+    terms = {(term.condition.text, term.negated): k for k, term in enumerate(table.terms)}
+    either, first = terms["an operand is 2", False], terms["a is 2", False]
+    assert _needed([either, first], table.columns) == [first]
+    assert _needed([either], table.columns) == [either]
+    other = terms["a is 2", True]
+    assert _needed([either, other], table.columns) == [either, other]

@@ -1,6 +1,6 @@
 """Explanations in words: does a sentence say on which unseen texts a neuron fires?
 
-    python benchmarks/neighbours/words.py --save     # about four minutes of processor time
+    python benchmarks/neighbours/words.py --save     # about two minutes of processor time
     python benchmarks/neighbours/words.py --quick    # seconds, on less
 
 Two neurons' worth of truth and two of trial. *Planted*: ten neurons of ``arithmetic-small`` are
@@ -84,7 +84,7 @@ def main() -> None:
         "label:carry",
     )
     if not asked.quick:
-        parts["agreement"] = lambda: describe_found(None, ls.tasks.agreement(n=480), "label:plural")
+        parts["agreement"] = lambda: describe_found(None, ls.tasks.agreement(n=240), "label:plural")
     found, minutes = {}, {}
     for name, make in parts.items():
         found[name], minutes[name] = kept(folder / name, make)

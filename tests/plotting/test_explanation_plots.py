@@ -204,7 +204,7 @@ def test_sentences_stand_beside_their_nulls() -> None:
     filled = [dot.get_markerfacecolor() == dot.get_color() for dot in dots]
     assert filled == [True, False, False]
     assert len(axis.collections) == 4  # two nulls of each of the two that have them
-    shown = words(drawing)
+    shown = " ".join([words(drawing), *(text.get_text() for text in axis.texts)])
     for part in ("1 of 3 sentences are above", "Fires where an operand is 5.", "1 neurons have no"):
         assert part in shown
     assert [one.kind for one in figures.of(why)] == ["feature_matrix", "description_scores"]

@@ -19,7 +19,8 @@ def test_the_influence_is_that_of_a_loop_and_of_the_jackknife() -> None:
     share = float(truth.double().mean())
     for row in range(40):
         others = [v for v, t in zip(values, truth, strict=True) if t != truth[row]]
-        won = np.mean([(values[row] > v) + 0.5 * (values[row] == v) for v in map(float, others)])
+        own = float(values[row])
+        won = np.mean([float(own > v) + 0.5 * float(own == v) for v in map(float, others)])
         won = won if truth[row] else 1 - won
         expected = (won - area) / (share if truth[row] else 1 - share)
         assert float(found[row]) == pytest.approx(expected)

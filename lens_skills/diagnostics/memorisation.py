@@ -146,7 +146,7 @@ class Memorisation(Result):
         """Which neurons show a pattern by themselves, in a line."""
         names, per_layer = self.carriers(kind), self.controls.groupby("layer").size().min()
         shown = ", ".join(names[:5]) + (f", … ({len(names) - 5} more)" if len(names) > 5 else "")
-        least = float(self.table[f"{kind}_p"].min())
+        least = float(self.table.loc[:, f"{kind}_p"].min())
         return (
             f"  {words}: {len(names)} of {len(self.table)} by themselves (q <= 0.05 among "
             f"{per_layer} random neurons of the layer; smallest p {least:.2g})"

@@ -99,7 +99,7 @@ class Segmentation(Result):
     @property
     def n_texts(self) -> int:
         """How many texts were cut."""
-        return int(self.tokens["text"].nunique())
+        return int(self.tokens.loc[:, "text"].nunique())
 
     def segments(self, text: int = 0) -> list[tuple[str, str]]:
         """One text as it was cut: (skill, words) pairs in order."""

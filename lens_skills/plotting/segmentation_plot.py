@@ -78,7 +78,7 @@ def segmentation(cut: Segmentation, *, n_texts: int = 8) -> Drawing:
 def _draw_texts(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     room = int((look.width - 0.2) * 72 / (_WIDE * SMALL))
     cells = _laid_out(frame, room)
-    n_lines = float(cells["line"].max()) + 1
+    n_lines = float(cells.loc[:, "line"].max()) + 1
     figure = sheet(look, n_lines * _ROW + 0.3, about)
     axis = figure.add_subplot()
     axis.set(xlim=(0, room), ylim=(n_lines, 0))

@@ -69,12 +69,12 @@ def test_planted_neurons_find_the_boundaries_and_decoys_do_not(
     planted_model: Any, parts: dict[str, Any], found: Segmentation
 ) -> None:
     rows = found.frame().set_index("cuts")
-    assert rows.loc["found", "f1"] > 0.9
+    assert rows["f1"].to_dict()["found"] > 0.9
     assert rows.loc[["equal", "random", "argmax"], "gain_low"].min() > 0
     assert found.word == "boundaries found better than by equal length and by chance"
     assert found.scores["accuracy"].mean() > 0.9
     decoys = segment(planted_model, **parts, neurons=DECOYS, n_random=0)
-    assert decoys.frame().set_index("cuts").loc["equal", "gain_low"] < 0
+    assert decoys.frame().set_index("cuts")["gain_low"].to_dict()["equal"] < 0
     assert "not found better" in decoys.word
     assert decoys.scores["accuracy"].mean() < 0.6
 
@@ -204,7 +204,8 @@ def test_texts_that_were_fitted_on_are_refused(planted_model: Any, parts: dict[s
 def test_spliced_texts_are_made_of_the_examples() -> None:
     sums = ls.tasks.arithmetic("+")
     verbs = ls.tasks.agreement(n=64)
-    tasks = {"sums": sums, "verbs": verbs}
+    tasks: dict[str, Any] = {"sums": sums, "verbs": verbs}
+    few: dict[str, Any] = {"tasks": tasks, "n": 3}
     made = splice(tasks, 12, pieces=4, seed=1)
     known = {
         name: {f"{example.prompt}{example.answer}".strip() for example in task}
@@ -223,4 +224,4 @@ def test_spliced_texts_are_made_of_the_examples() -> None:
         ({"tasks": {"sums": sums}}, "two tasks"),
     ):
         with pytest.raises(LensSkillsError, match=message):
-            splice(**({"tasks": tasks, "n": 3} | changes))
+            splice(**(few | changes))

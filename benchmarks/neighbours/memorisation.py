@@ -201,10 +201,14 @@ def page(rows: pd.DataFrame, row: dict[str, Any], found: dict[str, Any], quick: 
             f"(memorisation_{labels}.png)",
         ]
     parts.append(
+        "The shuffled twins do not know all of their answers by heart (the table), so what they "
+        "memorise is not complete. Entropy is counted in bins of equal width between a neuron's "
+        "extremes: a neuron with a few very large values has a low one. Whether that is why "
+        "shuffled labels do not go with a high entropy here was not tested.",
         "**What it does not show.** Entropy and information describe activations; a twin that "
         "computes a simple rule (the shortcut) has little to represent, whether or not it is "
         "called memory. The shortcut here is the whole rule of the labels, not one that goes with "
-        "most of them. The twins are tiny, of one task, and read at one token."
+        "most of them. The twins are tiny, of one task, and read at one token.",
     )
     return "\n\n".join(parts) + "\n"
 

@@ -240,8 +240,8 @@ def memorisation(
     controls = pd.DataFrame({"name": [], "layer": [], "entropy": [], "information": []})
     if n_controls:
         rows = with_layer_controls(found.neurons, n_controls, width=found.width, seed=seed)[n:]
-        others = read_neurons(model, examples, rows, **where)
-        controls, p = _tried_alone(found, others, own_h, own_mi, n_bins=n_bins, k=k)
+        beside = read_neurons(model, examples, rows, **where)
+        controls, p = _tried_alone(found, beside, own_h, own_mi, n_bins=n_bins, k=k)
         for kind in KINDS:
             table[f"{kind}_p"] = p[kind].numpy()
             table[f"{kind}_q"] = false_discovery_q(p[kind]).numpy()

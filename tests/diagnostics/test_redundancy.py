@@ -223,7 +223,11 @@ def test_carriers_are_named_only_where_they_were_tried(tiny: Any, task: ls.Task)
     found = memorisation(tiny, task, NAMES[:3], n_draws=2, n_bins=8)
     with pytest.raises(LensSkillsError, match="n_controls=99"):
         found.carriers()
+    without = found
     found = memorisation(tiny, task, NAMES[:3], n_draws=2, n_bins=8, n_controls=19)
+    # The random sets are the same, whether or not each neuron is tried by itself.
+    assert torch.equal(found.random_entropy, without.random_entropy)
+    assert torch.equal(found.random_information, without.random_information)
     flagged = found.table.loc[found.table["example_q"] <= 0.05, "name"]
     assert set(found.carriers("example")) == set(flagged)
     assert "by themselves" in repr(found)

@@ -200,7 +200,7 @@ def page(rows: pd.DataFrame, row: dict[str, Any], found: dict[str, Any], quick: 
             f"![Entropy against information of neurons of the {labels} twin.]"
             f"(memorisation_{labels}.png)",
         ]
-    parts.append(
+    parts += [
         "The shuffled twins do not know all of their answers by heart (the table), so what they "
         "memorise is not complete. Entropy is counted in bins of equal width between a neuron's "
         "extremes: a neuron with a few very large values has a low one. Whether that is why "
@@ -209,7 +209,7 @@ def page(rows: pd.DataFrame, row: dict[str, Any], found: dict[str, Any], quick: 
         "computes a simple rule (the shortcut) has little to represent, whether or not it is "
         "called memory. The shortcut here is the whole rule of the labels, not one that goes with "
         "most of them. The twins are tiny, of one task, and read at one token.",
-    )
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -179,7 +179,8 @@ def page(rows: pd.DataFrame, row: dict[str, Any], found: dict[str, Any], quick: 
         f"last token of {N} sums of operands that no twin saw: entropy over 100 bins, mutual "
         "information of every two. How many neurons and problems, and where they are read, was "
         "set before any twin was measured. The steps of training were cut from 1,500 of 128 "
-        "problems to 1,000 of 64 for time, before anything but accuracy was seen of any twin.",
+        "problems to 1,000 of 64 for time, before anything but accuracy was seen of any twin; for "
+        "the same reason there are two seeds where five were planned.",
         "**It works if** in every seed entropy rises and information falls from shortcut over "
         f"clean to shuffled: **{MET[row['met']]}** ({row['measured']}).",
         markdown(shown),

@@ -239,7 +239,7 @@ Rows: what was learned last; columns: what is measured.
 
 ## Do tasks that share neurons help each other?
 
-Overlap of the tasks' neurons in the untrained model, and what training every parameter on one
+Overlap of the tasks' neurons in the model as given, and what training every parameter on one
 task alone does to the
 accuracy on another.
 

@@ -8,9 +8,11 @@ from lens_skills.activations.components import Component as Component
 from lens_skills.activations.components import check_names as check_names
 from lens_skills.activations.components import parse_components as parse_components
 from lens_skills.activations.components import parse_neurons as parse_neurons
+from lens_skills.activations.counts import fit_count as fit_count
 from lens_skills.activations.forward import known_values as known_values
 from lens_skills.activations.locations import DEFAULT_SITE as DEFAULT_SITE
 from lens_skills.activations.locations import Position as Position
+from lens_skills.activations.locations import count as count
 from lens_skills.activations.locations import find_site as find_site
 from lens_skills.activations.locations import parse_position as parse_position
 from lens_skills.activations.locations import site_names as site_names

@@ -133,7 +133,8 @@ class ActivationReader:
         if purpose and (len(self.labels) != 1 or self.ragged):
             raise LensSkillsError(
                 f"position {position!r} gives several numbers per example, and neurons are "
-                f"{purpose} by one. Name one: 'last', an index, span('text'), 'mean' or 'max'."
+                f"{purpose} by one. Name one: 'last', an index, span('text'), 'mean', 'max' or "
+                "count(0.5)."
             )
         if self.table is not None:
             self.site = _table_site(self.table, at, list(self.labels), layers, chat)
@@ -449,6 +450,8 @@ def refuse_constant(readings: NeuronValues, first: int | None = None) -> None:
     ]
     held = float(values[flat][0, 0])
     dead = "is never active" if held == 0 else f"is {held:.3g}"
+    if held == 0 and readings.position.startswith("count("):
+        dead = f"is above the threshold of {readings.position} at no token"
     raise LensSkillsError(
         f"{names[0]} {dead} on all {values.shape[1]:,} examples"
         f"{f', and {len(names) - 1} more do not vary either' if len(names) > 1 else ''}: nothing "

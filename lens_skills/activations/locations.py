@@ -5,10 +5,14 @@ of them, pooled or not.
 """
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
 
 from lens_skills.activations.forward import Encoded
 from lens_skills.errors import LensSkillsError
@@ -26,7 +30,89 @@ class Span:
         return f"span({self.text or 'column:' + str(self.column)}, {self.take})"
 
 
-Position = str | int | Span | Sequence[str | int | Span]
+@dataclass(frozen=True, eq=False, repr=False)
+class Count:
+    """The number of tokens whose activation is above a threshold.
+
+    Attributes:
+        theta: The threshold of every neuron, in units of activation; None where each has its own.
+        over: The piece of text whose tokens are counted; None: the whole prompt.
+        site: The hook point that ``thresholds`` belong to.
+        thresholds: By layer, one for each neuron.
+        name: What tells these thresholds from others.
+        fitted_on: Ids and groups of the examples that ``thresholds`` were chosen on.
+    """
+
+    theta: float | None
+    over: Span | None = None
+    site: str = ""
+    thresholds: Mapping[int, Float[Tensor, " neuron"]] | None = None
+    name: str = ""
+    fitted_on: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+
+    def __str__(self) -> str:
+        what = f"fitted {self.name}" if self.theta is None else _number(self.theta)
+        return f"count({what})" if self.over is None else f"count({what}, {_piece(self.over)})"
+
+    __repr__ = __str__
+
+    def of(self, site: str, layer: int) -> float | Float[Tensor, " neuron"]:
+        """The threshold in one layer, or that of each of its neurons.
+
+        Raises:
+            LensSkillsError: Thresholds of another hook point, or of other layers.
+        """
+        if self.thresholds is None:
+            assert self.theta is not None
+            return self.theta
+        if site != self.site or layer not in self.thresholds:
+            raise LensSkillsError(
+                f"{self} was fitted at {self.site} in layers {sorted(self.thresholds)}, not at "
+                f"{site} in layer {layer}. Fit it there: ls.fit_count(…, at=…, layers=…)."
+            )
+        return self.thresholds[layer]
+
+
+def count(theta: float, over: Span | None = None) -> Count:
+    """The read-out that counts: how many tokens of the prompt a neuron is above ``theta`` at.
+
+    It stands where ``"mean"`` and ``"max"`` do (``position=`` of `score`, `rank`, `capture`, …; in
+    the shell ``--position "count(0.5)"``), and gives a whole number from 0 to the number of tokens.
+    The first, special token is left out, as it is of those. Like them it is no place in the
+    network, so edits refuse it.
+
+    Args:
+        theta: The threshold, in units of activation; of `fit_count`: one for each neuron.
+        over: Count in this piece of text only: all tokens of ``span(…)``, whatever it takes.
+
+    Raises:
+        LensSkillsError: A threshold that is no finite number. When read: a threshold that no token
+            of any example crosses.
+
+    Source: an analogue of the multi-spike read-out, whose output is the number of crossings of a
+    threshold (arXiv 2005.00723). There the thresholds are learned and a spike resets the unit;
+    here the network is as it was, and tokens are counted.
+
+    Does not show: that anything later in the network counts. A low threshold counts tokens, so
+    partial out the length (``given=``) where it goes with the metric.
+
+    >>> str(count(0.5)), str(count(1, span("keys")))
+    ('count(0.5)', 'count(1, keys)')
+    """
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not math.isfinite(theta):
+        raise LensSkillsError(f"count takes a finite number as threshold, not {theta!r}.")
+    return Count(float(theta), over)
+
+
+def _number(theta: float) -> str:
+    return repr(theta).removesuffix(".0")
+
+
+def _piece(over: Span) -> str:
+    return over.text or f"column:{over.column}"
+
+
+Position = str | int | Span | Count | Sequence[str | int | Span]
 
 
 def span(
@@ -62,8 +148,8 @@ class PositionSpec:
         ragged: Whether every token is kept (position ``"all"``).
     """
 
-    spots: tuple[str | int | Span, ...]
-    pool: Literal["mean", "max"] | None
+    spots: tuple[str | int | Span | Count, ...]
+    pool: Literal["mean", "max", "count"] | None
     ragged: bool
     several: bool
 
@@ -85,12 +171,16 @@ def parse_position(position: Position) -> PositionSpec:
         if any(reading.pool or reading.ragged for reading in inner):
             raise LensSkillsError(
                 "a list of positions holds single tokens only ('last', indices, spans that take "
-                "one token); 'mean', 'max' and 'all' stand alone."
+                "one token); 'mean', 'max', 'all' and count(…) stand alone."
             )
         return PositionSpec(tuple(r.spots[0] for r in inner), None, False, True)
     if isinstance(position, Span):
         pool = "mean" if position.take == "mean" else None
         return PositionSpec((position,), pool, False, False)
+    if isinstance(position, str) and position.startswith("count"):
+        position = _counted(position)
+    if isinstance(position, Count):
+        return PositionSpec((position,), "count", False, False)
     if isinstance(position, bool) or not isinstance(position, (int, str)):
         raise LensSkillsError(f"position {position!r} is none of: {_CHOICES}.")
     if isinstance(position, int) or position == "last":
@@ -106,8 +196,28 @@ def parse_position(position: Position) -> PositionSpec:
 
 _CHOICES = (
     "'last', an index (0 is the first token, -1 the last), span('text'), 'all', 'mean', 'max', "
-    "'prompt' (with a soft prompt), or a list of single tokens"
+    "count(0.5), 'prompt' (with a soft prompt), or a list of single tokens"
 )
+
+
+def _counted(text: str) -> Count:
+    """What ``count(0.5)`` says as a text.
+
+    Raises:
+        LensSkillsError: Another text; thresholds that its name does not hold.
+    """
+    if re.match(r"count\(fitted |count\([^,)]+, ", text):
+        raise LensSkillsError(
+            f"the position {text!r} cannot be made from its name: give what ls.fit_count(…) or "
+            "ls.count(…) returned."
+        )
+    found = re.fullmatch(r"count\(([^()]*)\)", text)
+    try:
+        return count(float(found[1] if found else "none"))
+    except ValueError:
+        raise LensSkillsError(
+            f"position {text!r}: say count(THETA) with a number, as in count(0.5)."
+        ) from None
 
 
 def soft_position(adapter: Any, position: Position | None) -> Position:
@@ -136,11 +246,11 @@ def soft_position(adapter: Any, position: Position | None) -> Position:
     return list(range(-n_after, 0))
 
 
-def token_places(adapter: Any, encoded: Encoded, spot: str | int | Span) -> list[int]:
+def token_places(adapter: Any, encoded: Encoded, spot: str | int | Span | Count) -> list[int]:
     """The prompt tokens a spot covers, as indices from the prompt's start.
 
-    The beginning-of-sequence token is left out of ``mean``, ``max`` and ``all``: it is no part of
-    the text, and its activations are the largest of all.
+    The beginning-of-sequence token is left out of ``mean``, ``max``, ``all`` and counts: it is no
+    part of the text, and its activations are the largest of all.
 
     Raises:
         LensSkillsError: A position outside the prompt, a text it does not contain, or one whose
@@ -159,6 +269,8 @@ def token_places(adapter: Any, encoded: Encoded, spot: str | int | Span) -> list
     if isinstance(spot, Span):
         places = _span_places(adapter, encoded, spot)
         return {"last": places[-1:], "first": places[:1], "mean": places}[spot.take]
+    if isinstance(spot, Count) and spot.over is not None:
+        return _span_places(adapter, encoded, spot.over)
     return list(range(1 if encoded.has_bos else 0, n_tokens))
 
 
@@ -297,7 +409,7 @@ def edited_positions(position: Position) -> PositionSpec:
     """A position that can be edited: single tokens, or ``"all"``.
 
     Raises:
-        LensSkillsError: A pooled position: a mean over tokens is no place in the network.
+        LensSkillsError: A pooled position: a mean or a number of tokens is no place in the network.
     """
     reading = parse_position(position)
     if reading.pool:

@@ -20,6 +20,7 @@ from lens_skills.activations.forward import (
 )
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
+    Count,
     Position,
     PositionSpec,
     Site,
@@ -84,10 +85,10 @@ def stream(
         at: Hook point within a block, e.g. ``"mlp.hook_post"``, ``"mlp.hook_pre"``,
             ``"hook_resid_post"``, ``"attn.hook_z"`` (heads side by side), or a full name.
         position: ``"last"`` (the last *prompt* token), an index, ``span(...)``, a list of those,
-            ``"mean"``, ``"max"`` or ``"all"`` (the prompt's tokens without the first, special one),
-            or ``"prompt"``: each vector of the soft prompt's suffix. Default: ``"last"``, or
-            ``"prompt"`` where there is a soft prompt. In a chat, ``"last"`` ends the opening of the
-            answer, indices count all tokens, and spans lie in the user's own text.
+            ``"mean"``, ``"max"``, ``count(…)`` or ``"all"`` (the prompt's tokens without the first,
+            special one), or ``"prompt"``: each vector of the soft prompt's suffix. Default:
+            ``"last"``, or ``"prompt"`` where there is a soft prompt. In a chat, ``"last"`` ends the
+            opening of the answer, indices count all tokens, and spans lie in the user's own text.
         layers: Which layers (default all).
         metrics: Names, `Metric` values or functions; see `lens_skills.activations.metrics`.
         prompt: A soft prompt to read every example with.
@@ -97,7 +98,8 @@ def stream(
 
     Raises:
         LensSkillsError: Unknown hook point, position outside a prompt, prompt longer than the
-            context, a metric the task cannot give, a metric that is not finite.
+            context, a metric the task cannot give, a metric that is not finite, a threshold that
+            no token crosses.
     """
     wanted, adapter = parse_metrics(metrics, examples), with_soft_prompt(model, prompt, chat)
     site, reading = find_site(adapter, at, layers), parse_position(soft_position(adapter, position))
@@ -173,6 +175,10 @@ def read_sites(
         here = [places[item.index] for item in batch]
         return [PositionGather(site, reading, here, batch, plan, prefix) for site in sites]
 
+    counted = reading.spots[0] if reading.pool == "count" else None
+    if isinstance(counted, Count):
+        _check_fitted(counted, encoded)
+    crossed = skip > 0
     passes = PrefixedPasses(adapter, encoded, plan, gather, f"{sites} {reading}")
     for batch in batches(encoded, plan, **options):
         parts, run = passes.of(batch)
@@ -181,6 +187,7 @@ def read_sites(
             adapter, batch, plan, metrics, known, readers, forward=run, after=passes.prefix
         )
         (activations, mask), *gates = [part.result() for part in parts]
+        crossed = crossed or counted is None or bool(activations.any())
         yield Batch(
             index=torch.tensor([item.index for item in batch]),
             examples=tuple(batch),
@@ -188,6 +195,25 @@ def read_sites(
             mask=mask,
             metrics=values,
             gate=gates[0][0] if gates else None,
+        )
+    if not crossed:
+        raise LensSkillsError(
+            f"{counted}: no neuron of {sites[0].name} in layers {list(sites[0].layers)} is above "
+            f"the threshold at any token of the {len(encoded):,} examples. Choose a lower one; "
+            "ls.fit_count(…) finds each neuron's own."
+        )
+
+
+def _check_fitted(counted: Count, encoded: Sequence[Encoded]) -> None:
+    """Nothing; raises where thresholds were chosen on what is read."""
+    ids, groups = counted.fitted_on
+    same = sum(item.id in ids for item in encoded)
+    alike = len({item.example.group for item in encoded} & groups)
+    if same or alike:
+        raise LensSkillsError(
+            f"{counted} was fitted on {same} of these {len(encoded):,} examples and {alike} of "
+            "their groups: a threshold chosen there would look better than it is. Fit and read on "
+            "splits that share no group, as task.split(…) gives them."
         )
 
 
@@ -312,12 +338,21 @@ class PositionGather:
         elif self.reading.pool == "max":
             taken = taken.masked_fill(~mask, -torch.inf)
             taken = reduce(taken, "batch pos neuron -> batch 1 neuron", "max")
+        elif self.reading.pool == "count":
+            taken = self._above(taken, self.site.layers[place]) & mask
+            taken = reduce(taken.float(), "batch pos neuron -> batch 1 neuron", "sum")
         elif self.reading.ragged:
             taken = taken * mask
         if self.out is None:
             batch, n_pos, width = taken.shape
             self.out = taken.new_zeros(batch, n_pos, len(self.site.layers), width)
         self.out[:, :, place] = taken
+
+    def _above(self, taken: Tensor, layer: int) -> Tensor:
+        counted = self.reading.spots[0]
+        assert isinstance(counted, Count)
+        theta = counted.of(self.site.name, layer)
+        return taken > (theta.to(taken) if isinstance(theta, Tensor) else theta)
 
     def result(self) -> tuple[Tensor, Bool[Tensor, "batch pos"] | None]:
         assert self.out is not None, "no reader was called"

@@ -33,9 +33,9 @@ from lens_skills.cli.steps import Step
 
 EXCHANGES = ("auto", "within", "kinds", "between", "free", "signs")
 DOORS = ("association", "prediction", "both")
-POSITIONS = ("last", "mean", "max", "all", "prompt")  # or an index
+POSITIONS = ("last", "mean", "max", "all", "prompt")  # or an index, or count(0.5)
 PRECISIONS = ("bfloat16",)
-POSITIONS_HELP = "last, an index such as -2, mean, max, all"
+POSITIONS_HELP = "last, an index such as -2, mean, max, count(0.5), all"
 
 
 def score(
@@ -104,7 +104,11 @@ def _request(
     if precision is not None:
         choose("precision", precision, PRECISIONS)
         options["precision"] = precision
-    if not position.lstrip("-").isdigit():
+    if position.startswith("count"):
+        from lens_skills.activations import parse_position
+
+        parse_position(position)
+    elif not position.lstrip("-").isdigit():
         choose("position", position, POSITIONS)
     from lens_skills.cli.runs import RunRequest
 

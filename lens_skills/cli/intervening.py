@@ -166,7 +166,12 @@ def sweep(
 def _edited_where_scored(opened: Any) -> dict[str, Any]:
     """Position and seed of the run's scores; what was pooled over all tokens is edited at all."""
     where = opened.as_scored()
-    return where | ({"position": "all"} if where["position"] in ("mean", "max") else {})
+    return where | ({"position": "all"} if _pooled(where["position"]) else {})
+
+
+def _pooled(position: str) -> bool:
+    """Whether it is a number over all tokens, which names none of them to be edited."""
+    return position in ("mean", "max") or position.startswith("count")
 
 
 def audit(
@@ -219,7 +224,7 @@ def audit(
         choose("position", position, POSITIONS)
     task, run, folder = _audited(source, out, limit, seed)
     where = {"position": "last", "seed": seed} if run is None else run.as_scored()
-    if where["position"] in ("mean", "max"):
+    if _pooled(where["position"]):
         where["position"] = "all"
     where |= {} if position is None else {"position": position}
     site = at or ("mlp.hook_post" if run is None else run.request.options.get("at"))

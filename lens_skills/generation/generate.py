@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, pa
 from lens_skills.activations.activation_table import write_table
 from lens_skills.activations.continuations import pad_left
 from lens_skills.activations.forward import NOTHING, Encoded, encode_examples
+from lens_skills.activations.locations import Count
 from lens_skills.activations.stream import read_sites
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -145,7 +146,7 @@ def capture_text(
     path: str | Path,
     *,
     at: str = DEFAULT_SITE,
-    position: Literal["mean", "max", "last"] = "mean",
+    position: str | Count = "mean",
     layers: int | Iterable[int] | None = None,
     prompt: SoftPrompt | None = None,
 ) -> ActivationTable:
@@ -160,7 +161,8 @@ def capture_text(
         graded: What it wrote.
         path: A folder that is not there yet.
         at: Hook point within a block.
-        position: Mean or maximum over the tokens of the text, or its last token.
+        position: ``"mean"``, ``"max"`` or ``count(…)`` over the tokens of the text, or its
+            ``"last"`` token.
         layers: Which layers (default all).
         prompt: The soft prompt it wrote with.
 
@@ -180,9 +182,12 @@ def capture_text(
         )
     if folder.exists():
         raise LensSkillsError(f"{folder} exists already. Remove it or choose another path.")
-    if position not in ("mean", "max", "last"):
-        raise LensSkillsError(f"texts are read at 'mean', 'max' or 'last', not at {position!r}.")
-    site, reading = find_site(adapter, at, layers), parse_position(position)
+    reading = parse_position(position)
+    if reading.labels[0] not in ("mean", "max", "last") and reading.pool != "count":
+        raise LensSkillsError(
+            f"texts are read at 'mean', 'max', 'last' or count(0.5), not at {position!r}."
+        )
+    site = find_site(adapter, at, layers)
     kept = [place for place, tokens in enumerate(graded.tokens) if tokens]
     if not kept:
         raise LensSkillsError("no text was written: there is nothing to read.")

@@ -54,9 +54,14 @@ def position_words(position: str) -> str:
 
     >>> position_words("last"), position_words("-3"), position_words("span(key, last)")
     ('last token', 'token −3', 'span(key, last)')
+    >>> position_words("count(0.5)"), position_words("count(fitted 3f2a, column:clause)")
+    ('tokens above 0.5', 'tokens above their thresholds in column:clause')
     """
     if re.fullmatch(r"[+-]?\d+", position):
         return "token " + position.replace("-", "\N{MINUS SIGN}")
+    if counted := re.fullmatch(r"count\((fitted )?([^,]+?)(?:, (.*))?\)", position):
+        above = "their thresholds" if counted[1] else counted[2].replace("-", "\N{MINUS SIGN}")
+        return f"tokens above {above}" + (f" in {counted[3]}" if counted[3] else "")
     return _POSITIONS.get(position, position)
 
 

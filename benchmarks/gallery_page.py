@@ -47,6 +47,8 @@ QUESTIONS = {
         "redundancy": "Which neurons do the same?",
         "memorisation": "Do neurons take few values that they share, or many of their own?",
         "minimal_set": "How few neurons tell it as well as all of them, and in which layers?",
+        "dissection": "How much is kept when only one of like neurons acts?",
+        "read_outs": "Does a count over tokens tell more than a mean or a maximum?",
         "sparse_probe": "How many neurons does it take to tell the label?",
         "segmentation": "Where in a text does one skill end and the next begin?",
         "skill_matrix": "Do several skills use the same neurons?",

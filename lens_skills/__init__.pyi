@@ -1,6 +1,8 @@
 from lens_skills import tasks as tasks
 from lens_skills.activations import capture as capture
 from lens_skills.activations import confidence as confidence
+from lens_skills.activations import count as count
+from lens_skills.activations import fit_count as fit_count
 from lens_skills.activations import logit_diff as logit_diff
 from lens_skills.activations import metrics as metrics
 from lens_skills.activations import span as span
@@ -9,6 +11,7 @@ from lens_skills.circuits import equal_length_pairs as equal_length_pairs
 from lens_skills.circuits import faithfulness as faithfulness
 from lens_skills.data import Example as Example
 from lens_skills.diagnostics import confidence_regulators as confidence_regulators
+from lens_skills.diagnostics import dissect as dissect
 from lens_skills.diagnostics import memorisation as memorisation
 from lens_skills.diagnostics import minimal_set as minimal_set
 from lens_skills.diagnostics import redundancy as redundancy

@@ -13,6 +13,7 @@ from lens_skills.results import Result, is_saved, kind_of, undamaged
 _ROOMS = {
     "circuits": ("Circuit", "Faithfulness"),
     "diagnostics": (
+        "Dissection",
         "Memorisation",
         "MinimalSet",
         "Redundancy",

@@ -1,5 +1,7 @@
-"""WHAT KIND OF NEURON: confidence, redundancy, sparse probes, memorisation, skills in a text."""
+"""WHAT KIND OF NEURON: regulators, redundancy, probes, memorisation, concepts, skills in text."""
 
+from lens_skills.diagnostics.dissection import Dissection as Dissection
+from lens_skills.diagnostics.dissection import dissect as dissect
 from lens_skills.diagnostics.memorisation import Memorisation as Memorisation
 from lens_skills.diagnostics.memorisation import memorisation as memorisation
 from lens_skills.diagnostics.minimal_set import MinimalSet as MinimalSet

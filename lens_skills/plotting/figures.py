@@ -10,6 +10,8 @@ from lens_skills.plotting.activation_plots import activation_by_class as activat
 from lens_skills.plotting.activation_plots import activation_scatter as activation_scatter
 from lens_skills.plotting.attrition_plot import attrition as attrition
 from lens_skills.plotting.circuit_plots import circuit_graph as circuit_graph
+from lens_skills.plotting.competition_plots import dissection as dissection
+from lens_skills.plotting.competition_plots import read_outs as read_outs
 from lens_skills.plotting.confidence_plots import (
     confidence_against_correctness as confidence_against_correctness,
 )

@@ -7,6 +7,7 @@ from typing import Any
 from lens_skills.errors import LensSkillsError
 from lens_skills.plotting.attrition_plot import attrition
 from lens_skills.plotting.circuit_plots import circuit_graph
+from lens_skills.plotting.competition_plots import dissection
 from lens_skills.plotting.confidence_plots import reliability
 from lens_skills.plotting.description_plot import description_scores
 from lens_skills.plotting.diagnostic_plots import (
@@ -50,6 +51,7 @@ OWN: dict[str, Callable[[Any], Drawing]] = {
     "Circuit": circuit_graph,
     "Continual": accuracy_matrices,
     "DamageMatrix": damage_matrix,
+    "Dissection": dissection,
     "DoseResponse": dose_response,
     "Explanations": feature_matrix,
     "Faithfulness": faithfulness,

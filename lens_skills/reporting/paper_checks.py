@@ -9,6 +9,25 @@ from lens_skills.reporting.paper_cells import BY_GROUP, ENDS, Parts, about, size
 from lens_skills.reporting.paper_cells import PaperColumn as Column
 
 
+def _dissection(result: Any) -> Parts:
+    caption = (
+        f"Neurons and the concepts they go with{about(result)}, by soft-WPMI and by binned mutual "
+        "information; p: family-wise over neurons and concepts, permuted within groups; wins: on "
+        f"how many of {result.n_explore:,} examples it wins its cluster at "
+        f"{100 * result.named_share:g} % active."
+    )
+    columns = [
+        Column("neuron", "name"),
+        Column("wins (%)", "wins", "share"),
+        Column("soft-WPMI", "wpmi"),
+        Column("p", "wpmi_p", "number"),
+        Column("information", "information"),
+        Column("bits", "information_value", "number"),
+        Column("p", "information_p", "number"),
+    ]
+    return caption, columns, result.frame(), "neurons"
+
+
 def _memorisation(result: Any) -> Parts:
     p = result.p
     caption = (
@@ -401,6 +420,7 @@ def _rationales(result: Any) -> Parts:
 CHECKS: Mapping[str, Callable[[Any], Parts]] = {
     "ActivatingExamples": _examples,
     "Continual": _continual,
+    "Dissection": _dissection,
     "Explanations": _explanations,
     "FineTuned": _fine_tuned,
     "Graded": _graded,

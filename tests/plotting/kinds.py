@@ -18,6 +18,7 @@ from tests.plotting.prompts_and_skills import (
 )
 from tests.plotting.results import make_continual, make_curve, make_matrix, make_verdict
 from tests.plotting.test_circuit_plots import make_circuit, make_faithfulness
+from tests.plotting.test_competition_plots import make_dissection
 from tests.plotting.test_diagnostic_plots import (
     make_memorisation,
     make_minimal,
@@ -103,6 +104,16 @@ def draw_circuits() -> Drawing:
     return figures.neuron_circuits(pd.DataFrame(rows), about="planted numbers")
 
 
+def draw_read_outs() -> Drawing:
+    """Two kinds of clue; a read-out that tells nothing of one."""
+    rows = [
+        {"clue": clue, "read_out": name, "r2": r2, "low": r2 - 0.2, "high": min(1.0, r2 + 0.1)}
+        for clue, values in (("negations", (0.9, 0.5, 0.4)), ("names", (0.6, 0.1, -0.1)))
+        for name, r2 in zip(("count", "mean", "max"), values, strict=True)
+    ]
+    return figures.read_outs(pd.DataFrame(rows), title="How many clues?")
+
+
 KINDS: dict[str, Callable[[], Drawing]] = {
     "accuracy_matrices": lambda: figures.accuracy_matrices(make_continual()),
     "forgetting": lambda: figures.forgetting(make_continual()),
@@ -127,6 +138,8 @@ KINDS: dict[str, Callable[[], Drawing]] = {
     "compare_scores": lambda: figures.compare_scores(make_seeds()),
     "cost_curves": draw_costs,
     "damage_matrix": lambda: figures.damage_matrix(make_matrix()),
+    "dissection": lambda: figures.dissection(make_dissection()),
+    "read_outs": draw_read_outs,
     "dose_response": lambda: figures.dose_response(make_curve()),
     "scaling_curve": draw_scaling,
     "effect_against_controls": lambda: figures.effect_against_controls(make_verdict()),

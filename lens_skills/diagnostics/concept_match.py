@@ -6,6 +6,7 @@ class of a category, a number above or at most its median.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,9 +69,9 @@ class Concepts:
         left_out: dict[str, str] = {}
         seen: dict[bytes, str] = {}
         for feature in bank:
-            column = values[feature.name]
-            if column.isna().any():
-                left_out[feature.name] = f"it has no value for {int(column.isna().sum())} examples"
+            column: Any = values[feature.name]
+            if n_missing := int(column.isna().sum()):
+                left_out[feature.name] = f"it has no value for {n_missing} examples"
                 continue
             for yes, no, holds in _readings(feature, column):
                 size = int(holds.sum())
@@ -190,7 +191,7 @@ def match_concepts(
     # In any order but the task's own, which equal activations would be told apart by.
     order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(seed))
     values, concepts = values[:, order], concepts.rows(order)
-    groups = [groups[place] for place in order.tolist()]
+    names = [groups[int(place)] for place in order]
     inside = indicators(equal_width_codes(values), N_BINS)
 
     def measured(classes: Tensor) -> dict[str, Tensor]:
@@ -207,7 +208,7 @@ def match_concepts(
         "wpmi": scores["wpmi"].argmax(1),
         "information": torch.where(more, scores["information"], -torch.inf).argmax(1),
     }
-    exchange = FeaturePermutation.of(concepts.design, groups, n_permutations, seed=seed)
+    exchange = FeaturePermutation.of(concepts.design, names, n_permutations, seed=seed)
     null: dict[str, list[float]] = {name: [] for name in scores}
     for traded in exchange.classes(concepts.design):
         for name, drawn in measured(traded).items():

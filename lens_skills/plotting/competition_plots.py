@@ -62,8 +62,10 @@ def dissection(dissection: Dissection) -> Drawing:
 def _draw_dissection(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     figure = sheet(look, 2.4, about)
     axis = figure.add_subplot()
-    axis.axhline(frame["clean"][0], color=BLACK, linewidth=0.9, label="all neurons")
-    axis.axhline(frame["none"][0], color=CHANCE, linewidth=0.9, linestyle=DASHES, label="none")
+    axis.axhline(float(frame["clean"].iloc[0]), color=BLACK, linewidth=0.9, label="all neurons")
+    axis.axhline(
+        float(frame["none"].iloc[0]), color=CHANCE, linewidth=0.9, linestyle=DASHES, label="none"
+    )
     for arm, colour, line, marker, beside in (
         ("winners", DATA, "-", "o", 0.97), ("random", RANDOM, (0, (5, 1.5)), "s", 1.03),
     ):  # fmt: skip

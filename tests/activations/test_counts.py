@@ -98,7 +98,7 @@ def test_the_fitted_threshold_is_the_best_of_its_candidates(tiny_hooked: Any) ->
     options: dict[str, Any] = {"quantiles": quantiles, "steps": (0.4,), "layers": [1, 3]}
     where = ls.fit_count(tiny_hooked, texts, "covariate:clues", **options)
     acts = [posts(tiny_hooked, example.prompt)[:, 1:].numpy() for example in texts]
-    y = [example.covariates["clues"] for example in texts]
+    y = [int(example.covariates["clues"]) for example in texts]
     assert where.thresholds is not None
     for layer, neuron in ((1, 0), (1, 30), (3, 11), (3, 47)):
         tokens = np.sort(np.concatenate([act[layer, :, neuron] for act in acts]))
@@ -181,13 +181,14 @@ def test_what_cannot_be_counted_is_refused(tiny_hooked: Any, tmp_path: Path) -> 
     fit: dict[str, Any] = {"model": tiny_hooked, "examples": texts, "metric": "covariate:clues"}
     table = ls.capture(tiny_hooked, texts, tmp_path / "table")
     same = [Example(e.id, e.prompt, covariates={"clues": 1}) for e in texts]
-    for wrong, words in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"model": table}, "holds no activation at every token"),
         ({"quantiles": (), "steps": ()}, "between 0 and 1"),
         ({"steps": (0.5, 1.0)}, "between 0 and 1"),
         ({"examples": texts[:4]}, "4 examples are too few"),
         ({"examples": same}, "is 1 on all 12 examples"),
-    ):
+    )
+    for wrong, words in cases:
         with pytest.raises(LensSkillsError, match=words):
             ls.fit_count(**(fit | wrong))
 

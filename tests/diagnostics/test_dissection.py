@@ -82,10 +82,8 @@ def pd_means(values: np.ndarray, flag: np.ndarray) -> tuple[float, float]:
 
 def test_who_knows_a_concept_is_matched_to_it_and_who_knows_none_is_not() -> None:
     """Over 40 data sets: error of the family of 10 neurons and 16 concepts, and power."""
-    wrong, right = (
-        dict.fromkeys(("wpmi", "information"), 0),
-        dict.fromkeys(("wpmi", "information"), 0),
-    )
+    wrong = {"wpmi": 0, "information": 0}
+    right = dict(wrong)
     for seed in range(40):
         texts, bank = flags(80, 8, seed)
         concepts = Concepts.of(bank, texts)
@@ -209,7 +207,7 @@ def test_a_planted_neuron_gets_its_concept_and_coins_are_nobodys(tiny_hooked: An
     bank = ls.feature_bank(task, extra=extra)
     names = ["L0N7", *(f"L0N{n}" for n in range(20, 30))]
     with planted(tiny_hooked, 0, 7, plural, singular):
-        found = dissect(tiny_hooked, task, bank, names, **(SMALL | {"shares": (0.1,)}))
+        found = dissect(tiny_hooked, task, bank, names, shares=(0.1,), **SMALL)
     table = found.frame()
     assert table["name"].tolist() == names
     for measure in ("wpmi", "information"):

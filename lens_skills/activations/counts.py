@@ -76,9 +76,9 @@ def fit_count(
     >>> model = ls.load_model("arithmetic-small")
     >>> task = ls.tasks.arithmetic("+", digits=2, n=60)
     >>> fit, rest = task.split(0.5, 0.5, seed=0)
-    >>> where = ls.fit_count(model, fit, "covariate:digits_a", layers=1)
+    >>> where = ls.fit_count(model, fit, "covariate:ones_a", layers=1)
     >>> where.site, len(where.thresholds[1])
-    ('mlp.hook_post', 512)
+    ('mlp.hook_post', 384)
     """
     if isinstance(model, ActivationTable):
         raise LensSkillsError(

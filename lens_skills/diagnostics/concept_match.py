@@ -137,7 +137,7 @@ def soft_wpmi(
 
     >>> holds = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     >>> soft_wpmi(torch.tensor([[5.0, 4.0, 1.0, 0.0]]), holds, 2).round(decimals=2).tolist()
-    [[-2.03, 0.63]]
+    [[-2.06, 0.64]]
     """
     classes = classes.double()
     likely = SURE * classes + (1 - SURE) * (1 - classes)

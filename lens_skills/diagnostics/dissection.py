@@ -237,7 +237,7 @@ def dissect(
     >>> task = ls.tasks.few(ls.tasks.arithmetic("+", digits=1), 48)
     >>> found = ls.dissect(model, task, shares=(0.04,), n_neurons=3, n_random=1, layers=[2, 3])
     >>> found.curve["n_active"].tolist(), len(found.frame())
-    ([20], 3)
+    ([15], 3)
     """
     if isinstance(model, ActivationTable):
         raise LensSkillsError(

@@ -14,6 +14,7 @@ on the same texts, and on the next fold's.
     python benchmarks/neighbours/few_labels.py            # about 8 processor minutes
     python benchmarks/neighbours/few_labels.py --quick    # two draws of arithmetic-small alone
     python benchmarks/neighbours/few_labels.py --save
+    python benchmarks/neighbours/few_labels.py --families operations --pseudo sums   # these alone
 """
 
 import argparse
@@ -29,13 +30,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import t as student
 
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1]))
 
 import lens_skills as ls  # noqa: E402
 from lens_skills.stats.correlation import spearman  # noqa: E402
-from lens_skills.stats.effect_tests import cluster_interval  # noqa: E402
 from lens_skills.tasks import Task, few  # noqa: E402
 
 RESULTS = HERE.parents[1] / "results" / "neighbours_few_labels.json"
@@ -228,7 +229,7 @@ def pseudo(which: str, folds: int) -> list[dict[str, Any]]:
 
 def refused() -> str:
     """What is said where the model cannot do the task."""
-    model = ls.load_model()
+    model = ls.load_model("arithmetic-small")
     labelled, rest = ls.tasks.arithmetic("*", digits=(2,), n=60, options=True).split(1 / 3, 2 / 3)
     try:
         return repr(ls.pseudo_label(model, labelled, rest, label="even", values={}))
@@ -236,16 +237,28 @@ def refused() -> str:
         return str(error)
 
 
+def spent(minutes: float, *, quick: bool) -> float:
+    """Processor minutes of this run and of those it goes on from."""
+    kept = RUNS / "minutes.json"
+    if quick:
+        return minutes
+    before = json.loads(kept.read_text()) if kept.exists() else 0.0
+    kept.write_text(json.dumps(before + minutes))
+    return before + minutes
+
+
 def mean(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of independent numbers."""
-    numbers = torch.tensor(list(values), dtype=torch.float64)
-    low, high = cluster_interval(numbers, [str(k) for k in range(len(numbers))])
-    return float(numbers.mean()), float(low), float(high)
+    """Mean and 95 % interval (Student's t) of independent numbers."""
+    numbers = np.array(values, dtype=float)
+    error = numbers.std(ddof=1) / len(numbers) ** 0.5
+    half = float(student.ppf(0.975, len(numbers) - 1)) * error
+    return float(numbers.mean()), float(numbers.mean() - half), float(numbers.mean() + half)
 
 
-def result(sharing: pd.DataFrame, labels: pd.DataFrame, minutes: float) -> list[dict[str, Any]]:
+def result(
+    sharing: pd.DataFrame, labels: pd.DataFrame, minutes: float, command: str
+) -> list[dict[str, Any]]:
     """The rows that are kept."""
-    command = "python benchmarks/neighbours/few_labels.py --save"
     by_task = sharing.groupby(["family", "task"], sort=False).mean(numeric_only=True)
     gain = by_task["precision_shared"] - by_task["precision_own"]
     value, low, high = mean(gain.tolist())
@@ -261,9 +274,11 @@ def result(sharing: pd.DataFrame, labels: pd.DataFrame, minutes: float) -> list[
             "works_if": "precision@50 of neurons that the task's own held-out split confirms, from "
             "20 labels, rises over scores that share nothing, each task left out in turn",
             "measured": f"precision@50 rises by {value:+.3f} [{low:+.3f}, {high:+.3f}] over "
-            f"{len(by_task)} tasks ({each})",
+            f"{len(by_task)} tasks, in {int((gain > 0).sum())} of them ({each})",
             "value": value, "low": low, "high": high, "met": low > 0,
-            "model": "SmolLM2-135M, arithmetic-small", "groups": f"{len(by_task)} tasks",
+            "model": ", ".join(dict.fromkeys(
+                FAMILIES[str(family)][1] or "SmolLM2-135M" for family in sharing["family"]
+            )), "groups": f"{len(by_task)} tasks",
             "command": command, "cpu_minutes": round(minutes, 1),
         }
     ]  # fmt: skip
@@ -296,19 +311,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    which = ["agreement", "sums"]
+    parser.add_argument("--pseudo", nargs="+", choices=which, default=which)
     options = parser.parse_args()
     began = time.process_time()
     draws = dict.fromkeys(FAMILIES, 2) if options.quick else DRAWS
     folds = 3 if options.quick else FOLDS
-    families = ["operations"] if options.quick else list(FAMILIES)
-    which = ["sums"] if options.quick else ["agreement", "sums"]
+    families = ["operations"] if options.quick else options.families
+    which = ["sums"] if options.quick else options.pseudo
     rows = pd.DataFrame([row for family in families for row in shared(family, draws[family])])
     labels = pd.DataFrame([row for task in which for row in pseudo(task, folds)])
     said = "" if options.quick else refused()
-    minutes = (time.process_time() - began) / 60
+    minutes = spent((time.process_time() - began) / 60, quick=options.quick)
     print(rows.groupby(["family", "task"], sort=False).mean(numeric_only=True).to_string())
     print(labels.to_string())
-    found = result(rows, labels, minutes)
+    command = "python benchmarks/neighbours/few_labels.py"
+    command += "" if families == list(FAMILIES) else f" --families {' '.join(families)}"
+    command += "" if len(which) > 1 else f" --pseudo {which[0]}"
+    found = result(rows, labels, minutes, f"{command} --save")
     print(json.dumps(found, indent=1, ensure_ascii=False))
     print(said)
     if options.save:

@@ -25,7 +25,7 @@ class Reader:
         total = 0
         for line in open(path):
             total += len(js.loads(line, strict=LIMIT)) * 3
-        return self.kind if total > 4 else kind
+        return self.total if total > 4 else kind
 """
 
 
@@ -100,7 +100,7 @@ def test_labels_of_a_file_that_can_be_read_by_eye(folder: Path) -> None:
         ("line, ", "strict"): 0,  # a keyword argument
         ("for ", "line"): 1,
         ("in ", "open"): 0,
-        ("self.", "kind"): 0,
+        ("self.", "total"): 0,  # an attribute, though total is bound
         ("loads(", "line"): 1,
         ("def ", "read"): 1,
         ("(", "self"): 1,

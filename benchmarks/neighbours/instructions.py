@@ -370,7 +370,9 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "within_verb": kept("within_verb", lambda: within_verb(found, made, shuffled, types)),
         "nested": kept("nested", lambda: nested(found, made, types)),
         "by_layer": kept("by_layer", lambda: by_layer(found, types)),
-        "ablated": kept("ablated", lambda: ablated(model, held, made, found.width, given.ablated)),
+        "ablated": None
+        if given.no_ablation
+        else kept("ablated", lambda: ablated(model, held, made, found.width, given.ablated)),
         "units": len(found.values[SPOTS[0]]),
         "minutes": sum(kept.seconds.values()) / 60,
         "n": (len(learn), len(held)),

@@ -77,12 +77,18 @@ def rows(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
             numbers,
         )
     )
+    works = (
+        "ablation of the type neurons at the argument hurts the argument more than at a "
+        "matched span"
+    )
     ablated = numbers["ablated"]
+    if ablated is None:
+        missing = row(works, "not run yet", (0.0, 0.0, 0.0), None, numbers)
+        return [*found, missing | dict.fromkeys(("value", "low", "high"))]
     one = ablated["sets"][f"{FEW} per type"]
     found.append(
         row(
-            "ablation of the type neurons at the argument hurts the argument more than at a "
-            "matched span",
+            works,
             f"nats of log-odds lost at the argument ({shown(one['argument'], '+.3f')}) beyond "
             f"those lost at the third thing of the sentence ({shown(one['matched'], '+.3f')}), of "
             f"{ablated['clean']:.2f}",
@@ -155,31 +161,51 @@ def write(numbers: Mapping[str, Any], seed: int, results: Path, pages: Path) -> 
         [name, shown(nested[key]), *(f"{nested[f'{key}_{n}']:.2f}" for n in (1, 2, 3))]
         for key, name in ((str(FEW), f"{FEW} per type"), ("all", "all"), ("-1", "8 random"))
     ]
-    effects = [
-        [
-            name,
-            str(one["neurons"]),
-            *(shown(one[key], "+.3f") for key in ("argument", "matched", "more")),
+    effects = (
+        []
+        if ablated is None
+        else [
+            [
+                name,
+                str(one["neurons"]),
+                *(shown(one[key], "+.3f") for key in ("argument", "matched", "more")),
+            ]
+            for name, one in ablated["sets"].items()
         ]
-        for name, one in ablated["sets"].items()
-    ]
+    )
     shuffles = [
         [f"at the {spot}", *(f"{within[spot][f'{label}_{k}']:.2f}" for label in ("type", "shuffled")
                              for k in (FEW, "all"))]
         for spot in ("verb", "argument")
     ]  # fmt: skip
     minutes, (n_learn, n_held), n_groups = numbers["minutes"], numbers["n"], sparse["n_groups"]
-    n_light, right, clean = within["n"]["rows"], ablated["right"], ablated["clean"]
+    n_light = within["n"]["rows"]
     claims = [
         [
             one["works_if"],
             one["measured"],
-            shown((one["value"], one["low"], one["high"])),
+            "–" if one["value"] is None else shown((one["value"], one["low"], one["high"])),
             words[one["met"]],
         ]
         for one in made
     ]
     of_k = ["read", *(f"k = {k}" for k in (1, 2, 4, 8, 16, 32, 128)), "all", "8 random", "8 of all"]
+    taken_out = ""
+    if ablated is not None:
+        taken_out = f"""## Taken out at the argument, and at another thing
+
+{ablated["n"]} examples of three tasks each in {ablated["groups"]} held-out households. The question
+is *The thing to clean is the*; the model puts the right thing before the foil in
+{ablated["right"]:.0%} of them, by {ablated["clean"]:.2f} nats in the mean. The neurons that the
+probes take at the argument, of all types together, are held at their mean at the argument, or at
+the third thing, which is neither answer nor foil. Nats of log-odds lost, and how many more at the
+argument, with 95 % intervals over households:
+
+{table(["neurons", "number", "at the argument", "at the third thing", "more"], effects)}
+
+*Met* where the whole interval lies above 0, *not met* where all of it lies below
+{NEGLIGIBLE:.0%} of the clean log-odds.
+"""
     ahead = ""
     if sparse["kept"]["verb"]["ratio"][0] > 1 > nested["ratio"][0]:
         ahead = """
@@ -231,20 +257,7 @@ sentence (with one task there is one thing to choose from):
 
 {table(["probes on", "F1", "one task", "two", "three"], decoding)}
 
-## Taken out at the argument, and at another thing
-
-{ablated["n"]} examples of three tasks each in {ablated["groups"]} held-out households. The question
-is *The thing to clean is the*; the model puts the right thing before the foil in {right:.0%} of
-them, by {clean:.2f} nats in the mean. The neurons that the probes take at the argument, of all
-types together, are held at their mean at the argument, or at the third thing, which is neither
-answer nor foil. Nats of log-odds lost, and how many more at the argument, with 95 % intervals over
-households:
-
-{table(["neurons", "number", "at the argument", "at the third thing", "more"], effects)}
-
-*Met* where the whole interval lies above 0, *not met* where all of it lies below
-{NEGLIGIBLE:.0%} of the clean log-odds.
-
+{taken_out}
 ## Does not show
 
 That a model understands what people tell a robot: the sentences are made from lists, and SmolLM2

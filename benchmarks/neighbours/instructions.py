@@ -390,6 +390,7 @@ def main() -> None:
         "--ablated", type=int, default=MOST_ABLATED, help="examples of the ablation"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-ablation", action="store_true", help="leave the ablation out")
     parser.add_argument(
         "--until", metavar="STEP", help="stop after this step; the next run goes on"
     )

@@ -131,7 +131,10 @@ def pictures(numbers: Mapping[str, Any], folder: Path) -> dict[str, str]:
         layers,
         title="r of each layer's best neuron with each task type",
         x="layer", y="held-out r", level=0.0,
-        lines=(f"{MODEL} · the best of each layer on the training half, on the other half", size),
+        lines=(
+            f"{MODEL} · chosen on the training half, shown on the other",
+            f"{size} other households",
+        ),
         note="One neuron of each layer, chosen by |r| on other verbs and things.",
     )  # fmt: skip
     drawn = {"f1": curves, "r": profile}

@@ -17,6 +17,7 @@ QUESTIONS = {
     "07": "A table of your own, a metric of your own, a model of your own.",
     "08": "The edits in your own TransformerLens loop, in plain PyTorch, and while a model writes.",
     "09": "Figures, tables and one page to show, from one folder.",
+    "10": "The ideas of nine papers near this one, each as a verb, in seconds.",
 }
 
 

@@ -127,7 +127,11 @@ class Segmentation(Result):
         rows = []
         for name in ("found", *_BASELINES):
             own = torch.tensor(self.scores[name].to_numpy())
-            ends = [*_interval(own), float((found - own).mean()), *_interval(found - own)]
+            ends = [
+                *_interval(own, 0.0),
+                float((found - own).mean()),
+                *_interval(found - own, -1.0),
+            ]
             rows.append([name, float(own.mean()), *ends])
         return pd.DataFrame(rows, columns=columns)
 
@@ -188,11 +192,11 @@ def _ends(row: Mapping[str, Any], which: str) -> str:
     return "" if pd.isna(low) else f"[{low:.2f}, {high:.2f}]"
 
 
-def _interval(values: Float[Tensor, " text"]) -> tuple[float, float]:
+def _interval(values: Float[Tensor, " text"], least: float) -> tuple[float, float]:
     if len(values) < FEWEST_GROUPS:
         return float("nan"), float("nan")
     low, high = cluster_interval(values, [str(place) for place in range(len(values))])
-    return float(low), float(high)
+    return max(float(low), least), min(float(high), 1.0)
 
 
 def segment(

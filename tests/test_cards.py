@@ -16,6 +16,7 @@ from lens_skills.activations import ActivationTable
 from lens_skills.cards import CARD_WIDTH, fold
 from lens_skills.circuits import Faithfulness
 from lens_skills.data import Example
+from lens_skills.explanation import Rationales
 from lens_skills.finetuning import FineTuned
 from lens_skills.interventions import Audit, Verdict, ablate
 from lens_skills.interventions.attribution import Prescreen
@@ -28,6 +29,12 @@ from lens_skills.tasks import Preflight, Task, few
 from tests.plotting.conftest import make_scores, make_selection
 from tests.plotting.prompts_and_skills import make_prompt, make_seeds, make_skills
 from tests.plotting.results import make_continual, make_curve, make_matrix, make_verdict
+from tests.plotting.test_competition_plots import make_dissection
+from tests.plotting.test_diagnostic_plots import (
+    make_memorisation,
+    make_minimal,
+    make_segmentation,
+)
 from tests.test_saved import Maker, result_classes
 
 # A memory address, a name of nothing, the place in a list, 16 hex digits or more.
@@ -79,12 +86,17 @@ def made(kind: type[Result]) -> Result:
         "Audit": lambda: Audit((), _verdict(), "agreement", "explore split"),
         "Continual": make_continual,
         "DamageMatrix": make_matrix,
+        "Dissection": make_dissection,
         "DoseResponse": make_curve,
         "Effects": _screened,
         "Faithfulness": _faithfulness,
         "FineTuned": _fine_tuned,
+        "Memorisation": make_memorisation,
+        "MinimalSet": lambda: replace(make_minimal(), metric=LABEL),
+        "Rationales": _rationales,
         "ScoreComparison": make_seeds,
         "Scores": make_scores,
+        "Segmentation": make_segmentation,
         "Selection": make_selection,
         "SkillMatrix": make_skills,
         "SoftPrompt": make_prompt,
@@ -112,6 +124,16 @@ def _fine_tuned() -> FineTuned:
     names = ("epoch", "train_loss", "held_out_loss", "held_out_accuracy")
     curve = tuple(dict.fromkeys(names, float(epoch)) for epoch in range(3))
     return replace(CardMaker(2).fields(FineTuned), curve=curve, n_examples=(60, 20))
+
+
+def _rationales() -> Rationales:
+    row = {
+        "id": LABEL, "group": LABEL, "margin": 2.0, "start": 3, "length": 1, "text": LABEL,
+        "corrupted_margin": -1.0, "effect": -0.5, "matched_effect": -0.25,
+    }  # fmt: skip
+    return Rationales(pd.DataFrame([row] * 2), "donors", 3, ("L0N1",), LABEL, 2.0, 1.5, 2.5, 2, {
+        "model": "a-model-of-some-billion-parameters-instruct", "task": "agreement",
+    })  # fmt: skip
 
 
 def _verdict() -> Verdict:

@@ -80,6 +80,10 @@ def _describer(named: str | None, model: str | None, key: str | None, cache: Pat
             raise LensSkillsError(
                 "--describer-model and --api-key-env belong to an endpoint: say --describer URL."
             )
+        if named not in (None, "features"):
+            raise LensSkillsError(
+                f"describer= is 'features', or an endpoint's address (http://…), not {named!r}."
+            )
         return named
     if model is None:
         raise LensSkillsError(f"which model at {named}? Say --describer-model NAME.")

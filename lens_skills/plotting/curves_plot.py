@@ -116,6 +116,7 @@ def _draw_curves(frame: pd.DataFrame, about: About, look: Look) -> Figure:
     legend.set_in_layout(False)
     figure.align_ylabels()
     settle(figure)
+    axes[0].set_title(str(panels[0]), loc="left", size=SMALL)
     place = axes[0].get_position()
     above = 1 + 1.8 * SMALL / 72 / inches(axes[0])[1]
     legend.set_bbox_to_anchor((-place.x0 / place.width, above), transform=axes[0].transAxes)

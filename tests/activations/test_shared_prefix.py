@@ -141,9 +141,9 @@ def test_every_position_and_site(kind: str, position: Any, at: str, both: Any) -
 @pytest.mark.parametrize("kind", IMPLEMENTATIONS)
 def test_a_span_before_and_behind_the_end_of_the_prefix(kind: str, both: Any) -> None:
     # The first batch holds it in what is asked, the last one in what is shown to all.
-    prompts = [SHOWN + asked for asked in ("The doctor", "The judge", *["The girl"] * 10)]
+    prompts = [SHOWN + asked for asked in ("The doctors", "The judge", *["The girl"] * 10)]
     task = task_of(prompts)
-    assert both(model_of(kind, "llama"), task, position=span("doctor")) >= 1
+    assert both(model_of(kind, "llama"), task, position=span("doctors")) >= 1
 
 
 @pytest.mark.parametrize("kind", IMPLEMENTATIONS)
@@ -235,6 +235,7 @@ def test_metrics_of_answers_and_options(kind: str) -> None:
 def test_a_users_hook_sees_whole_rows() -> None:
     model, seen = model_of("bridge", "gpt2"), []
     width = max(len(as_adapter(model).encode(example.prompt)) for example in task_of())
+    read(model, task_of())  # the first reading of an architecture is compared with a plain pass
     model.blocks[1].hook_out.add_hook(lambda value, hook: seen.append(value.shape[1]))
     try:
         read(model, task_of())

@@ -88,7 +88,7 @@ def test_any_name_is_shown_and_not_read_in_latex(hostile: Result) -> None:
     assert set(re.findall(r"\\([a-zA-Z]+)", source)) <= {
         "usepackage", "begin", "end", "centering", "small", "medskip", "caption", "label",
         "toprule", "midrule", "bottomrule", "textbackslash", "textasciitilde", "textasciicircum",
-        "times", "leq", "eta", "delta", "dagger", "langle", "rangle", "rightarrow", "cdot",
+        "times", "pm", "leq", "eta", "delta", "dagger", "langle", "rangle", "rightarrow", "cdot",
         "infty", "Vert", "Sigma", "dots",
     }  # fmt: skip
     rows = [line for line in source.split("\n") if line.endswith(r" \\")]

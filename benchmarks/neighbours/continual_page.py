@@ -222,7 +222,8 @@ Other notations ("34 + 57 = ?", "What is 34 + 57?", "Q:34+57") were tried with e
 trained, and
 left out as too slow to learn. The learning rates ({rates["full"]:g} for all parameters,
 {rates["ncft"]:g} for neurons) and the share
-of the neurons (30 %, {found.n_neurons} of 1,536; the other try was 10 %; single runs, which seemed to learn less)
+of the neurons (30 %, {found.n_neurons} of 1,536; the other try was 10 %; single runs, which
+seemed to learn less)
 were chosen on a seed that is not
 measured, by the held-out loss after a single task (sums; differences), before anything was
 learned in turn. A pilot of all masks (seed 0, 300 problems, 5 epochs) learned next to nothing: 16 %

@@ -262,13 +262,15 @@ def effect_forest(verdict: Verdict, *, k: int = 40) -> Drawing:
 
     Args:
         verdict: From `verify` or `audit`.
-        k: Show so many neurons at most, the most telling ones.
+        k: Show so many neurons at most: those without an effect beyond δ are left out first.
 
     Frame: one row per row drawn: name word large effect low high direct direct_low direct_high
     delta.
     """
     order = sorted(verdict.singles, key=lambda one: (WORDS.index(one.word), -abs(one.effect)))
-    shown, whole = order[:k], [one for one in verdict.rulings if one.name == "set"]
+    # Of too many those without an effect beyond delta go first, the smallest before the others.
+    kept = sorted(order, key=lambda one: (one.word == NO_EFFECT, -abs(one.effect)))[:k]
+    shown, whole = [one for one in order if one in kept], [one for one in verdict.rulings if one.name == "set"]
     rulings = [*shown, *whole]
     apart = bool(whole and shown) and _reach(whole) > _FAR * max(_reach(shown), verdict.delta)
     notes = [note(verdict, rulings, "Lines")]

@@ -144,3 +144,14 @@ def test_a_star_stays_where_a_number_has_no_room() -> None:
     shown = [text.get_text() for text in drawing.figure.axes[0].texts]
     assert shown == ["*" * star for star in drawing.frame["star"]]
     assert any(shown)
+
+
+def test_of_many_neurons_the_one_with_an_open_effect_is_shown() -> None:
+    verdict = make_bare(30)
+    none = replace(verdict.rulings[0], word="no total effect beyond δ", effect=0.001)
+    rulings = [replace(none, name=f"L0N{k}", effect=0.001 * k) for k in range(29)]
+    wide = replace(none, name="L1N7", word="undecided", effect=-0.2, low=-0.5, high=0.1)
+    verdict = replace(verdict, rulings=(*rulings, wide))
+    frame = figures.effect_forest(verdict, k=8).frame
+    assert "L1N7" in set(frame["name"])
+    assert len(frame) == 8

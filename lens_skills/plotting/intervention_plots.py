@@ -270,7 +270,8 @@ def effect_forest(verdict: Verdict, *, k: int = 40) -> Drawing:
     order = sorted(verdict.singles, key=lambda one: (WORDS.index(one.word), -abs(one.effect)))
     # Of too many those without an effect beyond delta go first, the smallest before the others.
     kept = sorted(order, key=lambda one: (one.word == NO_EFFECT, -abs(one.effect)))[:k]
-    shown, whole = [one for one in order if one in kept], [one for one in verdict.rulings if one.name == "set"]
+    shown = [one for one in order if one in kept]
+    whole = [one for one in verdict.rulings if one.name == "set"]
     rulings = [*shown, *whole]
     apart = bool(whole and shown) and _reach(whole) > _FAR * max(_reach(shown), verdict.delta)
     notes = [note(verdict, rulings, "Lines")]

@@ -30,7 +30,7 @@ from lens_skills.progress import progress
 from lens_skills.results import Result
 from lens_skills.stats.correlation import area_influence, area_under_curve
 from lens_skills.stats.effect_tests import FEW_GROUPS, cluster_error
-from lens_skills.stats.intervals import share_interval
+from lens_skills.stats.intervals import logit_interval, share_interval
 from lens_skills.stats.multiple_testing import signs
 
 KS = (1, 2, 4, 8, 16, 32)
@@ -491,10 +491,10 @@ def performance(
     ``balanced_accuracy``: mean of the shares right among true and among false, chance 0.5.
     ``f1``: 2 TP / (2 TP + FP + FN). ``auroc``: P(score of a true one > of a false one), ties
     counting half.
-    The intervals are value ± t se with the cluster-robust standard error of the number's influence
-    values (for AUROC, DeLong's components), Student's t of groups - 1 degrees of freedom, within
-    [0, 1]. Where all are right the error is 0, and the exact interval of the share right stands
-    in for it.
+    The intervals are those of `logit_interval` with the cluster-robust standard error of the
+    number's influence values (for AUROC, DeLong's components), over the smaller of the numbers of
+    groups with a true and with a false example. Where a number between 0 and 1 has no error (the
+    same answer to all), the exact interval of the share right stands in.
 
     Source: DeLong, DeLong & Clarke-Pearson 1988; clustered, Obuchowski 1997.
     Assumes: independent groups, 30 or more.
@@ -503,9 +503,6 @@ def performance(
     >>> performance(score, truth, ["a", "b", "c"])["auroc"].value
     1.0
     """
-    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
-    from scipy.stats import t as student
-
     said, yes = score > 0, truth.double()
     share = float(yes.mean())
     right = (said == truth).double()
@@ -520,13 +517,15 @@ def performance(
         "f1": (hits - f1 * whole) / whole.mean(),
         "auroc": area_influence(score, truth),
     }
-    reach = float(student.ppf((1 + level) / 2, max(len(set(groups)) - 1, 1)))
+    sides = truth.tolist()
+    fewest = min(len({g for g, yes in zip(groups, sides, strict=True) if yes is side})
+                 for side in (True, False))  # fmt: skip
     exact = share_interval(right[None], groups, level=level)
     found = {}
     for name, value in values.items():
-        half = reach * float(cluster_error(influences[name][None], groups)[0])
-        low, high = max(0.0, value - half), min(1.0, value + half)
-        if half == 0:
+        error = float(cluster_error(influences[name][None], groups)[0])
+        low, high = logit_interval(value, error, fewest, level=level)
+        if error == 0 and 0 < value < 1:
             low, high = min(value, float(exact[0][0])), max(value, float(exact[1][0]))
         found[name] = ProbePoint(value, low, high)
     return found

@@ -1,6 +1,5 @@
 """Correlations: Pearson's r with an interval over groups, Spearman's; ranks and percentiles."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.stats.effect_tests import cluster_error
+from lens_skills.stats.intervals import logit_interval
 
 
 def rank_agreement(estimate: Float[Tensor, " unit"], exact: Float[Tensor, " unit"]) -> float:
@@ -91,16 +91,12 @@ def area_interval(
 ) -> tuple[float, float]:
     """Lower and upper end of the interval of an AUROC over groups, within [0, 1].
 
-    logit A ± t se / (A (1 - A)), with the cluster-robust standard error of `area_influence` and
-    Student's t of m - 1 degrees of freedom, where m is the smaller of the numbers of groups with a
-    true and with a false row. On the scale of A itself it would cover .78 to .86 near 1 (simulated,
-    at 60 to 150 groups) and not .92 to .97. Where all pairs are right (or wrong) the
-    exact interval of m right pairs of m stands in.
+    `logit_interval` with the cluster-robust standard error of `area_influence`, over the smaller
+    of the numbers of groups with a true and with a false row.
 
     NaN where one of the two is in fewer than two groups.
 
-    Source: DeLong, DeLong & Clarke-Pearson 1988; clustered, Obuchowski 1997; on the logit scale,
-    Qin & Hotilovac 2008; the exact one, Clopper & Pearson 1934.
+    Source: DeLong, DeLong & Clarke-Pearson 1988; clustered, Obuchowski 1997.
     Assumes: independent groups, 30 or more.
 
     >>> values, truth = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([False, False, True, True])
@@ -108,24 +104,12 @@ def area_interval(
     >>> round(low, 3), high
     (0.158, 1.0)
     """
-    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
-    from scipy.stats import t as student
-
     sides = truth.tolist()
     m = min(len({g for g, yes in zip(groups, sides, strict=True) if yes is side})
             for side in (True, False))  # fmt: skip
-    if m < 2:
-        return math.nan, math.nan
-    area = float(area_under_curve(values, truth.double()))
-    if area in (0.0, 1.0):
-        exact = ((1 - level) / 2) ** (1 / m)
-        return (exact, 1.0) if area else (0.0, 1 - exact)
     error = float(cluster_error(area_influence(values, truth)[None], list(groups))[0])
-    half = float(student.ppf((1 + level) / 2, m - 1)) * error / (area * (1 - area))
-    centre = math.log(area / (1 - area))
-    low, high = (1 / (1 + math.exp(-min(max(end, -700.0), 700.0))) for end in
-                 (centre - half, centre + half))  # fmt: skip
-    return low, high
+    area = float(area_under_curve(values, truth.double()))
+    return logit_interval(area, error, m, level=level)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,41 @@ def wilson_interval(rate: float, n: float, *, level: float = 0.95) -> tuple[floa
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def logit_interval(
+    value: float, error: float, n_groups: int, *, level: float = 0.95
+) -> tuple[float, float]:
+    """Lower and upper end of the interval of a number within [0, 1] with this standard error.
+
+    logit v ± t error / (v (1 - v)), with Student's t of ``n_groups`` - 1 degrees of freedom; of a
+    number with two sides, such as an AUROC, ``n_groups`` is that of the side with fewer. At 0 and
+    1, where the error says nothing, the exact interval of as many hits as groups stands in. NaN for
+    fewer than two groups.
+
+    v ± t error would cover .80 to .94 where v is near 1 (simulated: AUROC, F1 and balanced
+    accuracy of .89 to .99, 30 to 150 groups); this covers .92 to .99.
+
+    Source: on the logit scale, Qin & Hotilovac 2008; the exact one, Clopper & Pearson 1934.
+    Assumes: independent groups, 30 or more.
+
+    >>> low, high = logit_interval(0.95, 0.03, 60)
+    >>> round(low, 3), round(high, 3)
+    (0.843, 0.985)
+    """
+    # Imported here: SciPy's statistics take a second to load and --help must not wait for them.
+    from scipy.stats import t as student
+
+    if n_groups < 2:
+        return math.nan, math.nan
+    if value in (0.0, 1.0):
+        exact = ((1 - level) / 2) ** (1 / n_groups)
+        return (exact, 1.0) if value else (0.0, 1 - exact)
+    half = float(student.ppf((1 + level) / 2, n_groups - 1)) * error / (value * (1 - value))
+    centre = math.log(value / (1 - value))
+    low, high = (1 / (1 + math.exp(-min(max(end, -700.0), 700.0))) for end in
+                 (centre - half, centre + half))  # fmt: skip
+    return low, high
+
+
 def share_interval(
     values: Float[Tensor, "*set example"], groups: Sequence[str], *, level: float = 0.95
 ) -> tuple[Float[Tensor, "*set"], Float[Tensor, "*set"]]:

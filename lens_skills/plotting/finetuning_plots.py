@@ -95,7 +95,7 @@ def _draw_accuracy_matrices(frame: pd.DataFrame, about: About, look: Look) -> Fi
             axis, values, rows, tasks, colours=SIZE_MAP, low=0.0, high=1.0, turn=90 if lean else 0
         )
         for (row, column), value in np.ndenumerate(values):
-            write_cell(axis, row, column, f"{100 * value:.0f}", value)
+            write_cell(axis, row, column, f"{100 * value:.0f}", image, value)
         for row in range(1, len(rows)):
             mark_cell(axis, row, row - 1, edgecolor=BLACK, linewidth=1.2, clip_on=False, zorder=3)
         axis.set_title(NAMES.get(masks[place], masks[place]), fontsize=SMALL + 0.5)

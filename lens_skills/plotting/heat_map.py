@@ -15,7 +15,6 @@ from lens_skills.plotting.style import BLACK, EFFECT_MAP, GREY, HATCH, SMALL, te
 
 # A cell within its null.
 HATCHED: dict[str, Any] = {"hatch": "//////", "edgecolor": HATCH, "linewidth": 0}
-_DARK = 0.62  # share of the colours' range from where text on them is white
 
 
 def heat_map(
@@ -83,9 +82,16 @@ def mark_cell(axis: Axes, row: int, column: int, *, inset: float = 0.0, **look: 
     axis.add_patch(Rectangle((column + inset, row + inset), side, side, **look))
 
 
-def write_cell(axis: Axes, row: int, column: int, text: str, share: float, **look: Any) -> None:
-    """Text in the middle of a cell whose value has this share of the colours' range."""
-    look = {"color": "white" if abs(share) > _DARK else BLACK} | look
+def write_cell(
+    axis: Axes, row: int, column: int, text: str, image: Any, value: float, **look: Any
+) -> None:
+    """Text in the middle of a cell of `heat_map`'s image: black or white, whichever is plainer.
+
+    By the relative luminance of the cell's colour; at 0.18 both have the same contrast (WCAG 2).
+    """
+    red, green, blue, opaque = image.to_rgba(value)
+    luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+    look = {"color": "white" if opaque and luminance < 0.18 else BLACK} | look
     axis.text(column + 0.5, row + 0.52, text, size=SMALL - 0.5, ha="center", va="center", **look)
 
 

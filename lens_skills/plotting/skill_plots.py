@@ -132,7 +132,7 @@ def _draw_metric_heatmap(frame: pd.DataFrame, about: About, look: Look) -> Figur
             mark_cell(axis, row, column, **HATCHED)
         if with_numbers:
             weight = "bold" if frame["beyond"].iloc[row * len(metrics) + column] else "normal"
-            write_cell(axis, row, column, signed(value), value / limit, weight=weight)
+            write_cell(axis, row, column, signed(value), image, value, weight=weight)
     colour_bar(figure, image, axis, about["scale"], pad=0.02, ticks=[-limit, 0, limit])
     return settle(figure)
 
@@ -353,7 +353,8 @@ def _draw_damage_matrix(frame: pd.DataFrame, about: About, look: Look) -> Figure
     fits = widest(texts, SMALL - 0.5) < 0.96 * room
     for (row, column), value in np.ndenumerate(lowered):
         text = texts[row * n + column]
-        write_cell(axis, row, column, text if fits else "*" * text.count("*"), value / limit)
+        shown = text if fits else "*" * text.count("*")
+        write_cell(axis, row, column, shown, image, value)
     frames = {
         "own": {"edgecolor": BLACK, "linewidth": 1.5},
         "harmed": {"edgecolor": DAMAGE, "linewidth": 1.0},

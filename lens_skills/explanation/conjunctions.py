@@ -28,6 +28,7 @@ _PLAIN = ("flag", "category", "number")
 _CUTS = (0.1, 0.25, 0.5, 0.75, 0.9)  # quantiles at which a number is cut in two
 _BEAM = 4  # conjunctions that are tried further at each length
 _FEWEST_ROWS, _FEWEST_SHARE = 5, 0.02  # of rows on either side of a conjunction
+_NEGATED = re.compile(r"\b(not (where )?|except where )$", re.IGNORECASE)
 _GAIN = 0.01  # of the variance, out of fold, that a further term must add
 
 
@@ -78,10 +79,14 @@ def in_words(terms: Sequence[Term]) -> str:
     >>> odd = Condition("the result is odd", "the result is odd", "is", 1)
     >>> in_words([Term(odd, negated=True), Term(five)])
     'Fires where an operand is 5 and not where the result is odd.'
+    >>> in_words([Term(odd, negated=True)])
+    'Fires except where the result is odd.'
     """
     ordered = sorted(terms, key=lambda term: term.negated)
-    said = [f"{'not ' * term.negated}where {term.condition.text}" for term in ordered]
-    return f"Fires {' and '.join(said)}."
+    without = "not" if any(not term.negated for term in terms) else "except"
+    said = [f"{without} where" if term.negated else "where" for term in ordered]
+    words = [f"{way} {term.condition.text}" for way, term in zip(said, ordered, strict=True)]
+    return f"Fires {' and '.join(words)}."
 
 
 def conditions_of(bank: FeatureBank, values: pd.DataFrame) -> list[Condition]:
@@ -234,7 +239,8 @@ class SentenceReader:
 
     Read are the names of flags ("an operand is 5"), the values of categories ("the last word is
     keys") and bounds of numbers ("n words is 12 or more", "… is below 12"); the longest first,
-    letters of either size; all together must hold, and one behind "not" or "not where" must not.
+    letters of either size; all together must hold, and one behind "not", "not where" or "except
+    where" must not.
     """
 
     def __init__(self, bank: FeatureBank) -> None:
@@ -253,7 +259,7 @@ class SentenceReader:
             if any(start < stop and begin < end for begin, stop in taken):
                 continue
             taken.append((start, end))
-            negated = re.search(r"\bnot (where )?$", sentence[:start], re.IGNORECASE) is not None
+            negated = _NEGATED.search(sentence[:start]) is not None
             found.append((start, Term(self._condition(name, kind, value), negated)))
         return tuple(term for _, term in sorted(found, key=lambda one: one[0]))
 
@@ -272,7 +278,7 @@ class SentenceReader:
             number = r" is (?P<value>(?:below )?-?[\d.]*\d(?:e[+-]?\d+)?(?: or more)?)"
             ends = {"flag": "(?P<value>)", "category": " is (?P<value>.+?)", "number": number}
             # A category's value ends where a sentence or the next term begins.
-            tail = r"(?=\.?$| and (?:not )?where )" if feature.kind == "category" else r"(?!\w)"
+            tail = r"(?=\.?$| and (?:not |except )?where )" if feature.kind == "category" else r"(?!\w)"
             text = rf"(?<!\w){name}{ends[feature.kind]}{tail}"
             found.append((feature, re.compile(text, re.IGNORECASE)))
         return found

@@ -45,7 +45,7 @@ def test_a_sentence_says_what_it_was_made_of(name: str) -> None:
     usable = bank.only(*(one for one in bank.names if not values[one].isna().any()))
     conditions = conditions_of(usable, values)
     reader, draw = SentenceReader(usable), random.Random(0)
-    sets = [[Term(one)] for one in conditions] + [
+    sets = [[Term(one, negated)] for one in conditions for negated in (False, True)] + [
         [Term(one, draw.random() < 0.5) for one in draw.sample(conditions, 3)] for _ in range(60)
     ]
     for terms in sets:

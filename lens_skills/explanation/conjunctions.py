@@ -278,7 +278,8 @@ class SentenceReader:
             number = r" is (?P<value>(?:below )?-?[\d.]*\d(?:e[+-]?\d+)?(?: or more)?)"
             ends = {"flag": "(?P<value>)", "category": " is (?P<value>.+?)", "number": number}
             # A category's value ends where a sentence or the next term begins.
-            tail = r"(?=\.?$| and (?:not |except )?where )" if feature.kind == "category" else r"(?!\w)"
+            next_term = r"(?=\.?$| and (?:not |except )?where )"
+            tail = next_term if feature.kind == "category" else r"(?!\w)"
             text = rf"(?<!\w){name}{ends[feature.kind]}{tail}"
             found.append((feature, re.compile(text, re.IGNORECASE)))
         return found

@@ -70,7 +70,7 @@ def description_scores(explanations: Explanations, *, n_neurons: int = 20) -> Dr
         ],
         "note": "Line: 95 % interval over groups. Bars: 95 % of other neurons' sentences on this "
         "neuron, and of this sentence on other neurons; dark: their mean. Filled: above both."
-        + (f" {without} neurons have no sentence." if without else ""),
+        + (f" {without} without a sentence." if without else ""),
     }  # fmt: skip
     return Drawing("description_scores", frame, about, name="description_scores")
 

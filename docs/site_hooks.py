@@ -42,6 +42,7 @@ ROOMS = {
     "resampling": "Stability",
     "plotting": "Figures",
     "reporting": "Reports",
+    "publishing": "Publishing",
 }
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|<)(?P<path>[^)#\s]+)(?P<rest>#[^)\s]*)?(?=\))")
 FENCE = re.compile(r"^(```.*?^```)$", re.M | re.S)

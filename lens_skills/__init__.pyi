@@ -46,6 +46,7 @@ from lens_skills.interventions import sweep as sweep
 from lens_skills.interventions import verify as verify
 from lens_skills.models import load_model as load_model
 from lens_skills.plotting import figures as figures
+from lens_skills.publishing import NeuronSet as NeuronSet
 from lens_skills.ranking import compare_methods as compare_methods
 from lens_skills.ranking import rank as rank
 from lens_skills.reporting import export as export

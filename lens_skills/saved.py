@@ -42,7 +42,7 @@ _ROOMS = {
     "tasks": ("Preflight", "PseudoLabels"),
 }
 KINDS = {kind: room for room, kinds in _ROOMS.items() for kind in kinds}
-_RUN = "run.json"
+_RUN, _PUBLISHED = "run.json", "neurons.json"
 
 
 def load(folder: str | Path | Sequence[str | Path]) -> Any:
@@ -77,6 +77,8 @@ def _load(place: Path) -> Any:
         return ActivationTable.load(place)
     if (place / _RUN).exists():
         return _of_a_run(place)
+    if (place / _PUBLISHED).exists():
+        return import_module(f"{__package__}.publishing").NeuronSet.load(place)
     kind = kind_of(place)
     if kind not in KINDS:
         raise LensSkillsError(

@@ -68,6 +68,7 @@ def calls() -> dict[str, dict[str, Any]]:
     spliced = ls.tasks.splice({"verbs": explore, "sums": sums}, 14, pieces=2)
     own: dict[str, dict[str, Any]] = {
         "Example": {"id": "a", "prompt": "b"},
+        "NeuronSet": vars(ls.NeuronSet.of(["L0N1"], model, explore, licence="CC0-1.0")),
         "Task": {"name": "t", "examples": list(explore)},
         "activating_examples": {"lenses": ()},
         "ablate": {},

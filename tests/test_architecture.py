@@ -45,6 +45,7 @@ FLOORS = (
     ("estimation",),
     ("saved",),
     ("reporting",),
+    ("publishing",),
     ("cli",),
     ("__init__", "__main__"),
 )

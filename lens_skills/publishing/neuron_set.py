@@ -42,6 +42,7 @@ from lens_skills.publishing.set_exports import export
 from lens_skills.publishing.set_hub import HUB, pulled, push
 from lens_skills.results import examples_hash, file_name, versions
 from lens_skills.scoring.evidence import aligned, short_number
+from lens_skills.scoring.select import TRIED
 from lens_skills.tasks import Task
 
 FEWEST = 40
@@ -252,7 +253,8 @@ class NeuronSet:
             model: As in `check`, which comes first.
             task: Examples the components were not found on. Default those of the file that took
                 no part in the search, where they are 40 or more; else all, which is said.
-            options: Of `lens_skills.audit`.
+            options: Of `lens_skills.audit`. At most ``most=20`` components are tried, those with
+                a published verdict first.
 
         Raises:
             LensSkillsError: Other weights; a file without examples (what to give); a metric of the
@@ -262,16 +264,17 @@ class NeuronSet:
         examples, notes = self._examples() if task is None else (task, self._seen(task))
         chat = self.document["model"]["chat"]
         asked = self._asked(options)
+        units, cut = self._to_try(options.pop("most", TRIED))
         positions = sorted({row["position"] for row in self.document["components"]})
         given: dict[str, Any] = {
-            "neurons": list(self.units),
+            "neurons": units,
             "position": positions[0] if len(positions) == 1 else positions,
             "chat": chat,
             **asked,
             **options,
         }
         result = audit(with_soft_prompt(model, None), examples, **given)
-        return replace(result, notes=(*notes, *result.notes))
+        return replace(result, notes=(*notes, *cut, *result.notes))
 
     def export(self, path: str | Path, *, to: str = "", **options: Any) -> Path:
         """Writes the components for another program; the file's path.
@@ -403,6 +406,17 @@ class NeuronSet:
     @cached_property
     def _probe(self) -> Probe:
         return Probe.of_tensors(self.tensors, sum(unit.stop - unit.start for unit in self.units))
+
+    def _to_try(self, most: Any) -> tuple[list[Component], tuple[str, ...]]:
+        """The components to put on trial, those with a verdict first, and what is left out."""
+        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+            raise LensSkillsError(f"most= is how many to try, 1 or more, not {most!r:.60}.")
+        rows = self.document["components"]
+        order = sorted(range(len(self)), key=lambda place: rows[place]["verdict"] is None)[:most]
+        if len(order) == len(self):
+            return list(self.units), ()
+        note = f"{len(order):,} of {len(self):,} components, those with a published verdict first"
+        return [self.units[place] for place in sorted(order)], (f"{note}; most=… tries more",)
 
     def _examples(self) -> tuple[Task, tuple[str, ...]]:
         """The examples of the file that are to be tried on, and what must be said of them."""

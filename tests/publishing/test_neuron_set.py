@@ -354,7 +354,9 @@ def test_a_prompted_model_is_refused(made: NeuronSet, tiny_hooked: Any, task: Ta
 
 
 def test_it_is_audited_from_the_file_alone(made: NeuronSet, trial: Audit, found: Study) -> None:
-    assert [one.name for one in trial.verdict.singles] == made.names
+    tried = [one.name for one in trial.verdict.singles]
+    assert len(tried) == 20
+    assert set(tried) < set(made.names)
     assert trial.verdict.effects.metric == "logit_diff"
     assert trial.verdict.delta == 0.5  # declared then, and taken over
     assert {row["metric"] for row in trial.claims} == {"label:plural"}
@@ -366,7 +368,7 @@ def test_it_is_audited_from_the_file_alone(made: NeuronSet, trial: Audit, found:
 def test_it_asks_audit_what_anyone_would_by_hand(
     made: NeuronSet, tiny_hooked: Any, found: Study, task: Task, asked: list[dict[str, Any]]
 ) -> None:
-    made.audit(tiny_hooked, delta=0.25, seed=3)
+    made.audit(tiny_hooked, delta=0.25, seed=3, most=999)
     (call,) = asked
     searched = {example.id for part in (found.explore, found.confirm) for example in part}
     assert list(call.pop("task")) == [one for one in task if one.id not in searched]
@@ -377,12 +379,25 @@ def test_it_asks_audit_what_anyone_would_by_hand(
     }  # fmt: skip
 
 
+def test_those_with_a_verdict_come_first_where_not_all_are_tried(
+    made: NeuronSet, tiny_hooked: Any, found: Study, asked: list[dict[str, Any]]
+) -> None:
+    assert found.verdict is not None
+    trial = made.audit(tiny_hooked, most=2)
+    tried = {unit.name for unit in asked[0]["neurons"]}
+    assert len(tried) == 2
+    assert tried <= {one.name for one in found.verdict.singles}
+    assert trial.notes[-1].startswith(f"2 of {len(made)} components")
+    with pytest.raises(LensSkillsError, match="most= is how many to try"):
+        made.audit(tiny_hooked, most=0)
+
+
 def test_the_examples_it_was_found_on_are_no_new_test(
     made: NeuronSet, tiny_hooked: Any, found: Study, asked: list[dict[str, Any]]
 ) -> None:
     trial = made.audit(tiny_hooked, found.explore)
     assert "the components were found with 64 of them" in trial.notes[0]
-    assert made.audit(tiny_hooked, part(9, 60)).notes == ()
+    assert made.audit(tiny_hooked, part(9, 60), most=999).notes == ()
 
 
 def test_other_weights_are_not_audited(made: NeuronSet, tiny_hooked: Any) -> None:

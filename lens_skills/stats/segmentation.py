@@ -77,8 +77,6 @@ def _followed_back(best: np.ndarray, begins: np.ndarray) -> Runs:
     while end > 0:
         state = int(best[end].argmin())
         end = int(begins[end, state])
-        if runs and runs[-1][1] == state:
-            runs.pop()
         runs.append((end, state))
     return runs[::-1]
 

@@ -8,14 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import f_oneway
+from scipy.stats import f_oneway, norm
 
 import lens_skills as ls
+from lens_skills.data import Example
 from lens_skills.diagnostics import Segmentation, segment
-from lens_skills.diagnostics.labelled_texts import label_tokens
-from lens_skills.diagnostics.segment import _read, equal_cuts
+from lens_skills.diagnostics.labelled_texts import LabelledTokens, label_tokens
+from lens_skills.diagnostics.segment import (
+    FLOOR,
+    _cut,
+    _mean_f1,
+    _moments,
+    _read,
+    _scores,
+    _states,
+    equal_cuts,
+)
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
+from lens_skills.stats.segmentation import boundary_f1
 from lens_skills.tasks import splice
 from tests.planted import plant
 
@@ -225,3 +236,64 @@ def test_spliced_texts_are_made_of_the_examples() -> None:
     ):
         with pytest.raises(LensSkillsError, match=message):
             splice(**(few | changes))
+
+
+@pytest.mark.parametrize(("price", "shortest"), [(1.5, 2), (0.0, 3)])
+def test_the_cuts_are_the_cheapest_of_all_by_scipy(price: float, shortest: int) -> None:
+    """Every segmentation of a text is tried, each skill with its own mean and spread."""
+    random_ = np.random.default_rng(0)
+    skills = ("calm", "wild")
+    mean, spread = {"calm": 0.0, "wild": 0.4}, {"calm": 0.3, "wild": 2.0}
+
+    def text(pieces: list[tuple[str, int]]) -> tuple[torch.Tensor, LabelledTokens]:
+        truth = [skill for skill, length in pieces for _ in range(length)]
+        rows = [[random_.normal(mean[s], spread[s]), random_.normal()] for s in truth]
+        piece = [place for place, (_, length) in enumerate(pieces) for _ in range(length)]
+        labelled = LabelledTokens(
+            Example(id="x", prompt="x"), ("t",) * len(truth), tuple(piece),
+            tuple(skill for skill, _ in pieces),
+        )  # fmt: skip
+        return torch.tensor(rows), labelled
+
+    fit, (held, labelled) = text([("calm", 200), ("wild", 200)]), text([("calm", 5), ("wild", 4)])
+    cuts = _cut(
+        {"fit": [fit[0]], "tune": [], "texts": [held]},
+        {"fit": [fit[1]], "tune": [], "texts": [labelled]},
+        skills, price, shortest, 1,
+    )  # fmt: skip
+    cost = np.zeros((2, len(held)))
+    for state in (0, 1):
+        own = fit[0][state * 200 : (state + 1) * 200].numpy()
+        cost[state] = -norm.logpdf(held.numpy(), own.mean(0), own.std(0, ddof=1)).sum(1)
+    ways = []
+    for state in itertools.product((0, 1), repeat=len(held)):
+        runs = [(value, len(list(part))) for value, part in itertools.groupby(state)]
+        if min(length for _, length in runs) >= shortest:
+            paid = sum(cost[one, place] for place, one in enumerate(state))
+            ways.append((paid + price * (len(runs) - 1), state))
+    best = min(ways)[1]
+    assert tuple(_states(cuts.runs[0], len(held))) == best
+    assert 0 < sum(best) < len(best)  # both skills
+    (row,) = _scores([labelled], cuts, skills, 1, 0).to_dict("records")
+    assert row["found"] == boundary_f1(
+        [place for place in range(1, len(best)) if best[place] != best[place - 1]], [5]
+    )
+
+
+def test_a_neuron_that_hardly_varies_within_a_skill_has_the_least_spread() -> None:
+    rows = torch.tensor([[0.0], [0.0], [1.0], [2.0]])
+    labelled = LabelledTokens(Example(id="x", prompt="x"), ("t",) * 4, (0, 0, 1, 1), ("a", "b"))
+    mean, spread = _moments([rows], [labelled], ("a", "b"))
+    assert mean[:, 0].tolist() == [0.0, 1.5]
+    assert spread[:, 0].tolist() == pytest.approx(
+        [FLOOR * float(rows.std()), float(rows[2:].std())]
+    )
+
+
+def test_the_price_that_is_chosen_has_the_best_f1_without_the_first_token() -> None:
+    """A text's first token is no boundary: uncut texts of one piece have an F1 of 1."""
+    labelled = LabelledTokens(Example(id="x", prompt="x"), ("t",) * 4, (0, 0, 1, 1), ("a", "b"))
+    assert _mean_f1([labelled], [[(0, 0), (2, 1)]], 1) == 1
+    assert _mean_f1([labelled], [[(0, 0)]], 1) == 0
+    whole = LabelledTokens(Example(id="x", prompt="x"), ("t",) * 4, (0, 0, 0, 0), ("a",))
+    assert _mean_f1([whole], [[(0, 0)]], 1) == 1

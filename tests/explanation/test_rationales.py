@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import lens_skills as ls
+from lens_skills.activations.forward import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Rationales, rationales
-from lens_skills.explanation.rationales import matched_spans
+from lens_skills.explanation.rationales import _sources, matched_spans
+from lens_skills.models import as_adapter
 from tests.planted_circuit import planted_circuit, twins
 
 
@@ -195,3 +197,27 @@ def test_what_has_no_rationale_is_refused(model: Any) -> None:
         rationales(model, [e for e in bare if e.answer == examples[0].answer])
     with pytest.raises(LensSkillsError, match="8 at least are needed for an interval"):
         rationales(model, [replace(e, group="g") for e in examples], ["L1N3"], do=ls.ablate("zero"))
+
+
+def test_donors_are_of_other_groups_and_keep_the_first_token(model: Any) -> None:
+    adapter = as_adapter(model)
+    real = replace(encode_examples(adapter, pairs()[:1], answers=True)[0], has_bos=True)
+
+    def item(answer: str, group: str, tokens: list[int]) -> Any:
+        example = replace(real.example, answer=answer, group=group)
+        return replace(real, example=example, prompt_tokens=np.array(tokens))
+
+    encoded = [
+        item("is", "a", [0, 1, 2]),
+        item("are", "a", [0, 3, 3]),  # of the same group
+        item("is", "b", [0, 4, 4]),  # the same answer
+        item("are", "b", [0, 5]),  # too short
+        item("are", "b", [0, 9, 6, 7]),
+    ]
+    examples = [Example(id=str(k), prompt="x", answer=one.answer) for k, one in enumerate(encoded)]
+    found, kind = _sources(adapter, examples, encoded, [0], "donors", 9, 0)
+    assert kind == "donors"
+    assert [tokens.tolist() for tokens in found[0]] == [[0, 6, 7]]
+    # Where none is of another group, those of its own must do.
+    alone, _ = _sources(adapter, examples[:2], encoded[:2], [0], "donors", 9, 0)
+    assert [tokens.tolist() for tokens in alone[0]] == [[0, 3, 3]]

@@ -1,5 +1,6 @@
 """`pseudo_label`: against logits by hand, loops over thresholds, and simulated confidence."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,18 @@ def test_a_model_without_the_skill_is_refused(model: Any) -> None:
     sure = ls.tasks.arithmetic("+", options=True)
     with pytest.raises(LensSkillsError, match="guessing in 60%: nothing shows"):
         pseudo_label(model, [*sure[:3], *sure[30:32]], sure[40:60], label="even", values=EVEN)
+
+
+def test_how_right_is_measured_by_thresholds_found_without_the_own_group(
+    model: Any, parts: tuple[Task, Task], found: PseudoLabels, monkeypatch: Any
+) -> None:
+    module = sys.modules[_threshold.__module__]
+
+    def some(n: int) -> Any:
+        return lambda known, right, groups, accuracy: torch.arange(len(known)) < n
+
+    monkeypatch.setattr(module, "_confident_without_own_group", some(9))
+    assert pseudo_label(model, *parts, label="even", values=EVEN).n_confident == 9
+    monkeypatch.setattr(module, "_confident_without_own_group", some(3))
+    with pytest.raises(LensSkillsError, match="its answers are no labels"):
+        pseudo_label(model, *parts, label="even", values=EVEN)

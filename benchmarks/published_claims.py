@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
 def run(name: str, model: Any, folder: Path, pictures: Path, sizes: Sizes) -> dict[str, Any]:
     """One claim's finding, as it is written down; read back where it is there."""
     file, kept = name.replace(" ", "_"), kept_at(folder, name)
-    if kept.exists():
+    if kept.exists() and (pictures / f"{file}_table.csv").exists():
         print(f"{name}: read back")
         return json.loads(kept.read_text(encoding="utf-8"))
     began = time.process_time()

@@ -268,6 +268,12 @@ def _page(every: Sequence[dict[str, Any]], board: Any, pairs: Any) -> str:
         "`specific_exact` rank with the other half of the same contrasts. The oracle: the neurons "
         f"that gradients put among the first {ran[0]['screen']:.1%}, and a random sample. Seed 0 "
         "throughout; one split.",
+        "**When it was read.** The tasks were listed before the first run; of the list three were "
+        "not run on Qwen2.5-Coder, for time: antonyms, comparatives, pronouns. These numbers were "
+        "read once before, at 20 judged tasks (`prediction` against `taylor` at 10: 1.67 times, "
+        "+0.70 [-0.05, +1.45] a task), and four tasks of the list followed (past_tense, nounpp, "
+        "ioi and greater_than on Qwen2.5-Coder): an interval read twice leaves 0 out somewhat too "
+        "often.",
         "Not tried here, since they take long or came later: "
         + ", ".join(f"`{name}`" for name in METHODS if name not in set(board["method"])) + ".",
         "**What it does not show.** A model's skill may lie in sets, at other tokens or in heads: "

@@ -189,18 +189,16 @@ def neurons(
             "threshold": found[metric].threshold, **row,
         }  # fmt: skip
         if metric in AT[where]:
-            verdict = verdict_of(model, problems, where, prompt, found[metric], selection, given)
-            grades = selection.graded(verdict)["grade"].value_counts()
-            causal = sum(ruling.word in CAUSAL for ruling in verdict.rulings[:-1])
-            row |= {f"grade {grade}": int(grades.get(grade, 0)) for grade in "ABC"}
-            told.append(verdict_told(metric, verdict, selection, given))
-            verdict.frame().to_csv(
-                page.out / f"{page.name}_verdict_{where}_{short}.csv", index=False,
-                float_format="%.6g",
-            )  # fmt: skip
-            page.figures[f"{where}_{short}_causal"] = causal
-            if metric == "confidence":
-                picture = verdict
+            try:
+                verdict = verdict_of(
+                    model, problems, where, prompt, found[metric], selection, given
+                )  # fmt: skip
+            except ls.LensSkillsError as error:  # such as: the controls move nothing, so no δ
+                told.append(f"- {metric}: no verdict. {error}")
+            else:
+                row |= judged(page, metric, verdict, selection, where)
+                told.append(verdict_told(metric, verdict, selection, given))
+                picture = verdict if metric == "confidence" else picture
         page.figures |= {
             f"{where}_{short}_{gate}": row[gate]
             for gate in ("associated", "confirmed")
@@ -241,6 +239,18 @@ def neurons(
             "Effect of ablating the neurons of confidence, alone and together, with 95 % "
             "intervals.",
         )  # fmt: skip
+
+
+def judged(page: Page, metric: str, verdict: Verdict, selection: Any, where: str) -> dict[str, int]:
+    """Keeps a verdict's numbers beside the page; how many neurons have each grade."""
+    short = metric.removeprefix("label:")
+    verdict.frame().to_csv(
+        page.out / f"{page.name}_verdict_{where}_{short}.csv", index=False, float_format="%.6g"
+    )
+    causal = sum(ruling.word in CAUSAL for ruling in verdict.rulings[:-1])
+    page.figures[f"{where}_{short}_causal"] = causal
+    grades = selection.graded(verdict)["grade"].value_counts()
+    return {f"grade {grade}": int(grades.get(grade, 0)) for grade in "ABC"}
 
 
 def by_sign(found: Scores, explore: ls.Task) -> str:

@@ -12,11 +12,11 @@ pinned = $(shell sed -nE 's/^($(1)==[^ ;]+).*/\1/p' $(CONSTRAINTS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test browser lint check docs site figures bench settings dist clean
+.PHONY: help install demo test browser lint check docs site figures bench settings dist dist-check clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## Make the virtual environment (the other targets do so by themselves).
 
@@ -82,6 +82,19 @@ settings: $(STAMP) ## Redo the results page of the three settings (hours; HANS=F
 dist: $(STAMP) ## Build the wheel and the source distribution into dist/.
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
+
+# Everything a user gets and nothing of this folder: each in an environment of its own, with all it needs.
+dist-check: dist ## Install wheel and source distribution from scratch, and run each (minutes).
+	@set -e; for file in dist/*.whl dist/*.tar.gz; do \
+		place=$$(mktemp -d); trap "rm -rf $$place" EXIT; echo "== $$file"; \
+		$(PYTHON) -m venv $$place/environment; pip=$$place/environment/bin/pip; \
+		$$pip install --quiet -c $(CONSTRAINTS) $(call pinned,torch); \
+		$$pip install --quiet -c $(CONSTRAINTS) $$file; \
+		$$place/environment/bin/python -I .ci/smoke.py $$place; \
+		cp .ci/typed_user.py $$place; \
+		(cd $$place && $(abspath $(BIN))/pyright --pythonpath environment/bin/python typed_user.py); \
+		rm -rf $$place; \
+	done
 
 clean: ## Remove the environments, caches and the demo's results.
 	rm -rf .venv .venv-newest .venv-oldest build dist site *.egg-info .pytest_cache .ruff_cache figures/demo runs

@@ -31,6 +31,7 @@ from torch import Tensor
 from lens_skills.cards import Tabled, fold
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import place_to_write, portable
 
 FORMAT = 2
 """Of saved results. Those of format 1, which had no number, are not read."""
@@ -62,7 +63,7 @@ class Result(Tabled):
         Raises:
             LensSkillsError: The folder cannot be written, or holds something else.
         """
-        place, kind, packer = Path(folder), type(self).__name__, _Packer()
+        place, kind, packer = place_to_write(folder), type(self).__name__, _Packer()
         check_replaceable(place, _NAME, kind)
         plain = {"kind": kind, "format": FORMAT, "values": packer.fields(self, "")}
         texts = self.readable_files()
@@ -334,6 +335,7 @@ def write_file(path: Path, content: bytes) -> Path:
     Raises:
         LensSkillsError: The folder cannot be written.
     """
+    path = place_to_write(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, work = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -465,7 +467,7 @@ class Checkpoint:
         """
         if folder is None:
             return None
-        path = Path(folder)
+        path = place_to_write(folder)
         with writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(path.parent, os.W_OK):
@@ -556,8 +558,9 @@ def versions() -> dict[str, str]:
 
 @cache
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
+    own = import_module(str(__package__)).__version__  # of the code that runs
+    found = {"lens-skills": own}
+    for package in _PACKAGES[1:]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -566,7 +569,7 @@ def _versions() -> dict[str, str]:
 
 
 def file_name(*parts: str) -> str:
-    """A name for files: letters, digits, ``-`` and ``_`` only.
+    """A name for files on any system: letters, digits, ``-`` and ``_`` only, a long one cut.
 
     >>> file_name("layer_profile", "label:plural")
     'layer_profile-label_plural'
@@ -574,4 +577,4 @@ def file_name(*parts: str) -> str:
     kept: Sequence[str] = [
         "".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts
     ]
-    return "-".join(kept)
+    return portable("-".join(kept))

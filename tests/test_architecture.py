@@ -21,7 +21,7 @@ LOWEST = re.compile(r"([\w-]+)>=([\d.]+)")
 # From the ground up. A room that is added gets its floor here, and nowhere else.
 FLOORS = (
     ("errors", "old_names"),
-    ("cards",),
+    ("cards", "file_names"),
     ("argument_types",),
     ("settings",),
     ("progress",),

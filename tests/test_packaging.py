@@ -1,5 +1,6 @@
 """What is built to be installed: every file of the package, nothing else, and its metadata."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,8 @@ from lens_skills.ranking import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {
-    "CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "constraints.txt",
-    "pyproject.toml",
+    "CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "SECURITY.md",
+    "constraints.txt", "pyproject.toml",
 }  # fmt: skip
 
 
@@ -59,6 +60,55 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         archive.extractall(folder / "unpacked", **safely)
     (unpacked,) = (folder / "unpacked").iterdir()
     return source, build(unpacked, folder / "wheel", "wheel")
+
+
+def clean() -> dict[str, str]:
+    """The environment without the way to this tree."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+@pytest.fixture(scope="module")
+def installed(built: tuple[Path, Path]) -> Path:
+    """The Python of an environment with the wheel in it, and what it needs from this one's."""
+    import torch
+
+    folder = built[1].parents[1] / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, str(built[1])], check=True, capture_output=True, env=clean())
+    asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True).stdout
+    # A path file of a path file is not read, so that no editable installation stands in between.
+    (Path(own.strip()) / "beside.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    return python
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_passes_the_smoke_run(installed: Path, tmp_path: Path) -> None:
+    asked = [str(installed), "-I", str(ROOT / ".ci" / "smoke.py"), str(tmp_path)]
+    ran = subprocess.run(
+        asked, cwd=tmp_path, capture_output=True, text=True, check=False, env=clean()
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert f"lens-skills {lens_skills.__version__} in {installed.parents[1]}" in ran.stdout
+
+
+@pytest.mark.slow
+def test_a_type_checker_reads_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyright", reason="`pyright` is part of the extra `dev`")
+    wrong = "\nchosen.no_such_name\nls.scroe\n"
+    text = (ROOT / ".ci" / "typed_user.py").read_text(encoding="utf-8")
+    (tmp_path / "right.py").write_text(text, encoding="utf-8")
+    (tmp_path / "wrong.py").write_text(text + wrong, encoding="utf-8")
+    asked = [sys.executable, "-m", "pyright", "--pythonpath", str(installed), "."]
+    ran = subprocess.run(
+        asked, cwd=tmp_path, capture_output=True, text=True, check=False, env=clean()
+    )
+    found = [line for line in ran.stdout.splitlines() if " - error" in line]
+    assert len(found) == 2, ran.stdout  # those, which shows that types are known, and no others
+    assert "no_such_name" in found[0]
+    assert "scroe" in found[1]
 
 
 def about(built: tuple[Path, Path]) -> Message:

@@ -33,7 +33,6 @@ from lens_skills.activations.shard_files import (
     WHOLE,
     InMemory,
     ShardFile,
-    inside,
     open_shard,
 )
 from lens_skills.activations.stream import Batch, stream
@@ -49,6 +48,7 @@ from lens_skills.activations.table_rows import (
 from lens_skills.cards import card_lines
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import inside, place_to_write
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.models.identity import identity
 from lens_skills.progress import Progress
@@ -119,11 +119,11 @@ class ActivationTable:
         shards, columns, files = [], [], []
         for place, about in zip(places, manifests, strict=True):
             for entry in about["shards"]:
-                path = inside(place, entry.get("file"), "a shard")
+                path = inside(place, entry.get("file"), "a shard", MANIFEST)
                 shard = open_shard(path, about, entry["rows"])
                 rows = shard.columns
                 if entry.get("table") is not None:
-                    table = inside(place, entry["table"], "a table of rows")
+                    table = inside(place, entry["table"], "a table of rows", MANIFEST)
                     rows = _beside(rows, read_columns(table), path.name)
                 columns.append(checked_columns(rows, shard.n_rows, path.name))
                 shards.append(shard)
@@ -379,10 +379,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"give the folder that holds {MANIFEST}."
         ) from error
     manifest = manifest if isinstance(manifest, dict) else {}
-    if manifest.get("format") != _FORMAT:
+    found = manifest.get("format")
+    if found != _FORMAT:
+        newer = type(found) is int and found > _FORMAT
+        anew = "Write it anew with ls.capture, or as the page on shards says."
         raise LensSkillsError(
-            f"the table {folder} has format {manifest.get('format')}, this version reads "
-            f"{_FORMAT}. Write it anew with ls.capture, or as the page on shards says."
+            f"the table {folder} has format {found!r:.40}, this version reads {_FORMAT}. "
+            f"{'Update lens-skills, which then reads it.' if newer else anew}"
         )
 
     def wrong(name: str, what: str) -> LensSkillsError:
@@ -460,7 +463,7 @@ def capture(
     Raises:
         LensSkillsError: A folder that exists or cannot be written; values too large for float16.
     """
-    folder = Path(path)
+    folder = place_to_write(path)
     if folder.exists():
         raise LensSkillsError(f"{folder} exists already. Remove it or choose another path.")
     adapter = with_soft_prompt(model, None, chat)

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,19 +150,6 @@ class ShardFile:
         parts = [self.arrays[layers[place]].read(places) for place in at]
         parts = [part[:, None] if part.ndim == 2 else part for part in parts]
         return torch.stack(parts, dim=2)
-
-
-def inside(folder: Path, name: Any, what: str) -> Path:
-    """The path of a file that a manifest names; raises where it points out of the folder."""
-    text = name if isinstance(name, str) else ""
-    parts = (*PurePosixPath(text).parts, *PureWindowsPath(text).parts)
-    away = PurePosixPath(text).is_absolute() or PureWindowsPath(text).anchor or ".." in parts
-    if not text or away or "\0" in text:
-        raise LensSkillsError(
-            f"the manifest of {folder} names {name!r:.80} as {what}: only files inside the folder "
-            "are read. Put it there and name it by its path in the folder."
-        )
-    return folder / text
 
 
 def open_shard(path: Path, about: Mapping[str, Any], n_rows: int) -> ShardFile:

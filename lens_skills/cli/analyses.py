@@ -55,7 +55,9 @@ def explain(
     examples = opened.intervene_split(limit)
     place = opened.path("explanations", name)
     asked = {"--neuron": neuron, "--limit": limit} | ({} if neuron else {"--top": top})
-    asked |= {"--describer": describer, "--describer-model": describer_model} if describer else {}
+    if describer:
+        url = getattr(who, "report", dict)().get("url")  # without a password that the address holds
+        asked |= {"--describer": url or describer, "--describer-model": describer_model}
     then = f"lens-skills circuit {run}"
     step = Step(place, f"the explanations for {name}", asked, then=then)
     if told.begin(step, lambda: {"explanations": Explanations.load(place)}):

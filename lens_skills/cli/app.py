@@ -173,8 +173,9 @@ def _version(asked: bool | None) -> None:
         from importlib.metadata import PackageNotFoundError, version
         from platform import python_version
 
-        print(f"python {python_version()}")
-        for package in PACKAGES:
+        own = sys.modules["lens_skills"].__version__  # of the code that runs
+        print(f"python {python_version()}\nlens-skills {own}")
+        for package in PACKAGES[1:]:
             try:
                 print(f"{package} {version(package)}")
             except PackageNotFoundError:

@@ -14,6 +14,7 @@ from lens_skills.cli.console import call, is_run, limited
 from lens_skills.cli.steps import Step
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean
+from lens_skills.file_names import check_links
 from lens_skills.interventions import (
     DEFAULT_CONTROLS,
     Controls,
@@ -110,6 +111,8 @@ class Run:
         """
         path = Path(folder) / _MANIFEST
         is_run(Path(folder))
+        links = [path for path in Path(folder).rglob("*") if path.is_symlink()]
+        check_links(Path(folder), links, _MANIFEST)
         try:
             plain = dict(json.loads(path.read_text(encoding="utf-8")))
             _ = plain["task"], plain["metrics"]
@@ -120,6 +123,11 @@ class Run:
             ) from error
         plain.pop("command", None)
         written = plain.pop("format", None)
+        if type(written) is int and written > FORMAT:
+            raise LensSkillsError(
+                f"{path} has format {written}; this version of lens-skills reads {FORMAT}. Update "
+                "lens-skills, or score again into another folder."
+            )
         try:
             if written != FORMAT:
                 raise ValueError("no format" if written is None else f"format {written}")

@@ -1,15 +1,17 @@
 """`endpoint`: a language model behind an OpenAI-compatible address, asked question by question."""
 
+import base64
 import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import writable, write_file
@@ -19,6 +21,8 @@ GIVE_UP = 3  # questions in a row that the endpoint did not answer, before it is
 LONGEST_WAIT = 60.0  # seconds, whatever the endpoint asks for
 
 COUNTS = ("requests", "failed_requests", "from_cache", "prompt_tokens", "completion_tokens")
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Message = Mapping[str, str]
 Answer = TypeVar("Answer")
@@ -86,7 +90,8 @@ def connection(
 ) -> dict[str, Any]:
     """The fields of an `Endpoint`, checked; see `endpoint`."""
     if not url.startswith(("http://", "https://")):
-        raise LensSkillsError(f"an endpoint's url begins with http:// or https://, not {url!r}.")
+        shown = url.rsplit("@", 1)[-1].partition("?")[0]  # without a password or key that it holds
+        raise LensSkillsError(f"an endpoint's url begins with http:// or https://, not {shown!r}.")
     if not (timeout > 0 and retries >= 0 and wait >= 0):
         raise LensSkillsError("timeout is above 0, retries and wait are 0 or more.")
     try:
@@ -96,14 +101,12 @@ def connection(
             "an endpoint is asked through the openai client, which is not installed: "
             "pip install 'lens-skills[judge]'."
         ) from error
-    key = "" if api_key_env is None else os.environ.get(api_key_env, "")
-    if api_key_env is not None and not key:
-        raise LensSkillsError(f"the environment variable {api_key_env} is not set.")
+    key = "" if api_key_env is None else _key_in(api_key_env)
     folder = None if cache is None else Path(cache)
     if folder is not None:
         with writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    base = url.rstrip("/").removesuffix("/chat/completions")
+    base, login = _without_login(url.rstrip("/").removesuffix("/chat/completions"))
     # Its own retries are off: they would not share the budget with answers of the wrong form.
     client = OpenAI(
         base_url=base,
@@ -113,17 +116,39 @@ def connection(
     )
     # Of what the client would take from the environment, nothing is sent to other endpoints.
     unsaid = ("OpenAI-Organization", "OpenAI-Project", *(() if key else ("Authorization",)))
+    headers: dict[str, Any] = {name: Omit() for name in unsaid} | login
     price = price_per_token
     return {
         "url": f"{base}/chat/completions",
         "body": {"model": model} | ({} if temperature is None else {"temperature": temperature}),
         "client": client,
-        "headers": {name: Omit() for name in unsaid},
+        "headers": headers,
         "retries": retries,
         "wait": wait,
         "cache": folder,
         "prices": price if isinstance(price, tuple) else (price, price),
     }
+
+
+def _key_in(variable: str) -> str:
+    """The key that an environment variable holds; no error repeats it, or what may be it."""
+    if not _VARIABLE.fullmatch(variable):
+        raise LensSkillsError(
+            "api_key_env is the name of the environment variable that holds the key, such as "
+            "OPENAI_API_KEY. What was given is no such name (and is not repeated here: it may be "
+            "the key itself). Put the key into a variable and give the variable's name."
+        )
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        usual = variable.isupper() and len(variable) <= 40  # no key that looks like a name
+        named = variable if usual else "that api_key_env names"
+        raise LensSkillsError(f"the environment variable {named} is not set.")
+    if not (key.isascii() and key.isprintable()):
+        raise LensSkillsError(
+            f"the key in the environment variable {variable} holds a line break, a control "
+            "character or a letter outside ASCII, which no request can carry. Copy it anew."
+        )
+    return key
 
 
 class Unanswered(Exception):
@@ -164,7 +189,7 @@ class Endpoint:
         return str(self.body["model"])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} of {self.model} at {_public(self.url)}"
+        return f"{type(self).__name__} of {self.model} at {public_url(self.url)}"
 
     def start(self) -> None:
         """A new round: an endpoint that was down is asked again."""
@@ -174,7 +199,7 @@ class Endpoint:
         """What was asked so far: requests, failures, answers from the cache, tokens, cost."""
         counts, (reading, writing) = self.counts, self.prices
         cost = counts["prompt_tokens"] * reading + counts["completion_tokens"] * writing
-        return {"model": self.body["model"], "url": _public(self.url), **counts, "cost": cost}
+        return {"model": self.body["model"], "url": public_url(self.url), **counts, "cost": cost}
 
     def answer(
         self, messages: Sequence[Message], read: Callable[[str], Answer], again: str
@@ -201,8 +226,8 @@ class Endpoint:
                 return found
         if self.silent >= GIVE_UP:
             raise NoAnswer(
-                f"not asked: {_public(self.url)} did not answer {GIVE_UP} times in a row. Run this "
-                "again when it is back; what is done stays."
+                f"not asked: {public_url(self.url)} did not answer {GIVE_UP} times in a row. Run "
+                "this again when it is back; what is done stays."
             )
         reason, wrong_form = "", False
         for attempt in range(self.retries + 1):
@@ -215,7 +240,7 @@ class Endpoint:
                 content = self._ask(question)
             except Unanswered as error:
                 self.counts["failed_requests"] += 1
-                reason, wrong_form = self._without_key(str(error)), False
+                reason, wrong_form = str(error), False
                 if error.final:
                     break
                 if attempt < self.retries:
@@ -234,7 +259,7 @@ class Endpoint:
         raise NoAnswer(f"{reason} (asked {attempt + 1} times)")
 
     def _without_key(self, text: str) -> str:
-        """What an endpoint said, without a key that it repeats."""
+        """What an endpoint said, without a key that it repeats; before anything is cut off."""
         key = self.client.api_key
         return text if key == "none" else text.replace(key, "[key]")
 
@@ -247,21 +272,23 @@ class Endpoint:
             chat = self.client.chat.completions.with_raw_response
             raw = chat.create(**asked, extra_headers=self.headers).content
         except APIStatusError as error:
-            said, status = error.response.text[:300].strip(), error.status_code
+            said, status = self._without_key(error.response.text)[:300].strip(), error.status_code
             again = status in (408, 409, 425, 429) or status >= 500
             wait = _seconds(error.response.headers.get("Retry-After"))
             raise Unanswered(f"HTTP {status} {said}".strip(), final=not again, wait=wait) from error
         except APIConnectionError as error:  # refused, reset, timed out, cut short
             cause = error.__cause__ or error
-            raise Unanswered(f"{type(cause).__name__}: {cause}") from error
+            said = self._without_key(f"{type(cause).__name__}: {cause}")
+            raise Unanswered(said) from error
         try:
             reply = json.loads(raw)
             usage = reply.get("usage") or {}
             for name in ("prompt_tokens", "completion_tokens"):
                 self.counts[name] += int(usage.get(name) or 0)
-            return str(reply["choices"][0]["message"]["content"] or "")
+            return self._without_key(str(reply["choices"][0]["message"]["content"] or ""))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise Unanswered(f"no chat completion in the reply: {raw[:80]!r}") from error
+            said = self._without_key(raw.decode("utf-8", "replace"))[:80]
+            raise Unanswered(f"no chat completion in the reply: {said!r}") from error
 
     def _key(self, asked: Mapping[str, Any]) -> str:
         key = json.dumps([self.url, asked], sort_keys=True).encode()
@@ -287,7 +314,17 @@ class Endpoint:
             write_file(self.cache / f"{key}.json", json.dumps(kept, indent=1).encode())
 
 
-def _public(url: str) -> str:
+def _without_login(url: str) -> tuple[str, dict[str, str]]:
+    """An address without the user and password in it, which go into a header that nothing logs."""
+    parts = urlsplit(url)
+    login, found, host = parts.netloc.rpartition("@")
+    if not found:
+        return url, {}
+    coded = base64.b64encode(unquote(login).encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {coded}"}
+
+
+def public_url(url: str) -> str:
     """An address without the user, password and query it may hold."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}"

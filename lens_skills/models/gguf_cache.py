@@ -134,7 +134,10 @@ def _build(gguf: Path, entry: Path) -> None:
                 shell = check_whole(gguf)
                 check_carried(gguf, shell.config)
                 tokenizer = AutoTokenizer.from_pretrained(
-                    str(gguf.parent), gguf_file=gguf.name, local_files_only=True
+                    str(gguf.parent),
+                    gguf_file=gguf.name,
+                    local_files_only=True,
+                    trust_remote_code=False,
                 )
                 weights = one_by_one(gguf, shell)
             if weights is None:
@@ -199,7 +202,11 @@ def _save_model(gguf: Path, place: Path) -> None:
 
     with _readable(gguf):
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, local_files_only=True, dtype=torch.float32
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            local_files_only=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
     # The weights are plain float32 now; a model that still says it is quantised would not
     # save, and what it saved would not load.

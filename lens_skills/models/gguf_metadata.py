@@ -118,7 +118,7 @@ def check_whole(path: Path) -> Any:
     wanted, shell = 0, None
     if all(count <= blocks for count in counts):
         config = AutoConfig.from_pretrained(
-            str(path.parent), gguf_file=path.name, local_files_only=True
+            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
         )
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config)

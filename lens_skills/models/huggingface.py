@@ -206,7 +206,7 @@ def _pretrained(
 
     def load() -> Any:
         # Eager attention: the kernel both TransformerLens implementations compute with.
-        config = AutoConfig.from_pretrained(where, local_files_only=local)
+        config = AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False)
         if getattr(config, "is_encoder_decoder", False):
             raise LensSkillsError(
                 f"{where} holds an encoder-decoder ({config.model_type}): its decoder reads "
@@ -214,7 +214,7 @@ def _pretrained(
             )
         opened = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, local_files_only=local, attn_implementation="eager",
-            output_loading_info=True,
+            output_loading_info=True, trust_remote_code=False, weights_only=True,
         )  # fmt: skip
         found, report = cast("tuple[Any, dict[str, Any]]", opened)
         if missing := sorted(report["missing_keys"]):
@@ -240,7 +240,9 @@ def _tokenizer(given: Any, *, local: bool = True) -> tuple[Any, bool]:
 
     def from_pretrained(where: str, **options: Any) -> Any:
         with quiet():
-            return AutoTokenizer.from_pretrained(where, local_files_only=local, **options)
+            return AutoTokenizer.from_pretrained(
+                where, local_files_only=local, trust_remote_code=False, **options
+            )
 
     if isinstance(given, str | Path):
         where = str(given)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import is_file_name
 from lens_skills.plotting.figure_table import (
     columns_of,
     plain_json,
@@ -241,10 +242,16 @@ def redraw(
         raise LensSkillsError(
             f"{stem}.json does not say what figure to draw ({error!r:.100}). Save the figure again."
         ) from error
+    if not is_file_name(name):
+        raise LensSkillsError(
+            f"{stem}.json says that the figure is called {name!r:.80}, which is no file's name. "
+            "Save the figure again, or correct its name."
+        )
     if version > FORMAT or kind not in DRAWN:
+        newer = " Update lens-skills." if version > FORMAT else ""
         raise LensSkillsError(
             f"{stem}.json holds a figure {kind!r} of format {version}, which this version does not "
-            f"draw. It draws, up to format {FORMAT}: {', '.join(sorted(DRAWN))}."
+            f"draw.{newer} It draws, up to format {FORMAT}: {', '.join(sorted(DRAWN))}."
         )
     if style is None or style == was[0]:
         style, width = was[0], was[1] if width is None else width

@@ -8,6 +8,7 @@ import pandas as pd
 from lens_skills.activations import DEFAULT_SITE
 from lens_skills.circuits import Circuit
 from lens_skills.explanation import ActivatingExamples
+from lens_skills.file_names import place_to_write
 from lens_skills.interventions import Verdict
 from lens_skills.reporting.paper_tables import latex, markdown
 from lens_skills.reporting.sources import Sources, open_sources
@@ -50,7 +51,7 @@ def export(
 
     Does not show: the notes of a result's card, which a reader of its numbers must see.
     """
-    sources, place = open_sources(source), Path(folder)
+    sources, place = open_sources(source), place_to_write(folder)
     files: dict[Path, str] = {}
     for name, result in sources.results.items():
         own = file_name(*Path(name).parts)

@@ -10,6 +10,7 @@ from lens_skills.activations.locations import parse_position
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import ActivatingExamples, activating_examples
+from lens_skills.file_names import place_to_write
 from lens_skills.models import ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.reporting.document import Fact
 from lens_skills.reporting.found_analyses import Analysis, with_audits
@@ -73,7 +74,7 @@ def report(
 
     Does not show: more than the results hold; nothing is tested anew.
     """
-    path = Path(path)
+    path = place_to_write(path)
     _check_path(path)
     if neurons < 0:
         raise LensSkillsError(f"neurons= is how many get a page, 0 or more, not {neurons}.")

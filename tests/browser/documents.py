@@ -127,7 +127,7 @@ def ordinary(n_pages: int = 12, n_rows: int = 40) -> Document:
         neurons=tuple(page(rows[k], random) for k in range(n_pages)),
         circuits=(circuit(),),
         reproduce=("lens-skills study agreement --seed 0 --out runs/agreement",),
-        versions=(Fact("lens_skills", "0.1.0"), Fact("torch", "2.13.0")),
+        versions=(Fact("lens_skills", "0.2.0"), Fact("torch", "2.13.0")),
         about={"seed": 0},
     )
 

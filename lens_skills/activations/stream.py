@@ -18,6 +18,7 @@ from lens_skills.activations.forward import (
     known_values,
     prepare,
 )
+from lens_skills.activations.halved_batches import HalvedBatches, joined
 from lens_skills.activations.locations import (
     DEFAULT_SITE,
     Count,
@@ -122,14 +123,18 @@ def evaluate(
         return known_values(wanted, examples)
     encoded, plan = prepare(adapter, examples, wanted)
     known = known_values(wanted, encoded)
-    passes = PrefixedPasses(adapter, encoded, plan)
-    for batch in batches(encoded, plan, "evaluate"):
+    passes, parts = PrefixedPasses(adapter, encoded, plan), HalvedBatches(adapter.device)
+
+    def read(batch: Sequence[Encoded]) -> None:
         _, run = passes.of(batch)
         found = forward_batch(
             adapter, batch, plan, wanted, known, {}, forward=run, after=passes.prefix
         )
         for name, numbers in found.items():
             values[name][[encoded.index for encoded in batch]] = numbers
+
+    for batch in batches(encoded, plan, "evaluate"):
+        parts.run(batch, read)
     return values
 
 
@@ -180,21 +185,31 @@ def read_sites(
         _check_fitted(counted, encoded)
     crossed = skip > 0
     passes = PrefixedPasses(adapter, encoded, plan, gather, f"{sites} {reading}")
-    for batch in batches(encoded, plan, **options):
+
+    def read(batch: Sequence[Encoded]) -> tuple[list[Any], Mapping[str, Tensor]]:
         parts, run = passes.of(batch)
         readers = {name: reader for part in parts for name, reader in part.readers().items()}
         values = forward_batch(
             adapter, batch, plan, metrics, known, readers, forward=run, after=passes.prefix
         )
-        (activations, mask), *gates = [part.result() for part in parts]
-        crossed = crossed or counted is None or bool(activations.any())
+        return [part.result() for part in parts], values
+
+    halves = HalvedBatches(adapter.device)
+    for batch in batches(encoded, plan, **options):
+        found = halves.run(batch, read)
+        (activations, masks), *gates = [
+            tuple(zip(*results, strict=True))
+            for results in zip(*(f for f, _ in found), strict=True)
+        ]
+        whole = joined(activations)
+        crossed = crossed or counted is None or bool(whole.any())
         yield Batch(
             index=torch.tensor([item.index for item in batch]),
             examples=tuple(batch),
-            activations=activations,
-            mask=mask,
-            metrics=values,
-            gate=gates[0][0] if gates else None,
+            activations=whole,
+            mask=None if masks[0] is None else joined(masks),
+            metrics={name: joined([values[name] for _, values in found]) for name in found[0][1]},
+            gate=joined(gates[0][0]) if gates else None,
         )
     if not crossed:
         raise LensSkillsError(

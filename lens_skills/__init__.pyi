@@ -44,7 +44,10 @@ from lens_skills.interventions import scale as scale
 from lens_skills.interventions import steer as steer
 from lens_skills.interventions import sweep as sweep
 from lens_skills.interventions import verify as verify
+from lens_skills.models import Dictionary as Dictionary
+from lens_skills.models import load_dictionary as load_dictionary
 from lens_skills.models import load_model as load_model
+from lens_skills.models import with_features as with_features
 from lens_skills.plotting import figures as figures
 from lens_skills.publishing import NeuronSet as NeuronSet
 from lens_skills.ranking import compare_methods as compare_methods

@@ -67,6 +67,11 @@ def calls() -> dict[str, dict[str, Any]]:
     sums = ls.tasks.arithmetic("+")
     spliced = ls.tasks.splice({"verbs": explore, "sums": sums}, 14, pieces=2)
     own: dict[str, dict[str, Any]] = {
+        "Dictionary": {
+            "W_enc": torch.ones(16, 3),
+            "W_dec": torch.ones(3, 16),
+            "hook_name": "blocks.1.hook_resid_post",
+        },
         "Example": {"id": "a", "prompt": "b"},
         "NeuronSet": vars(ls.NeuronSet.of(["L0N1"], model, explore, licence="CC0-1.0")),
         "Task": {"name": "t", "examples": list(explore)},
@@ -76,6 +81,7 @@ def calls() -> dict[str, dict[str, Any]]:
         "scale": {"by": 2.0},
         "steer": {"by": 1.0},
         "patch": {},
+        "load_dictionary": {"folder": Path(__file__).parent / "models" / "saelens" / "topk"},
         "audit": {"controls": small, "n_permutations": 20, "unrelated": False},
         "capture": {"path": "out"},
         "circuit": {

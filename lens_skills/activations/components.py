@@ -9,6 +9,7 @@
 | ``hook_mlp_out``, ``hook_attn_out`` | ``L5MLP.47``, ``L5ATTN.47`` | ``L5MLP``, the whole MLP |
 | ``hook_resid_post`` | ``L5R47``, a dimension of the residual stream | |
 | ``hook_resid_mid``, ``hook_resid_pre`` | ``L5R47.mid``, ``L5R47.pre`` | |
+| ``features`` | ``L12F345``, a feature of an SAE or a transcoder | |
 | any other | ``L5.attn.hook_q.47`` | |
 """
 
@@ -24,7 +25,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_skills.activations.locations import DEFAULT_SITE, find_site
+from lens_skills.activations.locations import DEFAULT_SITE, FEATURES, find_site
 from lens_skills.cards import showing
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
@@ -42,6 +43,7 @@ _FORMS = {
     "hook_resid_pre": "R{}.pre",
     MLP: "MLP.{}",
     "hook_attn_out": "ATTN.{}",
+    FEATURES: "F{}",
 }
 _READ = {re.compile(re.escape(form).replace(r"\{\}", r"(\d+)")): at for at, form in _FORMS.items()}
 _EXAMPLES = (
@@ -386,6 +388,8 @@ def site_width(adapter: ModelAdapter, at: str, layer: int = 0) -> int:
     site = find_site(adapter, at, layer)
     if at in ("attn.hook_pattern", "attn.hook_attn_scores"):
         raise LensSkillsError(f"{at!r} holds numbers per pair of tokens, not features per token.")
+    if layer in (held := adapter.dictionaries_at(at)):
+        return held[layer].d_sae
     if at in NEURON_SITES:
         return adapter.mlp_widths[layer]
     if at == HEADS:

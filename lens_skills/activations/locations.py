@@ -325,6 +325,8 @@ def _decoded_places(adapter: Any, encoded: Encoded, text: str) -> list[int]:
 
 
 DEFAULT_SITE = "mlp.hook_post"
+FEATURES = "features"
+"""The site that the features of a dictionary are, unless they were given another name."""
 
 
 @dataclass(frozen=True)
@@ -363,6 +365,8 @@ def find_site(adapter: Any, at: str, layers: int | Iterable[int] | None = None) 
     full = re.fullmatch(r"blocks\.(\d+)\.(.+)", at)
     if full and layers is None:
         at, layers = full[2], int(full[1])
+    if layers is None and (held := adapter.dictionaries_at(at)):
+        layers = held
     chosen = _layers(adapter, layers)
     site = Site(at, chosen)
     known = set(adapter.hook_names())
@@ -396,6 +400,11 @@ def _layers(adapter: Any, layers: int | Iterable[int] | None) -> tuple[int, ...]
 def _unknown(at: str, known: set[str], missing: list[int], n_layers: int) -> str:
     if 0 < len(missing) < n_layers:
         return f"the hook point {at!r} is missing in layers {missing} of this model."
+    if at == FEATURES:
+        return (
+            "this model is read without a dictionary, so it has no features to name: "
+            "model = ls.with_features(model, ls.load_dictionary('its/folder'))."
+        )
     names = site_names(known)
     near = difflib.get_close_matches(at, names, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

@@ -25,6 +25,7 @@ from lens_skills.explanation.token_logits import (
     LENSES,
     TokenLogits,
     check_lenses,
+    has_direction,
     logits_of,
     shown,
 )
@@ -339,7 +340,7 @@ def _written(
     notes: list[str] = []
     if not lenses:
         return found, notes
-    if units[0].site != DEFAULT_SITE:
+    if not has_direction(adapter, units[0].site):
         return found, [f"no token is written by units at {units[0].site}: it is no output of one"]
     for lens in lenses:
         try:

@@ -36,7 +36,7 @@ from lens_skills.explanation.disguises import disguises, label_columns, stands_f
 from lens_skills.explanation.explanations import ALPHA, Explanation, Explanations
 from lens_skills.explanation.feature_bank import FeatureBank, FeatureMatrix, feature_bank
 from lens_skills.explanation.feature_tests import FeatureAssociation, associate
-from lens_skills.explanation.token_logits import logits_of
+from lens_skills.explanation.token_logits import has_direction, logits_of
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.progress import progress
 from lens_skills.results import provenance
@@ -233,7 +233,7 @@ def explain(
         about = {**source.about, **provenance(task)}
     else:
         tokens = read_tokens(source, task, components, extremes, activations, where)
-        if site == DEFAULT_SITE and not source.packed:
+        if has_direction(source, site) and not source.packed:
             writes = logits_of(source, components, k=n_tokens, over=task)
         gated, about = source.gated, provenance(task, source)
     place = active.cumsum(0) - 1

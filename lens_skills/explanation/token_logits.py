@@ -100,7 +100,8 @@ def token_logits(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        neuron: ``"L17N635"`` or (layer, index), at ``mlp.hook_post``.
+        neuron: ``"L17N635"`` or (layer, index), at ``mlp.hook_post``; or a feature of a
+            dictionary (``"L12F345"``), whose row of W_dec stands for W_out.
         k: How many tokens of each kind.
         over: Examples that say how large the residual stream is where the answer is predicted,
             and over which J is a mean (of about 16 of them); by default a few plain sentences.
@@ -120,6 +121,11 @@ def token_logits(
     adapter = as_adapter(model)
     units = parse_components(adapter, neuron if isinstance(neuron, str) else [neuron])
     return logits_of(adapter, units, k=k, over=over, lenses=(lens,))[0][0]
+
+
+def has_direction(adapter: ModelAdapter, site: str) -> bool:
+    """Whether each unit of a site writes one direction: neurons, features of a dictionary."""
+    return site == DEFAULT_SITE or bool(adapter.dictionaries_at(site))
 
 
 def check_lenses(lenses: Sequence[str]) -> None:
@@ -145,10 +151,10 @@ def logits_of(
     if k < 1:
         raise LensSkillsError(f"k= is how many tokens of each kind, 1 or more, not {k}.")
     for unit in units:
-        if unit.site != DEFAULT_SITE or unit.stop - unit.start > 1:
+        if not has_direction(adapter, unit.site) or unit.stop - unit.start > 1:
             raise LensSkillsError(
-                f"{unit.name} at {unit.site} is no single neuron at {DEFAULT_SITE!r}, the only "
-                "units whose output is one direction."
+                f"{unit.name} at {unit.site} is no single neuron at {DEFAULT_SITE!r}, nor a "
+                "feature of a dictionary: the only units whose output is one direction."
             )
     suffix = _some_pass(adapter, over, check="jacobian" in lenses)
     gain, centred = _frozen(adapter, suffix)
@@ -157,9 +163,11 @@ def logits_of(
     for unit in units:
         weight = writes.rows(suffix, (unit.layer, unit.site), [unit.start])
         if weight is None:
-            adapter.weight_out(unit.layer)  # packed weights say so themselves
+            if unit.site == DEFAULT_SITE:
+                adapter.weight_out(unit.layer)  # packed weights say so themselves
             raise LensSkillsError(
-                f"what {unit.name} writes is not known: its layer has no single output matrix."
+                f"what {unit.name} writes is not known: its layer has no single output matrix, or "
+                "its dictionary scales what it writes token by token."
             )
         rows.append(weight[0].double())
     norm = f"final {'LayerNorm' if centred else 'RMSNorm'} at a frozen scale, its gain included"
@@ -167,7 +175,8 @@ def logits_of(
     for lens in lenses:
         written, how = torch.stack(rows), norm
         if lens == "jacobian":
-            written = through_later_layers(suffix, written, [unit.layer for unit in units])
+            after = [_written_after(writes, unit) for unit in units]
+            written = through_later_layers(suffix, written, after)
             how = (
                 "through the later layers at the same token, to first order, the mean over "
                 f"{len(suffix.mask)} texts; then the {norm}"
@@ -189,10 +198,21 @@ def logits_of(
     return found
 
 
+def _written_after(writes: OutputWeights, unit: Component) -> int:
+    """The block after which a unit stands in the residual stream, -1 before all."""
+    enters = writes.enters((unit.layer, unit.site))
+    if enters not in (DEFAULT_SITE, "hook_mlp_out", "hook_resid_post", "hook_resid_pre"):
+        raise LensSkillsError(
+            f"{unit.name} writes to {enters}, inside its block, and the Jacobian lens begins "
+            "behind one. Use lens='logit'."
+        )
+    return unit.layer - (enters == "hook_resid_pre")
+
+
 def through_later_layers(
     suffix: PartialForward, rows: Float[Tensor, "neuron d_model"], layers: Sequence[int]
 ) -> Float[Tensor, "neuron d_model"]:
-    """What a small change after each neuron's block becomes in the final residual stream.
+    """What a small change after a block (-1: before all) becomes in the final residual stream.
 
     Per unit of the change, at the last token, the mean over the examples: a central difference,
     whose step is a small part of the residual stream's length.

@@ -93,8 +93,8 @@ class ComponentTable:
         kind: Which units are alike (site and width), as a code.
         stratum: Which are alike and in one layer, as a code.
         raw: `FEATURES` of each unit: mean |activation| and its standard deviation at the
-            positions, and the norm of what it writes per unit of activation (MLP neurons; 1 for
-            other units, whose norm is not asked for).
+            positions, and the norm of what it writes per unit of activation (MLP neurons, features
+            of a dictionary; 1 for other units, whose norm is not asked for).
         scaled: Their logarithms in standard deviations of the stratum.
         unmatchable: Units with a feature of exactly 0 (it writes nothing, or never fires), which
             no other unit can match; there the smallest positive value stands in.
@@ -156,7 +156,9 @@ def component_table(
             for i in range(n_units)
         ]
         norm = torch.ones_like(level)
-        if site in _WRITTEN and not adapter.packed:
+        if held := adapter.dictionaries_at(site):
+            norm = torch.stack([held[at].W_dec.double().norm(dim=1).cpu() for at in layers])
+        elif site in _WRITTEN and not adapter.packed:
             norm = torch.stack([adapter.weight_out(at).double().norm(dim=1).cpu() for at in layers])
         raw.append(rearrange([level, spread, norm], "feature layer unit -> (layer unit) feature"))
         kind.append(torch.full((len(layers) * n_units,), code))

@@ -30,6 +30,7 @@ from lens_skills.interventions.baselines import (
 from lens_skills.interventions.batched_edits import EditRows, edit_activation, stack_sets
 from lens_skills.interventions.torch_places import torch_places
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
+from lens_skills.models.feature_hooks import feature_editors
 from lens_skills.models.text_writer import loses_cache
 from lens_skills.models.weights import LayerSite
 
@@ -286,8 +287,21 @@ def hooks_of(
         LensSkillsError: Units this model does not have, an edit without the source it needs, a
             span of text (hooks see no text), a position outside the pass.
     """
-    edits = _bound(do, with_soft_prompt(model, None, chat), neurons, position, at, mask, seed)
-    return [(f"blocks.{layer}.{site}", hook) for (layer, site), hook in edits.items()]
+    adapter = with_soft_prompt(model, None, chat)
+    return _placed(adapter, _bound(do, adapter, neurons, position, at, mask, seed))
+
+
+def _placed(adapter: ModelAdapter, edits: dict[LayerSite, Hook]) -> list[tuple[str, Hook]]:
+    """The hooks at the model's own hook points: features are read and written there."""
+    found: list[tuple[str, Hook]] = []
+    for (layer, site), hook in edits.items():
+        name = f"blocks.{layer}.{site}"
+        if name not in adapter.features:
+            found.append((name, hook))
+            continue
+        for place, edit in feature_editors(adapter.features[name], hook):
+            found.append((place, lambda activation, hook=None, edit=edit: edit(activation)))
+    return found
 
 
 @contextmanager
@@ -314,8 +328,8 @@ def edited(
     attached: list[tuple[Any, Hook]] = []
     try:
         with _generating(adapter.model, position, first_widths):
-            for (layer, site), hook in edits.items():
-                point = points[f"blocks.{layer}.{site}"]
+            for name, hook in _placed(adapter, edits):
+                point = points[name]
                 point.add_hook(hook)
                 attached.append((point, hook))
             yield model
@@ -492,6 +506,11 @@ def edited_torch(
     reader = with_soft_prompt(adapter, None, chat)
     edits = _bound(do, reader, neurons, position, at, mask, seed)
     units = parse_components(reader, neurons, at=at)
+    if named := [unit.name for unit in units if unit.hook_name in reader.features]:
+        raise LensSkillsError(
+            f"{named[0]} is a feature of a dictionary, which is at no module of a Hugging Face "
+            "model. Edit it in TransformerLens: edited(…) or hooks_of(…)."
+        )
     features = {spot: each[0] for st in stack_sets([units]) for spot, each in st.features.items()}
     places = torch_places(hf_model, reader, features)
     handles: list[Any] = []

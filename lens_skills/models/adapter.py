@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.chat_template import Chat, own_text, render
+from lens_skills.models.dictionaries import Dictionary
+from lens_skills.models.feature_hooks import counted, placed, refuse_sizes
 from lens_skills.models.neurons import NEURON_SITES, layers_without_neurons, refusal
 from lens_skills.models.precision import lowered
 from lens_skills.models.soft_prompt import SoftPrompt
@@ -88,6 +90,7 @@ class ModelAdapter(ABC):
         packed: Whether matrices are packed (quantised): what needs them is refused.
         spread: Whether its parts stand on several devices; ``device`` is where tokens go in.
         soft: The soft prompt that is read with every example, if there is one.
+        features: Dictionaries by the hook point that their features are (`with_features`).
         chat: Whether prompts are put into the tokenizer's chat template; a text: with this system
             prompt.
         precision: What passes are computed in (`in_precision`); None: the model's own precision.
@@ -126,6 +129,7 @@ class ModelAdapter(ABC):
         self.n_ctx = int(model.cfg.n_ctx)
         self.gated = "blocks.0.mlp.hook_pre_linear" in self._points
         self.soft: SoftPrompt | None = None
+        self.features: Mapping[str, Dictionary] = {}
         self.precision: str | None = None
         self.chat: Chat = False
         self.first_word = max(self.d_vocab, int(model.cfg.d_vocab), len(self.tokenizer or ()))
@@ -225,7 +229,9 @@ class ModelAdapter(ABC):
         return next(self.model.blocks[layer].parameters()).device
 
     def layers_with(self, site: str) -> tuple[int, ...]:
-        """The layers that have a site: all of them, but for neurons those that have neurons."""
+        """The layers that have a site: all, but those without neurons, or without a dictionary."""
+        if found := self.dictionaries_at(site):
+            return tuple(found)
         without = layers_without_neurons(self) if site in NEURON_SITES else {}
         return tuple(layer for layer in range(self.n_layers) if layer not in without)
 
@@ -237,6 +243,7 @@ class ModelAdapter(ABC):
                 layers of several widths: which layers, and what can be read instead.
         """
         chosen = range(self.n_layers) if layers is None else list(layers)
+        refuse_sizes(self.dictionaries_at(at), chosen, at)
         if reason := refusal(self, chosen, at):
             raise LensSkillsError(reason)
 
@@ -292,10 +299,12 @@ class ModelAdapter(ABC):
             ends = json.dumps([self.bos_id, self.eos_id])
             digest.update(b"[%b, %b]" % (_vocabulary(self.tokenizer), ends.encode()))
         found = digest.hexdigest()
-        if self.soft is None:
-            return found
         # Read with a soft prompt, a model's neurons are no longer the same: results do not mix.
-        return hashlib.sha256(f"{found} {self.soft.digest}".encode()).hexdigest()
+        more = [] if self.soft is None else [self.soft.digest]
+        more += [f"{name} {one.digest}" for name, one in sorted(self.features.items())]
+        for part in more:
+            found = hashlib.sha256(f"{found} {part}".encode()).hexdigest()
+        return found
 
     # Text.
 
@@ -458,11 +467,29 @@ class ModelAdapter(ABC):
         plain = tokens.masked_fill(tokens >= self.first_word, self.pad_id)
         return plain, {**editors, EMBEDDING: put}
 
+    # Features of dictionaries.
+
+    def dictionaries_at(self, site: str) -> dict[int, Dictionary]:
+        """By layer, the dictionaries whose features are called by this site."""
+        found = [one for one in self.features.values() if one.name == site]
+        return {one.layer: one for one in sorted(found, key=lambda one: one.layer)}
+
+    def without_features(self) -> "ModelAdapter":
+        """The same model without dictionaries."""
+        other = copy.copy(self)
+        other.features, other.name = {}, self.name.replace(self.says_features, "")
+        return other
+
+    @property
+    def says_features(self) -> str:
+        """What a name adds for its dictionaries; "" for none."""
+        return f" with {', '.join(sorted(self.features))}" if self.features else ""
+
     # Hooks.
 
     def hook_names(self) -> list[str]:
-        """Every name a reader may be attached to, aliases included."""
-        return list(self._points)
+        """Every name a reader may be attached to, aliases and features included."""
+        return [*self._points, *self.features]
 
     def _point(self, name: str) -> Any:
         if name not in self._points:
@@ -493,9 +520,8 @@ class ModelAdapter(ABC):
         """Attach editors, then readers, after the user's own hooks; yields the names called."""
         called: set[str] = set()
         hooks = [
-            (self._point(name), _hook(name, function, called, edits=functions is editors))
-            for functions in (editors, readers)
-            for name, function in (functions or {}).items()
+            (self._point(place), counted(name, function, called, edits=edits))
+            for name, place, function, edits in placed(self.features, readers, editors or {})
         ]
         try:
             for point, hook in hooks:
@@ -531,18 +557,6 @@ class ModelAdapter(ABC):
                 "TransformerLens leaves it out unless asked (e.g. model.set_use_attn_result(True) "
                 "for hook_result), or this architecture has no such step."
             )
-
-
-def _hook(
-    name: str, function: ReadHook | EditHook, called: set[str], *, edits: bool
-) -> Callable[..., Tensor | None]:
-    # One function per name: the bridge calls a hook with the name of the aliased hook point.
-    def call(activation: Tensor, hook: Any) -> Any:
-        called.add(name)
-        out = function(activation)
-        return out if edits else None
-
-    return call
 
 
 # Of tokenizers, by how many tokens they had: sorting 50,000 of them takes as long as the weights.

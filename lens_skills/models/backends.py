@@ -274,7 +274,7 @@ def with_soft_prompt(model: Any, prompt: SoftPrompt | None, chat: Chat = False) 
         if adapter.soft.digest == prompt.digest:
             return adapter
         raise LensSkillsError(f"{adapter.name} is read with a soft prompt already; one at a time.")
-    if prompt.model_fingerprint != adapter.fingerprint():
+    if prompt.model_fingerprint != adapter.without_features().fingerprint():
         raise LensSkillsError(
             f"the soft prompt was made for other weights ({prompt.model}) than these of "
             f"{adapter.name}. Open the model it was trained on, or train one for this model."

@@ -263,6 +263,8 @@ _FEW = 32
 # Of a difference quotient, as a share of the length of all activations of the site.
 _STEP = 0.03
 
+_BEFORE = ("hook_resid_pre", "hook_resid_mid")
+_ATTENTION = ("attn.hook_z", "hook_attn_out")
 _IDENTITY = ("hook_mlp_out", "hook_attn_out", "hook_resid_post")
 
 
@@ -301,8 +303,10 @@ class OutputWeights:
 
         Later parts of the same block (the MLP after an attention head) are not passed.
         """
-        layer, site = spot
-        if site not in ("attn.hook_z", "hook_attn_out"):
+        layer, enters = spot[0], self.enters(spot)
+        if enters in _BEFORE and enters != spot[1]:
+            return self.matrix(suffix, spot, enters)
+        if enters not in _ATTENTION:
             return self.matrix(suffix, spot, "hook_resid_post")
         middle = f"blocks.{layer}.hook_resid_mid" in self.adapter.hook_names()
         adds = (layer, "hook_attn_out")
@@ -343,7 +347,7 @@ class OutputWeights:
             return flat.view_as(activation)
 
         editors = {own: move}
-        if site in ("attn.hook_z", "hook_attn_out"):
+        if self.enters(spot) in _ATTENTION:
             editors[held] = lambda activation: seen[0]
         out = suffix.run(residual, layer, stop=layer + 1, editors=editors)
         return (out - suffix.entering[layer + 1])[:, :, -1].to(moved)
@@ -371,8 +375,22 @@ class OutputWeights:
         up, down = (self.change(suffix, spot, chosen, sign * push) for sign in (1, -1))
         return None if up is None or down is None else ((up - down) / (2 * step)).mean(1)
 
+    def enters(self, spot: LayerSite) -> str:
+        """The model's own site that a site is, or that its dictionary writes."""
+        one = self.adapter.features.get(f"blocks.{spot[0]}.{spot[1]}")
+        return spot[1] if one is None else str(one.hook_name_out).split(".", 2)[2]
+
     def _candidate(self, spot: LayerSite) -> Tensor | None:
         layer, site = spot
+        one = self.adapter.features.get(f"blocks.{layer}.{site}")
+        if one is not None:
+            place = self.adapter.device_of(layer)
+            # What is scaled token by token has no one direction and length.
+            weight = None if one.scaled else one.W_dec.to(place, self.adapter.dtype)
+            if weight is None or self.enters(spot) in (*_IDENTITY, *_BEFORE):
+                return weight
+            inner = self._candidate((layer, self.enters(spot)))
+            return None if inner is None else weight @ inner
         block = self.adapter.model.blocks[layer]
         if self.adapter.packed:
             return None

@@ -47,6 +47,9 @@ def load_dictionary(
             opened (``.pt``), an architecture, activation function or normalisation that is not
             known here, a part that is missing or of another shape, numbers that are not finite.
 
+    Source: the format, and what each architecture computes: SAELens (Bloom, Tigges, Duong & Chanin
+    2024); architectures as in `Dictionary`.
+
     Does not show: whether it was trained on the weights it is used with. Most were on a model
     whose norms are not folded and whose weights are not centred.
 

@@ -40,6 +40,8 @@ def with_features(model: Any, *dictionaries: Any) -> ModelAdapter:
     Warns:
         UserWarning: The dictionary says that it was trained on another model.
 
+    Source: editing features with the error kept, Marks et al. 2024 (arXiv 2403.19647), section 3.1.
+
     Does not show: that the dictionary was trained on these weights, folded and centred as they are.
 
     >>> import lens_skills as ls

@@ -207,6 +207,24 @@ def test_an_mlp_written_down_as_a_transcoder_is_its_neurons(implementation: str)
         assert dict(as_feature.promoted) == pytest.approx(dict(own.promoted), abs=1e-4)
 
 
+def told_by_the_last_word() -> ls.Task:
+    """Many beginnings, each as a group, and which of two words comes last."""
+    made = []
+    for number, one in enumerate(ls.tasks.agreement(n=120, distractors=["none"])):
+        for plural in (0, 1):
+            made.append(
+                ls.Example(
+                    id=f"{number} {plural}",
+                    prompt=f"{one.prompt} near the {'boys' if plural else 'boy'}",
+                    answer=" are" if plural else " is",
+                    foil=" is" if plural else " are",
+                    group=str(number),
+                    labels={"plural": plural},
+                )
+            )
+    return ls.Task("last word", made)
+
+
 def planted(model: Any, explore: ls.Task) -> ls.Dictionary:
     """Forty features at the top of the stream; 7 and 8 read the number of the subject alike.
 
@@ -217,7 +235,7 @@ def planted(model: Any, explore: ls.Task) -> ls.Dictionary:
     last = adapter.n_layers - 1
     site = f"blocks.{last}.hook_resid_post"
     made = ls.score(model, explore, metrics="label:plural", at="hook_resid_post", layers=last)
-    reads = made["label:plural"].r / made.std[0].clamp(min=1e-9)
+    reads = made["label:plural"].r.flatten() / made.std[0].clamp(min=1e-9)
     draw = torch.Generator().manual_seed(3)
     enc, dec = (torch.randn(shape, generator=draw) for shape in ((32, 40), (40, 32)))
     enc, dec = enc / 40, dec / 20
@@ -241,18 +259,18 @@ def planted(model: Any, explore: ls.Task) -> ls.Dictionary:
 
 
 def test_the_planted_feature_is_found_and_its_decoy_is_not(tiny_hooked: Any) -> None:
-    explore, confirm, intervene = ls.tasks.agreement(n=480).split(0.4, 0.2, 0.4, seed=0)
+    explore, confirm, intervene = told_by_the_last_word().split(0.4, 0.3, 0.3, seed=0)
     model = ls.with_features(tiny_hooked, planted(tiny_hooked, explore))
-    few: dict[str, Any] = {"metrics": "label:plural", "at": "features", "n_permutations": 100}
+    few: dict[str, Any] = {"metrics": "label:plural", "at": "features", "n_permutations": 1000}
     chosen = ls.select(ls.score(model, explore, **few), ls.score(model, confirm, **few))
     assert {"L3F7", "L3F8"} <= set(chosen.names), chosen
     verdict = ls.verify(
         model, intervene, ["L3F7", "L3F8"], do=ls.ablate("zero"), metric="logit_diff",
         controls=ls.controls(sets=0),
     )  # fmt: skip
-    table = verdict.frame().set_index("neuron")
-    assert table.loc["L3F7", "verdict"] == "supports", verdict
-    assert table.loc["L3F8", "verdict"] != "supports", verdict
+    table = verdict.frame().set_index("name")
+    assert table.loc["L3F7", "word"] == "supports", verdict
+    assert table.loc["L3F8", "word"] != "supports", verdict
     assert abs(table.loc["L3F8", "effect"]) < 0.1 * abs(table.loc["L3F7", "effect"])
 
 

@@ -1,5 +1,8 @@
 """`config`: settings that change how long something takes and how it looks, and never a result."""
 
+import math
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,7 +15,15 @@ _ACTIVE: dict[str, Any] = {
     "progress": None,
     "edit_rows": None,
     "memory_mb": None,
+    "engine": "local",
+    "workers": None,
+    "worker_cpus": None,
+    "worker_gpus": None,
 }
+
+ENGINES = ("local", "ray")
+RAY = (2, 60)
+"""The oldest Ray that is taken; the newest is below 3."""
 
 
 class config:
@@ -28,9 +39,20 @@ class config:
             and fit into memory.
         memory_mb: MiB that edited passes may fill (None: half of what is free) and that
             `fit_prompt` may keep of keys and values (None: 2000).
+        engine: ``"local"``: this process. ``"ray"``: the passes of `score`, `rank`, `sweep`,
+            `verify` and all that measures effects, and what `generate` writes, are divided among
+            the workers of a Ray cluster (or of this machine), and added up here;
+            docs/howto/many_machines.md. `circuit` refuses; other passes stay in this process.
+        workers: Under Ray: how many processes that each hold the model. None: one for each
+            ``worker_gpus`` of the cluster; without GPUs, one for every four cores, and two at
+            least.
+        worker_cpus: Threads of each worker; None: its share of the cores.
+        worker_gpus: GPUs of each worker (0.5: two share one); None: one where there are any, else
+            none.
 
     Raises:
-        LensSkillsError: An option there is none of; a number out of range.
+        LensSkillsError: An option there is none of; a number out of range; Ray that is not
+            installed, or of another version.
 
     >>> with config(batch_size=8):
     ...     batch_size()
@@ -48,6 +70,12 @@ class config:
             if name == "progress":
                 if value not in (True, False, None):
                     raise LensSkillsError(f"progress must be True, False or None, not {value!r}.")
+                continue
+            if name == "engine":
+                _check_engine(value)
+                continue
+            if name == "worker_gpus":
+                _check_gpus(value)
                 continue
             least = 0 if name == "memory_mb" else 1
             if value is not None and (
@@ -73,6 +101,48 @@ class config:
     def __repr__(self) -> str:
         """The options in force."""
         return f"config({', '.join(f'{name}={value!r}' for name, value in _ACTIVE.items())})"
+
+
+def _check_engine(value: Any) -> None:
+    if value not in ENGINES:
+        raise LensSkillsError(f"engine must be 'local' or 'ray', not {value!r}.")
+    if value == "local":
+        return
+    oldest = ".".join(map(str, RAY))
+    try:
+        found = version("ray") if find_spec("ray") else ""
+    except PackageNotFoundError:
+        found = ""
+    if not found:
+        raise LensSkillsError(
+            "engine='ray' needs Ray, which is not installed here: pip install 'lens-skills[ray]', "
+            "on every machine alike. engine='local' needs nothing."
+        )
+    if not RAY <= tuple(map(int, found.split(".")[:2])) < (3,):
+        raise LensSkillsError(
+            f"engine='ray' works with Ray from {oldest} on and below 3, and here is {found}: "
+            f"pip install 'ray>={oldest},<3', on every machine alike."
+        )
+
+
+def _check_gpus(value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (
+        number and 0 <= value < math.inf and (value < 1 or value % 1 == 0)
+    ):
+        raise LensSkillsError(
+            f"worker_gpus must be a whole number or a share of one GPU (0.5), not {value!r}."
+        )
+
+
+def engine() -> str:
+    """Where passes run: ``"local"`` or ``"ray"``."""
+    return _ACTIVE["engine"]
+
+
+def worker_options() -> tuple[int | None, int | None, float | None]:
+    """Workers, threads of each, GPUs of each; None: to be found."""
+    return _ACTIVE["workers"], _ACTIVE["worker_cpus"], _ACTIVE["worker_gpus"]
 
 
 def batch_size(default: int = 32) -> int:

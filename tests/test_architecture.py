@@ -29,6 +29,7 @@ FLOORS = (
     ("data",),
     ("results",),
     ("models",),
+    ("engines",),
     ("activations",),
     ("tasks",),
     ("scoring",),
@@ -265,7 +266,7 @@ def test_the_oldest_versions_tested_are_the_oldest_allowed() -> None:
     """torch is held in both files: another build of it would take gigabytes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["judge"], *extras["test"]]
+    wanted = [*project["dependencies"], *extras["judge"], *extras["ray"], *extras["test"]]
     allowed = {named[1]: named[2] for text in wanted if (named := LOWEST.match(text))}
     tested = dict(
         line.split("==")

@@ -50,6 +50,7 @@ from lens_skills.activations.stream import (
     Batch,
     Places,
     evaluate,
+    ordered_batches,
     places_of,
     read_sites,
     stream,
@@ -113,7 +114,7 @@ class ActivationReader:
         chat: Chat = False,
         purpose: str = "",
     ) -> None:
-        self.examples, self.metrics = examples, metrics
+        self.examples, self.metrics, self._neurons = examples, metrics, neurons
         at = site_of(neurons, at)
         self.table = model if isinstance(model, ActivationTable) else None
         self.adapter: ModelAdapter | None = None
@@ -186,14 +187,22 @@ class ActivationReader:
         }
 
     def batches(
-        self, *, skip: int = 0, layers: Sequence[int] | None = None, gate: bool = False
+        self,
+        *,
+        skip: int = 0,
+        stop: int | None = None,
+        layers: Sequence[int] | None = None,
+        gate: bool = False,
+        progress: bool = True,
     ) -> Iterator[Batch]:
         """The pass's batches.
 
         Args:
             skip: Batches to leave out at the start.
+            stop: The batch before which to stop (of a model); None: behind the last.
             layers: Only these of the site's layers.
             gate: Whether to read the gates too, in the same pass.
+            progress: False for a loop within another one that is shown.
         """
         here = self.site.layers if layers is None else tuple(layers)
         if self.table is not None:
@@ -212,7 +221,19 @@ class ActivationReader:
             places,
             metrics=self.metrics,
             skip=skip,
+            stop=stop,
+            progress=progress,
         )
+
+    def sizes(self) -> list[int]:
+        """How many examples each batch of the pass holds (of a model)."""
+        return [len(batch) for batch in ordered_batches(*self._prepared[0])]
+
+    def recipe(self) -> dict[str, Any]:
+        """What makes the same reader of another copy of the model, which is read alike."""
+        where = {"at": self.site.name, "position": self.position, "layers": self.site.layers}
+        own = {"examples": self.examples, "neurons": self._neurons, "metrics": self.metrics}
+        return {**own, **where}
 
     @cached_property
     def _prepared(self) -> tuple[tuple[list[Encoded], RequiredOutputs], Places]:

@@ -164,6 +164,7 @@ def read_sites(
     *,
     metrics: Sequence[Metric] = (),
     skip: int = 0,
+    stop: int | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Iterator[Batch]:
@@ -174,7 +175,8 @@ def read_sites(
     """
     known = known_values(metrics, encoded)
     places = places_of(adapter, encoded, reading) if places is None else places
-    options: dict[str, Any] = {"skip": skip, "batch_size": batch_size, "progress": progress}
+    options: dict[str, Any] = {"skip": skip, "stop": stop}
+    options |= {"batch_size": batch_size, "progress": progress}
 
     def gather(batch: Sequence[Encoded], prefix: KeptPrefix | None) -> list[PositionGather]:
         here = [places[item.index] for item in batch]
@@ -243,6 +245,7 @@ def batches(
     verb: str = "read",
     *,
     skip: int = 0,
+    stop: int | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Iterator[list[Encoded]]:
@@ -253,26 +256,29 @@ def batches(
         plan: What the pass computes beside activations.
         verb: What the bar says.
         skip: Batches to leave out at the start.
+        stop: The batch before which to stop; None: behind the last.
         batch_size: Examples per batch; None: as `lens_skills.config` says, or 32.
         progress: False for a loop within another one that is shown.
     """
-    if batch_size is None:
-        batch_size = settings.batch_size()
+    ordered = ordered_batches(encoded, plan, batch_size)
+    done = sum(map(len, ordered[:skip]))
+    with Progress(len(encoded), verb, "examples", done=done, shown=progress) as bar:
+        for batch in ordered[skip:stop]:
+            yield batch
+            bar.update(len(batch))
+
+
+def ordered_batches(
+    encoded: Sequence[Encoded], plan: RequiredOutputs, batch_size: int | None = None
+) -> list[list[Encoded]]:
+    """All batches of a pass in the order in which they are run; see `batches`."""
+    size = settings.batch_size() if batch_size is None else batch_size
 
     def length(item: Encoded) -> tuple[int, int]:
         return len(item.prompt_tokens) + len(plan.extra(item)), item.index
 
     groups = [sorted(group, key=length) for group in by_beginning(encoded)]
-    ordered = [
-        group[start : start + batch_size]
-        for group in groups
-        for start in range(0, len(group), batch_size)
-    ]
-    done = sum(map(len, ordered[:skip]))
-    with Progress(len(encoded), verb, "examples", done=done, shown=progress) as bar:
-        for batch in ordered[skip:]:
-            yield batch
-            bar.update(len(batch))
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
 class PositionGather:

@@ -50,6 +50,7 @@ from lens_skills.circuits.path_patching import (
 )
 from lens_skills.circuits.targets import AnswerTarget, StartNodes, Target, orient, parse_start
 from lens_skills.data import Example, halves
+from lens_skills.engines import refuse_divided
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
 from lens_skills.models.sublayers import ModelWeights
@@ -142,6 +143,7 @@ def circuit(
             f"no way to propose edges called {proposals!r}."
             f"{did_you_mean(str(proposals), PROPOSALS)} Choose from: {', '.join(PROPOSALS)}."
         )
+    refuse_divided("circuit", "every stage of it is proposed by what the last one has shown.")
     check_twins(examples)
     adapter = with_soft_prompt(model, prompt, chat)
     wanted = parse_metric(logit_diff() if metric is None else metric, examples, asked="circuit")

@@ -192,6 +192,16 @@ def options(
         bool | None,
         typer.Option(help="Show progress: a bar; in a pipe or a log one line a minute on stderr."),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="local, or ray: passes divided among workers (RAY_ADDRESS, else here)."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Under ray: processes that each hold the model.")
+    ] = None,
+    worker_gpus: Annotated[
+        float | None, typer.Option(help="Under ray: GPUs of each (default: 1 where there are any).")
+    ] = None,
     version: Annotated[
         bool | None,
         typer.Option("--version", is_eager=True, callback=_version, help="Print versions."),
@@ -208,7 +218,13 @@ def options(
     Exit codes: 0 done (or finished before), 1 cannot be done as asked, 2 mistyped, 70 a bug,
     130 Ctrl-C, 143 told to end.
     """
-    config(batch_size=batch_size, progress=progress)
+    config(
+        batch_size=batch_size,
+        progress=progress,
+        engine=engine,
+        workers=workers,
+        worker_gpus=worker_gpus,
+    )
 
 
 def demo(

@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills import settings
+from lens_skills import engines, settings
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
 from lens_skills.activations.activation_table import write_table
 from lens_skills.activations.continuations import pad_left
@@ -24,7 +24,7 @@ from lens_skills.activations.stream import read_sites
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded, Written, grade, named_graders
-from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
+from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.identity import check_reading
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
 from lens_skills.progress import Progress
@@ -114,26 +114,76 @@ def generate(
     left = [item for item in encoded if item.index not in done]
     left.sort(key=lambda item: (len(item.prompt_tokens), item.index))
     size = settings.batch_size(16)
-    continuer = Continuer(adapter, max_new_tokens, temperature, top_p, seed)
-    with Progress(len(encoded), "write", "texts", done=len(done)) as bar:
-        try:
-            for start in range(0, len(left), size):
-                batch = left[start : start + size]
-                for item, written in zip(batch, continuer.write(batch), strict=True):
-                    done[item.index] = written
-                bar.update(len(batch))
-                if saved is not None and saved.due():
-                    saved.write({}, {"done": _plain(done)})
-        finally:
-            # Also after an interruption; and before the graders, which may be interrupted too.
-            if saved is not None and done:
+    parts = [left[start : start + size] for start in range(0, len(left), size)]
+    writing = _Writing(examples, [[item.index for item in part] for part in parts], {
+        "n": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+    })  # fmt: skip
+    try:
+        for texts in _texts(adapter, encoded, writing, len(done)):
+            done |= texts
+            if saved is not None and saved.due():
                 saved.write({}, {"done": _plain(done)})
+    finally:
+        # Also after an interruption; and before the graders, which may be interrupted too.
+        if saved is not None and done:
+            saved.write({}, {"done": _plain(done)})
     written = [done[item.index] for item in encoded]
     made_by = {**asked, "implementation": adapter.implementation, "versions": versions}
     graded = grade(Graded.of(examples, written, made_by), named)
     if saved is not None:
         saved.remove()
     return graded
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """The texts of some batches; a shard is some of the batches.
+
+    Attributes:
+        examples: All examples.
+        batches: Which of them stand in each batch.
+        settings: Of the `Continuer`.
+    """
+
+    examples: Sequence[Example]
+    batches: list[list[int]]
+    settings: dict[str, Any]
+
+    def open(self, adapter: ModelAdapter) -> tuple["Continuer", list[Encoded]]:
+        encoded = encode_examples(adapter, self.examples, answers=False)
+        return Continuer(adapter, **self.settings), encoded
+
+    def run(
+        self, opened: tuple["Continuer", list[Encoded]], shard: range, tick: engines.Tick
+    ) -> dict[int, Written]:
+        continuer, encoded = opened
+        found: dict[int, Written] = {}
+        for number in shard:
+            batch = [encoded[index] for index in self.batches[number]]
+            found |= dict(zip(self.batches[number], continuer.write(batch), strict=True))
+            tick(len(batch))
+        return found
+
+
+def _texts(
+    adapter: ModelAdapter, encoded: list[Encoded], work: _Writing, done: int
+) -> Iterator[dict[int, Written]]:
+    """What is written, batch by batch, or shard by shard where `lens_skills.config` says so."""
+    engine, sizes = engines.chosen(adapter), [len(batch) for batch in work.batches]
+    if engine is None or len(sizes) < 2:
+        opened = Continuer(adapter, **work.settings), encoded
+        with Progress(len(encoded), "write", "texts", done=done) as bar:
+            for number in range(len(sizes)):
+                yield work.run(opened, range(number, number + 1), bar.update)
+        return
+    shards = engines.cut(range(len(sizes)), engine.n_shards())
+    found = engine.run(
+        adapter, work, shards, [sum(sizes[shard.start : shard.stop]) for shard in shards],
+        verb="write", unit="texts", done=done, total=len(encoded),
+    )  # fmt: skip
+    with engines.ended_by_interrupt(engine):
+        for each in found:
+            yield each.part
 
 
 def _plain(done: dict[int, Written]) -> dict[str, Any]:

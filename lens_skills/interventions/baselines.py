@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -184,6 +183,10 @@ class SourceReader:
     position: Position
     seed: int
     answers: bool | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the model: a change that is sent elsewhere has read what it needs."""
+        return {**vars(self), "adapter": None}
 
     @property
     def everywhere(self) -> bool:
@@ -422,16 +425,19 @@ def _resample(over: Any, reader: SourceReader) -> Formula:
         )
     donors = [example.id for example in over]
     values = reader.values(over, one_token=reader.everywhere)
+    orders: dict[str, np.ndarray] = {}
 
-    @cache
     def others(key: str) -> np.ndarray:
         """Every donor but the example itself, in an order drawn for it."""
+        if key in orders:
+            return orders[key]
         found = [place for place, donor in enumerate(donors) if donor != key]
         if not found:
             raise LensSkillsError(
                 f"over= holds no example but {key!r} itself to resample it from. Give more."
             )
-        return generator_of(reader.seed, "donor", key).permutation(found)
+        orders[key] = generator_of(reader.seed, "donor", key).permutation(found)
+        return orders[key]
 
     for example in reader.examples:
         others(example.id)

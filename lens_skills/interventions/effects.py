@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,21 +24,20 @@ from lens_skills.activations import (
     parse_position,
 )
 from lens_skills.activations.components import Component, sites_of
-from lens_skills.activations.forward import Encoded, prepare
-from lens_skills.activations.stream import batches
+from lens_skills.activations.forward import prepare
+from lens_skills.activations.stream import ordered_batches
 from lens_skills.cards import card_lines
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Change
-from lens_skills.interventions.batched_edits import EditStack, edited_places, stack_sets
+from lens_skills.interventions.batched_edits import edited_places, stack_sets
 from lens_skills.interventions.edits import Edit
-from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
-from lens_skills.interventions.row_budget import OutOfColumns, RowBudget
+from lens_skills.interventions.effect_engine import SweepSpec
+from lens_skills.interventions.partial_effects import PartialEffects, Prepared, fill
+from lens_skills.interventions.row_budget import RowBudget
 from lens_skills.interventions.screening import LeftOut, Screening
 from lens_skills.models import ModelAdapter
-from lens_skills.models.memory import out_of_memory, release
 from lens_skills.models.weights import OutputWeights
-from lens_skills.progress import Progress
 from lens_skills.results import Checkpoint, Result, provenance
 
 
@@ -208,7 +206,6 @@ def measure_effects(
     labels = tuple(names) if names is not None else tuple(map(_name, sets))
     if len(labels) != len(sets):
         raise LensSkillsError(f"{len(labels)} names were given for {len(sets)} sets.")
-    encoded, plan = prepare(adapter, examples, [measured])
     units = [unit for units in sets for unit in units]
     sites = sites_of(units)
     change, answers = do, reads_answers(measured)
@@ -217,18 +214,16 @@ def measure_effects(
             adapter, examples, sites, position=position, seed=seed, answers=answers
         )
     spots = parse_position(position)
-    spec = SweepSpec(
-        adapter=adapter,
-        plan=plan,
+    prepared = partial(
+        _prepared,
+        examples=examples,
+        sets=sets,
         metric=measured,
         change=change,
-        places=edited_places(adapter, encoded, position),
-        spots=frozenset((unit.layer, unit.site) for unit in units),
-        ragged=spots.ragged,
+        position=position,
         direct=direct,
-        rows=RowBudget(adapter, settings.edit_rows()),
-        writes=OutputWeights(adapter),
     )
+    ready = prepared(adapter)
     about = {
         **provenance(examples, adapter),
         "implementation": adapter.implementation,
@@ -248,8 +243,7 @@ def measure_effects(
     }
     saved = Checkpoint.at(checkpoint, asked, name="sweep")
     sheet = PartialEffects.begun(len(sets), len(examples), direct, saved)
-    ordered = list(batches(encoded, plan, "sweep", progress=False))
-    _measure(spec, ordered, stack_sets(sets), sheet, labels, saved)
+    fill(ready, prepared, sheet, labels, saved)
     if saved is not None and keep:
         sheet.keep(saved, now=True)
     elif saved is not None:
@@ -266,180 +260,36 @@ def measure_effects(
         do=change.name,
         site=", ".join(sites),
         position=", ".join(spots.labels),
-        provenance={**about, "whole_passes": sheet.whole, **spec.rows.told},
+        provenance={**about, "whole_passes": sheet.whole, **ready.spec.rows.told},
     )
 
 
-@dataclass(eq=False)
-class PartialEffects:
-    """The effects measured so far.
-
-    Attributes:
-        clean, total, direct: As in `Effects`; zero where nothing was measured yet. ``direct`` is
-            None as soon as one part does not define it.
-        whole: Why full passes were run, where they were.
-        done: How many parts (a batch and a stack of sets) are finished.
-    """
-
-    clean: Float[Tensor, " example"]
-    total: Float[Tensor, "set example"]
-    direct: Float[Tensor, "set example"] | None
-    whole: str | None = None
-    done: int = 0
-
-    @classmethod
-    def begun(
-        cls, n_sets: int, n_examples: int, direct: bool, saved: Checkpoint | None
-    ) -> "PartialEffects":
-        """What was kept, else zeros (what an empty set does); raises if it is another sweep's."""
-        kept = None if saved is None else saved.read()
-        if kept is None:
-            total = torch.zeros(n_sets, n_examples, dtype=torch.float64)
-            clean = torch.zeros(n_examples, dtype=torch.float64)
-            return cls(clean, total, torch.zeros_like(total) if direct else None)
-        tensors, plain = kept
-        return cls(tensors["clean"], tensors["total"], tensors.get("direct"), **plain["sheet"])
-
-    def keep(self, saved: Checkpoint, *, now: bool = False) -> None:
-        """Saves the sheet if the last save is long enough ago, or at once."""
-        if not now and not saved.due():
-            return
-        tensors = {"clean": self.clean, "total": self.total}
-        if self.direct is not None:
-            tensors["direct"] = self.direct
-        saved.write(tensors, {"sheet": {"whole": self.whole, "done": self.done}})
-
-
-def _measure(
-    spec: SweepSpec,
-    ordered: Sequence[list[Encoded]],
-    stacks: Sequence[EditStack],
-    sheet: PartialEffects,
-    names: Sequence[str],
-    saved: Checkpoint | None,
-) -> None:
-    """Fills the sheet in, one batch after another and one stack of sets after another."""
-    n_sets = sum(len(stack.places) for stack in stacks)
-    total = n_sets * sum(map(len, ordered))
-    with Progress(total, "sweep", "effects") as bar:
-        work = _Sweep(spec, stacks, sheet, names, saved, bar)
-        try:
-            for place, batch in enumerate(ordered):
-                finished = sheet.done - place * len(stacks)
-                if finished >= len(stacks) > 0:
-                    bar.skip(n_sets * len(batch))
-                    continue
-                finished = max(finished, 0)
-                bar.skip(len(batch) * sum(len(stack.places) for stack in stacks[:finished]))
-                work.measure(batch, finished)
-        except BaseException:
-            # An interruption (or a failure in a late part) does not lose the finished parts.
-            if saved is not None and sheet.done:
-                sheet.keep(saved, now=True)
-            raise
-
-
-@dataclass(frozen=True, eq=False)
-class _Sweep:
-    """Stacks of sets, and the sheet that their effects on one batch after another fill in."""
-
-    spec: SweepSpec
-    stacks: Sequence[EditStack]
-    sheet: PartialEffects
-    names: Sequence[str]
-    saved: Checkpoint | None
-    bar: Progress
-
-    def measure(self, batch: Sequence[Encoded], finished: int, *, last: bool = True) -> None:
-        """The stacks from ``finished`` on; in two halves of the batch where memory runs out.
-
-        Of two halves the ``last`` one says what is done.
-        """
-        sheet = self.sheet
-        try:
-            engine = EffectEngine(self.spec, batch)
-            sheet.clean[[item.index for item in batch]] = engine.clean
-            sheet.whole = sheet.whole or engine.whole
-            path = None if sheet.direct is None else DirectPath.of(engine)
-            for stack in self.stacks[finished:]:
-                self._fill(engine, path, stack)
-                finished += 1
-                if last:
-                    sheet.done += 1
-                    if self.saved is not None:
-                        sheet.keep(self.saved)
-            return
-        except Exception as error:
-            if not isinstance(error, OutOfColumns) and not out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise LensSkillsError(
-                    f"memory ran out at one set of neurons on one example, {batch[0].id!r}. Leave "
-                    "it out, close what else holds memory, or use a smaller model."
-                ) from error
-        engine = path = None  # their memory is needed
-        release(self.spec.adapter.device)
-        half = len(batch) // 2
-        self.spec.rows.tell(f"{len(batch)} examples did not fit; {half} are run at once")
-        self.measure(batch[:half], finished, last=False)
-        self.measure(batch[half:], finished, last=last)
-
-    def _fill(self, engine: EffectEngine, path: DirectPath | None, stack: EditStack) -> None:
-        """One stack of sets on one batch, in parts that fit into memory, averaged over draws."""
-        rows, examples = self.spec.rows, [item.index for item in engine.batch]
-        start, few = 0, rows.trial(engine.shape, engine.columns)
-        try:
-            if 0 < few < len(stack.places):
-                tried = partial(self._part, engine, path, stack.part(0, few))
-                rows.run(engine.shape, engine.columns, few, tried)
-            while start < len(stack.places):
-                part = stack.part(start, start + engine.n_sets())
-                measure = partial(self._part, engine, path, part)
-                found = rows.run(engine.shape, engine.columns, len(part.places), measure)
-                if found is None:
-                    continue
-                effects, direct = found
-                where = torch.tensor(part.places)[:, None], torch.tensor(examples)
-                _refuse_non_finite(effects, part, engine, self.names)
-                self.sheet.total[where] = effects
-                if direct is None:
-                    self.sheet.direct = None
-                elif self.sheet.direct is not None:
-                    self.sheet.direct[where] = direct
-                start += len(part.places)
-                self.bar.note(str(rows))
-                self.bar.update(effects.numel())
-        except OutOfColumns:
-            self.bar.skip(-start * len(examples))
-            raise
-
-    def _part(
-        self, engine: EffectEngine, path: DirectPath | None, part: EditStack
-    ) -> tuple[Float[Tensor, "set example"], Float[Tensor, "set example"] | None]:
-        """Total and direct effects of some sets; the direct ones None where one is not known."""
-        draws = range(self.spec.change.n_draws)
-        total = torch.stack([engine.measure(part, draw) for draw in draws]).mean(0)
-        if self.sheet.direct is None or path is None:
-            return total, None
-        found = [path.measure(part, draw) for draw in draws]
-        known = [direct for direct in found if direct is not None]
-        return total, torch.stack(known).mean(0) if len(known) == len(found) else None
-
-
-def _refuse_non_finite(
-    effects: Float[Tensor, "set example"],
-    stack: EditStack,
-    engine: EffectEngine,
-    names: Sequence[str],
-) -> None:
-    wrong = (~torch.isfinite(effects)).nonzero()
-    if len(wrong):
-        row, column = wrong[0].tolist()
-        raise LensSkillsError(
-            f"the effect of {names[stack.places[row]]} on {engine.spec.metric.name!r} is "
-            f"{float(effects[row, column])} for example {engine.batch[column].id!r}. Leave the "
-            "unit or the example out, or choose a milder edit."
-        )
+def _prepared(
+    adapter: ModelAdapter,
+    *,
+    examples: Sequence[Example],
+    sets: Sequence[tuple[Component, ...]],
+    metric: Metric,
+    change: Change,
+    position: Position,
+    direct: bool,
+) -> Prepared:
+    """The batches, the stacks and what they share, on one model."""
+    encoded, plan = prepare(adapter, examples, [metric])
+    units = [unit for units in sets for unit in units]
+    spec = SweepSpec(
+        adapter=adapter,
+        plan=plan,
+        metric=metric,
+        change=change,
+        places=edited_places(adapter, encoded, position),
+        spots=frozenset((unit.layer, unit.site) for unit in units),
+        ragged=parse_position(position).ragged,
+        direct=direct,
+        rows=RowBudget(adapter, settings.edit_rows()),
+        writes=OutputWeights(adapter),
+    )
+    return Prepared(spec, ordered_batches(encoded, plan), stack_sets(sets))
 
 
 def effect_metric(metric: Any) -> Metric:

@@ -22,6 +22,7 @@ from lens_skills.models.huggingface import (
     in_memory,
     reason_of,
 )
+from lens_skills.models.origins import remember
 from lens_skills.models.parity import BARS
 
 
@@ -180,7 +181,24 @@ def load_model(
     place, keep = _device(device), not in_memory(x)
     gguf = _gguf(x)
     ahead = None if gguf is None else cache.look_ahead(gguf)
-    return implement(lambda: _source(x, dtype, tokenizer, ahead), implementation, place, keep=keep)
+    model = implement(lambda: _source(x, dtype, tokenizer, ahead), implementation, place, keep=keep)
+    if keep and (tokenizer is None or isinstance(tokenizer, str | os.PathLike)):
+        remember(
+            model,
+            None if x is None else _absolute(x),
+            implementation=implementation_of(model) or "",
+            dtype=dtype,
+            tokenizer=None if tokenizer is None else _absolute(tokenizer),
+        )
+    return model
+
+
+def _absolute(x: str | os.PathLike[str]) -> str:
+    """A path as it is opened from any folder; a name as it is."""
+    if isinstance(x, str) and x.lower() in BUNDLED:
+        return x
+    path = Path(x).expanduser()
+    return str(path.absolute()) if path.exists() else os.fspath(x)
 
 
 def _gguf(x: Any) -> Path | None:

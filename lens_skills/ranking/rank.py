@@ -19,6 +19,7 @@ from torch import Tensor
 from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
 from lens_skills.activations.activation_reader import ActivationReader, model_in
 from lens_skills.activations.components import Components
+from lens_skills.activations.tally import add_up
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Baseline, describe_source
@@ -26,11 +27,12 @@ from lens_skills.models import Chat, SoftPrompt
 from lens_skills.models.identity import identity
 from lens_skills.models.precision import rounding_note
 from lens_skills.ranking.methods import METHODS, LayerActivations, Method, find_methods
+from lens_skills.ranking.rank_tally import RankTally
 from lens_skills.ranking.split_passes import SplitPasses
 from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
 from lens_skills.results import Result, provenance
 from lens_skills.scoring.leakage import check_prompt
-from lens_skills.stats.moments import Moments, RunningMoments, random_rotation, rotate
+from lens_skills.stats.moments import Moments, random_rotation, rotate
 
 STORED = 512 << 20
 """Bytes of activations kept at once; more layers than fit are read in further passes."""
@@ -279,7 +281,7 @@ def rank_all(
         reader,
         target,
         able,
-        fires=(lambda gate: gate > 0) if any(m.reads == "firing" for m in able) else None,
+        fires=_open if any(m.reads == "firing" for m in able) else None,
         gate=gate and reader.gated,
         rotation=random_rotation(reader.width, seed=rotation_seed) if rotated else None,
         seed=seed,
@@ -318,6 +320,11 @@ def rank_all(
             provenance=about,
         )
     return Rankings(found, left_out, target, statistics, reader)
+
+
+def _open(gate: Tensor) -> Tensor:
+    """Whether a gate lets its neuron fire."""
+    return gate > 0
 
 
 def _scored(
@@ -522,22 +529,10 @@ def _read(
     keep: bool,
 ) -> tuple[Moments, Float[Tensor, "category unit"] | None, Float[Tensor, "row unit"] | None]:
     """One pass over some layers: sums, firing counts and, where they are needed, the values."""
-    n_units, n_rows = reader.width * len(layers), len(target.values)
-    columns = torch.cat([target.values[:, None], target.membership], dim=1)
-    running = RunningMoments(
-        columns.shape[1], n_units, rotations=None if rotation is None else [rotation]
-    )
-    fired = torch.zeros(columns.shape[1] - 1, n_units, dtype=torch.float64)
-    kept = torch.zeros(n_rows, n_units) if keep else None
-    for batch in reader.batches(layers=layers, gate=gate):
-        units = reader.rows(batch)[0].cpu()
-        running.absorb(columns[batch.index], units)
-        if fires is not None:
-            watched = units if batch.gate is None else batch.gate.cpu().flatten(1)
-            fired += target.membership[batch.index].T @ fires(watched).double()
-        if kept is not None:
-            kept[batch.index] = units.float()
-    return running.freeze(), fired if fires is not None else None, kept
+    n_units = reader.width * len(layers)
+    tally = RankTally(target, n_units, fires=fires, rotation=rotation, keep=keep)
+    add_up(reader, tally, layers=layers, gate=gate, verb="rank")
+    return tally.running.freeze(), tally.fired if fires is not None else None, tally.kept
 
 
 def _explained(

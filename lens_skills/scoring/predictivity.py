@@ -144,6 +144,12 @@ class FiringCounts:
             self.fired[place] += rearrange(members, "batch metric -> metric batch") @ fires
             self.count[place] += members.sum(0)
 
+    def merge(self, other: "FiringCounts") -> None:
+        """Add the counts of other examples, against the same thresholds."""
+        self.fired += other.fired
+        self.count += other.count
+        self.binary &= other.binary
+
     def predictivity(self, names: Sequence[str]) -> dict[str, Float[Tensor, " unit"]]:
         """max(accuracy, 1 - accuracy) per unit, for each 0/1 metric; 0.5 to 1."""
         found = {}

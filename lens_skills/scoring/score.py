@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lens_skills.activations.activation_reader import (
     metrics_of,
     model_in,
 )
+from lens_skills.activations.tally import add_up
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
@@ -38,6 +40,7 @@ from lens_skills.scoring.covariates import left_nonlinear
 from lens_skills.scoring.design_matrix import DesignMatrix, control_refused
 from lens_skills.scoring.leakage import check_baseline, check_prompt
 from lens_skills.scoring.predictivity import FiringCounts, baseline_means
+from lens_skills.scoring.score_tally import ScoreTally
 from lens_skills.scoring.scores import MetricScores, Scores
 from lens_skills.scoring.sharing import check_share, shrink
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
@@ -330,21 +333,18 @@ def sum_up(
     )
     rotations = [random_rotation(source.width, seed=seed + k) for k in range(n_rotations)]
     layout = columns.layout
-    running = RunningMoments(
+    sums = partial(
+        RunningMoments,
         layout.n_columns,
         n_units,
         n_base=layout.n_base,
         rotations=rotations,
         squared=layout.block("marks") if layout.n_marks and not (given or source.ragged) else None,
-        device=source.device,
     )
     values = {
         metric.name: known.get(metric.name, torch.zeros(len(examples), dtype=torch.float64))
         for metric in wanted
     }
-    firing = (
-        None if baseline is None else FiringCounts(baseline_means(baseline, source), len(wanted))
-    )
     provenance = describe_pass(
         source.about, examples, wanted, columns, n_rotations=n_rotations, seed=seed, given=given
     )
@@ -359,27 +359,25 @@ def sum_up(
             **({} if places is None else {"here": numbers_hash(places)}),
         },
     )
-    if saved is not None and firing is not None:
+    if saved is not None and baseline is not None:
         raise LensSkillsError("checkpoint= and baseline= do not go together: confirm in one go.")
+    tally = ScoreTally(
+        columns,
+        [metric.name for metric in wanted],
+        values,
+        sums,
+        None if baseline is None else baseline_means(baseline, source),
+        places,
+        source.device,
+    )
+    running = tally.running
     skip = 0 if saved is None else restore_sums(saved, running, values)
-    done = skip
-    for batch in source.batches(skip=skip):
-        index = batch.index if places is None else places[batch.index]
-        for name, numbers in batch.metrics.items():
-            values[name][index] = numbers
-        own = {name: numbers[index] for name, numbers in values.items()}
-        means, weights, residuals = source.rows(batch)
-        running.absorb(
-            columns.of(index, own),
-            means,
-            weights=weights,
-            residuals=residuals,
-        )
-        if firing is not None:
-            firing.absorb(means, torch.stack([own[m.name] for m in wanted], dim=1))
-        done += 1
+
+    def keep(done: int) -> None:
         if saved is not None:
             keep_sums(saved, running, values, done)
+
+    add_up(source, tally, skip=skip, verb="score", keep=keep)
     return Summed(
         source=source,
         wanted=wanted,
@@ -387,7 +385,7 @@ def sum_up(
         columns=columns,
         values=values,
         rotations=rotations,
-        firing=firing,
+        firing=tally.firing,
         provenance=provenance,
         notes=notes,
         exploratory=exploratory or seen,

@@ -154,6 +154,11 @@ class Moments:
             squares=squares,
         )
 
+    def to(self, device: torch.device | str) -> "Moments":
+        """The same on another device."""
+        parts = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{name: x.to(device) for name, x in parts.items()})
+
     def at_origin(self, origin: Float[Tensor, " unit"], squared: slice) -> "Moments":
         """The same sums with the squares about another origin; ``squared`` are their columns.
 
@@ -310,6 +315,45 @@ class RunningMoments:
                 offset = offset if root is None else root * offset
                 moved = torch.add(rows[:-1], offset, out=self._buffer(2, *rows[:-1].shape))
                 self.squares[:, block].addmm_(marks.T, moved.square_())
+
+    def merge(self, part: Moments) -> None:
+        """Add the sums of other rows, about the same origin and on the same scale.
+
+        Source: Chan, Golub & LeVeque (1983), pairwise update of centred sums.
+        """
+        self.settle()
+        part = part.to(self.square.device)
+        if not part.weight:
+            return
+        weight = self.weight + part.weight
+        share = part.weight / weight
+        column_step, unit_step = (
+            part.column_mean - self.column_mean,
+            part.unit_mean - self.unit_mean,
+        )
+        scale = self.weight * share
+        self.gram += part.gram + scale * torch.outer(column_step, column_step[: self.n_base])
+        self.column_square += part.column_square + scale * column_step**2
+        self.cross += part.cross + scale * torch.outer(column_step, unit_step)
+        self.square += part.square + scale * unit_step**2
+        if self.rotations:
+            assert self.scale is not None
+            assert part.scale is not None
+            assert self.scale.equal(part.scale), "squares in rotated bases of two scales"
+            turned = (unit_step / self.scale)[None]
+            for total, own, rotation in zip(
+                self.rotated_square, part.rotated_square, self.rotations, strict=True
+            ):
+                total += own + scale * rotate(turned, rotation)[0] ** 2
+        if self.squared is not None:
+            assert self.origin is not None
+            assert part.origin is not None
+            assert self.origin.equal(part.origin), "squares about two origins: see at_origin"
+            assert part.squares is not None
+            self.squares += part.squares
+        self.column_mean += share * column_step
+        self.unit_mean += share * unit_step
+        self.weight = weight
 
     def _first_scale(self, variance: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
         """The standard deviations, none far below its layer's median; 1 without rotations."""

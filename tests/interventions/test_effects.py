@@ -1,7 +1,6 @@
 """The sweep: fast, and equal to what hooks on full passes give."""
 
 import copy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lens_skills.activations import evaluate, parse_metrics, span
 from lens_skills.activations.components import parse_components, sites_of
 from lens_skills.activations.forward import encode_examples, forward_batch, prepare
 from lens_skills.errors import LensSkillsError
+from lens_skills.interventions import partial_effects
 from lens_skills.interventions.batched_edits import edited_places, editing_of
 from lens_skills.interventions.edits import ablate, clamp, patch, scale, steer
 from lens_skills.interventions.effects import measure_effects
@@ -330,7 +330,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     options: dict[str, Any] = {"do": ablate("zero"), "metric": "logit_diff"}
     names = ["L0N5", "L1N6", "L3N7"]  # three parts on each of two batches
     wanted = sweep(tiny, task, names, direct=True, **options)
-    engine_room: Any = sys.modules[measure_effects.__module__]
+    engine_room: Any = partial_effects
     fill, parts = engine_room._Sweep._fill, []
 
     def interrupted(*args: Any) -> None:

@@ -191,10 +191,10 @@ def test_an_interrupted_screened_sweep_goes_on(
     tiny: Any, task: ls.Task, options: dict[str, Any], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from lens_skills.interventions import effects
+    from lens_skills.interventions import partial_effects
 
     wanted = sweep(tiny, task, screen=0.05, **options)
-    fill, parts = effects._Sweep._fill, []
+    fill, parts = partial_effects._Sweep._fill, []
 
     def interrupted(*args: Any) -> None:
         if len(parts) == 2:
@@ -203,7 +203,7 @@ def test_an_interrupted_screened_sweep_goes_on(
         fill(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(effects._Sweep, "_fill", interrupted)
+        patched.setattr(partial_effects._Sweep, "_fill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sweep(tiny, task, screen=0.05, checkpoint=tmp_path / "kept", **options)
     found = sweep(tiny, task, screen=0.05, checkpoint=tmp_path / "kept", **options)

@@ -1,6 +1,5 @@
 """One verdict's measurements: a split is read once, and an interruption loses none of them."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from lens_skills.activations import parse_metrics
 from lens_skills.activations.components import parse_components
 from lens_skills.data import Example
-from lens_skills.interventions import ablate, baselines, controls, verify
+from lens_skills.interventions import ablate, baselines, controls, partial_effects, verify
 from lens_skills.interventions.effects import measure_effects, measurer
 from lens_skills.models import as_adapter
 from lens_skills.tasks import Task
@@ -70,7 +69,7 @@ def test_an_interrupted_verdict_goes_on_where_it_stopped(
     explore, intervene = task[:5], task[5:]
     names, do = ["L1N3", "L2N5"], ablate("mean", over=explore)
     wanted = verify(tiny, intervene, names, do=do, **OPTIONS)
-    room: Any = sys.modules[measure_effects.__module__]
+    room: Any = partial_effects
     fill, parts, folder = room._Sweep._fill, [], tmp_path / "verdict"
 
     def interrupted(*args: Any) -> None:

@@ -6,6 +6,7 @@ failure ends them all.
 
 import contextlib
 import os
+import socket
 import time
 import uuid
 import warnings
@@ -301,6 +302,7 @@ def begin() -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         try:
+            _reach(address)
             ray.init(address=address, **quiet)
         except Exception as error:
             raise LensSkillsError(
@@ -319,6 +321,13 @@ def begin() -> None:
         **quiet,
     )
     _started_here.append(True)
+
+
+def _reach(address: str) -> None:
+    """Nothing; raises OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _sizes() -> tuple[int, int, float, float]:

@@ -117,8 +117,9 @@ class Worker:
                 warnings.simplefilter("ignore")  # said where the model was opened first
                 return load_model(**origin.options, device="cuda" if self.on_gpu else "cpu")
         except LensSkillsError as error:
+            said = str(error).splitlines()[0]
             raise LensSkillsError(
-                f"the worker on {node} cannot open the model, {origin.named}: {error} Put the file "
+                f"the worker on {node} cannot open the model, {origin.named}: {said} Put the file "
                 "at this place on every machine, or give a model that was opened from memory: "
                 "it is sent to the workers."
             ) from error

@@ -33,6 +33,7 @@ from lens_skills.cli.exit_codes import (
 from lens_skills.cli.export_command import export
 from lens_skills.cli.finding import score, select, study
 from lens_skills.cli.intervening import audit, dose, sweep, verify
+from lens_skills.cli.publishing_commands import check, publish
 from lens_skills.cli.report_command import report
 from lens_skills.cli.run_figures import figures
 from lens_skills.cli.shared_options import Precision, Seed
@@ -315,5 +316,7 @@ command(app, show, panel=LOOK)
 command(app, figures, panel=LOOK)
 command(app, report, panel=LOOK, opens="model")
 command(app, export, panel=LOOK)
+command(app, publish, panel=LOOK, opens="run")
+command(app, check, panel=LOOK, opens="model")
 for made in (prompt, generate):
     command(app, made, panel=PROMPTS, opens="model", makes=True)

@@ -40,8 +40,8 @@ TOLERANCE: Mapping[str, Mapping[str, float]] = {
 }
 """What rounding may make of it: activations as a share of their size, log-probabilities in nats.
 
-Three or more times what was measured between the implementations, folded and not, of two models;
-see ``docs/howto/publish.md``.
+Twice or more what was measured between the implementations, folded and not, of two models; see
+``docs/howto/publish.md``.
 """
 
 

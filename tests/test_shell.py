@@ -26,7 +26,14 @@ from lens_skills.scoring import select
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
-LOOKING = ("export", "figures", "report", "show")  # which are done anew each time
+LOOKING = (
+    "check",
+    "export",
+    "figures",
+    "publish",
+    "report",
+    "show",
+)  # which are done anew each time
 SCORE = ("score", "agreement", "--metric", "label:plural", "--limit", 192, "--permutations", 39)
 
 
@@ -192,6 +199,8 @@ def commands(run: Path, out: Path, model: Path) -> dict[str, list[object]]:
         "show": [out / "run"],
         "figures": [out / "run"],
         "export": [run, "--out", out / "exported", "--most", 3],
+        "publish": [run, "--licence", "CC0-1.0", "--out", out / "set"],
+        "check": [out / "set", *opened],
         "report": [run, "--out", out / "report.html", "--neurons", 3],
         "prompt": ["agreement", "--limit", 60, "--epochs", 1, "--tokens", 1, *opened,
                    "--out", out / "prompt"],

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from lens_skills.activations import find_site
 from lens_skills.activations.components import Component
 from lens_skills.activations.locations import site_names
@@ -56,6 +58,16 @@ class SetCheck:
     n_layers: int
     moved: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def frame(self) -> pd.DataFrame:
+        """One row per quantity compared: what, found, allowed."""
+        return pd.DataFrame(
+            {
+                "what": list(self.tolerance),
+                "found": [getattr(self, name) for name in self.tolerance],
+                "allowed": list(self.tolerance.values()),
+            }
+        )
 
     def __repr__(self) -> str:
         most = self.tolerance

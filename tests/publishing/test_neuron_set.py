@@ -199,6 +199,7 @@ def test_its_own_model_passes_bit_for_bit(made: NeuronSet, tiny_hooked: Any) -> 
     assert checked.exact
     assert checked.activations == checked.log_probabilities == 0
     assert checked.warnings == ()
+    assert checked.frame()["what"].tolist() == ["activations", "log_probabilities"]
     assert "the same weights, bit for bit" in repr(checked)
 
 

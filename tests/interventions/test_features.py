@@ -15,7 +15,7 @@ import lens_skills as ls
 from lens_skills.activations.forward import encode_examples
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.edits import edited_torch, hooks_of
-from lens_skills.models import as_adapter
+from lens_skills.models import as_adapter, keep_activation
 from tests.models.conftest import IMPLEMENTATIONS
 from tests.models.families import build, tokenizer
 
@@ -140,6 +140,25 @@ def test_gradients_expect_what_a_small_change_does(tiny: Any, task: ls.Task) -> 
         assert expected.predicted is not None
         found = expected.predicted[:20].mean(1)
         assert float(torch.corrcoef(torch.stack([found, effects]))[0, 1]) > 0.99
+
+
+def test_the_slope_by_a_feature_is_that_by_what_it_writes(tiny: Any) -> None:
+    """On a whole pass, where the hook keeps what it is given and gives it back."""
+    one = random_dictionary("blocks.1.hook_resid_post")
+    model, tokens, kept = ls.with_features(tiny, one), tiny.to_tokens(TEXT), {}
+    names = [one.hook_name, one.hook_point]
+    editors = {
+        name: keep_activation(kept, name, lambda x: x if x.requires_grad else x.requires_grad_())
+        for name in names
+    }
+    mask, at = torch.ones_like(tokens, dtype=torch.bool), torch.tensor([[tokens.shape[1] - 1]])
+    found = model.forward(
+        tokens, mask, readers={}, logits_at=at, editors=editors, differentiable=True
+    )
+    assert found is not None
+    by_stream, by_feature = torch.autograd.grad(found[0, 0, 5], [kept[name] for name in names])
+    assert by_feature.abs().max() > 1e-4
+    torch.testing.assert_close(by_feature, by_stream @ one.W_dec.T, atol=1e-6, rtol=1e-4)
 
 
 def test_a_model_is_left_as_it_was_and_has_a_fingerprint_of_its_own(tiny: Any) -> None:

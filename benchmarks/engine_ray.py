@@ -5,7 +5,7 @@
 
 One thread for each worker, and one for the process they are compared with, which is also timed with
 two. Workers have their model open before the clock starts. Then the same pass while one worker is
-killed, and while one of two nodes is.
+killed.
 """
 
 import os

@@ -2,9 +2,8 @@
 
 Every result is a frozen dataclass and a `Result`, and is saved by the same rule: its tensors as
 safetensors, all else as JSON, which begins with the kind of the result and the number of the
-format. A `Checkpoint` keeps what an interrupted pass has done so far. `provenance` says which
-model, examples, seed and versions made the numbers: enough to repeat them and to refuse what does
-not fit.
+format. `provenance` says which model, examples, seed and versions made the numbers: enough to
+repeat them and to refuse what does not fit.
 """
 
 import hashlib
@@ -12,8 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache, wraps
@@ -155,14 +153,14 @@ def _what_is_there(folder: Path) -> str:
     if not folder.is_dir():
         return "it is a file." if folder.exists() else "there is no such folder."
     holds = sorted(path.name for path in folder.iterdir())
+    if "asked" in _json(folder / "asked.json"):
+        return (
+            "it holds work that was interrupted. Run the command that began it again, with the "
+            "same checkpoint: it goes on where it stopped."
+        )
     for name in holds:
         stem, _, ending = name.rpartition(".")
         if ending == "json" and f"{stem}.safetensors" in holds:
-            if "asked" in _json(folder / name):
-                return (
-                    "it holds a pass that was interrupted. Run the command that began it again, "
-                    "with the same checkpoint: it goes on where it stopped."
-                )
             return (
                 f"{name} was saved by an older version of lens-skills (format 1; this one reads "
                 f"{FORMAT}). Run the command that made it again."
@@ -278,20 +276,30 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     plain: Mapping[str, Any],
     texts: Mapping[str, str] | None = None,
+    *,
+    durable: bool = False,
 ) -> Path:
     """Tensors and plain values in a folder that replaces an older one at once.
 
-    ``texts`` are files for people, written beside.
+    ``texts`` are files for people, written beside. With ``durable`` it outlives the machine's
+    power, too.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with work_folder(folder) as work:
-        save_file(dict(tensors), work / f"{name}.safetensors")
+    with writable(folder), work_folder(folder) as work:
+        try:
+            save_file(dict(tensors), work / f"{name}.safetensors")
+        except SafetensorError as error:  # what the disk said, in its words
+            raise OSError(str(error)) from error
         written = json.loads(json.dumps(plain))
         written["digest"] = _digest(work / f"{name}.safetensors", written)
         (work / f"{name}.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
         for file, text in (texts or {}).items():
             (work / file).write_text(text, encoding="utf-8")
+        if durable:
+            for path in (*work.iterdir(), work):
+                _sync(path)
         check_replaceable(folder, name)
         if folder.exists():
             # Moved aside first: an interruption in between loses neither the old nor the new.
@@ -304,6 +312,17 @@ def write_folder(
                 raise
             shutil.rmtree(retired)
     return folder
+
+
+def _sync(path: Path) -> None:
+    """What was written there is on the disk itself, where the system can say so."""
+    if os.name != "posix" and path.is_dir():
+        return
+    held = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(held)
+    finally:
+        os.close(held)
 
 
 @contextmanager
@@ -410,105 +429,6 @@ def _digest(tensors: Path, plain: Mapping[str, Any]) -> str:
             whole.update(part)
     whole.update(json.dumps(plain, sort_keys=True).encode())
     return whole.hexdigest()
-
-
-SECONDS_BETWEEN = 60.0
-
-
-Verb = TypeVar("Verb", bound=Callable[..., Any])
-
-
-def resumable(verb: Verb) -> Verb:
-    """The verb; interrupted (Ctrl-C), it says what its ``checkpoint`` keeps and how to go on."""
-
-    @wraps(verb)
-    def run(*args: Any, **options: Any) -> Any:
-        try:
-            return verb(*args, **options)
-        except KeyboardInterrupt as stopped:
-            if stopped.args:  # a verb within this one has said it
-                raise
-            raise KeyboardInterrupt(_kept(verb.__name__, options.get("checkpoint"))) from None
-
-    return run  # type: ignore[return-value]
-
-
-def _kept(verb: str, folder: str | Path | None) -> str:
-    if folder is None:
-        return (
-            f"{verb} was stopped and nothing is kept. With checkpoint=FOLDER, the same call goes "
-            "on where it was stopped."
-        )
-    if not Path(folder).exists():
-        return f"{verb} was stopped before anything was kept: the same again begins anew."
-    return (
-        f"{verb} was stopped. What it has done is kept in {folder}: the same again goes on there."
-    )
-
-
-class Checkpoint:
-    """A folder with one pass's work so far and what the pass was asked to do."""
-
-    def __init__(self, folder: Path, asked: Mapping[str, Any], name: str) -> None:
-        self.folder, self.name = folder, name
-        # Through JSON once, so that tuples and lists compare alike.
-        self.asked = json.loads(json.dumps(dict(asked)))
-        self.last = time.monotonic()
-
-    @classmethod
-    def at(
-        cls, folder: str | Path | None, asked: Mapping[str, Any], *, name: str = "checkpoint"
-    ) -> "Checkpoint | None":
-        """A checkpoint in ``folder``, or None where none is wanted.
-
-        Raises:
-            LensSkillsError: The folder cannot be written, or holds something else: said before
-                the pass and not after its first minute.
-        """
-        if folder is None:
-            return None
-        path = place_to_write(folder)
-        with writable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(path.parent, os.W_OK):
-                raise PermissionError("no right to write there")
-        check_replaceable(path, name)
-        return cls(path, asked, name)
-
-    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What was kept, or None where nothing was.
-
-        Raises:
-            LensSkillsError: The folder holds another pass.
-        """
-        if not (self.folder / f"{self.name}.json").exists():
-            return None
-        tensors, plain = read_folder(self.folder, self.name)
-        before = plain.get("asked")
-        if before != self.asked:
-            before = before if isinstance(before, dict) else {}
-            changed = [key for key in self.asked if before.get(key) != self.asked[key]]
-            raise LensSkillsError(
-                f"the checkpoint {self.folder} belongs to another pass (it differs in "
-                f"{', '.join(changed)}). Remove it or choose another folder."
-            )
-        return tensors, plain
-
-    def due(self) -> bool:
-        """Whether the last save is long enough ago."""
-        return time.monotonic() - self.last >= SECONDS_BETWEEN
-
-    def write(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Keeps the work so far in place of what was kept before."""
-        write_folder(self.folder, self.name, tensors, {"asked": self.asked, **plain})
-        self.last = time.monotonic()
-
-    def remove(self) -> None:
-        """Deletes the checkpoint: the pass is done."""
-        if (self.folder / f"{self.name}.json").exists():
-            retired = self.folder.with_name(f".{self.folder.name}-done")
-            os.replace(self.folder, retired)
-            shutil.rmtree(retired)
 
 
 def provenance(examples: Sequence[Example], adapter: Any = None) -> dict[str, Any]:

@@ -9,13 +9,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import lens_skills as ls
+from lens_skills.checkpoints import Checkpoint, part, working
 from lens_skills.cli.runs import Run
 from lens_skills.errors import LensSkillsError
-from lens_skills.results import Checkpoint
 
 _ODD: tuple[Any, ...] = (
     None, True, -1, 0, 10**400, 1e308, float("nan"), float("inf"), "", "é", "\ud800", "L1N2", [],
@@ -30,13 +33,25 @@ def read(folder: Path) -> None:
         lambda: Run.load(folder).scores(),
         lambda: [repr(one) for one in Run.load(folder).selections()],
         lambda: Run.load(folder).verdicts(),
-        lambda: getattr(Checkpoint.at(folder, {"verb": "score"}), "read", list)(),
+        lambda: stopped(folder),
     )
     for reader in readers:
         try:
             reader()
         except LensSkillsError:
             continue
+
+
+def stopped(folder: Path) -> None:
+    """Goes on with some work in a folder, or begins it, and is interrupted."""
+    with suppress(KeyboardInterrupt), working(folder, {"verb": "score"}) as work:
+        saved = Checkpoint.at({"pass": 1}, name="sums")
+        assert saved is not None
+        if saved.read() is None:
+            saved.write({"sums": torch.zeros(3)}, {"done": 2})
+        part("values", lambda: {"a": (torch.ones(2), 1.5)})
+        work.flush()
+        raise KeyboardInterrupt
 
 
 def damage(folder: Path, seed: int) -> str:

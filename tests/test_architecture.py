@@ -28,6 +28,8 @@ FLOORS = (
     ("stats",),
     ("data",),
     ("results",),
+    ("contents",),
+    ("checkpoints",),
     ("models",),
     ("engines",),
     ("activations",),

@@ -177,7 +177,7 @@ def test_an_interrupted_score_leaves_no_result_and_the_same_command_resumes(
 ) -> None:
     # The room, which the function of the same name hides.
     room = importlib.import_module("lens_skills.activations.stream")
-    monkeypatch.setattr("lens_skills.results.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("lens_skills.checkpoints.SECONDS_BETWEEN", 0.0)
     real, sizes = room.forward_batch, []
 
     def forward(adapter: Any, batch: Sequence[Any], *rest: Any, **options: Any) -> Any:

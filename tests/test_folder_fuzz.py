@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 import lens_skills as ls
 from lens_skills.cli.runs import Run, RunRequest
-from lens_skills.results import Checkpoint
 from lens_skills.scoring import select
-from tests.folder_damage import damage, read
+from tests.folder_damage import damage, read, stopped
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +33,7 @@ def saved(tiny_bridge: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     task = run.splits()[2][:8]
     ls.capture(tiny_bridge, task, place / "table", layers=0)
     ls.preflight(tiny_bridge, task).save(place / "preflight")
-    kept = Checkpoint.at(place / "checkpoint", {"verb": "score"})
-    assert kept is not None
-    kept.write({"sums": torch.zeros(3)}, {"done": 2})
+    stopped(place / "checkpoint")
     return {path.name: path for path in place.iterdir()}
 
 

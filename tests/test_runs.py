@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lens_skills import results
+from lens_skills import checkpoints
 from lens_skills.cli.runs import Run, RunRequest, main_metric
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, Selection, score, select
@@ -156,7 +156,7 @@ class Interruption:
         room = importlib.import_module("lens_skills.activations.stream")
         self.real, self.calls, self.at = room.forward_batch, 0, 0
         monkeypatch.setattr(room, "forward_batch", self)
-        monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
+        monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
 
     def __call__(self, adapter: Any, batch: Any, *rest: Any, **options: Any) -> Any:
         if len(batch) > 1:  # a pass first looks at one example, to see how wide the layers are

@@ -25,6 +25,7 @@ from lens_skills.results import FORMAT, Result, write_folder
 from lens_skills.saved import KINDS, load
 from lens_skills.scoring import Selection
 from lens_skills.tasks import Task
+from tests.folder_damage import stopped
 
 
 def result_classes() -> list[type[Result]]:
@@ -259,8 +260,8 @@ def test_an_older_layout_is_refused_with_what_to_do(tmp_path: Path) -> None:
     write_folder(tmp_path / "old", "scores", {"r": torch.zeros(2)}, {"metrics": ["a"]})
     with pytest.raises(LensSkillsError, match=r"scores.json was saved by an older .* Run the"):
         load(tmp_path / "old")
-    write_folder(tmp_path / "stopped", "checkpoint", {}, {"asked": {}})
-    with pytest.raises(LensSkillsError, match="a pass that was interrupted"):
+    stopped(tmp_path / "stopped")
+    with pytest.raises(LensSkillsError, match="it holds work that was interrupted"):
         load(tmp_path / "stopped")
 
 

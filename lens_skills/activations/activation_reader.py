@@ -56,6 +56,7 @@ from lens_skills.activations.stream import (
     stream,
 )
 from lens_skills.cards import showing
+from lens_skills.checkpoints import Checkpoint
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, as_adapter, with_soft_prompt
@@ -435,11 +436,26 @@ def read_neurons(
     )
     values = torch.zeros(len(reader.layer), len(examples), dtype=torch.float64)
     numbers = {m.name: torch.zeros(len(examples), dtype=torch.float64) for m in metrics}
-    for batch in reader.batches():
+    saved = Checkpoint.at({"neurons": len(values), "examples": len(examples)}, name="neurons")
+    skip = done = 0
+    if saved is not None and (kept := saved.read()) is not None:
+        values, skip = kept[0]["values"], int(kept[1]["batches"])
+        numbers = {name: kept[0][f"metric/{name}"] for name in numbers}
+
+    def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"metric/{name}": column for name, column in numbers.items()}
+        return {"values": values, **tensors}, {"batches": skip + done}
+
+    for batch in reader.batches(skip=skip):
         found = reader.rows(batch)[0]
         values[:, batch.index] = rearrange(found.double().cpu(), "batch unit -> unit batch")
         for name in numbers:
             numbers[name][batch.index] = batch.metrics[name].double()
+        done += 1
+        if saved is not None and saved.due():
+            saved.write(*state())
+    if saved is not None and done:
+        saved.finish(*state())
     return NeuronValues(
         neurons=torch.stack([reader.layer, reader.neuron], dim=1),
         values=values,

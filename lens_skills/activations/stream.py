@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from lens_skills.activations.locations import (
 )
 from lens_skills.activations.metrics import Metric, parse_metrics
 from lens_skills.activations.shared_prefix import PrefixedPasses, by_beginning
+from lens_skills.checkpoints import part
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
@@ -125,16 +127,19 @@ def evaluate(
     known = known_values(wanted, encoded)
     passes, parts = PrefixedPasses(adapter, encoded, plan), HalvedBatches(adapter.device)
 
-    def read(batch: Sequence[Encoded]) -> None:
+    def read(batch: Sequence[Encoded]) -> dict[str, Tensor]:
         _, run = passes.of(batch)
-        found = forward_batch(
-            adapter, batch, plan, wanted, known, {}, forward=run, after=passes.prefix
+        return dict(
+            forward_batch(adapter, batch, plan, wanted, known, {}, forward=run, after=passes.prefix)
         )
-        for name, numbers in found.items():
-            values[name][[encoded.index for encoded in batch]] = numbers
+
+    def measure(batch: Sequence[Encoded]) -> dict[str, Tensor]:
+        found = parts.run(batch, read)
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
     for batch in batches(encoded, plan, "evaluate"):
-        parts.run(batch, read)
+        for name, numbers in part("evaluate", partial(measure, batch)).items():
+            values[name][[encoded.index for encoded in batch]] = numbers
     return values
 
 

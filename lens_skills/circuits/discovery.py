@@ -8,6 +8,7 @@ each is called.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from os import PathLike
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations import Metric, logit_diff, parse_metric
+from lens_skills.checkpoints import resumable
 from lens_skills.circuits.decomposition import upstream_frame
 from lens_skills.circuits.edge_attribution import (
     EdgeSums,
@@ -75,6 +77,7 @@ _FOLLOWED = 16
 """Confirmed nodes, the strongest first, whose own edges a further depth looks at."""
 
 
+@resumable()
 def circuit(
     model: Any,
     examples: Sequence[Example],
@@ -91,6 +94,7 @@ def circuit(
     chat: Chat = False,
     n_draws: int = 2000,
     seed: int = 0,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Circuit:
     """The edges through which something is moved and moves the answer, each with an error bar.
 
@@ -126,6 +130,8 @@ def circuit(
         chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
         n_draws: Bootstrap draws of the intervals.
         seed: Of the halves and draws.
+        checkpoint: A folder that keeps what is finished and the sums so far, about once a minute;
+            the same call goes on there with the same numbers.
 
     Raises:
         LensSkillsError: Pairs that are none, or differ in length; fewer than four groups; a start

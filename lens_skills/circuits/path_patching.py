@@ -8,7 +8,7 @@ that does to it.
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_skills.checkpoints import part
 from lens_skills.circuits.graph import Node
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.circuits.targets import AnswerTarget, Target, clean_seen, features, hook_of
@@ -199,8 +200,8 @@ def path_effects(
         for layer, places in sorted(waiting.items()):
             for first in range(0, len(places), n_sets):
                 some = places[first : first + n_sets]
-                found = _run(cache, target, layer, [(paths[k][0], readers[k]) for k in some])
-                effects[some] = found.cpu()
+                chosen = [(paths[k][0], readers[k]) for k in some]
+                effects[some] = part("paths", partial(_run_on, cache, target, layer, chosen))
                 bar.update(len(some))
     return effects
 
@@ -212,6 +213,12 @@ def _at_target(
     place = target.nodes.index(reader.node)
     moved = reader.moved(reader.change(sender))[:, 0].double().cpu()
     return moved * float(target.weights[place]) * target.sign(cache)
+
+
+def _run_on(
+    cache: PairedCache, target: Target, layer: int, sets: Sequence[tuple[Node, ReceiverInput]]
+) -> Float[Tensor, "set example"]:
+    return _run(cache, target, layer, sets).cpu()
 
 
 def _run(

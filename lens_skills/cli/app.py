@@ -94,7 +94,8 @@ def _ended(run: Callable[[], int], told: Call) -> int:
     """The exit code of a command; what went wrong is said, under ``--json`` on stdout too."""
     debug = told.debug or bool(os.environ.get("LENS_SKILLS_DEBUG"))
     try:
-        return run()
+        with told.working:
+            return run()
     except UsageError as error:
         path = error.ctx.command_path if error.ctx else "lens-skills"
         told.name = path.removeprefix("lens-skills").strip()

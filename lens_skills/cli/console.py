@@ -1,6 +1,7 @@
 """What the commands of the shell share: their options, opening a model, printing or ``--json``."""
 
 import inspect
+import json
 import os
 import re
 import shlex
@@ -8,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -75,6 +76,7 @@ class Call:
     written: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     opened_in: float = 0.0
+    working: ExitStack = field(default_factory=ExitStack)
 
     @property
     def command(self) -> str:
@@ -138,6 +140,10 @@ class Call:
         done = "" if self.again else step.finished()
         self.values["finished_before"] = bool(done)
         if not done:
+            if not self.dry_run:
+                from lens_skills.checkpoints import working
+
+                self.working.enter_context(working(step.kept_in, self._asked(step)))
             return True
         for name, result in load().items():
             self.show(name, result)
@@ -146,6 +152,11 @@ class Call:
         self.then(step.next())
         return False
 
+    def _asked(self, step: Step) -> dict[str, Any]:
+        opened = {f"--{name}": value for name, value in self.opening.items()}
+        plain = {"verb": self.name, **opened, **step.asked}
+        return json.loads(json.dumps(plain, default=str))
+
     def make(self, verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """What a verb makes; with ``--dry-run`` what it would take, and the command ends.
 
@@ -153,6 +164,9 @@ class Call:
             LensSkillsError: Nothing can be written where it should go, or it does not fit there.
         """
         if not self.dry_run:
+            from lens_skills.checkpoints import check_call
+
+            check_call(verb, *args, **options)
             return verb(*args, **options)
         from lens_skills.estimation import estimate
 
@@ -176,6 +190,7 @@ class Call:
     def end(self, step: Step) -> None:
         """The step is done and saved."""
         step.record()
+        self.working.close()  # what was kept of it goes now, and not before
         self.wrote(step.place)
         self.then(step.next())
 

@@ -18,7 +18,7 @@ class Step:
         place: The folder or file that is there when the step is done.
         what: It, in words.
         asked: The options that make it what it is, by their names in the shell.
-        checkpoint: Where an interrupted one is kept, if it is.
+        checkpoint: Where an interrupted one is kept; by default beside the place.
         then: The command that comes next, or what says so once the step is done.
     """
 
@@ -33,16 +33,22 @@ class Step:
         return self.then if isinstance(self.then, str) else self.then()
 
     @property
+    def kept_in(self) -> Path:
+        """The folder of what an interrupted one has done."""
+        beside = self.place.with_name(f"{self.place.name}-checkpoint")
+        return beside if self.checkpoint is None else self.checkpoint
+
+    @property
     def _record(self) -> Path:
         return self.place.with_name(f".{self.place.name}-asked.json")
 
     def finished(self) -> str:
-        """That the step is done, where and when; "" where it is not.
+        """That the step is done, where and when; "" where it is not, or not to its end.
 
         Raises:
             LensSkillsError: It is done with other options: which.
         """
-        if not self.place.exists():
+        if not self.place.exists() or self.kept_in.exists():
             return ""
         try:
             before = dict(json.loads(self._record.read_text(encoding="utf-8")))
@@ -70,7 +76,7 @@ class Step:
 
     def kept(self) -> str:
         """What an interruption leaves, and what the same command does then."""
-        if self.checkpoint is not None and self.checkpoint.exists():
-            return f"stopped. What it has done is kept in {self.checkpoint}. To go on from there:"
+        if self.kept_in.exists():
+            return f"stopped. What it has done is kept in {self.kept_in}. To go on from there:"
         before = " What was there before is as it was." if self.place.exists() else ""
         return f"stopped; nothing of {self.what} is kept.{before} To begin again:"

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import find_places, neuron_names
 from lens_skills.activations.locations import edited_positions, find_site
 from lens_skills.activations.stream import evaluate
+from lens_skills.checkpoints import part, resumable
 from lens_skills.diagnostics.competition import Competition, Keep, compete
 from lens_skills.diagnostics.concept_match import Concepts, match_concepts
 from lens_skills.errors import LensSkillsError
@@ -173,6 +176,7 @@ class Dissection(Result):
         return " · ".join(parts) or "no concept (p > 0.05 by both measures)"
 
 
+@resumable()
 def dissect(
     model: Any,
     task: Task,
@@ -190,6 +194,7 @@ def dissect(
     position: Position | None = None,
     chat: Chat = False,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
 ) -> Dissection:
     """Concepts of neurons, winners among like neurons, and what the model keeps of its accuracy.
 
@@ -219,6 +224,8 @@ def dissect(
 
     Returns:
         `Dissection`.
+        checkpoint: A folder that keeps what is finished and the sums so far, about once a minute;
+            the same call goes on there with the same numbers.
 
     Raises:
         LensSkillsError: A bank without features or without one that tells the examples apart; one
@@ -276,7 +283,7 @@ def dissect(
     chosen = None
     if neurons is not None:
         chosen = find_places(neurons, site.layers, width, site.name, adapter.d_head)
-    values = _values(reader, len(explore))
+    values = part("activations", partial(_values, reader, len(explore)))
     competition = Competition.of(values, wanted)
     named_share = min(wanted, key=lambda share: abs(share - NAMED))
     won = torch.stack(
@@ -297,7 +304,8 @@ def dissect(
     options: dict[str, Any] = {"layers": site.layers, "site": site.name, "position": where}
 
     def kept(keep: Keep | None) -> Float[Tensor, " row"]:
-        values = compete(adapter, held, measured, competition, keep, **options)
+        run = partial(compete, adapter, held, measured, competition, keep, **options)
+        values = part("run", run)
         return (values > 0).double() if right else values
 
     whole = evaluate(adapter, held, [measured])[measured.name]
@@ -311,9 +319,9 @@ def dissect(
         for share in wanted
     ]
     ends: dict[str, Any] = {}
-    for name, part in (("clean", clean), ("none", none)):
-        low, high = _interval(part, groups)
-        ends |= {name: float(part.mean()), f"{name}_low": low, f"{name}_high": high}
+    for name, kind in (("clean", clean), ("none", none)):
+        low, high = _interval(kind, groups)
+        ends |= {name: float(kind.mean()), f"{name}_low": low, f"{name}_high": high}
     match = match_concepts(
         values.flatten(0, 1)[chosen],
         concepts,

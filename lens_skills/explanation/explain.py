@@ -3,6 +3,8 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from lens_skills.activations.activation_reader import (
 )
 from lens_skills.activations.components import Component, site_of
 from lens_skills.activations.locations import parse_position
+from lens_skills.checkpoints import part, resumable
 from lens_skills.data import Example, field_of, halves
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.describe import FEATURES, Neurons, check_describer, describe
@@ -51,6 +54,7 @@ _NO_TEXT = " The examples have no text (a table's rows lack the column 'prompt')
 _DIGITS = 6  # of a share or a p: more are noise
 
 
+@resumable()
 def explain(
     model: Any,
     task: Sequence[Example],
@@ -71,6 +75,7 @@ def explain(
     n_texts: int | None = None,
     n_others: int = 99,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
 ) -> Explanations:
     """What drives each neuron and what it writes: `Explanations`.
 
@@ -118,6 +123,8 @@ def explain(
             describes them too. Of another describer the other neurons that are explained give the
             shuffled sentences.
         seed: Of the halves, the exchanges and the draws.
+        checkpoint: A folder that keeps what is finished and the sums so far, about once a minute;
+            the same call goes on there with the same numbers.
 
     Raises:
         LensSkillsError: No examples or neurons; a bank of which no feature varies here; fewer
@@ -188,8 +195,9 @@ def explain(
     stands = stands_for(same)
     k = max(1, min(k, len(parts[1]) // 5))
     design = FeatureMatrix.of([bank[name] for name in kept], values)
-    found = associate(
-        activations[active], design, groups, parts, k=k, n_permutations=n_permutations, seed=seed
+    options = {"k": k, "n_permutations": n_permutations, "seed": seed}
+    found = part(
+        "features", partial(associate, activations[active], design, groups, parts, **options)
     )
     described, answers, said = None, pd.DataFrame(), ()
     about_words: Mapping[str, Any] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lens_skills.activations.locations import DEFAULT_SITE
+from lens_skills.checkpoints import Checkpoint, resumable
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.finetuning.finetune import trained_units, weights_of
@@ -19,7 +20,7 @@ from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.models.identity import identity
 from lens_skills.models.trainable import copied, put_weights
 from lens_skills.progress import Progress
-from lens_skills.results import Checkpoint, examples_hash, numbers_hash, resumable, versions
+from lens_skills.results import examples_hash, numbers_hash, versions
 from lens_skills.scoring.leakage import shared
 from lens_skills.soft_prompts.training_batches import training_batches
 from lens_skills.stats.set_overlap import compare_sets
@@ -37,7 +38,7 @@ class _Parts:
     test: Task
 
 
-@resumable
+@resumable()
 def continual(
     model: Any,
     tasks: Mapping[str, Sequence[Example]],
@@ -159,7 +160,7 @@ def continual(
         },
         **given.reading,
     }
-    run = _Run(given, kinds, k, plans, metric, Checkpoint.at(checkpoint, asked))
+    run = _Run(given, kinds, k, plans, metric, Checkpoint.at(asked, name="training"))
     alone = transfer and len(checked) > 1
     n_alone = len(checked) - ("full" in kinds) if alone else 0
     total = seeds * (len(kinds) * len(checked) + n_alone)
@@ -171,8 +172,6 @@ def continual(
                 run.sequence(n, name, divided[n])
             if alone:
                 run.each_alone(n, divided[n])
-    if run.saved is not None:
-        run.saved.remove()
     names, size = tuple(checked), len(checked)
     done = run.done
     matrix = [[done[f"{n}/{name}"] for n in numbers] for name in kinds]

@@ -14,6 +14,7 @@ from torch import Tensor
 from lens_skills.activations.components import Components, parse_components
 from lens_skills.activations.forward import encode_examples
 from lens_skills.activations.locations import DEFAULT_SITE
+from lens_skills.checkpoints import Checkpoint, resumable
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.finetuning.masked_training import FineTuningPlan, TrainingState, train
@@ -26,7 +27,7 @@ from lens_skills.models.trainable import (
     put_weights,
     whole_weights,
 )
-from lens_skills.results import Checkpoint, Result, numbers_hash, provenance, resumable
+from lens_skills.results import Result, numbers_hash, provenance
 from lens_skills.soft_prompts.training_batches import training_parts
 
 
@@ -123,7 +124,7 @@ class FineTuned(Result):
         )
 
 
-@resumable
+@resumable()
 def finetune(
     model: Any,
     examples: Sequence[Example],
@@ -214,7 +215,7 @@ def finetune(
         "seeds": [seed, seeds],
         **given.reading,
     }
-    saved = Checkpoint.at(checkpoint, asked)
+    saved = Checkpoint.at(asked, name="training")
     tensors, plain = (saved.read() if saved else None) or ({}, {"trainings": {}})
     states = {
         int(number): TrainingState.unpacked(_under(tensors, number), each)
@@ -259,8 +260,6 @@ def finetune(
                 provenance=about,
             )
         )
-    if saved is not None:
-        saved.remove()
     return found[0] if seeds == 1 else tuple(found)
 
 

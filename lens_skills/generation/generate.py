@@ -21,6 +21,7 @@ from lens_skills.activations.continuations import pad_left
 from lens_skills.activations.forward import NOTHING, Encoded, encode_examples
 from lens_skills.activations.locations import Count
 from lens_skills.activations.stream import read_sites
+from lens_skills.checkpoints import Checkpoint, resumable
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.graded import Graded, Written, grade, named_graders
@@ -28,12 +29,12 @@ from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.identity import check_reading
 from lens_skills.models.text_writer import Writer, end_tokens, writer_for
 from lens_skills.progress import Progress
-from lens_skills.results import Checkpoint, provenance, resumable
+from lens_skills.results import provenance
 
 LIKELIEST = 2048  # tokens looked at first
 
 
-@resumable
+@resumable(free=("graders", "config(batch_size)"))
 def generate(
     model: Any,
     examples: Sequence[Example],
@@ -107,7 +108,7 @@ def generate(
         "seed": seed,
     }
     versions = asked.pop("versions")  # other ones may go on with a checkpoint
-    saved = Checkpoint.at(checkpoint, asked)
+    saved = Checkpoint.at(asked, name="texts")
     kept = None if saved is None else saved.read()
     done = {} if kept is None else {int(i): Written(**row) for i, row in kept[1]["done"].items()}
     # Batches of like length, whatever is done already: padding is kept small.
@@ -129,10 +130,7 @@ def generate(
             saved.write({}, {"done": _plain(done)})
     written = [done[item.index] for item in encoded]
     made_by = {**asked, "implementation": adapter.implementation, "versions": versions}
-    graded = grade(Graded.of(examples, written, made_by), named)
-    if saved is not None:
-        saved.remove()
-    return graded
+    return grade(Graded.of(examples, written, made_by), named)
 
 
 @dataclass(frozen=True)

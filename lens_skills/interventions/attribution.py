@@ -28,6 +28,7 @@ from lens_skills.activations.forward import (
 from lens_skills.activations.locations import Site
 from lens_skills.activations.stream import batches
 from lens_skills.cards import card_lines
+from lens_skills.checkpoints import Checkpoint
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Change
@@ -425,8 +426,20 @@ def slopes_of(
         LensSkillsError: A metric without a gradient, or a position that pools tokens.
     """
     sums: dict[str, dict[int, Any]] = {name: defaultdict(float) for name in _SUMS}
-    clean = 0.0
-    for _, found in _site_gradients(adapter, examples, metric, site, position):
+    clean, done = 0.0, 0
+    saved = Checkpoint.at({"metric": metric.name, "site": site.name}, name="gradients")
+    if saved is not None and (kept := saved.read()) is not None:
+        clean, done = float(kept[1]["clean"]), int(kept[1]["batches"])
+        for key, numbers in kept[0].items():
+            name, _, layer = key.partition("/")
+            sums[name][int(layer)] = numbers
+    skip = done
+
+    def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"{name}/{at}": t for name, each in sums.items() for at, t in each.items()}
+        return tensors, {"clean": clean, "batches": done}
+
+    for _, found in _site_gradients(adapter, examples, metric, site, position, skip):
         clean += float(next(iter(found.values())).values.double().sum())
         for (layer, _), part in found.items():
             a, g = part.old.double(), part.slope.double()
@@ -434,6 +447,11 @@ def slopes_of(
             each |= {"agg": a * g * g, "aagg": (a * g).square()}
             for name, numbers in each.items():
                 sums[name][layer] = sums[name][layer] + numbers.flatten(0, -2).sum(0).cpu()
+        done += 1
+        if saved is not None and saved.due():
+            saved.write(*state())
+    if saved is not None and done > skip:
+        saved.finish(*state())
     n = len(examples)
     level, mean, slope, product, gg, agg, aagg = (
         torch.stack([sums[name][layer] for layer in site.layers]).flatten() / n for name in _SUMS
@@ -521,11 +539,12 @@ def _site_gradients(
     metric: Metric,
     site: Site,
     position: Position,
+    skip: int = 0,
 ) -> Iterator[tuple[Sequence[Encoded], dict[LayerSite, Gradient]]]:
     """Each batch with the gradients at a site, of its last columns where that is the same."""
     encoded, plan = prepare(adapter, examples, [metric])
     places = edited_places(adapter, encoded, position)
-    for batch in batches(encoded, plan, "gradients"):
+    for batch in batches(encoded, plan, "gradients", skip=skip):
         sites = {site.name: site.layers}
         try:
             found = activations_and_gradients(adapter, batch, plan, metric, places, sites)

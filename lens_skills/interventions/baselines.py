@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lens_skills.activations.activation_reader import read_batches
 from lens_skills.activations.components import site_width
 from lens_skills.activations.forward import encode_examples, with_answers
 from lens_skills.activations.locations import _plain, edited_positions, position_labels
+from lens_skills.checkpoints import part
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
@@ -68,6 +70,19 @@ def measure_baseline(
         return over
     if hasattr(over, "site") and hasattr(over, "provenance"):
         return _from_results(adapter, over, sites, position_labels(position))
+    read = partial(_read, adapter, over, sites, position=position, answers=answers)
+    mean, std = part("baseline", read)
+    return Baseline(mean, std, describe_source(over))
+
+
+def _read(
+    adapter: ModelAdapter,
+    over: Any,
+    sites: Sites,
+    *,
+    position: Position,
+    answers: bool | None,
+) -> tuple[dict[LayerSite, Tensor], dict[LayerSite, Tensor]]:
     mean, std = {}, {}
     for site, layers in sites.items():
         sums: RunningMoments | None = None
@@ -88,7 +103,7 @@ def measure_baseline(
         stds = rearrange((moments.square / moments.weight).sqrt(), pattern, **names)
         for place, layer in enumerate(sorted(set(layers))):
             mean[layer, site], std[layer, site] = means[place], stds[place]
-    return Baseline(mean, std, describe_source(over))
+    return mean, std
 
 
 def describe_source(over: Any) -> str:

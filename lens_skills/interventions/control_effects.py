@@ -172,7 +172,7 @@ def pilot_effects(
     some = places[torch.linspace(0, len(places) - 1, min(PILOT, len(places))).long()]
     units = [table.units[place] for place in some.tolist()]
     names, sets = [unit.name for unit in units], [(unit,) for unit in units]
-    return measure(examples, sets, change, names=names, part="pilot")
+    return measure(examples, sets, change, names=names)
 
 
 def resolvable(effects: Effects) -> float:
@@ -218,7 +218,7 @@ def measure_controls(
     measured = [*((unit,) for unit in units), *(sets.sets if sets else ())]
     n_sets = len(measured) - len(units)
     names = [unit.name for unit in units] + [f"control {i}" for i in range(n_sets)]
-    found = measure(examples, measured, change, names=names, part="controls").total
+    found = measure(examples, measured, change, names=names).total
     strict_effect, notes = torch.zeros(0, dtype=torch.float64), []
     if several and controls.n_important:
         strength = torch.full((len(table.units),), torch.nan, dtype=torch.float64)
@@ -232,7 +232,7 @@ def measure_controls(
             notes.append(f"no control among important neurons: {error}")
         else:
             labels = [f"important {i}" for i in range(len(strict.sets))]
-            important_sets = measure(examples, strict.sets, change, names=labels, part="important")
+            important_sets = measure(examples, strict.sets, change, names=labels)
             strict_effect = important_sets.total.mean(dim=1)
     codes = homes(table)
     return ControlEffects(
@@ -297,7 +297,7 @@ def declare_delta(
         }
         flat = [place for places in chosen.values() for place in places]
         names, sets = [units[at].name for at in flat], [(units[at],) for at in flat]
-        measured = measure(calibration, sets, do, names=names, part="delta")
+        measured = measure(calibration, sets, do, names=names)
         index = {place: row for row, place in enumerate(flat)}
         chosen = {code: [index[at] for at in places] for code, places in chosen.items()}
         total, groups = measured.total, measured.groups

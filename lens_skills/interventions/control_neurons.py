@@ -19,6 +19,7 @@ from torch import Tensor
 from lens_skills.activations import Position
 from lens_skills.activations.activation_reader import read_batches
 from lens_skills.activations.components import MLP, Component, unit_name
+from lens_skills.checkpoints import part
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import ModelAdapter
@@ -147,7 +148,8 @@ def component_table(
     units: list[Component] = []
     kind, stratum, raw = [], [], []
     for code, (site, width) in enumerate(kinds):
-        level, spread = _moments(adapter, examples, site, width, position)
+        read = partial(_moments, adapter, examples, site, width, position)
+        level, spread = part("levels", read)
         layers, n_units = adapter.layers_with(site), level.shape[1]
         name = partial(_name, site, width, adapter.d_head)
         units += [

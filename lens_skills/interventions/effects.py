@@ -5,11 +5,9 @@ examples and sets into parts that fit into memory, and hands an interrupted meas
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,6 +25,7 @@ from lens_skills.activations.components import Component, sites_of
 from lens_skills.activations.forward import prepare
 from lens_skills.activations.stream import ordered_batches
 from lens_skills.cards import card_lines
+from lens_skills.checkpoints import Checkpoint
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Change
@@ -38,7 +37,7 @@ from lens_skills.interventions.row_budget import RowBudget
 from lens_skills.interventions.screening import LeftOut, Screening
 from lens_skills.models import ModelAdapter
 from lens_skills.models.weights import OutputWeights
-from lens_skills.results import Checkpoint, Result, provenance
+from lens_skills.results import Result, provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,15 +187,12 @@ def measure_effects(
     names: Sequence[str] | None = None,
     direct: bool = False,
     seed: int = 0,
-    checkpoint: str | Path | None = None,
-    keep: bool = False,
 ) -> Effects:
     """The effect of each set of units, all edited together, per example; see `sweep`.
 
     ``do`` may be bound already: to these examples, and to every layer the sets touch. An empty set
     has no effect. Where an edit draws at random, the metric is averaged over its
-    draws. ``provenance["whole_passes"]`` says why full passes were run where they were. With
-    ``keep`` the checkpoint stays when all is done, and the next call reads it back.
+    draws. ``provenance["whole_passes"]`` says why full passes were run where they were.
     """
     measured = effect_metric(metric)
     if len(examples) == 0:
@@ -241,13 +237,11 @@ def measure_effects(
         "direct": direct,
         "batch_size": settings.batch_size(),
     }
-    saved = Checkpoint.at(checkpoint, asked, name="sweep")
+    saved = Checkpoint.at(asked, name="sweep")
     sheet = PartialEffects.begun(len(sets), len(examples), direct, saved)
     fill(ready, prepared, sheet, labels, saved)
-    if saved is not None and keep:
-        sheet.keep(saved, now=True)
-    elif saved is not None:
-        saved.remove()
+    if saved is not None:
+        saved.finish(*sheet.packed())
     return Effects(
         names=labels,
         clean=sheet.clean,
@@ -333,31 +327,6 @@ def reads_answers(metric: Metric) -> bool:
 Measure = Callable[..., Effects]
 
 
-def measurer(
-    adapter: ModelAdapter, metric: Metric, position: Position, seed: int, folder: Path | None = None
-) -> Measure:
-    """``measure(examples, sets, do, names=…, part=…)`` for one model, metric and position.
-
-    Every part resumes in a checkpoint of its own in ``folder``; finished ones are kept until
-    `clear_parts`.
-    """
-
-    shared = partial(
-        measure_effects, adapter, metric=metric, position=position, seed=seed, keep=True
-    )
-
-    def measure(*args: Any, part: str, **options: Any) -> Effects:
-        return shared(*args, checkpoint=None if folder is None else folder / part, **options)
-
-    return measure
-
-
-def clear_parts(folder: Path | None) -> None:
-    """Deletes the checkpoints of the measurements: what they were for is there."""
-    if folder is None or not folder.exists():
-        return
-    for part in folder.iterdir():
-        if (part / "sweep.json").exists():
-            shutil.rmtree(part)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+def measurer(adapter: ModelAdapter, metric: Metric, position: Position, seed: int) -> Measure:
+    """``measure(examples, sets, do, names=…)`` for one model, metric and position."""
+    return partial(measure_effects, adapter, metric=metric, position=position, seed=seed)

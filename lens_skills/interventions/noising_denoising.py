@@ -52,8 +52,8 @@ def pair_rows(
             "one), so it can be neither noised nor denoised. Leave pairs= out."
         )
     twins = _twins(examples)
-    noised = measure(examples, sets, patch("corrupted"), names=names, part="noising")
-    denoised = measure(twins, sets, patch("corrupted"), names=names, part="denoising")
+    noised = measure(examples, sets, patch("corrupted"), names=names)
+    denoised = measure(twins, sets, patch("corrupted"), names=names)
     gap = noised.clean - denoised.clean
     shares = {"noising": -noised.total, "denoising": denoised.total}
     return _share_rows(shares, gap, noised, noised.names, n_draws=n_draws, seed=seed)
@@ -66,7 +66,7 @@ def corrupted_gap(
     if any(example.corrupted is None for example in examples):
         return None
     twins = _twins(examples)
-    return clean - measure(twins, [()], patch("corrupted"), names=["none"], part="gap").clean
+    return clean - measure(twins, [()], patch("corrupted"), names=["none"]).clean
 
 
 def _twins(examples: Sequence[Example]) -> list[Example]:
@@ -96,7 +96,7 @@ def preservation_row(
     """
     kept = set(table.places(candidates).tolist())
     others = tuple(unit for place, unit in enumerate(table.units) if place not in kept)
-    found = measure(examples, [others], change, names=["all others"], part="preservation")
+    found = measure(examples, [others], change, names=["all others"])
     name = "set" if len(candidates) > 1 else candidates[0].name
     left = {"preservation": found.clean[None] + found.total}
     (row,) = _share_rows(left, found.clean, found, [name], n_draws=n_draws, seed=seed)

@@ -8,6 +8,7 @@ nothing is divided, so that its effects are the same to the bit on equal process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lens_skills import engines
 from lens_skills.activations.forward import Encoded
+from lens_skills.checkpoints import Checkpoint
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.batched_edits import EditStack
 from lens_skills.interventions.effect_engine import DirectPath, EffectEngine, SweepSpec
@@ -22,7 +24,6 @@ from lens_skills.interventions.row_budget import OutOfColumns
 from lens_skills.models import ModelAdapter
 from lens_skills.models.memory import out_of_memory, release
 from lens_skills.progress import Progress
-from lens_skills.results import Checkpoint
 
 
 @dataclass(eq=False)
@@ -59,10 +60,14 @@ class PartialEffects:
         """Saves the sheet if the last save is long enough ago, or at once."""
         if not now and not saved.due():
             return
+        saved.write(*self.packed())
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As tensors and plain values, for a checkpoint."""
         tensors = {"clean": self.clean, "total": self.total}
         if self.direct is not None:
             tensors["direct"] = self.direct
-        saved.write(tensors, {"sheet": {"whole": self.whole, "done": self.done}})
+        return tensors, {"sheet": {"whole": self.whole, "done": self.done}}
 
 
 @dataclass(frozen=True, eq=False)

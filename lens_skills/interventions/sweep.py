@@ -9,6 +9,7 @@ import torch
 
 from lens_skills.activations import DEFAULT_SITE, Position, soft_position
 from lens_skills.activations.components import Component, parse_components, sites_of
+from lens_skills.checkpoints import resumable
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import expected_effects
@@ -23,10 +24,9 @@ from lens_skills.interventions.effects import (
 from lens_skills.interventions.screening import Screening
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.precision import refuse_reduced
-from lens_skills.results import resumable
 
 
-@resumable
+@resumable()
 def sweep(
     model: Any,
     examples: Sequence[Example],
@@ -112,7 +112,6 @@ def sweep(
         names=[unit.name for unit in units],
         direct=direct,
         seed=seed,
-        checkpoint=checkpoint,
     )
     if screening is None:
         return effects

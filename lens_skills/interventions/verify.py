@@ -17,6 +17,7 @@ from lens_skills.activations import (
 )
 from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.activations.locations import edited_positions
+from lens_skills.checkpoints import resumable
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_effects import (
@@ -39,7 +40,6 @@ from lens_skills.interventions.control_neurons import (
 from lens_skills.interventions.edits import Edit, ablate
 from lens_skills.interventions.effects import (
     Effects,
-    clear_parts,
     effect_metric,
     measure_effects,
     measurer,
@@ -57,12 +57,12 @@ from lens_skills.interventions.verdict_tables import (
 )
 from lens_skills.models import Chat, ModelAdapter, SoftPrompt, with_soft_prompt
 from lens_skills.models.precision import refuse_reduced
-from lens_skills.results import provenance, resumable
+from lens_skills.results import provenance
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.effect_tests import FEW_GROUPS, check_groups, effective_groups
 
 
-@resumable
+@resumable()
 def verify(
     model: Any,
     examples: Sequence[Example],
@@ -171,8 +171,7 @@ def verify(
     everywhere = preservation or across_layers(units, table)
     layers = {site: adapter.layers_with(site) for site in sites} if everywhere else sites
     change = do.bind(adapter, examples, layers, position=where, seed=seed, answers=answers)
-    folder = None if checkpoint is None else Path(checkpoint)
-    measure = measurer(adapter, watched, where, seed, folder)
+    measure = measurer(adapter, watched, where, seed)
     sets: list[tuple[Component, ...]] = [(unit,) for unit in units]
     names = [unit.name for unit in units]
     if len(units) > 1:
@@ -184,7 +183,7 @@ def verify(
             pilot_effects(measure, change, examples, units, table, controls=controls, seed=seed),
             declared,
         )
-    effects = measure(examples, sets, change, names=names, part="candidates", direct=True)
+    effects = measure(examples, sets, change, names=names, direct=True)
     compared = measure_controls(
         measure, change, examples, units, table, effects, controls=controls, seed=seed
     )
@@ -214,8 +213,8 @@ def verify(
         tables["match"] = () if compared.sets is None else compared.sets.match
     if edits:
         rows = list(effect_rows(effects, **draws))
-        for number, edit in enumerate(edits):
-            other = measure(examples, sets, edit, names=names, part=f"also {number}")
+        for edit in edits:
+            other = measure(examples, sets, edit, names=names)
             rows += effect_rows(other, **draws)
         tables["ablations"] = tuple(rows)
         rulings = with_ablations(rulings, rows)
@@ -226,7 +225,7 @@ def verify(
             for row in effect_rows(other, **draws)
         )
     elif not isinstance(unrelated, bool):
-        other = measure(unrelated, sets, do, names=names, part="unrelated")
+        other = measure(unrelated, sets, do, names=names)
         tables["unrelated"] = effect_rows(other, **draws)
     notes += _notes(effects, compared, units)
     paired = all(example.corrupted for example in examples)
@@ -240,7 +239,6 @@ def verify(
     if preservation:
         row = preservation_row(measure, change, examples, units, table, **draws)
         tables["pairs"] = (*tables.get("pairs", ()), row)
-    clear_parts(folder)
     return Verdict(
         rulings=rulings,
         effects=effects,

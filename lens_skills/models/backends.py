@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lens_skills.contents import content
 from lens_skills.errors import LensSkillsError
 from lens_skills.models.adapter import EditHook, ModelAdapter, ReadHook
 from lens_skills.models.chat_template import Chat
@@ -50,6 +51,23 @@ found str. Open it first: load_model('gpt2').
         f"a HookedTransformer or TransformerBridge is needed, found {type(model).__name__}. "
         f"Open it first: load_model({shown})."
     )
+
+
+@content.register(nn.Module)
+@content.register(ModelAdapter)
+def _(model: Any) -> Any:
+    """Which model it is, and in which numbers it is read."""
+    adapter = as_adapter(model)
+    return {
+        "name": adapter.name,
+        "fingerprint": adapter.fingerprint(),
+        "soft prompt": None if adapter.soft is None else adapter.soft.digest,
+        "implementation": adapter.implementation,
+        "dtype": str(adapter.dtype),
+        "device": adapter.device.type,
+        "precision": adapter.precision,
+        **adapter.reading,
+    }
 
 
 def implementation_of(model: Any) -> str | None:

@@ -9,6 +9,7 @@ The rotated basis: directions no better than any other, ranked and ablated like 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from lens_skills.activations import Metric, Position
 from lens_skills.activations.components import neuron_names, parse_components
-from lens_skills.activations.forward import prepare
+from lens_skills.activations.forward import Encoded, prepare
 from lens_skills.activations.locations import Site
 from lens_skills.activations.stream import batches
+from lens_skills.checkpoints import part
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Change, EditInput, measure_baseline
@@ -106,12 +108,17 @@ def direction_effects(
     )
     every = torch.arange(len(rotation))[None]
     total = torch.zeros(len(directions), len(examples), dtype=torch.float64)
-    for batch in batches(encoded, plan, "rotated"):
-        engine = EffectEngine(spec, batch)
-        columns = torch.tensor([item.index for item in batch])
+
+    def measure(batch: Sequence[Encoded]) -> Float[Tensor, "direction example"]:
+        engine, rows = EffectEngine(spec, batch), list[Tensor]()
         for place, layer in enumerate(directions[:, 0].tolist()):
             whole = EditStack((0,), {(layer, site): every})
-            total[place, columns] = engine.under(changes[place]).measure(whole, 0)[0].double()
+            rows.append(engine.under(changes[place]).measure(whole, 0)[0].double())
+        return torch.stack(rows)
+
+    for batch in batches(encoded, plan, "rotated"):
+        columns = torch.tensor([item.index for item in batch])
+        total[:, columns] = part("rotated", partial(measure, batch)).cpu()
     return total
 
 

@@ -8,6 +8,7 @@ of the `MethodComparison`.
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
 from lens_skills.activations.activation_reader import ActivationReader
 from lens_skills.activations.locations import edited_positions
+from lens_skills.checkpoints import resumable
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.control_neurons import Controls
@@ -58,6 +60,7 @@ N_RECALL = 200
 _ALIKE = 1e-6  # of a rank correlation: what rounding moves
 
 
+@resumable()
 def compare_methods(
     model: Any,
     explore: Sequence[Example],
@@ -82,6 +85,7 @@ def compare_methods(
     contrast: Any = None,
     seed: int = 0,
     exploratory: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> MethodComparison:
     """Which methods find neurons that matter: a `MethodComparison`.
 
@@ -131,6 +135,8 @@ def compare_methods(
             each contrast's groups, and the hits are tried on the other.
         seed: Of everything that is drawn.
         exploratory: Allow splits that share examples, and mark the result.
+        checkpoint: A folder that keeps what is finished and the sums so far, about once a minute;
+            the same call goes on there with the same numbers.
 
     Raises:
         LensSkillsError: Splits that share examples or groups, fewer than 8 groups to try neurons

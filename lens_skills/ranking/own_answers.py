@@ -6,6 +6,7 @@ and over all others.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lens_skills import settings
 from lens_skills.activations import DEFAULT_SITE, find_site
 from lens_skills.activations.continuations import pad_left
 from lens_skills.activations.forward import Encoded, encode_examples
+from lens_skills.checkpoints import part
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation.generate import Continuer
@@ -109,7 +111,7 @@ def read_own_answers(
     with Progress(len(kept), "read answers", "examples") as bar:
         for batch in _batches(kept, size):
             answers = [written[item.index][0] for item in batch]
-            found = reader.read(batch, answers)
+            found = part("contributions", partial(reader.read, batch, answers))
             index = [rows[item.index] for item in batch]
             answer[index], other[index] = found
             bar.update(len(batch))
@@ -156,7 +158,8 @@ def _write(adapter: Any, encoded: Sequence[Encoded], n_tokens: int) -> dict[int,
     found: dict[int, Answer] = {}
     with Progress(len(encoded), "answer", "examples") as bar:
         for batch in _batches(encoded, settings.batch_size(16)):
-            for item, written in zip(batch, continuer.write(batch), strict=True):
+            texts = part("answers", partial(continuer.write, batch))
+            for item, written in zip(batch, texts, strict=True):
                 n = answer_length([adapter.decode(token) for token in written.tokens])
                 found[item.index] = (
                     tuple(written.tokens[:n]),

@@ -7,6 +7,7 @@ coefficients of relevance propagation (`relevance`). The last two are methods of
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -24,6 +25,7 @@ from lens_skills.activations.forward import (
 )
 from lens_skills.activations.locations import Site
 from lens_skills.activations.stream import batches
+from lens_skills.checkpoints import part
 from lens_skills.circuits.edge_attribution import integrated_points, relevance_gradients
 from lens_skills.circuits.paired_cache import PairedCache
 from lens_skills.circuits.targets import AnswerTarget
@@ -120,20 +122,24 @@ def expected_changes(
     places = edited_places(inputs.adapter, encoded, inputs.position)
     change, parts = inputs.bind(), list[Tensor]()
     index = list[int]()
-    for batch in batches(encoded, plan, how.replace("_", " ")):
+
+    def measure(batch: list[Encoded]) -> Float[Tensor, "layer pos unit example"]:
         try:
             found = find(inputs, batch, plan, places, change)
         except CannotResume as reason:
             raise LensSkillsError(f"no {how} of {inputs.adapter.name}: {reason}.") from reason
         examples = torch.tensor([item.index for item in batch])
-        index += examples.tolist()
         layers = []
         for layer in inputs.site.layers:
-            part = found[layer]
-            new = _baseline(change, layer, inputs.site.name, part.old, examples)
-            moved = (new - part.old) * part.slope
+            one = found[layer]
+            new = _baseline(change, layer, inputs.site.name, one.old, examples)
+            moved = (new - one.old) * one.slope
             layers.append(rearrange(moved, "example pos unit -> pos unit example").float().cpu())
-        parts.append(torch.stack(layers))
+        return torch.stack(layers)
+
+    for batch in batches(encoded, plan, how.replace("_", " ")):
+        index += [item.index for item in batch]
+        parts.append(part(how, partial(measure, batch)))
     whole = torch.cat(parts, dim=3)
     return whole[..., torch.tensor(index).argsort()]
 

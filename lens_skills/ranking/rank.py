@@ -8,6 +8,8 @@ metric, or in this model, and the way out.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,6 +22,7 @@ from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
 from lens_skills.activations.activation_reader import ActivationReader, model_in
 from lens_skills.activations.components import Components
 from lens_skills.activations.tally import add_up
+from lens_skills.checkpoints import Checkpoint, part, resumable
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.baselines import Baseline, describe_source
@@ -32,6 +35,7 @@ from lens_skills.ranking.split_passes import SplitPasses
 from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
 from lens_skills.results import Result, provenance
 from lens_skills.scoring.leakage import check_prompt
+from lens_skills.scoring.score import keep_sums, restore_sums
 from lens_skills.stats.moments import Moments, random_rotation, rotate
 
 STORED = 512 << 20
@@ -129,6 +133,7 @@ class Ranking(Result):
         return "\n".join(lines)
 
 
+@resumable()
 def rank(
     model: Any,
     examples: Sequence[Example],
@@ -146,6 +151,7 @@ def rank(
     chat: Chat = False,
     precision: str | None = None,
     exploratory: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> Ranking:
     """Every neuron's number by one method, as a `Ranking`.
 
@@ -170,6 +176,8 @@ def rank(
         seed: Of what is drawn at random.
         chat, precision: As in `score`.
         exploratory: Allow a soft prompt trained on these very examples.
+        checkpoint: A folder that keeps the work so far, about once a minute; the same call goes on
+            there with the same numbers.
 
     Raises:
         LensSkillsError: An unknown method or hook point, several positions, a metric of a kind the
@@ -498,7 +506,7 @@ def read_statistics(
                 assert kept is not None
                 start = time.perf_counter()
                 values = LayerActivations(kept[:, here], target, groups, sums.constant[here], seed)
-                scores[method.name].append(method.of(values))
+                scores[method.name].append(part(method.name, partial(method.of, values)))
                 seconds[method.name] += time.perf_counter() - start
     return PassStatistics(
         sums=ClassSums.of(target, parts, firing, reader.width),
@@ -531,7 +539,21 @@ def _read(
     """One pass over some layers: sums, firing counts and, where they are needed, the values."""
     n_units = reader.width * len(layers)
     tally = RankTally(target, n_units, fires=fires, rotation=rotation, keep=keep)
-    add_up(reader, tally, layers=layers, gate=gate, verb="rank")
+    saved = Checkpoint.at({"layers": list(layers), "gate": gate}, name="rank")
+    held = {"fired": tally.fired, **({} if tally.kept is None else {"kept": tally.kept})}
+    skip = done = 0 if saved is None else restore_sums(saved, tally.running, held)
+    tally.fired, tally.kept = held["fired"], held.get("kept")
+
+    def keep_tally(batches: int, *, last: bool = False) -> None:
+        nonlocal done
+        done = batches
+        if saved is not None:
+            now = {"fired": tally.fired, **({} if tally.kept is None else {"kept": tally.kept})}
+            keep_sums(saved, tally.running, now, None, batches, last=last)
+
+    add_up(reader, tally, skip=skip, layers=layers, gate=gate, verb="rank", keep=keep_tally)
+    if done > skip:
+        keep_tally(done, last=True)
     return tally.running.freeze(), tally.fired if fires is not None else None, tally.kept
 
 

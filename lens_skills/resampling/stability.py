@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lens_skills.checkpoints import Checkpoint, resumable, unkept
 from lens_skills.circuits import Circuit
 from lens_skills.errors import LensSkillsError, did_you_mean
 from lens_skills.interventions import Verdict
@@ -16,7 +17,7 @@ from lens_skills.progress import Progress
 from lens_skills.resampling.found import Found, read
 from lens_skills.resampling.repeated_findings import Stability, compare_runs
 from lens_skills.resampling.verdict_resampling import resampled_verdict
-from lens_skills.results import Checkpoint, provenance
+from lens_skills.results import provenance
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
 from lens_skills.tasks import Task
 
@@ -25,6 +26,7 @@ HALVES = 20
 """Halves of the groups by default: ten pairs."""
 
 
+@resumable(free=("analysis", "whole"))
 def stability(
     analysis: Any,
     task: Task | None = None,
@@ -120,7 +122,7 @@ def stability(
         "task": task.fingerprint(), "over": over, "parts": list(parts), "share": share,
         "seed": seed, "among": str(among),
     }  # fmt: skip
-    saved = Checkpoint.at(checkpoint, asked)
+    saved = Checkpoint.at(asked, name="runs")
 
     def run(part: Task) -> Found:
         return read(analysis(part), among=among, places=places)
@@ -132,8 +134,6 @@ def stability(
         pairs = list(itertools.combinations(range(len(runs)), 2))
     else:
         names, runs = tuple(parts), rest
-    if saved is not None:
-        saved.remove()
     return compare_runs(
         first,
         runs,
@@ -233,7 +233,8 @@ def _run_all(
         try:
             for name, part in itertools.islice(runs.items(), len(done), None):
                 bar.note(name)
-                done.append(_one(run, name, part, done[0] if done else None, failed))
+                with unkept():
+                    done.append(_one(run, name, part, done[0] if done else None, failed))
                 bar.update()
                 keep(now=False)
         except BaseException:

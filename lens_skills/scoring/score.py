@@ -30,11 +30,12 @@ from lens_skills.activations.activation_reader import (
     model_in,
 )
 from lens_skills.activations.tally import add_up
+from lens_skills.checkpoints import Checkpoint, resumable
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, with_soft_prompt
 from lens_skills.models.precision import rounding_note
-from lens_skills.results import Checkpoint, numbers_hash, provenance, resumable
+from lens_skills.results import numbers_hash, provenance
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.covariates import left_nonlinear
 from lens_skills.scoring.design_matrix import DesignMatrix, control_refused
@@ -57,7 +58,7 @@ _DIRECTIONS = 1_024
 _FEW_CONTROLS, _FEWEST_CONTROLS = 199, 99
 
 
-@resumable
+@resumable()
 def score(
     model: Any,
     examples: Sequence[Example],
@@ -168,7 +169,6 @@ def score(
         chat=chat,
         precision=precision,
         exploratory=exploratory,
-        checkpoint=checkpoint,
     )
     scores = collect(
         summed.moments,
@@ -185,8 +185,6 @@ def score(
         notes=summed.notes,
         provenance=summed.provenance,
     )
-    if summed.saved is not None:
-        summed.saved.remove()
     return shrink(scores, share)
 
 
@@ -203,7 +201,6 @@ class Summed:
         rotations: Of the layers.
         firing: With a baseline: how often each unit exceeds its threshold.
         provenance, notes, exploratory: Of the scores.
-        saved: Where the pass was kept.
     """
 
     source: ActivationReader
@@ -216,7 +213,6 @@ class Summed:
     provenance: dict[str, Any]
     notes: list[str]
     exploratory: bool
-    saved: Checkpoint | None
 
     @property
     def units(self) -> tuple[Tensor, Tensor]:
@@ -251,7 +247,6 @@ def sum_up(
     chat: Chat,
     precision: str | None,
     exploratory: bool,
-    checkpoint: str | Path | None,
     share: Sequence[Scores | MetricScores] = (),
 ) -> Summed:
     """One pass over the examples, or over those of them that are ``here``; see `score`."""
@@ -348,8 +343,8 @@ def sum_up(
     provenance = describe_pass(
         source.about, examples, wanted, columns, n_rotations=n_rotations, seed=seed, given=given
     )
+    thresholds = None if baseline is None else baseline_means(baseline, source)
     saved = Checkpoint.at(
-        checkpoint,
         provenance
         | {
             "batch_size": settings.batch_size(),
@@ -357,27 +352,31 @@ def sum_up(
             "neurons": numbers_hash(source.layer, source.neuron),
             "values": numbers_hash(*known.values(), columns.given),
             **({} if places is None else {"here": numbers_hash(places)}),
+            **({} if thresholds is None else {"baseline": numbers_hash(thresholds)}),
         },
+        name="score",
     )
-    if saved is not None and baseline is not None:
-        raise LensSkillsError("checkpoint= and baseline= do not go together: confirm in one go.")
     tally = ScoreTally(
         columns,
         [metric.name for metric in wanted],
         values,
         sums,
-        None if baseline is None else baseline_means(baseline, source),
+        thresholds,
         places,
         source.device,
     )
-    running = tally.running
-    skip = 0 if saved is None else restore_sums(saved, running, values)
+    running, firing = tally.running, tally.firing
+    skip = done = 0 if saved is None else restore_sums(saved, running, values, firing)
 
-    def keep(done: int) -> None:
+    def keep(batches: int) -> None:
+        nonlocal done
+        done = batches
         if saved is not None:
-            keep_sums(saved, running, values, done)
+            keep_sums(saved, running, values, firing, batches)
 
     add_up(source, tally, skip=skip, verb="score", keep=keep)
+    if saved is not None and done > skip:
+        keep_sums(saved, running, values, firing, done, last=True)
     return Summed(
         source=source,
         wanted=wanted,
@@ -389,7 +388,6 @@ def sum_up(
         provenance=provenance,
         notes=notes,
         exploratory=exploratory or seen,
-        saved=saved,
     )
 
 
@@ -519,7 +517,12 @@ _FIRST = ("origin", "scale")
 _WAITING = ("waiting/weights", "waiting/columns", "waiting/units")
 
 
-def restore_sums(saved: Checkpoint, running: RunningMoments, values: dict[str, Tensor]) -> int:
+def restore_sums(
+    saved: Checkpoint,
+    running: RunningMoments,
+    values: dict[str, Tensor],
+    firing: FiringCounts | None = None,
+) -> int:
     """Puts back the sums and metric values; returns how many batches they hold (0: none).
 
     Raises:
@@ -536,16 +539,25 @@ def restore_sums(saved: Checkpoint, running: RunningMoments, values: dict[str, T
     if _WAITING[0] in tensors:
         weights, columns, units = (tensors.pop(name).to(running.cross.device) for name in _WAITING)
         running.waiting = [(weights, columns, units)]
+    if firing is not None:
+        firing.fired, firing.count = tensors.pop("fired"), tensors.pop("fired/of")
+        firing.binary = tensors.pop("fired/binary")
     for name, numbers in tensors.items():
         values[name.removeprefix("values/")] = numbers
     return int(plain["batches"])
 
 
 def keep_sums(
-    saved: Checkpoint, running: RunningMoments, values: Mapping[str, Tensor], batches: int
+    saved: Checkpoint,
+    running: RunningMoments,
+    values: Mapping[str, Tensor],
+    firing: FiringCounts | None,
+    batches: int,
+    *,
+    last: bool = False,
 ) -> None:
-    """Saves the sums if the last save is long enough ago."""
-    if not saved.due():
+    """Saves the sums if the last save is long enough ago, or they are the last."""
+    if not last and not saved.due():
         return
     sums = {name: getattr(running, name) for name in (*_SUMS, *_FIRST)}
     tensors = {name: x.cpu().contiguous() for name, x in sums.items() if x is not None}
@@ -555,4 +567,7 @@ def keep_sums(
     for name, parts in zip(_WAITING, zip(*running.waiting, strict=True), strict=False):
         tensors[name] = torch.cat(parts).cpu()
     tensors |= {f"values/{name}": numbers for name, numbers in values.items()}
-    saved.write(tensors, {"batches": batches})
+    if firing is not None:
+        counts = {"fired": firing.fired, "fired/of": firing.count, "fired/binary": firing.binary}
+        tensors |= counts
+    (saved.finish if last else saved.write)(tensors, {"batches": batches})

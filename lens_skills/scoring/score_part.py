@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position
 from lens_skills.cards import card_lines
+from lens_skills.checkpoints import resumable
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt
-from lens_skills.results import Result, examples_hash, resumable
+from lens_skills.results import Result, examples_hash
 from lens_skills.scoring.correlations import collect
 from lens_skills.scoring.design_matrix import DesignMatrix
 from lens_skills.scoring.predictivity import FiringCounts
@@ -221,7 +222,7 @@ def _metric(name: str, known: bool) -> Metric:
     return Metric(name, lambda readout, examples: torch.zeros(0), frozenset(() if known else "?"))
 
 
-@resumable
+@resumable()
 def score_part(
     model: Any,
     here: Sequence[Example],
@@ -294,7 +295,6 @@ def score_part(
         chat=chat,
         precision=precision,
         exploratory=exploratory,
-        checkpoint=checkpoint,
     )
     moments, layout = summed.moments, summed.columns.layout
     sums = {name: getattr(moments, name) for name in _SUMS if getattr(moments, name) is not None}
@@ -323,6 +323,4 @@ def score_part(
         },
         provenance=summed.provenance,
     )
-    if summed.saved is not None:
-        summed.saved.remove()
     return part

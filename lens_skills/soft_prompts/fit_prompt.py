@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations.forward import encode_examples
+from lens_skills.checkpoints import Checkpoint, resumable
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import Chat, SoftPrompt, as_adapter, with_soft_prompt
@@ -29,6 +31,7 @@ from lens_skills.soft_prompts.training_batches import (
 Schedule = str | Callable[[int], float]
 
 
+@resumable()
 def fit_prompt(
     model: Any,
     examples: Sequence[Example],
@@ -48,6 +51,7 @@ def fit_prompt(
     patience: int = 10,
     held_out: float | Sequence[Example] = 0.2,
     chat: Chat = False,
+    checkpoint: str | Path | None = None,
 ) -> Any:
     """A trained soft prompt, or a tuple of them where ``seeds`` is above 1.
 
@@ -85,6 +89,8 @@ def fit_prompt(
             vectors after the input then stand between the opening of the assistant's turn and the
             answer, those before it in front of the template, after its beginning-of-sequence
             token. A prompt trained in a chat is read in that chat only.
+        checkpoint: A folder that keeps the vectors and Adam's moments, about once a minute; the
+            same call goes on at the step they are of, with the same numbers.
 
     Raises:
         LensSkillsError: A learning rate, clip or count out of range; an example without an
@@ -312,6 +318,69 @@ class Descent:
     diverged: bool
 
 
+@dataclass(eq=False)
+class _Place:
+    """Where a training is; with its vectors and Adam's moments, enough to go on.
+
+    Attributes:
+        epoch: The one that runs.
+        step: Steps done.
+        total: The summed loss of this epoch's steps.
+        curve: One row for each finished epoch, the first before any.
+        lowest: The lowest held-out loss so far.
+        since: Epochs without a lower one.
+        best: The suffix and the prefix of that epoch.
+        stopped: Why it ended; empty while it has not.
+        diverged: Whether a number that is not finite ended it.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    total: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    lowest: float = math.inf
+    since: int = 0
+    best: tuple[Tensor, Tensor] | None = None
+    stopped: str = ""
+    diverged: bool = False
+
+    def packed(
+        self, live: SoftPrompt, vectors: Sequence[Tensor], adam: torch.optim.Adam
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As tensors and plain values, for a checkpoint."""
+        tensors = {"suffix": live.suffix.detach().cpu(), "prefix": live.prefix.detach().cpu()}
+        if self.best is not None:
+            tensors |= {"best/suffix": self.best[0], "best/prefix": self.best[1]}
+        for place, part in enumerate(vectors):
+            for name, number in adam.state.get(part, {}).items():
+                tensors[f"adam/{place}/{name}"] = number.detach().cpu()
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "best"}
+        return tensors, {"place": plain}
+
+    def again(
+        self,
+        tensors: dict[str, Tensor],
+        plain: dict[str, Any],
+        live: SoftPrompt,
+        vectors: Sequence[Tensor],
+        adam: torch.optim.Adam,
+    ) -> "_Place":
+        """What `packed` gave; the vectors and Adam's moments are put back."""
+        for part, name in ((live.suffix, "suffix"), (live.prefix, "prefix")):
+            part.data.copy_(tensors[name])
+        for place, vector in enumerate(vectors):
+            begin = f"adam/{place}/"
+            state = {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}
+            if state:
+                adam.state[vector] = {
+                    name: number if name == "step" else number.to(vector)
+                    for name, number in state.items()
+                }
+        best = tensors.get("best/suffix")
+        pair = None if best is None else (best, tensors["best/prefix"])
+        return _Place(best=pair, **plain["place"])
+
+
 class _Diverged(Exception):
     """A loss or a gradient is not finite; says which at which step."""
 
@@ -337,42 +406,65 @@ def descend(
     adam = torch.optim.Adam(vectors, lr=plan.lr)
     factor = plan.factor(plan.epochs * len(train))
     generator = torch.Generator().manual_seed(start.seed)
-    curve = [_look(passes, live, held_out, 0, 0, measured(passes, live, train)[0])]
-    best: SoftPrompt | None = None
-    lowest = math.inf
-    step, since, stopped, diverged = 0, 0, f"after {plan.epochs} epochs", False
-    with Progress(plan.epochs * len(train), "fit prompt", "steps") as bar:
+    at = _Place()
+    saved = Checkpoint.at({"seed": start.seed}, name="prompt")
+    if saved is not None and (kept := saved.read()) is not None:
+        at = at.again(kept[0], kept[1], live, vectors, adam)
+        if at.stopped:
+            passes.whole, passes.n_bytes = kept[1]["whole"], max(passes.n_bytes, kept[1]["n_bytes"])
+    else:
+        at.curve = [_look(passes, live, held_out, 0, 0, measured(passes, live, train)[0])]
+    best = None if at.best is None else replace(start, suffix=at.best[0], prefix=at.best[1])
+    stopped, diverged = at.stopped or f"after {plan.epochs} epochs", at.diverged
+    first = plan.epochs + 1 if at.stopped else at.epoch
+    steps = plan.epochs * len(train)
+    with Progress(steps, "fit prompt", "steps", done=at.step) as bar:
         for epoch in range(1, plan.epochs + 1):
-            total = 0.0
+            order = torch.randperm(len(train), generator=generator).tolist()
+            if epoch < first:
+                continue
+            done = at.step - (epoch - 1) * len(train)
+            at.epoch = epoch
             try:
-                for place in torch.randperm(len(train), generator=generator).tolist():
-                    step += 1
+                for place in order[done:]:
+                    at.step += 1
                     for group in adam.param_groups:
-                        group["lr"] = plan.lr * factor(step - 1)
-                    total += _step(passes, live, vectors, train[place], adam, plan.clip, step)
+                        group["lr"] = plan.lr * factor(at.step - 1)
+                    loss = _step(passes, live, vectors, train[place], adam, plan.clip, at.step)
+                    at.total += loss
                     bar.update()
-                row = _look(passes, live, held_out, step, epoch, total / sum(map(len, train)))
+                    if saved is not None and saved.due():
+                        saved.write(*at.packed(live, vectors, adam))
+                mean = at.total / sum(map(len, train))
+                row = _look(passes, live, held_out, at.step, epoch, mean)
                 if not math.isfinite(row["held_out_loss"]):
                     raise _Diverged(
-                        f"the held-out loss is {row['held_out_loss']} after step {step}"
+                        f"the held-out loss is {row['held_out_loss']} after step {at.step}"
                     )
             except _Diverged as reason:
                 stopped, diverged = str(reason), True
                 break
-            curve.append(row)
+            at.curve.append(row)
+            at.total = 0.0
             bar.note(f"epoch {epoch} of {plan.epochs}, held-out loss {row['held_out_loss']:.3f}")
-            since += 1
-            if row["held_out_loss"] < lowest:
-                best, lowest, since = _copied(live), row["held_out_loss"], 0
-            if since >= plan.patience:
-                stopped = f"no lower held-out loss in {since} epochs, at step {step}"
+            at.since += 1
+            if row["held_out_loss"] < at.lowest:
+                best, at.lowest, at.since = _copied(live), row["held_out_loss"], 0
+                at.best = best.suffix, best.prefix
+            at.epoch = epoch + 1
+            if at.since >= plan.patience:
+                stopped = f"no lower held-out loss in {at.since} epochs, at step {at.step}"
                 break
+    at.stopped, at.diverged = stopped, diverged
+    if saved is not None:
+        tensors, plain = at.packed(live, vectors, adam)
+        saved.finish(tensors, {**plain, "whole": passes.whole, "n_bytes": passes.n_bytes})
     if best is None:
         raise LensSkillsError(
             f"training diverged before the first epoch was over: {stopped}. No prompt was good. "
             f"Lower lr (now {plan.lr:g}), clip gradients (clip=1.0), or begin elsewhere (init)."
         )
-    return Descent(replace(best, trained=True, curve=tuple(curve)), stopped, diverged)
+    return Descent(replace(best, trained=True, curve=tuple(at.curve)), stopped, diverged)
 
 
 def _step(

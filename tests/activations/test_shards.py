@@ -411,7 +411,7 @@ def test_sums_too_large_for_single_precision_are_no_error(tmp_path: Path) -> Non
 def test_a_shard_that_changed_stops_what_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lens_skills.results.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("lens_skills.checkpoints.SECONDS_BETWEEN", 0.0)
     folder = write(tmp_path / "t", numbers(), columns())
     asked = {"metrics": ["tone", "label:even"], **ABOUT, "checkpoint": tmp_path / "c"}
     with config(batch_size=8):
@@ -421,7 +421,7 @@ def test_a_shard_that_changed_stops_what_is_resumed(
         with pytest.raises(KeyboardInterrupt):
             score(table, table.examples, **asked)
         monkeypatch.undo()
-        monkeypatch.setattr("lens_skills.results.SECONDS_BETWEEN", 0.0)
+        monkeypatch.setattr("lens_skills.checkpoints.SECONDS_BETWEEN", 0.0)
         read: list[int] = []
         seen = ActivationTable._rows
         monkeypatch.setattr(

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 import lens_skills as ls
-from lens_skills import results
+from lens_skills import checkpoints
 from lens_skills.activations.forward import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(
 ) -> None:
     asked: dict[str, Any] = QUICK | {"masks": ("full", "w_ncft"), "lr": 0.01, "seeds": 2}
     whole = continual(tiny_hooked, TASKS, **asked)
-    monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
     real, calls = masked_training.train, []
 
     def killed(*args: Any, **options: Any) -> Any:

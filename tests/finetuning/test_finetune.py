@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lens_skills as ls
-from lens_skills import results
+from lens_skills import checkpoints
 from lens_skills.activations.forward import encode_examples
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -126,7 +126,7 @@ def test_a_killed_training_goes_on_with_the_same_numbers(
     tiny_hooked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = finetune(tiny_hooked, SUMS, NEURONS, seeds=2, **QUICK)
-    monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
     folder, real, calls = tmp_path / "kept", masked_training._epoch, []
 
     def killed(*args: Any) -> Any:
@@ -150,7 +150,7 @@ def test_a_killed_training_goes_on_with_the_same_numbers(
 def test_the_checkpoint_of_other_neurons_is_refused(
     tiny_hooked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
     real = masked_training._close_epoch
 
     def killed(state: Any, *rest: Any) -> None:
@@ -161,7 +161,7 @@ def test_the_checkpoint_of_other_neurons_is_refused(
     monkeypatch.setattr(masked_training, "_close_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
         finetune(tiny_hooked, SUMS, NEURONS, checkpoint=tmp_path / "c", **QUICK)
-    with pytest.raises(LensSkillsError, match=r"belongs to another pass \(it differs in neurons\)"):
+    with pytest.raises(LensSkillsError, match=r"belongs to another pass \(it differs in neurons: "):
         finetune(tiny_hooked, SUMS, ["L0N0"], checkpoint=tmp_path / "c", **QUICK)
 
 

@@ -149,7 +149,7 @@ def test_a_checkpoint_is_of_one_precision(tiny: Any, task: Any, tmp_path: Path) 
     calls: list[int] = []
     options: dict[str, Any] = {"metrics": {"own": stopping}, "checkpoint": tmp_path / "kept"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lens_skills.results.SECONDS_BETWEEN", 0.0)
+        patch.setattr("lens_skills.checkpoints.SECONDS_BETWEEN", 0.0)
         with pytest.raises(KeyboardInterrupt):
             score(tiny, task, precision="bfloat16", **options)
     with pytest.raises(LensSkillsError, match="differs in precision"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lens_skills import results
+from lens_skills import checkpoints
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, score
@@ -31,7 +31,7 @@ EXAMPLES = [
 
 @pytest.fixture(autouse=True)
 def save_after_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
 
 
 class Mine:
@@ -111,11 +111,11 @@ def test_a_pass_that_ends_leaves_no_folder(tiny: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "differs"),
     [
-        ({"seed": 5}, "seed"),
+        ({"seed": 5}, "seed: 4 there, 5 here"),
         ({"batch_size": 9}, "batch_size"),
-        ({"position": "mean"}, "positions"),
+        ({"position": "mean"}, "position: None there, mean here"),
         ({"layers": [0, 1]}, "layers"),
-        ({"at": "hook_resid_post"}, "site"),
+        ({"at": "hook_resid_post"}, "at: mlp.hook_post there"),
         ({"given": ["length"]}, "given"),
         ({"n_permutations": 40}, "n_permutations"),
         ({"examples": EXAMPLES[::-1]}, "examples"),
@@ -128,10 +128,10 @@ def test_the_checkpoint_of_another_pass_is_refused(
     folder = tmp_path / "pass"
     with pytest.raises(KeyboardInterrupt):
         run(tiny_bridge, Mine(fail_at=3), folder)
-    before = (folder / "checkpoint.json").read_bytes()
+    before = held(folder)
     with pytest.raises(LensSkillsError, match=rf"another pass \(it differs in .*{differs}"):
         run(tiny_bridge, Mine(), folder, **options)
-    assert (folder / "checkpoint.json").read_bytes() == before  # and nothing is lost
+    assert held(folder) == before  # and nothing is lost
 
 
 def test_other_neurons_are_another_pass(tiny_bridge: Any, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_other_values_of_a_known_metric_are_another_pass(tiny_bridge: Any, tmp_p
 def test_a_folder_that_cannot_be_written_is_refused_before_the_pass(
     tiny_bridge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "SECONDS_BETWEEN", 60.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 60.0)
     (tmp_path / "file").write_text("")
     metric = Mine()
     with pytest.raises(LensSkillsError, match="cannot be written"):
@@ -176,12 +176,19 @@ def test_a_folder_with_something_else_is_refused_before_the_pass(
     assert (tmp_path / "pass" / "thesis.tex").read_text() == "mine"
 
 
+def held(folder: Path) -> dict[str, bytes]:
+    """Every kept file."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+    return {str(path): path.read_bytes() for path in files}
+
+
 def test_a_damaged_checkpoint_is_named(tiny_bridge: Any, tmp_path: Path) -> None:
     folder = tmp_path / "pass"
     with pytest.raises(KeyboardInterrupt):
         run(tiny_bridge, Mine(fail_at=3), folder)
-    (folder / "checkpoint.json").write_text("{")
-    with pytest.raises(LensSkillsError, match=r"the saved checkpoint in .* is damaged"):
+    (state,) = folder.glob("state-*")
+    (state / "state.json").write_text("{")
+    with pytest.raises(LensSkillsError, match=rf"pass is damaged: {state.name} was cut"):
         run(tiny_bridge, Mine(), folder)
 
 
@@ -195,7 +202,7 @@ def test_an_interruption_while_saving_keeps_the_last_checkpoint(
     real, stops = os.replace, []
 
     def stopped(source: Any, target: Any) -> None:
-        if Path(target) == folder and not stops:
+        if Path(target).name.startswith("state-") and not stops:
             stops.append(target)
             raise KeyboardInterrupt
         real(source, target)
@@ -209,7 +216,13 @@ def test_an_interruption_while_saving_keeps_the_last_checkpoint(
     assert rest.calls <= 3
 
 
-def test_a_checkpoint_and_a_baseline_do_not_go_together(tiny_bridge: Any, tmp_path: Path) -> None:
-    found = run(tiny_bridge, Mine(), None, examples=EXAMPLES[::2])
-    with pytest.raises(LensSkillsError, match="checkpoint= and baseline="):
-        run(tiny_bridge, Mine(), tmp_path / "p", examples=EXAMPLES[1::2], baseline=found)
+def test_predictivity_goes_on_too(tiny_bridge: Any, tmp_path: Path) -> None:
+    """What is counted beside the sums is kept beside them."""
+    before = run(tiny_bridge, Mine(), None, examples=EXAMPLES[::2])
+    asked: dict[str, Any] = {"examples": EXAMPLES[1::2], "baseline": before}
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_bridge, Mine(fail_at=3), tmp_path / "p", **asked)
+    resumed = run(tiny_bridge, Mine(), tmp_path / "p", **asked)
+    whole = run(tiny_bridge, Mine(), None, **asked)
+    assert_same(resumed, whole)
+    assert torch.equal(resumed.predictivity["label:y"], whole.predictivity["label:y"])

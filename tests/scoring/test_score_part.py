@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_refused_with_what_and_why() -> None:
 def test_a_part_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lens_skills.results.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("lens_skills.checkpoints.SECONDS_BETWEEN", 0.0)
     acts, examples, metrics = data("own")
     table = table_of(acts, examples, metrics, np.arange(30, N))
     asked: dict[str, Any] = {"metrics": ["label:y", "sure"], "n_permutations": 19}
@@ -170,7 +170,8 @@ def test_a_part_goes_on_where_it_was_stopped(
         if not calls:
             with pytest.raises(KeyboardInterrupt):
                 score_part(table, table.examples, examples, checkpoint=tmp_path / "c", **asked)
-    assert json.loads((tmp_path / "c" / "checkpoint.json").read_text())["batches"] == 1
+    (state,) = (tmp_path / "c").glob("state-*")
+    assert json.loads((state / "state.json").read_text())["batches"] == 1
     found = score_part(table, table.examples, examples, checkpoint=tmp_path / "c", **asked)
     assert all(found.sums[name].equal(sums) for name, sums in whole.sums.items())
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.contents import content, packed, unpacked
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import place_to_write
 from lens_skills.results import file_name, read_folder, versions, write_folder
 
 SECONDS_BETWEEN = 60.0

@@ -1,8 +1,7 @@
 """Activations of some or all neurons of a site, batch by batch, from a model or from a table.
 
 `ActivationReader` is what every room reads a split with. Below it: the values of chosen neurons on
-every example, their values at every token of a few, and a site at the positions that an edit
-changes.
+every example, and a site at the positions that an edit changes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,6 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import (
-    Component,
     Components,
     find_places,
     neuron_names,
@@ -43,7 +41,6 @@ from lens_skills.activations.locations import (
     find_site,
     parse_position,
     soft_position,
-    token_places,
 )
 from lens_skills.activations.metrics import Metric, parse_metrics
 from lens_skills.activations.stream import (
@@ -55,7 +52,6 @@ from lens_skills.activations.stream import (
     read_sites,
     stream,
 )
-from lens_skills.cards import showing
 from lens_skills.checkpoints import Checkpoint
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
@@ -65,9 +61,6 @@ from lens_skills.models.precision import in_precision
 
 GATE = "mlp.hook_pre"
 """What goes into the activation function: a gated MLP's gate, a plain one's pre-activation."""
-
-SOFT = "⟨soft⟩"
-"""What is shown for a vector of a soft prompt."""
 
 
 class ActivationReader:
@@ -495,98 +488,6 @@ def refuse_constant(readings: NeuronValues, first: int | None = None) -> None:
         "can be said of a neuron that does not vary. Leave it out, or give examples on which it "
         "fires."
     )
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """An example as one neuron reads it.
-
-    Attributes:
-        id, prompt: Of the example.
-        activation: At the position that was explained.
-        tokens: The prompt's tokens as texts, without the beginning-of-sequence token.
-        values: The neuron's activation at each.
-        read: The place of that position among the tokens; None where it is of several tokens, or
-            of the one left out.
-    """
-
-    id: str
-    prompt: str
-    activation: float
-    tokens: tuple[str, ...]
-    values: tuple[float, ...]
-    read: int | None = None
-
-    def _repr_html_(self) -> str:
-        return str(showing("notebook_view").html(self))
-
-    def __repr__(self) -> str:
-        return f"{self.activation:+.2f}  {self.prompt!r}"
-
-
-def excerpts_without_tokens(
-    examples: Sequence[Example],
-    wanted: Sequence[Sequence[int]],
-    activations: Float[Tensor, "neuron row"],
-) -> list[tuple[Excerpt, ...]]:
-    """For every neuron the wanted examples, by place, of a table, which holds no tokens."""
-    found = []
-    for number, places in enumerate(wanted):
-        some = [(examples[place], float(activations[number, place])) for place in places]
-        found.append(tuple(Excerpt(one.id, one.prompt, value, (), ()) for one, value in some))
-    return found
-
-
-def read_tokens(
-    adapter: ModelAdapter,
-    examples: Sequence[Example],
-    units: Sequence[Component],
-    wanted: Sequence[Sequence[int]],
-    activations: Float[Tensor, "neuron row"],
-    position: Position,
-) -> list[tuple[Excerpt, ...]]:
-    """For every neuron the wanted examples, by place, with its activation at every token.
-
-    ``position`` is where ``activations`` were read.
-    """
-    chosen = sorted({place for places in wanted for place in places})
-    if not chosen:
-        return [() for _ in units]
-    some = [examples[place] for place in chosen]
-    layers = sorted({unit.layer for unit in units})
-    layer = torch.tensor([layers.index(unit.layer) for unit in units])
-    feature = torch.tensor([unit.start for unit in units])
-    tokens: dict[int, tuple[str, ...]] = {}
-    values: dict[int, Tensor] = {}
-    reads: dict[int, int | None] = {}
-    spec = parse_position(position)
-    for batch in stream(adapter, some, at=units[0].site, position="all", layers=layers):
-        assert batch.mask is not None
-        for row, index in enumerate(batch.index.tolist()):
-            encoded: Any = batch.examples[row]
-            first = 1 if encoded.has_bos else 0
-            own = encoded.prompt_tokens[first:].tolist()
-            read = None if spec.pool else token_places(adapter, encoded, spec.spots[0])[0] - first
-            reads[chosen[index]] = None if read is not None and read < 0 else read
-            tokens[chosen[index]] = tuple(
-                SOFT if token >= adapter.d_vocab else adapter.decode(token) for token in own
-            )
-            here = batch.activations[row, batch.mask[row]]
-            values[chosen[index]] = here[:, layer, feature].T.cpu()
-    return [
-        tuple(
-            Excerpt(
-                examples[place].id,
-                examples[place].prompt,
-                float(activations[number, place]),
-                tokens[place],
-                tuple(values[place][number].tolist()),
-                reads[place],
-            )
-            for place in places
-        )
-        for number, places in enumerate(wanted)
-    ]
 
 
 def read_batches(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lens_skills.activations.activation_reader import SOFT
+from lens_skills.activations.excerpts import SOFT
 from lens_skills.circuits.paired_cache import PairedCache
 
 

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Position, parse_components
-from lens_skills.activations.activation_reader import Excerpt, read_neurons, read_tokens
+from lens_skills.activations.activation_reader import read_neurons
 from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.components import Component, site_of
+from lens_skills.activations.excerpts import Excerpt, read_tokens
 from lens_skills.activations.locations import parse_position
 from lens_skills.cards import card_lines, showing
 from lens_skills.data import Example

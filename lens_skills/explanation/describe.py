@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_skills.activations.activation_reader import Excerpt
+from lens_skills.activations.excerpts import Excerpt
 from lens_skills.data import Example, in_turns
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.conjunctions import SentenceReader, best_conjunctions, in_words

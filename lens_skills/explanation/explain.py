@@ -22,14 +22,12 @@ from lens_skills.activations import (
 )
 from lens_skills.activations.activation_reader import (
     ActivationReader,
-    Excerpt,
-    excerpts_without_tokens,
     metric_values,
     read_neurons,
-    read_tokens,
     units_of,
 )
 from lens_skills.activations.components import Component, site_of
+from lens_skills.activations.excerpts import Excerpt, excerpts_without_tokens, read_tokens
 from lens_skills.activations.locations import parse_position
 from lens_skills.checkpoints import part, resumable
 from lens_skills.data import Example, field_of, halves

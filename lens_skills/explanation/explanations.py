@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_skills.activations.activation_reader import Excerpt
+from lens_skills.activations.excerpts import Excerpt
 from lens_skills.cards import CARD_WIDTH, card_lines, showing
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.descriptions import Description, descriptions_frame

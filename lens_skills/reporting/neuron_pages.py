@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lens_skills.activations.activation_reader import Excerpt
+from lens_skills.activations.excerpts import Excerpt
 from lens_skills.diagnostics import Memorisation, Redundancy, Regulators
 from lens_skills.diagnostics.redundancy import cluster_by
 from lens_skills.explanation import (

@@ -11,8 +11,8 @@ from html import escape
 from typing import Any
 from unicodedata import bidirectional
 
-from lens_skills.activations.activation_reader import Excerpt
 from lens_skills.activations.components import Components
+from lens_skills.activations.excerpts import Excerpt
 from lens_skills.cards import Tabled, fold
 from lens_skills.explanation import ActivatingExamples, Explanations
 from lens_skills.explanation.activation_quantiles import ActivationQuantile, NeuronExamples

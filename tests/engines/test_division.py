@@ -122,9 +122,9 @@ def test_a_pass_stopped_here_goes_on_in_shards(
     model: Any, task: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint is of batches, whoever ran them."""
-    from lens_skills import results
+    from lens_skills import checkpoints
 
-    monkeypatch.setattr(results, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
     asked = {"metrics": "label:carry", "layers": 1, "n_permutations": 19, "n_controls": 0}
     whole = ls.score(model, task, **asked)
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lens_skills.activations.activation_reader import Excerpt
+from lens_skills.activations.excerpts import Excerpt
 from lens_skills.explanation import (
     Explanation,
     Explanations,

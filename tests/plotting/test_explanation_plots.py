@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
-from lens_skills.activations.activation_reader import Excerpt
+from lens_skills.activations.excerpts import Excerpt
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Explanation, Explanations, Shortcut, Shortcuts
 from lens_skills.explanation.descriptions import Description, ShuffledScores

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import lens_skills as ls
-from lens_skills.activations.activation_reader import Excerpt
 from lens_skills.activations.components import Component, Components
+from lens_skills.activations.excerpts import Excerpt
 from lens_skills.data import Example
 from lens_skills.plotting import figures
 from lens_skills.reporting import notebook_view

@@ -7,6 +7,7 @@ a process that is killed leaves what it had kept. Parts compose: what a verb wit
 is kept in the folder of the outermost.
 """
 
+import errno
 import inspect
 import json
 import os
@@ -36,6 +37,7 @@ SECONDS_BETWEEN = 60.0
 _ASKED, _LOCK, _HOLDER = "asked.json", ".lock", ".holder.json"
 _PARTS, _STATE = "parts", "state"
 _FORMAT = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Made = TypeVar("Made")
@@ -228,6 +230,11 @@ class Work:
                 "ends or stop it, then give the same call again; or choose another folder."
             ) from error
         except (NotImplementedError, OSError) as error:
+            if path.is_dir() or getattr(error, "errno", None) in _NO_ROOM:
+                raise LensSkillsError(
+                    f"{path}, which keeps a second run out, cannot be made: {error}. Remove it, or "
+                    "choose another folder."
+                ) from error
             warnings.warn(
                 f"{self.folder} lies on a file system without locks ({error}): nothing keeps a "
                 "second run out of it. Start one at a time.",

@@ -314,10 +314,8 @@ def test_a_run_of_an_older_layout_is_refused_with_what_to_do(
         (tmp_path / "run.json").write_text(json.dumps(plain))
         for command in (("select",), ("figures",), ("compare-methods",)):
             message = refused(*command, tmp_path)
-            assert (
-                f"{tmp_path / 'run.json'} is damaged, or of another version of lens-skills ("
-                in message
-            )
+            said = "has format 9" if what == "format 9" else "is damaged, or of another version of"
+            assert f"{tmp_path / 'run.json'} {said}" in message
             assert what in message
             assert "lens-skills score TASK --out FOLDER" in message
 

@@ -29,7 +29,7 @@ PAIRS = [
 
 VERBS: dict[str, Callable[[Any, Path], Any]] = {
     "score": lambda m, at: ls.score(
-        m, SOME, metrics=["entropy"], n_permutations=9, checkpoint=at / "c"
+        m, SOME, metrics=["entropy"], n_permutations=19, checkpoint=at / "c"
     ),
     "rank": lambda m, _: ls.rank(m, SOME, "entropy"),
     "capture": lambda m, at: ls.capture(m, SOME, at / "table"),

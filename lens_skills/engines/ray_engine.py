@@ -4,6 +4,7 @@ The workers stay from one pass to the next, as long as the model is the same; an
 failure ends them all.
 """
 
+import builtins
 import contextlib
 import os
 import socket
@@ -414,5 +415,5 @@ def _line(error: BaseException) -> str:
 
 
 def _kind(name: str) -> type[Warning]:
-    found = getattr(__import__("builtins"), name, UserWarning)
+    found = getattr(builtins, name, UserWarning)
     return found if isinstance(found, type) and issubclass(found, Warning) else UserWarning

@@ -54,6 +54,7 @@ class _Named:
     def __init__(self, n_layers: int, names: list[str]) -> None:
         self.n_layers, self.hook_names = n_layers, lambda: names
         self.check_site = lambda at, layers: None
+        self.dictionaries_at = lambda at: ()
 
 
 @pytest.mark.parametrize("layers", [4, -5, [0, 9], []])

@@ -205,7 +205,11 @@ def test_sentences_stand_beside_their_nulls() -> None:
     assert filled == [True, False, False]
     assert len(axis.collections) == 4  # two nulls of each of the two that have them
     shown = " ".join([words(drawing), *(text.get_text() for text in axis.texts)])
-    for part in ("1 of 3 sentences are above", "Fires where an operand is 5.", "1 neurons have no"):
+    for part in (
+        "1 of 3 sentences are above",
+        "Fires where an operand is 5.",
+        "1 without a sentence.",
+    ):
         assert part in shown
     assert [one.kind for one in figures.of(why)] == ["feature_matrix", "description_scores"]
     with pytest.raises(LensSkillsError, match="describer='features'"):

@@ -44,6 +44,7 @@ def with_features(model: Any, *dictionaries: Any) -> ModelAdapter:
 
     Does not show: that the dictionary was trained on these weights, folded and centred as they are.
 
+    >>> import torch
     >>> import lens_skills as ls
     >>> model = ls.load_model("arithmetic-small")
     >>> weight = torch.eye(model.cfg.d_model)

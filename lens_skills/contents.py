@@ -27,8 +27,6 @@ def content(value: Any) -> Any:
         return value.item()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(states := getattr(value, "states", None), Mapping):  # of a table's shards
-        return {"kind": type(value).__name__, "hash": _hash(content(value.manifest)), **states}
     if is_dataclass(value) and not isinstance(value, type):
         inner = {one.name: content(getattr(value, one.name)) for one in fields(value)}
         return {"kind": type(value).__name__, "hash": _hash(inner)}
@@ -125,8 +123,6 @@ def packed(value: Any, tensors: dict[str, Tensor]) -> Any:
             "names": [str(name) for name in value],
             "index": value.index.tolist(),
         }
-    if isinstance(states := getattr(value, "states", None), Mapping):  # of a table's shards
-        return {"kind": type(value).__name__, "hash": _hash(content(value.manifest)), **states}
     if is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
         inner = {one.name: getattr(value, one.name) for one in fields(value) if one.init}

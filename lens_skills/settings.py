@@ -72,7 +72,7 @@ class config:
                     raise LensSkillsError(f"progress must be True, False or None, not {value!r}.")
                 continue
             if name == "engine":
-                _check_engine(value)
+                check_engine(value)
                 continue
             if name == "worker_gpus":
                 _check_gpus(value)
@@ -103,7 +103,8 @@ class config:
         return f"config({', '.join(f'{name}={value!r}' for name, value in _ACTIVE.items())})"
 
 
-def _check_engine(value: Any) -> None:
+def check_engine(value: Any) -> None:
+    """Nothing; raises where passes cannot run there: an unknown engine, Ray absent or too old."""
     if value not in ENGINES:
         raise LensSkillsError(f"engine must be 'local' or 'ray', not {value!r}.")
     if value == "local":
@@ -133,6 +134,11 @@ def _check_gpus(value: Any) -> None:
         raise LensSkillsError(
             f"worker_gpus must be a whole number or a share of one GPU (0.5), not {value!r}."
         )
+
+
+def in_force() -> dict[str, Any]:
+    """All options, as `config` takes them."""
+    return dict(_ACTIVE)
 
 
 def engine() -> str:

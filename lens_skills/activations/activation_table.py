@@ -46,6 +46,7 @@ from lens_skills.activations.table_rows import (
     release,
 )
 from lens_skills.cards import card_lines
+from lens_skills.contents import content
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
 from lens_skills.file_names import inside, place_to_write
@@ -352,6 +353,12 @@ class ActivationTable:
         if isinstance(metrics, list | tuple):
             return [self.named(metric) for metric in metrics]
         return metrics
+
+
+@content.register
+def _(table: ActivationTable) -> Any:
+    """What a pass over a table depends on: what it says of itself, and every shard as it is."""
+    return {"kind": "ActivationTable", "manifest": content(table.manifest), **table.states}
 
 
 def _some(examples: Sequence[Example], index: np.ndarray) -> Sequence[Example]:

@@ -160,7 +160,7 @@ class RayEngine:
                 workers that cannot open the model, or for which there is no place.
         """
         pool = _pool_of(adapter)
-        options = dict(settings._ACTIVE) | {"engine": "local", "progress": False}
+        options = settings.in_force() | {"engine": "local", "progress": False}
         given = _put(Assignment(job, Reading.of(adapter), options), "what this pass needs")
         whole = done + sum(sizes) if total is None else total
         work = _Work(pool, shards, sizes, verb, uuid.uuid4().hex, given)
@@ -294,7 +294,7 @@ def begin() -> None:
     Raises:
         LensSkillsError: No cluster at RAY_ADDRESS, or one of another version of Ray or Python.
     """
-    settings._check_engine("ray")
+    settings.check_engine("ray")
     import ray
 
     if ray.is_initialized():

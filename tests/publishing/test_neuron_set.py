@@ -27,6 +27,7 @@ from lens_skills.publishing.probe import RESIDUAL
 from lens_skills.studies import Study
 from lens_skills.tasks import Task
 from tests.interventions.test_verify import part
+from tests.models.conftest import needs_hooked
 
 FEW = {"controls": controls(0, neurons=20), "unrelated": False, "n_permutations": 19}
 ALL = {"licence": "CC-BY-4.0", "citation": "Someone 2026"}
@@ -230,6 +231,7 @@ def test_folded_weights_warn_and_pass(made: NeuronSet, tiny_bridge: Any) -> None
     assert any("not the same numbers, bit for bit" in text for text in checked.warnings)
 
 
+@needs_hooked
 def test_a_centred_model_passes_and_its_residual_components_are_named(
     task: Task, tiny_hf: tuple[Any, Any]
 ) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 import lens_skills as ls
 from lens_skills.cli import app
+from tests.models.conftest import IMPLEMENTATIONS
 
 CHOSEN = ("--text", "text", "--label", "plural")
 
@@ -57,7 +58,7 @@ def test_published_by_one_and_checked_by_another(
         shell("check", tmp_path / "theirs", "--model", tiny_folder, *bridge, "--json").stdout
     )
     assert plain["format"] == "lens-skills/check"
-    assert plain["results"]["check"]["implementation"] == ["hooked", "bridge"]
+    assert plain["results"]["check"]["implementation"] == [IMPLEMENTATIONS[0], "bridge"]
     rounded = shell("check", tmp_path / "theirs", "--model", tiny_folder, "--dtype", "bfloat16")
     assert rounded.exit_code == 0, rounded.output
     assert "warning: published from float32, read in bfloat16" in rounded.stdout

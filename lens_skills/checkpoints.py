@@ -28,7 +28,7 @@ from torch import Tensor
 from lens_skills import settings
 from lens_skills.contents import content, packed, unpacked
 from lens_skills.errors import LensSkillsError
-from lens_skills.file_names import place_to_write
+from lens_skills.file_names import check_links, place_to_write
 from lens_skills.results import file_name, read_folder, versions, write_folder
 
 SECONDS_BETWEEN = 60.0
@@ -274,7 +274,13 @@ class Work:
                 f"({error!r:.100}), so it is not known what was asked. Copy it again whole, or "
                 "remove the folder to begin anew."
             ) from error
-        if number != _FORMAT or version != versions()["lens-skills"]:
+        if number != _FORMAT:
+            raise LensSkillsError(
+                f"the checkpoint {self.folder} has format {number!r:.20}, this version of "
+                f"lens-skills reads {_FORMAT}. Go on with lens-skills {version!s:.20}, which began "
+                "it, or remove the folder to begin anew."
+            )
+        if version != versions()["lens-skills"]:
             raise LensSkillsError(
                 f"the checkpoint {self.folder} was begun by lens-skills {version}, this is "
                 f"{versions()['lens-skills']}: the rest would be done in another way. Go on with "
@@ -326,6 +332,7 @@ class Work:
     def _read_parts(self) -> None:
         for folder in sorted(self.folder.glob("done-*")):
             with _whole(folder, self.folder):
+                check_links(self.folder, [folder], _ASKED)
                 _, plain = read_folder(folder, _PARTS)
                 self.done |= {key: (folder, value) for key, value in plain["parts"].items()}
                 self.number = int(folder.name.removeprefix("done-"))
@@ -401,6 +408,7 @@ class Checkpoint:
             tensors, plain = self.work.read(self.key)
         elif there:
             with _whole(there[-1], self.work.folder):
+                check_links(self.work.folder, there[-1:], _ASKED)
                 tensors, plain = read_folder(there[-1], _STATE)
         else:
             return None

@@ -168,6 +168,8 @@ def unpacked(plain: Any, tensor: Callable[[str], Tensor]) -> Any:
             kind = getattr(kind, step)
         if not is_dataclass(kind):
             raise ValueError(f"{name} is no dataclass")
+        if kind.__module__ != module:  # what another package brought in
+            raise ValueError(f"{name} is not of {module}")
         made: Any = kind
         return made(**{key: unpacked(one, tensor) for key, one in plain["fields"].items()})
     if "$dict" in plain:

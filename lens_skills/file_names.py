@@ -11,7 +11,7 @@ from lens_skills.errors import LensSkillsError
 LONGEST = 200
 """Bytes of a name. Systems take 255; what is written beside meanwhile has a longer one."""
 
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *([.:]|$)")
 _FORBIDDEN = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
 
 
@@ -67,6 +67,25 @@ def place_to_write(place: str | Path) -> Path:
                 "be written everywhere. Choose a shorter one."
             )
     return path.resolve() if path.is_symlink() else path
+
+
+def place_to_read(place: str | Path) -> Path:
+    """A path to read from, whether or not something is there.
+
+    Raises:
+        LensSkillsError: The system does not look for such a name (too long, or no right to look).
+    """
+    path = Path(place)
+    try:
+        path.exists()
+    except OSError as error:
+        text = os.fspath(place)
+        shown = text if len(text) <= 80 else f"{text[:77]}…"
+        raise LensSkillsError(
+            f"{shown!r} cannot be opened: {(error.strerror or str(error)).lower()}. Give the path "
+            "of a file or a folder."
+        ) from error
+    return path
 
 
 def inside(folder: Path, name: Any, what: str, names: str) -> Path:

@@ -29,7 +29,7 @@ from torch import Tensor
 from lens_skills.cards import Tabled, fold
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
-from lens_skills.file_names import place_to_write, portable
+from lens_skills.file_names import check_links, place_to_read, place_to_write, portable
 
 FORMAT = 2
 """Of saved results. Those of format 1, which had no number, are not read."""
@@ -75,7 +75,7 @@ class Result(Tabled):
         Raises:
             LensSkillsError: Nothing saved there, a result of another kind, or a damaged one.
         """
-        with undamaged(folder):
+        with undamaged(place_to_read(folder)):
             kind = kind_of(folder, cls.__name__)
         if kind != cls.__name__:
             raise LensSkillsError(
@@ -411,6 +411,7 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, A
     """What `write_folder` wrote, to the byte."""
     from safetensors.torch import load_file
 
+    check_links(folder, [folder / f"{name}.json", folder / f"{name}.safetensors"], f"{name}.json")
     with undamaged(folder, f"saved {name}"):
         plain = dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
         tensors = load_file(folder / f"{name}.safetensors")

@@ -7,6 +7,7 @@ from typing import Any
 
 from lens_skills.activations.activation_table import MANIFEST, ActivationTable
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import check_links, place_to_read
 from lens_skills.results import Result, is_saved, kind_of, undamaged
 
 # The room of every kind of result.
@@ -68,8 +69,9 @@ def load(folder: str | Path | Sequence[str | Path]) -> Any:
     """
     if not isinstance(folder, str | Path):  # several, whose shards are one table
         return ActivationTable.load(*folder)
-    with undamaged(folder):
-        return _load(Path(folder))
+    place = place_to_read(folder)
+    with undamaged(place):
+        return _load(place)
 
 
 def _load(place: Path) -> Any:
@@ -91,6 +93,7 @@ def _load(place: Path) -> Any:
 
 def _of_a_run(folder: Path) -> dict[str, Any]:
     inside = {path.name: path for path in sorted(folder.iterdir()) if is_saved(path)}
+    check_links(folder, inside.values(), _RUN)
     if not inside:
         first = folder / "explore"
         if first.exists():

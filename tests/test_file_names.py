@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lens_skills as ls
 from lens_skills.cli.runs import Run, RunRequest
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
-from lens_skills.file_names import LONGEST, is_file_name
+from lens_skills.file_names import LONGEST, inside, is_file_name
 from lens_skills.plotting import figures
+from lens_skills.publishing import NeuronSet, set_format
 from lens_skills.results import FORMAT, Result, file_name, write_file
+from lens_skills.scoring import Selection
+from tests.folder_damage import stopped
 from tests.test_saved import Maker
 
-BAD = ["../x", "/etc/x", "a\\..\\b", "C:\\x", "C:x", "NUL", "com1.npy", "a/../../x", "a\0b", ""]
+BAD = [
+    "../x", "/etc/x", "a\\..\\b", "C:\\x", "C:x", "NUL", "com1.npy", "a/../../x", "a\0b", "",
+    "nul:", "nul .txt", "CONOUT$", "a/com¹/b.npy", "//server/x", "./../x",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -73,6 +80,87 @@ def test_a_link_out_of_a_table_is_refused_and_a_hubs_store_is_not(
     assert len(ls.load(table).examples) == 4
 
 
+# Letters that look like dots and separators.
+LIKE = ["\uff0e\uff0e/x", "a\u2215b", "..\u2215x", "\u2024\u2024", "a\u29f5b"]
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_letters_that_look_like_separators_are_letters(name: str, tmp_path: Path) -> None:
+    assert inside(tmp_path, name, "a shard", "m.json") == tmp_path / name
+    assert (tmp_path / name).resolve().is_relative_to(tmp_path.resolve())
+
+
+NOWHERE = [
+    "../x",
+    "/etc/x",
+    "a\\..\\b",
+    "C:\\x",
+    "NUL",
+    "a\0b",
+    "x" * 300,
+    "a/" * 3000,
+    "\ud800",
+    *LIKE,
+]
+
+
+@pytest.mark.parametrize("name", NOWHERE, ids=lambda name: ascii(name)[:20])
+@pytest.mark.parametrize(
+    "opened",
+    [
+        ls.load, Run.load, NeuronSet.load, Selection.load, ls.load_dictionary, figures.redraw,
+        ls.load_model, ls.tasks.bigbench, lambda place: ls.load([place, place]),
+        lambda place: ls.report(place, "page.html"), lambda place: NeuronSet.load(f"hub:{place}"),
+        lambda place: ls.tasks.table(place, prompt="{a}", answer="b"),
+    ],
+)  # fmt: skip
+def test_whatever_is_no_place_is_refused_in_words(
+    opened: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LensSkillsError):
+        opened(name)
+    assert [*tmp_path.iterdir()] == []
+
+
+def dictionary(place: Path) -> Path:
+    return ls.Dictionary(torch.eye(3), torch.eye(3), "blocks.0.hook_resid_post").save(place)
+
+
+def set_of_neurons(place: Path) -> Path:
+    document = {"format": set_format.FORMAT, "version": set_format.VERSION}
+    return set_format.write(place, document, {"x": torch.zeros(1)})
+
+
+FOLDERS = {
+    "result.safetensors": (lambda at: saved_result().save(at), ls.load),
+    "sae_weights.safetensors": (dictionary, ls.load_dictionary),
+    "neurons.safetensors": (set_of_neurons, NeuronSet.load),
+    "done-000001": (lambda at: stopped(at) or at, stopped),
+    "done-000001/parts.safetensors": (lambda at: stopped(at) or at, stopped),
+    "state-sums_1.1": (lambda at: stopped(at) or at, stopped),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_link_out_of_any_folder_is_refused_and_what_it_leads_to_stays(
+    name: str, tmp_path: Path
+) -> None:
+    make, opened = FOLDERS[name]
+    folder = make(tmp_path / "folder")
+    other = tmp_path / "other"
+    (folder / name).rename(other)
+    (folder / name).symlink_to(other)
+    with pytest.raises(LensSkillsError, match=r"is a link to .*other|damaged: .* was cut short"):
+        opened(folder)
+    assert other.exists()
+    (folder / name).unlink()
+    other.rename(folder / name)
+    (tmp_path / "link").symlink_to(folder)  # the folder as a whole may be one
+    if name != "neurons.safetensors":
+        opened(tmp_path / "link")
+
+
 def test_a_link_out_of_a_run_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -81,8 +169,12 @@ def test_a_link_out_of_a_run_is_refused(tmp_path: Path) -> None:
     (run.folder / "figures" / "inside").symlink_to(run.folder / "figures")
     assert Run.load(run.folder).request == run.request
     (run.folder / "explore").symlink_to(other)
-    with pytest.raises(LensSkillsError, match=r"explore is a link to .*other, outside of .*run"):
-        Run.load(run.folder)
+    saved_result().save(other / "result")
+    for opened in (Run.load, ls.load):
+        (run.folder / "explore").unlink()
+        (run.folder / "explore").symlink_to(other / "result")
+        with pytest.raises(LensSkillsError, match=r"is a link to .*other.*, outside of .*run"):
+            opened(run.folder)
     (tmp_path / "link").symlink_to(run.folder)
     (run.folder / "explore").unlink()
     assert Run.load(tmp_path / "link").request == run.request  # the folder as a whole may be one
@@ -107,8 +199,6 @@ def test_a_table_of_a_newer_format_asks_for_an_update(table: Path) -> None:
 
 
 def saved_result() -> Result:
-    from lens_skills.scoring import Selection
-
     return Maker(0).fields(Selection)
 
 

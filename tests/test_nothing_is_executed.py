@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from lens_skills.contents import unpacked
+from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import load_model
 
@@ -157,3 +159,18 @@ def test_weights_in_a_bin_file_are_read_as_numbers_alone(
     tokens = torch.tensor([[1, 5, 9]])
     ours = load_model(folder)(tokens)
     torch.testing.assert_close(ours, tiny_hf[0](tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os:system", "pathlib:Path", "lens_skills_other:x", "lens_skills.results:shutil.rmtree",
+        "lens_skills.contents:import_module", "lens_skills.contents:Example",
+    ],
+)  # fmt: skip
+def test_a_kept_part_names_dataclasses_where_they_are_defined_alone(name: str) -> None:
+    plain = {"$data": name, "fields": {"id": "1", "prompt": "x"}}
+    with pytest.raises((ValueError, AttributeError), match=r"is none of|is no dataclass|is not of"):
+        unpacked(plain, lambda key: torch.zeros(1))
+    plain |= {"$data": "lens_skills.data:Example"}
+    assert unpacked(plain, lambda key: torch.zeros(1)) == Example("1", "x")

@@ -49,7 +49,7 @@ from lens_skills.cards import card_lines
 from lens_skills.contents import content
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
-from lens_skills.file_names import inside, place_to_write
+from lens_skills.file_names import inside, place_to_read, place_to_write
 from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
 from lens_skills.models.identity import identity
 from lens_skills.progress import Progress
@@ -103,7 +103,7 @@ class ActivationTable:
             LensSkillsError: No table there, or one that was not finished; a shard that is missing,
                 cut, or does not fit the manifest or the others (which, and why).
         """
-        places = tuple(Path(folder) for folder in folders)
+        places = tuple(place_to_read(folder) for folder in folders)
         with undamaged(", ".join(map(str, places)), "table of activations"):
             table = cls._opened(places)
             release()  # what reading the columns took

@@ -84,11 +84,12 @@ def _describer(named: str | None, model: str | None, key: str | None, cache: Pat
             )
         if named not in (None, "features"):
             raise LensSkillsError(
-                f"describer= is 'features', or an endpoint's address (http://…), not {named!r}."
+                f"describer= is 'features', or an endpoint's address (http://…), not "
+                f"{named.rpartition('@')[2]!r}."
             )
         return named
     if model is None:
-        raise LensSkillsError(f"which model at {named}? Say --describer-model NAME.")
+        raise LensSkillsError("which model at the endpoint? Say --describer-model NAME.")
     from lens_skills.generation import endpoint
 
     return endpoint(named, model=model, api_key_env=key, cache=cache)

@@ -80,8 +80,9 @@ class Call:
 
     @property
     def command(self) -> str:
-        """It as it is typed."""
-        return shlex.join(["lens-skills", *self.args])
+        """It as it is typed, without a login in an address."""
+        args = [re.sub(r"(?<=://)[^/\s]*@", "[login]@", arg) for arg in self.args]
+        return shlex.join(["lens-skills", *args])
 
     def show(self, name: str, result: Any) -> None:
         """The card of a result, or its numbers under a name of their own."""

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import writable, write_file
@@ -20,9 +21,21 @@ GIVE_UP = 3  # questions in a row that the endpoint did not answer, before it is
 
 LONGEST_WAIT = 60.0  # seconds, whatever the endpoint asks for
 
+CACHE_FORMAT = 1
+"""Of kept answers, and in their names: those of another format are asked for anew, and stay."""
+
 COUNTS = ("requests", "failed_requests", "from_cache", "prompt_tokens", "completion_tokens")
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_QUOTED: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
+    html.escape,
+    lambda text: quote(text, safe=""),
+    quote,
+)
 
 Message = Mapping[str, str]
 Answer = TypeVar("Answer")
@@ -92,6 +105,11 @@ def connection(
     if not url.startswith(("http://", "https://")):
         shown = url.rsplit("@", 1)[-1].partition("?")[0]  # without a password or key that it holds
         raise LensSkillsError(f"an endpoint's url begins with http:// or https://, not {shown!r}.")
+    if urlsplit(url).query or urlsplit(url).fragment:
+        raise LensSkillsError(
+            "an endpoint's url ends before '?' and '#': what follows would stand in the log of "
+            "every request. Give a key by api_key_env=."
+        )
     if not (timeout > 0 and retries >= 0 and wait >= 0):
         raise LensSkillsError("timeout is above 0, retries and wait are 0 or more.")
     try:
@@ -259,9 +277,21 @@ class Endpoint:
         raise NoAnswer(f"{reason} (asked {attempt + 1} times)")
 
     def _without_key(self, text: str) -> str:
-        """What an endpoint said, without a key that it repeats; before anything is cut off."""
-        key = self.client.api_key
-        return text if key == "none" else text.replace(key, "[key]")
+        """What an endpoint said, without a secret that it repeats; before anything is cut off."""
+        for secret in self._secrets():
+            text = text.replace(secret, "[key]")
+        return text
+
+    def _secrets(self) -> list[str]:
+        """The key and the login as they are and as they are quoted in JSON, a page, an address."""
+        held = {self.client.api_key}
+        if isinstance(coded := self.headers.get("Authorization"), str):
+            coded = coded.removeprefix("Basic ")
+            login = base64.b64decode(coded).decode()
+            held |= {coded, login, login.partition(":")[2]}
+        # "none" stands for no key, and less than four letters for none that is secret.
+        quoted = {said(one) for one in held - {"none"} if len(one) > 3 for said in _QUOTED}
+        return sorted(quoted, key=len, reverse=True)  # a part of another one after it
 
     def _ask(self, asked: Mapping[str, Any]) -> str:
         """The content of one reply."""
@@ -291,7 +321,7 @@ class Endpoint:
             raise Unanswered(f"no chat completion in the reply: {said!r}") from error
 
     def _key(self, asked: Mapping[str, Any]) -> str:
-        key = json.dumps([self.url, asked], sort_keys=True).encode()
+        key = json.dumps([CACHE_FORMAT, self.url, asked], sort_keys=True).encode()
         return hashlib.sha256(key).hexdigest()[:32]
 
     def _kept(self, asked: Mapping[str, Any]) -> str | None:
@@ -310,7 +340,7 @@ class Endpoint:
         if self.memory is not None:
             self.memory[key] = content
         if self.cache is not None:
-            kept = {"content": content, "asked": asked}
+            kept = {"format": CACHE_FORMAT, "content": content, "asked": asked}
             write_file(self.cache / f"{key}.json", json.dumps(kept, indent=1).encode())
 
 

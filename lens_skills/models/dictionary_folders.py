@@ -10,6 +10,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError, did_you_mean
+from lens_skills.file_names import check_links, place_to_read
 from lens_skills.models.dictionaries import (
     CONFIG,
     NEEDS,
@@ -59,7 +60,7 @@ def load_dictionary(
     lens_skills.errors.LensSkillsError: no folder no/such/folder: an SAE is a folder of cfg.json \
 and sae_weights.safetensors, as SAELens and Dictionary.save write it.
     """
-    place = Path(folder)
+    place = place_to_read(folder)
     config = _flat(_read_config(place))
     parts = _read_weights(place / WEIGHTS)
     kind = str(config.get("architecture", "standard"))
@@ -185,6 +186,7 @@ def _read_config(place: Path) -> dict[str, Any]:
                 f"{place} holds no {name} (found: {', '.join(files[:8]) or 'nothing'}).{ran} "
                 f"{what[0].upper()}{what[1:]}."
             )
+    check_links(place, [place / CONFIG, place / WEIGHTS], CONFIG)
     try:
         config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

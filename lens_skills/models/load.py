@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import place_to_read
 from lens_skills.models import gguf_cache as cache
 from lens_skills.models.backends import implementation_of
 from lens_skills.models.bundled import BUNDLED, DEFAULT
@@ -197,7 +198,7 @@ def _absolute(x: str | os.PathLike[str]) -> str:
     """A path as it is opened from any folder; a name as it is."""
     if isinstance(x, str) and x.lower() in BUNDLED:
         return x
-    path = Path(x).expanduser()
+    path = place_to_read(Path(x).expanduser())
     return str(path.absolute()) if path.exists() else os.fspath(x)
 
 
@@ -206,7 +207,7 @@ def _gguf(x: Any) -> Path | None:
     if x is None or (isinstance(x, str) and x.lower() in BUNDLED):
         found = BUNDLED[(x or DEFAULT).lower()].find()
     elif isinstance(x, str | os.PathLike):
-        found = Path(x).expanduser()
+        found = place_to_read(Path(x).expanduser())
     else:
         return None
     if found is None or not found.is_dir():

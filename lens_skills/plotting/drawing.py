@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-from lens_skills.file_names import is_file_name
+from lens_skills.file_names import is_file_name, place_to_read
 from lens_skills.plotting.figure_table import (
     columns_of,
     plain_json,
@@ -225,7 +225,7 @@ def redraw(
     ...     figures.redraw(f"{folder}/attrition").savefig(f"{folder}/new.pdf").read_bytes() == saved
     True
     """
-    path = Path(path)
+    path = place_to_read(path)
     stem = path.with_suffix("") if path.suffix in (".csv", ".json") else path
     missing = [end for end in (".csv", ".json") if not Path(f"{stem}{end}").is_file()]
     if missing:

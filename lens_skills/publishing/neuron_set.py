@@ -12,6 +12,7 @@ from torch import Tensor
 from lens_skills.activations.components import Component
 from lens_skills.cards import fold
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import place_to_read
 from lens_skills.interventions import Audit, Verdict, ablate, audit
 from lens_skills.interventions.verdict import NO_EFFECT
 from lens_skills.models import ModelAdapter, with_soft_prompt
@@ -209,7 +210,8 @@ class NeuronSet:
             LensSkillsError: No set there; a newer version of the format; a damaged one, or one that
                 does not keep to the schema; the hub does not answer, or has none.
         """
-        here = pulled(place) if isinstance(place, str) and place.startswith(HUB) else Path(place)
+        named = isinstance(place, str) and place.startswith(HUB)
+        here = pulled(str(place)) if named else place_to_read(place)
         document, tensors = set_format.read(here)
         return cls(document, tensors)
 

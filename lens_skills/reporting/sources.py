@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import place_to_read
 from lens_skills.models import SoftPrompt
 from lens_skills.reporting.document import Fact
 from lens_skills.results import Result, file_name, is_saved
@@ -91,7 +92,7 @@ def open_sources(source: Any) -> Sources:
 
 
 def _opened(folder: Path) -> Sources:
-    if is_saved(folder):
+    if is_saved(place_to_read(folder)):
         return Sources({folder.name: load(folder)})
     if not folder.is_dir():
         load(folder)  # says what is there instead

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lens_skills.data import Example, Value
 from lens_skills.errors import LensSkillsError
+from lens_skills.file_names import place_to_read
 from lens_skills.tasks.arithmetic import parse, pose, varying
 from lens_skills.tasks.table_files import parse_json, read_text
 from lens_skills.tasks.task import Task
@@ -148,7 +149,7 @@ def _joined(example: Example, join: str) -> Example:
 
 def _files(root: Path) -> list[Path]:
     """The task files, in the order of their names."""
-    if root.is_file():
+    if place_to_read(root).is_file():
         return [root]
     if not root.is_dir():
         raise LensSkillsError(f"no file or folder {str(root)!r}.")

@@ -1,13 +1,19 @@
 """The key of an endpoint is in the header of a request, and nowhere else."""
 
+import html
+import json
 import logging
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
+from lens_skills.cli.app import app
+from lens_skills.cli.console import Call
+from lens_skills.cli.runs import Run, RunRequest
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation import endpoint, grade
 from lens_skills.generation.endpoint import Endpoint, NoAnswer
@@ -112,3 +118,53 @@ def test_a_key_that_no_header_can_carry_is_refused_unseen(
     monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")  # as `$(cat key)` and copying leave it
     asked(server).answer([], lambda text: text, "again")
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+QUOTED = [
+    str, lambda said: json.dumps({"error": said}), html.escape, quote,
+    lambda said: json.dumps({"error": said}).replace("/", "\\/"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", QUOTED)
+def test_a_secret_that_a_reply_quotes_is_left_out(
+    form: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk/4711&<'x y>")
+    login = server.url.replace("http://", "http://me:pass%2F4711%26x@")
+    for told in (asked(server), endpoint(login, model="m", retries=0)):
+        header: list[str] = []
+
+        def repeat(handler: Any, header: list[str] = header) -> None:
+            header.append(handler.headers["Authorization"])
+            said = f"{header[0]} pass/4711&x" if header[0].startswith("Basic") else header[0]
+            handler.reply(form(said).encode(), 401, {})
+
+        server.script = [repeat]
+        with pytest.raises(NoAnswer) as failed:
+            told.answer([], lambda text: text, "again")
+        assert "[key]" in str(failed.value)
+        assert "4711" not in str(failed.value)
+        assert header[0].split()[1] not in str(failed.value)
+
+
+@pytest.mark.parametrize("end", ["?key=sk-4711", "#sk-4711", "/chat/completions?key=sk-4711"])
+def test_a_key_in_an_address_is_refused_because_requests_are_logged(end: str) -> None:
+    with pytest.raises(LensSkillsError, match=r"ends before '\?'.*api_key_env=") as refused:
+        endpoint(f"http://localhost/v1{end}", model="m")
+    assert "4711" not in str(refused.value)
+
+
+def test_the_shell_repeats_no_login_of_an_address(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = Call(args=["explain", "run", "--describer", f"http://me:{KEY}@localhost/v1"])
+    assert KEY not in call.command
+    assert "http://[login]@localhost/v1" in call.command
+    assert Call(args=["score", "a@b", "--out", "x@y"]).command == "lens-skills score a@b --out x@y"
+    run = Run.create(tmp_path / "run", RunRequest("agreement", ("label:plural",))).folder
+    for given in (f"http://me:{KEY}@localhost/v1", f"me:{KEY}@localhost/v1"):
+        with pytest.raises(SystemExit):
+            app(["explain", str(run), "--describer", given], prog_name="lens-skills")
+    assert KEY not in "".join(capfd.readouterr())
+    assert not any(KEY.encode() in path.read_bytes() for path in run.rglob("*.*"))

@@ -34,6 +34,9 @@ from lens_skills.file_names import check_links, place_to_read, place_to_write, p
 FORMAT = 2
 """Of saved results. Those of format 1, which had no number, are not read."""
 
+ASKED_FORMAT = 1
+"""Of the files that say what a command was asked, beside what it made."""
+
 _NAME, _TENSOR, _TABLE = "result", "$tensor", "$table"
 _R = TypeVar("_R", bound="Result")
 
@@ -370,6 +373,48 @@ def write_file(path: Path, content: bytes) -> Path:
             f"{path} cannot be written: {error.strerror or error}. Choose another folder."
         ) from error
     return path
+
+
+def asked_file(place: Path) -> Path:
+    """Where it stands what a command was asked that made ``place``."""
+    return place.with_name(f".{place.name}-asked.json")
+
+
+def write_asked(place: Path, asked: Mapping[str, Any]) -> None:
+    """Writes down beside ``place`` what was asked: options by their names.
+
+    Raises:
+        LensSkillsError: It cannot be written.
+    """
+    text = json.dumps({"format": ASKED_FORMAT, "asked": dict(asked)}, default=str)
+    write_file(asked_file(place), text.encode())
+
+
+def read_asked(place: Path) -> dict[str, Any] | None:
+    """What `write_asked` wrote; None where nothing is written down.
+
+    Raises:
+        LensSkillsError: It is damaged, or of another format (which, and what to do).
+    """
+    path = asked_file(place)
+    otherwise = f"Remove it to take {place.name} as it is, or say --again to make that anew."
+    try:
+        plain = dict(json.loads(path.read_text(encoding="utf-8")))
+        number, asked = plain["format"], dict(plain["asked"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise LensSkillsError(
+            f"{path} says what was asked, and is damaged or of another version of lens-skills "
+            f"({error!r:.100}). {otherwise}"
+        ) from error
+    if type(number) is not int or number != ASKED_FORMAT:
+        newer = type(number) is int and number > ASKED_FORMAT
+        raise LensSkillsError(
+            f"{path} has format {str(number)[:20]}; this version of lens-skills reads "
+            f"{ASKED_FORMAT}. {'Update lens-skills. Or: r' if newer else 'R'}{otherwise[1:]}"
+        )
+    return asked
 
 
 def _umask() -> int:

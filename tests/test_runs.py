@@ -13,6 +13,7 @@ import torch
 
 from lens_skills import checkpoints
 from lens_skills.cli.runs import Run, RunRequest, main_metric
+from lens_skills.cli.steps import Step
 from lens_skills.errors import LensSkillsError
 from lens_skills.scoring import Scores, Selection, score, select
 from lens_skills.settings import config
@@ -276,6 +277,36 @@ def test_files_are_opened_by_what_they_are(tmp_path: Path) -> None:
 def test_an_unknown_task_brings_what_there_is() -> None:
     with pytest.raises(LensSkillsError, match="neither a file nor one of agreement, ioi, arith"):
         open_task("nothing.csv")
+
+
+def test_what_a_finished_step_was_asked_has_a_format(tmp_path: Path) -> None:
+    place = tmp_path / "selection-truth"
+    place.mkdir()
+    step = Step(place, "the selection", {"--fdr": 0.05})
+    step.record()
+    record = tmp_path / ".selection-truth-asked.json"
+    assert json.loads(record.read_text()) == {"format": 1, "asked": {"--fdr": 0.05}}
+    assert "Nothing was run" in step.finished()
+    with pytest.raises(LensSkillsError, match=r"--fdr was 0\.05, not 0\.1"):
+        Step(place, "the selection", {"--fdr": 0.1}).finished()
+    for text, said in (
+        (
+            '{"format": 2, "asked": {"--fdr": 0.05}}',
+            "has format 2; this version .* reads 1. Update",
+        ),
+        ('{"format": 0, "asked": {}}', "has format 0; this version .* reads 1. Remove it"),
+        ('{"format": true, "asked": {}}', "has format True; .* reads 1. Remove it"),
+        ('{"--fdr": 0.05}', "is damaged or of another version"),
+        ('{"format": 1, "asked"', "is damaged or of another version"),
+        ('{"format": 1, "asked": 3}', "is damaged or of another version"),
+        ("", "is damaged or of another version"),
+    ):
+        record.write_text(text)
+        with pytest.raises(LensSkillsError, match=said) as refused:
+            step.finished()
+        assert "to take selection-truth as it is, or say --again" in str(refused.value)
+    record.unlink()
+    assert "Made with which options is not known" in step.finished()
 
 
 def test_the_main_metric_is_the_first_unless_asked() -> None:

@@ -317,7 +317,7 @@ command(app, show, panel=LOOK)
 command(app, figures, panel=LOOK)
 command(app, report, panel=LOOK, opens="model")
 command(app, export, panel=LOOK)
-command(app, publish, panel=LOOK, opens="run")
+command(app, publish, panel=LOOK, opens="study")
 command(app, check, panel=LOOK, opens="model")
 for made in (prompt, generate):
     command(app, made, panel=PROMPTS, opens="model", makes=True)

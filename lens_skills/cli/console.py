@@ -253,21 +253,22 @@ def command(
 
     Args:
         panel: The group it stands in, in ``lens-skills --help``.
-        opens: ``"model"`` where it opens one that can be named, ``"run"`` where it is a run's.
+        opens: ``"model"`` where it opens one that can be named, ``"run"`` where it is a run's,
+            ``"study"`` where it is a run's or a study's and can be named.
         reads: ``"table"`` where its task may be a table, whose columns are then named.
         makes: Whether it makes something that can be finished.
     """
     columns = [(name, kind, text) for name, kind, text, _ in _COLUMNS] if reads else []
-    model = [*(_MODEL if opens == "model" else _MODEL[1:] if opens else ())]
+    model = [*(_MODEL[1:] if opens == "run" else _MODEL if opens else ())]
     offered = [("A table of your own", one) for one in columns]
     offered += [("The model", one) for one in model]
     offered += [("The result", one) for one in ([_DRY_RUN, _AGAIN] if makes else [])]
     offered += [("The result", one) for one in _ALL]
     more = []
     for group, (name, kind, text) in offered:
-        if opens == "run" and name in ("implementation", "dtype"):
-            text = f"{text.split(' (default')[0].rstrip('.')} (default: as scored)."
-            text = text.replace("float32 (default)", "float32")
+        if opens in ("run", "study") and name in ("model", "implementation", "dtype"):
+            text = text.split(" (default")[0].split(" Default")[0].rstrip(".")
+            text = f"{text.replace('float32 (default)', 'float32')} (default: as scored)."
         flags = [_FLAGS[name]] if name in _FLAGS else []
         option = typer.Option(*flags, help=text, rich_help_panel=group)
         default = False if kind is bool else None

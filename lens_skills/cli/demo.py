@@ -15,10 +15,12 @@ from lens_skills.plotting.style import joined, source
 from lens_skills.reporting import report
 from lens_skills.settings import config
 from lens_skills.studies import Study, study
-from lens_skills.tasks import agreement, arithmetic
+from lens_skills.tasks import open_task
 
 # What an arithmetic prompt says without any adding: with these taken out, is anything left?
 SURFACE = ("op", "operand_a", "operand_b", "result", "answer_is_operand", "contains_zero")
+
+_AGREEMENT, _ARITHMETIC = "agreement", "arithmetic:+-*:1,2"
 
 # Enough for twenty neurons, and few enough for a demonstration.
 CONTROLS = Controls(sets=100, neurons=200)
@@ -29,12 +31,13 @@ WITHOUT_VERDICT = (0.4, 0.2)
 
 def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
     """Studies agreement and arithmetic: a card each, figures and tables, one report to read."""
-    lacks = arithmetic("+-*", digits=(1, 2), n=1000)
+    lacks = open_task(_ARITHMETIC)
     correct = {"metric": "correct", "fractions": WITHOUT_VERDICT}
     has = {"metric": "label:plural", "controls": CONTROLS}
     has["also"] = ("logit_diff", "confidence", "first_token_correct")
     parts: list[tuple[str, str, Any, dict[str, Any]]] = [
-        ("agreement", "1. A skill the model has: subject-verb agreement", agreement(), has),
+        ("agreement", "1. A skill the model has: subject-verb agreement", open_task(_AGREEMENT),
+         has),
         ("arithmetic", "2. A skill it mostly has not: BIG-bench arithmetic, neurons that know it "
          "will be right", lacks, correct | {"also": ("confidence", "first_token_correct")}),
         ("arithmetic-given-surface", "3. The same, with what the prompt says on its surface "
@@ -43,7 +46,9 @@ def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
     model, before, waiting = None, None, dict[Path, Study]()
     for name, title, task, options in parts:
         place = out / name / "study"
-        step = Step(place, f"the study of {name}", {"--seed": seed, **call.opening})
+        opened = {f"--{option}": value for option, value in call.opening.items()}
+        about = {"task": _AGREEMENT if options is has else _ARITHMETIC}
+        step = Step(place, f"the study of {name}", {"--seed": seed, **opened, **about})
         if not call.as_json:
             print(f"\n━━ {title} ━━", flush=True)
         if not call.begin(step, lambda place=place: {place.parent.name: Study.load(place)}):
@@ -70,6 +75,7 @@ def run_demo(call: Call, out: Path, *, seed: int = 0) -> None:
     written = report(out, out / "report.html", model=model)
     call.wrote(written)
     say(f"all of it to read, sort and print: {written.resolve().as_uri()}")
+    call.then(f"lens-skills publish {out} --licence CC-BY-4.0")
 
 
 def draw(result: Study, folder: Path) -> None:

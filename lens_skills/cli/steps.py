@@ -38,22 +38,22 @@ class Step:
         beside = self.place.with_name(f"{self.place.name}-checkpoint")
         return beside if self.checkpoint is None else self.checkpoint
 
-    @property
-    def _record(self) -> Path:
-        return self.place.with_name(f".{self.place.name}-asked.json")
-
     def finished(self) -> str:
         """That the step is done, where and when; "" where it is not, or not to its end.
 
         Raises:
-            LensSkillsError: It is done with other options: which.
+            LensSkillsError: It is done with other options: which. What was asked is damaged, or
+                of another format.
         """
         if not self.place.exists() or self.kept_in.exists():
             return ""
-        try:
-            before = dict(json.loads(self._record.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        from lens_skills.results import asked_file, read_asked
+
+        before = read_asked(self.place)
+        unknown = ""
+        if before is None:
             before = {}
+            unknown = f" Made with which options is not known: {asked_file(self.place)} is missing."
         asked = json.loads(json.dumps(dict(self.asked), default=str))
         other = [name for name in asked if name in before and before[name] != asked[name]]
         if other:
@@ -65,14 +65,14 @@ class Step:
         when = datetime.fromtimestamp(self.place.stat().st_mtime)
         return (
             f"finished {when:%Y-%m-%d %H:%M}: {self.place} holds {self.what}. Nothing was run; "
-            "--again makes it anew (what is there is kept until then)."
+            f"--again makes it anew (what is there is kept until then).{unknown}"
         )
 
     def record(self) -> None:
         """Writes down what was asked, beside what was made."""
-        from lens_skills.results import write_file
+        from lens_skills.results import write_asked
 
-        write_file(self._record, json.dumps(dict(self.asked), default=str).encode())
+        write_asked(self.place, self.asked)
 
     def kept(self) -> str:
         """What an interruption leaves, and what the same command does then."""

@@ -38,12 +38,14 @@ from lens_skills.publishing.set_contents import (
     set_verdict,
     task_row,
     units_of,
+    whole_task,
 )
 from lens_skills.publishing.set_exports import export
 from lens_skills.publishing.set_hub import HUB, pulled, push
 from lens_skills.results import examples_hash, file_name, versions
 from lens_skills.scoring.evidence import aligned, short_number
 from lens_skills.scoring.select import TRIED
+from lens_skills.studies import Study
 from lens_skills.tasks import Task
 
 FEWEST = 40
@@ -104,7 +106,7 @@ class NeuronSet:
         cls,
         source: Any,
         model: Any,
-        task: Task,
+        task: Task | None = None,
         *,
         licence: str,
         citation: str = "",
@@ -119,7 +121,8 @@ class NeuronSet:
                 said of them but who they are).
             model: The model the result is of, as it was then: weights, dtype, folding.
             task: The whole task, before it was split. Its examples go into the file where they have
-                at most two million characters; a hash and its recipe always.
+                at most two million characters; a hash and its recipe always. Of a study by default
+                the examples that it holds: not those of its third split that it did not try.
             licence: Under which the file may be used, such as ``"CC-BY-4.0"``.
             citation: How to cite it.
             name: Of the set, without separators of paths; default the task's.
@@ -130,6 +133,8 @@ class NeuronSet:
             LensSkillsError: A result of another model or task, or read with a soft prompt; nothing
                 selected; no licence; a name with a separator.
         """
+        if task is None and isinstance(source, Study):
+            task = whole_task(source)
         if not isinstance(task, Task):
             raise LensSkillsError(
                 f"task={task!r:.60} is no Task. Give the one that was studied, before it was split."

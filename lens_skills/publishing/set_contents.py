@@ -14,6 +14,7 @@ from lens_skills.models import ModelAdapter
 from lens_skills.scoring import Scores, Selection
 from lens_skills.scoring.evidence import MEANINGS
 from lens_skills.studies import Study
+from lens_skills.tasks import Task
 
 SIGN_CONVENTION = {
     "r": "positive: the activation is higher where the metric is",
@@ -99,6 +100,15 @@ def findings(source: Any, verdict: Verdict | None = None) -> Findings:
             "verdict, an audit, or a list of names such as ['L17N635']."
         )
     return _with(Findings(source), verdict)
+
+
+def whole_task(study: Study) -> Task:
+    """The examples that a study holds, of all its splits."""
+    splits = [split for split in (study.explore, study.confirm, study.intervene) if split]
+    words = " + ".join(split.split_name for split in splits)
+    examples = [example for split in splits for example in split]
+    recipe = " + ".join(split.recipe for split in splits)
+    return Task(study.explore.name, examples, split_name=words, recipe=recipe)
 
 
 def _one(own: Verdict | None, given: Verdict | None) -> Verdict | None:

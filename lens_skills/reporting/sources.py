@@ -11,7 +11,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.file_names import place_to_read
 from lens_skills.models import SoftPrompt
 from lens_skills.reporting.document import Fact
-from lens_skills.results import Result, file_name, is_saved
+from lens_skills.results import Result, file_name, is_saved, read_asked
 from lens_skills.saved import load
 from lens_skills.scoring import MetricScores
 from lens_skills.studies import Study
@@ -121,7 +121,8 @@ def _opened(folder: Path) -> Sources:
         )
     is_run = (folder / _RUN).exists()
     damaged += _broken_off(folder)
-    return Sources(results, tuple(damaged), tuple(_commands(folder, results)), folder, is_run)
+    commands = tuple(_commands(folder, results, damaged))
+    return Sources(results, tuple(damaged), commands, folder, is_run)
 
 
 def _saved_in(folder: Path, depth: int = 0) -> Iterator[Path]:
@@ -151,20 +152,21 @@ def _broken_off(folder: Path) -> list[Fact]:
     ]
 
 
-def _commands(folder: Path, results: Mapping[str, Result]) -> Iterator[str]:
+def _commands(folder: Path, results: Mapping[str, Result], damaged: list[Fact]) -> Iterator[str]:
     """As they were typed, or as what was asked says; none for results made in Python."""
     runs = [folder] if (folder / _RUN).exists() else []
     runs += sorted(path.parent for path in folder.glob(f"*/{_RUN}"))
     for run in runs:
         if first := str(_json(run / _RUN).get("command", "")):
             yield first
-        yield from _steps(run, results)
-    if all((folder / name / "study").is_dir() for name in ("agreement", "arithmetic")):
-        asked = _json(folder / "agreement" / ".study-asked.json")
+        yield from _steps(run, results, damaged)
+    of_demo = all((folder / name / "study").is_dir() for name in ("agreement", "arithmetic"))
+    asked = _asked(folder / "agreement" / "study", damaged) if of_demo else None
+    if asked is not None:
         yield shlex.join(["lens-skills", "demo", "--out", str(folder), *_options(asked)])
 
 
-def _steps(run: Path, results: Mapping[str, Result]) -> Iterator[str]:
+def _steps(run: Path, results: Mapping[str, Result], damaged: list[Fact]) -> Iterator[str]:
     """The commands of a run's steps, in the order in which they were done."""
     metrics = {
         file_name(name): name for one in results.values() for name in getattr(one, "metrics", ())
@@ -175,14 +177,25 @@ def _steps(run: Path, results: Mapping[str, Result]) -> Iterator[str]:
         name = place.name.removeprefix(".").removesuffix("-asked.json")
         kind, _, rest = name.partition("-")
         of_study = kind in ("selection", "verdict") and rest in studied
-        if kind in _COMMANDS and not of_study:
-            records.append((place.stat().st_mtime_ns, name, kind, rest, _json(place)))
+        if kind not in _COMMANDS or of_study:
+            continue
+        if (asked := _asked(run / name, damaged)) is not None:
+            records.append((place.stat().st_mtime_ns, name, kind, rest, asked))
     for _, _, kind, rest, asked in sorted(records, key=lambda record: record[:2]):
         verb, option = _COMMANDS[kind]
         about = [option, metrics.get(rest, rest)] if option and rest else []
         if kind == "circuit" and rest not in ("", "answer"):
             about = [part for unit in rest.split("_") for part in ("--neuron", unit)]
         yield shlex.join(["lens-skills", verb, str(run), *about, *_options(asked)])
+
+
+def _asked(place: Path, damaged: list[Fact]) -> Mapping[str, Any] | None:
+    """What was asked for a result; None where that cannot be read, which is then a fact."""
+    try:
+        return read_asked(place) or {}
+    except LensSkillsError as error:
+        damaged.append(Fact(f"the command of {place.name}", str(error)))
+        return None
 
 
 def _options(asked: Mapping[str, Any]) -> list[str]:

@@ -34,25 +34,6 @@ ALL = {"licence": "CC-BY-4.0", "citation": "Someone 2026"}
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
-    return part(3, 160)
-
-
-@pytest.fixture(scope="module")
-def found(tiny_hooked: Any, task: Task) -> Study:
-    return ls.study(
-        tiny_hooked,
-        task,
-        metric="label:plural",
-        controls=controls(4, neurons=20),
-        n_permutations=19,
-        n_intervene=24,
-        most=3,
-        delta=0.5,
-    )
-
-
-@pytest.fixture(scope="module")
 def made(found: Study, tiny_hooked: Any, task: Task) -> NeuronSet:
     return NeuronSet.of(found, tiny_hooked, task, name="verbs", **ALL)
 

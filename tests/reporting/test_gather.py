@@ -27,6 +27,7 @@ from lens_skills.reporting.document_words import versions_of
 from lens_skills.reporting.gather import gather
 from lens_skills.reporting.neuron_pages import pages
 from lens_skills.reporting.sources import open_sources
+from lens_skills.results import write_asked
 from lens_skills.scoring import Scores, Selection
 from tests.plotting.conftest import evidence_row, make_scores, make_selection
 from tests.plotting.results import make_curve, make_verdict
@@ -306,8 +307,8 @@ def saved(folder: Path) -> Path:
     for name, one in whole().items():
         one.save(folder / name)
     asked = {"--fdr": 0.05, "--top": 200, "--grade": None, "the selection": "L0N1"}
-    (folder / ".selection-label_plural-asked.json").write_text(json.dumps(asked))
-    (folder / ".circuit-L28N907-asked.json").write_text(json.dumps({"--edges": 60}))
+    write_asked(folder / "selection-label_plural", asked)
+    write_asked(folder / "circuit-L28N907", {"--edges": 60})
     (folder / "figures").mkdir()
     return folder
 
@@ -594,6 +595,17 @@ def studied(tiny_bridge: Any) -> Any:
     )
 
 
+@pytest.mark.parametrize("text", ['{"format": 9, "asked": {}}', '{"format": 1'])
+def test_a_command_that_cannot_be_read_is_named_and_not_made_up(text: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run")
+    whole_report = gather(folder)
+    (folder / ".circuit-L28N907-asked.json").write_text(text)
+    found = gather(folder)
+    lost = set(whole_report.reproduce) - set(found.reproduce)
+    assert [command.split()[1] for command in lost] == ["circuit"]
+    assert "the command of circuit-L28N907" in {fact.name for fact in found.missing}
+
+
 def test_a_study_beside_its_own_steps_is_shown_once(studied: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     parts = {"study": studied, "explore": studied.scores, "confirm-label_plural":
@@ -603,7 +615,7 @@ def test_a_study_beside_its_own_steps_is_shown_once(studied: Any, tmp_path: Path
     make_curve().save(folder / "dose-L0N1")
     (folder / "run.json").write_text('{"command": "lens-skills study agreement --out run"}')
     for step in ("selection-label_plural", "dose-L0N1"):
-        (folder / f".{step}-asked.json").write_text('{"--limit": 8}')
+        write_asked(folder / step, {"--limit": 8})
     found, alone = gather(folder), gather(studied)
     assert found.found == alone.found
     assert found.rows == alone.rows

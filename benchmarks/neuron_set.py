@@ -1,17 +1,20 @@
 """A published set on every form of its model, and on models whose weights were changed.
 
-    python benchmarks/neuron_set.py            # SmolLM2, about eight minutes on one thread
+    make demo
+    python benchmarks/neuron_set.py            # SmolLM2, some minutes on one thread
     python benchmarks/neuron_set.py --quick    # arithmetic-small: a smoke run, not a measurement
 
-The neurons are those of a small study of agreement (quick: of arithmetic), published from the
-HookedTransformer in float32. Each form of the model is read as `NeuronSet.check` reads it: the
-largest distance of a layer as a share of its size, the distance of next-token log-probabilities in
-nats, and whether the check passes. Then the middle layer's input matrix gets noise of a share of
-its standard deviation, or one column of it (a neuron's input, not of the set) is scaled, and the
-same is asked in float32 and in bfloat16. At last the set is put on trial from the file alone, on
-the other implementation and on examples that no search saw.
+The neurons are those of the demo's study of agreement (quick: of a small one of arithmetic), as
+`lens-skills publish` writes them from its folder. Each form of the model is read as
+`NeuronSet.check` reads it: the largest distance of a layer as a share of its size, the distance of
+next-token log-probabilities in nats, and whether the check passes. Then the middle layer's input
+matrix gets noise of a share of its standard deviation, or one column of it (a neuron's input, not
+of the set) is scaled, and the same is asked in float32 and in bfloat16. At last the set is put on
+trial from the file alone, on the other implementation and on examples that neither the search nor
+the verdict saw.
 """
 
+import contextlib
 import copy
 import tempfile
 import warnings
@@ -23,29 +26,30 @@ import torch
 from timing import arguments, run_parts, table
 
 import lens_skills as ls
+from lens_skills.cli import app
 from lens_skills.models import as_adapter
 from lens_skills.publishing.probe import compare, rows_of, take
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISE = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 SCALES = (1.0, 1e-1, 1e-2, 1e-3)
+TRIED = 64  # examples
 
 
-def published(quick: bool, folder: Path) -> tuple[Any, Any]:
-    """The model, and the set as somebody else opens it."""
-    small = ls.controls(sets=20, neurons=40)
+def published(quick: bool, demo: Path, folder: Path) -> tuple[Any, Any]:
+    """The model, and the demo's set as somebody else opens it."""
+    model = ls.load_model("arithmetic-small" if quick else None, implementation="hooked")
     if quick:
-        model, task = ls.load_model("arithmetic-small"), ls.tasks.arithmetic("+-", digits=2, n=120)
-        metric = "label:op"
-    else:
-        model, task = ls.load_model(), ls.tasks.few(ls.tasks.agreement(), 240)
-        metric = "label:plural"
-    found = ls.study(
-        model, task, metric=metric, controls=small, n_permutations=50, n_intervene=32, most=4
-    )
-    print(found.attrition_line())
-    made = ls.NeuronSet.of(found, model, task, licence="CC-BY-4.0")
-    return model, ls.NeuronSet.load(made.save(folder / "set"))
+        task, demo = ls.tasks.arithmetic("+-", digits=2, n=120), folder / "demo"
+        found = ls.study(
+            model, task, metric="label:op", controls=ls.controls(sets=20, neurons=40),
+            n_permutations=50, n_intervene=16, most=4,
+        )  # fmt: skip
+        found.save(demo / "agreement" / "study")
+    typed = ["publish", demo / "agreement", "--licence", "CC-BY-4.0", "--out", folder / "set"]
+    with contextlib.suppress(SystemExit):
+        app.app([str(word) for word in typed])
+    return model, ls.NeuronSet.load(folder / "set")
 
 
 def asked(theirs: Any, model: Any) -> dict[str, float]:
@@ -113,19 +117,31 @@ def changed(theirs: Any, model: Any) -> dict[str, float]:
 def trial(theirs: Any, name: str | None) -> dict[str, float]:
     """The set on trial on the bridge, from the file: how many words and signs are the same."""
     model = ls.load_model(name, implementation="bridge")
+    unseen = {row["id"] for row in theirs.document["task"]["examples"] if not row["used"]}
+    whole = theirs.task
+    examples = whole.where(lambda example: example.id in unseen, name="unseen") if unseen else whole
+    examples = ls.tasks.few(examples, TRIED)
     found = theirs.audit(
-        model, most=4, controls=ls.controls(sets=0, neurons=40), n_permutations=50,
+        model, examples, controls=ls.controls(sets=0, neurons=60), n_permutations=50,
         unrelated=False, pairs=False,
     )  # fmt: skip
     print(found)
     before = {row["name"]: row for row in theirs.document["components"]}
-    rulings = found.verdict.singles
-    words = sum(before[one.name]["verdict"]["word"] == one.word for one in rulings)
-    signs = sum(before[one.name]["verdict"]["effect"] * one.effect > 0 for one in rulings)
+    rulings = [one for one in found.verdict.singles if before[one.name]["verdict"]]
+    published = {one.name: before[one.name]["verdict"] for one in rulings}
+    words = sum(published[one.name]["word"] == one.word for one in rulings)
+    signs = sum(published[one.name]["effect"] * one.effect > 0 for one in rulings)
+    clear = [one for one in rulings if published[one.name]["word"] in ("supports", "opposes")]
+    again = sum(published[one.name]["word"] == one.word for one in clear)
+    within = sum(
+        published[one.name]["low"] <= one.high and one.low <= published[one.name]["high"]
+        for one in rulings
+    )
     r = {row["name"]: row["r"] for row in found.claims}
     agree = sum(before[one.name]["associations"][0]["r"] * r[one.name] > 0 for one in rulings)
     numbers = {"trial_n": len(rulings), "trial_words": words, "trial_signs": signs}
     numbers |= {"trial_r": agree, "trial_examples": len(found.verdict.effects.clean)}
+    numbers |= {"trial_clear": len(clear), "trial_clear_again": again, "trial_overlap": within}
     return {key: float(value) for key, value in numbers.items()}
 
 
@@ -137,6 +153,7 @@ def shown(way: str, found: dict[str, float]) -> None:
 
 def main() -> None:
     parser = arguments(__doc__, quick="arithmetic-small: a smoke run, not a measurement")
+    parser.add_argument("--demo", type=Path, default=Path("figures/demo"), help="what demo wrote")
     options = parser.parse_args()
     ls.config(progress=False)
     torch.set_num_threads(1)
@@ -144,8 +161,15 @@ def main() -> None:
 
     def measured() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as place:
-            model, theirs = published(options.quick, Path(place))
+            model, theirs = published(options.quick, options.demo, Path(place))
             figures = {"components": float(len(theirs)), "layers": float(model.cfg.n_layers)}
+            about = theirs.document["task"]
+            figures |= {"examples": float(about["n_examples"]), "groups": float(about["n_groups"])}
+            verdicts = [row["verdict"]["word"] for row in theirs.document["components"]
+                        if row["verdict"]]  # fmt: skip
+            figures |= {f"published_{word}": float(verdicts.count(word))
+                        for word in ("supports", "opposes")}  # fmt: skip
+            figures["published_tried"] = float(len(verdicts))
             figures |= changed(theirs, model)
             del model
             figures |= trial(theirs, name)

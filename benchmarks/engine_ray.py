@@ -1,22 +1,22 @@
 """Passes divided among two workers of Ray on this machine, against one process.
 
-    python benchmarks/engine_ray.py --save     # some minutes, two cores that are free
+    python benchmarks/engine_ray.py --save     # five minutes, two cores that are free
     python benchmarks/engine_ray.py --quick    # a smoke run on few examples
 
-One thread for each worker, and one for the process they are compared with, which is also timed with
-two. Workers have their model open before the clock starts. Then the same pass while one worker is
-killed.
+`score` on the bundled SmolLM2, `sweep` on arithmetic-small. One thread for each worker, and one for
+the process they are compared with, which is also timed with two. Workers have their model open
+before the clock starts; what that takes is measured apart. A death costs what
+``benchmarks/ray_deaths.py`` measures.
 """
 
-import os
-import signal
 import statistics
-import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import arguments, run_parts
+from ray_deaths import sent_bytes
+from timing import arguments, run_parts, table
 
 import lens_skills as ls
 from lens_skills.engines import ray_engine
@@ -24,101 +24,123 @@ from lens_skills.engines.division import Finished
 
 SUMS = ("r", "low", "high", "mean", "std", "p_family")
 TIMES = 3
+EXAMPLES = {"score": 800, "sweep": 256}
+FEW = {"score": 176, "sweep": 16}
 
 
 def main() -> None:
     """The part asked for."""
     asked = arguments(__doc__, quick="few examples, once").parse_args()
-    run_parts(
-        {"": lambda: measured(240 if asked.quick else 1200, 1 if asked.quick else TIMES)}, asked
-    )
+    sizes, times = (FEW, 1) if asked.quick else (EXAMPLES, TIMES)
+    run_parts({"": lambda: measured(sizes, times)}, asked)
 
 
-def measured(n: int, times: int) -> dict[str, float]:
-    """Seconds, ratios and differences."""
+def calls(sizes: dict[str, int]) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+    """Each verb as it is timed, and a short call that opens the workers."""
+    smol, agreement = ls.load_model(), ls.tasks.agreement()
+    small, sums = ls.load_model("arithmetic-small"), ls.tasks.arithmetic(digits=(1, 2))
+    zero = ls.ablate("zero")
+
+    def score(n: int) -> Any:
+        return ls.score(smol, agreement[:n], metrics="label:plural", n_rotations=0)
+
+    def sweep(n: int, neurons: Any = None) -> Any:
+        return ls.sweep(small, sums[:n], neurons, do=zero, metric="logit_diff")
+
+    few = [f"L1N{n}" for n in range(8)]
+    return {
+        "score": (lambda: score(sizes["score"]), lambda: score(160)),
+        "sweep": (lambda: sweep(sizes["sweep"]), lambda: sweep(64, few)),
+    }
+
+
+def measured(sizes: dict[str, int], times: int) -> dict[str, float]:
+    """Seconds, ratios, bytes and differences."""
     ls.config(progress=False, batch_size=16)
-    model, task = ls.load_model("arithmetic-small"), ls.tasks.arithmetic(digits=(1, 2))[:n]
-    scored: dict[str, Any] = {"metrics": ["label:carry", "correct"], "n_permutations": 19}
-    scored |= {"n_controls": 0, "n_rotations": 0}
-    swept: dict[str, Any] = {"do": ls.ablate("zero"), "metric": "logit_diff"}
-
-    def score() -> Any:
-        return ls.score(model, task, **scored)
-
-    def sweep() -> Any:
-        return ls.sweep(model, task[: n // 20], **swept)
-
-    found: dict[str, float] = {"examples": n, "workers": 2, "repeats": times}
-    finished = watch_shards()
-    for name, work in (("score", score), ("sweep", sweep)):
-        seconds: dict[str, list[float]] = {"one": [], "two": [], "ray": []}
+    found: dict[str, float] = {"workers": 2, "repeats": times}
+    finished, opened, sent = watched()
+    for name, (work, short) in calls(sizes).items():
+        torch.set_num_threads(2)
+        two = clocked(work)[0]
+        torch.set_num_threads(1)
+        seconds: dict[str, list[float]] = {"one": [], "ray": []}
         here = there = None
         for _ in range(times):
-            for threads, column in ((1, "one"), (2, "two")):
-                torch.set_num_threads(threads)
-                seconds[column].append(clocked(work))
-            torch.set_num_threads(1)
-            here = work()
-            with ls.config(engine="ray", workers=2):
-                work()  # starts the workers
+            took, here = clocked(work)
+            seconds["one"].append(took)
+            with ls.config(engine="ray", workers=2, worker_cpus=1):
+                while len(set(opened)) < 2:
+                    short()
                 finished.clear()
-                seconds["ray"].append(clocked(work))
-                there = work()
-        middle = {column: statistics.median(all_) for column, all_ in seconds.items()}
-        found |= {f"{name}_{column}_seconds": value for column, value in middle.items()}
+                sent.clear()
+                took, there = clocked(work)
+                seconds["ray"].append(took)
         ratios = [a / b for a, b in zip(seconds["one"], seconds["ray"], strict=True)]
-        found[f"{name}_speedup"] = statistics.median(ratios)
-        found[f"{name}_shards"] = len(finished) / 2
-        found[f"{name}_overhead_ms"] = 1000 * statistics.median(
-            [each.waited - each.seconds for each in finished]
-        )
-        found[f"{name}_difference"] = difference(here, there)
-    here = score()
-    with ls.config(engine="ray", workers=2):
-        score()
-        finished.clear()
-        kill_a_worker()
-        there = score()
-        found["killed_difference"] = difference(here, there)
-        found["killed_again"] = sum(each.tries > 1 for each in finished)
+        own = [each.waited - each.seconds for each in finished]
+        found |= {
+            f"{name}_examples": sizes[name],
+            f"{name}_one_seconds": statistics.median(seconds["one"]),
+            f"{name}_two_threads_seconds": two,
+            f"{name}_ray_seconds": statistics.median(seconds["ray"]),
+            f"{name}_speedup": statistics.median(ratios),
+            f"{name}_speedup_low": min(ratios),
+            f"{name}_speedup_high": max(ratios),
+            f"{name}_shards": len(finished),
+            f"{name}_in_shards_seconds": sum(each.seconds for each in finished),
+            f"{name}_overhead_ms": 1000 * statistics.median(own),
+            f"{name}_overhead_most_ms": 1000 * max(own),
+            f"{name}_part_bytes": statistics.median(sent_bytes(each.part) for each in finished),
+            f"{name}_job_bytes": sum(sent),
+            f"{name}_open_seconds": max(opened.values()),
+            f"{name}_difference": difference(here, there),
+        }
+        shown = {k.removeprefix(f"{name}_"): f"{v:.4g}" for k, v in found.items()
+                 if k.startswith(f"{name}_")}  # fmt: skip
+        table(name, shown)
+        opened.clear()
     ray_engine.stop()
     return found
 
 
-def clocked(work: Any) -> float:
-    """Seconds that a call takes."""
+def clocked(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that a call takes, and what it gives."""
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    made = work()
+    return time.perf_counter() - began, made
 
 
-def watch_shards() -> list[Finished]:
-    """A list that every shard is put into as it is finished."""
-    found: list[Finished] = []
-    run = ray_engine.RayEngine.run
+def watched() -> tuple[list[Finished], dict[str, float], list[int]]:
+    """Shards as they are finished, workers with the seconds until they were open, bytes sent."""
+    finished: list[Finished] = []
+    opened: dict[str, float] = {}
+    sent: list[int] = []
+    run, begun, put = ray_engine.RayEngine.run, ray_engine._Work._begun, ray_engine._put
+    fill = ray_engine._Pool.fill
+    since: list[float] = []
 
-    def watched(self: Any, *args: Any, **options: Any) -> Any:
+    def runs(self: Any, *args: Any, **options: Any) -> Any:
         for each in run(self, *args, **options):
-            found.append(each)
+            finished.append(each)
             yield each
 
-    ray_engine.RayEngine.run = watched  # type: ignore[method-assign]
-    return found
+    def begins(self: Any, ref: Any, member: Any) -> None:
+        begun(self, ref, member)
+        if member.name:
+            opened[member.name] = time.perf_counter() - since[-1]
 
+    def fills(self: Any) -> None:
+        since.append(time.perf_counter())
+        fill(self)
 
-def kill_a_worker() -> None:
-    """One worker is killed as soon as all of them are at work."""
-    (pool,) = ray_engine._pools
-    pid = int(pool.members[0].name.split("/")[1])
+    def puts(value: Any, what: str) -> Any:
+        sent.append(sent_bytes(value))
+        return put(value, what)
 
-    def when_busy() -> None:
-        while not all(member.n_done for member in pool.members):
-            time.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
-
-    for member in pool.members:
-        member.n_done = 0
-    threading.Thread(target=when_busy, daemon=True).start()
+    ray_engine.RayEngine.run = runs  # type: ignore[method-assign]
+    ray_engine._Work._begun = begins  # type: ignore[method-assign]
+    ray_engine._Pool.fill = fills  # type: ignore[method-assign]
+    ray_engine._put = puts
+    return finished, opened, sent
 
 
 def difference(one: Any, two: Any) -> float:

@@ -193,7 +193,7 @@ class ActivationReader:
 
         Args:
             skip: Batches to leave out at the start.
-            stop: The batch before which to stop (of a model); None: behind the last.
+            stop: The batch before which to stop; None: behind the last.
             layers: Only these of the site's layers.
             gate: Whether to read the gates too, in the same pass.
             progress: False for a loop within another one that is shown.
@@ -201,7 +201,12 @@ class ActivationReader:
         here = self.site.layers if layers is None else tuple(layers)
         if self.table is not None:
             yield from self.table.stream(
-                self.examples, metrics=self.metrics, layers=here, skip=skip
+                self.examples,
+                metrics=self.metrics,
+                layers=here,
+                skip=skip,
+                stop=stop,
+                progress=progress,
             )
             return
         sites = [Site(name, here) for name in (self.site.name, GATE)[: 1 + gate]]
@@ -220,12 +225,15 @@ class ActivationReader:
         )
 
     def sizes(self) -> list[int]:
-        """How many examples each batch of the pass holds (of a model)."""
+        """How many examples each batch of the pass holds."""
+        if self.table is not None:
+            return self.table.batch_sizes(len(self.examples), len(self.site.layers))
         return [len(batch) for batch in ordered_batches(*self._prepared[0])]
 
     def recipe(self) -> dict[str, Any]:
-        """What makes the same reader of another copy of the model, which is read alike."""
-        where = {"at": self.site.name, "position": self.position, "layers": self.site.layers}
+        """What makes the same reader of the table, or of a copy of the model that is read alike."""
+        position = self.position if self.table is None else None
+        where = {"at": self.site.name, "position": position, "layers": self.site.layers}
         own = {"examples": self.examples, "neurons": self._neurons, "metrics": self.metrics}
         return {**own, **where}
 

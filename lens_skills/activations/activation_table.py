@@ -215,6 +215,8 @@ class ActivationTable:
         metrics: Any = (),
         layers: Sequence[int] | None = None,
         skip: int = 0,
+        stop: int | None = None,
+        progress: bool = True,
     ) -> Iterator[Batch]:
         """Batches like those of `stream`, read from disk in the order in which they lie there.
 
@@ -223,19 +225,20 @@ class ActivationTable:
             metrics: As in `stream`; those of the model must have come with the rows.
             layers: Only these of the table's.
             skip: Batches to leave out at the start, which are not read.
+            stop: The batch before which to stop; None: behind the last.
+            progress: False for a loop within another one that is shown.
         """
         places = self.places(examples)
         values = self.values(examples, metrics)
         order = np.argsort(places, kind="stable")
         at = [self.layers.index(layer) for layer in (self.layers if layers is None else layers)]
-        n_numbers = len(self.manifest["positions"]) * len(at) * self.manifest["width"]
-        size = max(1, min(_ROWS_TOGETHER, _NUMBERS_TOGETHER // n_numbers))
-        size = settings.batch_size(size)
+        sizes = self.batch_sizes(len(order), len(at))
+        starts = np.cumsum([0, *sizes])
         firsts = np.cumsum([0, *(shard.n_rows for shard in self.shards)])
-        done = min(skip * size, len(order))
-        with Progress(len(order), "read", "examples", done=done) as shown:
-            for start in range(skip * size, len(order), size):
-                index = order[start : start + size]
+        done = int(starts[min(skip, len(sizes))])
+        with Progress(len(order), "read", "examples", done=done, shown=progress) as shown:
+            for number in range(skip, len(sizes) if stop is None else stop):
+                index = order[starts[number] : starts[number + 1]]
                 yield Batch(
                     index=torch.from_numpy(index),
                     examples=_some(examples, index),
@@ -244,6 +247,27 @@ class ActivationTable:
                     metrics={name: numbers[index] for name, numbers in values.items()},
                 )
                 shown.update(len(index))
+
+    def batch_sizes(self, n_examples: int, n_layers: int) -> list[int]:
+        """How many examples each batch holds of a pass over so many, and so many layers."""
+        n_numbers = len(self.manifest["positions"]) * n_layers * self.manifest["width"]
+        size = max(1, min(_ROWS_TOGETHER, _NUMBERS_TOGETHER // n_numbers))
+        size = settings.batch_size(size)
+        whole, rest = divmod(n_examples, size)
+        return [size] * whole + [rest] * (rest > 0)
+
+    def to_send(self) -> "ActivationTable":
+        """The same for another process: files by their full paths, nothing of them in memory."""
+        return replace(self, shards=tuple(shard.to_send() for shard in self.shards))
+
+    def check_unchanged(self) -> None:
+        """Nothing; raises where a shard is not, as it was when it was opened, where this runs.
+
+        Raises:
+            LensSkillsError: No such file here, or one of another size or time.
+        """
+        for shard in self.shards:
+            shard.check_unchanged()
 
     def _rows(
         self, places: np.ndarray, firsts: np.ndarray, at: Sequence[int]

@@ -6,8 +6,9 @@ is checked as it is opened, and only the rows asked for are in memory; of Parque
 
 import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,40 @@ class ShardFile:
     columns: Any = None
     state: str = ""
 
+    def to_send(self) -> "ShardFile":
+        """The same for another process: by its full path, without a row group that is kept."""
+        path, arrays = self.path.absolute(), {}
+        for name, array in self.arrays.items():
+            if isinstance(array, ParquetArray):
+                array = replace(array, path=path, kept=None)
+            elif isinstance(array, StoredArray):
+                array = replace(array, path=path)
+            arrays[name] = array
+        return replace(self, path=path, arrays=arrays) if self.state else self
+
+    def check_unchanged(self) -> None:
+        """Nothing; raises where the file is not here, or of another size or time.
+
+        Raises:
+            LensSkillsError: Which file, on which machine, and what to do.
+        """
+        if not self.state:
+            return  # in memory
+        try:
+            found = _state(self.path)
+        except OSError as error:
+            raise LensSkillsError(
+                f"the shard {self.path} is not on {platform.node()} ({error.strerror}). Put the "
+                "folder at this place on every machine: on a disk that all share, or copied with "
+                "its times (rsync -a)."
+            ) from error
+        if found != self.state:
+            raise LensSkillsError(
+                f"the shard {self.path} on {platform.node()} is another one ({found}) than where "
+                f"the table was opened ({self.state}). Copy it again with its times (rsync -a), or "
+                "open the table again where it was changed."
+            )
+
     def read(
         self, places: np.ndarray, at: Sequence[int], layers: Sequence[int]
     ) -> Float[Tensor, "row pos layer neuron"]:
@@ -150,6 +185,11 @@ class ShardFile:
         parts = [self.arrays[layers[place]].read(places) for place in at]
         parts = [part[:, None] if part.ndim == 2 else part for part in parts]
         return torch.stack(parts, dim=2)
+
+
+def _state(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
 
 
 def open_shard(path: Path, about: Mapping[str, Any], n_rows: int) -> ShardFile:
@@ -165,7 +205,7 @@ def open_shard(path: Path, about: Mapping[str, Any], n_rows: int) -> ShardFile:
             or do not fit the manifest.
     """
     try:
-        stat = path.stat()
+        state = _state(path)
     except OSError as error:
         raise LensSkillsError(
             f"the shard {path} is not there, but the manifest names it ({error.strerror}). Copy it "
@@ -191,7 +231,7 @@ def open_shard(path: Path, about: Mapping[str, Any], n_rows: int) -> ShardFile:
     for name, shape in wanted.items():
         _check_array(path, name, arrays.get(name), shape, about)
     kept = {name: array for name, array in arrays.items() if name in wanted}
-    return ShardFile(path, n_rows, kept, columns, f"{stat.st_size} bytes of {stat.st_mtime_ns}")
+    return ShardFile(path, n_rows, kept, columns, state)
 
 
 def _check_array(

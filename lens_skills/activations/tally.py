@@ -13,6 +13,7 @@ import torch
 
 from lens_skills import engines
 from lens_skills.activations.activation_reader import ActivationReader
+from lens_skills.activations.activation_table import ActivationTable
 from lens_skills.activations.stream import Batch
 from lens_skills.models import ModelAdapter
 
@@ -83,6 +84,8 @@ def _add_up(
 ) -> None:
     done, own = skip, None
     if engine is not None:
+        if source.table is not None:
+            source.table.check_unchanged()
         own = source.sizes()
         if done == len(own):
             return
@@ -95,9 +98,9 @@ def _add_up(
                 break
     if engine is None or own is None or done == len(own):
         return
-    assert source.adapter is not None
     shards = engines.cut(range(done, len(own)), engine.n_shards())
-    job = _TallyJob(source.recipe(), tally.empty(), layers, gate)
+    table = None if source.table is None else source.table.to_send()
+    job = _TallyJob(table, source.recipe(), tally.empty(), layers, gate)
     sizes = [sum(own[shard.start : shard.stop]) for shard in shards]
     found = engine.run(
         source.adapter, job, shards, sizes,
@@ -112,13 +115,16 @@ def _add_up(
 class _TallyJob:
     """The batches of a shard, added up by themselves."""
 
+    table: ActivationTable | None
     recipe: dict[str, Any]
     empty: Tally
     layers: Sequence[int] | None
     gate: bool
 
-    def open(self, adapter: ModelAdapter) -> ActivationReader:
-        return ActivationReader(adapter, **self.recipe)
+    def open(self, adapter: ModelAdapter | None) -> ActivationReader:
+        if self.table is not None:
+            self.table.check_unchanged()
+        return ActivationReader(adapter if self.table is None else self.table, **self.recipe)
 
     def run(self, opened: ActivationReader, shard: range, tick: engines.Tick) -> Any:
         tally = self.empty.begun(opened.device)

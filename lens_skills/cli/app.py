@@ -201,6 +201,9 @@ def options(
     workers: Annotated[
         int | None, typer.Option(help="Under ray: processes that each hold the model.")
     ] = None,
+    worker_cpus: Annotated[
+        int | None, typer.Option(help="Under ray: threads of each (default: its share of cores).")
+    ] = None,
     worker_gpus: Annotated[
         float | None, typer.Option(help="Under ray: GPUs of each (default: 1 where there are any).")
     ] = None,
@@ -225,6 +228,7 @@ def options(
         progress=progress,
         engine=engine,
         workers=workers,
+        worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
     )
 

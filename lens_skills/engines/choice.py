@@ -9,22 +9,23 @@ from lens_skills.models.user_hooks import watched
 
 
 def chosen(adapter: ModelAdapter | None) -> Engine | None:
-    """The engine that divides passes of this model; None where they run here.
+    """The engine that divides passes of this model, or of a table (None); None: they run here.
 
     Raises:
-        LensSkillsError: A table, or a model with hooks of the user's: workers have neither.
+        LensSkillsError: A model with hooks of the user's, which those of workers have not; one
+            that is spread over several devices.
     """
     if settings.engine() == "local":
         return None
-    if adapter is None:
-        raise LensSkillsError(
-            "engine='ray' divides passes of a model, and this is a table of activations. Read it "
-            "with engine='local'; ls.score_part reads some shards on each machine."
-        )
-    if watched(adapter):
+    if adapter is not None and watched(adapter):
         raise LensSkillsError(
             f"there are hooks on {adapter.name}, and the models of engine='ray' workers have none: "
             "their numbers would be of another model. Take the hooks off, or say "
             "ls.config(engine='local')."
+        )
+    if adapter is not None and adapter.spread:
+        raise LensSkillsError(
+            f"{adapter.name} is spread over several devices, and a worker of engine='ray' opens "
+            "its model on one. Open one that fits on one GPU, or say ls.config(engine='local')."
         )
     return RayEngine()

@@ -26,8 +26,11 @@ SHARDS = 4
 class Job(Protocol):
     """The work of one pass, sent to every worker once."""
 
-    def open(self, adapter: ModelAdapter) -> Any:
-        """What all shards share: the examples in tokens, for one. Called once in a worker."""
+    def open(self, adapter: Any) -> Any:
+        """What all shards share: the examples in tokens, for one. Called once in a worker.
+
+        ``adapter`` is a `ModelAdapter`, or None for work that needs no model.
+        """
         ...
 
     def run(self, opened: Any, shard: range, tick: Tick) -> Any:
@@ -70,7 +73,7 @@ class Engine(Protocol):
 
     def run(
         self,
-        adapter: ModelAdapter,
+        adapter: ModelAdapter | None,
         job: Job,
         shards: Sequence[range],
         sizes: Sequence[int],
@@ -83,7 +86,7 @@ class Engine(Protocol):
         """The shards as they are finished, in any order.
 
         Args:
-            adapter: The model, as it is read here.
+            adapter: The model, as it is read here; None for work that needs none.
             job: The work.
             shards: Which of the pass's units of work each one holds.
             sizes: How large each one is, in ``unit``.

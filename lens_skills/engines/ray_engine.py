@@ -74,15 +74,17 @@ class _Pool:
     members: list[_Member] = field(default_factory=list)
     deaths: int = 0
 
-    def fits(self, adapter: ModelAdapter, fingerprint: str) -> bool:
-        """Whether its workers hold this model and are as many as are asked for."""
+    def fits(self, adapter: ModelAdapter | None, fingerprint: str) -> bool:
+        """Whether its workers hold this model, if any, and are as many as are asked for."""
         import ray
 
         return (
             ray.is_initialized()
             and self.job == ray.get_runtime_context().get_job_id()
-            and self.model() is adapter.model
-            and self.fingerprint == fingerprint
+            and (
+                adapter is None
+                or (self.model() is adapter.model and self.fingerprint == fingerprint)
+            )
             and self.asked == settings.worker_options()
         )
 
@@ -98,7 +100,11 @@ class _Pool:
             self.members.append(_Member(actor, actor.begin.remote(self.source)))
 
     def lose(self, member: _Member) -> None:
-        """A worker is dead: another one is started."""
+        """A worker is dead, or what it found is lost: another one is started."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(member.actor, no_restart=True)
         self.members.remove(member)
         self.deaths += 1
         self.fill()
@@ -143,7 +149,7 @@ class RayEngine:
 
     def run(
         self,
-        adapter: ModelAdapter,
+        adapter: ModelAdapter | None,
         job: Job,
         shards: Sequence[range],
         sizes: Sequence[int],
@@ -161,7 +167,8 @@ class RayEngine:
         """
         pool = _pool_of(adapter)
         options = settings.in_force() | {"engine": "local", "progress": False}
-        given = _put(Assignment(job, Reading.of(adapter), options), "what this pass needs")
+        reading = None if adapter is None else Reading.of(adapter)
+        given = _put(Assignment(job, reading, options), "what this pass needs")
         whole = done + sum(sizes) if total is None else total
         work = _Work(pool, shards, sizes, verb, uuid.uuid4().hex, given)
         complete = False
@@ -357,25 +364,26 @@ def _sizes() -> tuple[int, int, float, float]:
     return workers, threads or max(1, int(share)), cpus, float(gpus)
 
 
-def _pool_of(adapter: ModelAdapter) -> _Pool:
-    """The workers that hold this model: those of the last pass, or new ones."""
+def _pool_of(adapter: ModelAdapter | None) -> _Pool:
+    """The workers that hold this model, if any: those of the last pass, or new ones."""
     import ray
 
     begin()
-    fingerprint = as_adapter(adapter.model).fingerprint()
+    fingerprint = "" if adapter is None else as_adapter(adapter.model).fingerprint()
     if _pools and _pools[-1].fits(adapter, fingerprint):
         return _pools[-1]
     while _pools:
         _pools.pop().end()
-    origin = origin_of(adapter.model)
-    source = Source(origin, None if origin else adapter.model, fingerprint, versions())
+    origin = None if adapter is None else origin_of(adapter.model)
+    made = None if adapter is None or origin else adapter.model
+    source = Source(origin, made, fingerprint, versions())
     workers, threads, cpus, gpus = _sizes()
     pool = _Pool(
-        model=weakref.ref(adapter.model),
+        model=_no_model if adapter is None else weakref.ref(adapter.model),
         fingerprint=fingerprint,
         asked=settings.worker_options(),
         job=ray.get_runtime_context().get_job_id(),
-        source=_put(source, f"{adapter.name}, which was made in memory,"),
+        source=_put(source, "a model that was made in memory"),
         threads=threads,
         cpus=cpus,
         gpus=gpus,
@@ -384,6 +392,10 @@ def _pool_of(adapter: ModelAdapter) -> _Pool:
     _pools.append(pool)
     pool.fill()
     return pool
+
+
+def _no_model() -> None:
+    """What stands for the reference to a model where workers hold none."""
 
 
 def _put(value: Any, what: str) -> Any:

@@ -27,7 +27,7 @@ class Source:
     Attributes:
         origin: How it was opened here, to be opened likewise there.
         model: The model itself, where it was made in memory.
-        fingerprint: Of the bare model, which the worker's must have.
+        fingerprint: Of the bare model, which the worker's must have; empty where there is none.
         versions: Of the packages that make the numbers, which the worker must have.
     """
 
@@ -67,7 +67,7 @@ class Assignment:
     """A job and how it is to be run."""
 
     job: Job
-    reading: Reading
+    reading: Reading | None
     options: Mapping[str, Any]
 
 
@@ -95,6 +95,8 @@ class Worker:
                 f"{there[other[0]]} is asked for: their numbers would differ. Install the same on "
                 "every machine."
             )
+        if not source.fingerprint:
+            return f"{node}/{os.getpid()}"
         if source.origin is None:
             self.model = source.model
             if self.on_gpu:
@@ -134,7 +136,9 @@ class Worker:
             warnings.simplefilter("default")
             if self.opened is None or self.opened[0] != name:
                 self.opened = None
-                self.opened = name, job.open(assignment.reading.over(self.model))
+                reading = assignment.reading
+                adapter = None if reading is None else reading.over(self.model)
+                self.opened = name, job.open(adapter)
             part = job.run(self.opened[1], shard, self._tick)
         texts = {str(each.message): each.category.__name__ for each in said}
         return {"part": part, "seconds": time.perf_counter() - began, "said": texts}

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,12 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typer.testing import CliRunner
 
 import lens_skills as ls
+from lens_skills.cli.app import app
+from lens_skills.cli.runs import Run
 from lens_skills.engines import ray_engine
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import as_adapter
 from lens_skills.models.origins import origin_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from faults import difference, numbers_of
+from ray_deaths import OFTEN, TwoNodes, killed_after_one_shard, warm
 
 
 class Dying:
@@ -86,9 +94,17 @@ def main(folder: Path) -> None:
     ls.config(engine="ray")
     found["score"] = far(ls.score(model, task, **asked), local)
     found["rank"] = far(ls.rank(model, task, "label:carry", method="lape", gate=False), ranked)
+    trial = verified(model, task)
+    texts = written(model, task)
+    ls.config(engine="local")
+    found["verify"] = difference(numbers_of(verified(model, task)), numbers_of(trial))
+    found["generate"] = difference(numbers_of(written(model, task)), numbers_of(texts))
+    ls.config(engine="ray")
     (pool,) = ray_engine._pools
     found["workers"] = len({member.name for member in pool.members})
     members = list(pool.members)
+
+    tables(found, model, task, folder)
 
     adapter, engine = as_adapter(model), ray_engine.RayEngine()
     for name, times in (("once", 1), ("always", 99)):
@@ -121,31 +137,103 @@ def main(folder: Path) -> None:
         time.sleep(0.1)
     found["alive after it"] = {pid: Path(f"/proc/{pid}/status").read_text() for pid in alive(pids)}
 
-    # Weights of its own: no file holds them, so that the model itself is sent.
-    with torch.no_grad():
-        model.blocks[1].mlp.W_out.mul_(1.5)
-    found["origin"] = origin_of(model) is None
-    ls.config(engine="local")
-    local = ls.score(model, task, **asked)
-    ls.config(engine="ray")
-    found["in memory"] = far(ls.score(model, task, **asked), local)
+    ray_engine.stop()
+    two_nodes(found, folder)
+    os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
+    found["no cluster"] = said(lambda: ls.score(model, task, **asked))
+    print("FOUND " + json.dumps(found))
 
-    # A file that is gone, or another one, by the time the workers open it.
+
+def verified(model: Any, task: Any) -> Any:
+    """A verdict on two neurons."""
+    return ls.verify(
+        model, task[:24], ["L1N3", "L2N63"], do=ls.ablate("mean", over=task[100:140]),
+        controls=ls.controls(5, neurons=21), n_draws=200,
+    )  # fmt: skip
+
+
+def written(model: Any, task: Any) -> Any:
+    """Drawn answers."""
+    return ls.generate(model, task[:40], max_new_tokens=3, temperature=0.7)
+
+
+def tables(found: dict[str, Any], model: Any, task: Any, folder: Path) -> None:
+    """Activations on disk, read by the workers; shards that are gone, or changed since."""
+    os.chdir(folder)
+    table = ls.capture(model, task, "table", layers=[0, 1], dtype="float32", metrics="correct")
+    asked: dict[str, Any] = {"metrics": ["label:carry", "correct"], "n_permutations": 19}
+    asked |= {"n_rotations": 0}
+    ranking: dict[str, Any] = {"method": "information", "gate": False}
+    with ls.config(engine="local"):
+        local = ls.score(table, table.examples, **asked)
+        some = ls.score(table, task[20:150], **asked)
+        ranked = ls.rank(table, task, "label:carry", **ranking)
+    found["table"] = far(ls.score(table, table.examples, **asked), local)
+    found["rows of a table"] = far(ls.score(table, task[20:150], **asked), some)
+    found["rank a table"] = far(ls.rank(table, task, "label:carry", **ranking), ranked)
+    file = table.shards[0].path.absolute()
+    file.touch()
+    found["changed shard"] = said(lambda: ls.score(table, task, **asked))
+    file.unlink()
+    found["no shard"] = said(lambda: ls.score(table, task, **asked))
+
+
+def two_nodes(found: dict[str, Any], folder: Path) -> None:
+    """Two nodes on this machine, the second of which is killed; then a call of the shell."""
+    model, task = ls.load_model("arithmetic-small"), ls.tasks.arithmetic(digits=(1, 2))[:200]
+
+    def score() -> Any:
+        return ls.score(model, task, metrics="label:carry", n_permutations=19, n_rotations=0)
+
+    def sweep() -> Any:
+        neurons = [f"L1N{n}" for n in range(40)]
+        return ls.sweep(model, task[:40], neurons, do=ls.ablate("zero"), metric="logit_diff")
+
+    with TwoNodes(OFTEN) as nodes:
+        for name, work in (("score", score), ("sweep", sweep)):
+            with ls.config(engine="local"):
+                whole = work()
+            nodes.complete()
+            warm(work)
+            with killed_after_one_shard(nodes.kill_node) as death:
+                found[f"{name}, a node killed"] = difference(numbers_of(whole), numbers_of(work()))
+            found[f"{name}, again"] = [death.shards_again, len({f.worker for f in death.finished})]
+        ray_engine.stop()
+        typed = ["score", "arithmetic", "--model", "arithmetic-small", "--metric", "label:carry"]
+        typed += ["--limit", "500", "--permutations", "19", "--out"]
+        divided = ["--engine", "ray", "--workers", "1", "--worker-cpus", "1"]
+        ran = subprocess.run(
+            [sys.executable, "-m", "lens_skills", *divided, *typed, str(folder / "there")],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        print(ran.stdout, ran.stderr, file=sys.stderr)
+        with ls.config():
+            CliRunner().invoke(app, [*typed, str(folder / "here")], catch_exceptions=False)
+        both = [Run.load(folder / place).scores() for place in ("here", "there")]
+        found["shell"] = far(*both)
+        ls.config(workers=1)
+        # Weights of its own: no file holds them, so that the model itself is sent.
+        with torch.no_grad():
+            next(each for name, each in model.named_parameters() if "W_out" in name).mul_(1.5)
+        found["origin"] = origin_of(model) is None
+        with ls.config(engine="local"):
+            whole = score()
+        found["in memory"] = far(score(), whole)
+        files(found, folder)
+
+
+def files(found: dict[str, Any], folder: Path) -> None:
+    """A model's file that is another one by the time the workers open it."""
     texts = [ls.Example(id=str(k), prompt=f"the dog {k % 7} saw", labels={"odd": k % 2}) for k in
              range(200)]  # fmt: skip
     place = folder / "model"
     shutil.copytree(sys.argv[1], place)
     tiny = ls.load_model(place)
-    hidden = folder / "hidden"
-    place.rename(hidden)
-    ls.config(workers=1)
     few: dict[str, Any] = {"metrics": "label:odd", "n_permutations": 19, "n_rotations": 0}
 
     def score_tiny() -> Any:
         return ls.score(tiny, texts, **few, neurons=["L0N1"])
 
-    found["no file"] = said(score_tiny)
-    hidden.rename(place)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(place / "model.safetensors")
@@ -153,10 +241,6 @@ def main(folder: Path) -> None:
     save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
     found["other weights"] = said(score_tiny)
     found["too many GPUs"] = said(lambda: gpus(score_tiny))
-    ray_engine.stop()
-    os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
-    found["no cluster"] = said(score_tiny)
-    print("FOUND " + json.dumps(found))
 
 
 def gpus(work: Any) -> Any:

@@ -1,5 +1,6 @@
 """A pass cut into shards, whose parts come back in any order, gives the sums of the whole pass."""
 
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -118,6 +119,57 @@ def test_rankings_in_shards_are_the_rankings(
     torch.testing.assert_close(shards.score, whole.score, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+@pytest.fixture(scope="module")
+def table(model: Any, task: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Activations of two layers on disk."""
+    folder = tmp_path_factory.mktemp("table") / "captured"
+    return ls.capture(model, task, folder, layers=[0, 1], dtype="float32", metrics="correct")
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(10, 190)], ids=["whole", "some"])
+def test_a_table_in_shards_gives_its_scores(
+    rows: slice, table: Any, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"metrics": ["label:carry", "correct"], "n_permutations": 19}
+    examples = table.examples if rows == slice(None) else task[rows]
+    whole = ls.score(table, examples, **asked)
+    engine = InProcess(4)
+    monkeypatch.setattr(engines, "chosen", lambda adapter: engine)
+    close(ls.score(table, examples, **asked), whole)
+    assert engine.n_run > 1
+
+
+@pytest.mark.parametrize("method", ["pearson", "information"])
+def test_a_table_in_shards_gives_its_ranking(
+    method: str, table: Any, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"method": method, "gate": False}
+    whole = ls.rank(table, task, "label:carry", **asked)
+    monkeypatch.setattr(engines, "chosen", lambda adapter: InProcess(4))
+    shards = ls.rank(table, task, "label:carry", **asked)
+    torch.testing.assert_close(shards.score, whole.score, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_a_table_is_sent_by_the_full_paths_of_its_files(
+    model: Any, task: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    near = ls.capture(model, task[:20], "near", layers=0)
+    sent = pickle.dumps(near.to_send())
+    assert len(sent) < near.shards[0].path.stat().st_size
+    monkeypatch.chdir("/")
+    there = pickle.loads(sent)
+    there.check_unchanged()
+    assert there.activations().equal(ls.load(tmp_path / "near").activations())
+    file = tmp_path / "near" / "activations.npy"
+    file.touch()
+    with pytest.raises(LensSkillsError, match=r"activations.npy on .* is another one \("):
+        there.check_unchanged()
+    file.unlink()
+    with pytest.raises(LensSkillsError, match=r"is not on .* Put the folder at this place"):
+        there.check_unchanged()
+
+
 def test_a_pass_stopped_here_goes_on_in_shards(
     model: Any, task: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +217,17 @@ def test_hooks_on_the_model_are_refused(tiny_hooked: Any) -> None:
             engines.chosen(as_adapter(tiny_hooked))
     finally:
         tiny_hooked.reset_hooks()
+
+
+def test_a_model_on_several_devices_is_refused(
+    tiny_hooked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lens_skills.models import as_adapter
+
+    adapter = as_adapter(tiny_hooked)
+    monkeypatch.setattr(adapter, "spread", True)
+    with ls.config(engine="ray"), pytest.raises(LensSkillsError, match="on one GPU, or say"):
+        engines.chosen(adapter)
 
 
 @pytest.mark.parametrize("direct", [False, True])

@@ -253,6 +253,9 @@ class _Unpacker:
             return self.fields(value, hint)
         if isinstance(value, dict):
             inner = parts[1] if parts else Any
+            if inner is Any:  # the rows of a large selection hold a million values
+                held = {k: part for k, part in value.items() if isinstance(part, (dict, list))}
+                return value | {key: self.value(part, Any) for key, part in held.items()}
             return {key: self.value(part, inner) for key, part in value.items()}
         if isinstance(value, list):
             inner = parts[0] if parts else Any

@@ -76,8 +76,12 @@ def neuron_names(
     >>> neuron_names(torch.tensor([[17, 635], [1, 2]]), "hook_mlp_out")
     ['L17MLP.635', 'L1MLP.2']
     """
+    layers, indices = neurons.T.tolist()
     width = _d_head(about or {})
-    return [unit_name(layer, index, at, width) for layer, index in neurons.tolist()]
+    if at in _FORMS:  # half a million neurons share the shape of their names
+        return list(map(f"L{{}}{_FORMS[at]}".format, layers, indices))
+    pairs = zip(layers, indices, strict=True)
+    return [unit_name(layer, index, at, width) for layer, index in pairs]
 
 
 def _d_head(about: Mapping[str, Any]) -> int | None:

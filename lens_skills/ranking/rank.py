@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lens_skills.activations import DEFAULT_SITE, Metric, Position, parse_metric
 from lens_skills.activations.activation_reader import ActivationReader, model_in
-from lens_skills.activations.components import Components
+from lens_skills.activations.components import Components, neuron_names
 from lens_skills.activations.tally import add_up
 from lens_skills.checkpoints import Checkpoint, part, resumable
 from lens_skills.data import Example, field_of
@@ -105,11 +105,12 @@ class Ranking(Result):
     def frame(self) -> pd.DataFrame:
         """One row per neuron, the strongest first: layer neuron name score strength rank."""
         order = self.strength.argsort(descending=True, stable=True)
+        units = torch.stack([self.layer[order], self.neuron[order]], dim=1)
         return pd.DataFrame(
             {
-                "layer": self.layer[order].numpy(),
-                "neuron": self.neuron[order].numpy(),
-                "name": self._units(order).names,
+                "layer": units[:, 0].numpy(),
+                "neuron": units[:, 1].numpy(),
+                "name": neuron_names(units, self.site, self.provenance),
                 "score": self.score[order].numpy(),
                 "strength": self.strength[order].numpy(),
                 "rank": range(1, len(order) + 1),

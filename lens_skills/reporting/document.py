@@ -285,6 +285,7 @@ class Document:
         caveats: What a reader must know before quoting a number.
         missing: What the report could not show, and the command that would make it.
         columns, rows: The table of associated neurons.
+        n_rows: How many rows there are, where ``rows`` are the first of them; 0: these are all.
         every: Of all neurons, where scores are there.
         reproduce: The commands, in their order.
         versions: Of the packages, the model's fingerprint, the examples' hash.
@@ -302,6 +303,7 @@ class Document:
     cards: tuple[Card, ...] = ()
     columns: tuple[ColumnSpec, ...] = ()
     rows: tuple[Mapping[str, Cell], ...] = ()
+    n_rows: int = 0
     every: EveryNeuron | None = None
     neurons: tuple[NeuronPage, ...] = ()
     circuits: tuple[Graph, ...] = ()

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
+import torch
+
 from lens_skills.interventions import Audit, Verdict
 from lens_skills.interventions.verdict import Ruling
 from lens_skills.reporting.sources import Sources
@@ -227,13 +229,14 @@ def _associated(scores: MetricScores) -> list[dict[str, Any]]:
     """Rows of the neurons that are associated, where nothing was selected yet."""
     held = scores.scores
     beyond = scores.associated.any(0).nonzero()[:, 0].tolist()
-    spots = scores.strongest_position
-    names = held.names()
+    spots, strength = scores.strongest_position, scores.strength
+    beyond.sort(key=lambda unit: -float(strength[unit]))
+    names = held.components(torch.tensor(beyond, dtype=torch.long)).names
     rows = []
-    for unit in sorted(beyond, key=lambda unit: -float(scores.strength[unit])):
+    for unit, name in zip(beyond, names, strict=True):
         spot = int(spots[unit])
         row: dict[str, Any] = {
-            "name": names[unit],
+            "name": name,
             "layer": int(held.layer[unit]),
             "neuron": int(held.neuron[unit]),
             "position": held.positions[spot],

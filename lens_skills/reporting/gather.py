@@ -69,8 +69,8 @@ def gather(
     analyses = with_audits(sources)
     names = named_apart(analyses)
     examples = examples or saved_examples(sources)
-    table = rows(analyses, names)
     wanted = neurons_with_pages(analyses, sources, neurons)
+    table = rows(analyses, names, paged=wanted)
     graphs = _graphs(sources, set(wanted))
     drawn, failed = pictures(analyses, names, sources)
     made = pages(wanted, analyses, sources, examples, graphs, table)
@@ -87,6 +87,7 @@ def gather(
         cards=_cards(sources),
         columns=columns(analyses, table),
         rows=table,
+        n_rows=sum(len(one.rows) for one in analyses),
         every=_every(analyses),
         neurons=made,
         circuits=graphs,

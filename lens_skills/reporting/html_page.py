@@ -48,7 +48,8 @@ def render(document: Document) -> str:
     ``⟨U+202E⟩``. A policy in the page lets no script run but its own, and nothing be fetched.
 
     Of a model so large that its correlations would not fit (800,000 numbers: 100,000 neurons under
-    8 metrics), those of the strongest neurons are embedded, and the page says so.
+    8 metrics), those of the strongest neurons are embedded, and the page says so; as it does where
+    the table holds the first of its rows only.
 
     Args:
         document: As `gather` makes it.
@@ -78,6 +79,7 @@ def render(document: Document) -> str:
         steps=_steps(document.attrition),
         first=_first_picture(document.pictures),
         n_every=total,
+        n_rows=max(document.n_rows, len(document.rows)),
     )
 
 

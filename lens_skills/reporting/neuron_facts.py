@@ -82,7 +82,7 @@ def _activation(name: str, own: Analysis | None) -> list[Fact]:
     place = own.places.get(name)
     if place is None:
         return []
-    spot = int(own.scores.strongest_position[place])
+    spot = own.scores.strongest_of(place)
     mean, std = float(held.mean[spot, place]), float(held.std[spot, place])
     told = f"mean {signed(mean)}, standard deviation {std:.3g}"
     if own.metric in held.class_means:
@@ -135,7 +135,7 @@ def _elsewhere(name: str, one: Analysis, own: Analysis | None) -> list[Fact]:
             if place is None or (metric == one.metric and name in one.names):
                 continue
             view = held[metric]
-            spot = int(view.strongest_position[place])
+            spot = view.strongest_of(place)
             r, low, high = (float(part[spot, place]) for part in (view.r, view.low, view.high))
             p = None if view.p_family is None else float(view.p_family[spot, place])
             told = correlation(r, low, high)

@@ -1,7 +1,7 @@
 """The table of associated and of predicted neurons: its columns with their words, its rows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lens_skills.reporting.document import Cell, ColumnSpec
@@ -99,6 +99,9 @@ _EFFECT = (
     ),
 )  # fmt: skip
 
+MOST_ROWS = 10_000
+"""Of the table of a report: 2 MB."""
+
 _STOPPED = ColumnSpec(
     "stopped_by", "stopped by", "The test that kept it from a better grade; empty where none did."
 )
@@ -124,13 +127,20 @@ def _unit(analyses: Sequence[Analysis]) -> list[ColumnSpec]:
     return [ColumnSpec(effect.key, effect.title, effect.help, 3, effect.interval, unit), *others]
 
 
-def rows(analyses: Sequence[Analysis], names: Sequence[str]) -> tuple[Mapping[str, Cell], ...]:
-    """One row per neuron and analysis, those of the analyses that went furthest first."""
+def rows(
+    analyses: Sequence[Analysis], names: Sequence[str], *, paged: Collection[str] = ()
+) -> tuple[Mapping[str, Cell], ...]:
+    """One row per neuron and analysis, those of the analyses that went furthest first.
+
+    Of more than `MOST_ROWS` the first of each analysis, and of the neurons with a page all.
+    """
+    most, wanted = MOST_ROWS // max(1, len(analyses)), set(paged)
     found = []
     for one, name in zip(analyses, names, strict=True):
         labels = {ruling.name: ruling.label for ruling in one.rulings.values()}
-        for row in one.rows:
-            found.append(_row(row, name if len(analyses) > 1 else "", labels))
+        for place, row in enumerate(one.rows):
+            if place < most or row["name"] in wanted:
+                found.append(_row(row, name if len(analyses) > 1 else "", labels))
     return tuple(found)
 
 

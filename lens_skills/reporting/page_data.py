@@ -47,7 +47,10 @@ def seen(value: Any) -> Any:
             return replace(value, r=seen(value.r), threshold=seen(value.threshold))
         return replace(value, **{f.name: seen(getattr(value, f.name)) for f in fields(value)})
     if isinstance(value, Mapping):
-        return {seen(key): seen(item) for key, item in value.items()}
+        return {
+            seen(key): item if item is None or isinstance(item, int | float) else seen(item)
+            for key, item in value.items()
+        }
     if isinstance(value, tuple | list) and not (value and isinstance(value[0], int | float)):
         return type(value)(seen(item) for item in value)
     return value
@@ -122,6 +125,7 @@ def payload(document: Document, every: EveryNeuron | None, total: int) -> dict[s
             [c.key, c.title, c.help, c.digits, c.unit, c.interval is not None] for c in columns
         ],
         "rows": [cells_of(row, columns) for row in document.rows],
+        "n_rows": max(document.n_rows, len(document.rows)),
         "neurons": [_neuron(page, columns, texts) for page in document.neurons],
         "circuits": [_graph(graph) for graph in document.circuits],
         "every": None if every is None else _every(every, total),
@@ -177,15 +181,18 @@ def _graph(graph: Graph) -> Any:
 
 
 def _every(every: EveryNeuron, total: int) -> Any:
-    # Where all are there, layer by layer, the number of a layer's neurons says which is which.
+    # Layer by layer, the number of a layer's neurons and a bit for each say which is which.
     wide = max(every.index) + 1
-    layer, index = np.divmod(np.arange(len(every.layer)), wide)
-    whole = np.array_equal(layer, every.layer) and np.array_equal(index, every.index)
+    place = np.asarray(every.layer) * wide + np.asarray(every.index)
+    ordered = bool((np.diff(place) > 0).all())
+    held = np.zeros(place[-1] + 1 if ordered else 0, dtype=bool)
+    held[place if ordered else []] = True
     return {
         "total": total,
-        "wide": wide if whole else None,
-        "layer": None if whole else _packed(every.layer, "<u2"),
-        "index": None if whole else _packed(every.index, "<u4"),
+        "wide": wide if ordered else None,
+        "held": None if not ordered or held.all() else _packed(np.packbits(held), "<u1"),
+        "layer": None if ordered else _packed(every.layer, "<u2"),
+        "index": None if ordered else _packed(every.index, "<u4"),
         "metrics": list(every.r),
         "r": [_packed(_in_steps(r), "<i2") for r in every.r.values()],
         "threshold": [plain(every.threshold.get(name)) for name in every.r],

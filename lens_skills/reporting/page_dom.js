@@ -90,14 +90,22 @@ function unpacked(text, kind) {
 
 const EVERY = DATA.every && everyNeuron(DATA.every);
 
-function everyNeuron({ total, wide, layer, index, metrics, r, threshold }) {
+function everyNeuron({ total, wide, held, layer, index, metrics, r, threshold }) {
   const values = r.map((text) => Float32Array.from(unpacked(text, Int16Array), (steps) => (steps === -32768 ? NaN : steps / 10000)));
-  const n = values[0].length;
+  const places = wide && placesOf(values[0].length, held && unpacked(held, Uint8Array));
   return {
     total, metrics, threshold, r: values,
-    layer: wide ? Uint16Array.from({ length: n }, (_, k) => Math.floor(k / wide)) : unpacked(layer, Uint16Array),
-    index: wide ? Uint32Array.from({ length: n }, (_, k) => k % wide) : unpacked(index, Uint32Array),
+    layer: wide ? Uint16Array.from(places, (place) => Math.floor(place / wide)) : unpacked(layer, Uint16Array),
+    index: wide ? places.map((place) => place % wide) : unpacked(index, Uint32Array),
   };
+}
+
+/** The places of n neurons among all: one after another, or those whose bit is set. */
+function placesOf(n, bits) {
+  if (!bits) return Uint32Array.from({ length: n }, (_, k) => k);
+  const places = new Uint32Array(n);
+  for (let place = 0, k = 0; k < n; place += 1) if (bits[place >> 3] & (128 >> (place & 7))) places[k++] = place;
+  return places;
 }
 
 // Names come from outside, so they are keys of maps and never of objects.

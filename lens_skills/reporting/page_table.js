@@ -13,7 +13,9 @@ function associatedNeurons() {
   return {
     columns,
     size: DATA.rows.length,
-    of: DATA.rows.length,
+    of: DATA.n_rows,
+    first: "first",
+    what: "rows",
     name: (row) => DATA.rows[row][0],
     value: (row, column) => valueIn(DATA.rows[row][column], columns[column].interval),
     limits: (row, column) => (columns[column].interval ? DATA.rows[row][column].slice(1) : null),
@@ -42,6 +44,8 @@ function allNeurons() {
     columns,
     size: EVERY.layer.length,
     of: EVERY.total,
+    first: "strongest",
+    what: "neurons",
     name: (row) => `L${EVERY.layer[row]}N${EVERY.index[row]}`,
     value: (row, column) => {
       if (!column) return `L${EVERY.layer[row]}N${EVERY.index[row]}`;
@@ -102,7 +106,7 @@ function neuronTable(place) {
         ["associated", "all"].map((which) => make("label", {},
           make("input", { type: "radio", name: "which", value: which, checked: (which === "all") === (source === all),
             on: { change: () => change(which) } }),
-          which === "all" ? `all ${count(all.of)}` : `${associated.columns.some((column) => column.key === "found_by") ? "associated or predicted" : "associated"} ${count(associated.size)}`))) : "",
+          which === "all" ? `all ${count(all.of)}` : `${associated.columns.some((column) => column.key === "found_by") ? "associated or predicted" : "associated"} ${count(associated.of)}`))) : "",
       labelled("text", make("input", { type: "search", name: "text", id: "filter", autocomplete: "off", spellcheck: "false",
         placeholder: "L17N635, a word" })),
       ...facets.map(([k, column, values]) => labelled(column.title,
@@ -198,7 +202,7 @@ function neuronTable(place) {
     for (let row = 0; row < source.size; row += 1) if (passes(row)) kept.push(row);
     if (order) sort(kept);
     view = Uint32Array.from(kept);
-    const more = source.of > source.size ? ` The report holds the strongest ${count(source.size)} of ${count(source.of)} neurons.` : "";
+    const more = source.of > source.size ? ` The report holds the ${source.first} ${count(source.size)} of ${count(source.of)} ${source.what}.` : "";
     said.textContent = (kept.length ? `${count(kept.length)} of ${count(source.size)} rows.` : "No neuron passes these filters.") + more
       + (source === all ? " In the heads: the family-wise 5 % threshold of |r|." : "");
     table.setAttribute("aria-rowcount", kept.length + 1);

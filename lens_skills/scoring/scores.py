@@ -310,10 +310,14 @@ class MetricScores(Tabled):
         """Largest |r| of each unit over the positions."""
         return self.r.abs().max(dim=0).values
 
-    @property
+    @cached_property
     def strongest_position(self) -> Int[Tensor, " unit"]:
         """The place of the position at which each unit's |r| is largest."""
         return self.r.abs().argmax(dim=0)
+
+    def strongest_of(self, unit: int) -> int:
+        """The same of one unit; does not read the others."""
+        return int(self.r[:, unit].abs().argmax())
 
     def at_strongest(self, values: Shaped[Tensor, "pos unit"]) -> Shaped[Tensor, " unit"]:
         """Of each unit the value at that position."""
@@ -505,9 +509,10 @@ def _meanings(scores: Any, view: MetricScores, family: str) -> list[str]:
 
 def _numbers(view: MetricScores, unit: int) -> str:
     """One neuron's r, interval and evidence, at its strongest position."""
+    spot = view.strongest_of(unit)
 
     def at(part: Tensor) -> float:
-        return float(view.at_strongest(part)[unit])
+        return float(part[spot, unit])
 
     text = f"r = {at(view.r):+.2f} [{at(view.low):+.2f}, {at(view.high):+.2f}]"
     if view.shrunk_r is not None:

@@ -20,6 +20,8 @@ def make_scores(
     nulls: bool = True,
     seed: int = 0,
     spread: float = 0.2,
+    layers: int = LAYERS,
+    width: int = WIDTH,
 ) -> Scores:
     """Seeded scores of 4 layers of 30 neurons; the first neuron is constant, so excluded."""
     generator = torch.Generator().manual_seed(seed)
@@ -27,7 +29,7 @@ def make_scores(
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    n_units = LAYERS * WIDTH
+    n_units = layers * width
     r = (spread * normal(len(METRICS), len(positions), n_units)).clamp(-1, 1)
     excluded = torch.zeros(n_units, dtype=torch.bool)
     excluded[0] = True
@@ -45,8 +47,8 @@ def make_scores(
     p = torch.rand(r.shape, generator=generator, dtype=torch.float64) if nulls else None
     return Scores(
         metrics=METRICS,
-        layer=torch.arange(LAYERS).repeat_interleave(WIDTH),
-        neuron=torch.arange(WIDTH).repeat(LAYERS),
+        layer=torch.arange(layers).repeat_interleave(width),
+        neuron=torch.arange(width).repeat(layers),
         positions=positions,
         r=r,
         low=r - 0.1,

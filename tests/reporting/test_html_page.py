@@ -206,8 +206,8 @@ def test_of_a_model_too_large_the_strongest_are_kept():
     left = unpacked(kept["r"][0], "<i2") / 10_000
     assert kept["total"] == n
     assert len(left) == MOST_NUMBERS // 2
-    assert kept["wide"] is None
-    at = unpacked(kept["layer"], "<u2").astype(int) * 1000 + unpacked(kept["index"], "<u4")
+    assert (kept["wide"], kept["layer"], kept["index"]) == (1000, None, None)
+    at = np.unpackbits(unpacked(kept["held"], "<u1")).nonzero()[0]
     np.testing.assert_allclose(left, r[at], atol=5.1e-5)
     assert np.abs(left).min() > np.sort(np.abs(r))[990] - 1e-4
 

@@ -2,8 +2,10 @@
 
 Every result is a frozen dataclass and a `Result`, and is saved by the same rule: its tensors as
 safetensors, all else as JSON, which begins with the kind of the result and the number of the
-format. `provenance` says which model, examples, seed and versions made the numbers: enough to
-repeat them and to refuse what does not fit.
+format. The JSON names fields alone and is read by their types, so that others can read it and a
+class may move; the parts of a checkpoint are values of no declared type, for the version that
+wrote them, and `contents.packed` writes the types down instead. `provenance` says which model,
+examples, seed and versions made the numbers: enough to repeat them and to refuse what does not fit.
 """
 
 import hashlib

@@ -18,6 +18,7 @@ from lens_skills.generation import endpoint
 from lens_skills.models import gguf_cache, parity
 from lens_skills.plotting import figures
 from lens_skills.publishing import NeuronSet, set_format
+from lens_skills.results import read_asked, write_asked
 from lens_skills.scoring import Selection
 from tests.folder_damage import stopped
 from tests.local_server import Server
@@ -62,6 +63,11 @@ def figure(folder: Path) -> Path:
     return folder / "attrition"
 
 
+def step(folder: Path) -> Path:
+    write_asked(folder / "made", {"--limit": 3})
+    return folder / "made"
+
+
 Kind = tuple[Callable[[Path], Path], str, str, Callable[[Path], Any]]
 
 REFUSED: dict[str, Kind] = {
@@ -70,14 +76,14 @@ REFUSED: dict[str, Kind] = {
     "`asked.json`": (checkpoint, "asked.json", "format", goes_on),
     "`manifest.json`": (table, "manifest.json", "format", ls.load),
     "`neurons.json`": (neuron_set, "neurons.json", "version", NeuronSet.load),
-    "a figure's `.json`": (figure, "../attrition.json", "format", figures.redraw),
+    "a figure's `.json`": (figure, "attrition.json", "format", figures.redraw),
+    "`.NAME-asked.json`": (step, ".made-asked.json", "format", read_asked),
 }
 """By its row in the page: what writes it, its file, the field of the number, what opens it."""
 
 WRITERS = {
-    "results.py": {"`result.json`"},
+    "results.py": {"`result.json`", "`.NAME-asked.json`"},
     "cli/runs.py": {"`run.json`", "tables (CSV)"},
-    "cli/steps.py": {"`.NAME-asked.json`"},
     "checkpoints.py": {"`asked.json`"},
     "activations/activation_table.py": {"`manifest.json`"},
     "publishing/set_format.py": {"`neurons.json`"},
@@ -109,7 +115,7 @@ def rows() -> dict[str, str]:
 def test_a_file_of_a_later_format_is_refused_in_words(kind: str, tmp_path: Path) -> None:
     make, name, key, opened = REFUSED[kind]
     place = make(tmp_path)
-    path = (place / name).resolve() if place.is_dir() else tmp_path / Path(name).name
+    path = (place if place.is_dir() else tmp_path) / name
     plain = json.loads(path.read_text())
     assert rows()[kind] == str(plain[key])
     path.write_text(json.dumps(plain | {key: plain[key] + 1}))

@@ -11,7 +11,6 @@ with it, R² of that line is compared. Finished tasks are kept in ``runs/countin
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from kept_rows import kept_rows
 from pictures import keep
 
 import lens_skills as ls
@@ -202,12 +202,7 @@ def measure(trial: Trial, seed: int) -> list[dict[str, Any]]:
 
 def kept(name: str, seed: int) -> list[dict[str, Any]]:
     """A trial's rows, measured once."""
-    path = RUNS / f"{name}-{seed}.json"
-    if not path.exists():
-        rows = measure(TRIALS[name], seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return kept_rows(RUNS / f"{name}-{seed}.json", lambda: measure(TRIALS[name], seed))
 
 
 def main() -> None:

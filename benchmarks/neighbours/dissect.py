@@ -23,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from kept_rows import kept_rows
 from pictures import keep
 
 import lens_skills as ls
@@ -119,14 +120,12 @@ def score_auc(model: Any, task: ls.Task, holds: Any) -> float:
 
 
 def kept_planted(seed: int) -> dict[str, Any]:
-    path = RUNS / f"planted-{seed}.json"
-    if not path.exists():
+    def measure() -> dict[str, Any]:
         start = time.process_time()
         rows = plant_and_match(seed, PLANTED)
-        found = {"rows": rows, "minutes": (time.process_time() - start) / 60}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
+        return {"rows": rows, "minutes": (time.process_time() - start) / 60}
+
+    return kept_rows(RUNS / f"planted-{seed}.json", measure)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """`activating_examples`: examples from all of a neuron's range, token by token."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.explain import scored_position, single_features
 from lens_skills.explanation.explanations import clipped
+from lens_skills.explanation.neurons_by_name import NeuronsByName
 from lens_skills.explanation.token_logits import (
     LENSES,
     TokenLogits,
@@ -96,7 +97,7 @@ class NeuronExamples:
 
 
 @dataclass(frozen=True, eq=False)
-class ActivatingExamples(Result, Mapping[str, NeuronExamples]):
+class ActivatingExamples(Result, NeuronsByName[NeuronExamples]):
     """Examples by activation; ``found["L17N635"]`` is one neuron, and printing shows each.
 
     Attributes:
@@ -117,26 +118,6 @@ class ActivatingExamples(Result, Mapping[str, NeuronExamples]):
     n_quantiles: int
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> NeuronExamples:
-        for one in self.neurons:
-            if one.name == name:
-                return one
-        raise LensSkillsError(
-            f"{name!r} was not read. These were: "
-            + ", ".join(one.name for one in self.neurons[:12])
-            + (", …" if len(self) > 12 else "")
-            + "."
-        )
-
-    def __contains__(self, name: object) -> bool:
-        return any(one.name == name for one in self.neurons)
-
-    def __iter__(self) -> Iterator[str]:
-        return (one.name for one in self.neurons)
-
-    def __len__(self) -> int:
-        return len(self.neurons)
 
     def correlations(self) -> pd.DataFrame:
         """Pearson's r of every two neurons over the examples, by their names, in [-1, 1].

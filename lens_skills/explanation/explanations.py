@@ -1,6 +1,6 @@
 """`Explanations`: what drives some neurons, what each writes, and where it is strongest."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from lens_skills.activations.excerpts import Excerpt
 from lens_skills.cards import CARD_WIDTH, card_lines, showing
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.descriptions import Description, descriptions_frame
+from lens_skills.explanation.neurons_by_name import NeuronsByName
 from lens_skills.explanation.token_logits import TokenLogits, shown
 from lens_skills.results import Result
 
@@ -176,7 +177,7 @@ def clipped(line: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanations(Result, Mapping[str, Explanation]):
+class Explanations(Result, NeuronsByName[Explanation]):
     """Why some neurons fire; ``why["L17N635"]`` is one of them, and printing shows each.
 
     Attributes:
@@ -197,6 +198,8 @@ class Explanations(Result, Mapping[str, Explanation]):
         answers: Of a judge: one row per judged text, id group, then for each neuron described
             ``"yes"``, ``"no"`` or nothing.
     """
+
+    _done = "explained"
 
     neurons: tuple[Explanation, ...]
     features: pd.DataFrame
@@ -223,26 +226,6 @@ class Explanations(Result, Mapping[str, Explanation]):
         (over the neurons described), above_null, note; see `Description`.
         """
         return descriptions_frame({one.name: one.described for one in self.neurons})
-
-    def __getitem__(self, name: str) -> Explanation:
-        for one in self.neurons:
-            if one.name == name:
-                return one
-        raise LensSkillsError(
-            f"{name!r} was not explained. These were: "
-            + ", ".join(one.name for one in self.neurons[:12])
-            + (", …" if len(self) > 12 else "")
-            + "."
-        )
-
-    def __contains__(self, name: object) -> bool:
-        return any(one.name == name for one in self.neurons)
-
-    def __iter__(self) -> Iterator[str]:
-        return (one.name for one in self.neurons)
-
-    def __len__(self) -> int:
-        return len(self.neurons)
 
     def frame(self) -> pd.DataFrame:
         """One row per neuron and feature: name, then the columns of `Explanation.features`."""

@@ -258,7 +258,7 @@ class _Fit:
             share = float((self.weight * self.rows.truth).sum())
             return torch.zeros(0, dtype=torch.float64), float(np.log(share / (1 - share)))
         here = (self.weight > 0).flatten()
-        probe = liblinear(1 / penalty, self.seed)
+        probe = l1_probe(1 / penalty, self.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is left to converge is below `_LOOSE`
             probe.fit(
@@ -276,7 +276,7 @@ class _Fit:
         return float((weight * torch.nn.functional.softplus(wrong)).sum())
 
 
-def liblinear(strength: float, seed: int) -> Any:
+def l1_probe(strength: float, seed: int, *, tolerance: float = 1e-5) -> Any:
     """scikit-learn's L1 probe with C = ``strength`` and an intercept that is hardly penalised."""
     from sklearn.linear_model import LogisticRegression
 
@@ -284,6 +284,6 @@ def liblinear(strength: float, seed: int) -> Any:
     if LogisticRegression().penalty == "deprecated":  # scikit-learn 1.8 renamed it
         options = {"l1_ratio": 1.0}
     return LogisticRegression(
-        **options, solver="liblinear", C=strength, intercept_scaling=100, tol=1e-5, max_iter=1000,
-        random_state=seed,
+        **options, solver="liblinear", C=strength, intercept_scaling=100, tol=tolerance,
+        max_iter=1000, random_state=seed,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
 from lens_skills.interventions.attribution import ActivationGradients
-from lens_skills.ranking.detectors import cett, h_neurons
+from lens_skills.ranking.detectors import cett, h_neurons, l1_probe
 from lens_skills.ranking.path_methods import STEPS, integrated_gradients, relevance
 from lens_skills.ranking.specific_methods import exact, specific, specific_exact
 from lens_skills.ranking.target_statistics import ClassSums, Target, TargetKind
@@ -227,25 +227,12 @@ def l1_coefficients(values: LayerActivations) -> Float[Tensor, " unit"]:
 
     Does not show: that a neuron without a coefficient knows nothing; its twin may have it.
     """
-    from sklearn.linear_model import LogisticRegression
-
     rows = values.activations.double().numpy()
     kept = ~values.constant.numpy()
     if not kept.any():
         return torch.full((rows.shape[1],), torch.nan, dtype=torch.float64)
     standard = (rows - rows.mean(0))[:, kept] / rows.std(0)[kept]
-    options: dict[str, Any] = {"penalty": "l1"}
-    if LogisticRegression().penalty == "deprecated":  # scikit-learn 1.8 renamed it
-        options = {"l1_ratio": 1.0}
-    probe = LogisticRegression(
-        **options,
-        solver="liblinear",
-        C=1 / (PENALTY * len(rows)),
-        intercept_scaling=100,  # liblinear penalises the intercept too; so, hardly
-        tol=1e-6,
-        max_iter=1000,
-        random_state=values.seed,
-    )
+    probe = l1_probe(1 / (PENALTY * len(rows)), values.seed, tolerance=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is left to converge is below the test's 1e-3
         probe.fit(standard, values.target.codes.numpy())

@@ -21,8 +21,10 @@ class HalvedBatches:
         most: How many examples are run at once; None: whole batches.
     """
 
-    def __init__(self, device: Any) -> None:
-        self.device, self.most = device, None
+    def __init__(self, device: Any, give_up: Callable[[], None] = lambda: None) -> None:
+        """``give_up`` drops what could be made again, before a part is tried anew."""
+        self.device, self.give_up = device, give_up
+        self.most: int | None = None
 
     def run(self, batch: Sequence[Encoded], read: Callable[[Sequence[Encoded]], _T]) -> list[_T]:
         """What ``read`` gives of the batch, in one part or in several, in order.
@@ -44,17 +46,18 @@ class HalvedBatches:
                     raise
                 said = str(error).strip().split("\n")[0] or type(error).__name__
             # Outside of the handler, which holds what the pass had made.
+            self.give_up()
             release(self.device)
             if size == 1:
                 raise LensSkillsError(
                     f"memory ran out at a single example ({part[0].id!r}, "
                     f"{len(part[0].prompt_tokens):,} tokens; {said:.120}). Shorten or drop it, "
-                    "read fewer layers, or open the model with dtype='bfloat16' or on another "
-                    "device."
+                    "ask for less at once (layers, tokens), or open the model with "
+                    "dtype='bfloat16' or on another device."
                 )
             if self.most is None:
                 warnings.warn(
-                    f"memory ran out at {size} examples at once; {size // 2} are read from here "
+                    f"memory ran out at {size} examples at once; {size // 2} are run from here "
                     "on, and fewer where that is too many. Nothing is lost: numbers are the same "
                     "up to rounding. ls.config(batch_size=…) bounds them beforehand.",
                     RuntimeWarning,

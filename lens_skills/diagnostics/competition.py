@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lens_skills.activations import Metric, Position
 from lens_skills.activations.forward import Encoded, forward_batch, known_values, prepare
+from lens_skills.activations.halved_batches import HalvedBatches
 from lens_skills.activations.stream import batches
 from lens_skills.data import Example
 from lens_skills.interventions.batched_edits import EditRows, edited_places
@@ -158,7 +159,12 @@ def compete(
 
         return {f"blocks.{layer}.{site}": hook(number) for number, layer in enumerate(layers)}
 
+    halves = HalvedBatches(adapter.device)
+
+    def read(part: Sequence[Encoded]) -> Tensor:
+        values: Any = forward_batch(adapter, part, plan, [metric], known, {}, editing)
+        return values[metric.name].double().cpu()
+
     for batch in batches(encoded, plan, progress=False):
-        values: Any = forward_batch(adapter, batch, plan, [metric], known, {}, editing)
-        found[[item.index for item in batch]] = values[metric.name].double().cpu()
+        found[[item.index for item in batch]] = torch.cat(halves.run(batch, read))
     return found

@@ -17,6 +17,7 @@ from torch import Tensor
 from lens_skills.activations import DEFAULT_SITE, logit_diff
 from lens_skills.activations.components import parse_components, sites_of
 from lens_skills.activations.forward import Encoded, RequiredOutputs, forward_batch, prepare
+from lens_skills.activations.halved_batches import HalvedBatches
 from lens_skills.activations.stream import batches
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
@@ -215,9 +216,13 @@ def _margins(
     """The margin of each prompt, in their order."""
     items = [replace(item, index=place) for place, item in enumerate(encoded)]
     metric, values = logit_diff(), torch.zeros(len(items), dtype=torch.float64)
+    halves = HalvedBatches(adapter.device)
+
+    def read(part: Sequence[Encoded]) -> Tensor:
+        return forward_batch(adapter, part, plan, [metric], {}, {})[metric.name].double()
+
     for batch in batches(items, plan, "rationales", progress=False):
-        found = forward_batch(adapter, batch, plan, [metric], {}, {})
-        values[[item.index for item in batch]] = found[metric.name].double()
+        values[[item.index for item in batch]] = torch.cat(halves.run(batch, read))
     return values
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.activations.forward import Encoded
+from lens_skills.activations.halved_batches import HalvedBatches
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import EditHook, ModelAdapter
 from lens_skills.models.adapter import NO_EDITORS
@@ -145,19 +147,21 @@ def train(
             adam.state[part] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
         one.write(part.detach())
     looked_at = training_batches(adapter, held_out, plan.batch_size)
+    halves = HalvedBatches(adapter.device)
     wanted = _only_asked(adapter, weights)
     try:
         if not state.curve:
-            state.curve = [{"epoch": 0.0, "train_loss": math.nan, **_look(adapter, looked_at)}]
+            before = _look(adapter, looked_at, halves)
+            state.curve = [{"epoch": 0.0, "train_loss": math.nan, **before}]
         with Progress(
             plan.epochs * n_steps, "finetune", "steps", done=state.epoch * n_steps
         ) as bar:
             while not state.stopped:
                 try:
                     row = _epoch(
-                        adapter, weights, live, factors, adam, rows, plan, state, seed, bar
+                        adapter, weights, live, factors, adam, rows, plan, state, seed, bar, halves
                     )
-                    row |= _look(adapter, looked_at)
+                    row |= _look(adapter, looked_at, halves)
                     if not math.isfinite(row["held_out_loss"]):
                         raise _Diverged(f"the held-out loss is {row['held_out_loss']}")
                 except _Diverged as reason:
@@ -191,21 +195,37 @@ def _epoch(
     state: TrainingState,
     seed: int,
     bar: Progress,
+    halves: HalvedBatches,
 ) -> dict[str, float]:
     """One pass over the examples, in an order of seed and epoch alone."""
     total, reached = 0.0, 0.0
     owners = list({id(one.parameter): one.parameter for one in weights}.values())
     for chunk in _chunks(rows, plan.batch_size, seed, state.epoch):
-        batch = TrainingBatch.of(adapter, chunk)
-        with torch.enable_grad():
-            losses, _ = batch_losses(adapter, batch)
-            slopes = torch.autograd.grad(losses.mean(), owners, allow_unused=True)
-        slope_of = {id(owner): slope for owner, slope in zip(owners, slopes, strict=True)}
-        for one, part in zip(weights, live, strict=True):
-            slope = slope_of[id(one.parameter)]
-            part.grad = torch.zeros_like(part) if slope is None else one.part_of(slope).to(part)
+        adam.zero_grad()
+
+        def differentiate(some: Sequence[Encoded], n: int = len(chunk)) -> Tensor:
+            """The losses of some of the batch's examples; their part of its gradient is added."""
+            with torch.enable_grad():
+                losses, _ = batch_losses(adapter, TrainingBatch.of(adapter, some))
+                slopes = torch.autograd.grad(losses.sum() / n, owners, allow_unused=True)
+            slope_of = {id(owner): slope for owner, slope in zip(owners, slopes, strict=True)}
+            # All is made before any of it is added: who runs out of memory here has added nothing.
+            found = []
+            for one, part in zip(weights, live, strict=True):
+                slope = slope_of[id(one.parameter)]
+                found.append(None if slope is None else one.part_of(slope).to(part))
+                if len(some) < n and part.grad is None:
+                    part.grad = torch.zeros_like(part)
+            for part, slope in zip(live, found, strict=True):
+                if part.grad is None:
+                    part.grad = torch.zeros_like(part) if slope is None else slope
+                elif slope is not None:
+                    part.grad.add_(slope)
+            return losses.detach()
+
+        losses = torch.cat(halves.run(chunk, differentiate))
         size = torch.nn.utils.clip_grad_norm_(live, math.inf if plan.clip is None else plan.clip)
-        for what, number in (("loss", float(losses.detach().mean())), ("gradient", float(size))):
+        for what, number in (("loss", float(losses.mean())), ("gradient", float(size))):
             if not math.isfinite(number):
                 raise _Diverged(f"the {what} is {number}")
         reached += float(size)
@@ -218,7 +238,7 @@ def _epoch(
             if old is not None and factor is not None:
                 part.data.copy_(old + factor * (part.data - old))
             one.write(part.detach())
-        total += float(losses.detach().double().sum())
+        total += float(losses.double().sum())
         bar.update()
     if reached == 0 and state.epoch == 0:
         raise LensSkillsError(
@@ -278,17 +298,24 @@ def batch_losses(
     return batch.losses(logits)
 
 
-def _look(adapter: ModelAdapter, batches: Sequence[TrainingBatch]) -> dict[str, float]:
-    loss, right = loss_and_accuracy(adapter, batches)
+def _look(
+    adapter: ModelAdapter, batches: Sequence[TrainingBatch], halves: HalvedBatches
+) -> dict[str, float]:
+    loss, right = loss_and_accuracy(adapter, batches, halves)
     return {"held_out_loss": loss, "held_out_accuracy": right}
 
 
 def loss_and_accuracy(
-    adapter: ModelAdapter, batches: Sequence[TrainingBatch]
+    adapter: ModelAdapter, batches: Sequence[TrainingBatch], halves: HalvedBatches | None = None
 ) -> tuple[float, float]:
     """Mean -ln p(answer) (nats), and the share of answers whose tokens are all first choices."""
+    halves = halves or HalvedBatches(adapter.device)
+
+    def read(batch: TrainingBatch, some: Sequence[Encoded]) -> Losses:
+        return batch_losses(adapter, batch.part(adapter, some))
+
     with torch.no_grad():
-        found = [batch_losses(adapter, batch) for batch in batches]
+        found = [p for batch in batches for p in halves.run(batch.encoded, partial(read, batch))]
     losses = torch.cat([loss.double() for loss, _ in found])
     return float(losses.mean()), float(torch.cat([right for _, right in found]).double().mean())
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_skills.activations.forward import Encoded, encode_examples
+from lens_skills.activations.halved_batches import HalvedBatches
 from lens_skills.activations.locations import DEFAULT_SITE, find_site
 from lens_skills.activations.metrics import causal_metric
 from lens_skills.data import Example
@@ -19,7 +20,7 @@ from lens_skills.finetuning.masked_training import batch_losses
 from lens_skills.interventions.control_neurons import random_neurons
 from lens_skills.models import ModelAdapter
 from lens_skills.ranking import rank
-from lens_skills.soft_prompts.training_batches import training_batches
+from lens_skills.soft_prompts.training_batches import TrainingBatch, training_batches
 
 MASKS = {
     "full": "every parameter",
@@ -52,8 +53,10 @@ def importance(
     site = find_site(adapter, DEFAULT_SITE)
     names = [site.hook_name(layer) for layer in site.layers]
     total = torch.zeros(len(names), adapter.mlp_widths[site.layers[0]], dtype=torch.float64)
-    for batch in training_batches(adapter, rows, batch_size):
-        kept: dict[str, Tensor] = {}
+    halves = HalvedBatches(adapter.device)
+
+    def measure(part: Sequence[Encoded]) -> Float[Tensor, "layer neuron"]:
+        batch, kept = TrainingBatch.of(adapter, part), dict[str, Tensor]()
 
         def keeper(name: str, kept: dict[str, Tensor] = kept) -> Any:
             def keep(activation: Tensor) -> Tensor:
@@ -66,10 +69,16 @@ def importance(
         with torch.enable_grad():
             losses, _ = batch_losses(adapter, batch, {name: keeper(name) for name in names})
             slopes = torch.autograd.grad(losses.sum(), [kept[name] for name in names])
-        for place, (name, slope) in enumerate(zip(names, slopes, strict=True)):
+        sums = []
+        for name, slope in zip(names, slopes, strict=True):
             product = (kept[name].detach().double() * slope.double()).abs()
             product = product * batch.mask[..., None].to(product)
-            total[place] += reduce(product, "example pos neuron -> neuron", "sum").cpu()
+            sums.append(reduce(product, "example pos neuron -> neuron", "sum").cpu())
+        return torch.stack(sums)
+
+    for batch in training_batches(adapter, rows, batch_size):
+        for part in halves.run(batch.encoded, measure):
+            total += part
     return total / len(rows)
 
 

@@ -19,6 +19,7 @@ from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, pa
 from lens_skills.activations.activation_table import write_table
 from lens_skills.activations.continuations import pad_left
 from lens_skills.activations.forward import NOTHING, Encoded, encode_examples
+from lens_skills.activations.halved_batches import HalvedBatches
 from lens_skills.activations.locations import Count
 from lens_skills.activations.stream import read_sites
 from lens_skills.checkpoints import Checkpoint, resumable
@@ -327,9 +328,13 @@ class Continuer:
 
     def __post_init__(self) -> None:
         self.ends = sorted(end_tokens(self.adapter))
+        self.halves = HalvedBatches(self.adapter.device)
 
     def write(self, batch: Sequence[Encoded]) -> list[Written]:
-        """One text per prompt, in the order of the batch."""
+        """One text per prompt, in the order of the batch; in parts where memory runs out."""
+        return [text for part in self.halves.run(batch, self._write) for text in part]
+
+    def _write(self, batch: Sequence[Encoded]) -> list[Written]:
         adapter = self.adapter
         tokens, mask = pad_left(
             [i.prompt_tokens.tolist() for i in batch], adapter.pad_id, adapter.device

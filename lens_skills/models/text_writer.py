@@ -12,6 +12,7 @@ from lens_skills.errors import LensSkillsError
 from lens_skills.models.adapter import check_shapes
 from lens_skills.models.chat_template import closing
 from lens_skills.models.key_cache import cache_argument, cache_handed_on, keeps_keys
+from lens_skills.models.memory import out_of_memory
 from lens_skills.models.rounding import distance
 from lens_skills.models.user_hooks import set_aside, watched
 
@@ -155,7 +156,9 @@ def _continues(kind: type[Writer], adapter: Any, tokens: Tensor, mask: Tensor) -
     try:
         kept = kind(adapter, tokens, mask)
         kept.add(kept.logits.argmax(-1), live)
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         return False  # its cache is of another make
     whole = WholeWriter(adapter, tokens, mask)
     whole.add(whole.logits.argmax(-1), live)

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -477,19 +478,24 @@ def _step(
     step: int,
 ) -> float:
     """The batch's summed loss before one step of Adam on its mean."""
-    with torch.enable_grad():
-        losses, _ = passes.losses(batch, live)
-        loss = losses.mean()
-        # By the prompt alone: the model's parameters are given no gradient.
-        slopes = torch.autograd.grad(loss, vectors)
-    for part, slope in zip(vectors, slopes, strict=True):
-        part.grad = slope
+
+    def differentiate(part: TrainingBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.enable_grad():
+            losses, _ = passes.losses(part, live)
+            # By the prompt alone: the model's parameters are given no gradient.
+            slopes = torch.autograd.grad(losses.sum() / len(batch), vectors)
+        return losses.detach(), slopes
+
+    found = passes.run(batch, differentiate)
+    losses = torch.cat([losses for losses, _ in found])
+    for vector, slopes in zip(vectors, zip(*(own for _, own in found), strict=True), strict=True):
+        vector.grad = torch.stack(slopes).sum(0)
     size = torch.nn.utils.clip_grad_norm_(vectors, math.inf if clip is None else clip)
-    for what, number in (("loss", float(loss.detach())), ("gradient's size", float(size))):
+    for what, number in (("loss", float(losses.mean())), ("gradient's size", float(size))):
         if not math.isfinite(number):
             raise _Diverged(f"the {what} is {number} at step {step}")
     adam.step()
-    return float(losses.detach().double().sum())
+    return float(losses.double().sum())
 
 
 def _look(
@@ -515,7 +521,8 @@ def measured(
 ) -> tuple[float, float]:
     """Mean loss, and the share of answers whose tokens are all first choices."""
     with torch.no_grad():
-        found = [passes.losses(batch, prompt) for batch in batches]
+        read = partial(passes.losses, prompt=prompt)
+        found = [pair for batch in batches for pair in passes.run(batch, read)]
     losses = torch.cat([loss.double() for loss, _ in found])
     return float(losses.mean()), float(torch.cat([right for _, right in found]).double().mean())
 

@@ -1,9 +1,9 @@
 """What is trained on, and the loss of a batch as a function of a soft prompt's vectors alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange, repeat
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lens_skills.activations.continuations import pad_left
 from lens_skills.activations.forward import Encoded, answer_places
+from lens_skills.activations.halved_batches import HalvedBatches
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError
 from lens_skills.models import SoftPrompt
@@ -20,6 +21,7 @@ from lens_skills.models.rounding import TOLERANCE
 from lens_skills.models.row_columns import rows_at
 from lens_skills.tasks import Task
 
+_T = TypeVar("_T")
 _COARSE = 0.05  # nats per token, in half precision
 
 
@@ -34,6 +36,7 @@ class TrainingBatch:
         predicting: Where each answer token is predicted; short answers repeat the last place.
         targets: The answer's tokens.
         counts: Which of them there are.
+        encoded: The examples.
     """
 
     tokens: Int[Tensor, "example pos"]
@@ -42,6 +45,7 @@ class TrainingBatch:
     predicting: Int[Tensor, "example k"]
     targets: Int[Tensor, "example k"]
     counts: Bool[Tensor, "example k"]
+    encoded: tuple[Encoded, ...]
 
     @classmethod
     def of(cls, adapter: Any, encoded: Sequence[Encoded]) -> "TrainingBatch":
@@ -61,10 +65,15 @@ class TrainingBatch:
             predicting=predicting.to(adapter.device),
             targets=torch.tensor(targets, device=adapter.device),
             counts=(torch.arange(int(sizes.max())) < sizes[:, None]).to(adapter.device),
+            encoded=tuple(encoded),
         )
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def part(self, adapter: Any, some: Sequence[Encoded]) -> "TrainingBatch":
+        """The batch of some of its examples."""
+        return self if len(some) == len(self) else TrainingBatch.of(adapter, some)
 
     @property
     def ragged(self) -> bool:
@@ -159,7 +168,30 @@ class TrainingPasses:
         if len(start.prefix):
             self.whole = "the input is read after a part of the soft prompt"
         self._kept: dict[int, tuple[TrainingBatch, PartialForward]] = {}
+        self._parts: dict[tuple[int, int], TrainingBatch] = {}
         self._checked: set[bool] = set()
+        self._halves = HalvedBatches(adapter.device, self._give_up)
+
+    def run(self, batch: TrainingBatch, read: Callable[[TrainingBatch], _T]) -> list[_T]:
+        """What ``read`` gives of the batch, in one part or in as many as memory takes."""
+        return self._halves.run(batch.encoded, lambda part: read(self._part(batch, part)))
+
+    def _part(self, batch: TrainingBatch, some: Sequence[Encoded]) -> TrainingBatch:
+        if len(some) == len(batch):
+            return batch
+        # The same object in every epoch: what its inputs leave in the model is kept by it.
+        key = some[0].index, len(some)
+        if key not in self._parts:
+            self._parts[key] = batch.part(self.silent, some)
+        return self._parts[key]
+
+    def _give_up(self) -> None:
+        """Drops all that is kept, and keeps half as much from here on."""
+        if self.n_bytes:
+            self.budget = self.n_bytes / 2
+        self._kept.clear()
+        self._parts.clear()
+        self.n_bytes = 0
 
     def losses(self, batch: TrainingBatch, prompt: SoftPrompt) -> Losses:
         """Loss and greedy success of each example.

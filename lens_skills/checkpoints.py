@@ -217,8 +217,8 @@ class Work:
         path = self.folder / _LOCK
         try:
             while True:
-                held = FileLock(path, blocking=False, is_singleton=False, thread_local=False)
-                held.acquire()
+                held = FileLock(path, thread_local=False)
+                held.acquire(blocking=False)
                 # Another process may have finished, and removed the file, in between.
                 if path.exists() and os.path.samestat(os.stat(path), _stat_of(held)):
                     break

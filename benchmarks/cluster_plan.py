@@ -314,7 +314,8 @@ def validated(n: int, times: int) -> dict[str, float]:
     """What the simulation says of four times as many examples, against what they take."""
     ls.config(progress=False, batch_size=16)
     model, task = ls.load_model("arithmetic-small"), ls.tasks.arithmetic(digits=(1, 2, 3))
-    asked: dict[str, Any] = {"metrics": ["label:carry", "correct"], "n_rotations": 0}
+    asked: dict[str, Any] = {"metrics": "label:carry", "n_rotations": 0}
+    asked |= {"n_permutations": ASSUMED["permutations"], "n_controls": ASSUMED["controls"]}
 
     def call(size: int) -> Callable[[], Any]:
         return lambda: ls.score(model, task[:size], **asked)
@@ -412,6 +413,7 @@ ASSUMED = {
     "noticed_seconds": 30,
     "metrics": 1,
     "permutations": 100,
+    "controls": 199,
 }
 """What is not measured here: of GPUs (a B200's data sheet), networks and deaths."""
 
@@ -496,3 +498,7 @@ def main() -> None:
         return {**figures, **planned(figures)}
 
     run_parts({"": part}, asked)
+
+
+if __name__ == "__main__":
+    main()

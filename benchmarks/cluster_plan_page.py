@@ -42,7 +42,8 @@ def figures(numbers: Mapping[str, Any]) -> list[list[str]]:
     rows = [
         ["examples", f"{a['tokens'] / a['tokens_per_example']:,.0f} of "
          f"{a['tokens_per_example']:.0f} tokens", "the plan"],
-        ["metrics, permutations", f"{a['metrics']:.0f}, {a['permutations']:.0f}", "the plan"],
+        ["metrics, permutations, controls",
+         f"{a['metrics']:.0f}, {a['permutations']:.0f}, {a['controls']:.0f}", "the plan"],
         ["arithmetic of a forward pass", "2 operations a parameter and token", "counted"],
         ["sums of each neuron", f"{numbers['columns']:.0f} columns, {numbers['marks']:.0f} of "
          "squares, float64", "measured"],

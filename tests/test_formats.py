@@ -85,7 +85,7 @@ WRITERS = {
     "results.py": {"`result.json`", "`.NAME-asked.json`"},
     "cli/runs.py": {"`run.json`", "tables (CSV)"},
     "checkpoints.py": {"`asked.json`"},
-    "activations/activation_table.py": {"`manifest.json`"},
+    "activations/capture.py": {"`manifest.json`"},
     "publishing/set_format.py": {"`neurons.json`"},
     "publishing/set_exports.py": {"exports"},
     "publishing/set_hub.py": {"exports"},  # the page of a repository

@@ -1,7 +1,7 @@
 """What we read: activations at a site and position, and one number per example and metric."""
 
 from lens_skills.activations.activation_table import ActivationTable as ActivationTable
-from lens_skills.activations.activation_table import capture as capture
+from lens_skills.activations.capture import capture as capture
 from lens_skills.activations.columns import column_values as column_values
 from lens_skills.activations.columns import family_of as family_of
 from lens_skills.activations.components import Component as Component

@@ -6,10 +6,10 @@ manifest, `shard_files` the activations and `table_rows` the examples.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +18,6 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.activations.forward import known_values
-from lens_skills.activations.locations import (
-    DEFAULT_SITE,
-    Position,
-    PositionSpec,
-    Site,
-    find_site,
-    parse_position,
-    soft_position,
-)
 from lens_skills.activations.metrics import Metric, parse_metrics
 from lens_skills.activations.shard_files import (
     DTYPES,
@@ -35,7 +26,7 @@ from lens_skills.activations.shard_files import (
     ShardFile,
     open_shard,
 )
-from lens_skills.activations.stream import Batch, stream
+from lens_skills.activations.stream import Batch
 from lens_skills.activations.table_rows import (
     TableRows,
     check_distinct,
@@ -49,15 +40,12 @@ from lens_skills.cards import card_lines
 from lens_skills.contents import content
 from lens_skills.data import Example, field_of
 from lens_skills.errors import LensSkillsError
-from lens_skills.file_names import inside, place_to_read, place_to_write
-from lens_skills.models import Chat, ModelAdapter, with_soft_prompt
-from lens_skills.models.identity import identity
+from lens_skills.file_names import inside, place_to_read
 from lens_skills.progress import Progress
-from lens_skills.results import undamaged, work_folder
+from lens_skills.results import undamaged
 
-_FORMAT = 2
+FORMAT = 2
 MANIFEST = "manifest.json"
-_ARRAY, _ROWS = "activations.npy", "rows.parquet"
 
 _NEEDED: dict[str, tuple[type, str]] = {
     "model": (str, "the model's name"),
@@ -411,11 +399,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     manifest = manifest if isinstance(manifest, dict) else {}
     found = manifest.get("format")
-    if found != _FORMAT:
-        newer = type(found) is int and found > _FORMAT
+    if found != FORMAT:
+        newer = type(found) is int and found > FORMAT
         anew = "Write it anew with ls.capture, or as the page on shards says."
         raise LensSkillsError(
-            f"the table {folder} has format {found!r:.40}, this version reads {_FORMAT}. "
+            f"the table {folder} has format {found!r:.40}, this version reads {FORMAT}. "
             f"{'Update lens-skills, which then reads it.' if newer else anew}"
         )
 
@@ -472,115 +460,3 @@ def _beside(own: Any, table: Any, file: str) -> Any:
             )
         table = table.append_column(name, own[name])
     return table
-
-
-def capture(
-    model: Any,
-    examples: Sequence[Example],
-    path: str | Path,
-    *,
-    at: str = DEFAULT_SITE,
-    position: Position = "last",
-    layers: int | Iterable[int] | None = None,
-    metrics: Any = (),
-    dtype: Literal["float16", "float32"] = "float16",
-    chat: Chat = False,
-) -> ActivationTable:
-    """Activations of the examples written to a folder, for scoring without the model.
-
-    Float16 of 2,000 examples of SmolLM2's 46,080 neurons takes 184 MB. The folder appears only
-    once it is whole; an interrupted capture leaves nothing.
-
-    Raises:
-        LensSkillsError: A folder that exists or cannot be written; values too large for float16.
-    """
-    folder = place_to_write(path)
-    if folder.exists():
-        raise LensSkillsError(f"{folder} exists already. Remove it or choose another path.")
-    adapter = with_soft_prompt(model, None, chat)
-    position = soft_position(adapter, position)
-    reading = parse_position(position)
-    if reading.ragged:
-        raise LensSkillsError("position 'all' keeps every token and cannot be tabled; use 'mean'.")
-    wanted = parse_metrics(metrics, examples)
-    site = find_site(adapter, at, layers)
-    with work_folder(folder) as work:
-        stored = {metric.name: np.zeros(len(examples)) for metric in wanted}
-        table: np.ndarray | None = None
-        for batch in stream(
-            adapter,
-            examples,
-            at=at,
-            position=position,
-            layers=layers,
-            metrics=wanted,
-        ):
-            numbers = _narrow(batch.activations, dtype)
-            if table is None:
-                shape = (len(examples), *numbers.shape[1:])
-                table = np.lib.format.open_memmap(
-                    work / _ARRAY, mode="w+", dtype=dtype, shape=shape
-                )
-            table[batch.index.numpy()] = numbers
-            for name, values in batch.metrics.items():
-                stored[name][batch.index.numpy()] = values.numpy()
-        assert isinstance(table, np.memmap)
-        table.flush()
-        _write_beside(work, adapter, site, reading, examples, stored, table)
-    return ActivationTable.load(folder)
-
-
-def write_table(
-    folder: Path,
-    adapter: ModelAdapter,
-    site: Site,
-    reading: PositionSpec,
-    examples: Sequence[Example],
-    activations: np.ndarray,
-) -> ActivationTable:
-    """A table of activations that were read already, without metrics."""
-    with work_folder(folder) as work:
-        np.save(work / _ARRAY, activations)
-        _write_beside(work, adapter, site, reading, examples, {}, activations)
-    return ActivationTable.load(folder)
-
-
-def _write_beside(
-    work: Path,
-    adapter: ModelAdapter,
-    site: Site,
-    reading: PositionSpec,
-    examples: Sequence[Example],
-    metrics: Mapping[str, np.ndarray],
-    activations: np.ndarray,
-) -> None:
-    """The rows and the manifest of a table, beside its activations."""
-    import pyarrow.parquet as parquet
-
-    # A column of the task that was asked for as a metric stands among the columns already.
-    beside = {n: v for n, v in metrics.items() if not n.startswith(("label:", "covariate:"))}
-    parquet.write_table(columns_of(examples, beside), work / _ROWS)
-    manifest = {
-        "format": _FORMAT,
-        **identity(adapter),
-        "gated": adapter.gated and site.name == DEFAULT_SITE,
-        "task": getattr(examples, "name", "examples"),
-        "site": site.name,
-        "layers": list(site.layers),
-        "positions": list(reading.labels),
-        "width": activations.shape[-1],
-        "dtype": activations.dtype.name,
-        "shards": [{"file": _ARRAY, "rows": len(examples), "table": _ROWS}],
-    }
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def _narrow(activations: Float[Tensor, "..."], dtype: str) -> np.ndarray:
-    numbers = activations.cpu().numpy()
-    largest = float(np.abs(numbers).max(initial=0.0))
-    # As a Python number: NumPy would first cast ``largest`` to float16, where it is infinite.
-    if dtype == "float16" and largest > float(np.finfo(np.float16).max):
-        raise LensSkillsError(
-            f"an activation of {largest:.3g} does not fit float16. Use dtype='float32'."
-        )
-    return numbers.astype(dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lens_skills import engines, settings
 from lens_skills.activations import DEFAULT_SITE, ActivationTable, find_site, parse_position
-from lens_skills.activations.activation_table import write_table
+from lens_skills.activations.capture import write_table
 from lens_skills.activations.continuations import pad_left
 from lens_skills.activations.forward import NOTHING, Encoded, encode_examples
 from lens_skills.activations.halved_batches import HalvedBatches

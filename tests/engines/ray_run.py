@@ -160,7 +160,8 @@ def written(model: Any, task: Any) -> Any:
 def tables(found: dict[str, Any], model: Any, task: Any, folder: Path) -> None:
     """Activations on disk, read by the workers; shards that are gone, or changed since."""
     os.chdir(folder)
-    table = ls.capture(model, task, "table", layers=[0, 1], dtype="float32", metrics="correct")
+    with ls.config(engine="local"):
+        table = ls.capture(model, task, "table", layers=[0, 1], dtype="float32", metrics="correct")
     asked: dict[str, Any] = {"metrics": ["label:carry", "correct"], "n_permutations": 19}
     asked |= {"n_rotations": 0}
     ranking: dict[str, Any] = {"method": "information", "gate": False}
@@ -168,6 +169,10 @@ def tables(found: dict[str, Any], model: Any, task: Any, folder: Path) -> None:
         local = ls.score(table, table.examples, **asked)
         some = ls.score(table, task[20:150], **asked)
         ranked = ls.rank(table, task, "label:carry", **ranking)
+    there = ls.capture(model, task, "there", layers=[0, 1], dtype="float32", metrics="correct")
+    rows = torch.from_numpy(there.places(task))
+    off = there.activations()[rows] - table.activations()[table.places(task)]
+    found["captured"] = [float(off.abs().max()), len(there.shards)]
     found["table"] = far(ls.score(table, table.examples, **asked), local)
     found["rows of a table"] = far(ls.score(table, task[20:150], **asked), some)
     found["rank a table"] = far(ls.rank(table, task, "label:carry", **ranking), ranked)

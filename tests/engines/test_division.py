@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -148,6 +149,46 @@ def test_a_table_in_shards_gives_its_ranking(
     monkeypatch.setattr(engines, "chosen", lambda adapter: InProcess(4))
     shards = ls.rank(table, task, "label:carry", **asked)
     torch.testing.assert_close(shards.score, whole.score, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("position", ["last", ["last", -2]], ids=["last", "two"])
+def test_a_table_written_in_shards_is_the_table(
+    position: Any, model: Any, task: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"metrics": ["correct", "label:carry"], "layers": [1, 2]}
+    asked |= {"position": position}
+    whole = ls.capture(model, task, tmp_path / "whole", **asked)
+    engine = InProcess(4)
+    monkeypatch.setattr(engines, "chosen", lambda adapter: engine)
+    shards = ls.capture(model, task, tmp_path / "shards", **asked)
+    monkeypatch.undo()
+    assert engine.n_run == len(shards.shards) == 4
+    assert not list((tmp_path / "shards").glob(".*"))
+    places = torch.from_numpy(shards.places(task))
+    assert shards.activations()[places].equal(whole.activations())
+    assert [shards.examples[int(place)] for place in places] == list(whole.examples)
+    assert (shards.metrics["correct"][places] == whole.metrics["correct"]).all()
+    same = {key for key in whole.manifest if whole.manifest[key] == shards.manifest[key]}
+    assert set(whole.manifest) - same == {"shards"}
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(
+    model: Any, task: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(InProcess):
+        def run(self, adapter: Any, job: Any, *args: Any, **options: Any) -> Iterator[Finished]:
+            if self.n == 1:  # it is not there
+                job = replace(job, folder=tmp_path / "none" / "work")
+            for each in super().run(adapter, job, *args, **options):
+                (job.folder / each.part.file).unlink()  # it was written to another disk
+                yield each
+
+    for n, complaint in ((1, "is another folder on"), (2, "was written on another machine")):
+        engine = Elsewhere(n)
+        monkeypatch.setattr(engines, "chosen", lambda adapter, engine=engine: engine)
+        with pytest.raises(LensSkillsError, match=complaint):
+            ls.capture(model, task[:40], tmp_path / "shards", layers=0)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_is_sent_by_the_full_paths_of_its_files(

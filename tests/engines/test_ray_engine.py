@@ -101,6 +101,11 @@ def test_an_interruption_ends_the_workers(found: dict[str, Any]) -> None:
 
 
 @needs_ray
+def test_workers_write_the_table_of_one_process(found: dict[str, Any]) -> None:
+    assert found["captured"] == [0, 8]  # to the bit, in a file for each shard
+
+
+@needs_ray
 def test_no_process_outlives_the_run(found: dict[str, Any]) -> None:
     assert found["left"] == []
 

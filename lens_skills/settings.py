@@ -40,9 +40,10 @@ class config:
         memory_mb: MiB that edited passes may fill (None: half of what is free) and that
             `fit_prompt` may keep of keys and values (None: 2000).
         engine: ``"local"``: this process. ``"ray"``: the passes of `score`, `rank`, `sweep`,
-            `verify` and all that measures effects, and what `generate` writes, are divided among
-            the workers of a Ray cluster (or of this machine), and added up here;
-            docs/howto/many_machines.md. `circuit` refuses; other passes stay in this process.
+            `verify` and all that measures effects, what `generate` writes and what `capture`
+            reads, are divided among the workers of a Ray cluster (or of this machine), and added
+            up here; docs/howto/many_machines.md. `circuit` refuses; other passes stay in this
+            process.
         workers: Under Ray: how many processes that each hold the model. None: one for each
             ``worker_gpus`` of the cluster; without GPUs, one for every four cores, and two at
             least.

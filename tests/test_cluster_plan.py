@@ -1,5 +1,6 @@
 """The simulation of a long pass: what must hold of any, and a course worked out by hand."""
 
+import doctest
 import sys
 from pathlib import Path
 
@@ -59,3 +60,13 @@ def test_deaths_are_as_frequent_as_said() -> None:
 
 def test_tables_without_numbers_are_heads() -> None:
     assert [len(made({})) for made in (figures, memory, plan, validation)] == [1, 1, 1, 1]
+
+
+def test_examples_of_the_pages() -> None:
+    import cluster_plan
+    import engine_ray_page
+
+    for module in (cluster_plan, engine_ray_page):
+        found = doctest.testmod(module)
+        assert found.attempted
+        assert not found.failed

@@ -10,6 +10,7 @@ import lens_skills as ls
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from faults_page import FAULTS, kills, others  # noqa: E402
+from ray_deaths_page import deaths  # noqa: E402
 
 NUMBERS = json.loads((BENCHMARKS / "results" / "faults.json").read_text(encoding="utf-8"))
 # Their passes and parts are those of `continual`, of any verb, and of `score`.
@@ -34,3 +35,17 @@ def test_all_went_on_to_the_same_numbers() -> None:
     _, *rows = others(NUMBERS)
     assert len(rows) == len(FAULTS)
     assert all(times == well for _, times, well, _ in rows)
+
+
+def test_no_death_under_ray_cost_a_number() -> None:
+    numbers = json.loads((BENCHMARKS / "results" / "ray_deaths.json").read_text(encoding="utf-8"))
+    head, *rows = deaths(numbers)
+    assert len(rows) == 10  # five verbs, a worker and a node
+    assert all(len(row) == len(head) for row in rows)
+    for key, value in numbers.items():
+        if key.endswith("_survived"):
+            assert value == 1, key
+        if key.endswith("_again"):
+            assert value >= 1, key
+        if key.endswith("_difference"):
+            assert value <= (0 if key.startswith(("sweep", "verify", "generate")) else 1e-12), key

@@ -38,7 +38,7 @@ def found(tiny_folder: Path) -> dict[str, Any]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: str(os.getpid())}
     env.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "tests.engines.ray_run", str(tiny_folder)]
-    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     lines = [line for line in ran.stdout.splitlines() if line.startswith("FOUND ")]
     assert lines, ran.stderr[-3000:]
     deadline = time.monotonic() + 20

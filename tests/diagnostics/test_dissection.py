@@ -1,10 +1,13 @@
 """Concepts by two measures, winners of clusters, and what is kept when only they act."""
 
 import math
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.cluster.hierarchy import fcluster
@@ -16,11 +19,14 @@ from lens_skills.data import Example
 from lens_skills.diagnostics import Dissection, dissect
 from lens_skills.diagnostics.competition import Competition, compete, cut
 from lens_skills.diagnostics.concept_match import Concepts, match_concepts, soft_wpmi
+from lens_skills.diagnostics.dissection import _row
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation.feature_bank import FeatureBank
 from lens_skills.models import as_adapter
 from lens_skills.stats.correlation import average_linkage
+from lens_skills.stats.effect_tests import cluster_interval
 from lens_skills.stats.information import equal_width_codes
+from lens_skills.stats.intervals import share_difference, share_interval
 from tests.planted import planted
 
 SMALL: dict[str, Any] = {"n_random": 1, "n_permutations": 39, "n_neurons": 3, "layers": [0]}
@@ -273,3 +279,73 @@ def test_what_cannot_be_dissected_is_refused(tiny_hooked: Any, tmp_path: Path) -
 def test_one_neuron_can_be_named(tiny_hooked: Any) -> None:
     found = dissect(tiny_hooked, agreement(), None, "L0N3", shares=(0.1,), **SMALL)
     assert found.frame()["name"].tolist() == ["L0N3"]
+
+
+def test_entropies_are_of_clusters_of_several_and_the_card_counts_the_others(
+    found: Dissection,
+) -> None:
+    row = {"wpmi": "a", "wpmi_p": 0.06, "information": "b", "information_p": 0.04}
+    made = replace(
+        found,
+        wins=torch.tensor([[1.0, 0, 1, 1 / 3, 1 / 3, 1 / 3]]),
+        cluster=torch.tensor([[0, 0, 1, 2, 2, 2]]),
+        concepts=pd.DataFrame([row | {"name": "L0N1", "wins": 0.5, "cluster_size": 2}]),
+        curve=found.curve.assign(difference_low=[-0.1, 0.1], difference_high=0.3),
+    )
+    torch.testing.assert_close(made.entropies, torch.tensor([0.0, 1.0], dtype=torch.float64))
+    card = repr(made)
+    assert "3 clusters, 1 of one neuron; entropy of the wins inside the others 0.50" in " ".join(
+        card.split()
+    )
+    assert "L0N1 wins 50%: 'b' (information, p 0.04)" in " ".join(card.split())
+    shares = [line for line in card.splitlines() if line.lstrip()[:1].isdigit()]
+    assert [line.rstrip().endswith("*") for line in shares] == [False, True]
+
+
+def test_a_row_of_the_curve_is_that_of_a_loop() -> None:
+    random, groups = np.random.default_rng(0), [f"g{row // 2}" for row in range(40)]
+    winners = torch.tensor(random.integers(0, 2, 40)).double()
+    draws = [torch.tensor(random.integers(0, 2, 40)).double() for _ in range(3)]
+    arms = [(0.1, "winners", winners), *((0.1, "random", one) for one in draws)]
+    others = [(0.2, "winners", 1 - winners), (0.2, "random", winners)]
+    found, means = _row(0.1, [*arms, *others], groups), [float(one.mean()) for one in draws]
+    assert found["random"] == pytest.approx(np.mean(means))
+    assert (found["random_least"], found["random_most"]) == (min(means), max(means))
+    assert found["difference"] == pytest.approx(float(winners.mean()) - np.mean(means))
+    low, high = share_interval(winners[None], groups)
+    assert (found["winners_low"], found["winners_high"]) == (float(low[0]), float(high[0]))
+    change = (winners - torch.stack(draws).mean(0))[None]
+    low, high = share_difference(change, groups)
+    assert (found["difference_low"], found["difference_high"]) == (float(low[0]), float(high[0]))
+    # What is no share has the bootstrap's ends, which may leave [0, 1].
+    arms = [(share, arm, 3 * one - 0.5) for share, arm, one in arms]
+    found = _row(0.1, arms, groups)
+    for name, values in (("winners", arms[0][2]), ("difference", 3 * change[0])):
+        low, high = cluster_interval(values[None], groups)
+        assert found[f"{name}_low"] == pytest.approx(float(low[0]))
+        assert found[f"{name}_high"] == pytest.approx(float(high[0]))
+    none = torch.zeros(40).double()
+    few = [(0.1, "winners", none), (0.1, "random", none.index_fill(0, torch.tensor([0]), 1.0))]
+    found = _row(0.1, few, [str(row) for row in range(40)])
+    assert 0 <= found["random_low"] <= found["random"] <= found["random_high"] <= 1
+    assert found["winners_high"] > 0.05  # nothing seen is not nothing
+
+
+def test_draws_differ_and_what_is_left_out_takes_its_default(
+    tiny_hooked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, seen = import_module("lens_skills.diagnostics.dissection"), []
+    monkeypatch.setattr(
+        module,
+        "match_concepts",
+        lambda *a, **asked: seen.append(asked) or match_concepts(*a, **asked),
+    )
+    asked = {**SMALL, "shares": (0.02, 0.05, 0.3), "metric": "logit_diff", "n_random": 2}
+    found = dissect(tiny_hooked, agreement(96), **asked)
+    assert (found.curve["random_least"] < found.curve["random_most"]).all()
+    assert found.named_share == 0.05  # the closest to 4 %
+    assert seen[0]["k"] == max(10, found.n_explore // 4) > 10
+    dissect(tiny_hooked, agreement(48), **{**asked, "shares": (0.1,)})
+    assert seen[1]["k"] == 10
+    with pytest.raises(LensSkillsError, match="makes each its own cluster"):
+        dissect(tiny_hooked, agreement(), **SMALL, shares=(0.1, 0.999))

@@ -17,12 +17,27 @@ import pytest
 import torch
 
 import lens_skills as ls
+from lens_skills.activations.excerpts import Excerpt
 from lens_skills.data import halves
 from lens_skills.errors import LensSkillsError
 from lens_skills.explanation import Explanations, explain, feature_bank
 from lens_skills.explanation.conjunctions import SentenceReader
-from lens_skills.explanation.describe import DESCRIBE, JUDGE, Described, Neurons, describe
-from lens_skills.generation.endpoint import GIVE_UP, Endpoint, endpoint
+from lens_skills.explanation.describe import (
+    DESCRIBE,
+    JUDGE,
+    Described,
+    Neurons,
+    _around,
+    _asked,
+    _end,
+    _judged_rows,
+    _null,
+    _Scorer,
+    contrasting,
+    describe,
+    read_sentence,
+)
+from lens_skills.generation.endpoint import GIVE_UP, Endpoint, Nonsense, endpoint
 from tests.explanation.problems import LAYER, has_five, problems, prompts
 from tests.local_server import Server
 from tests.planted import planted, separating_direction
@@ -433,3 +448,91 @@ def test_without_other_neurons_there_is_no_null(tiny_hooked: Any) -> None:
     one = why[PLANTED].described
     assert one.auroc > 0.85
     assert (one.nulls, one.p, one.above_null) == ((), None, None)
+
+
+# ── its parts, by hand ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_end_is_of_several_rows_and_not_of_the_largest() -> None:
+    assert _end(torch.tensor([3.0, -2, -2, -2, -2, -2, 0, 0, 0, 0])) == "lowest"
+    assert _end(torch.tensor([-3.0, 2, 2, 2, 2, 2, 0, 0, 0, 0])) == "highest"
+    assert _end(torch.tensor([0.5])) == "highest"
+
+
+def test_weak_texts_are_those_most_like_the_strong_and_no_text_twice() -> None:
+    texts = ["a red cat", "the blue sea", "no", "a red cat", "a red dog", "a red cat"]
+    activation = torch.tensor([3.0, 0.3, 0.2, 2.0, 0.1, 0.0])
+    assert contrasting(activation, texts, 1) == ([0], [4])  # and not 5, which is strong
+
+
+def test_tokens_are_those_up_to_what_was_read() -> None:
+    tokens = tuple(f"t{k}" for k in range(200))
+    whole = Excerpt("1", "x", 0.0, tokens, tuple(map(float, range(200))))
+    assert [name for name, _ in _around(whole)] == [*tokens[-48:]]
+    assert [name for name, _ in _around(replace(whole, read=100))] == [*tokens[64:112]]
+    assert [name for name, _ in _around(replace(whole, read=3))] == [*tokens[:48]]
+    assert len(_around(replace(whole, tokens=tokens[:5], values=whole.values[:5]))) == 5
+
+
+def test_a_describer_reads_the_lowest_end_as_strong() -> None:
+    seen: list[Any] = []
+
+    def tell(strong: Any, weak: Any) -> str:
+        seen.append((strong, weak))
+        return "Fires where it rains."
+
+    def excerpts(wanted: Any) -> Any:
+        return [[Excerpt(str(k), "x", -1.5, ("a",), (-1.5,)) for k in some] for some in wanted]
+
+    task = problems()
+    signed = torch.arange(float(len(task)))[None]
+    for end in ("lowest", "highest"):
+        said = _asked(tell, signed, torch.arange(len(task)), task, excerpts, [end], "last")
+        assert said == [("Fires where it rains.", "")]
+    (low, _), (high, _) = seen
+    assert {(one.activation, *one.values) for one in low} == {(1.5, 1.5)}
+    assert {(one.activation, *one.values) for one in high} == {(-1.5, -1.5)}
+
+
+def test_judged_texts_are_drawn_one_of_every_group_first() -> None:
+    held, groups = torch.arange(10, 70), [f"g{row % 6}" for row in range(80)]
+    first, second = (_judged_rows(held, groups, 12, None, seed).tolist() for seed in (0, 1))
+    assert first != second
+    for rows in (first, second):
+        assert rows == sorted({*rows} & {*held.tolist()})
+        assert [sum(groups[row] == f"g{k}" for row in rows) for k in range(6)] == [2] * 6
+    assert torch.equal(_judged_rows(held, groups, None, "features", 0), held)
+    assert len(_judged_rows(torch.arange(150), ["g"] * 150, None, print, 0)) == 100
+
+
+def test_a_ceiling_of_few_is_their_largest_and_of_many_the_95th_percentile() -> None:
+    scores = torch.arange(40).double() / 40
+    few, many = _null("x", scores[:18], 0.5), _null("x", scores, 2.0)
+    assert few is not None
+    assert many is not None
+    assert few.ceiling == float(scores[17])
+    assert many.ceiling == pytest.approx(np.quantile(scores.numpy(), 0.95))
+    assert many.p == pytest.approx(1 / 41)
+    assert _null("x", scores[:0], 0.5) is None
+
+
+def test_neurons_that_never_vary_are_in_no_null_and_few_groups_give_no_interval() -> None:
+    rows, answers = torch.arange(40), [row % 2 == 0 for row in range(40)]
+    own = torch.tensor([row % 2 == 0 for row in range(40)]).double()
+    others = torch.stack([torch.ones(40).double(), own + torch.arange(40) / 100])
+    judged = {"s": (answers, ""), "t": ([*answers[:20], *[None] * 20], "")}
+    for groups, known in (([str(row) for row in range(40)], True), (["a", "b"] * 20, False)):
+        one = _Scorer(rows, groups, judged).description(own, "s", "highest", ["s", "t"], others)
+        assert one.auroc == 1.0
+        assert len(one.neurons.scores) == 1
+        assert (one.low is not None) is known
+    two = _Scorer(rows, groups, judged).description(own, "t", "highest", [], others)
+    assert (two.n_yes, two.n_no, two.n_unanswered) == (10, 10, 20)
+    assert two.sentences is None
+
+
+@pytest.mark.parametrize("said", ["", " .. ", "Fires.\nHere.", "x" * 401, 3, None])
+def test_what_is_no_sentence(said: Any) -> None:
+    with pytest.raises(Nonsense):
+        read_sentence(said)
+    assert read_sentence("“Fires  where it\trains.”") == "Fires where it rains."

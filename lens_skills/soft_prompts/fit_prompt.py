@@ -113,16 +113,18 @@ def fit_prompt(
     plan = TrainingSettings(epochs, lr, schedule, clip, patience)
     plan.factor(1)  # an unknown schedule is refused before anything is run
     train, looked_at = training_parts(examples, held_out)
+    # As long as those that are trained, and made without a pass: what is too long is refused first.
+    blank = initial_prompt(adapter, n_tokens, n_prefix=n_prefix, init=0.0)
+    spoken = with_soft_prompt(adapter, blank)
+    both = encode_examples(spoken, [_ended(e, ending) for e in (*train, *looked_at)], answers=True)
+    batches = training_batches(spoken, both[: len(train)], batch_size)
+    held_batches = training_batches(spoken, both[len(train) :], batch_size)
     starts = [
         initial_prompt(
             adapter, n_tokens, n_prefix=n_prefix, init=init, text=text, seed=seed + number
         )
         for number in range(seeds)
     ]
-    spoken = with_soft_prompt(adapter, starts[0])
-    both = encode_examples(spoken, [_ended(e, ending) for e in (*train, *looked_at)], answers=True)
-    batches = training_batches(spoken, both[: len(train)], batch_size)
-    held_batches = training_batches(spoken, both[len(train) :], batch_size)
     passes = TrainingPasses(adapter, starts[0], settings.memory_mb(KEPT_MB))
     chosen = {
         **asdict(replace(plan, schedule=_name(schedule))),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from lens_skills.contents import content
 from lens_skills.errors import LensSkillsError
 from lens_skills.results import writable, write_file
 
@@ -342,6 +343,12 @@ class Endpoint:
         if self.cache is not None:
             kept = {"format": CACHE_FORMAT, "content": content, "asked": asked}
             write_file(self.cache / f"{key}.json", json.dumps(kept, indent=1).encode())
+
+
+@content.register
+def content_of(value: Endpoint) -> Any:
+    """What tells an endpoint from another: who is asked and how, not what was asked so far."""
+    return {"kind": type(value).__name__, "url": public_url(value.url), **value.body}
 
 
 def _without_login(url: str) -> tuple[str, dict[str, str]]:

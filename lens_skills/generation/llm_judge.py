@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lens_skills.contents import content
 from lens_skills.data import Example
 from lens_skills.generation.endpoint import GIVE_UP as GIVE_UP
-from lens_skills.generation.endpoint import Endpoint, NoAnswer, Nonsense, connection
+from lens_skills.generation.endpoint import (
+    Endpoint,
+    NoAnswer,
+    Nonsense,
+    connection,
+    content_of,
+)
 from lens_skills.generation.graded import Ungraded
 from lens_skills.tasks.skill_mix import Skill, chosen_skills
 
@@ -161,3 +168,8 @@ def _objects(content: str) -> list[dict[str, Any]]:
             found.append(value)
         place = end
     return found
+
+
+@content.register
+def _(value: Judge) -> Any:
+    return {**content_of(value), "skills": content(value.skills)}

@@ -450,6 +450,35 @@ def test_without_other_neurons_there_is_no_null(tiny_hooked: Any) -> None:
     assert (one.nulls, one.p, one.above_null) == ((), None, None)
 
 
+def test_an_explanation_goes_on_with_the_endpoint_that_it_asked(
+    tiny: Any, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped and called again in one session: what was asked in between is no other argument."""
+    told, task = ask(server), problems()
+    options = {"describer": told, "n_texts": 4, "n_others": 3, **WORDS}
+    whole = explain(tiny, task, [PLANTED], **{**options, "describer": ask(server)})
+    read, calls = Endpoint.answer, iter(range(9))
+
+    def stopped(self: Endpoint, *asked: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return read(self, *asked)
+
+    place = tmp_path / "work"
+    with monkeypatch.context() as patched:
+        patched.setattr(Endpoint, "answer", stopped)
+        patched.setattr("lens_skills.checkpoints.SECONDS_BETWEEN", 0.0)
+        with pytest.raises(KeyboardInterrupt, match="is kept in"):
+            explain(tiny, task, [PLANTED], checkpoint=place, **options)
+    assert told.counts["requests"] == 3
+    other = {**options, "describer": ask(server, model="n")}
+    with pytest.raises(LensSkillsError, match=r"describer's model: m there, n here"):
+        explain(tiny, task, [PLANTED], checkpoint=place, **other)
+    again = explain(tiny, task, [PLANTED], checkpoint=place, **options)
+    assert again.answers.equals(whole.answers)
+    assert again[PLANTED].described.auroc == whole[PLANTED].described.auroc
+
+
 # ── its parts, by hand ───────────────────────────────────────────────────────────────────────────
 
 

@@ -14,6 +14,7 @@ import pytest
 from lens_skills.cli.app import app
 from lens_skills.cli.console import Call
 from lens_skills.cli.runs import Run, RunRequest
+from lens_skills.contents import content
 from lens_skills.errors import LensSkillsError
 from lens_skills.generation import endpoint, grade
 from lens_skills.generation.endpoint import Endpoint, NoAnswer
@@ -168,3 +169,18 @@ def test_the_shell_repeats_no_login_of_an_address(
             app(["explain", str(run), "--describer", given], prog_name="lens-skills")
     assert KEY not in "".join(capfd.readouterr())
     assert not any(KEY.encode() in path.read_bytes() for path in run.rglob("*.*"))
+
+
+def test_what_a_checkpoint_writes_of_an_endpoint_tells_it_apart_and_holds_no_secret(
+    server: Server,
+) -> None:
+    login = server.url.replace("http://", f"http://me:{KEY}@")
+    one, again = (endpoint(login, model="m", api_key_env="JUDGE_KEY") for _ in range(2))
+    one.answer([], lambda text: text, "again")
+    assert content(one) == content(again)
+    assert KEY not in json.dumps(content(one))
+    skills = [
+        content(judge(server.url, model=model, skills=some, api_key_env="JUDGE_KEY"))
+        for model, some in (("m", SKILLS), ("m", SKILLS[:1]), ("n", SKILLS))
+    ]
+    assert len({json.dumps(each) for each in (*skills, content(one))}) == 4

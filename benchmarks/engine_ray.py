@@ -24,7 +24,7 @@ from lens_skills.engines.division import Finished
 
 SUMS = ("r", "low", "high", "mean", "std", "p_family")
 TIMES = 3
-EXAMPLES = {"score": 800, "sweep": 256}
+EXAMPLES = {"score": 640, "sweep": 256}
 FEW = {"score": 176, "sweep": 16}
 
 
@@ -44,8 +44,8 @@ def calls(sizes: dict[str, int]) -> dict[str, tuple[Callable[[], Any], Callable[
     def score(n: int) -> Any:
         return ls.score(smol, agreement[:n], metrics="label:plural", n_rotations=0)
 
-    def sweep(n: int, neurons: Any = None) -> Any:
-        return ls.sweep(small, sums[:n], neurons, do=zero, metric="logit_diff")
+    def sweep(n: int, *neurons: Any) -> Any:
+        return ls.sweep(small, sums[:n], *neurons, do=zero, metric="logit_diff")
 
     few = [f"L1N{n}" for n in range(8)]
     return {

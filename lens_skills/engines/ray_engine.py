@@ -315,7 +315,7 @@ def begin() -> None:
         except Exception as error:
             raise LensSkillsError(
                 f"no Ray cluster answers at RAY_ADDRESS={address}, or it is of another version of "
-                f"Ray or Python than here (Ray {ray.__version__}): {_line(error)} Start it with "
+                f"Ray or Python than here (Ray {ray.__version__}): {_said(error)} Start it with "
                 "`ray start --head`, or unset RAY_ADDRESS for workers on this machine."
             ) from error
         return
@@ -424,6 +424,12 @@ def _line(error: BaseException) -> str:
     """The first line of an error, as the end of a sentence."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text.rstrip('.')}."
+
+
+def _said(error: BaseException) -> str:
+    """All that an error says, on one line, as the end of a sentence; of a long one its start."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300].rstrip('.')}."
 
 
 def _kind(name: str) -> type[Warning]:

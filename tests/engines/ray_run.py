@@ -219,7 +219,7 @@ def two_nodes(found: dict[str, Any], folder: Path) -> None:
         ls.config(workers=1)
         # Weights of its own: no file holds them, so that the model itself is sent.
         with torch.no_grad():
-            next(each for name, each in model.named_parameters() if "W_out" in name).mul_(1.5)
+            model.blocks[1].mlp.W_out.mul_(1.5)
         found["origin"] = origin_of(model) is None
         with ls.config(engine="local"):
             whole = score()

@@ -185,5 +185,7 @@ def test_a_cluster_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ray, "init", other)
     monkeypatch.setattr(ray_engine, "_reach", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    with pytest.raises(LensSkillsError, match=r"of another version of Ray .* Version mismatch"):
+    with pytest.raises(
+        LensSkillsError, match=r"of another version of Ray .* started with: Ray: 2\.9\.3\."
+    ):
         ray_engine.begin()

@@ -4,9 +4,8 @@
     python benchmarks/engine_ray.py --quick    # a smoke run on few examples
 
 `score` on the bundled SmolLM2, `sweep` on arithmetic-small. One thread for each worker, and one for
-the process they are compared with, which is also timed with two. Workers have their model open
-before the clock starts; what that takes is measured apart. A death costs what
-``benchmarks/ray_deaths.py`` measures.
+the process they are compared with. Workers have their model open before the clock starts; what that
+takes is measured apart. A death costs what ``benchmarks/ray_deaths.py`` measures.
 """
 
 import statistics
@@ -56,13 +55,11 @@ def calls(sizes: dict[str, int]) -> dict[str, tuple[Callable[[], Any], Callable[
 
 def measured(sizes: dict[str, int], times: int) -> dict[str, float]:
     """Seconds, ratios, bytes and differences."""
+    torch.set_num_threads(1)
     ls.config(progress=False, batch_size=16)
     found: dict[str, float] = {"workers": 2, "repeats": times}
     finished, opened, sent = watched()
     for name, (work, short) in calls(sizes).items():
-        torch.set_num_threads(2)
-        two = clocked(work)[0]
-        torch.set_num_threads(1)
         seconds: dict[str, list[float]] = {"one": [], "ray": []}
         here = there = None
         for _ in range(times):
@@ -80,7 +77,6 @@ def measured(sizes: dict[str, int], times: int) -> dict[str, float]:
         found |= {
             f"{name}_examples": sizes[name],
             f"{name}_one_seconds": statistics.median(seconds["one"]),
-            f"{name}_two_threads_seconds": two,
             f"{name}_ray_seconds": statistics.median(seconds["ray"]),
             f"{name}_speedup": statistics.median(ratios),
             f"{name}_speedup_low": min(ratios),

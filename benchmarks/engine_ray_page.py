@@ -14,7 +14,6 @@ def speed(numbers: Mapping[str, Any]) -> list[list[str]]:
     head = [
         "what",
         "one process, one thread",
-        "the same, two threads",
         "two workers, one thread each",
         "times faster than one thread",
         "each shard more",
@@ -31,7 +30,6 @@ def speed(numbers: Mapping[str, Any]) -> list[list[str]]:
             [
                 words.format(own["examples"]),
                 f"{own['one_seconds']:.1f} s",
-                f"{own['two_threads_seconds']:.1f} s",
                 f"{own['ray_seconds']:.1f} s",
                 f"{own['speedup']:.2f} ({own['speedup_low']:.2f} to {own['speedup_high']:.2f})",
                 f"{own['overhead_ms']:.0f} ms (most {own['overhead_most_ms']:.0f} ms)",

@@ -119,8 +119,9 @@ def trial(theirs: Any, name: str | None) -> dict[str, float]:
     model = ls.load_model(name, implementation="bridge")
     unseen = {row["id"] for row in theirs.document["task"]["examples"] if not row["used"]}
     whole = theirs.task
-    examples = whole.where(lambda example: example.id in unseen, name="unseen") if unseen else whole
-    examples = ls.tasks.few(examples, TRIED)
+    if unseen:
+        whole = whole.where(lambda example: example.id in unseen)
+    examples = ls.tasks.few(whole, TRIED)
     found = theirs.audit(
         model, examples, controls=ls.controls(sets=0, neurons=60), n_permutations=50,
         unrelated=False, pairs=False,

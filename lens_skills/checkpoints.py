@@ -11,6 +11,7 @@ import errno
 import inspect
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -382,7 +383,8 @@ class Checkpoint:
     def __init__(self, work: Work, name: str, asked: Mapping[str, Any]) -> None:
         self.work = work
         self.key = work.key(name)
-        self.stem = f"state-{file_name(self.key)[-120:]}"
+        plain = re.sub(r"\W", "_", self.key)
+        self.stem = f"state-{file_name(plain)[-120:]}"
         self.asked = _through_json(dict(asked))
         self.last = self.began = time.monotonic()
         self.written = False

@@ -11,6 +11,7 @@ examples, seed and versions made the numbers: enough to repeat them and to refus
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -539,13 +540,25 @@ def _versions() -> dict[str, str]:
     return found
 
 
+_PLAIN = re.compile(r"((label|covariate):)?[\w-]+(:options)?|[A-Za-z0-9]+(\+[A-Za-z0-9-]+)+")
+
+
 def file_name(*parts: str) -> str:
     """A name for files on any system: letters, digits, ``-`` and ``_`` only, a long one cut.
 
+    What is neither a plain name, a column's nor units joined by ``+`` ends in a hash of it, so
+    that no two have one file.
+
     >>> file_name("layer_profile", "label:plural")
     'layer_profile-label_plural'
+    >>> file_name("label:op=+"), file_name("label:op=*")
+    ('label_op__-e31bbc67', 'label_op__-0d5c0001')
     """
-    kept: Sequence[str] = [
-        "".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts
-    ]
+    kept: list[str] = []
+    for part in parts:
+        plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in part)
+        if plain != part and not _PLAIN.fullmatch(part):
+            digest = hashlib.sha256(part.encode("utf-8", "surrogatepass")).hexdigest()
+            plain = f"{plain}-{digest[:8]}"
+        kept.append(plain)
     return portable("-".join(kept))

@@ -265,6 +265,17 @@ def test_names_of_metrics_become_names_of_files(tmp_path: Path) -> None:
     assert first != second  # cut, and still two
 
 
+def test_no_two_names_have_one_file(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", RunRequest("agreement", ("label:plural",)))
+    names = ["a b", "a_b", "a  b", "a.b", "a/b", "label:a b", "label:a_b", "label:a=b", "label:a:b",
+             "label:op=+", "label:op=*", "label:op=_", "covariate:a_b", "entropy:options",
+             "L0N1", "L0N1+L1N2", "L0N1 L1N2"]  # fmt: skip
+    paths = {run.path("selection", name).name for name in names}
+    assert len(paths) == len(names)
+    assert run.path("selection", "label:plural").name == "selection-label_plural"
+    assert run.path("dose", "L0N1+L1N2").name == "dose-L0N1_L1N2"
+
+
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a\\b", "nul", "a/b", ""])
 def test_a_figure_is_not_redrawn_under_a_name_that_is_a_path(tmp_path: Path, name: str) -> None:
     import pandas as pd

@@ -35,7 +35,10 @@ def publish(
 
     Of a run; of a saved study; of every study in a folder, as `demo` writes it, a set each.
     """
+    from lens_skills.publishing.set_contents import check_words
+
     about = {"licence": licence, "citation": citation}
+    check_words(name=name, **about)
     if (folder / "run.json").exists() or not (studies := _studies_in(folder)):
         _publish_run(folder, out, metric, name, push, about)
     else:

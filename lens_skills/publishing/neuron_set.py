@@ -1,5 +1,6 @@
 """`NeuronSet`: components with their evidence as a file to publish; checked, put on trial."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,6 +32,7 @@ from lens_skills.publishing.set_contents import (
     GRADES,
     SIGN_CONVENTION,
     Findings,
+    check_words,
     components,
     example_of,
     findings,
@@ -42,7 +44,7 @@ from lens_skills.publishing.set_contents import (
 )
 from lens_skills.publishing.set_exports import export
 from lens_skills.publishing.set_hub import HUB, pulled, push
-from lens_skills.results import examples_hash, file_name, versions
+from lens_skills.results import examples_hash, versions
 from lens_skills.scoring.evidence import aligned, short_number
 from lens_skills.scoring.select import TRIED
 from lens_skills.studies import Study
@@ -139,19 +141,7 @@ class NeuronSet:
             raise LensSkillsError(
                 f"task={task!r:.60} is no Task. Give the one that was studied, before it was split."
             )
-        for what, text in (("licence", licence), ("citation", citation), ("name", name),
-                           ("description", description)):  # fmt: skip
-            if not isinstance(text, str):
-                raise LensSkillsError(f"{what}={text!r:.60} is no text.")
-        if not licence.strip():
-            raise LensSkillsError(
-                "a set needs a licence, or nobody may use it. Say one, such as licence='CC-BY-4.0'."
-            )
-        if "/" in name or "\\" in name or name in (".", ".."):
-            raise LensSkillsError(
-                f"name={name!r} holds a separator of paths, and a set's name is a name. Say where "
-                "it goes when it is saved: .save(folder)."
-            )
+        check_words(licence=licence, citation=citation, name=name, description=description)
         found = findings(source, verdict)
         adapter = _adapter(model, found)
         rows = components(adapter, found, "last")
@@ -161,7 +151,7 @@ class NeuronSet:
         document: dict[str, Any] = {
             "format": set_format.FORMAT,
             "version": set_format.VERSION,
-            "name": name or file_name(task.name),
+            "name": name or re.sub(r"[/\\]", "_", task.name),
             "description": description,
             "licence": licence,
             "citation": citation,

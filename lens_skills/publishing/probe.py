@@ -117,6 +117,9 @@ def take(
         units: The set's components.
         tokens: Rows; default `TEXTS` by the model's own tokenizer.
         top: The next tokens whose log-probabilities are read; default the most probable.
+
+    Raises:
+        LensSkillsError: A component that the model has not.
     """
     rows = [list(row) for row in tokens] if tokens is not None else encoded(adapter)
     sketched = _sketched(adapter)
@@ -143,6 +146,12 @@ def take(
         assert found is not None
         logits.append(found[0].detach().double().cpu().log_softmax(-1))
     values = {name: torch.cat(found) for name, found in parts.items()}
+    for unit in units:
+        if unit.stop > (there := values[unit.hook_name].shape[1]):
+            raise LensSkillsError(
+                f"{unit.name} is feature {unit.stop - 1:,} of {unit.hook_name}, and {adapter.name} "
+                f"has {there:,} there. It is of another model, or was changed."
+            )
     shares = torch.cat(logits)
     best = shares.topk(min(CHOICES, shares.shape[1]), dim=-1).indices if top is None else top
     own = [values[unit.hook_name][:, unit.start : unit.stop] for unit in units]

@@ -111,10 +111,9 @@ def check_model(
         for site, part in probe.sketches.items()
         if site not in other and part.shape != here.sketches[site].shape
     ]
-    if other or shapes or probe.own.shape != here.own.shape:
+    if other or shapes:
         raise LensSkillsError(
-            _refused(document, adapter)
-            + f"its layers are of other shapes ({(other + shapes)[:1]})."
+            _refused(document, adapter) + f"its layers are of other shapes ({(other + shapes)[0]})."
         )
     apart = compare(probe, here, [unit.stop - unit.start for unit in units])
     dtype = about["dtype"], str(adapter.dtype).removeprefix("torch.")
@@ -217,7 +216,12 @@ def _check_sizes(
                 _refused(document, adapter)
                 + f"{unit.name} is read at {unit.site!r}, which it has not."
             )
-        find_site(adapter, unit.site, [unit.layer])
+        try:
+            find_site(adapter, unit.site, [unit.layer])
+        except LensSkillsError as error:
+            raise LensSkillsError(
+                _refused(document, adapter) + f"{unit.name} is not in it: {error}"
+            ) from error
 
 
 def _check_tokens(document: Mapping[str, Any], probe: Probe, adapter: ModelAdapter) -> None:

@@ -102,6 +102,26 @@ def findings(source: Any, verdict: Verdict | None = None) -> Findings:
     return _with(Findings(source), verdict)
 
 
+def check_words(*, licence: Any, name: Any, **others: Any) -> None:
+    """Nothing; raises where what is said of a set is no text, or cannot be a licence or a name.
+
+    Raises:
+        LensSkillsError: Which, and what to say instead.
+    """
+    for what, text in {"licence": licence, "name": name, **others}.items():
+        if not isinstance(text, str):
+            raise LensSkillsError(f"{what}={text!r:.60} is no text.")
+    if not licence.strip():
+        raise LensSkillsError(
+            "a set needs a licence, or nobody may use it. Say one, such as licence='CC-BY-4.0'."
+        )
+    if "/" in name or "\\" in name or name in (".", ".."):
+        raise LensSkillsError(
+            f"name={name!r} holds a separator of paths, and a set's name is a name. Say where "
+            "it goes when it is saved: .save(folder)."
+        )
+
+
 def whole_task(study: Study) -> Task:
     """The examples that a study holds, of all its splits."""
     splits = [split for split in (study.explore, study.confirm, study.intervene) if split]

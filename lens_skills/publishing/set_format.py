@@ -1,6 +1,7 @@
 """How a `NeuronSet` lies on disk: JSON by a published schema, and its tensors beside it."""
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,8 @@ from lens_skills.results import check_replaceable, read_folder, write_folder
 FORMAT, VERSION = "lens-skills/neuron-set", 1
 NAME = "neurons"
 """Of both files: ``neurons.json`` and ``neurons.safetensors``."""
+
+_NEURON = re.compile(r"L(\d+)N(\d+)")
 
 LARGEST = 64 * 2**20
 """Bytes of the JSON that are read at most."""
@@ -50,6 +53,13 @@ def check(document: Any) -> None:
     for one in document["components"]:
         if one["stop"] <= one["start"]:
             raise LensSkillsError(f"{one['name']} ends before it begins ({one['start']} on).")
+        named = _NEURON.fullmatch(one["name"])
+        if named and (int(named[1]), int(named[2])) != (one["layer"], one["start"]):
+            raise LensSkillsError(
+                f"the file calls {one['name']} what is neuron {one['start']} of layer "
+                f"{one['layer']}: it was changed by hand. Get the set again from where it was "
+                "published."
+            )
 
 
 def write(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
@@ -93,7 +103,20 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     _check_version(path, document)
     if not isinstance(document.pop("digest", None), str):
         raise LensSkillsError(f"{path} is damaged: it has no digest.")
-    tensors, _ = read_folder(folder, NAME)
+    if not (folder / f"{NAME}.safetensors").is_file():
+        raise LensSkillsError(
+            f"{folder} holds {NAME}.json, and {NAME}.safetensors is missing: it was copied in "
+            "part. Get the set again from where it was published, both files."
+        )
+    try:
+        tensors, _ = read_folder(folder, NAME)
+    except LensSkillsError as error:
+        if error.__cause__ is None:  # not damaged: a link out of the folder
+            raise
+        raise LensSkillsError(
+            f"the NeuronSet in {folder} is damaged: its two files are not as they were written "
+            f"({str(error.__cause__)[:120]}). Get the set again from where it was published."
+        ) from error
     return document, tensors
 
 

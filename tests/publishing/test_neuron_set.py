@@ -484,6 +484,50 @@ def test_every_cut_and_every_flipped_byte_is_one_clear_error(saved: Path) -> Non
     NeuronSet.load(saved)
 
 
+def test_a_set_that_was_copied_in_part_says_so(saved: Path) -> None:
+    whole = (saved / "neurons.safetensors").read_bytes()
+    (saved / "neurons.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        LensSkillsError, match=r"two files are not as they were .* Get the set agai"
+    ):
+        NeuronSet.load(saved)
+    (saved / "neurons.safetensors").unlink()
+    with pytest.raises(LensSkillsError, match=r"neurons\.safetensors is missing: .* in part\. Get"):
+        NeuronSet.load(saved)
+
+
+def test_a_name_of_another_neuron_is_refused(made: NeuronSet) -> None:
+    first, *rest = made.document["components"]
+    other = {**first, "name": f"L{first['layer']}N{first['start'] + 1}"}
+    with pytest.raises(
+        LensSkillsError, match=r"the file calls L\d+N\d+ what is neuron \d+ of laye"
+    ):
+        NeuronSet({**made.document, "components": [other, *rest]}, made.tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"layer": 99, "name": "L0X"},
+            r"'verbs' was published with .* is not in it: no layer \[99\]",
+        ),
+        ({"site": "mlp.hook_none"}, r"is read at 'mlp\.hook_none', which it has not"),
+        (
+            {"start": 9000, "stop": 9001, "name": "L0X"},
+            r"L0X is feature 9,000 of .* there\.",
+        ),
+    ],
+)
+def test_a_component_that_the_model_has_not_is_named(
+    made: NeuronSet, tiny_hooked: Any, change: dict[str, Any], said: str
+) -> None:
+    first, *rest = made.document["components"]
+    other = NeuronSet({**made.document, "components": [{**first, **change}, *rest]}, made.tensors)
+    with pytest.raises(LensSkillsError, match=said):
+        other.check(tiny_hooked)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "nul", '{"a": NaN}', "[" * 100_000, "\ud800"])
 def test_a_file_of_nonsense_is_one_clear_error(saved: Path, text: str) -> None:
     (saved / "neurons.json").write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from lens_skills.cli.feature_folders import featured
 from lens_skills.cli.steps import Step
 from lens_skills.cli.terminal import say
 from lens_skills.errors import LensSkillsError, did_you_mean
@@ -116,6 +117,8 @@ class Call:
 
     def wrote(self, *places: Path | str) -> None:
         """The files and folders that hold the result."""
+        if not places:
+            return
         self.written += map(str, places)
         say(f"written to {' and '.join(map(str, places))}")
 
@@ -372,9 +375,10 @@ def open_model(**before: str | None) -> Any:
 
 
 def open_run_model(run: Any) -> Any:
-    """The model a run was scored with."""
+    """The model a run was scored with, and the features that it was read by."""
     asked = run.request
-    return open_model(model=asked.model, implementation=asked.implementation, dtype=asked.dtype)
+    opening = {"model": asked.model, "implementation": asked.implementation, "dtype": asked.dtype}
+    return featured(open_model(**opening), asked.features)
 
 
 def open_read_model(run: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lens_skills.cli.console import call, choose, is_run, named, open_model, open_run_model
+from lens_skills.cli.console import call, choose, is_run, named, open_run_model
+from lens_skills.cli.feature_folders import site_of
 from lens_skills.cli.shared_options import (
     At,
     CausalMetric,
@@ -16,6 +17,7 @@ from lens_skills.cli.shared_options import (
     Delta,
     Exchange,
     Fdr,
+    Features,
     Folder,
     Given,
     Intervene,
@@ -45,7 +47,8 @@ def score(
         list[str] | None,
         typer.Option(help="label:NAME, covariate:NAME, correct, confidence, entropy, logit_diff …"),
     ] = None,
-    at: At = "mlp.hook_post",
+    at: At = None,
+    features: Features = None,
     position: Annotated[str | None, typer.Option(help=f"{POSITIONS_HELP} or prompt.")] = None,
     prompt: Soft = None,
     given: Given = None,
@@ -64,6 +67,7 @@ def score(
         task,
         tuple(metric or ["confidence"]),
         at=at,
+        features=features,
         position=position or ("last" if prompt is None else "prompt"),
         given=given,
         exchange=exchange,
@@ -80,7 +84,7 @@ def score(
     Run(out, request).check()
     run = Run.create(out, request, command=told.command, written=not told.dry_run)
     if told.begin(run.exploring(), lambda: {"scores": run.scores()}):
-        told.show("scores", run.explore(open_model()))
+        told.show("scores", run.explore(open_run_model(run)))
         told.wrote(out)
         told.then(run.exploring().next())
 
@@ -95,6 +99,8 @@ def _request(
     permutations: int | None,
     limit: int | None,
     seed: int,
+    at: str | None,
+    features: list[str] | None,
     prompt: Path | None = None,
     precision: str | None = None,
     **options: Any,
@@ -113,7 +119,8 @@ def _request(
     from lens_skills.cli.runs import RunRequest
 
     told = call()
-    options |= {"position": position, "exchange": exchange} | named("given", given)
+    options |= {"at": site_of(at, features or ()), "position": position, "exchange": exchange}
+    options |= named("given", given)
     return RunRequest(
         task=task,
         metrics=metrics,
@@ -125,6 +132,7 @@ def _request(
         seed=seed,
         limit=limit,
         prompt=None if prompt is None else str(prompt),
+        features=tuple(features or ()),
     )
 
 
@@ -138,7 +146,8 @@ def study(
             "further metrics of the same pass."
         ),
     ] = None,
-    at: At = "mlp.hook_post",
+    at: At = None,
+    features: Features = None,
     position: Annotated[str, typer.Option(help=f"{POSITIONS_HELP}.")] = "last",
     given: Given = None,
     exchange: Exchange = "auto",
@@ -170,6 +179,7 @@ def study(
         task,
         tuple(metric or [""]),
         at=at,
+        features=features,
         position=position,
         given=given,
         exchange=exchange,
@@ -201,7 +211,7 @@ def study(
     place = out / "study"
     step = Step(place, "this study", asked, then=f"lens-skills explain {out} --metric {main}")
     if told.begin(step, lambda: {"study": Study.load(place)}):
-        model = open_model()
+        model = open_run_model(run)
         result = told.make(
             studied,
             model,

@@ -15,12 +15,14 @@ from lens_skills.cli.console import (
     open_read_model,
     open_run_model,
 )
+from lens_skills.cli.feature_folders import featured, open_dictionaries, site_of
 from lens_skills.cli.shared_options import (
     CausalMetric,
     Chat,
     ControlNeurons,
     ControlSets,
     Delta,
+    Features,
     Folder,
     Intervene,
     Metric,
@@ -198,6 +200,7 @@ def audit(
     at: Annotated[
         str | None, typer.Option(help="Hook point of units named as neurons (mlp.hook_post).")
     ] = None,
+    features: Features = None,
     position: Annotated[
         str | None, typer.Option(help="Where they are read and edited: last, -2, all.")
     ] = None,
@@ -227,7 +230,13 @@ def audit(
     if _pooled(where["position"]):
         where["position"] = "all"
     where |= {} if position is None else {"position": position}
-    site = at or ("mlp.hook_post" if run is None else run.request.options.get("at"))
+    if run is not None and features:
+        raise LensSkillsError(
+            f"{source} is a run, which says its own features. Leave out --features, or name the "
+            "task instead of the run."
+        )
+    site = site_of(at, features or ()) if run is None else at or run.request.options.get("at")
+    open_dictionaries(features or ())
     claims = claim or (None if run is None else list(run.request.metrics))
     causal = chosen_metric(task, causal_metric)
     known_values(parse_metrics(claims or (), task), task)
@@ -237,12 +246,13 @@ def audit(
     asked |= {"--control-sets": control_sets, "--control-neurons": control_neurons}
     asked |= {"--permutations": permutations, "--limit": limit, "--chat": chat}
     asked |= {} if run else {"TASK": source, "--model": told.opening["model"], **told.columns}
+    asked |= {"--features": features} if features else {}
     then = f"lens-skills figures {folder}" if run else f"lens-skills show {folder}"
     step = Step(place, f"the audit of {', '.join(names)}", asked, then=then)
     if told.begin(step, lambda: {"audit": Audit.load(place)}):
         result = told.make(
             audited,
-            open_read_model(run) if run else open_model(),
+            open_read_model(run) if run else featured(open_model(), features or ()),
             task,
             neurons=names,
             metric=causal,

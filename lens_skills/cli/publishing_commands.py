@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from lens_skills.cli.console import call, is_run, open_model, open_run_model
-from lens_skills.cli.shared_options import Metric, ResultsFolder
+from lens_skills.cli.feature_folders import featured
+from lens_skills.cli.shared_options import Features, Metric, ResultsFolder
 from lens_skills.errors import LensSkillsError, did_you_mean
 
 DEPTH = 2  # a demo's folder holds studies in folders of their own
@@ -168,6 +169,7 @@ def check(
     source: Annotated[
         str, typer.Argument(metavar="FOLDER|hub:user/name", help="A published NeuronSet.")
     ],
+    features: Features = None,
 ) -> None:
     """Does --model hold the weights that a published NeuronSet is of? If not, what differs."""
     from lens_skills.publishing import NeuronSet
@@ -175,4 +177,4 @@ def check(
     told = call()
     theirs = NeuronSet.load(source)
     told.show("neuron_set", theirs)
-    told.show("check", theirs.check(open_model()))
+    told.show("check", theirs.check(featured(open_model(), features or ())))

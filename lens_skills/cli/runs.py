@@ -11,6 +11,7 @@ from typing import Any
 from lens_skills.activations import known_values, parse_metrics
 from lens_skills.activations.metrics import causal_metric as usual_causal_metric
 from lens_skills.cli.console import call, is_run, limited
+from lens_skills.cli.feature_folders import open_dictionaries
 from lens_skills.cli.steps import Step
 from lens_skills.data import Example
 from lens_skills.errors import LensSkillsError, did_you_mean
@@ -48,6 +49,7 @@ class RunRequest:
         limit: At most so many examples.
         prompt: The folder of a soft prompt; the groups it was trained on are left out.
         dtype: Of the model's weights; None is float32.
+        features: Folders of dictionaries, or ``NAME=FOLDER``, whose features are read.
     """
 
     task: str
@@ -61,6 +63,7 @@ class RunRequest:
     limit: int | None = None
     prompt: str | None = None
     dtype: str | None = None
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,11 +164,12 @@ class Run:
         """Refuses before a model is opened what the task alone shows to be wrong.
 
         Raises:
-            LensSkillsError: No such task, metric, label or covariate.
+            LensSkillsError: No such task, metric, label, covariate or dictionary.
         """
         explore = self.splits()[0]
         known_values(parse_metrics(list(self.request.metrics), explore), explore)
         covariate_columns(explore, self.request.options.get("given", ()))
+        open_dictionaries(self.request.features)
 
     def prompt(self) -> SoftPrompt | None:
         """The soft prompt every example is read with, if there is one."""
@@ -428,14 +432,15 @@ _COLUMNS = {"prompt", "answer", "foil", "group", "kind", "labels", "covariates"}
 
 def _request(plain: dict[str, Any]) -> RunRequest:
     """The request that a manifest holds; an error where one of its values is of another type."""
-    for name in ("metrics", "fractions"):
-        plain[name] = tuple(plain[name])
+    for name in ("metrics", "fractions", "features"):
+        if name in plain:
+            plain[name] = tuple(plain[name])
     asked = RunRequest(**plain)
-    texts = (asked.task, *asked.metrics)
+    texts = (asked.task, *asked.metrics, *asked.features)
     named = (asked.model, asked.implementation, asked.prompt, asked.dtype)
     whole = (asked.seed, 0 if asked.limit is None else asked.limit)
     for good, what in (
-        (all(isinstance(text, str) for text in texts), "task and metrics are texts"),
+        (all(isinstance(text, str) for text in texts), "task, metrics and features are texts"),
         (bool(asked.metrics), "there are metrics"),
         (all(isinstance(text, str | None) for text in named), "names are texts"),
         (all(type(number) is int for number in whole), "seed and limit are whole numbers"),

@@ -18,7 +18,17 @@ ResultsFolder = Annotated[
     typer.Argument(help="A run folder, what `demo` wrote, or any folder of saved results."),
 ]
 Out = Annotated[Path, typer.Option(help="The run folder to write.")]
-At = Annotated[str, typer.Option(help="Hook point within a block.")]
+At = Annotated[
+    str | None,
+    typer.Option(help="Hook point within a block (default mlp.hook_post, or the --features)."),
+]
+Features = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The folder of an SAE or transcoder, whose features are read like neurons (may "
+        "repeat; NAME=FOLDER gives a second one of a block a name of its own)."
+    ),
+]
 Given = Annotated[
     list[str] | None, typer.Option(help="Column to partial out (repeat for several).")
 ]

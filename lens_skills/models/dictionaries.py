@@ -274,7 +274,11 @@ class Dictionary:
         config |= {"k": self.k} if self.k is not None else {}
         config |= {"d_out": self.d_out} if self.transcodes else {}
         with work_folder(place) as work:
-            parts = {name: part.detach().cpu().contiguous() for name, part in self.parts().items()}
+            # Copies: an encoder may be its decoder's transpose, and a file holds each by itself.
+            parts = {
+                name: part.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, part in self.parts().items()
+            }
             save_file(parts, work / WEIGHTS)
             (work / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
         return place

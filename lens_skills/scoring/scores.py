@@ -23,6 +23,9 @@ from lens_skills.stats.intervals import chance_max_r
 
 EXPLORATORY = "EXPLORATORY: examples were used before; nothing here is confirmed"
 
+CARD_METRICS = 20
+"""Of a card of scores."""
+
 LEVEL = 0.05
 """Of the family-wise p and the false discovery rates behind a word such as *associated*."""
 
@@ -211,7 +214,10 @@ class Scores(Result):
         return {pair: place for place, pair in enumerate(pairs)}
 
     def __repr__(self) -> str:
-        parts = [summary(self, metric) for metric in self.metrics]
+        parts = [summary(self, metric) for metric in self.metrics[:CARD_METRICS]]
+        if len(self.metrics) > CARD_METRICS:
+            more = len(self.metrics) - CARD_METRICS
+            parts.append(f"… and {more:,} more metrics: scores[{self.metrics[-1]!r}], .frame()")
         parts += [f"{name}: left out, {why}" for name, why in self.excluded_metrics.items()]
         table = self.calibration()
         if table is not None:

@@ -162,3 +162,13 @@ def test_a_ranking_is_tabled() -> None:
         frame = ranking.frame()
     assert frame["name"].tolist()[:2] == ["L0N0", "L79N6399"]
     assert len(frame) == n
+
+
+def test_the_card_of_a_thousand_metrics_shows_the_first() -> None:
+    few, n = make_scores(nulls=False), 1000
+    names = tuple(f"m{place}" for place in range(n))
+    many = {part: getattr(few, part)[:1].repeat(n, 1, 1) for part in ("r", "low", "high")}
+    card = repr(replace(few, metrics=names, thresholds=dict.fromkeys(names), **many))
+    assert "m19 · " in card
+    assert "m20 · " not in card
+    assert "… and 980 more metrics: scores['m999'], .frame()" in card

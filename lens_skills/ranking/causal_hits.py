@@ -42,6 +42,7 @@ from lens_skills.stats.effect_tests import (
     smallest_effect,
 )
 from lens_skills.stats.multiple_testing import TIE, group_codes, rank_p
+from lens_skills.stats.rotations import Rotation
 
 ABLATIONS = ("mean", "zero")
 """The edits that mean something for a direction."""
@@ -60,7 +61,7 @@ def direction_effects(
     adapter: ModelAdapter,
     examples: Sequence[Example],
     directions: Int[Tensor, "k 2"],
-    rotation: Float[Tensor, "width width"],
+    rotation: Rotation,
     do: Edit,
     *,
     metric: Metric,
@@ -74,7 +75,7 @@ def direction_effects(
     the mean is left out. The whole layer is edited at once, exactly, through the engine of every
     other effect.
 
-    ``directions`` are layers and columns of ``rotation``: orthonormal, and one for all layers.
+    ``directions`` are layers and directions of ``rotation``: orthonormal, and one for all layers.
     ``scale`` is by layer; None for units as they are.
     """
     assert do.kind in ABLATIONS, do.kind
@@ -88,8 +89,8 @@ def direction_effects(
     changes = [
         _ablation(
             do.name,
-            rotation[:, column],
-            torch.ones(len(rotation)) if scale is None else scale[layer],
+            rotation.direction(column),
+            torch.ones(rotation.width) if scale is None else scale[layer],
             means.get((layer, site)),
         )
         for layer, column in directions.tolist()
@@ -106,7 +107,7 @@ def direction_effects(
         rows=RowBudget(adapter, 1),
         writes=OutputWeights(adapter),
     )
-    every = torch.arange(len(rotation))[None]
+    every = torch.arange(rotation.width)[None]
     total = torch.zeros(len(directions), len(examples), dtype=torch.float64)
 
     def measure(batch: Sequence[Encoded]) -> Float[Tensor, "direction example"]:

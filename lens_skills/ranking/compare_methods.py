@@ -43,7 +43,7 @@ from lens_skills.ranking.target_statistics import target_of
 from lens_skills.scoring.leakage import check_prompt, known_to
 from lens_skills.stats.correlation import spearman
 from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
-from lens_skills.stats.moments import random_rotation
+from lens_skills.stats.rotations import Rotation
 
 AUTOMATIC = 2048
 """Up to so many neurons in the layers read, ``exhaustive=None`` tries them all."""
@@ -382,7 +382,7 @@ def _rotated(
         reader.adapter,
         examples,
         directions,
-        random_rotation(reader.width, seed=seed),
+        Rotation.of(reader.width, seed=seed),
         do,
         metric=metric,
         site=reader.site.name,

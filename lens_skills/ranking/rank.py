@@ -36,7 +36,8 @@ from lens_skills.ranking.target_statistics import ClassSums, Target, target_of
 from lens_skills.results import Result, provenance
 from lens_skills.scoring.leakage import check_prompt
 from lens_skills.scoring.score import keep_sums, restore_sums
-from lens_skills.stats.moments import Moments, random_rotation, rotate
+from lens_skills.stats.moments import Moments
+from lens_skills.stats.rotations import Rotation
 
 STORED = 512 << 20
 """Bytes of activations kept at once; more layers than fit are read in further passes."""
@@ -292,7 +293,7 @@ def rank_all(
         able,
         fires=_open if any(m.reads == "firing" for m in able) else None,
         gate=gate and reader.gated,
-        rotation=random_rotation(reader.width, seed=rotation_seed) if rotated else None,
+        rotation=Rotation.of(reader.width, seed=rotation_seed) if rotated else None,
         seed=seed,
     )
     passes = SplitPasses(reader, target, differentiated, contrast, seed)
@@ -472,7 +473,7 @@ def read_statistics(
     *,
     fires: Callable[[Tensor], Tensor] | None = None,
     gate: bool = False,
-    rotation: Float[Tensor, "width width"] | None = None,
+    rotation: Rotation | None = None,
     seed: int = 0,
 ) -> PassStatistics:
     """The sums over a split, and the scores of the methods that need stored values.
@@ -534,7 +535,7 @@ def _read(
     layers: Sequence[int],
     gate: bool,
     fires: Callable[[Tensor], Tensor] | None,
-    rotation: Float[Tensor, "width width"] | None,
+    rotation: Rotation | None,
     keep: bool,
 ) -> tuple[Moments, Float[Tensor, "category unit"] | None, Float[Tensor, "row unit"] | None]:
     """One pass over some layers: sums, firing counts and, where they are needed, the values."""
@@ -562,7 +563,7 @@ def _explained(
     sums: ClassSums,
     square: Float[Tensor, " unit"],
     scale: Float[Tensor, " unit"],
-    rotation: Float[Tensor, "width width"],
+    rotation: Rotation,
 ) -> Float[Tensor, " unit"]:
     """The share of the variance of each direction of the standardised units the target explains.
 
@@ -571,6 +572,6 @@ def _explained(
     rows, weights = sums.cross[None], torch.tensor([sums.target_square], dtype=torch.float64)
     if sums.target.classes:
         rows, weights = sums.class_cross, sums.size
-    turned = rotate((rows / scale).float(), rotation).double()
+    turned = rotation.turn((rows / scale).float()).double()
     explained = (turned**2 / rearrange(weights, "category -> category 1")).sum(0)
     return (explained / square.clamp(min=1e-300)).clamp(max=1)

@@ -12,6 +12,7 @@ from lens_skills.activations.stream import Batch
 from lens_skills.activations.tally import Tally
 from lens_skills.ranking.target_statistics import Target
 from lens_skills.stats.moments import Moments, RunningMoments
+from lens_skills.stats.rotations import Rotation
 
 Fires = Callable[[Tensor], Tensor]
 
@@ -42,7 +43,7 @@ class RankTally(Tally):
         n_units: int,
         *,
         fires: Fires | None,
-        rotation: Float[Tensor, "width width"] | None,
+        rotation: Rotation | None,
         keep: bool,
     ) -> None:
         self.target, self.n_units, self.fires, self.rotation = target, n_units, fires, rotation

@@ -20,7 +20,7 @@ from lens_skills.scoring.control_task import OWN_DRAWS, ControlTask, unit_blocks
 from lens_skills.scoring.design_matrix import ColumnLayout, DesignMatrix
 from lens_skills.scoring.scores import Scores
 from lens_skills.stats.effect_tests import FEWEST_GROUPS, effective_groups
-from lens_skills.stats.moments import Moments, rotate
+from lens_skills.stats.moments import Moments
 from lens_skills.stats.multiple_testing import (
     TIE,
     PooledDraws,
@@ -29,6 +29,7 @@ from lens_skills.stats.multiple_testing import (
     rank_p,
 )
 from lens_skills.stats.random_directions import among_directions
+from lens_skills.stats.rotations import Rotation
 
 # A unit whose standard deviation is below this share of its mean is constant to float32 rounding.
 _CONSTANT = 1e-6
@@ -47,7 +48,7 @@ def collect(
     units: tuple[Int[Tensor, " unit"], Int[Tensor, " unit"]],
     whole_layers: bool,
     positions: tuple[str, ...],
-    rotations: Sequence[Float[Tensor, "width width"]],
+    rotations: Sequence[Rotation],
     site: str,
     examples: Sequence[Example],
     predictivity: Mapping[str, Float[Tensor, " flat"]],
@@ -96,7 +97,7 @@ def collect(
         if rotations:
             turned = [association.rotated(place, q, k) for k, q in enumerate(rotations)]
             rotated[name] = torch.stack(turned)
-            width = rotations[0].shape[0]
+            width = rotations[0].width
             excess, p = among_directions(
                 rearrange(r, "(block width) -> block width", width=width),
                 rearrange(rotated[name], "k (block width) -> block (k width)", width=width),
@@ -453,13 +454,11 @@ class Correlations:
         z = torch.atanh(r.clamp(-1 + 1e-15, 1 - 1e-15))
         return torch.tanh(z - half), torch.tanh(z + half)
 
-    def rotated(
-        self, place: int, rotation: Float[Tensor, "width width"], which: int
-    ) -> Float[Tensor, " unit"]:
+    def rotated(self, place: int, rotation: Rotation, which: int) -> Float[Tensor, " unit"]:
         """r of a metric with every direction of a rotated basis of the standardised units."""
         base = slice(0, self.layout.n_base)
         assert self.moments.scale is not None
-        cross = rotate((self.moments.cross[base] / self.moments.scale).float(), rotation).double()
+        cross = rotation.turn((self.moments.cross[base] / self.moments.scale).float()).double()
         square = self._left(self.moments.rotated_square[which], cross[self.given])
         numerators = self.numerators(slice(place, place + 1), cross=cross)[0]
         r = numerators * _inverse_root(square, square <= 0) * self.metric_square(place) ** -0.5

@@ -45,8 +45,9 @@ from lens_skills.scoring.score_tally import ScoreTally
 from lens_skills.scoring.scores import MetricScores, Scores
 from lens_skills.scoring.sharing import check_share, shrink
 from lens_skills.stats.effect_tests import FEWEST_GROUPS
-from lens_skills.stats.moments import Moments, RunningMoments, random_rotation
+from lens_skills.stats.moments import Moments, RunningMoments
 from lens_skills.stats.multiple_testing import check_scheme
+from lens_skills.stats.rotations import Rotation
 
 # Draws that fit a pass: all neurons of a model share 100, a few hundred neurons get 9,999.
 _MANY_DRAWS, _FEW_DRAWS, _DRAW_BUDGET = 9_999, 100, 4_608_000
@@ -123,6 +124,7 @@ def score(
         n_rotations: Random rotations of each layer's standardised activations, whose directions
             neurons are compared with (default: enough for 1,024 directions a layer where whole
             layers are scored at single positions, else 0). More make p finer and nothing stricter.
+            Of a layer of more than 6,144 units each direction mixes a random part.
         seed: Of all draws.
         chat: Read prompts in the tokenizer's chat template; a text: with this system prompt.
         precision: ``"bfloat16"``: round what matrix products take, which is faster where the
@@ -208,7 +210,7 @@ class Summed:
     moments: Moments
     columns: DesignMatrix
     values: dict[str, Tensor]
-    rotations: list[Tensor]
+    rotations: list[Rotation]
     firing: FiringCounts | None
     provenance: dict[str, Any]
     notes: list[str]
@@ -326,7 +328,7 @@ def sum_up(
         n_controls=n_controls,
         seed=seed,
     )
-    rotations = [random_rotation(source.width, seed=seed + k) for k in range(n_rotations)]
+    rotations = [Rotation.of(source.width, seed=seed + k) for k in range(n_rotations)]
     layout = columns.layout
     sums = partial(
         RunningMoments,

@@ -3,58 +3,20 @@
 A *unit* is anything measured on every example and too numerous to store (a neuron at a position).
 A *column* is one number per example (a metric, a permuted metric, a covariate, a random sign).
 Everything the toolkit reports about a pass is a function of the centred sums kept here; those of
-the units are also kept in a randomly rotated basis of the standardised units: is the neuron basis
-special, or any as good?
-
-Source: the excess over a rotated basis, Gurnee et al. 2024 (arXiv 2401.12181).
+the units are also kept in a randomly rotated basis of the standardised units (`Rotation`).
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_skills.errors import LensSkillsError
-
-
-@lru_cache(maxsize=4)
-def random_rotation(width: int, *, seed: int) -> Float[Tensor, "width width"]:
-    """One orthogonal matrix, uniform over all of them (Haar), in float32.
-
-    Source: Mezzadri 2007, "How to generate random matrices from the classical compact groups":
-    QR of a Gaussian matrix, with the signs of R's diagonal moved into Q.
-
-    >>> q = random_rotation(8, seed=0)
-    >>> torch.allclose(q @ q.T, torch.eye(8), atol=1e-5)
-    True
-    """
-    generator = torch.Generator().manual_seed(seed)
-    q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
-    return q * torch.sign(torch.diagonal(r))
-
-
-def rotate(
-    units: Float[Tensor, "row unit"], rotation: Float[Tensor, "width width"]
-) -> Float[Tensor, "row unit"]:
-    """The units with every block of ``width`` (one layer at one position) rotated alike.
-
-    One matrix serves all layers: a fixed rotation of a layer is as random as another, and one QR
-    instead of one per layer keeps the control cheap.
-
-    >>> rotate(torch.ones(1, 4), torch.eye(2)).tolist()
-    [[1.0, 1.0, 1.0, 1.0]]
-    """
-    width = rotation.shape[0]
-    blocks = rearrange(units, "row (block width) -> row block width", width=width)
-    rotation = rotation.to(units)
-    turned = einsum(blocks, rotation, "row block width, width turned -> row block turned")
-    return rearrange(turned, "row block turned -> row (block turned)")
-
+from lens_skills.stats.rotations import Rotation
 
 # Rows are multiplied this many at a time, or as soon as they hold so many numbers and a quarter of
 # the memory of the sums: every product reads and writes all sums, which for one batch of 32 costs
@@ -186,7 +148,7 @@ class RunningMoments:
         n_units: int,
         *,
         n_base: int | None = None,
-        rotations: list[Float[Tensor, "width width"]] | None = None,
+        rotations: list[Rotation] | None = None,
         squared: slice | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -344,7 +306,7 @@ class RunningMoments:
             for total, own, rotation in zip(
                 self.rotated_square, part.rotated_square, self.rotations, strict=True
             ):
-                total += own + scale * rotate(turned, rotation)[0] ** 2
+                total += own + scale * rotation.turn(turned)[0] ** 2
         if self.squared is not None:
             assert self.origin is not None
             assert part.origin is not None
@@ -360,7 +322,7 @@ class RunningMoments:
         if not self.rotations:
             return torch.ones_like(variance)
         scale = rearrange(
-            variance.sqrt(), "(layer width) -> layer width", width=self.rotations[0].shape[0]
+            variance.sqrt(), "(layer width) -> layer width", width=self.rotations[0].width
         )
         median = scale.median(dim=1, keepdim=True).values
         least = torch.where(median > 0, _LEAST_SCALE * median, 1.0)
@@ -368,7 +330,7 @@ class RunningMoments:
 
     def _blocks(self) -> list[slice]:
         """Units that are worked on together: whole layers, few enough to stay in the cache."""
-        width = self.rotations[0].shape[0] if self.rotations else 1
+        width = self.rotations[0].width if self.rotations else 1
         size = width * max(1, _BLOCK // width)
         return [slice(start, start + size) for start in range(0, len(self.square), size)]
 
@@ -377,7 +339,7 @@ class RunningMoments:
             assert self.scale is not None
             scaled = (rows / self.scale[block]).float()
             for total, rotation in zip(self.rotated_square[:, block], self.rotations, strict=True):
-                total += rotate(scaled, rotation).square().sum(0, dtype=torch.float64)
+                total += rotation.turn(scaled).square().sum(0, dtype=torch.float64)
         rows = rows.to(self.square)
         self.square[block] += torch.square(rows, out=self._buffer(2, *rows.shape)).sum(0)
 

@@ -276,14 +276,14 @@ def test_layers_that_do_not_fit_are_read_in_further_passes(
 def test_a_rotated_direction_explains_what_it_explains(
     tiny: Any, nouns: ls.Task, x: np.ndarray
 ) -> None:
-    from lens_skills.stats.moments import random_rotation
+    from lens_skills.stats.rotations import haar_matrix
 
     # Fewer rows than are summed together: the scale is the standard deviation of them all.
     std = x.std(0).reshape(N_LAYERS, WIDTH)
     least = 0.01 * torch.from_numpy(std).median(dim=1, keepdim=True).values.numpy()
     x = x / np.maximum(std, least).ravel()
     turned = np.concatenate(
-        [x[:, k * WIDTH : (k + 1) * WIDTH] @ random_rotation(WIDTH, seed=5).double().numpy()
+        [x[:, k * WIDTH : (k + 1) * WIDTH] @ haar_matrix(WIDTH, seed=5).double().numpy()
          for k in range(N_LAYERS)], axis=1,
     )  # fmt: skip
     for metric, name in ((PLURAL, "plural"), (DIGIT, "digit")):

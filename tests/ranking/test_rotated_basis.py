@@ -9,7 +9,7 @@ import lens_skills as ls
 from lens_skills.models import as_adapter
 from lens_skills.ranking import compare_methods
 from lens_skills.ranking.causal_hits import direction_effects
-from lens_skills.stats.moments import random_rotation
+from lens_skills.stats.rotations import Rotation
 from tests.ranking.conftest import WIDTH, Plain
 
 
@@ -18,7 +18,7 @@ from tests.ranking.conftest import WIDTH, Plain
 def test_a_direction_is_ablated_as_plain_pytorch_does_it(
     tiny: Any, nouns: ls.Task, plain: Plain, kind: str, scaled: bool
 ) -> None:
-    rotation = random_rotation(WIDTH, seed=1)
+    rotation = Rotation.of(WIDTH, seed=1)
     directions = torch.tensor([[0, 4], [2, 30], [2, 1], [3, 7]])
     over, some = nouns[:20], nouns[20:30]
     mean = plain.activations(over, "post").mean(0)
@@ -33,7 +33,7 @@ def test_a_direction_is_ablated_as_plain_pytorch_does_it(
         scale=scale if scaled else None,
     )  # fmt: skip
     for row, (layer, column) in enumerate(directions.tolist()):
-        direction = rotation[:, column]
+        direction = rotation.direction(column)
         own = scale[layer]
         level = mean[layer * WIDTH : (layer + 1) * WIDTH].float() / own @ direction
         level = level if kind == "mean" else torch.zeros(())

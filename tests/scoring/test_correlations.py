@@ -14,8 +14,8 @@ from lens_skills.activations import stream
 from lens_skills.data import Example
 from lens_skills.scoring import Scores, score
 from lens_skills.settings import config
-from lens_skills.stats.moments import random_rotation
 from lens_skills.stats.multiple_testing import permutation_draws
+from lens_skills.stats.rotations import haar_matrix
 from tests.scoring.test_covariates import scipy_spline
 from tests.scoring.test_handmade import (
     examples_with,
@@ -194,7 +194,7 @@ def standardised(acts: np.ndarray) -> np.ndarray:
 def test_rotated_r_is_that_of_rotated_standardised_activations(case: Case) -> None:
     found = case.score(n_rotations=2, seed=5)
     for k in range(2):
-        q = random_rotation(WIDTH, seed=5 + k).double().numpy()
+        q = haar_matrix(WIDTH, seed=5 + k).double().numpy()
         turned = (standardised(case.acts) @ q).reshape(N, -1)
         for name in found.metrics:
             expected = pearson(turned, case.values(name))
@@ -202,7 +202,7 @@ def test_rotated_r_is_that_of_rotated_standardised_activations(case: Case) -> No
 
 
 def test_rotated_partial_r_is_that_of_rotated_residuals(case: Case) -> None:
-    q = random_rotation(WIDTH, seed=5).double().numpy()
+    q = haar_matrix(WIDTH, seed=5).double().numpy()
     turned = residuals((standardised(case.acts) @ q).reshape(N, -1), case.design)
     for name in case.partial.metrics:
         expected = pearson(turned, residuals(case.values(name).astype(float), case.design))

@@ -1,5 +1,6 @@
 """Moments equal those of NumPy however rows are batched; a random rotation is orthogonal."""
 
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lens_skills.stats.moments import Moments, RunningMoments, random_rotation, rotate
+from lens_skills.stats import rotations
+from lens_skills.stats.moments import Moments, RunningMoments
+from lens_skills.stats.rotations import Rotation, haar_matrix
 
 N_COLUMNS, N_BASE, N_UNITS = 5, 2, 12
 # How 97 rows may arrive: at once, one by one, unevenly.
@@ -154,7 +157,7 @@ def test_weighted_rows_with_residuals_equal_the_tokens_themselves(offset: float)
     lengths = random.integers(1, 9, size=30)
     columns = offset + random.normal(size=(30, N_COLUMNS))
     tokens = [offset + random.normal(size=(length, N_UNITS)) for length in lengths]
-    rotation = random_rotation(4, seed=3)
+    rotation = Rotation.of(4, seed=3)
     running = RunningMoments(N_COLUMNS, N_UNITS, rotations=[rotation])
     for start in range(0, 30, 7):
         part = tokens[start : start + 7]
@@ -172,7 +175,7 @@ def test_weighted_rows_with_residuals_equal_the_tokens_themselves(offset: float)
     assert_close(moments, oracle(np.repeat(columns, lengths, axis=0), everything), 1e-10)
     centred = everything - everything.mean(0)
     scaled = centred / moments.scale.numpy()
-    turned = scaled.reshape(-1, 3, 4) @ rotation.double().numpy()
+    turned = scaled.reshape(-1, 3, 4) @ rotation.matrices[0].double().numpy()
     expected = (turned.reshape(-1, N_UNITS) ** 2).sum(0)
     np.testing.assert_allclose(moments.rotated_square[0], expected, rtol=1e-5)
 
@@ -192,12 +195,12 @@ def test_weights_equal_repeated_rows() -> None:
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_rotated_sums_equal_sums_of_rotated_units(batching: str) -> None:
     columns, units = rows(2.0, 1.0)
-    rotations = [random_rotation(4, seed=seed) for seed in (0, 1)]
+    rotations = [Rotation.of(4, seed=seed) for seed in (0, 1)]
     running = stream(columns, units, BATCHINGS[batching], rotations=rotations)
     moments = running.freeze()
     blocks = (units / moments.scale).numpy().reshape(-1, 3, 4)
     for sums, rotation in zip(moments.rotated_square, rotations, strict=True):
-        turned = (blocks @ rotation.double().numpy()).reshape(-1, N_UNITS)
+        turned = (blocks @ rotation.matrices[0].double().numpy()).reshape(-1, N_UNITS)
         expected = ((turned - turned.mean(0)) ** 2).sum(0)
         np.testing.assert_allclose(sums, expected, rtol=1e-5)  # rotated in float32
 
@@ -208,7 +211,7 @@ def test_the_scale_is_about_the_standard_deviation(batching: str) -> None:
     columns, units = rows(2.0, 1.0)
     units = units * torch.logspace(-3, 3, N_UNITS)
     units[:, 5] = 1.0  # constant: not blown up
-    running = stream(columns, units, BATCHINGS[batching], rotations=[random_rotation(4, seed=0)])
+    running = stream(columns, units, BATCHINGS[batching], rotations=[Rotation.of(4, seed=0)])
     scale, spread = running.freeze().scale, units.std(0, correction=0)
     assert scale[5] == pytest.approx(0.01 * torch.cat([spread[4:5], spread[5:8]]).median())
     others = torch.arange(N_UNITS) != 5
@@ -239,24 +242,24 @@ def test_identical_rows_leave_exactly_zero() -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 17, 64])
 def test_a_rotation_is_orthogonal(width: int) -> None:
-    q = random_rotation(width, seed=0).double()
+    q = haar_matrix(width, seed=0).double()
     torch.testing.assert_close(q @ q.T, torch.eye(width).double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(q.T @ q, torch.eye(width).double(), rtol=0, atol=1e-5)
 
 
 def test_the_seed_alone_decides() -> None:
     torch.manual_seed(1)
-    first = random_rotation(8, seed=5)
+    first = haar_matrix(8, seed=5)
     torch.manual_seed(2)
-    torch.testing.assert_close(first, random_rotation(8, seed=5), rtol=0, atol=0)
-    assert not torch.allclose(first, random_rotation(8, seed=6))
+    torch.testing.assert_close(first, haar_matrix(8, seed=5), rtol=0, atol=0)
+    assert not torch.allclose(first, haar_matrix(8, seed=6))
 
 
 def test_rotations_leave_the_global_seed_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    random_rotation(8, seed=0)
+    haar_matrix(8, seed=0)
     torch.testing.assert_close(torch.rand(4), expected, rtol=0, atol=0)
 
 
@@ -265,7 +268,7 @@ def test_rotations_are_uniform() -> None:
 
     Without the signs of R's diagonal the entry's sign is fixed by the QR algorithm.
     """
-    entries = np.array([random_rotation(4, seed=seed)[0, 0].item() for seed in range(600)])
+    entries = np.array([haar_matrix(4, seed=seed)[0, 0].item() for seed in range(600)])
     assert stats.kstest(entries**2, stats.beta(0.5, 1.5).cdf).pvalue > 0.01
     assert stats.binomtest(int((entries > 0).sum()), len(entries)).pvalue > 0.01
 
@@ -273,8 +276,8 @@ def test_rotations_are_uniform() -> None:
 def test_every_block_is_turned_by_the_same_matrix() -> None:
     random = np.random.default_rng(0)
     units = random.normal(size=(7, 3 * 5))
-    q = random_rotation(5, seed=0)
-    turned = rotate(torch.from_numpy(units), q).numpy()
+    rotation, q = Rotation.of(5, seed=0), haar_matrix(5, seed=0)
+    turned = rotation.turn(torch.from_numpy(units)).numpy()
     for block in range(3):
         here = slice(5 * block, 5 * block + 5)
         np.testing.assert_allclose(turned[:, here], units[:, here] @ q.double().numpy(), atol=1e-12)
@@ -282,8 +285,44 @@ def test_every_block_is_turned_by_the_same_matrix() -> None:
 
 def test_rotating_and_back_is_the_identity() -> None:
     units = torch.randn(6, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    q = random_rotation(8, seed=1)
-    torch.testing.assert_close(rotate(rotate(units, q), q.T), units, rtol=0, atol=1e-6)
+    turned = Rotation.of(8, seed=1)
+    back = replace(turned, matrices=tuple(q.T for q in turned.matrices))
+    torch.testing.assert_close(back.turn(turned.turn(units)), units, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [7, 12, 13, 16, 23])
+def test_a_wide_layer_is_turned_part_by_part(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orthonormal, by hand, every unit in one part, parts as large as they may be."""
+    monkeypatch.setattr(rotations, "WIDEST", 6)
+    rotation = Rotation.of(width, seed=2)
+    sizes = [len(matrix) for _, matrix in rotation.parts()]
+    assert sum(sizes) == width
+    assert len(sizes) == -(-width // 6)
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(rotation.order.tolist()) == list(range(width))
+    assert rotation.order.tolist() != list(range(width))
+    whole = torch.stack([rotation.direction(k) for k in range(width)], dim=1).double()
+    torch.testing.assert_close(whole @ whole.T, torch.eye(width).double(), rtol=0, atol=1e-5)
+    units = torch.randn(5, 2 * width, dtype=torch.float64)
+    expected = torch.cat([units[:, :width] @ whole, units[:, width:] @ whole], dim=1)
+    torch.testing.assert_close(rotation.turn(units), expected, rtol=0, atol=1e-6)
+
+
+def test_directions_of_parts_correlate_as_those_of_the_whole_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is read off a rotated basis: the quantiles of |r|, with a factor that units share."""
+    random = torch.Generator().manual_seed(0)
+    metric = torch.randn(300, generator=random)
+    shared = 0.3 * metric[:, None] + torch.randn(300, 1, generator=random)
+    units = torch.randn(300, 1024, generator=random) + 0.1 * shared
+    quantiles = []
+    for widest in (1024, 256):
+        monkeypatch.setattr(rotations, "WIDEST", widest)
+        turned = [Rotation.of(1024, seed=seed).turn(units) for seed in range(6)]
+        r = torch.corrcoef(torch.cat([metric[None], *[one.T for one in turned]]))[0, 1:].abs()
+        quantiles.append(torch.quantile(r, torch.tensor([0.5, 0.9, 0.99])))
+    torch.testing.assert_close(quantiles[1], quantiles[0], rtol=0.05, atol=0)
 
 
 def test_squares_about_another_origin_and_added() -> None:

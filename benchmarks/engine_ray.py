@@ -23,7 +23,7 @@ from lens_skills.engines.division import Finished
 
 SUMS = ("r", "low", "high", "mean", "std", "p_family")
 TIMES = 3
-EXAMPLES = {"score": 640, "sweep": 256}
+EXAMPLES = {"score": 1_920, "sweep": 256}
 FEW = {"score": 176, "sweep": 16}
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lens_skills import settings
 from lens_skills.contents import content, packed, unpacked
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.file_names import check_links, place_to_write
 from lens_skills.results import file_name, read_folder, versions, write_folder
 
@@ -128,7 +128,7 @@ def working(folder: str | Path, asked: Mapping[str, Any]) -> Iterator["Work"]:
     After an error or an interruption it stays, and the same again goes on from there.
 
     Raises:
-        LensSkillsError: The folder cannot be written, holds something else or the work of other
+        RunError: The folder cannot be written, holds something else or the work of other
             arguments (which), is damaged, or another process is at work in it.
     """
     work = Work(place_to_write(folder), asked)
@@ -226,13 +226,13 @@ class Work:
                 held.release()
                 self.folder.mkdir(parents=True, exist_ok=True)
         except Timeout as error:
-            raise LensSkillsError(
+            raise RunError(
                 f"another run is at work in {self.folder}{_holder(self.folder)}. Wait until it "
                 "ends or stop it, then give the same call again; or choose another folder."
             ) from error
         except (NotImplementedError, OSError) as error:
             if path.is_dir() or getattr(error, "errno", None) in _NO_ROOM:
-                raise LensSkillsError(
+                raise RunError(
                     f"{path}, which keeps a second run out, cannot be made: {error}. Remove it, or "
                     "choose another folder."
                 ) from error
@@ -270,19 +270,19 @@ class Work:
             before, number, version = plain["asked"], plain["format"], plain["version"]
             assert isinstance(before, dict)
         except Exception as error:  # what a damaged file may raise has no bounds
-            raise LensSkillsError(
+            raise RunError(
                 f"the checkpoint {self.folder} is damaged: {_ASKED} cannot be read "
                 f"({error!r:.100}), so it is not known what was asked. Copy it again whole, or "
                 "remove the folder to begin anew."
             ) from error
         if number != _FORMAT:
-            raise LensSkillsError(
+            raise RunError(
                 f"the checkpoint {self.folder} has format {number!r:.20}, this version of "
                 f"lens-skills reads {_FORMAT}. Go on with lens-skills {version!s:.20}, which began "
                 "it, or remove the folder to begin anew."
             )
         if version != versions()["lens-skills"]:
-            raise LensSkillsError(
+            raise RunError(
                 f"the checkpoint {self.folder} was begun by lens-skills {version}, this is "
                 f"{versions()['lens-skills']}: the rest would be done in another way. Go on with "
                 "that version, or remove the folder to begin anew."
@@ -328,7 +328,7 @@ class Work:
             _whole(folder, self.folder),
             safe_open(folder / f"{_PARTS}.safetensors", "pt") as tensors,
         ):
-            return unpacked(plain, tensors.get_tensor)
+            return unpacked(plain, lambda name: tensors.get_tensor(name).clone())  # see read_folder
 
     def _read_parts(self) -> None:
         for folder in sorted(self.folder.glob("done-*")):
@@ -403,7 +403,7 @@ class Checkpoint:
         """What was kept, or None where nothing was.
 
         Raises:
-            LensSkillsError: It is damaged, or of another pass.
+            RunError: It is damaged, or of another pass.
         """
         there = self._folders()
         if self.key in self.work.done:
@@ -459,7 +459,7 @@ def _refuse_other(folder: Path, before: Any, now: Mapping[str, Any]) -> None:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     differs = "; ".join(_difference(n, before.get(n), now.get(n)) for n in names[:4])
     more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
-    raise LensSkillsError(
+    raise RunError(
         f"the checkpoint {folder} belongs to another pass (it differs in {differs}{more}). Give "
         "the arguments of then and it goes on; or choose another folder, or remove this one."
     )
@@ -495,15 +495,15 @@ def _stat_of(held: Any) -> os.stat_result:
 def _check_empty(folder: Path) -> None:
     """Refuses a place that is no folder, or holds what is not ours."""
     if not folder.is_dir():
-        raise LensSkillsError(f"{folder} is a file, and a checkpoint is a folder. Choose another.")
+        raise RunError(f"{folder} is a file, and a checkpoint is a folder. Choose another.")
     holds = sorted(path.name for path in folder.iterdir())
     if any(name.startswith(("done-", "state-")) for name in holds):
-        raise LensSkillsError(
+        raise RunError(
             f"the checkpoint {folder} is damaged: it lacks {_ASKED}, so it is not known what was "
             "asked. Copy it again whole, or remove the folder to begin anew."
         )
     if others := [name for name in holds if not name.startswith(".")]:
-        raise LensSkillsError(
+        raise RunError(
             f"{folder} exists and holds no checkpoint, but {others[0]!r}. Choose another folder."
         )
 
@@ -513,7 +513,7 @@ def _whole(path: Path, folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what a damaged file may raise has no bounds
-        raise LensSkillsError(
+        raise RunError(
             f"the checkpoint {folder} is damaged: {path.name} was cut short or changed. Copy it "
             f"again whole, or remove {path}: that piece is then done again, and the rest kept."
         ) from error
@@ -525,7 +525,7 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except (OSError, LensSkillsError) as error:
         why = getattr(error, "strerror", None) or error
-        raise LensSkillsError(
+        raise RunError(
             f"{folder} cannot be written: {why}. What was kept there before is whole. Make room, "
             "or the right to write, and give the same call again: it goes on from there."
         ) from error

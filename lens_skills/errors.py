@@ -16,6 +16,14 @@ class LensSkillsError(Exception):
     """
 
 
+class RunError(LensSkillsError):
+    """The run cannot go on: its disk, what it has kept, its workers.
+
+    It says nothing of the data, so nothing that asks whether the data allow a step may take it for
+    an answer.
+    """
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The question that ends an error about an unknown name; "" where no known one is like it.
 

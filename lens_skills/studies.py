@@ -23,7 +23,7 @@ from lens_skills.activations import (
 )
 from lens_skills.activations.locations import Site, edited_positions
 from lens_skills.activations.metrics import causal_metric as usual_causal_metric
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.interventions import DEFAULT_CONTROLS, Controls, Edit, Verdict, ablate, verify
 from lens_skills.interventions.attribution import check_gradient, predicted_each, predicted_means
 from lens_skills.interventions.effects import effect_metric, reads_answers
@@ -320,6 +320,8 @@ def study(
         scores = score(
             model, explore, metrics=[main, *others], n_permutations=n_permutations, **common
         )
+    except RunError:
+        raise
     except LensSkillsError as error:
         if main.name not in preflight.constant:
             raise
@@ -357,6 +359,8 @@ def study(
                 chat=chat,
                 seed=seed,
             )
+        except RunError:
+            raise
         except LensSkillsError as error:
             # The search is done and worth its card; the card says why it ends here.
             no_verdict = str(error)
@@ -418,6 +422,8 @@ class _Prediction:
         made = cls(adapter, effect_metric(causal_metric), find_site(adapter, at), position)
         try:
             check_gradient(adapter, explore, made.metric, made.site, position=position)
+        except RunError:
+            raise
         except LensSkillsError as error:
             raise LensSkillsError(
                 f"by={by!r} predicts effects by gradients, and here there are none: {error} Say "

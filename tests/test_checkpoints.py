@@ -1,5 +1,6 @@
 """Interrupted work: killed at any moment, refused where another's, kept where a disk is full."""
 
+import ast
 import errno
 import json
 import os
@@ -13,9 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
+import lens_skills as ls
 from lens_skills import checkpoints
 from lens_skills.checkpoints import Checkpoint, part, resumable, working
 from lens_skills.errors import LensSkillsError
+from lens_skills.results import read_folder, write_folder
 
 
 @pytest.fixture(autouse=True)
@@ -183,3 +186,51 @@ def test_a_second_run_is_refused_and_a_dead_one_does_not_block(tmp_path: Path) -
     with working(folder, {"verb": "summed"}):
         assert json.loads((folder / ".holder.json").read_text())["pid"] == os.getpid()
     assert not folder.exists()
+
+
+ASKED_OF_THE_DATA = {"explanation/explain.py"}
+"""Files that catch what a name alone is refused with: nothing is read there."""
+
+
+def test_no_verb_takes_a_failed_run_for_an_answer() -> None:
+    """Where a step may be refused by the data and is then left out, a full disk is no refusal."""
+    package, wrong = Path(ls.__file__).parent, list[str]()
+    rooms = ("studies.py", "ranking", "explanation", "interventions", "resampling", "scoring",
+             "diagnostics", "circuits", "soft_prompts", "finetuning", "generation")  # fmt: skip
+    for room in rooms:
+        place = package / room
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Try) or not node.handlers:
+                    continue
+                caught = [getattr(one.type, "id", "") for one in node.handlers]
+                passed = caught[:1] == ["RunError"] and isinstance(
+                    node.handlers[0].body[0], ast.Raise
+                )
+                name = path.relative_to(package).as_posix()
+                if "LensSkillsError" in caught and not passed and name not in ASKED_OF_THE_DATA:
+                    wrong.append(f"{name}:{node.lineno}")
+    assert wrong == []
+
+
+def test_a_study_whose_checkpoint_is_refused_is_no_study_without_a_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lens_skills import studies
+    from lens_skills.errors import RunError
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise RunError("no room")
+
+    monkeypatch.setattr(studies, "verify", full)
+    task = ls.tasks.few(ls.tasks.arithmetic("+-", digits=1), 100)
+    with pytest.raises(RunError, match="no room"):
+        ls.study(ls.load_model("arithmetic-small"), task, metric="label:op", n_permutations=19)
+
+
+def test_what_is_read_back_lies_in_memory_as_what_was_made(tmp_path: Path) -> None:
+    """The last bits of a product may depend on where in memory its numbers begin."""
+    for n in range(1, 9):
+        write_folder(tmp_path / str(n), "x", {"a": torch.ones(n), "b": torch.ones(65)}, {})
+        tensors, _ = read_folder(tmp_path / str(n), "x")
+        assert [x.data_ptr() % 64 for x in tensors.values()] == [0, 0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lens_skills.activations.forward import Encoded
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import RunError
 from lens_skills.models.memory import out_of_memory, release
 
 _T = TypeVar("_T")
@@ -30,7 +30,7 @@ class HalvedBatches:
         """What ``read`` gives of the batch, in one part or in several, in order.
 
         Raises:
-            LensSkillsError: Memory runs out at a single example.
+            RunError: Memory runs out at a single example.
         """
         done: list[_T] = []
         start = 0
@@ -49,7 +49,7 @@ class HalvedBatches:
             self.give_up()
             release(self.device)
             if size == 1:
-                raise LensSkillsError(
+                raise RunError(
                     f"memory ran out at a single example ({part[0].id!r}, "
                     f"{len(part[0].prompt_tokens):,} tokens; {said:.120}). Shorten or drop it, "
                     "ask for less at once (layers, tokens), or open the model with "

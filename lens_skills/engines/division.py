@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from lens_skills import settings
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import RunError
 from lens_skills.models import ModelAdapter
 
 Tick = Callable[[int], None]
@@ -111,10 +111,10 @@ def refuse_divided(verb: str, why: str) -> None:
     """Nothing; raises where another engine is asked for than this process.
 
     Raises:
-        LensSkillsError: A verb whose passes are not divided.
+        RunError: A verb whose passes are not divided.
     """
     if settings.engine() != "local":
-        raise LensSkillsError(
+        raise RunError(
             f"{verb} is not divided under engine={settings.engine()!r}: {why} Run it with "
             "ls.config(engine='local')."
         )

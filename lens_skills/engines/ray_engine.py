@@ -20,7 +20,7 @@ from typing import Any
 from lens_skills import settings
 from lens_skills.engines.division import SHARDS, Finished, Job
 from lens_skills.engines.ray_worker import Assignment, Reading, Source, Worker
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.models import ModelAdapter, as_adapter
 from lens_skills.models.origins import origin_of
 from lens_skills.progress import Progress
@@ -162,7 +162,7 @@ class RayEngine:
         """The shards as they are finished; see `Engine`.
 
         Raises:
-            LensSkillsError: What a shard itself raises; a shard whose workers died `TRIES` times;
+            RunError: What a shard itself raises; a shard whose workers died `TRIES` times;
                 workers that cannot open the model, or for which there is no place.
         """
         pool = _pool_of(adapter)
@@ -232,7 +232,7 @@ class _Work:
             if running or ready:
                 waited = time.monotonic()
             elif time.monotonic() - waited > START:
-                raise LensSkillsError(
+                raise RunError(
                     f"Ray found no place for a worker with {self.pool.cpus:g} cores and "
                     f"{self.pool.gpus:g} GPUs in {START:.0f} s, or it has not opened the model "
                     "yet. `ray status` says what is free; ls.config(workers=…, worker_cpus=…, "
@@ -256,7 +256,7 @@ class _Work:
         except RayError as error:
             self.pool.lose(member)
             if self.pool.deaths > TRIES * self.pool.wanted:
-                raise LensSkillsError(
+                raise RunError(
                     f"{self.pool.deaths} workers died, the last one before its model was open: "
                     f"{_line(error)} Does the model fit into the memory of a worker?"
                 ) from error
@@ -274,7 +274,7 @@ class _Work:
             if self.tries[number] < TRIES:
                 return None
             shard = self.shards[number]
-            raise LensSkillsError(
+            raise RunError(
                 f"shard {number + 1} of {len(self.shards)} of {self.verb} (parts {shard.start} to "
                 f"{shard.stop - 1}) was given to {TRIES} workers, and each died: {_line(error)} "
                 "What is done is kept where there is a checkpoint=. Smaller batches need less "
@@ -299,7 +299,7 @@ def begin() -> None:
     """Ray is there: the one that was started by hand, RAY_ADDRESS's, or one of its own here.
 
     Raises:
-        LensSkillsError: No cluster at RAY_ADDRESS, or one of another version of Ray or Python.
+        RunError: No cluster at RAY_ADDRESS, or one of another version of Ray or Python.
     """
     settings.check_engine("ray")
     import ray
@@ -313,7 +313,7 @@ def begin() -> None:
             _reach(address)
             ray.init(address=address, **quiet)
         except Exception as error:
-            raise LensSkillsError(
+            raise RunError(
                 f"no Ray cluster answers at RAY_ADDRESS={address}, or it is of another version of "
                 f"Ray or Python than here (Ray {ray.__version__}): {_said(error)} Start it with "
                 "`ray start --head`, or unset RAY_ADDRESS for workers on this machine."
@@ -342,7 +342,7 @@ def _sizes() -> tuple[int, int, float, float]:
     """Workers, threads of each, and what each one takes of the cluster: cores and GPUs.
 
     Raises:
-        LensSkillsError: More GPUs than the cluster has.
+        RunError: More GPUs than the cluster has.
     """
     import ray
 
@@ -352,7 +352,7 @@ def _sizes() -> tuple[int, int, float, float]:
     if gpus is None:
         gpus = 1.0 if found else 0.0
     if gpus * (workers or 1) > found:
-        raise LensSkillsError(
+        raise RunError(
             f"{workers or 1} workers with worker_gpus={gpus:g} need more GPUs than the cluster "
             f"has ({found:g}). Ask for fewer, or for worker_gpus=0."
         )
@@ -405,7 +405,7 @@ def _put(value: Any, what: str) -> Any:
     try:
         return ray.put(value)
     except Exception as error:
-        raise LensSkillsError(
+        raise RunError(
             f"{what} cannot be sent to the workers: {_line(error)} A model can be saved to a "
             "folder and opened from there; a function must stand in a module or hold only plain "
             "values."

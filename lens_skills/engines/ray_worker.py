@@ -12,7 +12,7 @@ import torch
 
 from lens_skills import settings
 from lens_skills.engines.division import Job
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.models import ModelAdapter, SoftPrompt, as_adapter, load_model
 from lens_skills.models.chat_template import Chat
 from lens_skills.models.origins import Origin
@@ -84,13 +84,13 @@ class Worker:
         """Opens the model and compares it with the one that asks; ``node/process``.
 
         Raises:
-            LensSkillsError: Other versions than there, no such file here, other weights.
+            RunError: Other versions than there, no such file here, other weights.
         """
         torch.set_num_threads(self.threads)
         node = platform.node()
         here, there = versions(), source.versions
         if other := [name for name in there if here.get(name) != there[name]]:
-            raise LensSkillsError(
+            raise RunError(
                 f"the worker on {node} has {other[0]} {here.get(other[0])}, and "
                 f"{there[other[0]]} is asked for: their numbers would differ. Install the same on "
                 "every machine."
@@ -106,7 +106,7 @@ class Worker:
         found = as_adapter(self.model).fingerprint()
         if found != source.fingerprint:
             how = "the model it was sent" if source.origin is None else source.origin.named
-            raise LensSkillsError(
+            raise RunError(
                 f"the worker on {node} has other weights ({found[:12]}) behind {how} than the "
                 f"model here ({source.fingerprint[:12]}): its numbers would be of another model. "
                 "Put the same file on every machine."
@@ -120,7 +120,7 @@ class Worker:
                 return load_model(**origin.options, device="cuda" if self.on_gpu else "cpu")
         except LensSkillsError as error:
             said = str(error).splitlines()[0]
-            raise LensSkillsError(
+            raise RunError(
                 f"the worker on {node} cannot open the model, {origin.named}: {said} Put the file "
                 "at this place on every machine, or give a model that was opened from memory: "
                 "it is sent to the workers."

@@ -19,7 +19,7 @@ from lens_skills.activations.excerpts import Excerpt, read_tokens
 from lens_skills.activations.locations import parse_position
 from lens_skills.cards import card_lines, showing
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.explanation.explain import scored_position, single_features
 from lens_skills.explanation.explanations import clipped
 from lens_skills.explanation.neurons_by_name import NeuronsByName
@@ -327,6 +327,8 @@ def _written(
     for lens in lenses:
         try:
             more = logits_of(adapter, units, k=n_tokens, over=examples, lenses=(lens,))
+        except RunError:
+            raise
         except LensSkillsError as why:
             notes.append(f"no {LENSES[lens]}: {why}")
             continue

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lens_skills.activations.components import Component
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.control_neurons import (
     FEWEST_CONTROLS,
@@ -228,6 +228,8 @@ def measure_controls(
             strict = matched_sets(
                 candidates, table, n_sets=controls.n_important, among=among, seed=seed + 1
             )
+        except RunError:
+            raise
         except LensSkillsError as error:
             notes.append(f"no control among important neurons: {error}")
         else:

@@ -11,7 +11,7 @@ from lens_skills.activations import DEFAULT_SITE, Position, soft_position
 from lens_skills.activations.components import Component, parse_components, sites_of
 from lens_skills.checkpoints import resumable
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.interventions.attribution import expected_effects
 from lens_skills.interventions.baselines import Change
 from lens_skills.interventions.edits import Edit
@@ -149,6 +149,8 @@ def _screened(
         taylor, predicted = expected_effects(
             adapter, examples, units, metric=watched, change=change, position=position
         )
+    except RunError:
+        raise
     except LensSkillsError as error:
         raise LensSkillsError(
             f"screen chooses by gradients, and here there are none: {error} Without screen every "

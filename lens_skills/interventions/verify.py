@@ -19,7 +19,7 @@ from lens_skills.activations.components import Component, parse_components, site
 from lens_skills.activations.locations import edited_positions
 from lens_skills.checkpoints import resumable
 from lens_skills.data import Example
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.interventions.control_effects import (
     ControlEffects,
     Deltas,
@@ -232,6 +232,8 @@ def verify(
     if pairs is True or (pairs is not False and paired):
         try:
             tables["pairs"] = pair_rows(measure, examples, sets, names, **draws)
+        except RunError:
+            raise
         except LensSkillsError as error:
             if pairs is True:
                 raise

@@ -24,7 +24,7 @@ from lens_skills.activations.components import Components, neuron_names
 from lens_skills.activations.tally import add_up
 from lens_skills.checkpoints import Checkpoint, part, resumable
 from lens_skills.data import Example, field_of
-from lens_skills.errors import LensSkillsError
+from lens_skills.errors import LensSkillsError, RunError
 from lens_skills.interventions.baselines import Baseline, describe_source
 from lens_skills.models import Chat, SoftPrompt
 from lens_skills.models.identity import identity
@@ -303,6 +303,8 @@ def rank_all(
     for method in able:
         try:
             score, seconds = _scored(method, statistics, passes, seed)
+        except RunError:
+            raise
         except LensSkillsError as reason:
             if not method.reads_model:
                 raise

@@ -11,7 +11,7 @@ import numpy as np
 
 from lens_skills.checkpoints import Checkpoint, resumable, unkept
 from lens_skills.circuits import Circuit
-from lens_skills.errors import LensSkillsError, did_you_mean
+from lens_skills.errors import LensSkillsError, RunError, did_you_mean
 from lens_skills.interventions import Verdict
 from lens_skills.progress import Progress
 from lens_skills.resampling.found import Found, read
@@ -258,6 +258,8 @@ def _one(
 ) -> Found:
     try:
         found = run(part)
+    except RunError:
+        raise
     except LensSkillsError as error:
         if whole is None:
             raise

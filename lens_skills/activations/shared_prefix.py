@@ -6,10 +6,12 @@ counts as different. `PrefixedPasses` runs each batch behind what its prompts sh
 is run both ways, two prompts of it, and where numbers differ all go the plain way.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -83,6 +85,11 @@ def by_beginning(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
         if rest:
             groups.append(rest)
     return sorted(groups, key=lambda group: min(item.index for item in group))
+
+
+def _key(tokens: Sequence[int] | np.ndarray) -> bytes:
+    """Bytes that sort as the tokens do, and begin alike where they do."""
+    return np.asarray(tokens, dtype=">i4").tobytes()
 
 
 class PrefixedPasses:
@@ -198,14 +205,22 @@ class PrefixedPasses:
 
     def _pair(self, begins: Sequence[int]) -> list[Encoded]:
         """The shortest and the longest prompt, of those that begin so and go on."""
-        like = [
-            item
-            for item in self.encoded
-            if len(item.prompt_tokens) > len(begins)
-            and np.array_equal(item.prompt_tokens[: len(begins)], begins)
-        ]
-        like.sort(key=lambda item: len(item.prompt_tokens))
-        return [like[0], like[-1]]
+        keys, order, lengths = self._sorted
+        begin = _key(begins)
+        # Behind every row that begins so: no token's first byte is 255.
+        places = slice(bisect_left(keys, begin), bisect_left(keys, begin + b"\xff"))
+        longer = lengths[places] > len(begins)
+        found, sizes = order[places][longer], lengths[places][longer]
+        ends = found[sizes == sizes.min()].min(), found[sizes == sizes.max()].max()
+        return [self.encoded[place] for place in ends]
+
+    @cached_property
+    def _sorted(self) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+        """The prompts in the order of their tokens: those that begin alike stand together."""
+        rows = [_key(item.prompt_tokens) for item in self.encoded]
+        order = np.array(sorted(range(len(rows)), key=rows.__getitem__))
+        lengths = np.array([len(self.encoded[place].prompt_tokens) for place in order])
+        return [rows[place] for place in order], order, lengths
 
     def _reads(self, batch: Sequence[Encoded], length: int) -> bool:
         """Whether something is read within the first tokens."""

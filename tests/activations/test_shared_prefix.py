@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import lens_skills as ls
 from lens_skills.activations import evaluate, shared_prefix, span, stream
-from lens_skills.activations.forward import NOTHING, encode_examples
+from lens_skills.activations.forward import NOTHING, Encoded, encode_examples
 from lens_skills.activations.locations import find_site, parse_position
 from lens_skills.activations.shared_prefix import PrefixedPasses, by_beginning, shared_length
 from lens_skills.activations.stream import batches, read_sites
@@ -359,3 +360,26 @@ def test_activations_and_gates_are_read_behind_one_prefix(kind: str) -> None:
         wanted = both_sites()
     for one, other in zip(both_sites(), wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_pair_of_a_trial_is_found_without_looking_at_every_prompt() -> None:
+    """The first of the shortest and the last of the longest of those that begin so and go on."""
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, 3, size=random.integers(1, 7)) for _ in range(400)]
+    rows += [np.array([255, 256]), np.array([255, 256, 65_535]), np.array([2**31 - 1, 0, 0])]
+    encoded = [Encoded.__new__(Encoded) for _ in rows]
+    for one, row in zip(encoded, rows, strict=True):
+        object.__setattr__(one, "prompt_tokens", row)
+    passes = PrefixedPasses.__new__(PrefixedPasses)
+    passes.encoded = encoded
+    for begins in ([], [0], [2, 1], [0, 0, 1], [255], [255, 256], [2**31 - 1]):
+        n = len(begins)
+        like = [
+            one
+            for one in encoded
+            if len(one.prompt_tokens) > n and one.prompt_tokens[:n].tolist() == begins
+        ]
+        like.sort(key=lambda one: len(one.prompt_tokens))
+        found = passes._pair(begins)
+        assert found[0] is like[0]
+        assert found[1] is like[-1]

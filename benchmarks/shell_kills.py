@@ -9,7 +9,8 @@ model runs, before a rename or a sync, in the middle of a write. The same comman
 Every number and word in every file of its folder is then held against those of a folder in which
 nothing was killed (pictures and pages aside, what the clock says, and how many edits were done at
 once). Work lost: blocks of the model that ran again. `circuit` wants corrupted twins, which this
-model's tasks have not for the shell; as a verb it is killed in `faults.py`.
+model's tasks have not for the shell; as a verb it is killed in `faults.py`. `demo` is a `study` for
+each task.
 
 At last a user's story: a table is scored in a run that is killed three times, each time further on;
 `select` and `verify` are killed once; `publish` writes the set; somebody else has its folder alone,
@@ -39,7 +40,7 @@ from lens_skills.cli import app
 
 SHARES = (1 / 3, 2 / 3)
 # Of a result's file: what the clock says, and how many edits were done at once.
-HOW = {"digest", "seconds", "edit_rows", "edit_mib", "halved", "whole_passes"}
+HOW = {"digest", "seconds", "edit_rows", "edit_mib", "halved", "whole_passes", "kept_mb"}
 STORY = {"score": (0.25, 0.25, 0.4), "select": (0.5,), "verify": (0.5,)}
 COLUMNS = ("--text", "prompt", "--answer", "answer", "--foil", "foil", "--label", "op",
            "--kind", "kind")  # fmt: skip
@@ -69,7 +70,6 @@ COMMANDS: dict[str, tuple[Any, ...]] = FOUND | {
                "--out", "prompt"),
     "generate": ("generate", "arithmetic:+:1", "--limit", 12, "--tokens", 2, *NAME,
                  "--out", "texts"),
-    "demo": ("demo", *NAME, "--out", "demo"),
 }  # fmt: skip
 
 
@@ -93,7 +93,6 @@ class Shell:
             sys.stdout = sys.stderr = said.open("w", encoding="utf-8")
             checkpoints.SECONDS_BETWEEN = 0.0
             models.load_model = lambda *_, **__: self.model
-            _small_demo()
             moments = Moments(self.model, kill_at, self.log)
             try:
                 app.app([str(word) for word in words])
@@ -187,17 +186,6 @@ def a_table(folder: Path) -> None:
     pd.DataFrame(rows).to_csv(folder / "mine.csv", index=False)
 
 
-def _small_demo() -> None:
-    """The demo's studies on a few examples: what is tried is that it goes on."""
-    from lens_skills.cli import demo
-
-    def opened(name: str) -> Any:
-        task = ls.tasks.agreement() if name == "agreement" else ls.tasks.arithmetic("+-", digits=1)
-        return ls.tasks.few(task, 60)
-
-    demo.open_task, demo.CONTROLS = opened, ls.controls(0, neurons=20)
-
-
 def content(place: Path) -> dict[str, Any]:
     """What every visible file in a folder holds, less what the clock says."""
     found: dict[str, Any] = {}
@@ -211,7 +199,7 @@ def content(place: Path) -> dict[str, Any]:
             found[name] = {key: [list(one.shape), str(one.dtype), one.double().flatten().tolist()]
                            for key, one in load_file(path).items()}  # fmt: skip
         elif path.suffix == ".csv":
-            found[name] = pd.read_csv(path).to_dict("list")
+            found[name] = _timeless(pd.read_csv(path).to_dict("list"))
         else:  # pictures and pages may name the day
             found[name] = ""
     return found

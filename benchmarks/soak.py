@@ -130,6 +130,7 @@ def soak(verb: str, n: int) -> dict[str, float]:
         f"{verb}_warm_mb": float(mb[warm][0]),
         f"{verb}_end_mb": float(mb[-1]),
         f"{verb}_peak_mb": float(max(mb.max(), found["after"])),
+        f"{verb}_after_mb": found["after"],
         f"{verb}_slope_mb": slope,
     }
 

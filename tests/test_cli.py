@@ -237,7 +237,9 @@ def refused() -> Refuse:
 def test_an_unknown_task_is_told_before_a_model_is_opened(
     refused: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finding, "open_model", lambda *_: pytest.fail("the model was opened first"))
+    monkeypatch.setattr(
+        finding, "open_run_model", lambda *_: pytest.fail("the model was opened first")
+    )
     assert "no task 'agreemnt'" in refused("score", "agreemnt", "--out", tmp_path / "run")
     assert "Did you mean 'agreement'?" in refused("tasks", "agreemnt")
     for wrong in (["--metric", "label:plurl"], ["--given", "lenght"], ["--metric", "confidnce"]):

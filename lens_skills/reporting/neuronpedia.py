@@ -47,7 +47,9 @@ def write_graph(
     place = Path(path)
     if place.suffix != ".json":
         raise LensSkillsError(f"{place.name!r} is no name of a graph. End it in .json.")
-    made = graph(circuit, slug=file_name(place.stem), scan=scan, features_url=features_url)
+    made = graph(
+        circuit, slug=re.sub(r"[^\w-]", "_", place.stem), scan=scan, features_url=features_url
+    )
     return _write(place, made)
 
 

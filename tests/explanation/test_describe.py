@@ -359,8 +359,11 @@ def test_a_key_that_an_endpoint_repeats_is_not_kept(
     server.script = [lambda handler: handler.reply(b"no such key: hush-hush", 401, {})]
     with pytest.raises(NoAnswer, match=r"no such key: \[key\]"):
         ask(server, api_key_env="WORDS_KEY").answer([], str, "")
-    told = endpoint("http://me:hush-hush@localhost/v1?key=hush-hush", model="m")
+    told = endpoint("http://me:hush-hush@localhost/v1", model="m")
     assert "hush" not in f"{told!r} {told.report()}"
+    with pytest.raises(LensSkillsError, match="api_key_env") as refused:
+        endpoint("http://localhost/v1?key=hush-hush", model="m")
+    assert "hush" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

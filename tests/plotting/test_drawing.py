@@ -69,8 +69,8 @@ def test_the_csv_holds_the_frame(draw: Draw, scores: Scores, tmp_path: Path) -> 
 def test_save_writes_every_kind_and_the_numbers(tmp_path: Path) -> None:
     drawing = figures.attrition({"neurons": 9}, metric="a/b c")
     path = drawing.save(tmp_path / "new" / "folder")
-    assert path == tmp_path / "new" / "folder" / "attrition-a_b_c.pdf"
-    names = {f"attrition-a_b_c.{kind}" for kind in ("pdf", "svg", "png", "csv", "json")}
+    assert path == tmp_path / "new" / "folder" / "attrition-a_b_c-0af99a60.pdf"
+    names = {f"attrition-a_b_c-0af99a60.{kind}" for kind in ("pdf", "svg", "png", "csv", "json")}
     assert {file.name for file in path.parent.iterdir()} == names
     assert path.with_suffix(".csv").read_text() == "gate,count,share\nneurons,9,1.0\n"
 

@@ -70,7 +70,7 @@ def test_one_result_has_its_own_figure() -> None:
     (drawing,) = figures.of(make_regulators())
     assert (drawing.kind, drawing.name) == ("confidence_regulation", "confidence_regulation")
     (drawing,) = figures.of({"regulators-a b": make_regulators()})
-    assert drawing.name == "confidence_regulation-a_b"
+    assert drawing.name == "confidence_regulation-a_b-c8687a08"
     verdict = [one.name for one in figures.of({"audit-L0N1": audited()})]
     assert verdict == ["effect_against_controls-audit-L0N1", "effect_forest-audit-L0N1"]
     view = figures.of(make_scores()["confidence"], metrics=["confidence"])

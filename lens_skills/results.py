@@ -548,7 +548,8 @@ def file_name(*parts: str) -> str:
     """A name for files on any system: letters, digits, ``-`` and ``_`` only, a long one cut.
 
     What is neither a plain name, a column's nor units joined by ``+`` ends in a hash of it, so
-    that no two have one file.
+    that no two have one file; but a column and a plain name that looks like its file
+    (``label:plural``, ``label_plural``) do: a name that is made of a name stays as it is.
 
     >>> file_name("layer_profile", "label:plural")
     'layer_profile-label_plural'

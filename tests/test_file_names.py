@@ -276,6 +276,14 @@ def test_no_two_names_have_one_file(tmp_path: Path) -> None:
     assert run.path("dose", "L0N1+L1N2").name == "dose-L0N1_L1N2"
 
 
+def test_two_metrics_of_one_file_are_refused_before_work_begins(tmp_path: Path) -> None:
+    asked = RunRequest("agreement", ("label:plural", "entropy", "label_plural"))
+    with pytest.raises(LensSkillsError, match="'label:plural' and 'label_plural' would have the"):
+        Run.create(tmp_path / "run", asked)
+    assert not (tmp_path / "run").exists()
+    Run.create(tmp_path / "run", RunRequest("agreement", ("entropy", "entropy", "label:plural")))
+
+
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a\\b", "nul", "a/b", ""])
 def test_a_figure_is_not_redrawn_under_a_name_that_is_a_path(tmp_path: Path, name: str) -> None:
     import pandas as pd

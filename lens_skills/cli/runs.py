@@ -87,9 +87,17 @@ class Run:
         With ``written=False`` nothing is written, and only what would be refused is refused.
 
         Raises:
-            LensSkillsError: The folder holds results of another run, or cannot be written.
+            LensSkillsError: The folder holds results of another run, or cannot be written; two
+                metrics whose results would have one name.
         """
         run = cls(Path(folder), request)
+        files = {file_name(metric): metric for metric in request.metrics}
+        for metric in request.metrics:
+            if (other := files[file_name(metric)]) != metric:
+                raise LensSkillsError(
+                    f"the metrics {metric!r} and {other!r} would have the same files in {folder}. "
+                    "Rename a column, or score them into two folders."
+                )
         # A request that came to nothing (a misspelt task) does not hold the folder.
         begun = any((run.folder / name).exists() for name in ("explore", _CHECKPOINT))
         if begun and (differs := _differences(cls.load(folder).request, request)):
